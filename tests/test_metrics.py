@@ -1,0 +1,201 @@
+import time
+
+import numpy as np
+import pytest
+from scipy.spatial import distance
+
+from tf_autoctx import metrics
+
+INF = float("inf")
+
+
+def cube(at, edge=10, shape=(24, 24, 24)):
+    mask = np.zeros(shape, np.uint8)
+    mask[5 : 5 + edge, 5 : 5 + edge, at : at + edge] = 1
+    return mask
+
+
+def brute_force_surface(mask):
+    """Object voxels with a background neighbour, one voxel at a time."""
+    padded, found = np.pad(mask, 1), np.zeros_like(mask)
+    for voxel in np.argwhere(mask):
+        steps = [step for axis in np.eye(mask.ndim, dtype=int) for step in (axis, -axis)]
+        found[tuple(voxel)] = any(not padded[tuple(voxel + 1 + step)] for step in steps)
+    return found
+
+
+@pytest.mark.parametrize("shift", [0, 1, 3, 8])
+def test_hand_computed_scores_of_a_shifted_cube(shift):
+    scores = metrics.compare(cube(at=5 + shift), cube(at=5), spacing=(1.0, 2.0, 0.5))
+    dsc = (10 - shift) / 10
+    assert list(scores) == [
+        "DSC_percent", "Conf_percent", "Jacc_percent", "precision_percent", "recall_percent", "Adb_mm", "Hdb_mm",
+        "Hdb95_mm", "volume_mL", "truth_volume_mL", "volume_error_percent",
+    ]  # fmt: skip
+    assert scores["DSC_percent"] == pytest.approx(100 * dsc)
+    assert scores["Conf_percent"] == pytest.approx(100 * (3 * dsc - 2) / dsc)
+    assert scores["Jacc_percent"] == pytest.approx(100 * (10 - shift) / (10 + shift))
+    assert scores["precision_percent"] == scores["recall_percent"] == pytest.approx(100 * dsc)
+    assert scores["Hdb_mm"] == pytest.approx(0.5 * min(shift, 8) if shift else 0)
+    assert scores["volume_mL"] == scores["truth_volume_mL"] == pytest.approx(1.0)  # 1000 voxels of 1 mm3
+    assert scores["volume_error_percent"] == 0
+
+
+def test_mean_distance_of_two_lines():
+    truth, prediction = np.zeros((2, 3, 12)), np.zeros((2, 3, 12))
+    truth[0, 0, 0:4] = prediction[0, 0, 2:8] = 1
+    scores = metrics.compare(prediction, truth, spacing=(1, 1, 3))
+    # Truth to prediction 2 1 0 0 voxels, prediction to truth 0 0 1 2 3 4 voxels, of 3 mm.
+    assert scores["Adb_mm"] == pytest.approx(3 * (3 / 4 + 10 / 6) / 2)
+    assert scores["Hdb_mm"] == pytest.approx(12)
+    assert scores["Hdb95_mm"] == pytest.approx(3 * 3.75)
+    assert scores["precision_percent"] == pytest.approx(100 * 2 / 6)
+    assert scores["recall_percent"] == pytest.approx(50)
+    assert scores["volume_error_percent"] == pytest.approx(50)
+    assert scores["volume_mL"] == pytest.approx(0.018)
+
+
+@pytest.mark.parametrize("spacing", [(0.7, 1.3), (0.4, 1.0, 2.5)])
+@pytest.mark.parametrize("seed", range(3))
+def test_distances_equal_brute_force(spacing, seed):
+    rng = np.random.default_rng(seed)
+    shape = rng.integers(5, 9, len(spacing))
+    a, b = rng.random(shape) < 0.6, rng.random(shape) < 0.3
+    points = [np.argwhere(brute_force_surface(mask)) * spacing for mask in (a, b)]
+    table = distance.cdist(*points)
+    to_b, to_a = metrics.surface_distances(a, b, spacing)
+    np.testing.assert_allclose(np.sort(to_b), np.sort(table.min(1)), atol=1e-6)
+    np.testing.assert_allclose(np.sort(to_a), np.sort(table.min(0)), atol=1e-6)
+    scores = metrics.compare(a, b, spacing)
+    assert scores["Adb_mm"] == pytest.approx((table.min(1).mean() + table.min(0).mean()) / 2, abs=1e-6)
+    assert scores["Hdb_mm"] == pytest.approx(max(table.min(1).max(), table.min(0).max()), abs=1e-6)
+    percentiles = np.percentile(table.min(1), 95), np.percentile(table.min(0), 95)
+    assert scores["Hdb95_mm"] == pytest.approx(max(percentiles), abs=1e-6)
+    swapped = metrics.compare(b, a, spacing)
+    for symmetric in ("DSC_percent", "Conf_percent", "Jacc_percent", "Adb_mm", "Hdb_mm", "Hdb95_mm"):
+        assert swapped[symmetric] == pytest.approx(scores[symmetric])
+
+
+def test_an_inner_cavity_and_the_edge_of_the_array_have_a_surface():
+    full = np.ones((5, 5, 5), bool)
+    hollow = full.copy()
+    hollow[2, 2, 2] = False
+    assert metrics.surface(full).sum() == 125 - 27
+    assert metrics.surface(hollow).sum() == 125 - 27 + 6
+    assert metrics.compare(hollow, full)["Hdb_pixel"] == 1
+
+
+@pytest.mark.parametrize(
+    "sizes, overlap, conf, distance, volume_error",
+    [((0, 0), 100, 100, 0, 0), ((0, 5), 0, -INF, INF, 100), ((5, 0), 0, -INF, INF, INF)],
+)
+def test_empty_masks(sizes, overlap, conf, distance, volume_error):
+    prediction, truth = (cube(at=5, edge=edge) for edge in sizes)
+    scores = metrics.compare(prediction, truth, (1, 1, 1))
+    for name in ("DSC", "Jacc", "precision", "recall"):
+        assert scores[f"{name}_percent"] == overlap
+    assert scores["Conf_percent"] == conf
+    assert scores["Adb_mm"] == scores["Hdb_mm"] == scores["Hdb95_mm"] == distance
+    assert scores["volume_error_percent"] == volume_error
+    assert metrics.dice(prediction, truth) == overlap / 100
+
+
+def test_objects_apart_have_no_overlap_but_a_distance():
+    scores = metrics.compare(cube(at=0, edge=3), cube(at=20, edge=3), (1, 1, 1))
+    assert scores["DSC_percent"] == 0 and scores["Conf_percent"] == -INF and scores["Hdb_mm"] == 20
+
+
+def test_names_tell_the_unit():
+    square = cube(at=5)[8]
+    assert metrics.compare(square, square, (2.0, 3.0))["area_mm2"] == 600
+    assert metrics.compare(square, square)["truth_area_pixel"] == 100
+    assert metrics.compare(cube(at=5), cube(at=6))["Hdb_pixel"] == 1
+
+
+def test_any_nonzero_value_is_object():
+    assert metrics.compare(7 * cube(at=5), cube(at=5) > 0)["DSC_percent"] == 100
+
+
+@pytest.mark.parametrize(
+    "shapes, spacing, quoted",
+    [
+        (((4, 4, 4), (4, 4, 5)), (1, 1, 1), r"\(4, 4, 4\).*\(4, 4, 5\)"),
+        (((4,), (4,)), None, r"\(4,\)"),
+        (((4, 4, 4), (4, 4, 4)), (1, 2), r"\(1, 2\).*\(4, 4, 4\)"),
+    ],
+)
+def test_shapes_that_do_not_fit_are_refused(shapes, spacing, quoted):
+    with pytest.raises(ValueError, match=quoted):
+        metrics.compare(np.ones(shapes[0]), np.ones(shapes[1]), spacing)
+
+
+def test_distances_of_an_empty_mask_are_refused():
+    with pytest.raises(ValueError, match="empty"):
+        metrics.surface_distances(cube(at=5), cube(at=5, edge=0))
+
+
+def test_a_whole_head_scores_within_three_seconds():
+    z, y, x = np.ogrid[:388, :258, :440]
+    truth = (((z - 194) / 130) ** 2 + ((y - 129) / 95) ** 2 + ((x - 220) / 160) ** 2 <= 1).astype(np.uint8)
+    prediction = np.roll(truth, (5, -4, 6), axis=(0, 1, 2))
+    seconds = []
+    while len(seconds) < 3 and min(seconds, default=INF) >= 3:
+        start = time.perf_counter()
+        scores = metrics.compare(prediction, truth, (0.4, 0.5, 0.6))
+        seconds.append(time.perf_counter() - start)
+    assert 90 < scores["DSC_percent"] < 99
+    assert min(seconds) < 3
+
+
+def test_summary_of_known_values():
+    summary = metrics.summarize([1, 2, 3, 4, INF, float("nan")])
+    assert summary["mean"] == 2.5 and summary["min"] == 1 and summary["max"] == 4 and summary["n"] == 4
+    assert summary["sd"] == pytest.approx((5 / 3) ** 0.5)
+    values = np.random.default_rng(1).normal(10, 2, 400)
+    summary = metrics.summarize(values)
+    # For many cases the bootstrap interval is mean -+ 1.96 SD / sqrt(n).
+    assert summary["ci_high"] - summary["mean"] == pytest.approx(1.96 * summary["sd"] / 20, rel=0.05)
+    assert summary["mean"] - summary["ci_low"] == pytest.approx(1.96 * summary["sd"] / 20, rel=0.05)
+    assert summary == metrics.summarize(values, seed=0) != metrics.summarize(values, seed=1)
+
+
+def test_summary_of_one_and_of_no_case():
+    one, none = metrics.summarize([3.0]), metrics.summarize([INF])
+    assert one["mean"] == one["ci_low"] == 3 and np.isnan(one["sd"]) and one["n"] == 1
+    assert np.isnan(none["mean"]) and none["n"] == 0
+
+
+@pytest.mark.filterwarnings("error")
+def test_paired_comparison():
+    b = np.arange(10.0)
+    result = metrics.paired(b + np.linspace(1, 2, 10), b)
+    assert result["mean_difference"] == pytest.approx(1.5)
+    assert 1 < result["ci_low"] < 1.5 < result["ci_high"] < 2
+    assert result["p"] == pytest.approx(2 / 2**10)  # all ten signs alike
+    assert metrics.paired(b, b)["p"] == 1 and metrics.paired(b, b)["mean_difference"] == 0
+    assert metrics.paired([1, INF, 3], [0, 1, INF])["n"] == 1
+    assert np.isnan(metrics.paired([INF], [1])["p"])
+    with pytest.raises(ValueError, match=r"\(3,\).*\(1,\)"):
+        metrics.paired([1, 2, 3], [1])
+
+
+@pytest.mark.filterwarnings("error")
+def test_agreement():
+    truth = np.array([1.0, 2, 3, 4])
+    result = metrics.agreement(2 * truth, truth)  # differences 1 2 3 4
+    assert result["pearson_r"] == pytest.approx(1) and result["p"] < 1e-6 and result["bias"] == 2.5
+    assert result["limit_low"] == pytest.approx(2.5 - 1.96 * (5 / 3) ** 0.5)
+    assert result["limit_high"] == pytest.approx(2.5 + 1.96 * (5 / 3) ** 0.5)
+    assert metrics.agreement([1, 2, 3], [1, 3, 2])["pearson_r"] == pytest.approx(0.5)
+    constant = metrics.agreement([5, 5, 5], [1, 2, 3])
+    assert np.isnan(constant["pearson_r"]) and constant["bias"] == 3
+
+
+@pytest.mark.filterwarnings("error")
+def test_repeatability():
+    result = metrics.repeatability([1, 3, 10, 10, 10, 99], ["a", "a", "b", "b", "b", "once"])
+    assert result["sd"] == {"a": pytest.approx(2**0.5), "b": 0}
+    assert result["mean"] == pytest.approx(2**0.5 / 2) and result["min"] == 0 and result["max"] == pytest.approx(2**0.5)
+    assert np.isnan(metrics.repeatability([1, 2], ["a", "b"])["mean"])
+    with pytest.raises(ValueError):
+        metrics.repeatability([1, 2], ["a"])

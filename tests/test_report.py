@@ -1,0 +1,128 @@
+import csv
+import json
+
+import numpy as np
+import pytest
+from matplotlib import image as png
+from matplotlib.colors import to_rgb
+
+from tf_autoctx import errors, metrics, report
+
+
+def cube(at, edge=6):
+    mask = np.zeros((12, 16, 20), bool)
+    mask[3 : 3 + edge, 5 : 5 + edge, at : at + edge] = True
+    return mask
+
+
+def rows(method, shifts, structure="head"):
+    """A row per case: a cube shifted by so many voxels of 1 mm; None predicts nothing."""
+    found = []
+    for case, shift in enumerate(shifts):
+        prediction = cube(at=5, edge=0) if shift is None else cube(at=5 + shift)
+        row = {"method": method, "case": f"case_{case}", "group": "", "structure": structure}
+        found.append(row | metrics.compare(prediction, cube(at=5), (1, 1, 1)))
+    return found
+
+
+@pytest.fixture
+def results():
+    false = {"method": "level 2", "case": "empty", "group": "", "structure": "head"}
+    false |= metrics.compare(cube(at=5), cube(at=5, edge=0), (1, 1, 1))
+    return rows("level 1", [3, 3, 3, None]) + rows("level 2", [0, 1, 2, 3]) + [false]
+
+
+def test_files(results, tmp_path):
+    report.write(results, tmp_path / "new" / "folder")
+    assert sorted(path.name for path in (tmp_path / "new" / "folder").iterdir()) == ["cases.csv", "summary.json"]
+    with open(tmp_path / "new" / "folder" / "cases.csv", newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert [line["case"] for line in lines] == [row["case"] for row in results]
+    assert float(lines[0]["DSC_percent"]) == pytest.approx(50)
+    assert lines[3]["Hdb_mm"] == "inf" and lines[3]["Conf_percent"] == "-inf"
+
+    def refuse(constant):
+        pytest.fail(f"summary.json has {constant}")
+
+    text = (tmp_path / "new" / "folder" / "summary.json").read_text()
+    summary = json.loads(text, parse_constant=refuse)
+    first, second = (summary["methods"][method]["head"] for method in ("level 1", "level 2"))
+    assert (first["n"], first["n_missed"], first["n_false"]) == (4, 1, 0)
+    assert (second["n"], second["n_missed"], second["n_false"]) == (5, 0, 1)
+    assert first["metrics"]["DSC_percent"]["mean"] == pytest.approx(37.5)  # the missed object counts as 0
+    assert first["metrics"]["Hdb_mm"] == {"mean": 3, "sd": 0, "min": 3, "max": 3, "ci_low": 3, "ci_high": 3, "n": 3}
+    (pair,) = summary["paired"]
+    assert (pair["method"], pair["against"], pair["structure"]) == ("level 2", "level 1", "head")
+    assert pair["metrics"]["DSC_percent"]["n"] == 4  # the case of one method alone is left out
+    assert pair["metrics"]["DSC_percent"]["mean_difference"] == pytest.approx((50 + 100 / 3 + 50 / 3 + 50) / 4)
+
+
+def test_nothing_finite_is_null(tmp_path):
+    report.write(rows("level 1", [None]), tmp_path)
+    hdb = json.loads((tmp_path / "summary.json").read_text())["methods"]["level 1"]["head"]["metrics"]["Hdb_mm"]
+    assert hdb == {"mean": None, "sd": None, "min": None, "max": None, "ci_low": None, "ci_high": None, "n": 0}
+
+
+def test_table(results):
+    text = report.table(results)
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= 150
+    assert lines[0].split() == (
+        "method n missed false DSC (%) Conf (%) Jacc (%) Adb (mm) Hdb (mm) volume error (%)".split()
+    )
+    assert lines[2].split()[:8] == ["level", "1", "4", "1", "0", "37.50", "±", "25.00"]
+    assert lines[3].split()[:2] == ["[12.50,", "50.00]"]
+    assert "level 2 against level 1: DSC +37.50 % [" in lines[-1] and "p = 0.1250 (Wilcoxon, 4 pairs)" in lines[-1]
+    assert "nan" not in text and "inf" not in text
+
+
+def test_table_of_several_structures():
+    text = report.table(rows("ours", [0, 1]) + rows("ours", [2], structure="brain"))
+    lines = text.splitlines()
+    assert lines[0].split()[:2] == ["method", "structure"]
+    assert lines[4].split()[:6] == ["ours", "brain", "1", "0", "0", "66.67"] and "against" not in text
+    assert "nan" not in text
+
+
+def test_a_case_twice_is_refused(results):
+    with pytest.raises(ValueError, match="level 1, head, case_0"):
+        report.summarize(results + results[:1])
+
+
+def test_an_output_that_is_a_file_is_one_sentence(results, tmp_path):
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(errors.UserError, match="taken"):
+        report.write(results, tmp_path / "taken")
+
+
+def has(picture, colour):
+    return (np.abs(picture[..., :3] - to_rgb(colour)).max(-1) < 0.02).sum() > 50
+
+
+@pytest.mark.parametrize("dimensions", [2, 3])
+def test_picture_shows_both_outlines(dimensions, tmp_path):
+    image = np.random.default_rng(0).normal(size=(12, 16, 20))
+    slices = (image, cube(at=6), cube(at=5))
+    image, prediction, truth = slices if dimensions == 3 else (volume[5] for volume in slices)
+    spacing = (2.0, 1.0, 1.0)[-dimensions:]
+    report.picture(tmp_path / "both.png", image, prediction, truth, spacing, "case_0")
+    report.picture(tmp_path / "alone.png", image, prediction, None, spacing, "case_0")
+    report.picture(tmp_path / "nothing.png", image, 0 * prediction, 0 * truth, None, "case_0")
+    both, alone = (png.imread(tmp_path / f"{name}.png") for name in ("both", "alone"))
+    assert has(both, report.TRUTH) and has(both, report.PREDICTION)
+    assert has(alone, report.PREDICTION) and not has(alone, report.TRUTH)
+    assert len(list(tmp_path.iterdir())) == 3  # and no unfinished file
+
+
+def test_picture_keeps_the_proportions(tmp_path):
+    image = np.ones((10, 40))
+    report.picture(tmp_path / "wide.png", image, image, image, (3.0, 1.5), "case_0")
+    outline = np.abs(png.imread(tmp_path / "wide.png")[..., :3] - to_rgb(report.PREDICTION)).max(-1) < 0.02
+    outline[-outline.shape[0] // 8 :] = False  # the legend
+    high, wide = (np.ptp(np.flatnonzero(outline.any(axis))) for axis in (1, 0))
+    assert wide / high == pytest.approx(40 * 1.5 / (10 * 3), rel=0.05)
+
+
+def test_picture_refuses_another_shape(tmp_path):
+    with pytest.raises(ValueError, match=r"\(12, 16, 20\)"):
+        report.picture(tmp_path / "a.png", np.zeros((12, 16, 21)), cube(at=5), None, (1, 1, 1), "case_0")

@@ -1,0 +1,1 @@
+"""Images in, `tf.data` out: files and geometry, data sets, phantoms, augmentation, pipelines."""

@@ -1,0 +1,257 @@
+"""Which cases there are and which split each belongs to: Decathlon folders, nnU-Net folders and CSV files."""
+
+import csv
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+
+import numpy as np
+from absl import logging
+
+from tf_autoctx.data import images
+from tf_autoctx.errors import UserError
+
+SPLITS = ("train", "validation", "test")
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """An image with its label (None: a test image nobody outlined); a group, such as a patient, stays in one split."""
+
+    name: str
+    image: str
+    label: str | None
+    group: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """Cases by split, each sorted by name; `labels` names the label values and is empty where the source does not."""
+
+    name: str
+    train: tuple[Case, ...]
+    validation: tuple[Case, ...]
+    test: tuple[Case, ...]
+    labels: dict[int, str]
+
+
+def load(source, seed, validation_fraction=0.2):
+    """Lists the cases of a data set; no image is read.
+
+    Args:
+      source: a Medical Segmentation Decathlon folder, an nnU-Net v2 folder (one channel), or a CSV file with the
+        columns image, label, split (train, validation or test) and, if wanted, group; its paths are relative to the
+        CSV, and label may be empty for a test image.
+      seed: decides which training cases validate, unless the CSV says so.
+      validation_fraction: share of the groups (of the cases, where there are no groups) that validate, at least one; 0: none.
+
+    Returns:
+      Dataset, the same for a seed wherever the files lie and in whatever order they are listed.
+
+    Raises:
+      UserError: the source is none of the three, is malformed, lists a missing file or a case twice, or has no
+        training case.
+    """
+    source = pathlib.Path(source)
+    if source.is_dir():
+        splits, labels = _read_folder(source)
+    elif not source.exists():
+        raise UserError(f"{source}: no such file or folder; expected a data set folder or a CSV file.")
+    else:
+        splits, labels = _read_csv(source), {}
+    splits = {split: sorted(cases, key=lambda case: case.name) for split, cases in splits.items()}
+    if not splits["train"]:
+        raise UserError(f"{source}: holds no training case; expected at least one.")
+    _require_distinct(source, splits)
+    if not splits["validation"] and validation_fraction:
+        splits["train"], splits["validation"] = _split_off(splits["train"], seed, validation_fraction)
+    return Dataset(source.resolve().stem, **{split: tuple(splits[split]) for split in SPLITS}, labels=labels)
+
+
+def read_case(case, foreground=None, labels=None):
+    """Reads a case and checks that it can be learnt from.
+
+    Args:
+      case: `Case`.
+      foreground: the label values that make up the object; None takes every value but 0.
+      labels: the known label values, such as `Dataset.labels`; None or empty accepts any whole number.
+
+    Returns:
+      (sitk.Image, uint8 array of its shape (z, y, x) with 1 in the object), or (sitk.Image, None) without a label.
+
+    Raises:
+      UserError: unreadable file, constant image, label on another grid, of unknown values or without the object.
+    """
+    image = images.read(case.image)
+    voxels = images.array(image)
+    if voxels.min() == voxels.max():
+        raise UserError(f"{case.image}: every voxel is {voxels.min()}; expected varying intensities.")
+    if case.label is None:
+        return image, None
+    label = images.read(case.label)
+    images.require_same_grid(case.label, label, case.image, image)
+    label = images.array(label)
+    found = np.unique(label)
+    known = np.union1d(list(labels), 0) if labels else np.round(found)
+    unknown = np.setdiff1d(found, known)
+    if unknown.size:
+        expected = f"one of {known.tolist()}" if labels else "whole numbers"
+        raise UserError(f"{case.label}: has the label values {unknown[:5].tolist()}; expected {expected}.")
+    mask = label != 0 if foreground is None else np.isin(label, foreground)
+    if not mask.any():
+        wanted = "a value other than 0" if foreground is None else f"one of {list(foreground)}"
+        raise UserError(f"{case.label}: the object is missing, the values are {found.tolist()}; expected {wanted}.")
+    return image, mask.astype(np.uint8)
+
+
+def fingerprint(dataset):
+    """SHA-256 (hex) of the case names, their splits and the bytes of their files, wherever the files lie."""
+    total = hashlib.sha256()
+    for split in SPLITS:
+        for case in getattr(dataset, split):
+            for role, path in (("image", case.image), ("label", case.label)):
+                total.update(f"{split}\t{case.name}\t{role}\t{_digest(path)}\n".encode())
+    return total.hexdigest()
+
+
+def _digest(path):
+    if path is None:
+        return ""
+    path = pathlib.Path(path)
+    if path.is_dir():  # DICOM slices
+        return " ".join(_digest(file) for file in sorted(path.iterdir()) if file.is_file())
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read_folder(folder):
+    """({split: [Case]}, {label value: name}) of a Decathlon or nnU-Net folder."""
+    path = folder / "dataset.json"
+    if not path.is_file():
+        raise UserError(f"{folder}: has no dataset.json; expected a Decathlon or nnU-Net folder, or a CSV file.")
+    try:
+        description = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise UserError(f"{path}: is not JSON ({error}); expected a data set's description.") from None
+    if not isinstance(description, dict) or "labels" not in description:
+        raise UserError(f"{path}: lacks the key 'labels'; expected the label values and their names.")
+    if "training" not in description and "channel_names" not in description:
+        raise UserError(f"{path}: lacks 'training' (Decathlon) and 'channel_names' (nnU-Net); expected one of them.")
+    channels = description.get("channel_names", description.get("modality", {}))
+    if len(channels) > 1:
+        raise UserError(f"{path}: describes {len(channels)} channels per image; expected one.")
+    pairs = _listed(path, description) if "training" in description else _nnunet(path, description)
+    cases = {split: [_case(path, folder, *pair) for pair in pairs[split]] for split in ("train", "test")}
+    for case in cases["train"]:
+        if case.label is None:
+            raise UserError(f"{path}: training image {case.image} has no label; expected one in labelsTr.")
+    return cases | {"validation": []}, _labels(path, description["labels"])
+
+
+def _listed(path, description):
+    """{split: [(name, image, label or None)]} of a Decathlon dataset.json, which lists its files."""
+    pairs = {}
+    for key, split in (("training", "train"), ("test", "test")):
+        pairs[split] = []
+        for item in description.get(key, []):
+            item = item if isinstance(item, dict) else {"image": item}
+            image, label = item.get("image"), item.get("label")
+            if not isinstance(image, str):
+                raise UserError(f"{path}: {key!r} lists {item}; expected a path or an image with its label.")
+            name = pathlib.PurePosixPath(image).name
+            if label is None and split == "test" and (path.parent / "labelsTs" / name).exists():
+                label = f"labelsTs/{name}"
+            pairs[split].append((images.stem(name), image, label))
+    return pairs
+
+
+def _nnunet(path, description):
+    """The same of an nnU-Net folder, where imagesTr/case_0000.nii.gz goes with labelsTr/case.nii.gz."""
+    ending = description.get("file_ending", ".nii.gz")
+    pairs = {}
+    for split, end in (("train", "Tr"), ("test", "Ts")):
+        pairs[split] = []
+        for file in sorted((path.parent / f"images{end}").glob(f"[!.]*{ending}")):
+            name, _, channel = file.name.removesuffix(ending).rpartition("_")
+            if channel != "0000":
+                raise UserError(f"{file}: is not a first channel; expected one channel, named <case>_0000{ending}.")
+            label = f"labels{end}/{name}{ending}"
+            label = label if (path.parent / label).exists() else None
+            pairs[split].append((name, f"images{end}/{file.name}", label))
+    return pairs
+
+
+def _labels(path, labels):
+    """{value: name} from the Decathlon's {"1": "liver"} or nnU-Net's {"liver": 1}."""
+    try:
+        if all(key.isdecimal() for key in labels):
+            return {int(value): str(name) for value, name in labels.items()}
+        return {int(value): name for name, value in labels.items()}
+    except (AttributeError, TypeError, ValueError):
+        raise UserError(f"{path}: has the labels {labels}; expected a whole number and a name for each.") from None
+
+
+def _read_csv(path):
+    """{split: [Case]} of a CSV file."""
+    splits = {split: [] for split in SPLITS}
+    split_of = {}
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:  # Excel begins a file with a byte order mark
+            reader = csv.DictReader(file)
+            columns = reader.fieldnames or []
+            missing = [column for column in ("image", "label", "split") if column not in columns]
+            if missing:
+                raise UserError(f"{path}: lacks {missing} among {columns}; expected image,label,split[,group].")
+            rows = [(f"{path}, line {reader.line_num}", row) for row in reader]
+    except (UnicodeDecodeError, csv.Error):
+        raise UserError(f"{path}: is not a text file; expected a CSV file or a data set folder.") from None
+    for where, row in rows:
+        image, label, split, group = ((row.get(key) or "").strip() for key in ("image", "label", "split", "group"))
+        if split not in SPLITS:
+            raise UserError(f"{where}: unknown split {split!r}; expected train, validation or test.")
+        if not image or not (label or split == "test"):
+            what = "label" if image else "image"
+            raise UserError(f"{where}: has no {what}; expected a path (only a test image may lack its label).")
+        if group and split_of.setdefault(group, split) != split:
+            raise UserError(f"{where}: group {group!r} is in {split} and {split_of[group]}; expected it in one split.")
+        splits[split].append(_case(where, path.parent, images.stem(image), image, label or None, group))
+    return splits
+
+
+def _case(where, folder, name, image, label, group=""):
+    """A `Case` whose files exist; without a group it is a group of its own."""
+    image, label = folder / image, folder / label if label else None
+    for file in (image, label):
+        if file is not None and not file.exists():
+            raise UserError(f"{where}: lists {file}, which does not exist; expected a file.")
+    return Case(name, str(image), str(label) if label else None, group or name)
+
+
+def _require_distinct(source, splits):
+    """Raises a `UserError` where two cases share a name (their results would overwrite each other) or an image."""
+    seen = {}
+    for split in SPLITS:
+        for case in splits[split]:
+            for key in (("the image", os.path.realpath(case.image)), ("the name", case.name)):
+                if key in seen:
+                    raise UserError(
+                        f"{source}: {case.image} in {split} has {key[0]} of {seen[key]}; expected every case once, "
+                        "under a file name of its own."
+                    )
+                seen[key] = f"{case.image} in {split}"
+
+
+def _split_off(cases, seed, fraction):
+    """(train, validation): whole groups, chosen by a hash so that the choice depends on seed and names alone."""
+
+    def rank(group):
+        return hashlib.sha256(f"{seed} {group}".encode()).digest()
+
+    groups = sorted({case.group for case in cases}, key=rank)
+    if len(groups) == 1:
+        logging.warning("All training cases are one group, %s, which also validates: the scores flatter.", groups[0])
+        return cases, cases
+    chosen = groups[: min(max(1, round(fraction * len(groups))), len(groups) - 1)]
+    return [case for case in cases if case.group not in chosen], [case for case in cases if case.group in chosen]

@@ -1,0 +1,241 @@
+"""Image files: reading, writing and geometry, all through SimpleITK. Arrays are (z, y, x), spacing is in mm."""
+
+import contextlib
+import gzip
+import math
+import os
+import pathlib
+import shutil
+import threading
+import zlib
+
+import numpy as np
+import SimpleITK as sitk
+
+from tf_autoctx.errors import UserError
+
+SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".dcm")
+# Lossless and in one file, so that one rename puts the whole image in place.
+WRITABLE = (".nii.gz", ".nii", ".nrrd", ".mha", ".png", ".tif", ".tiff")
+
+sitk.ProcessObject.SetGlobalWarningDisplay(False)
+_stderr_lock = threading.Lock()
+
+
+def read(path):
+    """Reads one scalar image of two or three dimensions.
+
+    Args:
+      path: an image file, or a folder that holds the slices of one DICOM series.
+
+    Returns:
+      sitk.Image with the file's pixel type and geometry; every voxel is finite.
+
+    Raises:
+      UserError: missing, unreadable or cut-off file, no or several series in the folder, slices missing, 4D, colour or
+        vector pixels, no voxels, NaN or infinite voxels.
+    """
+    path = pathlib.Path(path)
+    try:
+        image = _read_series(path) if path.is_dir() else _read_file(path)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}; expected an image file or a DICOM folder.") from None
+    except RuntimeError as error:  # all that SimpleITK raises
+        if "orthonormal" in str(error):
+            raise UserError(f"{path}: the axes are sheared; expected axes at right angles, resample it.") from None
+        raise UserError(f"{path}: not a readable image; expected an intact {', '.join(SUFFIXES)} file.") from None
+    voxels = sitk.GetArrayViewFromImage(image)
+    bad = voxels.size - np.count_nonzero(np.isfinite(voxels))
+    if bad:
+        raise UserError(f"{path}: {bad} of {voxels.size} voxels are NaN or infinite; expected finite numbers.")
+    return image
+
+
+def write(image, path):
+    """Writes `image` to `path`, compressed where the format can; the file appears whole or not at all.
+
+    Raises:
+      UserError: a suffix outside `WRITABLE`, a folder that is missing or read-only, no disk space, or an image that the
+        format cannot hold (a volume in a PNG).
+    """
+    path = pathlib.Path(path)
+    if not path.name.lower().endswith(WRITABLE):
+        raise UserError(f"{path}: cannot write this format; expected a name that ends in {', '.join(WRITABLE)}.")
+    partial = path.with_name(f".partial-{os.getpid()}-{path.name}")  # the suffix tells SimpleITK the format
+    try:
+        with _quiet():
+            sitk.WriteImage(image, str(partial), useCompression=True)
+            # ITK's NIfTI writer reports success on a full disk and its PNG writer keeps one slice, so look.
+            written = sitk.ReadImage(str(partial))
+        if not np.array_equal(array(written), array(image), equal_nan=True):
+            raise RuntimeError
+        os.replace(partial, path)
+    except (OSError, RuntimeError):
+        if not path.parent.is_dir():
+            raise UserError(f"{path}: cannot be written, there is no folder {path.parent}; create it first.") from None
+        free = shutil.disk_usage(path.parent).free / 1e6
+        raise UserError(
+            f"{path}: could not be written whole ({image.GetDimension()}D, {image.GetPixelIDTypeAsString()}; "
+            f"{free:.0f} MB free); expected disk space, a writable folder and a format that holds such an image."
+        ) from None
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def array(image):
+    """The voxels as a new array, (z, y, x) or (y, x)."""
+    return sitk.GetArrayFromImage(image)
+
+
+def spacing(image):
+    """The edges of a voxel in mm in array order, (z, y, x) or (y, x)."""
+    return image.GetSpacing()[::-1]
+
+
+def like(array, reference):
+    """An image with the voxels of `array` (z, y, x) on the grid of `reference`.
+
+    Raises:
+      ValueError: the shapes differ.
+    """
+    shape = reference.GetSize()[::-1]
+    if array.shape != shape:
+        raise ValueError(f"array has shape {array.shape}, the reference image {shape}")
+    image = sitk.GetImageFromArray(array.astype(np.uint8) if array.dtype == bool else array)
+    image.CopyInformation(reference)
+    return image
+
+
+def stem(path):
+    """The file name without its image suffix: `a/case_1.nii.gz` -> `case_1`."""
+    name = pathlib.Path(path).name
+    for suffix in SUFFIXES:
+        if name.lower().endswith(suffix):
+            return name[: -len(suffix)]
+    return name
+
+
+def find(directory):
+    """The images in a folder, not below it: {name: path}, sorted by name; the slices of one DICOM series are one image.
+
+    Raises:
+      UserError: the folder is missing or has no image, or two files have the same name but for the suffix.
+    """
+    directory = pathlib.Path(directory)
+    if not directory.is_dir():
+        raise UserError(f"{directory}: no such folder; expected a folder of images.")
+    # A leading dot marks our own unfinished files and what macOS leaves behind.
+    files = [file for file in sorted(directory.iterdir()) if not file.name.startswith(".") and file.is_file()]
+    images = [file for file in files if file.name.lower().endswith(SUFFIXES)]
+    only_dicom = all(file.suffix.lower() == ".dcm" for file in images)  # also true of slices without a suffix
+    if len(images) != 1 and only_dicom and len(_series(directory)) == 1:
+        return {directory.resolve().name: str(directory)}
+    if not images:
+        raise UserError(f"{directory}: holds no image; expected files that end in {', '.join(SUFFIXES)}.")
+    found = {}
+    for file in images:
+        name = stem(file)
+        if name in found:
+            raise UserError(f"{file}: has the same name as {found[name]}; expected one image of each name.")
+        found[name] = str(file)
+    return dict(sorted(found.items()))
+
+
+def require_same_grid(label_path, label, image_path, image):
+    """Raises a `UserError` unless the two images lie on the same grid.
+
+    The tolerances forgive a header rounded to float32 or to a few decimals, and no shift that a label would show:
+    spacing and direction may add up to half a voxel over 500 voxels (1e-3), the origin may be off by a tenth of one.
+    """
+    tenth = 0.1 * min(image.GetSpacing())
+    checks = [
+        ("size", "voxels", label.GetSize(), image.GetSize(), {"rtol": 0, "atol": 0}),
+        ("spacing", "mm", label.GetSpacing(), image.GetSpacing(), {"rtol": 1e-3, "atol": 0}),
+        ("origin", "mm", label.GetOrigin(), image.GetOrigin(), {"rtol": 0, "atol": tenth}),
+        ("direction", "(cosines)", label.GetDirection(), image.GetDirection(), {"rtol": 0, "atol": 1e-3}),
+    ]
+    for what, unit, found, expected, tolerance in checks:
+        if len(found) != len(expected) or not np.allclose(found, expected, **tolerance):
+            found, expected = (tuple(round(value, 4) for value in values) for values in (found, expected))
+            raise UserError(
+                f"{label_path}: {what} {found} {unit} does not match {expected} of its image {image_path}; "
+                "resample the label or fix the file."
+            )
+
+
+def _read_file(path):
+    path.open("rb").close()  # a missing or forbidden file says so itself
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    with _quiet():
+        reader.ReadImageInformation()
+    size = reader.GetSize()
+    if 0 in size:
+        raise UserError(f"{path}: has size {size}, no voxels; expected at least one along each axis.")
+    if reader.GetDimension() > 3:
+        raise UserError(f"{path}: has {reader.GetDimension()} dimensions, size {size}; expected two or three.")
+    if reader.GetNumberOfComponents() > 1:
+        kind = sitk.GetPixelIDValueAsString(reader.GetPixelID())
+        raise UserError(
+            f"{path}: has {reader.GetNumberOfComponents()} values per voxel ({kind}); expected one (grey, not colour)."
+        )
+    if path.name.lower().endswith((".nii", ".nii.gz")):
+        _check_nifti(path, reader)
+    with _quiet():
+        return reader.Execute()
+
+
+def _check_nifti(path, reader):
+    """Raises a `UserError` for a file that was cut off, since ITK fills in the missing voxels without a word."""
+    voxel_bytes = int(reader.GetMetaData("bitpix")) // 8
+    expected = int(float(reader.GetMetaData("vox_offset"))) + math.prod(reader.GetSize()) * voxel_bytes
+    try:
+        with (gzip.open if path.name.lower().endswith(".gz") else open)(path, "rb") as file:
+            file.seek(expected - 1)
+            whole = len(file.read(1)) == 1
+    except (EOFError, gzip.BadGzipFile, zlib.error):
+        whole = False
+    if not whole:
+        raise UserError(f"{path}: cut off or damaged; expected {expected} bytes once unpacked.")
+
+
+def _series(folder):
+    with _quiet():
+        return sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
+
+
+def _read_series(folder):
+    series = _series(folder)
+    if len(series) != 1:
+        raise UserError(f"{folder}: holds {len(series)} DICOM series; expected one series or an image file.")
+    files = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), series[0])
+    if len(files) == 1:
+        return _read_file(pathlib.Path(files[0]))
+    reader = sitk.ImageSeriesReader()
+    reader.SetFileNames(files)
+    reader.MetaDataDictionaryArrayUpdateOn()
+    with _quiet():
+        image = reader.Execute()
+    if image.HasMetaDataKey("ITK_non_uniform_sampling_deviation"):  # a rounded header may do that; look closer
+        positions = [reader.GetMetaData(i, "0020|0032").split("\\") for i in range(len(files))]
+        steps = np.linalg.norm(np.diff(np.asarray(positions, float), axis=0), axis=1)
+        if np.ptp(steps) > 0.1 * np.median(steps):
+            raise UserError(
+                f"{folder}: slices {steps.min():.4g} to {steps.max():.4g} mm apart; expected even steps, none missing."
+            )
+    if image.GetNumberOfComponentsPerPixel() > 1:
+        raise UserError(f"{folder}: holds colour slices; expected one (grey) value per voxel.")
+    return image
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Discards what ITK's C libraries print to standard error, one thread at a time; the caller reports failures."""
+    with _stderr_lock, open(os.devnull, "wb") as nowhere:
+        stderr = os.dup(2)
+        os.dup2(nowhere.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)

@@ -1,0 +1,337 @@
+"""Made-up volumes with an exactly known truth, for trials and tests where no patient data are at hand.
+
+Arrays are (z, y, x); every length and position is in mm, counted from the volume's first corner.
+"""
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import SimpleITK as sitk
+from absl import logging
+from scipy import ndimage
+from scipy.spatial.transform import Rotation
+
+from tf_autoctx.data import images
+from tf_autoctx.errors import UserError
+from tf_autoctx.files import replacing
+
+# --- Pieces for any phantom -------------------------------------------------------------------------------------------
+
+
+def ellipsoid(points, centre, radii, rotation=None):
+    """Distance in mm to an ellipsoid's surface, to first order; negative inside.
+
+    Args:
+      points: (3, ...) positions.
+      centre, radii: three numbers each, along the ellipsoid's own axes for the radii.
+      rotation: (3, 3), rows are the ellipsoid's axes; None for the axes of `points`.
+    """
+    radii = np.asarray(radii, np.float32)
+    to_sphere = (np.eye(3) if rotation is None else rotation) / radii[:, None]
+    q = into_frame(points, centre, to_sphere)
+    q *= q
+    norm = np.sqrt(q.sum(0))
+    slope = np.sqrt(np.tensordot(1 / radii**2, q, 1))
+    return (norm - 1) * np.maximum(norm, 1e-6) / np.maximum(slope, 1e-6 / radii.min())  # no 0/0 at the centre
+
+
+def into_frame(points, centre, axes):
+    """Coordinates (3, ...), float32, of points (3, ...) along the rows of axes (3, 3), counted from a centre."""
+    axes = np.asarray(axes, np.float32)
+    offset = (axes @ np.asarray(centre, np.float32)).reshape(3, *[1] * (points.ndim - 1))
+    return np.tensordot(axes, points, 1) - offset
+
+
+def smooth_union(a, b, radius):
+    """Distance to the union of two bodies given their distances, the seam filled in over `radius` mm."""
+    overlap = np.maximum(radius - np.abs(a - b), 0)
+    return np.minimum(a, b) - overlap * overlap / (4 * radius)
+
+
+def smooth_field(rng, shape, waves=4):
+    """Random float32 field of mean 0 and deviation about 1: a cosine series, the same function at any `shape`."""
+    field = rng.normal(size=(waves,) * len(shape))
+    field.flat[0] = 0  # the mean
+    field /= np.sqrt((field**2).sum() / 2 ** len(shape))
+    for n in shape:
+        position = (np.arange(n) + 0.5) / n
+        field = np.tensordot(field, np.cos(np.pi * np.outer(np.arange(waves), position)), (0, 0))
+    return field.astype(np.float32)
+
+
+def speckle(rng, amplitude, psf):
+    """Fully developed speckle: complex Gaussian scatterers of a given amplitude, seen through a point spread function.
+
+    Args:
+      amplitude: float32 array, mean scatterer strength.
+      psf: standard deviation of the Gaussian point spread function along each axis, in samples.
+
+    Returns:
+      Complex echo, same shape; its magnitude is Rayleigh distributed. Where the amplitude is flat its mean square is
+      amplitude**2, for a psf of about a sample or more and away from the array's faces.
+    """
+    parts = [
+        ndimage.gaussian_filter(amplitude * rng.standard_normal(amplitude.shape, np.float32), psf, truncate=2.5)
+        for _ in range(2)
+    ]
+    gain = np.prod(np.sqrt(2 * np.sqrt(np.pi) * np.asarray(psf))) / np.sqrt(2)  # the blur averages noise away
+    return (parts[0] + 1j * parts[1]) * np.float32(gain)
+
+
+# --- Fetal head in 3D ultrasound --------------------------------------------------------------------------------------
+
+FETAL_HEAD_VIEW = np.array((388, 258, 440)) * 0.38  # (z, y, x) mm, the volumes of Yang et al. 2019, section 2.1
+APEX = 28.0  # the beams meet this many mm above the first slice, so z is depth
+SLOPES = np.tan(np.radians((34.0, 37.5)))  # half angles of the sweep (y) and of the 75 degree sector (x)
+PSF = np.array((0.6, 2.2, 1.5))  # mm (range, y, x) in mid-volume: ultrasound is sharp along the beam, blurred across it
+DYNAMIC_RANGE = 60.0  # dB from black to white
+
+
+class _Head(NamedTuple):
+    """Pose and size: axes are rows (front, left, crown), radii those of the skull along them."""
+
+    centre: np.ndarray
+    axes: np.ndarray
+    radii: np.ndarray
+    wave: np.ndarray  # (3,) 1/mm: a gentle dent-and-bulge, as no head is an exact ellipsoid
+
+
+def fetal_head(size=(97, 64, 110), seed=0):
+    """A fetus of 20-31 weeks under a 3D probe: whole head (skull and face down to the neck) as the truth.
+
+    Shadows, drop-out at the skull's flanks, speckle and grey values shared with the surroundings hide much of the
+    boundary; the truth is the geometry itself, also where nothing can be seen.
+
+    Args:
+      size: voxels along (z, y, x); the field of view is always `FETAL_HEAD_VIEW`.
+      seed: whatever `np.random.default_rng` takes. It fixes the anatomy at every size, and the speckle at this one.
+
+    Returns:
+      image (z, y, x) float32 in [0, 255], label (z, y, x) uint8 with 1 for the head, spacing (z, y, x) in mm.
+    """
+    rng = np.random.default_rng(seed)
+    spacing = FETAL_HEAD_VIEW / size
+    head = _pose(rng)
+    echo = _echo(rng, head, size)
+
+    # Beams to voxels, a few slices at a time: the paper's size has 44 million voxels
+    image, label = np.empty(size, np.float32), np.empty(size, np.uint8)
+    for start in range(0, size[0], 8):
+        slab = slice(start, start + 8)
+        points = _grid(*(np.arange(n, dtype=np.float32) for n in size), slab=slab)
+        points = (points + np.float32(0.5)) * spacing.astype(np.float32)[:, None, None, None]
+        label[slab] = _head_distance(into_frame(points, head.centre, head.axes), head) < 0
+        image[slab] = ndimage.map_coordinates(echo, _to_beam(points, echo.shape), order=1, cval=0.0)
+    return image, label, tuple(spacing.tolist())
+
+
+def _grid(z, y, x, slab=slice(None)):
+    return np.stack(np.meshgrid(z[slab], y, x, indexing="ij"))
+
+
+def _skull_distance(q, head):
+    ripple = np.sin(np.tensordot(head.wave.astype(np.float32), q, 1))
+    return ellipsoid(q, (0, 0, 0), head.radii) + np.float32(1.2) * ripple
+
+
+def _head_distance(q, head, skull=None):
+    """Distance to the whole head for positions q (3, ...) in the head's frame: skull, face and neck above a plane.
+
+    The plane runs from the lower jaw to the cervical spine C2 (figure 1b of the paper).
+    """
+    r = head.radii
+    skull = _skull_distance(q, head) if skull is None else skull
+    face = ellipsoid(q, (0.5, 0, -0.72) * r, (0.46, 0.62, 0.62) * r)
+    neck = ellipsoid(q, (-0.05, 0, -1.2) * r, (0.42, 0.5, 0.8) * r)
+    body = smooth_union(smooth_union(skull, face, 12.0), neck, 8.0)
+    jaw, c2 = np.array(((0.6, -1.3), (-0.3, -1.0)), np.float32) * r[[0, 2]]  # (front, crown)
+    front, crown = ((jaw - c2) / np.linalg.norm(jaw - c2)).astype(np.float32)
+    below = crown * (q[0] - c2[0]) - front * (q[2] - c2[1])
+    return np.maximum(body, below)
+
+
+def _pose(rng):
+    """A head of random age and orientation that fits the field of view."""
+    age = rng.uniform()  # 0 at 20 weeks, 1 at 31: BPD 48-80 mm, OFD 62-100 mm
+    ofd, bpd = (62, 48) + age * np.array((38, 32))
+    radii = np.array((ofd, bpd, bpd * rng.uniform(0.98, 1.08))) / 2 * rng.uniform(0.97, 1.03, 3)
+    radii = radii.astype(np.float32)
+    head = _Head(np.zeros(3), Rotation.from_quat(rng.normal(size=4)).as_matrix(), radii, rng.uniform(-0.08, 0.08, 3))
+    box = _grid(*(np.linspace(-1.6, 1.6, 40) * r for r in radii)).astype(np.float32)
+    reach = head.axes.T @ box[:, _head_distance(box, head) < 1]
+    low, high = reach.min(1), reach.max(1)
+    fit = min(1.0, np.min(0.94 * FETAL_HEAD_VIEW / (high - low)))
+    room = FETAL_HEAD_VIEW - fit * (high - low)
+    centre = room * rng.uniform(0.3, 0.7, 3) - fit * low
+    return head._replace(centre=centre, radii=(radii * fit).astype(np.float32))
+
+
+def _to_beam(points, shape):
+    """Fractional index (range, y slope, x slope) into an echo array for points (3, ...)."""
+    z, y, x = points - np.array((-APEX, *FETAL_HEAD_VIEW[1:] / 2), np.float32)[:, None, None, None]
+    depth = np.sqrt(z * z + y * y + x * x) - np.float32(APEX)
+    unit = np.stack((depth / FETAL_HEAD_VIEW[0], (y / z / SLOPES[0] + 1) / 2, (x / z / SLOPES[1] + 1) / 2))
+    return unit * (np.array(shape, np.float32) - 1)[:, None, None, None]
+
+
+def _along_beams(shape):
+    """Positions (3, range, y slope, x slope) float32 of the samples of every beam: the inverse of `_to_beam`."""
+    r = np.linspace(0, FETAL_HEAD_VIEW[0], shape[0], dtype=np.float32)[:, None, None] + np.float32(APEX)
+    y = np.linspace(-SLOPES[0], SLOPES[0], shape[1], dtype=np.float32)[:, None]
+    x = np.linspace(-SLOPES[1], SLOPES[1], shape[2], dtype=np.float32)
+    z = r / np.sqrt(1 + y * y + x * x)
+    return np.stack((z - np.float32(APEX), z * y + FETAL_HEAD_VIEW[1] / 2, z * x + FETAL_HEAD_VIEW[2] / 2), dtype="f4")
+
+
+def _echo(rng, head, size):
+    """What the scanner shows along its beams: grey values (range, y slope, x slope) in [0, 255], float32."""
+    width = np.array((1, *(2 * SLOPES))) * (FETAL_HEAD_VIEW[0], *[APEX + FETAL_HEAD_VIEW[0] / 2] * 2)  # at mid-depth
+    shape = tuple(np.minimum(size, np.ceil(2 * width / PSF)).astype(int))  # finer sampling would show nothing more
+    pitch = width / (np.array(shape) - 1)
+    step = float(pitch[0])
+    points = _along_beams(shape)
+    q = into_frame(points, head.centre, head.axes)
+    r = head.radii
+    sides = np.stack((q[0], np.abs(q[1]), q[2]))  # left and right in one go
+
+    def facing(distance):
+        """Cosine between beam and surface: a mirror-like wall answers only where the beam meets it squarely."""
+        return np.abs(np.gradient(distance, step, axis=0))
+
+    def wall(distance, width):
+        """Soft sheet of a thickness that the sampling can hold."""
+        width = max(width, 0.6 * step)
+        return np.exp(-0.5 * (distance / np.float32(width)) ** 2), width * np.sqrt(2 * np.pi)
+
+    # Scatterers in dB: tissue around a cavity of amniotic fluid, the fetus in it
+    tissue, brain, soft = rng.uniform((-24, -31, -24), (-17, -23, -18))
+    cavity = ellipsoid(q, rng.uniform(-12, 12, 3), r * (1.2, 1.25, 1.3) + rng.uniform(0, 12, 3))
+    db = np.where(cavity < 0, np.float32(-50), np.float32(tissue)) + 4 * smooth_field(rng, shape, 9)
+    torso = ellipsoid(q, (-0.2, 0, -2.35) * r, (0.75, 0.95, 1.15) * r)
+    db[torso < 0] = soft
+    mirror, _ = wall(cavity, 0.8)
+    mirror *= 0.25 * facing(cavity)
+    loss = np.zeros(shape, np.float32)  # dB/mm
+    bones = [ellipsoid(q, (-0.5, 0, -2.2) * r, (0.1, 0.1, 1.2) * r)]  # spine
+    for _ in range(2):  # limbs, near the head and on the probe's side as often as not
+        turn = Rotation.from_quat(rng.normal(size=4)).as_matrix()
+        away = rng.normal(size=3)
+        limb = (turn, away / np.linalg.norm(away) * (r + 14))
+        length = rng.uniform(18, 28)
+        db[ellipsoid(q, limb[1], (8, 9, length), turn) < 0] = soft
+        bones.append(ellipsoid(q, limb[1], (2, 2.5, length - 5), turn))
+
+    # The head replaces whatever it overlaps
+    skull = _skull_distance(q, head)
+    whole = _head_distance(q, head, skull)
+    db[whole < 0] = soft - 2
+    inside = skull < -1
+    db[inside] = brain
+    db[inside & (ellipsoid(q, (-0.5, 0, -0.5) * r, (0.3, 0.5, 0.25) * r) < 0)] = brain + 6  # cerebellum
+    db[inside & (ellipsoid(sides, (-0.1, 0.3, 0.15) * r, (0.5, 0.2, 0.24) * r) < 0)] = -48  # ventricles
+    db[inside & (ellipsoid(sides, (-0.15, 0.28, 0.1) * r, (0.25, 0.09, 0.11) * r) < 0)] = brain + 10  # choroid plexus
+    db[ellipsoid(sides, (0.78, 0.36, -0.62) * r, (0.15, 0.2, 0.17) * r) < 0] = -46  # eyes
+    midline, _ = wall(q[1], 0.7)
+    scalp, _ = wall(whole, 0.8)
+    mirror = np.where(whole < 0, 0, mirror) + 0.12 * scalp * facing(whole)
+    mirror += 0.2 * midline * (inside & (q[2] > -0.3 * r[2]))
+    # Bone is bright, and dark behind; sutures and fontanelles let sound through; no vault towards face and neck
+    vault = 1 / (1 + np.exp(-8 * (q[2] / r[2] + 0.35 - 0.4 * q[0] / r[0])))
+    density = np.clip(1 + 0.6 * smooth_field(rng, shape, 6), 0.1, 2) * vault
+    shell, mass = wall(skull + 1, 0.8)
+    mirror += 1.2 * shell * density * facing(skull) ** 2
+    loss += shell * density * np.float32(15 / mass)
+    jaws = ellipsoid(q, (0.6, 0, -0.85) * r, (0.22, 0.38, 0.2) * r)
+    maxilla, mass = wall(jaws, 1.2)
+    mirror += 0.4 * maxilla * facing(jaws)
+    loss += maxilla * np.float32(6 / mass)
+    for bone in bones:
+        outside = (bone < 0) & (whole > 0)
+        mirror += 0.8 * outside
+        loss += 4.0 * outside
+
+    # Sound weakens on its way; the time gain gives most of it back, except to shadows
+    passed = np.cumsum(loss, 0) * np.float32(step) - loss * np.float32(step)
+    passed += np.linspace(0, rng.uniform(5, 13), shape[0], dtype=np.float32)[:, None, None]
+    psf = np.maximum(PSF / pitch, 0.5)
+    echo = np.abs(speckle(rng, 10 ** (db / 20), psf) + mirror) * 10 ** (-passed / 20)
+    echo += np.float32(10 ** (-62 / 20))  # the receiver's noise
+    return np.clip(255 * (1 + 20 * np.log10(echo) / DYNAMIC_RANGE), 0, 255).astype(np.float32)
+
+
+def write_fetal_heads(directory, size=(97, 64, 110), cases=(50, 50), seed=0):
+    """Writes a Medical Segmentation Decathlon folder of `fetal_head` volumes, or finds it written already.
+
+    `imagesTr`, `labelsTr`, `imagesTs`, `labelsTs` hold `head_000.nii.gz` and on; a case's number is part of its seed,
+    so no test case repeats a training case. The folder appears under its name only when it is complete.
+
+    Args:
+      directory: folder to make; its parents are made too.
+      size: voxels along (z, y, x).
+      cases: number of (training, test) cases; the paper has 50 and 50.
+      seed: integer.
+
+    Returns:
+      The folder, a `Path`.
+
+    Raises:
+      UserError: the folder exists and holds something else.
+    """
+    directory = Path(directory)
+    settings = {"size": [int(n) for n in size], "cases": [int(n) for n in cases], "seed": int(seed)}
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        found = _recorded_settings(directory)
+        if found != settings:
+            raise UserError(
+                f"{directory}: holds {f'phantoms with {found}' if found else 'other files'}, asked for were phantoms "
+                f"with {settings}; name another folder or remove this one."
+            )
+        return directory
+
+    with replacing(directory) as unfinished:
+        unfinished.mkdir()
+        _write_cases(unfinished, settings)
+    return directory
+
+
+def _write_cases(folder, settings):
+    entries = {"Tr": [], "Ts": []}
+    for part in entries:
+        (folder / f"images{part}").mkdir()
+        (folder / f"labels{part}").mkdir()
+    train, test = settings["cases"]
+    for number in range(train + test):
+        part = "Tr" if number < train else "Ts"
+        name = f"head_{number:03d}.nii.gz"
+        image, label, spacing = fetal_head(settings["size"], (settings["seed"], number))
+        for kind, voxels in (("images", np.rint(image).astype(np.uint8)), ("labels", label)):
+            volume = sitk.GetImageFromArray(voxels)
+            volume.SetSpacing(spacing[::-1])  # SimpleITK counts (x, y, z)
+            images.write(volume, folder / f"{kind}{part}" / name)
+        entries[part].append(name)
+        logging.info("phantom %d of %d: %s", number + 1, train + test, name)
+    description = {
+        "name": "fetal head phantoms",
+        "description": "made-up 3D ultrasound of the whole fetal head, exact truth",
+        "tensorImageSize": "3D",
+        "modality": {"0": "US"},
+        "labels": {"0": "background", "1": "head"},
+        "numTraining": train,
+        "numTest": test,
+        "training": [{"image": f"./imagesTr/{name}", "label": f"./labelsTr/{name}"} for name in entries["Tr"]],
+        "test": [f"./imagesTs/{name}" for name in entries["Ts"]],
+        "phantom": settings,
+    }
+    (folder / "dataset.json").write_text(json.dumps(description, indent=2) + "\n")
+
+
+def _recorded_settings(folder):
+    try:
+        return json.loads((folder / "dataset.json").read_text()).get("phantom")
+    except (OSError, ValueError, AttributeError):
+        return None

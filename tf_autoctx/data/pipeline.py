@@ -1,0 +1,85 @@
+"""From cached cases to batches, in TensorFlow ops alone.
+
+A case is decoded once into a folder of serialized tensors. The order of samples and every random number follow from
+(seed, index of the sample) alone, so a run that resumes at step n sees what an unbroken run sees there, and n workers
+together see what one sees with n times the batch.
+"""
+
+import numpy as np
+import tensorflow as tf
+
+from tf_autoctx.errors import UserError
+from tf_autoctx.files import replacing
+
+DTYPES = {"image": tf.float32, "label": tf.uint8, "context": tf.float32}
+
+
+def store(path, tensor):
+    """Writes one tensor of a case to `path`; a file is there whole or not at all."""
+    with replacing(path) as partial:
+        partial.write_bytes(tf.io.serialize_tensor(tensor).numpy())
+
+
+def stored(path, kind):
+    """The tensor (depth, height, width, 1) of a `kind` of `DTYPES` at `path`, in eager or graph mode."""
+    tensor = tf.io.parse_tensor(tf.io.read_file(path), DTYPES[kind])
+    return tf.ensure_shape(tensor, [None, None, None, 1])
+
+
+def sample(files):
+    """One sample from {"image": path, "label": path, "context": path, or "" for zeros}."""
+    loaded = {kind: stored(path, kind) for kind, path in files.items() if kind != "context"}
+    context = tf.cond(files["context"] == "", lambda: tf.zeros_like(loaded["image"]), lambda: stored(files["context"], "context"))
+    return {**loaded, "context": tf.ensure_shape(context, [None, None, None, 1])}
+
+
+def training(files, augment, *, seed, first_step, steps, batch_size, replicas, worker=0, workers=1):
+    """Batches of the steps `first_step` .. `steps`.
+
+    Every epoch is a new permutation of the cases; step n takes samples n * batch_size * replicas and on.
+
+    Args:
+      files: {"image": [path, ...], "label": [...], "context": [...]}, one entry a case, see `sample`.
+      augment: (sample, seed of shape (2,)) -> sample.
+      seed: integer.
+      batch_size: samples per replica. Above 1, all samples must have one shape.
+      replicas: replicas of all workers together; worker: which part of the samples is this process's.
+
+    Returns:
+      tf.data.Dataset of dicts of (batch_size, *spatial, channels) tensors, one element a replica and step.
+    """
+    cases, per_step = len(files["image"]), batch_size * replicas
+    columns = {kind: tf.constant(paths) for kind, paths in files.items()}
+    index = np.arange(first_step * per_step, steps * per_step).reshape(-1, workers, per_step // workers)[:, worker].ravel()
+
+    def prepare(number):
+        epoch, place = number // cases, number % cases
+        order = tf.random.experimental.stateless_shuffle(tf.range(cases), [seed, epoch])
+        drawn = sample({kind: paths[order[tf.cast(place, tf.int32)]] for kind, paths in columns.items()})
+        return augment(drawn, tf.stack([tf.constant(seed, tf.int64), number]))
+
+    samples = tf.data.Dataset.from_tensor_slices(index.astype(np.int64)).map(prepare, num_parallel_calls=tf.data.AUTOTUNE)
+    return samples.batch(batch_size, drop_remainder=True).prefetch(4)
+
+
+def random_patch(sample, seed, size):
+    """A patch of spatial `size` (3 integers; None keeps an axis) at a random place, the same in all tensors."""
+    whole = tf.shape(sample["image"])[:3]
+    edges = tf.stack([whole[axis] if edge is None else edge for axis, edge in enumerate(size)])
+    corner = tf.random.stateless_uniform([3], seed, 0, tf.int32.max, tf.int32) % (whole - edges + 1)
+    cut = {k: tf.slice(v, tf.concat([corner, [0]], 0), tf.concat([edges, [1]], 0)) for k, v in sample.items()}
+    return {k: tf.ensure_shape(v, [*size, 1]) for k, v in cut.items()}
+
+
+def require_one_shape(shapes, batch_size):
+    """Refuses a batch of samples that do not stack.
+
+    Raises:
+      UserError: batch_size above 1 and more than one shape.
+    """
+    if batch_size > 1 and len(set(shapes)) > 1:
+        a, b = sorted(set(shapes))[:2]
+        raise UserError(
+            f"--batch_size={batch_size}: training volumes have different sizes, such as {a} and {b}; use --batch_size=1 (per "
+            "replica) or volumes of one size."
+        )

@@ -1,0 +1,28 @@
+"""How a user's mistake reaches the user: one sentence, exit code 1, no traceback."""
+
+import errno
+import functools
+import sys
+
+
+class UserError(Exception):
+    """Bad input. The message is one sentence: the file or flag, what was found, what was expected."""
+
+
+def in_one_sentence(main):
+    """Wraps a script's `main`: a `UserError` or a full disk is printed as one sentence and exits with code 1."""
+
+    @functools.wraps(main)
+    def wrapped(argv):
+        try:
+            return main(argv)
+        except UserError as error:
+            message = str(error)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            message = f"{error.filename or 'output folder'}: no disk space is left; free some and run again to go on."
+        print(f"error: {message}", file=sys.stderr)
+        sys.exit(1)
+
+    return wrapped

@@ -1,0 +1,31 @@
+"""Kinds of absl flags that absl lacks."""
+
+from absl import flags
+
+
+class _Integers(flags.ArgumentParser):
+    """Parses 1,2,3 (or a list of numbers) into a list of integers of 0 and more."""
+
+    syntactic_help = "integers separated by commas, such as 1,2,3"
+
+    def parse(self, argument):
+        words = argument.split(",") if isinstance(argument, str) else [str(word) for word in argument]
+        if not all(word.strip().isdecimal() for word in words):
+            raise ValueError(f"expected {self.syntactic_help}")
+        return [int(word) for word in words]
+
+    def flag_type(self):
+        return "comma separated integers"
+
+
+class _Serializer(flags.ArgumentSerializer):
+    def serialize(self, value):
+        return ",".join(map(str, value))
+
+
+def define_integers(name, default, help_text, length=None):
+    """Defines a flag whose value is a list of integers (None where the default is); `length` of them if given."""
+    flags.DEFINE(_Integers(), name, default, help_text, serializer=_Serializer())
+    flags.declare_key_flag(name)
+    if length is not None:
+        flags.register_validator(name, lambda value: len(value) == length, f"expected {length} integers separated by commas")

@@ -1,0 +1,137 @@
+"""Losses from logits: one float32 value per sample, so that any number of replicas sums the same gradient."""
+
+import keras
+from keras import ops
+
+
+def cross_entropy(labels, logits, class_weights=None):
+    """Mean voxel-wise cross entropy of each sample.
+
+    Args:
+      labels: (batch, *spatial, 1) integer.
+      logits: (batch, *spatial, classes).
+      class_weights: (batch, classes), weight of a voxel by its true class; None: 1.
+
+    Returns:
+      (batch,) float32.
+    """
+    truth = one_hot(labels, logits)
+    losses = -truth * ops.log_softmax(ops.cast(logits, "float32"), axis=-1)
+    if class_weights is not None:
+        losses = losses * _beside_voxels(class_weights, losses)
+    return ops.mean(ops.sum(losses, axis=-1), axis=_spatial(logits))
+
+
+def one_hot(labels, logits):
+    """Labels (batch, *spatial, 1) as float32 (batch, *spatial, classes of the logits)."""
+    return ops.one_hot(ops.cast(labels[..., 0], "int32"), logits.shape[-1], dtype="float32")
+
+
+def l2(model):
+    """Sum of squared convolution kernels: the term after lambda in Yang et al. 2019, equation 2. Scalar, float32."""
+    return sum(ops.sum(ops.square(ops.cast(w, "float32"))) for w in model.trainable_weights if w.path.endswith("/kernel"))
+
+
+class DeepSupervisedCrossEntropy(keras.losses.Loss):
+    r"""Cross entropy of the main answer plus that of every side branch (Yang et al. 2019, equation 2, without its L2).
+
+    L = L(X, Y) + \sum_m L_m(X, S_m(Y)), where S_m shrinks the labels to 1/2 and 1/4 by taking every 2nd and 4th voxel: they
+    stay integers, and the scales stay aligned because padding is at the high ends only.
+
+    call: y_true (batch, *spatial, 1) integer; y_pred {"logits": (batch, *spatial, classes), and, where supervised,
+    "logits_half": (batch, *ceil(spatial / 2), classes), "logits_quarter": likewise} -> (batch,) float32.
+    """
+
+    STRIDES = {"logits": 1, "logits_half": 2, "logits_quarter": 4}
+
+    def __init__(self, name="deep_supervised_cross_entropy"):
+        super().__init__(name=name, reduction=None)
+
+    def call(self, y_true, y_pred):
+        total = 0.0
+        for name, logits in y_pred.items():
+            every = slice(None, None, self.STRIDES[name])
+            total += cross_entropy(y_true[(slice(None), *(every for _ in _spatial(logits)))], logits)
+        return total
+
+
+class DiceLoss(keras.losses.Loss):
+    r"""Soft Dice averaged over classes (Roth et al. 2018, equation 1), from logits.
+
+    L = -\frac{1}{K} \sum_k \frac{2 \sum_i p_{ik} l_{ik} + \epsilon}{\sum_i p_{ik} + \sum_i l_{ik} + \epsilon}
+
+    A class absent from both prediction and truth counts as a perfect 1, not as 0/0 (epsilon 1e-5).
+
+    call: y_true (batch, *spatial, 1) integer, y_pred (batch, *spatial, classes) logits -> (batch,) in [-1, 0], float32.
+    """
+
+    def __init__(self, name="dice", epsilon=1e-5):
+        super().__init__(name=name, reduction=None)
+        self.epsilon = epsilon
+
+    def call(self, y_true, y_pred):
+        p, truth, axes = ops.softmax(ops.cast(y_pred, "float32"), axis=-1), one_hot(y_true, y_pred), _spatial(y_pred)
+        overlap = 2 * ops.sum(p * truth, axis=axes) + self.epsilon
+        return -ops.mean(overlap / (ops.sum(p, axis=axes) + ops.sum(truth, axis=axes) + self.epsilon), axis=-1)
+
+
+class HybridLoss(keras.losses.Loss):
+    r"""Dice plus class-weighted cross entropy, deeply supervised: the segmentor's loss of the renderer system.
+
+    L = w_D \sum_a d_a D(p_a, l) + \sum_a c_a C(p_a, l), over the main answer and both side branches, where
+    D = -\sum_k \frac{2 \sum_i p_{ik} l_{ik}}{\sum_i p_{ik}^2 + \sum_i l_{ik}^2} and C is the mean cross entropy with each
+    voxel weighted by 1 - the share of its true class. (Yang et al. 2018, section 2.2; weights of the authors' code.)
+
+    The authors clip probabilities at 0.005 before the log, which also stops the gradient of the worst voxels; the log
+    softmax needs no clipping. An epsilon of 1e-5 keeps the Dice of an absent class finite (absent from both: 1).
+
+    call: y_true (batch, *spatial, 1) integer; y_pred {"logits", "aux1", "aux2"}: logits (batch, *spatial, classes), all of
+    the image's size -> (batch,) float32.
+    """
+
+    DICE_WEIGHTS = {"logits": 1.0, "aux1": 0.4, "aux2": 0.8}
+    CROSS_ENTROPY_WEIGHTS = {"logits": 1.0, "aux1": 0.6, "aux2": 0.9}
+
+    def __init__(self, dice_weight=100.0, name="hybrid", epsilon=1e-5):
+        super().__init__(name=name, reduction=None)
+        self.dice_weight, self.epsilon = dice_weight, epsilon
+
+    def call(self, y_true, y_pred):
+        total = 0.0
+        for name, logits in y_pred.items():
+            truth, axes = one_hot(y_true, logits), _spatial(logits)
+            p = ops.softmax(ops.cast(logits, "float32"), axis=-1)
+            overlap = 2 * ops.sum(p * truth, axis=axes) + self.epsilon
+            size = ops.sum(ops.square(p), axis=axes) + ops.sum(truth, axis=axes) + self.epsilon
+            share = ops.mean(truth, axis=axes)
+            total += self.dice_weight * self.DICE_WEIGHTS[name] * -ops.sum(overlap / size, axis=-1)
+            total += self.CROSS_ENTROPY_WEIGHTS[name] * cross_entropy(y_true, logits, 1 - share)
+        return total
+
+
+def generator_adversarial(fake_logits):
+    """What a generator pays for a fake that is recognised: sigmoid cross entropy against "real".
+
+    Args: fake_logits (batch, 1), a discriminator's linear unit. Returns (batch,) float32.
+    """
+    return ops.softplus(-ops.cast(fake_logits, "float32"))[..., 0]
+
+
+def discriminator_adversarial(real_logits, fake_logits):
+    """Sigmoid cross entropy of a discriminator: real wants 1, fake wants 0.
+
+    Args: real_logits, fake_logits (batch, 1). Returns (batch,) float32.
+    """
+    return ops.softplus(-ops.cast(real_logits, "float32"))[..., 0] + ops.softplus(ops.cast(fake_logits, "float32"))[..., 0]
+
+
+def _spatial(x):
+    """Spatial axes of a channels-last tensor."""
+    return tuple(range(1, len(x.shape) - 1))
+
+
+def _beside_voxels(per_class, voxels):
+    """(batch, classes) broadcast against (batch, *spatial, classes)."""
+    for axis in _spatial(voxels):
+        per_class = ops.expand_dims(per_class, axis)
+    return per_class

@@ -1,0 +1,74 @@
+"""Checkpoints that a killed run goes on from."""
+
+import json
+import pathlib
+
+import tensorflow as tf
+from absl import logging
+
+from tf_autoctx.errors import UserError
+
+
+class _State(tf.train.experimental.PythonState):
+    """A JSON value inside a checkpoint."""
+
+    def __init__(self, value):
+        self.value = value
+
+    def serialize(self):
+        return json.dumps(self.value)
+
+    def deserialize(self, string):
+        self.value = json.loads(string)
+
+
+class Checkpoints:
+    """The last two checkpoints of a stage and the best one: every network, every optimizer, and the loop's own state.
+
+    Attributes:
+      directory: holds `last/` and `best/`.
+    """
+
+    def __init__(self, directory, networks, optimizers, *, writes=True):
+        """`networks` and `optimizers` are dicts; only a process that `writes` saves (all must be able to read)."""
+        self.directory = pathlib.Path(directory)
+        self._state, self._writes = _State({}), writes
+        checkpoint = tf.train.Checkpoint(
+            networks=tf.train.Checkpoint(**networks), optimizers=tf.train.Checkpoint(**optimizers), state=self._state
+        )
+        self._checkpoint = checkpoint
+        self._last = tf.train.CheckpointManager(checkpoint, str(self.directory / "last"), max_to_keep=2, checkpoint_name="step")
+        self._best = tf.train.CheckpointManager(checkpoint, str(self.directory / "best"), max_to_keep=1, checkpoint_name="step")
+
+    def save(self, state, *, best=False):
+        """Saves everything with `state` (JSON-like, with "step"); as the best so far too if `best`."""
+        self._state.value = state
+        for manager in (self._best, self._last) if best else (self._last,):
+            if self._writes:
+                manager.save(checkpoint_number=state["step"])
+
+    def restore(self):
+        """Restores the newest checkpoint that can be read, and returns its state; None where there is none.
+
+        Raises:
+          UserError: there are checkpoints, and none can be read.
+        """
+        return self._restore(self._last)
+
+    def restore_best(self):
+        """As `restore`, of the best checkpoint."""
+        return self._restore(self._best)
+
+    def _restore(self, manager):
+        for path in reversed(manager.checkpoints):
+            try:
+                self._checkpoint.restore(path).assert_existing_objects_matched()
+                return self._state.value
+            except (tf.errors.OpError, AssertionError, ValueError) as error:
+                logging.warning("%s: this checkpoint is damaged (%s); going back to the one before.", path, type(error).__name__)
+        if manager.checkpoints:
+            raise UserError(
+                f"{manager.directory}: none of its {len(manager.checkpoints)} checkpoints can be read; delete the folder "
+                f"{self.directory} to train this part again."
+            )
+        return None

@@ -1,0 +1,61 @@
+"""Strategy, precision and seeds: what is set once, before the first model."""
+
+import os
+import re
+
+import keras
+import tensorflow as tf
+from absl import logging
+
+from tf_autoctx.errors import UserError
+
+
+def strategy(name):
+    """A `tf.distribute` strategy for `--strategy`.
+
+    "auto" is "multi_worker" where TF_CONFIG names a cluster, "mirrored" where there is more than one GPU, else "single".
+
+    Raises:
+      UserError: "multi_worker" without TF_CONFIG.
+    """
+    gpus = tf.config.list_logical_devices("GPU") if name != "multi_worker" and "TF_CONFIG" not in os.environ else []
+    if name == "auto":
+        name = "multi_worker" if "TF_CONFIG" in os.environ else "mirrored" if len(gpus) > 1 else "single"
+    if name == "multi_worker":
+        if "TF_CONFIG" not in os.environ:
+            raise UserError(
+                '--strategy=multi_worker: TF_CONFIG is not set; expected {"cluster": {"worker": ["host:port", ...]}, '
+                '"task": {"type": "worker", "index": 0}}.'
+            )
+        return tf.distribute.MultiWorkerMirroredStrategy()
+    if name == "mirrored":
+        devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
+        return tf.distribute.MirroredStrategy([device.name for device in devices])
+    return tf.distribute.get_strategy()
+
+
+def is_chief():
+    """Whether this process writes the run folder: the first worker, or the only process."""
+    return tf.distribute.cluster_resolver.TFConfigClusterResolver().task_id in (None, 0)
+
+
+def has_bfloat16():
+    """Whether the first GPU (compute capability 8 on) or else the CPU (AVX-512 BF16, AMX) multiplies in bfloat16."""
+    gpus = tf.config.list_physical_devices("GPU")
+    if gpus:
+        return tf.config.experimental.get_device_details(gpus[0]).get("compute_capability", (0, 0)) >= (8, 0)
+    try:
+        with open("/proc/cpuinfo") as file:
+            return re.search(r"\b(avx512_bf16|amx_bf16)\b", file.read()) is not None
+    except OSError:
+        return False
+
+
+def set_up(precision, seed):
+    """Sets the Keras dtype policy, seeds every generator, and returns the policy's name for `--precision`."""
+    if precision == "auto":
+        precision = "mixed_bfloat16" if has_bfloat16() else "float32"
+    keras.config.set_dtype_policy(precision)
+    keras.utils.set_random_seed(seed)
+    logging.info("precision %s", precision)
+    return precision

@@ -1,0 +1,42 @@
+"""Flags that every training script has, under the same names, and presets that fill in what the user left open."""
+
+import dataclasses
+
+from absl import flags
+
+from tf_autoctx import flag_types
+
+flags.DEFINE_string("data_dir", "", "Your data: a Decathlon or nnU-Net folder, or a CSV of image,label,split[,group]. Empty: phantoms.")
+flag_types.define_integers("foreground", None, "Label values that make up the object, such as 1,2. Default: every non-zero one.")
+flags.DEFINE_float("validation_fraction", 0.2, "Share of the training cases that choose the best checkpoint.", 0.0, 0.9)
+flags.DEFINE_integer("seed", 0, "Of splits, phantoms, weights, sample order and augmentation.", 0)
+flags.DEFINE_integer("steps", None, "Optimizer steps per level or stage.", 1)
+flags.DEFINE_integer("samples_per_epoch", None, "Samples between two validations.", 1)
+flags.DEFINE_integer("checkpoint_steps", 100, "Steps between two checkpoints within an epoch.", 1)
+flags.DEFINE_integer("batch_size", 1, "Samples per replica.", 1)
+flags.DEFINE_float("learning_rate", None, "Of Adam, at the start.", 0.0)
+flags.DEFINE_enum("learning_rate_decay", None, ["constant", "polynomial"], "polynomial falls to 0 at the last step.")
+flags.DEFINE_float("beta_1", 0.9, "Adam's momentum.", 0.0, 1.0)
+flags.DEFINE_integer("patience", 0, "Epochs without a better validation score after which training stops; 0: never.", 0)
+flags.DEFINE_enum("strategy", "auto", ["auto", "single", "mirrored", "multi_worker"], "tf.distribute strategy.")
+flags.DEFINE_enum("precision", "auto", ["auto", "float32", "mixed_bfloat16", "mixed_float16"], "auto: bfloat16 where the hardware has it.")
+
+# A run folder may be opened again with other values of these: they do not change what is trained.
+FREE = ("work_dir", "data_dir", "level", "strategy", "checkpoint_steps", "preset")
+
+
+def fill_in(preset):
+    """Sets the flags of `preset` ({name: value}) that the command line leaves open."""
+    for name, value in preset.items():
+        flags.FLAGS.set_default(name, value)
+
+
+def as_fields(kind):
+    """An instance of the dataclass `kind`, each field from the flag of its name."""
+    return kind(**{field.name: flags.FLAGS[field.name].value for field in dataclasses.fields(kind)})
+
+
+def values(script):
+    """{name: value} of the flags that belong to the training script and of those above: what config.json records."""
+    known = flags.FLAGS.flags_by_module_dict()
+    return {flag.name: flag.value for module in (script, __name__) for flag in known.get(module, ())}

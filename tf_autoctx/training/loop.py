@@ -1,0 +1,173 @@
+"""The one training loop, for any system and any strategy."""
+
+import dataclasses
+import math
+import pathlib
+import time
+import types
+from collections.abc import Callable
+
+import keras
+import tensorflow as tf
+
+from tf_autoctx.errors import UserError
+from tf_autoctx.training.checkpoints import Checkpoints
+from tf_autoctx.training.devices import is_chief
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """The flags of the same names, see `flags.py`."""
+
+    seed: int
+    steps: int
+    samples_per_epoch: int
+    checkpoint_steps: int
+    batch_size: int
+    learning_rate: float
+    learning_rate_decay: str
+    beta_1: float
+    patience: int
+
+
+@dataclasses.dataclass
+class Stage:
+    """What a system hands to the loop.
+
+    Attributes:
+      name: for messages, such as "level_1".
+      networks: {name: keras.Model}, all that is saved.
+      optimizers: {name: optimizer}, already built; the first one's learning rate is logged.
+      step: batch -> {name: scalar}; runs on a replica, applies its updates (see `minimize`) and returns what to log, "loss"
+        among it.
+      batches: (first_step, input context of `tf.distribute`) -> tf.data.Dataset of batches, one a replica and step.
+      validate: () -> {"DSC": ..., ...}, or None; the DSC chooses the best checkpoint.
+    """
+
+    name: str
+    networks: dict[str, keras.Model]
+    optimizers: dict[str, keras.optimizers.Optimizer]
+    step: Callable
+    batches: Callable
+    validate: Callable | None
+
+
+def minimize(optimizer, variables, losses):
+    """One update under any strategy and precision.
+
+    Args:
+      optimizer: Keras optimizer; a `LossScaleOptimizer` scales the loss.
+      variables: list of trainable variables.
+      losses: () -> (batch,) float32, this replica's loss of each of its samples.
+
+    Returns:
+      Mean loss of this replica, scalar float32.
+    """
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        for variable in variables:
+            tape.watch(variable.value)
+        loss = tf.reduce_mean(losses())
+        # Keras sums the gradients of all replicas.
+        scaled = optimizer.scale_loss(loss / tf.distribute.get_strategy().num_replicas_in_sync)
+    optimizer.apply(tape.gradient(scaled, [variable.value for variable in variables]), variables)
+    return loss
+
+
+def adam(settings, variables):
+    """Adam with a constant or a linearly falling learning rate, built, with loss scaling under mixed float16."""
+    learning_rate = settings.learning_rate
+    if settings.learning_rate_decay == "polynomial":
+        learning_rate = keras.optimizers.schedules.PolynomialDecay(learning_rate, settings.steps, end_learning_rate=0.0)
+    optimizer = keras.optimizers.Adam(learning_rate, beta_1=settings.beta_1)
+    if keras.config.dtype_policy().name == "mixed_float16":
+        optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+    optimizer.build(variables)
+    return optimizer
+
+
+def fit(stage, directory, strategy, settings):
+    """Trains a stage for its steps, or goes on where a killed run stopped; its networks end with the best weights.
+
+    An epoch is `samples_per_epoch` samples. After each the stage is validated and everything is saved; in between a
+    checkpoint is saved every `checkpoint_steps`. The history of all epochs is in the checkpoint: a resumed run shows it again
+    to the callbacks that remember something (CSV log, early stopping), so that they are where they were.
+
+    Args:
+      stage: a `Stage`, made under `strategy.scope()`.
+      directory: gets last/, best/ (checkpoints), history.csv and tensorboard/.
+      strategy: `tf.distribute` strategy.
+      settings: `Settings`.
+
+    Returns:
+      History, a list of dicts, one an epoch.
+
+    Raises:
+      UserError: the loss is no longer finite; no checkpoint can be read.
+    """
+    directory = pathlib.Path(directory)
+    chief = is_chief()
+    checkpoints = Checkpoints(directory, stage.networks, stage.optimizers, writes=chief)
+    state = checkpoints.restore() or {"step": 0, "history": [], "sums": {}}
+    step, history, sums = state["step"], state["history"], state["sums"]
+    epoch_steps = math.ceil(settings.samples_per_epoch / (settings.batch_size * strategy.num_replicas_in_sync))
+
+    reported = types.SimpleNamespace(stop_training=False, optimizer=next(iter(stage.optimizers.values())))
+    remembering = [keras.callbacks.EarlyStopping("val_DSC", mode="max", patience=settings.patience)] if settings.patience else []
+    live = []
+    if chief:
+        directory.mkdir(parents=True, exist_ok=True)
+        remembering.append(keras.callbacks.CSVLogger(directory / "history.csv"))
+        live = [keras.callbacks.ProgbarLogger(), keras.callbacks.TensorBoard(directory / "tensorboard", write_graph=False)]
+    params = {"verbose": 1, "epochs": math.ceil(settings.steps / epoch_steps), "steps": epoch_steps}
+    past = keras.callbacks.CallbackList(remembering, model=reported, **params)
+    present = keras.callbacks.CallbackList(live, model=reported, **params)
+
+    # XLA pays on GPUs, and only where no new shape makes it compile again; on CPUs its 3D convolutions are far slower.
+    element = stage.batches(0, tf.distribute.InputContext(num_replicas_in_sync=strategy.num_replicas_in_sync)).element_spec
+    static = all(spec.shape.is_fully_defined() for spec in tf.nest.flatten(element))
+
+    @tf.function(jit_compile=True if static and tf.config.list_logical_devices("GPU") else None)
+    def train(batch):
+        logs = strategy.run(stage.step, args=(batch,))
+        return {name: strategy.reduce("MEAN", value, axis=None) for name, value in logs.items()}
+
+    batches = iter(strategy.distribute_datasets_from_function(lambda context: stage.batches(step, context)))
+    past.on_train_begin()
+    for epoch, logs in enumerate(history):
+        past.on_epoch_end(epoch, logs)
+    present.on_train_begin()
+    while step < settings.steps and not reported.stop_training:
+        epoch = step // epoch_steps
+        end = min((epoch + 1) * epoch_steps, settings.steps)
+        present.on_epoch_begin(epoch)
+        while step < end:
+            begin = time.perf_counter()
+            batch = next(batches)
+            waited = time.perf_counter() - begin
+            logs = {name: float(value) for name, value in train(batch).items()}
+            if not math.isfinite(logs["loss"]):
+                raise UserError(
+                    f"{directory}: the loss became {logs['loss']} at step {step + 1}; the last good checkpoint is kept. Try a "
+                    "lower --learning_rate or --precision=float32 in another --work_dir."
+                )
+            logs |= {"seconds_per_step": time.perf_counter() - begin, "seconds_waiting_for_data": waited}
+            sums = {name: sums.get(name, 0.0) + value for name, value in logs.items()}
+            step += 1
+            done = step - epoch * epoch_steps
+            present.on_train_batch_end(done - 1, {"loss": sums["loss"] / done})
+            if step % settings.checkpoint_steps == 0 and step < end:
+                checkpoints.save({"step": step, "history": history, "sums": sums})
+
+        logs = {name: value / done for name, value in sums.items()}
+        best = True
+        if stage.validate:
+            logs |= {f"val_{name}": value for name, value in stage.validate().items()}
+            best = all(logs["val_DSC"] > past_logs["val_DSC"] for past_logs in history)
+        history, sums = [*history, logs], {}
+        checkpoints.save({"step": step, "history": history, "sums": sums}, best=best)
+        past.on_epoch_end(epoch, logs)
+        present.on_epoch_end(epoch, logs)
+    past.on_train_end()
+    present.on_train_end()
+    checkpoints.restore_best()
+    return history

@@ -1,0 +1,85 @@
+"""The run folder: one folder a run, whose config.json says how it was made."""
+
+import importlib.metadata
+import json
+import pathlib
+import platform
+import subprocess
+
+from tf_autoctx.errors import UserError
+from tf_autoctx.files import replacing
+from tf_autoctx.training.flags import FREE
+
+PACKAGES = ("tensorflow", "keras", "numpy", "scipy", "SimpleITK")
+
+
+def open_run(directory, system, flags, fingerprint):
+    """Opens the run folder `directory`, or makes it.
+
+    Args:
+      directory: path.
+      system: name of a module of `tf_autoctx.systems`.
+      flags: {name: value} of every flag.
+      fingerprint: of the data set.
+
+    Returns:
+      pathlib.Path of the folder; config.json is written.
+
+    Raises:
+      UserError: the folder holds a run of another system, other flags or other data (those of `FREE` may differ).
+    """
+    run = pathlib.Path(directory)
+    config = {
+        "system": system,
+        "flags": flags,
+        "data_fingerprint": fingerprint,
+        "seed": flags["seed"],
+        "git_revision": _git_revision(),
+        "versions": {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in PACKAGES}},
+    }
+    if (run / "config.json").exists():
+        before = load_config(run)
+        differences = [
+            f"--{name} {before['flags'].get(name)!r} (now {value!r})"
+            for name, value in json.loads(json.dumps(flags)).items()
+            if name not in FREE and before["flags"].get(name) != value
+        ]
+        if before["system"] != system:
+            differences = [f"system {before['system']} (now {system})"]
+        elif before["data_fingerprint"] != fingerprint:
+            differences.append("other data")
+        if differences:
+            raise UserError(
+                f"{run}: this run folder was made with {', '.join(differences)}; give the same flags to go on with it, or "
+                "another --work_dir."
+            )
+    with replacing(run / "config.json") as path:
+        path.write_text(json.dumps(config, indent=1) + "\n")
+    return run
+
+
+def load_config(directory):
+    """config.json of a run folder.
+
+    Raises:
+      UserError: no such file, or not one of ours.
+    """
+    path = pathlib.Path(directory) / "config.json"
+    try:
+        config = json.loads(path.read_text())
+        config["system"], config["flags"], config["data_fingerprint"]
+    except FileNotFoundError as error:
+        raise UserError(f"{directory}: no config.json; expected a run folder of a training script.") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: not a run's configuration; expected JSON with system, flags and data_fingerprint.") from error
+    return config
+
+
+def _git_revision():
+    """Revision of the source tree, None outside git."""
+    here = pathlib.Path(__file__).parent
+    git = ["git", "-C", str(here), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
