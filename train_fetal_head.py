@@ -29,6 +29,7 @@ flags.DEFINE_enum("variant", "USegNet-DS-HAS-Ctx", [*VARIANTS, *fetal_head.WAYS]
 flags.DEFINE_enum("join", "sum", ["sum", "concat"], "How a level sees the last one's probability.")
 flags.DEFINE_float("scale", 0.4, "Factor from the original grid to the network's.", 0.01, 1.0)
 flags.DEFINE_integer("patch_size", 64, "Edge of a p-USegNet patch, a multiple of 8.", 8)
+flags.register_validator("patch_size", lambda size: size % 8 == 0, "must be a multiple of 8")
 flags.DEFINE_integer("base_filters", 32, "Channels of the first stage.", 1)
 flags.DEFINE_enum("normalization", "instance", ["instance", "batch"], "Statistics of the volume, or moving averages.")
 flags.DEFINE_enum("initializer", "he", list(layers.INITIALIZERS), "Of convolutions.")
@@ -53,7 +54,7 @@ def main(_):
         pathlib.Path(FLAGS.work_dir) / "phantoms", FLAGS.phantom_size, FLAGS.phantom_cases, FLAGS.seed
     )
     cases = datasets.load(data_dir, FLAGS.seed, FLAGS.validation_fraction)
-    run = runs.open_run(FLAGS.work_dir, fetal_head.NAME, training_flags.values(sys.argv[0]), datasets.fingerprint(cases))
+    run = runs.open_run(FLAGS.work_dir, fetal_head.NAME, training_flags.values(sys.modules[__name__]), datasets.fingerprint(cases))
     known = {"foreground": FLAGS.foreground, "labels": cases.labels}
     held_out = evaluation.held_out(cases, **known)
     training, validation = (
@@ -72,8 +73,10 @@ def main(_):
             training, validation = (levels.with_context(part, system, network, level) for part in (training, validation))
 
     # Section 3: held-out cases on their original grid
+    if not devices.is_chief():
+        return
     evaluation.evaluate(held_out, lambda image: system.cascade(networks, image), run / "evaluation", "head", **known)
-    export.saved_model(lambda image: system.cascade(networks, image)[-1], networks, run / "saved_model" / "1")
+    export.saved_model(lambda image: system.segment(networks, image), networks, run / "saved_model" / "1")
 
 
 if __name__ == "__main__":

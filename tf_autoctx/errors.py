@@ -4,6 +4,8 @@ import errno
 import functools
 import sys
 
+from absl import flags, logging
+
 
 class UserError(Exception):
     """Bad input. The message is one sentence: the file or flag, what was found, what was expected."""
@@ -14,6 +16,8 @@ def in_one_sentence(main):
 
     @functools.wraps(main)
     def wrapped(argv):
+        # TensorFlow's import turns on its own log of every step of a save.
+        logging.set_verbosity(flags.FLAGS.verbosity if flags.FLAGS["verbosity"].present else logging.WARNING)
         try:
             return main(argv)
         except UserError as error:

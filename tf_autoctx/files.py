@@ -9,11 +9,11 @@ from tf_autoctx.errors import UserError
 
 
 @contextlib.contextmanager
-def replacing(path):
+def replacing(path, keep=False):
     """Yields a temporary name in the folder of `path`, made if need be, that replaces `path` once the block has succeeded.
 
     The temporary name keeps the suffix, by which libraries choose a format. What the block wrote, file or folder, goes away if
-    it fails.
+    it fails, or with `keep` if another process was quicker.
 
     Raises:
       UserError: the folder cannot be written, or the disk is full.
@@ -23,6 +23,8 @@ def replacing(path):
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield partial
+        if keep and path.exists():
+            return
         if partial.is_dir() and path.is_dir():
             shutil.rmtree(path)
         os.replace(partial, path)
@@ -30,4 +32,5 @@ def replacing(path):
         reason = (error.strerror or str(error)).lower()
         raise UserError(f"{path}: {reason}; expected a folder that can be written, with disk space.") from error
     finally:
-        shutil.rmtree(partial, ignore_errors=True) if partial.is_dir() else partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            shutil.rmtree(partial) if partial.is_dir() else partial.unlink()

@@ -2,6 +2,8 @@
 
 from absl import flags
 
+flags.disclaim_key_flags()  # A flag belongs to the module that asks for it here.
+
 
 class _Integers(flags.ArgumentParser):
     """Parses 1,2,3 (or a list of numbers) into a list of integers of 0 and more."""
@@ -26,6 +28,5 @@ class _Serializer(flags.ArgumentSerializer):
 def define_integers(name, default, help_text, length=None):
     """Defines a flag whose value is a list of integers (None where the default is); `length` of them if given."""
     flags.DEFINE(_Integers(), name, default, help_text, serializer=_Serializer())
-    flags.declare_key_flag(name)
     if length is not None:
         flags.register_validator(name, lambda value: len(value) == length, f"expected {length} integers separated by commas")

@@ -189,6 +189,34 @@ def picture(path, image, prediction, truth, spacing, title):
         figure.savefig(partial, format="png", dpi=120)
 
 
+def history(path, epochs, title):
+    """Draws how a training went, epoch by epoch: loss, validation DSC, and the time of a step with its wait for data.
+
+    Args:
+      path: of the PNG.
+      epochs: list of dicts with "loss", "seconds_per_step", "seconds_waiting_for_data" and, where there was one, "val_DSC".
+      title: of the figure.
+
+    Raises:
+      UserError: the file cannot be written.
+    """
+    number = np.arange(1, len(epochs) + 1)
+    column = {name: [logs[name] for logs in epochs] for name in epochs[0]}
+    waiting = sum(column["seconds_waiting_for_data"]) / sum(column["seconds_per_step"])
+    panels = [("loss", ["loss"]), ("validation DSC", ["val_DSC"]), ("seconds per step", ["seconds_per_step", "seconds_waiting_for_data"])]
+    figure = Figure(figsize=(12, 3.6), layout="constrained")
+    for ax, (name, lines) in zip(figure.subplots(1, 3), panels):
+        for line in lines:
+            ax.plot(number, column.get(line, np.full(len(epochs), np.nan)), marker=".", label=line.replace("_", " "))
+        ax.set(title=name, xlabel="epoch")
+        ax.grid(alpha=0.3)
+    ax.set_ylim(bottom=0)
+    ax.legend(title=f"{100 * waiting:.2f} % of the time waiting for data", fontsize=8)
+    figure.suptitle(title)
+    with replacing(path) as partial:
+        figure.savefig(partial, format="png", dpi=100)
+
+
 def _metric_names(rows):
     return [name for name in dict.fromkeys(name for row in rows for name in row) if name not in LABELS]
 

@@ -70,21 +70,23 @@ def load(source, seed, validation_fraction=0.2):
     return Dataset(source.resolve().stem, **{split: tuple(splits[split]) for split in SPLITS}, labels=labels)
 
 
-def read_case(case, foreground=None, labels=None):
+def read_case(case, foreground=None, labels=None, dimensions=3):
     """Reads a case and checks that it can be learnt from.
 
     Args:
       case: `Case`.
       foreground: the label values that make up the object; None takes every value but 0.
       labels: the known label values, such as `Dataset.labels`; None or empty accepts any whole number.
+      dimensions: of the images that the system takes.
 
     Returns:
       (sitk.Image, uint8 array of its shape (z, y, x) with 1 in the object), or (sitk.Image, None) without a label.
 
     Raises:
-      UserError: unreadable file, constant image, label on another grid, of unknown values or without the object.
+      UserError: unreadable file, image of other dimensions, constant image, label on another grid, of unknown values or without the object.
     """
     image = images.read(case.image)
+    images.require_dimensions(case.image, image, dimensions)
     voxels = images.array(image)
     if voxels.min() == voxels.max():
         raise UserError(f"{case.image}: every voxel is {voxels.min()}; expected varying intensities.")

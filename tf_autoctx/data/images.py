@@ -141,6 +141,12 @@ def find(directory):
     return dict(sorted(found.items()))
 
 
+def require_dimensions(path, image, dimensions):
+    """Raises a `UserError` unless the image has 2 or 3 `dimensions`."""
+    if image.GetDimension() != dimensions:
+        raise UserError(f"{path}: has {image.GetDimension()} dimensions, {image.GetSize()}; expected {dimensions}.")
+
+
 def require_same_grid(label_path, label, image_path, image):
     """Raises a `UserError` unless the two images lie on the same grid.
 

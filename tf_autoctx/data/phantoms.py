@@ -293,7 +293,7 @@ def write_fetal_heads(directory, size=(97, 64, 110), cases=(50, 50), seed=0):
             )
         return directory
 
-    with replacing(directory) as unfinished:
+    with replacing(directory, keep=True) as unfinished:
         unfinished.mkdir()
         _write_cases(unfinished, settings)
     return directory

@@ -12,6 +12,7 @@ import numpy as np
 from keras import ops
 
 from tf_autoctx import models
+from tf_autoctx.errors import UserError
 from tf_autoctx.models import layers
 from tf_autoctx.models.usegnet import VARIANTS
 from tf_autoctx.systems import tiling
@@ -213,6 +214,22 @@ class FetalHead:
             context = self.probability(network, x, context)
             answers.append(self.postprocess(context, size))
         return answers
+
+    def segment(self, networks, image):
+        """The last level's answer of `cascade`: what is served."""
+        return self.cascade(networks, image)[-1]
+
+    def training_shape(self, size):
+        """Spatial shape of what one training pass sees of a volume of spatial `size` on the network's grid.
+
+        Raises:
+          UserError: a patch that does not fit into the volume.
+        """
+        if self.view == "patches" and self.patch_size > min(size):
+            raise UserError(
+                f"--patch_size={self.patch_size}: a training volume has {tuple(size)} voxels; expected a patch well under it."
+            )
+        return {"volume": tuple(size), "patches": (self.patch_size,) * 3, "slices": tuple(size[1:])}[self.view]
 
     def training_view(self, sample, random_patch):
         """What one training pass sees of a sample: all of it, a random patch or a random slice.

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tf_autoctx import losses, metrics
+from tf_autoctx import losses, metrics, report
 from tf_autoctx.data import datasets, images, pipeline
 from tf_autoctx.errors import UserError
 from tf_autoctx.files import replacing
@@ -64,7 +64,7 @@ def train(level, system, training, validation, directory, strategy, settings, au
 
     Args:
       level: 1 is the first.
-      system: has `network`, `joined`, `probability` and `training_view`.
+      system: has `network`, `joined`, `probability`, `training_shape` and `training_view`.
       training, validation: files of the cases, with the last level's context; validation may be empty.
       directory: of the level; gets model.keras (the network alone, float32, best weights) once the level is finished.
       strategy: `tf.distribute` strategy.
@@ -81,6 +81,8 @@ def train(level, system, training, validation, directory, strategy, settings, au
     finished = pathlib.Path(directory) / "model.keras"
     if finished.exists():
         return load(finished)
+    sizes = [tuple(pipeline.stored(entry["image"], "image").shape[:3]) for entry in training]
+    pipeline.require_one_shape([system.training_shape(size) for size in sizes], settings.batch_size)
     # Each level has its own seed, so that it does not matter which levels were trained in the same process.
     seed = settings.seed * 1000 + level
     keras.utils.set_random_seed(seed)
@@ -134,7 +136,8 @@ def train(level, system, training, validation, directory, strategy, settings, au
         batches=batches,
         validate=validate if validation else None,
     )
-    loop.fit(stage, directory, strategy, settings)
+    history = loop.fit(stage, directory, strategy, settings)
+    report.history(pathlib.Path(directory) / "history.png", history, f"level {level}")
 
     policy = keras.config.dtype_policy()
     keras.config.set_dtype_policy("float32")

@@ -61,10 +61,11 @@ class Checkpoints:
 
     def _restore(self, manager):
         for path in reversed(manager.checkpoints):
+            # TensorFlow's reader answers a damaged file with whatever built-in exception is nearest.
             try:
                 self._checkpoint.restore(path).assert_existing_objects_matched()
                 return self._state.value
-            except (tf.errors.OpError, AssertionError, ValueError) as error:
+            except (tf.errors.OpError, IndexError, RuntimeError, ValueError, AssertionError) as error:
                 logging.warning("%s: this checkpoint is damaged (%s); going back to the one before.", path, type(error).__name__)
         if manager.checkpoints:
             raise UserError(

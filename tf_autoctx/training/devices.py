@@ -1,11 +1,11 @@
 """Strategy, precision and seeds: what is set once, before the first model."""
 
+import json
 import os
 import re
 
 import keras
 import tensorflow as tf
-from absl import logging
 
 from tf_autoctx.errors import UserError
 
@@ -36,7 +36,8 @@ def strategy(name):
 
 def is_chief():
     """Whether this process writes the run folder: the first worker, or the only process."""
-    return tf.distribute.cluster_resolver.TFConfigClusterResolver().task_id in (None, 0)
+    task = json.loads(os.environ.get("TF_CONFIG", "{}")).get("task", {})
+    return task.get("type", "worker") in ("worker", "chief") and int(task.get("index", 0)) == 0
 
 
 def has_bfloat16():
@@ -52,10 +53,9 @@ def has_bfloat16():
 
 
 def set_up(precision, seed):
-    """Sets the Keras dtype policy, seeds every generator, and returns the policy's name for `--precision`."""
+    """Sets the Keras dtype policy of `--precision` and seeds every generator."""
     if precision == "auto":
         precision = "mixed_bfloat16" if has_bfloat16() else "float32"
     keras.config.set_dtype_policy(precision)
     keras.utils.set_random_seed(seed)
-    logging.info("precision %s", precision)
-    return precision
+    print(f"precision: {precision}")

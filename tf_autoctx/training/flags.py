@@ -37,6 +37,5 @@ def as_fields(kind):
 
 
 def values(script):
-    """{name: value} of the flags that belong to the training script and of those above: what config.json records."""
-    known = flags.FLAGS.flags_by_module_dict()
-    return {flag.name: flag.value for module in (script, __name__) for flag in known.get(module, ())}
+    """{name: value} of the flags of a training script (its module), those above among them: what config.json records."""
+    return {flag.name: flag.value for flag in flags.FLAGS.get_key_flags_for_module(script)}

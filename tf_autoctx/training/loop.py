@@ -122,16 +122,20 @@ def fit(stage, directory, strategy, settings):
     past = keras.callbacks.CallbackList(remembering, model=reported, **params)
     present = keras.callbacks.CallbackList(live, model=reported, **params)
 
+    batches = iter(strategy.distribute_datasets_from_function(lambda context: stage.batches(step, context)))
     # XLA pays on GPUs, and only where no new shape makes it compile again; on CPUs its 3D convolutions are far slower.
-    element = stage.batches(0, tf.distribute.InputContext(num_replicas_in_sync=strategy.num_replicas_in_sync)).element_spec
-    static = all(spec.shape.is_fully_defined() for spec in tf.nest.flatten(element))
+    shapes = [spec.shape for spec in tf.nest.flatten(batches.element_spec, expand_composites=True)]
+    static = all(shape.is_fully_defined() for shape in shapes)
 
-    @tf.function(jit_compile=True if static and tf.config.list_logical_devices("GPU") else None)
+    # One graph for all shapes: tracing takes longer than many steps.
+    @tf.function(
+        input_signature=[batches.element_spec],
+        jit_compile=True if static and tf.config.list_logical_devices("GPU") else None,
+    )
     def train(batch):
         logs = strategy.run(stage.step, args=(batch,))
         return {name: strategy.reduce("MEAN", value, axis=None) for name, value in logs.items()}
 
-    batches = iter(strategy.distribute_datasets_from_function(lambda context: stage.batches(step, context)))
     past.on_train_begin()
     for epoch, logs in enumerate(history):
         past.on_epoch_end(epoch, logs)

@@ -1,0 +1,48 @@
+"""Segments images with a finished run or a SavedModel, each on its own grid.
+
+  python predict.py --model=runs/fetal_head --input=scan.nii.gz --output=results
+  python predict.py --model=runs/fetal_head/saved_model/1 --input=folder_of_scans --output=results --probabilities
+
+Writes NAME.nii.gz (label) and, with --probabilities, NAME_probability.nii.gz.
+"""
+
+import pathlib
+
+import keras
+from absl import app, flags
+
+from tf_autoctx import errors
+from tf_autoctx.data import images
+from tf_autoctx.systems import prediction
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string("model", None, "Run folder of a training script, or a SavedModel folder.", required=True)
+flags.DEFINE_string("input", None, "Image file, DICOM series folder, or folder of images.", required=True)
+flags.DEFINE_string("output", None, "Folder for the results; made if it is missing.", required=True)
+flags.DEFINE_bool("probabilities", False, "Write the probability too (float32).")
+flags.DEFINE_bool("overwrite", False, "Replace results that are there already.")
+
+
+def main(_):
+    source, output = pathlib.Path(FLAGS.input), pathlib.Path(FLAGS.output)
+    found = images.find(source) if source.is_dir() else {images.stem(source): source}
+    kinds = {"label": "", "probability": "_probability"} if FLAGS.probabilities else {"label": ""}
+    for name in found:
+        for path in (output / f"{name}{end}.nii.gz" for end in kinds.values()):
+            if path.exists() and not FLAGS.overwrite:
+                raise errors.UserError(f"{path}: is there already; give --overwrite to replace it, or another --output.")
+    segment = prediction.segmentor(FLAGS.model)
+
+    progress = keras.utils.Progbar(len(found), unit_name="image")
+    output.mkdir(parents=True, exist_ok=True)
+    for name, path in found.items():
+        image = images.read(path)
+        images.require_dimensions(path, image, 3)
+        answer = segment(images.array(image))
+        for kind, end in kinds.items():
+            images.write(images.like(answer[kind], image), output / f"{name}{end}.nii.gz")
+        progress.add(1)
+
+
+if __name__ == "__main__":
+    app.run(errors.in_one_sentence(main))

@@ -1,0 +1,183 @@
+import itertools
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tf_autoctx.data import augment
+
+
+def counted(*spatial):
+    """A sample whose every voxel says where it is, the same number in all tensors."""
+    place = tf.reshape(tf.range(np.prod(spatial)), (*spatial, 1))
+    image = tf.cast(place, tf.float32)
+    return {"image": image, "label": tf.cast(place, tf.uint8), "context": image / 7}
+
+
+def with_object(size, box):
+    """A sample of ones with an object in `box` (slices)."""
+    label = np.zeros((*size, 1), np.uint8)
+    label[box] = 1
+    return {"image": tf.ones((*size, 1)), "label": tf.constant(label), "context": tf.ones((*size, 1))}
+
+
+def seeds(count):
+    return [tf.constant([3, number], tf.int64) for number in range(count)]
+
+
+def equal(a, b):
+    return a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
+
+
+def assert_together(sample):
+    """What moved, moved in all tensors of `counted` alike."""
+    np.testing.assert_array_equal(sample["label"], np.array(sample["image"]))
+    np.testing.assert_allclose(np.array(sample["context"]) * 7, sample["image"], atol=1e-5)
+
+
+EVERYTHING = augment.Augmentation(flips=True, shift=2, intensity_jitter=0.2, erase_probability=0.5)
+NOTHING = augment.Augmentation(flips=False, shift=0, intensity_jitter=0.0, erase_probability=0.0)
+
+
+def test_the_same_seed_gives_the_same_sample():
+    sample = counted(4, 5, 6)
+    for seed in seeds(10):
+        assert equal(EVERYTHING(sample, seed), EVERYTHING(sample, seed))
+    images = {np.array(EVERYTHING(sample, seed)["image"]).tobytes() for seed in seeds(10)}
+    assert len(images) == 10
+
+
+def test_a_graph_gives_the_same_sample():
+    sample, graph = counted(4, 5, 6), tf.function(EVERYTHING.__call__)
+    for seed in seeds(10):
+        eager, traced = EVERYTHING(sample, seed), graph(sample, seed)
+        for name in sample:
+            np.testing.assert_allclose(eager[name], traced[name], atol=1e-5)
+
+
+def test_every_part_can_be_turned_off():
+    sample = counted(4, 5, 6)
+    assert all(equal(NOTHING(sample, seed), sample) for seed in seeds(10))
+
+
+@pytest.mark.parametrize("spatial", [(2, 3, 4), (3, 4)])
+def test_flips_reach_all_mirror_images_alike(spatial):
+    sample = counted(*spatial)
+    orbit = {
+        np.flip(np.array(sample["image"]), flipped).tobytes(): 0
+        for count in range(len(spatial) + 1)
+        for flipped in itertools.combinations(range(len(spatial)), count)
+    }
+    assert len(orbit) == 2 ** len(spatial)
+    for seed in seeds(400):
+        flipped = augment.flips(sample, seed)
+        assert_together(flipped)
+        orbit[np.array(flipped["image"]).tobytes()] += 1
+    # 50 or 100 each in the mean, SD 6.6 or 8.7.
+    share = 400 / len(orbit)
+    assert all(0.5 * share < count < 1.5 * share for count in orbit.values())
+
+
+def test_shift_by_hand():
+    sample = {"image": tf.reshape(tf.range(5.0), (5, 1, 1)), "label": tf.reshape(tf.range(5), (5, 1, 1))}
+    found = set()
+    for seed in seeds(100):
+        moved = augment.shift(sample, seed, 2)
+        np.testing.assert_array_equal(moved["image"], moved["label"])
+        found.add(tuple(np.ravel(moved["image"]).astype(int)))
+    assert found == {(0, 0, 0, 1, 2), (0, 0, 1, 2, 3), (0, 1, 2, 3, 4), (1, 2, 3, 4, 4), (2, 3, 4, 4, 4)}
+
+
+def test_every_axis_shifts_by_itself_and_all_tensors_together():
+    sample, offsets = counted(5, 5, 5), set()
+    for seed in seeds(100):
+        moved = augment.shift(sample, seed, 1)
+        assert_together(moved)
+        # The middle voxel, 62 = 2 * 25 + 2 * 5 + 2, shows where the sample went.
+        offsets.add(np.unravel_index(int(moved["image"][2, 2, 2, 0]), (5, 5, 5)))
+    assert offsets == set(itertools.product((1, 2, 3), repeat=3))
+
+
+def test_intensity_jitter_touches_the_image_alone():
+    sample, factors, additions = counted(2, 3, 4), [], []
+    for seed in seeds(200):
+        changed = augment.intensity_jitter(sample, seed, 0.2)
+        assert equal({**changed, "image": sample["image"]}, sample)
+        # A straight line over the values 0 .. 23.
+        line = np.ravel(changed["image"])
+        np.testing.assert_allclose(np.diff(line), line[1] - line[0], atol=1e-5)
+        factors.append(line[1] - line[0])
+        additions.append(line[0])
+    assert 0.8 <= min(factors) < 0.81 and 1.19 < max(factors) <= 1.2
+    assert -0.1 <= min(additions) < -0.095 and 0.095 < max(additions) <= 0.1
+    assert abs(np.corrcoef(factors, additions)[0, 1]) < 0.2
+
+
+def erased(sample, seed, probability=1.0, graph=tf.function(augment.random_erasing)):
+    """Mask of what was set to 0 in an image of ones; nothing else may change."""
+    answer = graph(sample, seed, probability)
+    assert equal({**answer, "image": sample["image"]}, sample)
+    image = np.array(answer["image"])
+    assert set(np.unique(image)) <= {0, 1}
+    return image[..., 0] == 0
+
+
+@pytest.mark.parametrize(
+    "size, box",
+    [
+        # Room for the longest edge around the object's bounding box: (0.4 / 0.3)^(1/2) and (0.4 / 0.3^2)^(1/3) of it.
+        ((96, 96), np.s_[28:68, 28:68]),
+        ((56, 84, 56), np.s_[18:38, 27:57, 18:38]),
+    ],
+)
+def test_the_erased_box_has_2_to_40_percent_of_the_objects(size, box):
+    extent, sample, shares, hits = np.array([edge.stop - edge.start for edge in box]), with_object(size, box), [], []
+    for seed in seeds(150):
+        mask = erased(sample, seed)
+        voxels = np.argwhere(mask)
+        low, high = voxels.min(axis=0), voxels.max(axis=0) + 1
+        edges = high - low
+        assert len(voxels) == np.prod(edges)  # a full box
+        shares.append(np.prod(edges / extent))
+        # A voxel is lost or won on every axis as the centres fall.
+        assert np.prod((edges - 1) / extent) <= 0.4 and np.prod((edges + 1) / extent) >= 0.02
+        assert np.max((edges - 1) / extent) / np.min((edges + 1) / extent) <= 1 / 0.3
+        hits.append(((low + high) / 2 - [edge.start for edge in box]) / extent)
+    # Shares are uniform in 2 .. 40 %, centres in the bounding box.
+    assert np.mean(shares) == pytest.approx(0.21, abs=0.025)
+    assert np.min(shares) < 0.05 and np.max(shares) > 0.36
+    assert -0.03 <= np.min(hits) and np.max(hits) <= 1.03
+    np.testing.assert_allclose(np.mean(hits, axis=0), 0.5, atol=0.08)
+
+
+def test_the_box_of_a_small_object_stays_with_it():
+    # One voxel in a corner: a box of at most 1.7 voxels around a centre within that voxel.
+    sample = with_object((9, 9, 9), np.s_[8:, :1, 4:5])
+    for seed in seeds(50):
+        found = np.argwhere(erased(sample, seed))
+        assert np.all(np.abs(found - [8, 0, 4]) <= 1)
+
+
+@pytest.mark.parametrize("probability", [0.3, 1512 / 2112])
+def test_the_share_of_erased_samples(probability):
+    sample = with_object((20, 20), np.s_[2:18, 2:18])
+    count = sum(erased(sample, seed, probability).any() for seed in seeds(400))
+    assert count / 400 == pytest.approx(probability, abs=0.06)
+
+
+@pytest.mark.parametrize("probability, box", [(1.0, np.s_[:0, :0, :0]), (0.0, np.s_[2:5, 2:5, 2:5])])
+def test_without_an_object_or_a_chance_nothing_is_erased(probability, box):
+    sample = with_object((6, 6, 6), box)
+    assert not any(erased(sample, seed, probability).any() for seed in seeds(50))
+
+
+def test_no_part_of_the_augmentation_follows_another():
+    # A coin for the flip, one for the erasing (of at most 32 of 80 voxels): four outcomes, 50 times each, SD 6.1.
+    both = augment.Augmentation(flips=True, shift=0, intensity_jitter=0.0, erase_probability=0.5)
+    sample = {"image": tf.constant([[1.0]] * 40 + [[2.0]] * 40), "label": tf.ones((80, 1), tf.uint8)}
+    outcomes = []
+    for seed in seeds(200):
+        image = np.ravel(both(sample, seed)["image"])
+        outcomes.append((2 in image[:40], 0 in image))
+    for outcome in itertools.product((False, True), repeat=2):
+        assert outcomes.count(outcome) == pytest.approx(50, abs=20)

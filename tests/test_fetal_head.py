@@ -1,0 +1,260 @@
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import ops
+
+from tf_autoctx.models.usegnet import VARIANTS
+from tf_autoctx.systems import tiling
+from tf_autoctx.systems.fetal_head import WAYS, FetalHead
+
+ALL = (*VARIANTS, *WAYS)
+
+
+def noise(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def raw(*size, seed=0):
+    """A raw volume of ultrasound-like values, (1, *size, 1)."""
+    return np.random.default_rng(seed).integers(3, 250, (1, *size, 1)).astype(np.float32)
+
+
+def system(variant="USegNet-DS-HAS", **fields):
+    return FetalHead(variant, **{"base_filters": 2, "patch_size": 16, **fields})
+
+
+@pytest.fixture(scope="module")
+def networks():
+    """Three networks of the same structure and different weights."""
+    keras.utils.set_random_seed(0)
+    return [system().network() for _ in range(3)]
+
+
+@pytest.fixture(scope="module")
+def patch_network():
+    keras.utils.set_random_seed(0)
+    return system("p-USegNet").network()
+
+
+def graph(function):
+    """As a graph that knows no size."""
+    return tf.function(function, input_signature=[tf.TensorSpec([None, None, None, None, 1])])
+
+
+# Before and after the network.
+
+
+def test_intensities_are_scaled_by_the_volumes_own_range():
+    x = np.stack([np.reshape(values, (1, 2, 2, 1)) for values in ([-50, 0, 25, 150], [1, 1, 1, 3])]).astype(np.float32)
+    answer = system(scale=1.0).preprocess(x)
+    np.testing.assert_allclose(np.reshape(answer, (2, 4)), [[0, 0.25, 0.375, 1], [0, 0, 0, 1]], atol=1e-6)
+
+
+def test_a_constant_volume_becomes_0():
+    x = np.full((2, 6, 5, 5, 1), 87, np.float32)
+    x[1, 0] = 90
+    answer = np.array(system().preprocess(x))
+    np.testing.assert_array_equal(answer[0], np.zeros((2, 2, 2, 1)))
+    assert answer[1].max() > 0 and np.all(np.isfinite(answer))
+
+
+@pytest.mark.parametrize(
+    "scale, size, expected",
+    [
+        (0.4, (388, 258, 440), (155, 103, 176)),  # 155.2, 103.2, 176.0
+        (0.4, (1, 2, 4), (1, 1, 2)),  # 0.4 is 1 voxel all the same, 0.8, 1.6
+        (0.5, (3, 5, 8), (2, 3, 4)),  # 1.5 and 2.5 go up
+        (1.0, (7, 8, 9), (7, 8, 9)),
+    ],
+)
+def test_network_size(scale, size, expected):
+    assert system(scale=scale).network_size(size) == expected
+    dynamic = tf.function(lambda size: system(scale=scale).network_size(tf.unstack(size)))(tf.constant(size))
+    assert tuple(int(n) for n in dynamic) == expected
+
+
+@pytest.mark.parametrize("scale", [0.4, 0.37, 0.5, 0.65])
+def test_known_and_unknown_sizes_round_alike(scale):
+    sizes = np.arange(1, 600)
+    known = [system(scale=scale).network_size((int(n),))[0] for n in sizes]
+    np.testing.assert_array_equal(known, system(scale=scale).network_size((tf.constant(sizes, tf.int32),))[0])
+
+
+def test_preprocess_and_preprocess_label_meet_on_one_grid():
+    label = np.zeros((1, 20, 13, 25, 1), np.uint8)
+    label[:, 5:15] = 1
+    small, image = system().preprocess_label(label), system().preprocess(200 * label.astype(np.float32))
+    assert small.shape == image.shape == (1, 8, 5, 10, 1) and small.dtype == "uint8"
+    # Planes 1, 3, 6, 8, 11, 13, 16 and 18 of 20.
+    np.testing.assert_array_equal(np.array(small)[0, :, 0, 0, 0], [0, 0, 1, 1, 1, 1, 0, 0])
+    np.testing.assert_array_equal(np.round(image), small)
+
+
+def test_preprocess_is_the_same_in_a_graph_of_any_size():
+    x = raw(20, 13, 25)
+    np.testing.assert_allclose(graph(system().preprocess)(x), system().preprocess(x), atol=1e-5)
+
+
+def test_postprocess_thresholds_on_the_original_grid():
+    line = lambda values, dtype: np.reshape(np.array(values, dtype), (1, 1, 1, -1, 1))
+    answer = system(scale=0.5).postprocess(line([0, 1, 0.5], np.float32), (1, 1, 6))
+    # Between 0, 1 and 1/2 at quarters; 0.5 itself is background.
+    np.testing.assert_allclose(answer["probability"], line([0, 0.25, 0.75, 0.875, 0.625, 0.5], np.float32), atol=1e-6)
+    assert answer["label"].dtype == "uint8"
+    np.testing.assert_array_equal(answer["label"], line([0, 0, 1, 1, 1, 0], np.uint8))
+
+
+@pytest.mark.parametrize("variant", ["p-USegNet", "2D-USegNet"])
+def test_patches_and_slices_are_of_the_original_grid(variant):
+    x, label = raw(6, 7, 8), np.ones((1, 6, 7, 8, 1), np.uint8)
+    assert system(variant).same_grid and not system().same_grid
+    assert system(variant).preprocess(x).shape == system(variant).preprocess_label(label).shape == (1, 6, 7, 8, 1)
+
+
+# Cascade.
+
+
+def test_join_by_hand():
+    image, context = np.full((1, 2, 2, 2, 1), 0.7, np.float32), np.full((1, 2, 2, 2, 1), 0.5, np.float32)
+    np.testing.assert_allclose(system().joined(image, context), np.full((1, 2, 2, 2, 1), 1.2))
+    channels = np.array(system(join="concat").joined(image, context))
+    np.testing.assert_array_equal(channels[..., :1], image)
+    np.testing.assert_array_equal(channels[..., 1:], context)
+    assert system().network().input_shape == (None, None, None, None, 1)
+
+
+@pytest.mark.parametrize("variant, rank", [("USegNet-DS-HAS-Ctx", 3), ("p-USegNet", 3), ("2D-USegNet", 2)])
+def test_a_concatenated_network_has_two_channels(variant, rank):
+    one = system(variant, join="concat")
+    network = one.network()
+    assert network.input_shape == (None, *rank * (None,), 2)
+    answer = one.cascade([network, network], raw(10, 9, 20))
+    assert answer[1]["probability"].shape == (1, 10, 9, 20, 1)
+
+
+def test_the_cascade_written_out(networks):
+    x = raw(20, 30, 25)
+    image = np.array(system().preprocess(x))
+    context = np.zeros_like(image)
+    answers = system().cascade(networks, x)
+    assert len(answers) == 3
+    for network, answer in zip(networks, answers):
+        logits = np.array(network(image + context)["logits"], np.float64)
+        context = (1 / (1 + np.exp(logits[..., :1] - logits[..., 1:]))).astype(np.float32)
+        expected = system().postprocess(context, (20, 30, 25))["probability"]
+        np.testing.assert_allclose(answer["probability"], expected, atol=1e-5)
+        np.testing.assert_array_equal(answer["label"], np.array(answer["probability"]) > 0.5)
+
+
+def test_level_2_depends_on_level_1(networks):
+    x, (a, b, c) = raw(20, 30, 25), networks
+    after_a, after_b = (np.array(system().cascade([first, c], x)[1]["probability"]) for first in (a, b))
+    alone = np.array(system().cascade([c], x)[0]["probability"])
+    for one, other in ((after_a, after_b), (after_a, alone), (after_b, alone)):
+        assert np.abs(one - other).max() > 1e-3
+    np.testing.assert_array_equal(system().segment([a, c], x)["probability"], after_a)
+
+
+def test_the_cascade_is_the_same_in_a_graph_of_any_size(networks):
+    whole = graph(lambda x: system().cascade(networks, x)[-1]["probability"])
+    for size in ((20, 30, 25), (17, 21, 40)):
+        expected = system().segment(networks, raw(*size))["probability"]
+        np.testing.assert_allclose(whole(raw(*size)), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("variant", ALL)
+def test_every_row_of_the_tables_segments_a_raw_volume(variant):
+    one = system(variant)
+    answer = one.segment([one.network()], raw(21, 18, 30))
+    assert answer["probability"].shape == answer["label"].shape == (1, 21, 18, 30, 1)
+    assert answer["probability"].dtype == "float32" and answer["label"].dtype == "uint8"
+    probability = np.array(answer["probability"])
+    assert 0 <= probability.min() < probability.max() <= 1
+    assert set(np.unique(answer["label"])) <= {0, 1}
+
+
+# Slices.
+
+
+def test_slices_are_run_one_by_one():
+    one, x = system("2D-USegNet"), noise(1, 5, 13, 10, 1)
+    network, context = one.network(), noise(1, 5, 13, 10, 1, seed=1)
+    answer = np.array(one.probability(network, x, context))
+    assert answer.shape == x.shape
+    for z in range(5):
+        expected = ops.softmax(network(x[:, z] + context[:, z])["logits"])[..., 1:]
+        np.testing.assert_allclose(answer[:, z], expected, atol=1e-6)
+
+
+# Tiles.
+
+
+def test_a_volume_of_one_tile_is_not_tiled(patch_network):
+    x = noise(1, 16, 16, 16, 1)
+    expected = ops.softmax(patch_network(x)["logits"])[..., 1:]
+    np.testing.assert_allclose(system("p-USegNet").probability(patch_network, x, np.zeros_like(x)), expected, atol=1e-6)
+
+
+def test_a_volume_within_one_tile_is_padded_with_edge_values(patch_network):
+    x = noise(1, 16, 9, 5, 1)
+    padded = np.pad(x, [(0, 0), (0, 0), (0, 7), (0, 11), (0, 0)], mode="edge")
+    expected = ops.softmax(patch_network(padded)["logits"])[:, :, :9, :5, 1:]
+    np.testing.assert_allclose(system("p-USegNet").probability(patch_network, x, np.zeros_like(x)), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("tile", [8, 16])
+@pytest.mark.parametrize("size", [(1, 1, 1), (4, 4, 4), (7, 8, 9), (12, 13, 16), (17, 24, 25), (33, 3, 40)])
+def test_tiling_of_the_identity_is_the_identity(size, tile):
+    x = noise(2, *size, 2)
+    np.testing.assert_allclose(tiling.tiled(lambda x: x, x, tile), x, atol=1e-6)
+
+
+def test_tiling_in_a_graph_of_any_size():
+    tiled = graph(lambda x: tiling.tiled(lambda tile: 2 * tile, x, 8))
+    for size in ((7, 20, 3), (8, 8, 8), (13, 9, 21)):
+        np.testing.assert_allclose(tiled(noise(1, *size, 1)), 2 * noise(1, *size, 1), atol=1e-6)
+
+
+@pytest.mark.parametrize("axis", [1, 2, 3])
+def test_tiles_are_blended_by_a_triangle(axis):
+    # Tiles at 0..7 and 4..11, whose largest values are 7 and 11; between them 1/8, 3/8, 5/8, 7/8 of the way.
+    shape = [1, 1, 1, 1, 1]
+    shape[axis] = 12
+    x = np.arange(12, dtype=np.float32).reshape(shape)
+    answer = tiling.tiled(lambda tile: ops.ones_like(tile) * ops.max(tile), x, 8)
+    assert answer.shape == tuple(shape)
+    np.testing.assert_allclose(np.ravel(answer), [7, 7, 7, 7, 7.5, 8.5, 9.5, 10.5, 11, 11, 11, 11])
+
+
+# Configuration.
+
+
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("variant", "UNet"),
+        ("join", "product"),
+        ("scale", 0),
+        ("scale", 1.5),
+        ("scale", float("nan")),
+        ("patch_size", 0),
+        ("patch_size", 60),
+        ("patch_size", -8),
+        ("normalization", "layer"),
+        ("initializer", "zeros"),
+        ("attention_kernel", "7"),
+    ],
+)
+def test_a_bad_configuration_names_its_field(field, value):
+    with pytest.raises(ValueError, match=f"^{field}="):
+        FetalHead(**{field: value}).network()
+
+
+def test_training_view():
+    sample, asked = {"image": noise(3, 20, 20, 1)}, []
+    cut = lambda sample, size: asked.append(size) or {name: x[:1] for name, x in sample.items()}
+    assert system().training_view(sample, cut) is sample and not asked
+    system("p-USegNet").training_view(sample, cut)
+    assert system("2D-USegNet").training_view(sample, cut)["image"].shape == (20, 20, 1)
+    assert asked == [(16, 16, 16), (1, None, None)]

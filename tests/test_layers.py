@@ -1,0 +1,174 @@
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from scipy import ndimage
+
+from tf_autoctx.models import layers
+
+
+def noise(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def line(values):
+    """(batch, x, channels) of one sample and one channel."""
+    return np.reshape(np.array(values, np.float32), (1, -1, 1))
+
+
+# Resampling.
+
+
+@pytest.mark.parametrize(
+    "old, new",
+    [
+        # The new voxel centres lie at -1/4, 1/4, 3/4 and 5/4 of the old.
+        ([0, 1], [0, 0.25, 0.75, 1]),
+        # Old centres at distances 1/2 1/2 3/2 from the new ones, triangle of half width 2: weights 3 3 1 over 7.
+        ([7, 0, 0, 0], [3, 0]),
+        ([0, 7, 0, 0], [3, 1]),
+        # All of the line: distances 1 0 1 of a half width of 3, weights 2 3 2 over 7.
+        ([7, 0, 14], [6]),
+        ([5], [5, 5, 5]),
+        ([1, 2, 4], [1, 2, 4]),
+    ],
+)
+def test_resize_linear_by_hand(old, new):
+    np.testing.assert_allclose(layers.resize_linear(line(old), (len(new),)), line(new), atol=1e-6)
+
+
+SIZES = [((5, 7, 6), (10, 21, 9)), ((3, 4, 9), (3, 7, 11)), ((1, 6, 2), (4, 6, 5))]
+
+
+@pytest.mark.parametrize("old, new", SIZES)
+def test_enlarging_equals_scipy(old, new):
+    x = noise(2, *old, 3)
+    expected = ndimage.zoom(
+        x, (1, *(n / o for n, o in zip(new, old)), 1), order=1, mode="nearest", grid_mode=True, prefilter=False
+    )
+    np.testing.assert_allclose(layers.resize_linear(x, new), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "old, new", [((39, 26), (16, 10)), ((20, 33), (10, 11)), ((17, 9), (3, 20)), ((10, 12), (25, 5)), ((6, 8), (1, 8))]
+)
+def test_shrinking_equals_tensorflows_antialiased_resize(old, new):
+    x = noise(2, *old, 3)
+    expected = tf.image.resize(x, new, method="bilinear", antialias=True)
+    np.testing.assert_allclose(layers.resize_linear(x, new), expected, atol=1e-5)
+    # In 3D, axis after axis: slices of a volume that is as deep as it was.
+    volume = layers.resize_linear(x[None], (2, *new))[0]
+    np.testing.assert_allclose(volume, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("new", [(13, 8, 7), (4, 3, 2), (30, 9, 3), (1, 1, 1)])
+def test_a_constant_volume_stays_constant(new):
+    x = np.full((1, 13, 8, 7, 1), 37.5, np.float32)
+    np.testing.assert_allclose(layers.resize_linear(x, new), np.full((1, *new, 1), 37.5), rtol=1e-6)
+
+
+@pytest.mark.parametrize("resize", [layers.resize_linear, layers.resize_nearest])
+@pytest.mark.parametrize("old, new", [*SIZES, ((39, 26, 44), (16, 10, 18)), ((6, 6, 6), (6, 6, 6))])
+def test_sizes_known_in_the_graph_only(resize, old, new):
+    x = noise(2, *old, 2)
+    graph = tf.function(
+        lambda x, size: resize(x, tf.unstack(size)),
+        input_signature=[tf.TensorSpec([None, None, None, None, 2]), tf.TensorSpec([3], tf.int32)],
+    )
+    np.testing.assert_allclose(graph(x, np.array(new, np.int32)), resize(x, new), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "old, new",
+    [
+        ([10, 20, 30], [10, 10, 20, 20, 30, 30]),
+        ([10, 20, 30, 40, 50], [20, 40]),
+        # Centres at 2/3, 2 and 10/3 of 4 voxels.
+        ([10, 20, 30, 40], [10, 30, 40]),
+        ([10, 20, 30], [20]),
+    ],
+)
+def test_resize_nearest_by_hand(old, new):
+    answer = layers.resize_nearest(np.reshape(np.array(old, np.uint8), (1, -1, 1)), (len(new),))
+    assert answer.dtype == "uint8"
+    np.testing.assert_array_equal(np.ravel(answer), new)
+
+
+def test_resize_nearest_takes_every_axis_by_itself():
+    x = np.arange(24, dtype=np.int32).reshape(1, 2, 3, 4, 1)
+    answer = layers.resize_nearest(x, (4, 1, 2))
+    np.testing.assert_array_equal(answer[..., 0], x[:, [0, 0, 1, 1]][:, :, [1]][:, :, :, [1, 3], 0])
+
+
+# Padding and cropping.
+
+
+@pytest.mark.parametrize("free", [True, False])
+def test_pad_to_multiple_repeats_the_edge_at_the_high_end(free):
+    image = keras.Input((None, None, 1) if free else (2, 3, 1))
+    x = np.reshape([[1, 2, 3], [4, 5, 6]], (1, 2, 3, 1)).astype(np.float32)
+    padded = keras.Model(image, layers.PadToMultiple(4)(image))(x)
+    np.testing.assert_array_equal(padded[0, ..., 0], [[1, 2, 3, 3], [4, 5, 6, 6], [4, 5, 6, 6], [4, 5, 6, 6]])
+
+
+def test_pad_to_multiple_leaves_what_fits():
+    x = noise(1, 8, 16, 4, 2)
+    np.testing.assert_array_equal(layers.PadToMultiple(4)(x), x)
+    assert layers.PadToMultiple(4).compute_output_shape((None, 8, 9, None, 1)) == (None, 8, 12, None, 1)
+
+
+@pytest.mark.parametrize("free", [True, False])
+@pytest.mark.parametrize("stride, size", [(1, (5, 9)), (2, (3, 5)), (4, (2, 3))])
+def test_crop_like_keeps_the_low_end(free, stride, size):
+    x, reference = noise(1, 8, 12, 2), noise(1, 5, 9, 1)
+    inputs = [keras.Input((None, None, 2)), keras.Input((None, None, 1) if free else (5, 9, 1))]
+    model = keras.Model(inputs, layers.CropLike(stride)(inputs))
+    assert model.output_shape[1:] == ((None, None, 2) if free else (*size, 2))
+    np.testing.assert_array_equal(model([x, reference]), x[:, : size[0], : size[1]])
+
+
+# The bfloat16 guard.
+
+
+def gradients(layer, x, weights):
+    """(answer, gradient of the kernel, of the input) in float32 for a loss of fixed random weights."""
+    x = tf.cast(tf.constant(x), layer.compute_dtype)
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        answer = layer(x)
+        loss = tf.reduce_sum(tf.cast(answer, "float32") * weights)
+    return [np.array(tf.cast(t, "float32")) for t in (answer, *tape.gradient(loss, [layer.kernel.value, x]))]
+
+
+@pytest.mark.parametrize(
+    "kind, kernel, arguments", [("Conv3D", 5, {}), ("Conv3D", 3, {}), ("Conv3DTranspose", 5, {"strides": 2})]
+)
+@pytest.mark.parametrize("size", [(2, 3, 4), (1, 1, 1), (6, 1, 7), (6, 7, 8)])
+def test_bfloat16_gradients_of_small_inputs_are_right(kind, kernel, arguments, size):
+    guarded, parent = getattr(layers, kind), getattr(keras.layers, kind)
+    build = lambda layer, dtype: layer(8, kernel, padding="same", dtype=dtype, **arguments)
+    x = noise(1, *size, 8)
+    reference, layer = build(parent, "float32"), build(guarded, "mixed_bfloat16")
+    answer = reference(x)
+    layer.build(x.shape)
+    layer.set_weights(reference.get_weights())
+    weights = noise(*answer.shape, seed=1)
+    expected = gradients(reference, x, weights)
+    # The stray memory differs from call to call.
+    for _ in range(10):
+        for found, wanted in zip(gradients(layer, x, weights), expected):
+            assert found.shape == wanted.shape
+            np.testing.assert_allclose(found, wanted, atol=0.03 * np.abs(wanted).max())
+
+
+@pytest.mark.parametrize("size", [(2, 3, 4), (6, 7, 8)])
+@pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-5), ("mixed_bfloat16", 0.02)])
+def test_the_guard_changes_no_answer(size, dtype, tolerance):
+    x = noise(2, *size, 4)
+    for kind, arguments in (("Conv3D", {}), ("Conv3DTranspose", {"strides": 2})):
+        pair = [getattr(room, kind)(3, 5, padding="same", dtype=dtype, **arguments) for room in (layers, keras.layers)]
+        for layer in pair:
+            layer.build(x.shape)
+        pair[1].set_weights(pair[0].get_weights())
+        answers = [np.array(tf.cast(layer(x), "float32")) for layer in pair]
+        np.testing.assert_allclose(answers[0], answers[1], atol=tolerance * np.abs(answers[1]).max())

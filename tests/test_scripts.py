@@ -1,0 +1,316 @@
+"""The fetal head system from outside: train, resume, predict, export, and every mistake a user can make."""
+
+import csv
+import json
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import tensorflow as tf
+from absl import flags
+from absl.testing import flagsaver
+
+import train_fetal_head
+from tf_autoctx import errors
+from tf_autoctx.data import images
+from tf_autoctx.systems import prediction
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+TINY = "--base_filters=2 --steps=3 --samples_per_epoch=2 --precision=float32 --phantom_size=24,16,28 --phantom_cases=3,2".split()
+
+
+def train(*arguments):
+    """Runs the training script in this process."""
+    policy = keras.config.dtype_policy()
+    try:
+        with flagsaver.flagsaver():
+            flags.FLAGS(["train_fetal_head.py", *arguments])
+            errors.in_one_sentence(train_fetal_head.main)([])
+    finally:
+        keras.config.set_dtype_policy(policy)
+
+
+def script(name, *arguments):
+    """Runs a script as a user does."""
+    command = [sys.executable, name, *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A finished run of two levels."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    train(f"--work_dir={folder}", "--level=2", *TINY)
+    return folder
+
+
+def served(folder, volume):
+    """What the graph answers in a TensorFlow 1 session, which loads it as TensorFlow's C++ loader does."""
+    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+        loaded = tf.compat.v1.saved_model.load(session, ["serve"], str(folder))
+        signature = loaded.signature_def["serving_default"]
+        assert list(signature.inputs) == ["image"] and sorted(signature.outputs) == ["label", "probability"]
+        outputs = {name: info.name for name, info in signature.outputs.items()}
+        return session.run(outputs, {signature.inputs["image"].name: volume})
+
+
+def test_run_folder_is_complete(run):
+    config = json.loads((run / "config.json").read_text())
+    assert config["system"] == "fetal_head" and len(config["data_fingerprint"]) == 64
+    assert config["flags"]["steps"] == 3 and config["flags"]["variant"] == "USegNet-DS-HAS-Ctx"
+    assert {"learning_rate", "erase_probability", "phantom_size", "foreground"} <= config["flags"].keys()
+    assert config["versions"]["tensorflow"] == tf.__version__
+    for level in (1, 2):
+        names = {path.name for path in (run / f"level_{level}").iterdir()}
+        assert names == {"best", "last", "history.csv", "history.png", "model.keras", "tensorboard"}
+    rows = list(csv.DictReader(open(run / "evaluation" / "cases.csv")))
+    assert [(row["method"], row["case"]) for row in rows] == [
+        (f"level {level}", f"head_00{case}") for level in (1, 2) for case in (3, 4)
+    ]
+    summary = json.loads((run / "evaluation" / "summary.json").read_text())
+    assert summary["paired"][0]["method"] == "level 2"
+    assert len(list((run / "evaluation").glob("head_*.png"))) == 2
+
+
+def test_export_equals_the_run_through_the_loader_of_tensorflow_serving(run):
+    segment = prediction.segmentor(run)
+    random = np.random.default_rng(0)
+    for size in ((24, 16, 28), (31, 17, 22)):
+        volume = random.normal(100, 30, size).astype(np.float32)
+        mine, theirs = segment(volume), served(run / "saved_model" / "1", volume[None, ..., None])
+        assert mine["probability"].std() > 0
+        np.testing.assert_allclose(theirs["probability"][0, ..., 0], mine["probability"], atol=1e-5)
+        sure = np.abs(mine["probability"] - 0.5) > 1e-4
+        np.testing.assert_array_equal(theirs["label"][0, ..., 0][sure], mine["label"][sure])
+    pair = random.normal(size=(2, 16, 16, 16, 1)).astype(np.float32)
+    both, first = served(run / "saved_model" / "1", pair), served(run / "saved_model" / "1", pair[:1])
+    np.testing.assert_allclose(both["probability"][:1], first["probability"], atol=1e-5)
+    assert both["probability"].dtype == np.float32
+
+
+def test_level_2_matters_in_the_export(run, tmp_path):
+    """A run cut down to level 1 answers otherwise."""
+    shutil.copytree(run, tmp_path / "one", ignore=shutil.ignore_patterns("level_2", "phantoms"))
+    volume = np.random.default_rng(1).normal(size=(20, 20, 20)).astype(np.float32)
+    one, two = prediction.segmentor(tmp_path / "one")(volume), prediction.segmentor(run)(volume)
+    assert np.abs(one["probability"] - two["probability"]).max() > 1e-4
+
+
+def test_a_level_more_trains_that_level_alone(run, tmp_path, capsys):
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    before = {path: path.stat().st_mtime_ns for path in copy.glob("level_*/model.keras")}
+    train(f"--work_dir={copy}", "--level=3", *TINY)
+    assert len(before) == 2 and before == {path: path.stat().st_mtime_ns for path in before}
+    assert (copy / "level_3" / "model.keras").exists()
+    assert "level 3 against level 2" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ("--variant=p-USegNet", "--patch_size=8", "--batch_size=2"),
+        ("--variant=2D-USegNet",),
+        ("--join=concat", "--l2=0.001", "--normalization=batch", "--shift=1", "--initializer=paper", "--validation_fraction=0"),
+    ],
+)
+def test_other_ways_of_running(tmp_path, changes):
+    train(f"--work_dir={tmp_path}", *TINY, "--level=1", *changes)
+    volume = np.random.default_rng(2).normal(size=(17, 16, 19)).astype(np.float32)
+    np.testing.assert_allclose(
+        served(tmp_path / "saved_model" / "1", volume[None, ..., None])["probability"][0, ..., 0],
+        prediction.segmentor(tmp_path)(volume)["probability"],
+        atol=1e-5,
+    )
+
+
+def test_predict_writes_labels_on_each_image_s_own_grid(run, tmp_path):
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    image = sitk.GetImageFromArray(np.random.default_rng(3).normal(size=(18, 20, 22)).astype(np.float32))
+    image.SetSpacing((0.5, 0.7, 1.1))
+    image.SetOrigin((10, -20, 30))
+    image.SetDirection((0, 1, 0, -1, 0, 0, 0, 0, 1))
+    images.write(image, folder / "a.mha")
+    images.write(image, folder / "b.nrrd")
+    from_run = script("predict.py", f"--model={run}", f"--input={folder}", f"--output={tmp_path / 'run'}", "--probabilities")
+    assert from_run.returncode == 0, from_run.stderr
+    exported = script("predict.py", f"--model={run / 'saved_model' / '1'}", f"--input={folder / 'a.mha'}", f"--output={tmp_path / 'export'}")
+    assert exported.returncode == 0, exported.stderr
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
+        "a.nii.gz", "a_probability.nii.gz", "b.nii.gz", "b_probability.nii.gz"
+    ]
+    label, probability = images.read(tmp_path / "run" / "a.nii.gz"), images.read(tmp_path / "run" / "a_probability.nii.gz")
+    for result in (label, probability):
+        images.require_same_grid("result", result, "image", image)
+    assert images.array(label).dtype == np.uint8 and images.array(probability).dtype == np.float32
+    np.testing.assert_array_equal(images.array(label), images.array(probability) > 0.5)
+    np.testing.assert_array_equal(images.array(label), images.array(images.read(tmp_path / "export" / "a.nii.gz")))
+    again = script("predict.py", f"--model={run}", f"--input={folder}", f"--output={tmp_path / 'run'}")
+    assert again.returncode == 1 and "--overwrite" in again.stderr
+
+
+@pytest.fixture()
+def data(tmp_path):
+    """A folder of four good cases that each test spoils."""
+    random = np.random.default_rng(4)
+    for folder in ("imagesTr", "labelsTr", "imagesTs", "labelsTs"):
+        (tmp_path / "data" / folder).mkdir(parents=True)
+    names = [f"c{i}.nii.gz" for i in range(4)]
+    for i, name in enumerate(names):
+        end = "Tr" if i < 3 else "Ts"
+        label = np.zeros((16, 16, 16), np.uint8)
+        label[4:12, 4:12, 4:12] = 1
+        images.write(sitk.GetImageFromArray(random.normal(size=label.shape).astype(np.float32)), tmp_path / "data" / f"images{end}" / name)
+        images.write(sitk.GetImageFromArray(label), tmp_path / "data" / f"labels{end}" / name)
+    describe(tmp_path / "data", names)
+    return tmp_path / "data"
+
+
+def describe(folder, names, **changes):
+    (folder / "dataset.json").write_text(
+        json.dumps(
+            {
+                "name": "tiny",
+                "labels": {"0": "background", "1": "head"},
+                "training": [{"image": f"imagesTr/{name}", "label": f"labelsTr/{name}"} for name in names[:3]],
+                "test": [f"imagesTs/{name}" for name in names[3:]],
+                **changes,
+            }
+        )
+    )
+
+
+def replace(path, change, spacing=None):
+    """Rewrites an image with its voxels changed."""
+    image = images.read(path)
+    changed = sitk.GetImageFromArray(change(images.array(image)), isVector=False)
+    changed.SetSpacing(spacing or image.GetSpacing())
+    sitk.WriteImage(changed, str(path))
+
+
+def with_nan(voxels):
+    voxels[0, 0, 0] = np.nan
+    return voxels
+
+
+SPOILED = {
+    "missing file": (lambda d: (d / "imagesTr" / "c1.nii.gz").unlink(), r"c1\.nii\.gz.*does not exist"),
+    "not an image": (lambda d: (d / "imagesTr" / "c1.nii.gz").write_bytes(b"hello"), r"c1\.nii\.gz: not a readable image"),
+    "4D": (lambda d: replace(d / "imagesTr" / "c1.nii.gz", lambda v: np.stack([v, v])), r"c1\.nii\.gz.*(4|four)"),
+    "2D": (lambda d: [replace(d / f / "c1.nii.gz", lambda v: v[8]) for f in ("imagesTr", "labelsTr")], r"c1\.nii\.gz: has 2 dimensions"),
+    "NaN": (lambda d: replace(d / "imagesTr" / "c1.nii.gz", with_nan), r"c1\.nii\.gz: 1 of 4096 voxels are NaN"),
+    "constant": (lambda d: replace(d / "imagesTr" / "c1.nii.gz", np.zeros_like), r"c1\.nii\.gz: every voxel is 0"),
+    "geometry": (lambda d: replace(d / "labelsTr" / "c1.nii.gz", np.array, (2, 2, 2)), r"labelsTr/c1\.nii\.gz: spacing \(2\.0"),
+    "no object": (lambda d: replace(d / "labelsTr" / "c1.nii.gz", np.zeros_like), r"c1\.nii\.gz: the object is missing"),
+    "unknown label": (lambda d: replace(d / "labelsTr" / "c1.nii.gz", lambda v: v * 7), r"c1\.nii\.gz: has the label values \[7\]"),
+    "bad test label": (lambda d: replace(d / "labelsTs" / "c3.nii.gz", np.zeros_like), r"c3\.nii\.gz: the object is missing"),
+    "empty set": (lambda d: describe(d, [], training=[]), "no training case"),
+    "case twice": (lambda d: describe(d, ["c0.nii.gz", "c0.nii.gz", "c1.nii.gz"]), r"c0\.nii\.gz.*every case once"),
+    "no dataset.json": (lambda d: (d / "dataset.json").unlink(), "has no dataset.json"),
+    "wrong dataset.json": (lambda d: (d / "dataset.json").write_text("[1"), "dataset.json: is not JSON"),
+    "object too small": (lambda d: replace(d / "labelsTr" / "c1.nii.gz", lambda v: np.eye(4096)[0].reshape(v.shape).astype(np.uint8)), "vanishes at --scale"),
+}
+
+
+@pytest.mark.parametrize("what", SPOILED)
+def test_bad_data_ends_in_one_sentence_before_training(data, tmp_path, capsys, what):
+    spoil, sentence = SPOILED[what]
+    spoil(data)
+    with pytest.raises(SystemExit) as ended:
+        train(f"--work_dir={tmp_path / 'run'}", f"--data_dir={data}", "--scale=0.5", *TINY)
+    assert ended.value.code == 1
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert message.startswith("error: ")
+    assert re.search(sentence, message), message
+    assert not (tmp_path / "run" / "level_1").exists()
+
+
+def test_good_data_trains(data, tmp_path, capsys):
+    train(f"--work_dir={tmp_path / 'run'}", f"--data_dir={data}", "--scale=0.5", "--level=1", *TINY)
+    assert "level 1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments, sentence",
+    [
+        (["--level=0"], "--level=0"),
+        (["--variant=UNet"], "--variant=UNet"),
+        (["--foreground=head"], "foreground"),
+        (["--patch_size=12"], "--patch_size=12"),
+        (["--phantom_size=10"], "phantom_size"),
+        (["--data_dir=/no/such/folder"], "/no/such/folder: no such file or folder"),
+        (["--strategy=multi_worker"], "TF_CONFIG is not set"),
+        (["--variant=p-USegNet", "--patch_size=64"], "--patch_size=64: a training volume has"),
+    ],
+)
+def test_wrong_flags_are_named(tmp_path, capsys, arguments, sentence):
+    with pytest.raises((SystemExit, flags.Error)) as ended:
+        train(f"--work_dir={tmp_path}", *TINY, *arguments)
+    assert sentence in (capsys.readouterr().err if ended.type is SystemExit else str(ended.value))
+
+
+def test_wrong_flags_end_without_a_traceback():
+    ended = script("train_fetal_head.py", "--level=0")
+    assert ended.returncode == 1 and "--level=0" in ended.stderr and "Traceback" not in ended.stderr
+
+
+def test_a_batch_of_volumes_of_different_sizes_is_refused(data, tmp_path, capsys):
+    for folder in ("imagesTr", "labelsTr"):
+        replace(data / folder / "c1.nii.gz", lambda voxels: voxels[:14])
+    with pytest.raises(SystemExit):
+        train(f"--work_dir={tmp_path}", f"--data_dir={data}", "--scale=1", "--validation_fraction=0", "--batch_size=2", *TINY)
+    assert "--batch_size=2: training volumes have different sizes" in capsys.readouterr().err
+
+
+def test_a_run_folder_made_with_other_flags_is_refused(run, capsys):
+    with pytest.raises(SystemExit):
+        train(f"--work_dir={run}", *TINY, "--learning_rate=0.5")
+    assert "--learning_rate 0.001 (now 0.5)" in capsys.readouterr().err
+
+
+def test_a_damaged_network_is_named(run, tmp_path, capsys):
+    broken = tmp_path / "run"
+    shutil.copytree(run, broken)
+    file = broken / "level_2" / "model.keras"
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(SystemExit):
+        train(f"--work_dir={broken}", "--level=2", *TINY)
+    assert "level_2/model.keras: not a network that can be read" in capsys.readouterr().err
+    file.unlink()  # as the sentence says
+    train(f"--work_dir={broken}", "--level=2", *TINY)
+    for a, b in zip(*(keras.models.load_model(r / "level_2" / "model.keras").get_weights() for r in (run, broken))):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("mount"), reason="needs to mount a small disk")
+def test_a_full_disk_is_one_sentence(tmp_path, capsys):
+    small = tmp_path / "small"
+    small.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", small], capture_output=True).returncode:
+        pytest.skip("may not mount")
+    try:
+        with pytest.raises(SystemExit):
+            train(f"--work_dir={small / 'run'}", "--level=1", *TINY, "--base_filters=8")
+        assert "disk" in capsys.readouterr().err.strip().splitlines()[-1]
+    finally:
+        subprocess.run(["umount", small], check=True)
+
+
+def test_bad_models_for_prediction(run, tmp_path):
+    image = tmp_path / "a.nii.gz"
+    images.write(sitk.GetImageFromArray(np.zeros((8, 8, 8), np.float32)), image)
+    with pytest.raises(errors.UserError, match="expected a run folder or a SavedModel folder"):
+        prediction.segmentor(tmp_path)
+    (tmp_path / "config.json").write_text((run / "config.json").read_text())
+    with pytest.raises(errors.UserError, match="no level is finished"):
+        prediction.segmentor(tmp_path)
+    ended = script("predict.py", f"--model={run}", f"--input={tmp_path / 'b.nii.gz'}", f"--output={tmp_path / 'out'}")
+    assert ended.returncode == 1 and "b.nii.gz" in ended.stderr and "Traceback" not in ended.stderr

@@ -1,0 +1,261 @@
+"""The loop, its checkpoints and its strategies, on a network of two weights."""
+
+import json
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+import textwrap
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tf_autoctx.errors import UserError
+from tf_autoctx.training import checkpoints, devices, loop, runs
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+SETTINGS = {
+    "seed": 0,
+    "steps": 12,
+    "samples_per_epoch": 4,
+    "checkpoint_steps": 3,
+    "batch_size": 1,
+    "learning_rate": 0.1,
+    "learning_rate_decay": "polynomial",
+    "beta_1": 0.9,
+    "patience": 0,
+}
+
+
+def line_stage(settings, stop_at=None, truth=3.0, scores=None):
+    """Fits y = truth * x: sample n of the data is x = n % 5 - 2. `stop_at`: raise in that step, as if killed."""
+    network = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, kernel_initializer="ones")])
+    optimizer = loop.adam(settings, network.trainable_variables)
+    scores = iter(scores or [])
+
+    def batches(first_step, context):
+        samples = settings.steps * settings.batch_size * context.num_replicas_in_sync
+        x = tf.cast(tf.range(samples) % 5 - 2, tf.float32)[first_step * settings.batch_size * context.num_replicas_in_sync :]
+        data = tf.data.Dataset.from_tensor_slices({"x": x[:, None], "y": truth * x[:, None]})
+        if stop_at is not None:
+            data = data.enumerate().map(lambda i, d: {"x": d["x"] / tf.where(i + first_step < stop_at, 1.0, 0.0), "y": d["y"]})
+        return data.batch(settings.batch_size, drop_remainder=True).shard(context.num_input_pipelines, context.input_pipeline_id)
+
+    def step(batch):
+        def losses():
+            y = tf.cast(network(batch["x"], training=True), tf.float32)
+            return tf.reduce_mean(tf.square(y - batch["y"]), axis=-1)
+
+        return {"loss": loop.minimize(optimizer, network.trainable_variables, losses)}
+
+    def validate():
+        return {"DSC": next(scores, -abs(float(network.get_weights()[0][0, 0]) - truth))}
+
+    return loop.Stage("line", {"network": network}, {"adam": optimizer}, step, batches, validate)
+
+
+def fit(directory, stage=None, **changes):
+    settings = loop.Settings(**{**SETTINGS, **changes})
+    keras.utils.set_random_seed(0)
+    stage = stage(settings) if stage else line_stage(settings)
+    history = loop.fit(stage, directory, tf.distribute.get_strategy(), settings)
+    return flat(stage.networks["network"].get_weights()), history
+
+
+def flat(weights):
+    return np.concatenate([np.ravel(array) for array in weights])
+
+
+def last_weights(directory):
+    """Weights in the newest checkpoint, without the loop."""
+    path = tf.train.latest_checkpoint(directory / "last")
+    return {name: tf.train.load_variable(path, name) for name, shape in tf.train.list_variables(path) if "VARIABLE" in name and shape}
+
+
+def test_first_adam_step_moves_each_weight_by_the_learning_rate(tmp_path):
+    weights, history = fit(tmp_path, steps=1, samples_per_epoch=1, learning_rate_decay="constant")
+    # Sample 0 is x = -2, y = -6: the prediction -2 is too high, so the kernel rises and the bias falls.
+    np.testing.assert_allclose(weights, [1.1, -0.1], atol=1e-5)
+    assert history[0]["loss"] == pytest.approx(16.0)
+
+
+def test_history_is_logged_everywhere(tmp_path):
+    _, history = fit(tmp_path, steps=40)
+    assert len(history) == 10  # 40 samples, 4 an epoch
+    logged = np.genfromtxt(tmp_path / "history.csv", delimiter=",", names=True)
+    np.testing.assert_allclose(logged["loss"], [logs["loss"] for logs in history])
+    assert history[-1]["loss"] < history[0]["loss"]
+    assert list((tmp_path / "tensorboard" / "train").glob("events*"))
+
+
+@pytest.mark.parametrize("stop_at", [2, 5, 8, 11])
+def test_a_stopped_run_ends_in_the_same_weights(tmp_path, stop_at):
+    whole, history = fit(tmp_path / "whole")
+    with pytest.raises(UserError, match=f"step {stop_at + 1};.*last good checkpoint"):
+        fit(tmp_path / "broken", lambda settings: line_stage(settings, stop_at))
+    resumed, resumed_history = fit(tmp_path / "broken")
+    np.testing.assert_array_equal(whole, resumed)
+    clock = lambda logs: {name: value for name, value in logs.items() if not name.startswith("seconds")}
+    assert [clock(logs) for logs in history] == [clock(logs) for logs in resumed_history]
+    a, b = last_weights(tmp_path / "whole"), last_weights(tmp_path / "broken")
+    assert a.keys() == b.keys() and len(a) >= 6  # two weights, two slots of Adam each
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name])
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path):
+    weights, _ = fit(tmp_path)
+    again, history = fit(tmp_path, lambda settings: line_stage(settings, stop_at=0))
+    np.testing.assert_array_equal(weights, again)
+    assert len(history) == 3
+
+
+def test_the_best_weights_win(tmp_path):
+    constant = {"learning_rate_decay": "constant"}
+    after_one_epoch, _ = fit(tmp_path / "one", steps=4, **constant)
+    after_three, _ = fit(tmp_path / "three", **constant)
+    best, _ = fit(tmp_path / "best", lambda settings: line_stage(settings, scores=[0.9, 0.5, 0.8]), **constant)
+    np.testing.assert_array_equal(best, after_one_epoch)
+    assert not np.array_equal(best, after_three)
+
+
+def test_early_stopping_remembers_over_a_resume(tmp_path):
+    # Best at epoch 1; patience 2 ends the run after epoch 3 of 5, also when it is broken after epoch 2.
+    scores = [0.5, 0.4, 0.3, 0.2, 0.1]
+    many = {"steps": 20, "patience": 2}
+    _, whole = fit(tmp_path / "whole", lambda s: line_stage(s, scores=scores), **many)
+    with pytest.raises(UserError):
+        fit(tmp_path / "broken", lambda s: line_stage(s, stop_at=9, scores=scores), **many)
+    _, resumed = fit(tmp_path / "broken", lambda s: line_stage(s, scores=scores[2:]), **many)
+    assert len(whole) == len(resumed) == 3
+
+
+def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(tmp_path, caplog):
+    whole, _ = fit(tmp_path)
+    newest = pathlib.Path(tf.train.latest_checkpoint(tmp_path / "last") + ".data-00000-of-00001")
+    newest.write_bytes(newest.read_bytes()[: newest.stat().st_size // 2])
+    resumed, history = fit(tmp_path)
+    assert "damaged" in caplog.text and newest.name.split(".")[0] in caplog.text
+    np.testing.assert_array_equal(whole, resumed)
+    assert len(history) == 3
+
+
+def test_no_readable_checkpoint_is_one_sentence(tmp_path):
+    fit(tmp_path)
+    for file in (tmp_path / "last").glob("*.data*"):
+        file.write_bytes(b"")
+    with pytest.raises(UserError, match="none of its 2 checkpoints can be read"):
+        fit(tmp_path)
+
+
+def test_float16_scales_the_loss(tmp_path):
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        settings = loop.Settings(**{**SETTINGS, "steps": 40})
+        stage = line_stage(settings)
+        assert isinstance(stage.optimizers["adam"], keras.optimizers.LossScaleOptimizer)
+        history = loop.fit(stage, tmp_path, tf.distribute.get_strategy(), settings)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    assert history[-1]["loss"] < history[0]["loss"]
+
+
+def test_polynomial_decay_ends_at_zero():
+    optimizer = loop.adam(loop.Settings(**SETTINGS), [keras.Variable(1.0)])
+    assert float(optimizer.learning_rate) == pytest.approx(0.1)
+    optimizer.iterations.assign(6)
+    assert float(optimizer.learning_rate) == pytest.approx(0.05)
+
+
+WORKER = textwrap.dedent(
+    """
+    import sys
+    import tensorflow as tf
+    if sys.argv[2] == "mirrored":
+        cpu = tf.config.list_physical_devices("CPU")[0]
+        tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+    sys.path.insert(0, "tests")
+    from tf_autoctx.training import devices, loop
+    strategy = devices.strategy(sys.argv[2])
+    import test_training as t
+    settings = loop.Settings(**{**t.SETTINGS, "batch_size": int(sys.argv[3]), "samples_per_epoch": 8})
+    with strategy.scope():
+        stage = t.line_stage(settings)
+    loop.fit(stage, sys.argv[1], strategy, settings)
+    print("WEIGHTS", *(float(w) for array in stage.networks["network"].get_weights() for w in array.ravel()), flush=True)
+    print("REPLICAS", strategy.num_replicas_in_sync)
+    """
+)
+
+
+def worker(directory, strategy, batch_size, **environment):
+    command = [sys.executable, "-c", WORKER, str(directory), strategy, str(batch_size)]
+    return subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **environment}
+    )
+
+
+def outcome(process):
+    output, error = process.communicate(timeout=120)
+    assert process.returncode == 0, error[-3000:]
+    return {line.split()[0]: [float(word) for word in line.split()[1:]] for line in output.splitlines() if line[:8] in ("WEIGHTS ", "REPLICAS")}
+
+
+def test_mirrored_replicas_train_what_one_device_trains_with_twice_the_batch(tmp_path):
+    two, one = worker(tmp_path / "two", "mirrored", 1), worker(tmp_path / "one", "single", 2)
+    two, one = outcome(two), outcome(one)
+    assert two["REPLICAS"] == [2.0] and one["REPLICAS"] == [1.0]
+    np.testing.assert_allclose(two["WEIGHTS"], one["WEIGHTS"], rtol=1e-6)
+
+
+def cluster(index, ports):
+    workers = [f"localhost:{port}" for port in ports]
+    return {"TF_CONFIG": json.dumps({"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}})}
+
+
+def free_ports(count):
+    sockets = [socket.socket() for _ in range(count)]
+    for each in sockets:
+        each.bind(("localhost", 0))
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+def test_two_workers_train_what_one_process_trains_with_twice_the_batch(tmp_path):
+    ports = free_ports(2)
+    workers = [worker(tmp_path / "two", "multi_worker", 1, **cluster(i, ports)) for i in range(2)]
+    first, second = [outcome(process) for process in workers]
+    one = outcome(worker(tmp_path / "one", "single", 2))
+    assert first["REPLICAS"] == [2.0] and first == second
+    # The mean over two samples is summed in another order: one rounding.
+    np.testing.assert_allclose(first["WEIGHTS"], one["WEIGHTS"], rtol=1e-6)
+
+
+def test_multi_worker_without_a_cluster_is_one_sentence(monkeypatch):
+    monkeypatch.delenv("TF_CONFIG", raising=False)
+    with pytest.raises(UserError, match="TF_CONFIG is not set"):
+        devices.strategy("multi_worker")
+
+
+def test_run_folder_refuses_other_flags_and_data(tmp_path):
+    flags = {"seed": 1, "variant": "USegNet", "level": 2, "work_dir": "a", "phantom_size": [1, 2, 3]}
+    run = runs.open_run(tmp_path / "run", "fetal_head", flags, "abc")
+    assert json.loads((run / "config.json").read_text())["flags"] == flags
+    runs.open_run(run, "fetal_head", {**flags, "level": 3}, "abc")  # more levels are welcome
+    with pytest.raises(UserError, match="--variant 'USegNet' .now 'USegNet-DS'."):
+        runs.open_run(run, "fetal_head", {**flags, "variant": "USegNet-DS"}, "abc")
+    with pytest.raises(UserError, match="other data"):
+        runs.open_run(run, "fetal_head", flags, "abd")
+    with pytest.raises(UserError, match="system fetal_head"):
+        runs.open_run(run, "embryo", flags, "abc")
+    (run / "config.json").write_text("{")
+    with pytest.raises(UserError, match="not a run's configuration"):
+        runs.open_run(run, "fetal_head", flags, "abc")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="expected a folder that can be written"):
+        runs.open_run(tmp_path / "file" / "run", "fetal_head", flags, "abc")
