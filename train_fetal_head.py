@@ -62,15 +62,16 @@ def main(_):
     )
 
     # Section 2.5: level k is trained after level k - 1 is finished, and sees its probability
+    settings, augmentation = training_flags.as_fields(loop.Settings), training_flags.as_fields(augment.Augmentation)
     networks = []
     for level in range(1, FLAGS.level + 1):
-        settings, augmentation = training_flags.as_fields(loop.Settings), training_flags.as_fields(augment.Augmentation)
-        network = levels.train(
-            level, system, training, validation, run / f"level_{level}", strategy, settings, augmentation, FLAGS.l2
-        )
+        folder = run / f"level_{level}"
+        network = levels.train(level, system, training, validation, folder, strategy, settings, augmentation, FLAGS.l2)
         networks.append(network)
         if level < FLAGS.level:
-            training, validation = (levels.with_context(part, system, network, level) for part in (training, validation))
+            training, validation = (
+                levels.with_context(part, system, network, folder / "probability") for part in (training, validation)
+            )
 
     # Section 3: held-out cases on their original grid
     if not devices.is_chief():

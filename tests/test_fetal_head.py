@@ -4,6 +4,7 @@ import pytest
 import tensorflow as tf
 from keras import ops
 
+from tf_autoctx.errors import UserError
 from tf_autoctx.models.usegnet import VARIANTS
 from tf_autoctx.systems import tiling
 from tf_autoctx.systems.fetal_head import WAYS, FetalHead
@@ -258,3 +259,11 @@ def test_training_view():
     system("p-USegNet").training_view(sample, cut)
     assert system("2D-USegNet").training_view(sample, cut)["image"].shape == (20, 20, 1)
     assert asked == [(16, 16, 16), (1, None, None)]
+
+
+def test_training_shape():
+    assert system().training_shape((20, 16, 30)) == (20, 16, 30)
+    assert system("p-USegNet").training_shape((20, 16, 30)) == (16, 16, 16)
+    assert system("2D-USegNet").training_shape((20, 16, 30)) == (16, 30)
+    with pytest.raises(UserError, match="--patch_size=16"):
+        system("p-USegNet").training_shape((20, 15, 30))

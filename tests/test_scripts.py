@@ -69,7 +69,8 @@ def test_run_folder_is_complete(run):
     assert config["versions"]["tensorflow"] == tf.__version__
     for level in (1, 2):
         names = {path.name for path in (run / f"level_{level}").iterdir()}
-        assert names == {"best", "last", "history.csv", "history.png", "model.keras", "tensorboard"}
+        kept = {"best", "last", "history.csv", "history.png", "model.keras", "tensorboard"}
+        assert names == (kept | {"probability"} if level == 1 else kept)
     rows = list(csv.DictReader(open(run / "evaluation" / "cases.csv")))
     assert [(row["method"], row["case"]) for row in rows] == [
         (f"level {level}", f"head_00{case}") for level in (1, 2) for case in (3, 4)

@@ -45,12 +45,12 @@ def cached(cases, system, directory, foreground, labels):
     return files
 
 
-def with_context(files, system, network, level):
-    """The same files with the head probability of `level` as context, run by its finished network and cached."""
+def with_context(files, system, network, directory):
+    """The same files with the head probability of a level as context, run by its finished network and cached in `directory`."""
     run = _probability(system, network)
     progress, answers = keras.utils.Progbar(len(files), unit_name="case"), []
     for entry in files:
-        path = pathlib.Path(entry["image"]).with_name(f"probability_{level}")
+        path = pathlib.Path(directory) / pathlib.Path(entry["image"]).parent.name
         if not path.exists():
             drawn = pipeline.sample(entry)
             pipeline.store(path, run(drawn["image"][None], drawn["context"][None])[0])
