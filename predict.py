@@ -30,7 +30,9 @@ def main(_):
     for name in found:
         for path in (output / f"{name}{end}.nii.gz" for end in kinds.values()):
             if path.exists() and not FLAGS.overwrite:
-                raise errors.UserError(f"{path}: is there already; give --overwrite to replace it, or another --output.")
+                raise errors.UserError(
+                    f"{path}: is there already; give --overwrite to replace it, or another --output."
+                )
     segment = prediction.segmentor(FLAGS.model)
 
     progress = keras.utils.Progbar(len(found), unit_name="image")

@@ -23,7 +23,9 @@ from tf_autoctx.training import flags as training_flags
 FLAGS = flags.FLAGS
 flags.adopt_module_key_flags(training_flags)
 flags.DEFINE_string("work_dir", "runs/fetal_head", "Run folder; a run that is there goes on.")
-flags.DEFINE_enum("preset", None, list(fetal_head.PRESETS), "Values for flags not given. Default: demo on phantoms, else standard.")
+flags.DEFINE_enum(
+    "preset", None, list(fetal_head.PRESETS), "Values for flags not given. Default: demo on phantoms, else standard."
+)
 flags.DEFINE_integer("level", 2, "Auto-context levels to train.", 1)
 flags.DEFINE_enum("variant", "USegNet-DS-HAS-Ctx", [*VARIANTS, *fetal_head.WAYS], "Row of the paper's tables 1 and 2.")
 flags.DEFINE_enum("join", "sum", ["sum", "concat"], "How a level sees the last one's probability.")
@@ -54,7 +56,9 @@ def main(_):
         pathlib.Path(FLAGS.work_dir) / "phantoms", FLAGS.phantom_size, FLAGS.phantom_cases, FLAGS.seed
     )
     cases = datasets.load(data_dir, FLAGS.seed, FLAGS.validation_fraction)
-    run = runs.open_run(FLAGS.work_dir, fetal_head.NAME, training_flags.values(sys.modules[__name__]), datasets.fingerprint(cases))
+    run = runs.open_run(
+        FLAGS.work_dir, fetal_head.NAME, training_flags.values(sys.modules[__name__]), datasets.fingerprint(cases)
+    )
     known = {"foreground": FLAGS.foreground, "labels": cases.labels}
     held_out = evaluation.held_out(cases, **known)
     training, validation = (

@@ -39,7 +39,9 @@ def results(work_dir):
     work_dir = pathlib.Path(work_dir)
     networks = [keras.models.load_model(path) for path in sorted(work_dir.glob("level_*/model.keras"))]
     weights = [w for network in networks for w in network.get_weights()]
-    histories = [np.genfromtxt(path, delimiter=",", names=True) for path in sorted(work_dir.glob("level_*/history.csv"))]
+    histories = [
+        np.genfromtxt(path, delimiter=",", names=True) for path in sorted(work_dir.glob("level_*/history.csv"))
+    ]
     weights += [history[name] for history in histories for name in ("epoch", "loss", "val_DSC")]
     return weights, (work_dir / "evaluation" / "cases.csv").read_text()
 
@@ -73,7 +75,9 @@ def kill_and_compare(directory, kills, seed, *more):
 def main(_):
     with tempfile.TemporaryDirectory() as directory:
         moments, same = kill_and_compare(directory, FLAGS.kills, FLAGS.seed)
-    print(f"killed {len(moments)} times, after {', '.join(f'{moment:.1f}' for moment in moments)} s; same result: {same}")
+    print(
+        f"killed {len(moments)} times, after {', '.join(f'{moment:.1f}' for moment in moments)} s; same result: {same}"
+    )
     sys.exit(not same)
 
 

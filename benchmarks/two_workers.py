@@ -2,9 +2,9 @@
 
   python benchmarks/two_workers.py
 
-Float32, no augmentation, so that both see the same samples. The two sum the gradient of two samples in another order, and
-Adam's first steps turn a rounding of a gradient near 0 into a whole learning rate: weights agree to a few of these, answers
-to far less.
+Float32, no augmentation, so that both see the same samples. The two sum the gradient of two samples in another order,
+and Adam's first steps turn a rounding of a gradient near 0 into a whole learning rate: weights agree to a few of
+these, answers to far less.
 """
 
 import json

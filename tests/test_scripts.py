@@ -119,7 +119,14 @@ def test_a_level_more_trains_that_level_alone(run, tmp_path, capsys):
     [
         ("--variant=p-USegNet", "--patch_size=8", "--batch_size=2"),
         ("--variant=2D-USegNet",),
-        ("--join=concat", "--l2=0.001", "--normalization=batch", "--shift=1", "--initializer=paper", "--validation_fraction=0"),
+        (
+            "--join=concat",
+            "--l2=0.001",
+            "--normalization=batch",
+            "--shift=1",
+            "--initializer=paper",
+            "--validation_fraction=0",
+        ),
     ],
 )
 def test_other_ways_of_running(tmp_path, changes):
@@ -141,14 +148,26 @@ def test_predict_writes_labels_on_each_image_s_own_grid(run, tmp_path):
     image.SetDirection((0, 1, 0, -1, 0, 0, 0, 0, 1))
     images.write(image, folder / "a.mha")
     images.write(image, folder / "b.nrrd")
-    from_run = script("predict.py", f"--model={run}", f"--input={folder}", f"--output={tmp_path / 'run'}", "--probabilities")
+    from_run = script(
+        "predict.py", f"--model={run}", f"--input={folder}", f"--output={tmp_path / 'run'}", "--probabilities"
+    )
     assert from_run.returncode == 0, from_run.stderr
-    exported = script("predict.py", f"--model={run / 'saved_model' / '1'}", f"--input={folder / 'a.mha'}", f"--output={tmp_path / 'export'}")
+    exported = script(
+        "predict.py",
+        f"--model={run / 'saved_model' / '1'}",
+        f"--input={folder / 'a.mha'}",
+        f"--output={tmp_path / 'export'}",
+    )
     assert exported.returncode == 0, exported.stderr
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
-        "a.nii.gz", "a_probability.nii.gz", "b.nii.gz", "b_probability.nii.gz"
+        "a.nii.gz",
+        "a_probability.nii.gz",
+        "b.nii.gz",
+        "b_probability.nii.gz",
     ]
-    label, probability = images.read(tmp_path / "run" / "a.nii.gz"), images.read(tmp_path / "run" / "a_probability.nii.gz")
+    label, probability = images.read(tmp_path / "run" / "a.nii.gz"), images.read(
+        tmp_path / "run" / "a_probability.nii.gz"
+    )
     for result in (label, probability):
         images.require_same_grid("result", result, "image", image)
     assert images.array(label).dtype == np.uint8 and images.array(probability).dtype == np.float32
@@ -169,7 +188,10 @@ def data(tmp_path):
         end = "Tr" if i < 3 else "Ts"
         label = np.zeros((16, 16, 16), np.uint8)
         label[4:12, 4:12, 4:12] = 1
-        images.write(sitk.GetImageFromArray(random.normal(size=label.shape).astype(np.float32)), tmp_path / "data" / f"images{end}" / name)
+        images.write(
+            sitk.GetImageFromArray(random.normal(size=label.shape).astype(np.float32)),
+            tmp_path / "data" / f"images{end}" / name,
+        )
         images.write(sitk.GetImageFromArray(label), tmp_path / "data" / f"labels{end}" / name)
     describe(tmp_path / "data", names)
     return tmp_path / "data"
@@ -204,20 +226,41 @@ def with_nan(voxels):
 
 SPOILED = {
     "missing file": (lambda d: (d / "imagesTr" / "c1.nii.gz").unlink(), r"c1\.nii\.gz.*does not exist"),
-    "not an image": (lambda d: (d / "imagesTr" / "c1.nii.gz").write_bytes(b"hello"), r"c1\.nii\.gz: not a readable image"),
+    "not an image": (
+        lambda d: (d / "imagesTr" / "c1.nii.gz").write_bytes(b"hello"),
+        r"c1\.nii\.gz: not a readable image",
+    ),
     "4D": (lambda d: replace(d / "imagesTr" / "c1.nii.gz", lambda v: np.stack([v, v])), r"c1\.nii\.gz.*(4|four)"),
-    "2D": (lambda d: [replace(d / f / "c1.nii.gz", lambda v: v[8]) for f in ("imagesTr", "labelsTr")], r"c1\.nii\.gz: has 2 dimensions"),
+    "2D": (
+        lambda d: [replace(d / f / "c1.nii.gz", lambda v: v[8]) for f in ("imagesTr", "labelsTr")],
+        r"c1\.nii\.gz: has 2 dimensions",
+    ),
     "NaN": (lambda d: replace(d / "imagesTr" / "c1.nii.gz", with_nan), r"c1\.nii\.gz: 1 of 4096 voxels are NaN"),
     "constant": (lambda d: replace(d / "imagesTr" / "c1.nii.gz", np.zeros_like), r"c1\.nii\.gz: every voxel is 0"),
-    "geometry": (lambda d: replace(d / "labelsTr" / "c1.nii.gz", np.array, (2, 2, 2)), r"labelsTr/c1\.nii\.gz: spacing \(2\.0"),
-    "no object": (lambda d: replace(d / "labelsTr" / "c1.nii.gz", np.zeros_like), r"c1\.nii\.gz: the object is missing"),
-    "unknown label": (lambda d: replace(d / "labelsTr" / "c1.nii.gz", lambda v: v * 7), r"c1\.nii\.gz: has the label values \[7\]"),
-    "bad test label": (lambda d: replace(d / "labelsTs" / "c3.nii.gz", np.zeros_like), r"c3\.nii\.gz: the object is missing"),
+    "geometry": (
+        lambda d: replace(d / "labelsTr" / "c1.nii.gz", np.array, (2, 2, 2)),
+        r"labelsTr/c1\.nii\.gz: spacing \(2\.0",
+    ),
+    "no object": (
+        lambda d: replace(d / "labelsTr" / "c1.nii.gz", np.zeros_like),
+        r"c1\.nii\.gz: the object is missing",
+    ),
+    "unknown label": (
+        lambda d: replace(d / "labelsTr" / "c1.nii.gz", lambda v: v * 7),
+        r"c1\.nii\.gz: has the label values \[7\]",
+    ),
+    "bad test label": (
+        lambda d: replace(d / "labelsTs" / "c3.nii.gz", np.zeros_like),
+        r"c3\.nii\.gz: the object is missing",
+    ),
     "empty set": (lambda d: describe(d, [], training=[]), "no training case"),
     "case twice": (lambda d: describe(d, ["c0.nii.gz", "c0.nii.gz", "c1.nii.gz"]), r"c0\.nii\.gz.*every case once"),
     "no dataset.json": (lambda d: (d / "dataset.json").unlink(), "has no dataset.json"),
     "wrong dataset.json": (lambda d: (d / "dataset.json").write_text("[1"), "dataset.json: is not JSON"),
-    "object too small": (lambda d: replace(d / "labelsTr" / "c1.nii.gz", lambda v: np.eye(4096)[0].reshape(v.shape).astype(np.uint8)), "vanishes at --scale"),
+    "object too small": (
+        lambda d: replace(d / "labelsTr" / "c1.nii.gz", lambda v: np.eye(4096)[0].reshape(v.shape).astype(np.uint8)),
+        "vanishes at --scale",
+    ),
 }
 
 
@@ -267,7 +310,14 @@ def test_a_batch_of_volumes_of_different_sizes_is_refused(data, tmp_path, capsys
     for folder in ("imagesTr", "labelsTr"):
         replace(data / folder / "c1.nii.gz", lambda voxels: voxels[:14])
     with pytest.raises(SystemExit):
-        train(f"--work_dir={tmp_path}", f"--data_dir={data}", "--scale=1", "--validation_fraction=0", "--batch_size=2", *TINY)
+        train(
+            f"--work_dir={tmp_path}",
+            f"--data_dir={data}",
+            "--scale=1",
+            "--validation_fraction=0",
+            "--batch_size=2",
+            *TINY,
+        )
     assert "--batch_size=2: training volumes have different sizes" in capsys.readouterr().err
 
 

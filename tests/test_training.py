@@ -14,7 +14,7 @@ import pytest
 import tensorflow as tf
 
 from tf_autoctx.errors import UserError
-from tf_autoctx.training import checkpoints, devices, loop, runs
+from tf_autoctx.training import devices, loop, runs
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SETTINGS = {
@@ -38,11 +38,17 @@ def line_stage(settings, stop_at=None, truth=3.0, scores=None):
 
     def batches(first_step, context):
         samples = settings.steps * settings.batch_size * context.num_replicas_in_sync
-        x = tf.cast(tf.range(samples) % 5 - 2, tf.float32)[first_step * settings.batch_size * context.num_replicas_in_sync :]
+        x = tf.cast(tf.range(samples) % 5 - 2, tf.float32)[
+            first_step * settings.batch_size * context.num_replicas_in_sync :
+        ]
         data = tf.data.Dataset.from_tensor_slices({"x": x[:, None], "y": truth * x[:, None]})
         if stop_at is not None:
-            data = data.enumerate().map(lambda i, d: {"x": d["x"] / tf.where(i + first_step < stop_at, 1.0, 0.0), "y": d["y"]})
-        return data.batch(settings.batch_size, drop_remainder=True).shard(context.num_input_pipelines, context.input_pipeline_id)
+            data = data.enumerate().map(
+                lambda i, d: {"x": d["x"] / tf.where(i + first_step < stop_at, 1.0, 0.0), "y": d["y"]}
+            )
+        return data.batch(settings.batch_size, drop_remainder=True).shard(
+            context.num_input_pipelines, context.input_pipeline_id
+        )
 
     def step(batch):
         def losses():
@@ -72,7 +78,11 @@ def flat(weights):
 def last_weights(directory):
     """Weights in the newest checkpoint, without the loop."""
     path = tf.train.latest_checkpoint(directory / "last")
-    return {name: tf.train.load_variable(path, name) for name, shape in tf.train.list_variables(path) if "VARIABLE" in name and shape}
+    return {
+        name: tf.train.load_variable(path, name)
+        for name, shape in tf.train.list_variables(path)
+        if "VARIABLE" in name and shape
+    }
 
 
 def test_first_adam_step_moves_each_weight_by_the_learning_rate(tmp_path):
@@ -170,8 +180,7 @@ def test_polynomial_decay_ends_at_zero():
     assert float(optimizer.learning_rate) == pytest.approx(0.05)
 
 
-WORKER = textwrap.dedent(
-    """
+WORKER = textwrap.dedent("""
     import sys
     import tensorflow as tf
     if sys.argv[2] == "mirrored":
@@ -185,10 +194,9 @@ WORKER = textwrap.dedent(
     with strategy.scope():
         stage = t.line_stage(settings)
     loop.fit(stage, sys.argv[1], strategy, settings)
-    print("WEIGHTS", *(float(w) for array in stage.networks["network"].get_weights() for w in array.ravel()), flush=True)
-    print("REPLICAS", strategy.num_replicas_in_sync)
-    """
-)
+    print("WEIGHTS", *(float(w) for array in stage.networks["network"].get_weights() for w in array.ravel()),
+    flush=True) print("REPLICAS", strategy.num_replicas_in_sync)
+    """)
 
 
 def worker(directory, strategy, batch_size, **environment):
@@ -201,7 +209,11 @@ def worker(directory, strategy, batch_size, **environment):
 def outcome(process):
     output, error = process.communicate(timeout=120)
     assert process.returncode == 0, error[-3000:]
-    return {line.split()[0]: [float(word) for word in line.split()[1:]] for line in output.splitlines() if line[:8] in ("WEIGHTS ", "REPLICAS")}
+    return {
+        line.split()[0]: [float(word) for word in line.split()[1:]]
+        for line in output.splitlines()
+        if line[:8] in ("WEIGHTS ", "REPLICAS")
+    }
 
 
 def test_mirrored_replicas_train_what_one_device_trains_with_twice_the_batch(tmp_path):

@@ -10,8 +10,9 @@ def saved_model(function, networks, directory):
     """Writes `function` as the signature `serving_default` of a SavedModel; the folder appears whole or not at all.
 
     Args:
-      function: image (batch, depth, height, width, 1) float32 of any size, raw voxels -> {name: tensor}; the names become the
-        signature's outputs. Its one argument must be called `image`: that is the name of the signature's input.
+      function: image (batch, depth, height, width, 1) float32 of any size, raw voxels -> {name: tensor}; the names
+        become the signature's outputs. Its one argument must be called `image`: that is the name of the signature's
+        input.
       networks: the Keras models that it runs.
       directory: of the version, such as `run/saved_model/1`.
     """

@@ -10,10 +10,11 @@ from tf_autoctx.errors import UserError
 
 @contextlib.contextmanager
 def replacing(path, keep=False):
-    """Yields a temporary name in the folder of `path`, made if need be, that replaces `path` once the block has succeeded.
+    """Yields a temporary name in the folder of `path`, made if need be, that replaces `path` once the block has
+    succeeded.
 
-    The temporary name keeps the suffix, by which libraries choose a format. What the block wrote, file or folder, goes away if
-    it fails, or with `keep` if another process was quicker.
+    The temporary name keeps the suffix, by which libraries choose a format. What the block wrote, file or folder, goes
+    away if it fails, or with `keep` if another process was quicker.
 
     Raises:
       UserError: the folder cannot be written, or the disk is full.

@@ -29,4 +29,6 @@ def define_integers(name, default, help_text, length=None):
     """Defines a flag whose value is a list of integers (None where the default is); `length` of them if given."""
     flags.DEFINE(_Integers(), name, default, help_text, serializer=_Serializer())
     if length is not None:
-        flags.register_validator(name, lambda value: len(value) == length, f"expected {length} integers separated by commas")
+        flags.register_validator(
+            name, lambda value: len(value) == length, f"expected {length} integers separated by commas"
+        )

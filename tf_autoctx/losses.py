@@ -29,14 +29,16 @@ def one_hot(labels, logits):
 
 def l2(model):
     """Sum of squared convolution kernels: the term after lambda in Yang et al. 2019, equation 2. Scalar, float32."""
-    return sum(ops.sum(ops.square(ops.cast(w, "float32"))) for w in model.trainable_weights if w.path.endswith("/kernel"))
+    return sum(
+        ops.sum(ops.square(ops.cast(w, "float32"))) for w in model.trainable_weights if w.path.endswith("/kernel")
+    )
 
 
 class DeepSupervisedCrossEntropy(keras.losses.Loss):
     r"""Cross entropy of the main answer plus that of every side branch (Yang et al. 2019, equation 2, without its L2).
 
-    L = L(X, Y) + \sum_m L_m(X, S_m(Y)), where S_m shrinks the labels to 1/2 and 1/4 by taking every 2nd and 4th voxel: they
-    stay integers, and the scales stay aligned because padding is at the high ends only.
+    L = L(X, Y) + \sum_m L_m(X, S_m(Y)), where S_m shrinks the labels to 1/2 and 1/4 by taking every 2nd and 4th voxel:
+    they stay integers, and the scales stay aligned because padding is at the high ends only.
 
     call: y_true (batch, *spatial, 1) integer; y_pred {"logits": (batch, *spatial, classes), and, where supervised,
     "logits_half": (batch, *ceil(spatial / 2), classes), "logits_quarter": likewise} -> (batch,) float32.
@@ -79,14 +81,15 @@ class HybridLoss(keras.losses.Loss):
     r"""Dice plus class-weighted cross entropy, deeply supervised: the segmentor's loss of the renderer system.
 
     L = w_D \sum_a d_a D(p_a, l) + \sum_a c_a C(p_a, l), over the main answer and both side branches, where
-    D = -\sum_k \frac{2 \sum_i p_{ik} l_{ik}}{\sum_i p_{ik}^2 + \sum_i l_{ik}^2} and C is the mean cross entropy with each
-    voxel weighted by 1 - the share of its true class. (Yang et al. 2018, section 2.2; weights of the authors' code.)
+    D = -\sum_k \frac{2 \sum_i p_{ik} l_{ik}}{\sum_i p_{ik}^2 + \sum_i l_{ik}^2} and C is the mean cross entropy with
+    each voxel weighted by 1 - the share of its true class. (Yang et al. 2018, section 2.2; weights of the authors'
+    code.)
 
     The authors clip probabilities at 0.005 before the log, which also stops the gradient of the worst voxels; the log
     softmax needs no clipping. An epsilon of 1e-5 keeps the Dice of an absent class finite (absent from both: 1).
 
-    call: y_true (batch, *spatial, 1) integer; y_pred {"logits", "aux1", "aux2"}: logits (batch, *spatial, classes), all of
-    the image's size -> (batch,) float32.
+    call: y_true (batch, *spatial, 1) integer; y_pred {"logits", "aux1", "aux2"}: logits (batch, *spatial, classes),
+    all of the image's size -> (batch,) float32.
     """
 
     DICE_WEIGHTS = {"logits": 1.0, "aux1": 0.4, "aux2": 0.8}
@@ -122,7 +125,9 @@ def discriminator_adversarial(real_logits, fake_logits):
 
     Args: real_logits, fake_logits (batch, 1). Returns (batch,) float32.
     """
-    return ops.softplus(-ops.cast(real_logits, "float32"))[..., 0] + ops.softplus(ops.cast(fake_logits, "float32"))[..., 0]
+    return (
+        ops.softplus(-ops.cast(real_logits, "float32"))[..., 0] + ops.softplus(ops.cast(fake_logits, "float32"))[..., 0]
+    )
 
 
 def _spatial(x):

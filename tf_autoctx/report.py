@@ -194,7 +194,8 @@ def history(path, epochs, title):
 
     Args:
       path: of the PNG.
-      epochs: list of dicts with "loss", "seconds_per_step", "seconds_waiting_for_data" and, where there was one, "val_DSC".
+      epochs: list of dicts with "loss", "seconds_per_step", "seconds_waiting_for_data" and, where there was one,
+        "val_DSC".
       title: of the figure.
 
     Raises:
@@ -203,7 +204,11 @@ def history(path, epochs, title):
     number = np.arange(1, len(epochs) + 1)
     column = {name: [logs[name] for logs in epochs] for name in epochs[0]}
     waiting = sum(column["seconds_waiting_for_data"]) / sum(column["seconds_per_step"])
-    panels = [("loss", ["loss"]), ("validation DSC", ["val_DSC"]), ("seconds per step", ["seconds_per_step", "seconds_waiting_for_data"])]
+    panels = [
+        ("loss", ["loss"]),
+        ("validation DSC", ["val_DSC"]),
+        ("seconds per step", ["seconds_per_step", "seconds_waiting_for_data"]),
+    ]
     figure = Figure(figsize=(12, 3.6), layout="constrained")
     for ax, (name, lines) in zip(figure.subplots(1, 3), panels):
         for line in lines:

@@ -1,7 +1,7 @@
 """Random changes of a training sample in stateless TensorFlow ops: the same seed gives the same sample, always.
 
-A sample is a dict of (*spatial, channels) tensors on one grid: "image", "label" and, where a system has one, "context" (the
-last level's probability). What moves voxels moves all of them; what changes intensities changes the image alone.
+A sample is a dict of (*spatial, channels) tensors on one grid: "image", "label" and, where a system has one, "context"
+(the last level's probability). What moves voxels moves all of them; what changes intensities changes the image alone.
 """
 
 import dataclasses
@@ -72,8 +72,8 @@ def intensity_jitter(sample, seed, amount):
 def random_erasing(sample, seed, probability, area=(0.02, 0.4), aspect=0.3):
     """Sets a random box around the object to 0 in the image, like a shadow (Zhong et al. 2017; Yang et al. 2019, 2.1).
 
-    The box takes `area` of the object's bounding box, its edges in ratios of `aspect` to 1 / `aspect`, its centre anywhere in
-    that bounding box. A sample without an object stays as it is.
+    The box takes `area` of the object's bounding box, its edges in ratios of `aspect` to 1 / `aspect`, its centre
+    anywhere in that bounding box. A sample without an object stays as it is.
 
     Args:
       probability: share of samples that are erased.

@@ -45,7 +45,8 @@ def load(source, seed, validation_fraction=0.2):
         columns image, label, split (train, validation or test) and, if wanted, group; its paths are relative to the
         CSV, and label may be empty for a test image.
       seed: decides which training cases validate, unless the CSV says so.
-      validation_fraction: share of the groups (of the cases, where there are no groups) that validate, at least one; 0: none.
+      validation_fraction: share of the groups (of the cases, where there are no groups) that validate, at least one;
+        0: none.
 
     Returns:
       Dataset, the same for a seed wherever the files lie and in whatever order they are listed.
@@ -83,7 +84,8 @@ def read_case(case, foreground=None, labels=None, dimensions=3):
       (sitk.Image, uint8 array of its shape (z, y, x) with 1 in the object), or (sitk.Image, None) without a label.
 
     Raises:
-      UserError: unreadable file, image of other dimensions, constant image, label on another grid, of unknown values or without the object.
+      UserError: unreadable file, image of other dimensions, constant image, label on another grid, of unknown values
+        or without the object.
     """
     image = images.read(case.image)
     images.require_dimensions(case.image, image, dimensions)

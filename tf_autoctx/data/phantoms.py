@@ -4,15 +4,12 @@ Arrays are (z, y, x); every length and position is in mm, counted from the volum
 """
 
 import json
-import os
-import shutil
-import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
+import keras
 import numpy as np
 import SimpleITK as sitk
-from absl import logging
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
@@ -305,6 +302,7 @@ def _write_cases(folder, settings):
         (folder / f"images{part}").mkdir()
         (folder / f"labels{part}").mkdir()
     train, test = settings["cases"]
+    progress = keras.utils.Progbar(train + test, unit_name="phantom")
     for number in range(train + test):
         part = "Tr" if number < train else "Ts"
         name = f"head_{number:03d}.nii.gz"
@@ -314,7 +312,7 @@ def _write_cases(folder, settings):
             volume.SetSpacing(spacing[::-1])  # SimpleITK counts (x, y, z)
             images.write(volume, folder / f"{kind}{part}" / name)
         entries[part].append(name)
-        logging.info("phantom %d of %d: %s", number + 1, train + test, name)
+        progress.add(1)
     description = {
         "name": "fetal head phantoms",
         "description": "made-up 3D ultrasound of the whole fetal head, exact truth",

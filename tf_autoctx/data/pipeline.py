@@ -29,7 +29,9 @@ def stored(path, kind):
 def sample(files):
     """One sample from {"image": path, "label": path, "context": path, or "" for zeros}."""
     loaded = {kind: stored(path, kind) for kind, path in files.items() if kind != "context"}
-    context = tf.cond(files["context"] == "", lambda: tf.zeros_like(loaded["image"]), lambda: stored(files["context"], "context"))
+    context = tf.cond(
+        files["context"] == "", lambda: tf.zeros_like(loaded["image"]), lambda: stored(files["context"], "context")
+    )
     return {**loaded, "context": tf.ensure_shape(context, [None, None, None, 1])}
 
 
@@ -50,7 +52,9 @@ def training(files, augment, *, seed, first_step, steps, batch_size, replicas, w
     """
     cases, per_step = len(files["image"]), batch_size * replicas
     columns = {kind: tf.constant(paths) for kind, paths in files.items()}
-    index = np.arange(first_step * per_step, steps * per_step).reshape(-1, workers, per_step // workers)[:, worker].ravel()
+    index = (
+        np.arange(first_step * per_step, steps * per_step).reshape(-1, workers, per_step // workers)[:, worker].ravel()
+    )
 
     def prepare(number):
         epoch, place = number // cases, number % cases
@@ -58,7 +62,9 @@ def training(files, augment, *, seed, first_step, steps, batch_size, replicas, w
         drawn = sample({kind: paths[order[tf.cast(place, tf.int32)]] for kind, paths in columns.items()})
         return augment(drawn, tf.stack([tf.constant(seed, tf.int64), number]))
 
-    samples = tf.data.Dataset.from_tensor_slices(index.astype(np.int64)).map(prepare, num_parallel_calls=tf.data.AUTOTUNE)
+    samples = tf.data.Dataset.from_tensor_slices(index.astype(np.int64)).map(
+        prepare, num_parallel_calls=tf.data.AUTOTUNE
+    )
     return samples.batch(batch_size, drop_remainder=True).prefetch(4)
 
 

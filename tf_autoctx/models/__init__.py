@@ -1,3 +1,4 @@
-"""Network families in plain Keras: each a function that returns a functional `keras.Model`. No TensorFlow in this room."""
+"""Network families in plain Keras: each a function that returns a functional `keras.Model`. No TensorFlow in this
+room."""
 
 from tf_autoctx.models.usegnet import usegnet

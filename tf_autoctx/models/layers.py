@@ -1,4 +1,5 @@
-"""What the network families share: blocks, the attention module, and resampling. Two- or three-dimensional by input rank."""
+"""What the network families share: blocks, the attention module, and resampling. Two- or three-dimensional by input
+rank."""
 
 import keras
 from keras import ops
@@ -50,8 +51,8 @@ def max_pool(x):
 def normalize(x, normalization):
     """Batch norm's place in a block.
 
-    "instance" takes the statistics of the volume at hand, in training and at test time, as the authors of the fetal head
-    system ran their batch norm at batch 1; "batch" keeps moving averages (momentum 0.9) for test time.
+    "instance" takes the statistics of the volume at hand, in training and at test time, as the authors of the fetal
+    head system ran their batch norm at batch 1; "batch" keeps moving averages (momentum 0.9) for test time.
 
     Raises:
       ValueError: another normalization.
@@ -105,8 +106,9 @@ def _at_least(x, size):
 class Conv3D(keras.layers.Conv3D):
     """`same` convolution of stride 1 whose bfloat16 gradient can be trusted.
 
-    On CPUs, TensorFlow 2.21 fills the bfloat16 gradient of a kernel with stray memory where the input is smaller than the
-    kernel. Zeros at the high end are what `same` padding puts there anyway, so enlarging such an input changes no answer.
+    On CPUs, TensorFlow 2.21 fills the bfloat16 gradient of a kernel with stray memory where the input is smaller than
+    the kernel. Zeros at the high end are what `same` padding puts there anyway, so enlarging such an input changes no
+    answer.
     """
 
     def call(self, x):
@@ -154,7 +156,8 @@ class PadToMultiple(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable("tf_autoctx")
 class CropLike(keras.layers.Layer):
-    """Crops (x, reference) to x[:ceil(reference / stride)] on every spatial axis: undoes `PadToMultiple` at that scale."""
+    """Crops (x, reference) to x[:ceil(reference / stride)] on every spatial axis: undoes `PadToMultiple` at that
+    scale."""
 
     def __init__(self, stride=1, **kwargs):
         super().__init__(**kwargs)
@@ -177,8 +180,8 @@ class CropLike(keras.layers.Layer):
 def resize_linear(x, size):
     """Linear resampling of every spatial axis; shrinking is anti-aliased by a triangle filter widened by the factor.
 
-    Axes are aligned at their outer edges (voxel i covers [i, i + 1)), values beyond an edge do not weigh in. Each axis is
-    one matrix product with a small (new, old) matrix, so sizes may be tensors and any Keras backend can run it.
+    Axes are aligned at their outer edges (voxel i covers [i, i + 1)), values beyond an edge do not weigh in. Each axis
+    is one matrix product with a small (new, old) matrix, so sizes may be tensors and any Keras backend can run it.
 
     Args:
       x: (batch, *spatial, channels) float.

@@ -4,13 +4,14 @@ import keras
 
 from tf_autoctx.models import layers
 
-# (channels in units of `base_filters`, kernel) of each stage, full size first (section 2.3; widths of the authors' code).
+# (channels in units of `base_filters`, kernel) of each stage, full size first (section 2.3; widths of the authors'
+# code).
 ENCODER = ((1, 3), (2, 3), (2, 5))
 BOTTOM = (2, 5)
 DECODER = ((1, 3), (2, 5), (2, 5))
 
-# A row of tables 1 and 2: where skips, attention and deep supervision sit. Scales count as in the paper: 1 is the deepest
-# (quarter size), 3 the full size.
+# A row of tables 1 and 2: where skips, attention and deep supervision sit. Scales count as in the paper: 1 is the
+# deepest (quarter size), 3 the full size.
 VARIANTS = {
     "3D-DeconvNet": {"skips": (), "sam": (), "uam": (), "deep_supervision": False},
     "USegNet": {"skips": (1, 2, 3), "sam": (), "uam": (), "deep_supervision": False},
@@ -54,7 +55,8 @@ def usegnet(
       initializer: "he" or "paper" (truncated normal of SD 0.001, bias 0.01).
 
     Returns:
-      Functional model: image (batch, *spatial, channels) -> dict of float32 logits with 2 channels: "logits" at the same
+      Functional model: image (batch, *spatial, channels) -> dict of float32 logits with 2 channels: "logits" at the
+        same
       size and, where the variant is deeply supervised, "logits_half" and "logits_quarter" at ceil(size / 2) and / 4.
 
     Raises:

@@ -20,9 +20,13 @@ def held_out(cases, foreground, labels):
     """
     test = [case for case in cases.test if case.label]
     if len(test) < len(cases.test):
-        logging.warning("%d of %d test images have no label and are not scored.", len(cases.test) - len(test), len(cases.test))
+        logging.warning(
+            "%d of %d test images have no label and are not scored.", len(cases.test) - len(test), len(cases.test)
+        )
     if not test and cases.validation:
-        logging.warning("No test case has a label: the validation cases, which chose the checkpoints, are scored instead.")
+        logging.warning(
+            "No test case has a label: the validation cases, which chose the checkpoints, are scored instead."
+        )
         test = list(cases.validation)
     if not test:
         raise UserError(f"{cases.name}: neither a test case with a label nor a validation case; expected one to score.")
@@ -32,7 +36,8 @@ def held_out(cases, foreground, labels):
 
 
 def evaluate(cases, answers, directory, structure, foreground, labels):
-    """Scores the levels of a cascade on cases and writes cases.csv, summary.json and a picture a case; prints the table.
+    """Scores the levels of a cascade on cases and writes cases.csv, summary.json and a picture a case; prints the
+    table.
 
     Args:
       cases: `datasets.Case`s with labels.
@@ -52,7 +57,9 @@ def evaluate(cases, answers, directory, structure, foreground, labels):
         predictions = [answer["label"][0, ..., 0].numpy() for answer in run(voxels[None, ..., None])]
         for level, prediction in enumerate(predictions, start=1):
             scores = metrics.compare(prediction, truth, spacing)
-            rows.append({"method": f"level {level}", "case": case.name, "group": case.group, "structure": structure, **scores})
+            rows.append(
+                {"method": f"level {level}", "case": case.name, "group": case.group, "structure": structure, **scores}
+            )
         report.picture(directory / f"{case.name}.png", voxels, predictions[-1], truth, spacing, case.name)
         progress.add(1)
     rows.sort(key=lambda row: row["method"])

@@ -1,9 +1,9 @@
-"""Whole fetal head in 3D ultrasound: USegNet-DS-HAS-Ctx (Yang et al. 2019, "Hybrid Attention for Automatic Segmentation of
-Whole Fetal Head in Prenatal Ultrasound Volumes").
+"""Whole fetal head in 3D ultrasound: USegNet-DS-HAS-Ctx (Yang et al. 2019, "Hybrid Attention for Automatic
+Segmentation of Whole Fetal Head in Prenatal Ultrasound Volumes").
 
 Level k of the auto-context cascade sees the volume joined with the head probability of level k - 1, on the same grid
-(section 2.5). Everything that changes voxel values is here, in Keras ops: training, prediction and the exported graph run
-the very same functions.
+(section 2.5). Everything that changes voxel values is here, in Keras ops: training, prediction and the exported graph
+run the very same functions.
 """
 
 import dataclasses
@@ -27,7 +27,8 @@ WAYS = {
     "2D-USegNet": ("USegNet", "slices"),
 }
 
-# Flag values by name; a flag on the command line wins. "paper" holds every constant of section 3.1 and of the authors' code.
+# Flag values by name; a flag on the command line wins. "paper" holds every constant of section 3.1 and of the authors'
+# code.
 PRESETS = {
     "demo": {
         "base_filters": 16,
@@ -79,8 +80,9 @@ class FetalHead:
     """The system's configuration, one field a flag of the same name, and how a volume is segmented.
 
     Attributes:
-      variant: a row of tables 1 and 2: of `models.usegnet`, or "USegNet-DS-HAS-Ctx" (the same network as "USegNet-DS-HAS";
-        levels make the context), "p-USegNet" (patches of the original grid) or "2D-USegNet" (its slices).
+      variant: a row of tables 1 and 2: of `models.usegnet`, or "USegNet-DS-HAS-Ctx" (the same network as
+        "USegNet-DS-HAS"; levels make the context), "p-USegNet" (patches of the original grid) or "2D-USegNet" (its
+        slices).
       join: "sum" of volume and probability (paper) or "concat" as channels.
       scale: factor on every axis from the original grid to the network's; "p-" and "2D-" work on the original grid.
       patch_size: edge of a "p-USegNet" patch in voxels, a multiple of 8.
@@ -136,14 +138,17 @@ class FetalHead:
         """Spatial size on the network's grid of a volume of spatial `size` (integers or integer tensors)."""
         # Float32 for both, or a known and an unknown size could round differently.
         return tuple(
-            max(1, int(np.float32(n) * np.float32(self.scale) + np.float32(0.5)))
-            if isinstance(n, int)
-            else ops.maximum(1, ops.cast(ops.cast(n, "float32") * self.scale + 0.5, "int32"))
+            (
+                max(1, int(np.float32(n) * np.float32(self.scale) + np.float32(0.5)))
+                if isinstance(n, int)
+                else ops.maximum(1, ops.cast(ops.cast(n, "float32") * self.scale + 0.5, "int32"))
+            )
             for n in size
         )
 
     def preprocess(self, image):
-        """Intensities scaled to [0, 1] by the volume's own minimum and maximum, shrunk with anti-aliasing (section 3.1).
+        """Intensities scaled to [0, 1] by the volume's own minimum and maximum, shrunk with anti-aliasing (section
+        3.1).
 
         Args:
           image: raw voxels (batch, depth, height, width, 1) float32. A constant volume becomes 0.
@@ -160,7 +165,8 @@ class FetalHead:
         return label if self.same_grid else layers.resize_nearest(label, self.network_size(ops.shape(label)[1:4]))
 
     def postprocess(self, probability, size):
-        """Probability on the network's grid, linearly resampled to spatial `size`, and the label: where it is above 0.5.
+        """Probability on the network's grid, linearly resampled to spatial `size`, and the label: where it is above
+        0.5.
 
         Args:
           probability: (batch, depth, height, width, 1) float32.
@@ -182,8 +188,8 @@ class FetalHead:
 
         Args:
           network: a model of `self.network()`.
-          image, context: preprocessed volume and the last level's probability (zeros for level 1), (batch, depth, height,
-            width, 1) float32.
+          image, context: preprocessed volume and the last level's probability (zeros for level 1), (batch, depth,
+            height, width, 1) float32.
 
         Returns:
           (batch, depth, height, width, 1) float32.
@@ -202,7 +208,8 @@ class FetalHead:
         return head(x)
 
     def cascade(self, networks, image):
-        """Head probability of every level on the original grid, level 1 first: raw voxels in, a list of `postprocess` out.
+        """Head probability of every level on the original grid, level 1 first: raw voxels in, a list of `postprocess`
+        out.
 
         Args:
           networks: one model a level.

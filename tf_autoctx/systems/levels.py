@@ -1,4 +1,5 @@
-"""An auto-context cascade trained level after level: what a system with `preprocess`, `probability` and `joined` needs."""
+"""An auto-context cascade trained level after level: what a system with `preprocess`, `probability` and `joined`
+needs."""
 
 import pathlib
 import zipfile
@@ -38,7 +39,9 @@ def cached(cases, system, directory, foreground, labels):
             label = system.preprocess_label(tf.constant(label[None, ..., None]))[0]
             if not tf.reduce_any(label > 0):
                 raise UserError(f"{case.label}: the object vanishes at --scale={system.scale}; use a larger scale.")
-            pipeline.store(entry["image"], system.preprocess(tf.constant(images.array(image)[None, ..., None], tf.float32))[0])
+            pipeline.store(
+                entry["image"], system.preprocess(tf.constant(images.array(image)[None, ..., None], tf.float32))[0]
+            )
             pipeline.store(entry["label"], label)
         files.append(entry)
         progress.add(1)
@@ -46,7 +49,8 @@ def cached(cases, system, directory, foreground, labels):
 
 
 def with_context(files, system, network, directory):
-    """The same files with the head probability of a level as context, run by its finished network and cached in `directory`."""
+    """The same files with the head probability of a level as context, run by its finished network and cached in
+    `directory`."""
     run = _probability(system, network)
     progress, answers = keras.utils.Progbar(len(files), unit_name="case"), []
     for entry in files:
@@ -103,7 +107,9 @@ def train(level, system, training, validation, directory, strategy, settings, au
     columns = {kind: [entry[kind] for entry in training] for kind in training[0]}
 
     def prepared(sample, seed):
-        return system.training_view(augmentation(sample, seed), lambda whole, size: pipeline.random_patch(whole, seed, size))
+        return system.training_view(
+            augmentation(sample, seed), lambda whole, size: pipeline.random_patch(whole, seed, size)
+        )
 
     def batches(first_step, context):
         return pipeline.training(
@@ -167,4 +173,6 @@ def load(path):
 def _probability(system, network):
     """`system.probability` of one network as a graph for any size."""
     volume = tf.TensorSpec((None, None, None, None, 1))
-    return tf.function(lambda image, context: system.probability(network, image, context), input_signature=[volume, volume])
+    return tf.function(
+        lambda image, context: system.probability(network, image, context), input_signature=[volume, volume]
+    )

@@ -31,7 +31,9 @@ def segmentor(path):
         try:
             loaded = tf.saved_model.load(str(path))
         except (OSError, ValueError, tf.errors.OpError) as error:
-            raise UserError(f"{path}: not a SavedModel that can be read ({type(error).__name__}); export it again.") from error
+            raise UserError(
+                f"{path}: not a SavedModel that can be read ({type(error).__name__}); export it again."
+            ) from error
         run = lambda image: loaded.signatures["serving_default"](image=image)
     elif (path / "config.json").exists():
         config = runs.load_config(path)
@@ -43,7 +45,9 @@ def segmentor(path):
         volume = tf.TensorSpec((None, None, None, None, 1))
         run = tf.function(lambda image: system.segment(networks, image), input_signature=[volume])
     else:
-        raise UserError(f"--model={path}: neither config.json nor saved_model.pb; expected a run folder or a SavedModel folder.")
+        raise UserError(
+            f"--model={path}: neither config.json nor saved_model.pb; expected a run folder or a SavedModel folder."
+        )
 
     def segment(voxels):
         answer = run(tf.constant(voxels[None, ..., None], tf.float32))

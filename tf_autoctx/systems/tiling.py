@@ -36,9 +36,12 @@ def tiled(function, x, tile):
 
 
 def _overlap_add(y, axis, half):
-    """Lays the tiles that axis 0 counts over each other along `axis`, each half shared with a neighbour; axis 0 goes."""
+    """Lays the tiles that axis 0 counts over each other along `axis`, each half shared with a neighbour; axis 0
+    goes."""
     first, second = ops.split(y, 2, axis=axis)
-    ramp = ops.reshape((ops.arange(half, dtype=y.dtype) + 0.5) / half, [half if i == axis else 1 for i in range(len(y.shape))])
+    ramp = ops.reshape(
+        (ops.arange(half, dtype=y.dtype) + 0.5) / half, [half if i == axis else 1 for i in range(len(y.shape))]
+    )
     # The outermost halves have one tile alone: full weight there, where neighbours would add up to 1.
     alone = ops.zeros_like(first[:1])
     rising = ops.concatenate([first[:1], first[1:] * ramp, alone], axis=0)

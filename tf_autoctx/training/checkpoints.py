@@ -37,8 +37,12 @@ class Checkpoints:
             networks=tf.train.Checkpoint(**networks), optimizers=tf.train.Checkpoint(**optimizers), state=self._state
         )
         self._checkpoint = checkpoint
-        self._last = tf.train.CheckpointManager(checkpoint, str(self.directory / "last"), max_to_keep=2, checkpoint_name="step")
-        self._best = tf.train.CheckpointManager(checkpoint, str(self.directory / "best"), max_to_keep=1, checkpoint_name="step")
+        self._last = tf.train.CheckpointManager(
+            checkpoint, str(self.directory / "last"), max_to_keep=2, checkpoint_name="step"
+        )
+        self._best = tf.train.CheckpointManager(
+            checkpoint, str(self.directory / "best"), max_to_keep=1, checkpoint_name="step"
+        )
 
     def save(self, state, *, best=False):
         """Saves everything with `state` (JSON-like, with "step"); as the best so far too if `best`."""
@@ -66,7 +70,9 @@ class Checkpoints:
                 self._checkpoint.restore(path).assert_existing_objects_matched()
                 return self._state.value
             except (tf.errors.OpError, IndexError, RuntimeError, ValueError, AssertionError) as error:
-                logging.warning("%s: this checkpoint is damaged (%s); going back to the one before.", path, type(error).__name__)
+                logging.warning(
+                    "%s: this checkpoint is damaged (%s); going back to the one before.", path, type(error).__name__
+                )
         if manager.checkpoints:
             raise UserError(
                 f"{manager.directory}: none of its {len(manager.checkpoints)} checkpoints can be read; delete the folder "

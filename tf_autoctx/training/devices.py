@@ -13,7 +13,8 @@ from tf_autoctx.errors import UserError
 def strategy(name):
     """A `tf.distribute` strategy for `--strategy`.
 
-    "auto" is "multi_worker" where TF_CONFIG names a cluster, "mirrored" where there is more than one GPU, else "single".
+    "auto" is "multi_worker" where TF_CONFIG names a cluster, "mirrored" where there is more than one GPU, else
+    "single".
 
     Raises:
       UserError: "multi_worker" without TF_CONFIG.

@@ -6,8 +6,12 @@ from absl import flags
 
 from tf_autoctx import flag_types
 
-flags.DEFINE_string("data_dir", "", "Your data: a Decathlon or nnU-Net folder, or a CSV of image,label,split[,group]. Empty: phantoms.")
-flag_types.define_integers("foreground", None, "Label values that make up the object, such as 1,2. Default: every non-zero one.")
+flags.DEFINE_string(
+    "data_dir", "", "Your data: a Decathlon or nnU-Net folder, or a CSV of image,label,split[,group]. Empty: phantoms."
+)
+flag_types.define_integers(
+    "foreground", None, "Label values that make up the object, such as 1,2. Default: every non-zero one."
+)
 flags.DEFINE_float("validation_fraction", 0.2, "Share of the training cases that choose the best checkpoint.", 0.0, 0.9)
 flags.DEFINE_integer("seed", 0, "Of splits, phantoms, weights, sample order and augmentation.", 0)
 flags.DEFINE_integer("steps", None, "Optimizer steps per level or stage.", 1)
@@ -19,7 +23,12 @@ flags.DEFINE_enum("learning_rate_decay", None, ["constant", "polynomial"], "poly
 flags.DEFINE_float("beta_1", 0.9, "Adam's momentum.", 0.0, 1.0)
 flags.DEFINE_integer("patience", 0, "Epochs without a better validation score after which training stops; 0: never.", 0)
 flags.DEFINE_enum("strategy", "auto", ["auto", "single", "mirrored", "multi_worker"], "tf.distribute strategy.")
-flags.DEFINE_enum("precision", "auto", ["auto", "float32", "mixed_bfloat16", "mixed_float16"], "auto: bfloat16 where the hardware has it.")
+flags.DEFINE_enum(
+    "precision",
+    "auto",
+    ["auto", "float32", "mixed_bfloat16", "mixed_float16"],
+    "auto: bfloat16 where the hardware has it.",
+)
 
 # A run folder may be opened again with other values of these: they do not change what is trained.
 FREE = ("work_dir", "data_dir", "level", "strategy", "checkpoint_steps", "preset")
@@ -37,5 +46,6 @@ def as_fields(kind):
 
 
 def values(script):
-    """{name: value} of the flags of a training script (its module), those above among them: what config.json records."""
+    """{name: value} of the flags of a training script (its module), those above among them: what config.json
+    records."""
     return {flag.name: flag.value for flag in flags.FLAGS.get_key_flags_for_module(script)}

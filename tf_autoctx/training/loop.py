@@ -38,8 +38,8 @@ class Stage:
       name: for messages, such as "level_1".
       networks: {name: keras.Model}, all that is saved.
       optimizers: {name: optimizer}, already built; the first one's learning rate is logged.
-      step: batch -> {name: scalar}; runs on a replica, applies its updates (see `minimize`) and returns what to log, "loss"
-        among it.
+      step: batch -> {name: scalar}; runs on a replica, applies its updates (see `minimize`) and returns what to log,
+        "loss" among it.
       batches: (first_step, input context of `tf.distribute`) -> tf.data.Dataset of batches, one a replica and step.
       validate: () -> {"DSC": ..., ...}, or None; the DSC chooses the best checkpoint.
     """
@@ -89,8 +89,8 @@ def fit(stage, directory, strategy, settings):
     """Trains a stage for its steps, or goes on where a killed run stopped; its networks end with the best weights.
 
     An epoch is `samples_per_epoch` samples. After each the stage is validated and everything is saved; in between a
-    checkpoint is saved every `checkpoint_steps`. The history of all epochs is in the checkpoint: a resumed run shows it again
-    to the callbacks that remember something (CSV log, early stopping), so that they are where they were.
+    checkpoint is saved every `checkpoint_steps`. The history of all epochs is in the checkpoint: a resumed run shows
+    it again to the callbacks that remember something (CSV log, early stopping), so that they are where they were.
 
     Args:
       stage: a `Stage`, made under `strategy.scope()`.
@@ -112,12 +112,17 @@ def fit(stage, directory, strategy, settings):
     epoch_steps = math.ceil(settings.samples_per_epoch / (settings.batch_size * strategy.num_replicas_in_sync))
 
     reported = types.SimpleNamespace(stop_training=False, optimizer=next(iter(stage.optimizers.values())))
-    remembering = [keras.callbacks.EarlyStopping("val_DSC", mode="max", patience=settings.patience)] if settings.patience else []
+    remembering = (
+        [keras.callbacks.EarlyStopping("val_DSC", mode="max", patience=settings.patience)] if settings.patience else []
+    )
     live = []
     if chief:
         directory.mkdir(parents=True, exist_ok=True)
         remembering.append(keras.callbacks.CSVLogger(directory / "history.csv"))
-        live = [keras.callbacks.ProgbarLogger(), keras.callbacks.TensorBoard(directory / "tensorboard", write_graph=False)]
+        live = [
+            keras.callbacks.ProgbarLogger(),
+            keras.callbacks.TensorBoard(directory / "tensorboard", write_graph=False),
+        ]
     params = {"verbose": 1, "epochs": math.ceil(settings.steps / epoch_steps), "steps": epoch_steps}
     past = keras.callbacks.CallbackList(remembering, model=reported, **params)
     present = keras.callbacks.CallbackList(live, model=reported, **params)

@@ -35,7 +35,10 @@ def open_run(directory, system, flags, fingerprint):
         "data_fingerprint": fingerprint,
         "seed": flags["seed"],
         "git_revision": _git_revision(),
-        "versions": {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in PACKAGES}},
+        "versions": {
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in PACKAGES},
+        },
     }
     if (run / "config.json").exists():
         before = load_config(run)
@@ -71,7 +74,9 @@ def load_config(directory):
     except FileNotFoundError as error:
         raise UserError(f"{directory}: no config.json; expected a run folder of a training script.") from error
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: not a run's configuration; expected JSON with system, flags and data_fingerprint.") from error
+        raise UserError(
+            f"{path}: not a run's configuration; expected JSON with system, flags and data_fingerprint."
+        ) from error
     return config
 
 
