@@ -42,7 +42,7 @@ flags.DEFINE_integer("shift", 0, "Largest random translation, in voxels of the n
 flags.DEFINE_float("intensity_jitter", 0.0, "Half width of the range of random factors on intensities.", 0.0, 1.0)
 flags.DEFINE_float("erase_probability", 0.0, "Share of samples with a random box erased.", 0.0, 1.0)
 flag_types.define_integers("phantom_size", [97, 64, 110], "Voxels of a phantom along z, y, x.", length=3)
-flag_types.define_integers("phantom_cases", [24, 8], "Phantoms to train on and to hold out.", length=2)
+flag_types.define_integers("phantom_cases", [100, 10], "Phantoms to train on and to hold out.", length=2)
 
 
 def main(_):

@@ -32,10 +32,13 @@ WAYS = {
 PRESETS = {
     "demo": {
         "base_filters": 16,
-        "steps": 300,
-        "samples_per_epoch": 60,
+        "steps": 900,
+        "samples_per_epoch": 180,
+        "validation_fraction": 0.1,
         "learning_rate": 1e-3,
         "learning_rate_decay": "polynomial",
+        # A phantom's probe is always above the head: mirrored shadows would only have to be unlearnt.
+        "flips": False,
         "erase_probability": 0.3,
     },
     "standard": {
