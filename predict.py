@@ -3,7 +3,7 @@
   python predict.py --model=runs/fetal_head --input=scan.nii.gz --output=results
   python predict.py --model=runs/fetal_head/saved_model/1 --input=folder_of_scans --output=results --probabilities
 
-Writes NAME.nii.gz (label) and, with --probabilities, NAME_probability.nii.gz.
+Writes NAME.nii.gz (label) and, with --probabilities, probabilities/NAME.nii.gz.
 """
 
 import pathlib
@@ -26,23 +26,26 @@ flags.DEFINE_bool("overwrite", False, "Replace results that are there already.")
 def main(_):
     source, output = pathlib.Path(FLAGS.input), pathlib.Path(FLAGS.output)
     found = images.find(source) if source.is_dir() else {images.stem(source): source}
-    kinds = {"label": "", "probability": "_probability"} if FLAGS.probabilities else {"label": ""}
-    for name in found:
-        for path in (output / f"{name}{end}.nii.gz" for end in kinds.values()):
-            if path.exists() and not FLAGS.overwrite:
-                raise errors.UserError(
-                    f"{path}: is there already; give --overwrite to replace it, or another --output."
-                )
+    folders = {"label": output, "probability": output / "probabilities"} if FLAGS.probabilities else {"label": output}
+    sources = {pathlib.Path(path).resolve() for path in found.values()}
+    for path in (folder / f"{name}.nii.gz" for folder in folders.values() for name in found):
+        if path.resolve() in sources:
+            raise errors.UserError(
+                f"{path}: is an input image and would be replaced by its result; expected another --output."
+            )
+        if path.exists() and not FLAGS.overwrite:
+            raise errors.UserError(f"{path}: is there already; give --overwrite to replace it, or another --output.")
     segment = prediction.segmentor(FLAGS.model)
 
     progress = keras.utils.Progbar(len(found), unit_name="image")
-    output.mkdir(parents=True, exist_ok=True)
+    for folder in folders.values():
+        folder.mkdir(parents=True, exist_ok=True)
     for name, path in found.items():
         image = images.read(path)
         images.require_dimensions(path, image, 3)
         answer = segment(images.array(image))
-        for kind, end in kinds.items():
-            images.write(images.like(answer[kind], image), output / f"{name}{end}.nii.gz")
+        for kind, folder in folders.items():
+            images.write(images.like(answer[kind], image), folder / f"{name}.nii.gz")
         progress.add(1)
 
 

@@ -26,7 +26,7 @@ flags.DEFINE_string("work_dir", "runs/fetal_head", "Run folder; a run that is th
 flags.DEFINE_enum(
     "preset", None, list(fetal_head.PRESETS), "Values for flags not given. Default: demo on phantoms, else standard."
 )
-flags.DEFINE_integer("level", 2, "Auto-context levels to train.", 1)
+flags.DEFINE_integer("level", None, "Auto-context levels to train. Default: 2 for -Ctx, 1 for other variants.", 1)
 flags.DEFINE_enum("variant", "USegNet-DS-HAS-Ctx", [*VARIANTS, *fetal_head.WAYS], "Row of the paper's tables 1 and 2.")
 flags.DEFINE_enum("join", "sum", ["sum", "concat"], "How a level sees the last one's probability.")
 flags.DEFINE_float("scale", 0.4, "Factor from the original grid to the network's.", 0.01, 1.0)
@@ -41,14 +41,15 @@ flags.DEFINE_bool("flips", True, "Mirror each axis with probability 1/2.")
 flags.DEFINE_integer("shift", 0, "Largest random translation, in voxels of the network's grid.", 0)
 flags.DEFINE_float("intensity_jitter", 0.0, "Half width of the range of random factors on intensities.", 0.0, 1.0)
 flags.DEFINE_float("erase_probability", 0.0, "Share of samples with a random box erased.", 0.0, 1.0)
-flag_types.define_integers("phantom_size", [97, 64, 110], "Voxels of a phantom along z, y, x.", length=3)
-flag_types.define_integers("phantom_cases", [100, 10], "Phantoms to train on and to hold out.", length=2)
+flag_types.define_integers("phantom_size", [97, 64, 110], "Voxels of a phantom along z, y, x.", length=3, least=8)
+flag_types.define_integers("phantom_cases", [100, 10], "Phantoms to train on and to hold out.", length=2, least=1)
 
 
 def main(_):
     training_flags.fill_in(fetal_head.PRESETS[FLAGS.preset or ("standard" if FLAGS.data_dir else "demo")])
+    FLAGS.set_default("level", 2 if FLAGS.variant.endswith("-Ctx") else 1)
     strategy = devices.strategy(FLAGS.strategy)
-    devices.set_up(FLAGS.precision, FLAGS.seed)
+    FLAGS.precision = devices.set_up(FLAGS.precision, FLAGS.seed)
     system = training_flags.as_fields(fetal_head.FetalHead)
 
     # Section 2.1: volumes, split, prepared once
@@ -78,9 +79,11 @@ def main(_):
             )
 
     # Section 3: held-out cases on their original grid
-    if not devices.is_chief():
+    if not devices.is_chief(strategy):
         return
-    evaluation.evaluate(held_out, lambda image: system.cascade(networks, image), run / "evaluation", "head", **known)
+    evaluation.evaluate(
+        held_out, lambda image: system.cascade(networks, image), run / "evaluation", fetal_head.STRUCTURE, **known
+    )
     export.saved_model(lambda image: system.segment(networks, image), networks, run / "saved_model" / "1")
 
 

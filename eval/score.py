@@ -18,7 +18,7 @@ flags.DEFINE_string("predictions", None, "Folder of label images to score.", req
 flags.DEFINE_string("labels", None, "Folder of ground-truth label images with the same names.", required=True)
 flags.DEFINE_string("output", None, "Folder for cases.csv and summary.json.", required=True)
 flag_types.define_integers(
-    "foreground", None, "Label values that make up the object, such as 1,2. Default: every one but 0."
+    "foreground", None, "Label values that make up the object, such as 1,2. Default: every one but 0.", least=1
 )
 
 

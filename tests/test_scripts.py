@@ -96,9 +96,14 @@ def test_export_equals_the_run_through_the_loader_of_tensorflow_serving(run):
     assert both["probability"].dtype == np.float32
 
 
-def test_level_2_matters_in_the_export(run, tmp_path):
-    """A run cut down to level 1 answers otherwise."""
+def test_level_2_matters(run, tmp_path):
+    """A run cut down to level 1 answers otherwise; with a level missing it does not answer."""
     shutil.copytree(run, tmp_path / "one", ignore=shutil.ignore_patterns("level_2", "phantoms"))
+    with pytest.raises(errors.UserError, match="level_2/model.keras: this level is not finished"):
+        prediction.segmentor(tmp_path / "one")
+    config = json.loads((run / "config.json").read_text())
+    config["flags"]["level"] = 1
+    (tmp_path / "one" / "config.json").write_text(json.dumps(config))
     volume = np.random.default_rng(1).normal(size=(20, 20, 20)).astype(np.float32)
     one, two = prediction.segmentor(tmp_path / "one")(volume), prediction.segmentor(run)(volume)
     assert np.abs(one["probability"] - two["probability"]).max() > 1e-4
@@ -159,15 +164,10 @@ def test_predict_writes_labels_on_each_image_s_own_grid(run, tmp_path):
         f"--output={tmp_path / 'export'}",
     )
     assert exported.returncode == 0, exported.stderr
-    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
-        "a.nii.gz",
-        "a_probability.nii.gz",
-        "b.nii.gz",
-        "b_probability.nii.gz",
-    ]
-    label, probability = images.read(tmp_path / "run" / "a.nii.gz"), images.read(
-        tmp_path / "run" / "a_probability.nii.gz"
-    )
+    written = sorted(str(path.relative_to(tmp_path / "run")) for path in (tmp_path / "run").rglob("*.*"))
+    assert written == ["a.nii.gz", "b.nii.gz", "probabilities/a.nii.gz", "probabilities/b.nii.gz"]
+    label = images.read(tmp_path / "run" / "a.nii.gz")
+    probability = images.read(tmp_path / "run" / "probabilities" / "a.nii.gz")
     for result in (label, probability):
         images.require_same_grid("result", result, "image", image)
     assert images.array(label).dtype == np.uint8 and images.array(probability).dtype == np.float32
@@ -288,6 +288,9 @@ def test_good_data_trains(data, tmp_path, capsys):
         (["--level=0"], "--level=0"),
         (["--variant=UNet"], "--variant=UNet"),
         (["--foreground=head"], "foreground"),
+        (["--foreground=0"], "at least 1"),
+        (["--phantom_size=1,1,1"], "at least 8"),
+        (["--patience=2", "--validation_fraction=0"], "--patience=2: there is no validation case"),
         (["--patch_size=12"], "--patch_size=12"),
         (["--phantom_size=10"], "phantom_size"),
         (["--data_dir=/no/such/folder"], "/no/such/folder: no such file or folder"),
@@ -361,7 +364,13 @@ def test_bad_models_for_prediction(run, tmp_path):
     with pytest.raises(errors.UserError, match="expected a run folder or a SavedModel folder"):
         prediction.segmentor(tmp_path)
     (tmp_path / "config.json").write_text((run / "config.json").read_text())
-    with pytest.raises(errors.UserError, match="no level is finished"):
+    with pytest.raises(errors.UserError, match="level_1/model.keras: this level is not finished"):
         prediction.segmentor(tmp_path)
+    other = tmp_path / "other"
+    tf.saved_model.save(tf.Module(), str(other))
+    with pytest.raises(errors.UserError, match="a SavedModel of something else"):
+        prediction.segmentor(other)
+    ended = script("predict.py", f"--model={run}", f"--input={image}", f"--output={tmp_path}", "--overwrite")
+    assert ended.returncode == 1 and "is an input image" in ended.stderr
     ended = script("predict.py", f"--model={run}", f"--input={tmp_path / 'b.nii.gz'}", f"--output={tmp_path / 'out'}")
     assert ended.returncode == 1 and "b.nii.gz" in ended.stderr and "Traceback" not in ended.stderr

@@ -60,7 +60,7 @@ def line_stage(settings, stop_at=None, truth=3.0, scores=None):
     def validate():
         return {"DSC": next(scores, -abs(float(network.get_weights()[0][0, 0]) - truth))}
 
-    return loop.Stage("line", {"network": network}, {"adam": optimizer}, step, batches, validate)
+    return loop.Stage({"network": network}, {"adam": optimizer}, step, batches, validate)
 
 
 def fit(directory, stage=None, **changes):
@@ -161,6 +161,33 @@ def test_no_readable_checkpoint_is_one_sentence(tmp_path):
         fit(tmp_path)
 
 
+def test_weights_that_are_not_finite_are_never_saved(tmp_path):
+    def stage(settings):
+        made = line_stage(settings)
+        step = made.step
+
+        def spoilt(batch):
+            logs = step(batch)
+            if_seventh = tf.where(made.optimizers["adam"].iterations == 7, np.nan, 0.0)
+            made.networks["network"].trainable_variables[0].assign_add([[if_seventh]])
+            return logs
+
+        made.step = spoilt
+        return made
+
+    with pytest.raises(UserError, match="a weight was no longer finite at step 7"):
+        fit(tmp_path, stage, checkpoint_steps=1)
+    assert tf.train.latest_checkpoint(tmp_path / "last").endswith("step-6")
+
+
+def test_a_damaged_best_checkpoint_gives_way_to_the_newest(tmp_path, caplog):
+    fit(tmp_path)
+    for file in (tmp_path / "best").glob("*.data*"):
+        file.write_bytes(b"")
+    _, history = fit(tmp_path)
+    assert len(history) == 3 and "newest checkpoint" in caplog.text
+
+
 def test_float16_scales_the_loss(tmp_path):
     keras.config.set_dtype_policy("mixed_float16")
     try:
@@ -192,10 +219,11 @@ WORKER = textwrap.dedent("""
     import test_training as t
     settings = loop.Settings(**{**t.SETTINGS, "batch_size": int(sys.argv[3]), "samples_per_epoch": 8})
     with strategy.scope():
-        stage = t.line_stage(settings)
+        stage = t.line_stage(settings, scores=[0.9, 0.5, 0.8, 0.1, 0.1, 0.1])  # the best weights are not the last
     loop.fit(stage, sys.argv[1], strategy, settings)
-    print("WEIGHTS", *(float(w) for array in stage.networks["network"].get_weights() for w in array.ravel()),
-    flush=True) print("REPLICAS", strategy.num_replicas_in_sync)
+    weights = t.flat(stage.networks["network"].get_weights())
+    print("WEIGHTS", *weights, flush=True)
+    print("REPLICAS", strategy.num_replicas_in_sync, flush=True)
     """)
 
 
@@ -246,6 +274,10 @@ def test_two_workers_train_what_one_process_trains_with_twice_the_batch(tmp_path
     assert first["REPLICAS"] == [2.0] and first == second
     # The mean over two samples is summed in another order: one rounding.
     np.testing.assert_allclose(first["WEIGHTS"], one["WEIGHTS"], rtol=1e-6)
+    again = [worker(tmp_path / "two", "multi_worker", 1, **cluster(i, ports)) for i in range(2)]
+    assert [outcome(process)["WEIGHTS"] for process in again] == [first["WEIGHTS"]] * 2  # each finds the best weights
+    with pytest.raises(UserError, match="began on 2 replicas, now there are 1"):
+        fit(tmp_path / "two", batch_size=2)
 
 
 def test_multi_worker_without_a_cluster_is_one_sentence(monkeypatch):

@@ -12,7 +12,7 @@ class UserError(Exception):
 
 
 def in_one_sentence(main):
-    """Wraps a script's `main`: a `UserError` or a full disk is printed as one sentence and exits with code 1."""
+    """Wraps a script's `main`: a `UserError`, a path in the way or a full disk is one sentence and exit code 1."""
 
     @functools.wraps(main)
     def wrapped(argv):
@@ -22,6 +22,8 @@ def in_one_sentence(main):
             return main(argv)
         except UserError as error:
             message = str(error)
+        except (FileExistsError, PermissionError, NotADirectoryError, IsADirectoryError) as error:
+            message = f"{error.filename}: {error.strerror.lower()}; expected a path that can be read or written."
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise

@@ -22,4 +22,7 @@ def saved_model(function, networks, directory):
     volume = tf.TensorSpec((None, None, None, None, 1), tf.float32, name="image")
     archive.add_endpoint("serving_default", function, input_signature=[volume])
     with replacing(directory) as partial:
-        archive.write_out(str(partial), verbose=False)
+        try:
+            archive.write_out(str(partial), verbose=False)
+        except tf.errors.OpError as error:
+            raise OSError(f"the SavedModel could not be written ({error.message.splitlines()[0]})") from error

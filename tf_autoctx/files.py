@@ -4,6 +4,7 @@ import contextlib
 import os
 import pathlib
 import shutil
+import uuid
 
 from tf_autoctx.errors import UserError
 
@@ -20,11 +21,11 @@ def replacing(path, keep=False):
       UserError: the folder cannot be written, or the disk is full.
     """
     path = pathlib.Path(path)
-    partial = path.with_name(f".{os.getpid()}-{path.name}")
+    partial = path.with_name(f".{uuid.uuid4().hex}-{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield partial
-        if keep and path.exists():
+        if keep and path.is_dir() and any(path.iterdir()):
             return
         if partial.is_dir() and path.is_dir():
             shutil.rmtree(path)

@@ -25,10 +25,9 @@ class _Serializer(flags.ArgumentSerializer):
         return ",".join(map(str, value))
 
 
-def define_integers(name, default, help_text, length=None):
-    """Defines a flag whose value is a list of integers (None where the default is); `length` of them if given."""
+def define_integers(name, default, help_text, length=None, least=0):
+    """Defines a flag whose value is a list of integers of `least` and more, `length` of them if given, or None."""
     flags.DEFINE(_Integers(), name, default, help_text, serializer=_Serializer())
-    if length is not None:
-        flags.register_validator(
-            name, lambda value: len(value) == length, f"expected {length} integers separated by commas"
-        )
+    good = lambda values: values is None or (length in (None, len(values)) and all(value >= least for value in values))
+    expected = f"expected {length or 'some'} integers of at least {least}, separated by commas"
+    flags.register_validator(name, good, expected)

@@ -57,7 +57,13 @@ def load(source, seed, validation_fraction=0.2):
     """
     source = pathlib.Path(source)
     if source.is_dir():
-        splits, labels = _read_folder(source)
+        try:
+            splits, labels = _read_folder(source)
+        except (AttributeError, TypeError):
+            raise UserError(
+                f"{source / 'dataset.json'}: an entry is of another kind than the Decathlon's; expected lists of cases, and "
+                "names by label value."
+            ) from None
     elif not source.exists():
         raise UserError(f"{source}: no such file or folder; expected a data set folder or a CSV file.")
     else:

@@ -7,6 +7,7 @@ import os
 import pathlib
 import shutil
 import threading
+import uuid
 import zlib
 
 import numpy as np
@@ -61,7 +62,7 @@ def write(image, path):
     path = pathlib.Path(path)
     if not path.name.lower().endswith(WRITABLE):
         raise UserError(f"{path}: cannot write this format; expected a name that ends in {', '.join(WRITABLE)}.")
-    partial = path.with_name(f".partial-{os.getpid()}-{path.name}")  # the suffix tells SimpleITK the format
+    partial = path.with_name(f".{uuid.uuid4().hex}-{path.name}")  # the suffix tells SimpleITK the format
     try:
         with _quiet():
             sitk.WriteImage(image, str(partial), useCompression=True)

@@ -49,20 +49,18 @@ def evaluate(cases, answers, directory, structure, foreground, labels):
     Returns:
       Rows of `report`.
     """
-    rows, progress = [], keras.utils.Progbar(len(cases), unit_name="case")
+    levels, progress = {}, keras.utils.Progbar(len(cases), unit_name="case")
     run = tf.function(answers, input_signature=[tf.TensorSpec((None, None, None, None, 1))])
     for case in cases:
         image, truth = datasets.read_case(case, foreground, labels)
         voxels, spacing = images.array(image).astype(np.float32), images.spacing(image)
         predictions = [answer["label"][0, ..., 0].numpy() for answer in run(voxels[None, ..., None])]
         for level, prediction in enumerate(predictions, start=1):
-            scores = metrics.compare(prediction, truth, spacing)
-            rows.append(
-                {"method": f"level {level}", "case": case.name, "group": case.group, "structure": structure, **scores}
-            )
+            about = {"method": f"level {level}", "case": case.name, "group": case.group, "structure": structure}
+            levels.setdefault(level, []).append(about | metrics.compare(prediction, truth, spacing))
         report.picture(directory / f"{case.name}.png", voxels, predictions[-1], truth, spacing, case.name)
         progress.add(1)
-    rows.sort(key=lambda row: row["method"])
+    rows = [row for level in levels.values() for row in level]
     report.write(rows, directory)
     print(report.table(rows))
     return rows

@@ -18,7 +18,7 @@ from tf_autoctx.models.usegnet import VARIANTS
 from tf_autoctx.systems import tiling
 
 NAME = "fetal_head"
-STRUCTURES = ("background", "head")
+STRUCTURE = "head"
 
 # Rows of tables 1 and 2 that are a way of running a network rather than a network of their own.
 WAYS = {
@@ -32,6 +32,7 @@ WAYS = {
 PRESETS = {
     "demo": {
         "base_filters": 16,
+        "patch_size": 32,
         "steps": 900,
         "samples_per_epoch": 180,
         "validation_fraction": 0.1,
@@ -233,11 +234,11 @@ class FetalHead:
         """Spatial shape of what one training pass sees of a volume of spatial `size` on the network's grid.
 
         Raises:
-          UserError: a patch that does not fit into the volume.
+          UserError: a patch of more than half the volume's edge: no patch network any more.
         """
-        if self.view == "patches" and self.patch_size > min(size):
+        if self.view == "patches" and 2 * self.patch_size > min(size):
             raise UserError(
-                f"--patch_size={self.patch_size}: a training volume has {tuple(size)} voxels; expected a patch well under it."
+                f"--patch_size={self.patch_size}: a training volume has {tuple(size)} voxels; expected at most half of each axis."
             )
         return {"volume": tuple(size), "patches": (self.patch_size,) * 3, "slices": tuple(size[1:])}[self.view]
 

@@ -2,6 +2,7 @@
 needs."""
 
 import pathlib
+import shutil
 import zipfile
 
 import keras
@@ -85,14 +86,25 @@ def train(level, system, training, validation, directory, strategy, settings, au
     finished = pathlib.Path(directory) / "model.keras"
     if finished.exists():
         return load(finished)
+    if settings.patience and not validation:
+        raise UserError(
+            f"--patience={settings.patience}: there is no validation case; expected --validation_fraction above 0."
+        )
     sizes = [tuple(pipeline.stored(entry["image"], "image").shape[:3]) for entry in training]
-    pipeline.require_one_shape([system.training_shape(size) for size in sizes], settings.batch_size)
+    shapes = {system.training_shape(size) for size in sizes}
+    pipeline.require_one_shape(shapes, settings.batch_size)
+    shutil.rmtree(pathlib.Path(directory) / "probability", ignore_errors=True)  # of an earlier training of this level
     # Each level has its own seed, so that it does not matter which levels were trained in the same process.
     seed = settings.seed * 1000 + level
     keras.utils.set_random_seed(seed)
     with strategy.scope():
         network = system.network()
         optimizer = loop.adam(settings, network.trainable_variables)
+    if strategy.num_replicas_in_sync > 1 and network.non_trainable_variables:
+        raise UserError(
+            f"--normalization=batch: {strategy.num_replicas_in_sync} replicas would keep different moving averages; expected "
+            "--normalization=instance or one replica."
+        )
     loss = losses.DeepSupervisedCrossEntropy()
 
     def step(batch):
@@ -106,10 +118,12 @@ def train(level, system, training, validation, directory, strategy, settings, au
 
     columns = {kind: [entry[kind] for entry in training] for kind in training[0]}
 
+    # Sizes that are known let XLA compile the step on a GPU.
+    shape = shapes.pop() if len(shapes) == 1 else [None] * len(next(iter(shapes)))
+
     def prepared(sample, seed):
-        return system.training_view(
-            augmentation(sample, seed), lambda whole, size: pipeline.random_patch(whole, seed, size)
-        )
+        sample = system.training_view(sample, lambda whole, size: pipeline.random_patch(whole, seed, size))
+        return {name: tf.ensure_shape(tensor, [*shape, 1]) for name, tensor in augmentation(sample, seed).items()}
 
     def batches(first_step, context):
         return pipeline.training(
@@ -135,7 +149,6 @@ def train(level, system, training, validation, directory, strategy, settings, au
         return {"DSC": float(np.mean(scores))}
 
     stage = loop.Stage(
-        name=f"level {level}",
         networks={"network": network},
         optimizers={"adam": optimizer},
         step=step,

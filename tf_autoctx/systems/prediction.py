@@ -1,7 +1,6 @@
 """A finished model, from a run folder or a SavedModel, as a function of one volume."""
 
 import dataclasses
-import itertools
 import pathlib
 
 import numpy as np
@@ -24,7 +23,7 @@ def segmentor(path):
       Function: raw voxels (depth, height, width) -> {"probability": float32, "label": uint8} of the same shape.
 
     Raises:
-      UserError: neither; no level is finished; a damaged network.
+      UserError: neither; a level that is not finished; a damaged network.
     """
     path = pathlib.Path(path)
     if (path / "saved_model.pb").exists():
@@ -34,14 +33,19 @@ def segmentor(path):
             raise UserError(
                 f"{path}: not a SavedModel that can be read ({type(error).__name__}); export it again."
             ) from error
-        run = lambda image: loaded.signatures["serving_default"](image=image)
+        signature = loaded.signatures.get("serving_default")
+        if signature is None or list(signature.structured_input_signature[1]) != ["image"]:
+            raise UserError(
+                f"{path}: a SavedModel of something else; expected the signature serving_default with one input, image."
+            )
+        run = lambda image: signature(image=image)
     elif (path / "config.json").exists():
         config = runs.load_config(path)
         if config["system"] not in SYSTEMS:
             raise UserError(f"{path}: a run of {config['system']!r}; expected one of {', '.join(SYSTEMS)}.")
         kind = SYSTEMS[config["system"]]
         system = kind(**{field.name: config["flags"][field.name] for field in dataclasses.fields(kind)})
-        networks = [levels.load(file) for file in _finished(path)]
+        networks = _networks(path, config["flags"]["level"])
         volume = tf.TensorSpec((None, None, None, None, 1))
         run = tf.function(lambda image: system.segment(networks, image), input_signature=[volume])
     else:
@@ -56,10 +60,12 @@ def segmentor(path):
     return segment
 
 
-def _finished(run):
-    """The networks of all finished levels, level 1 first."""
-    files = [run / f"level_{level}" / "model.keras" for level in range(1, 1 + len(list(run.glob("level_*"))))]
-    files = list(itertools.takewhile(pathlib.Path.exists, files))
-    if not files:
-        raise UserError(f"{run}: no level is finished; run its training script with the same flags to go on.")
-    return files
+def _networks(run, level):
+    """The networks of all levels of a finished run, level 1 first."""
+    files = [run / f"level_{number}" / "model.keras" for number in range(1, level + 1)]
+    for file in files:
+        if not file.exists():
+            raise UserError(
+                f"{file}: this level is not finished; run the training script with the same flags to go on."
+            )
+    return [levels.load(file) for file in files]

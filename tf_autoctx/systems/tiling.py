@@ -6,7 +6,7 @@ from keras import ops
 def tiled(function, x, tile):
     """Runs `function` on half-overlapping tiles of x and blends the answers by a triangle window.
 
-    x is padded with edge values at its high ends until whole tiles fit; one tile is in work at a time.
+    x is padded with edge values at its high ends until whole tiles fit. TensorFlow works on up to ten tiles at once.
 
     Args:
       function: (batch, tile, tile, tile, channels) -> (batch, tile, tile, tile, classes).

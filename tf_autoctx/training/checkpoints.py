@@ -49,7 +49,13 @@ class Checkpoints:
         self._state.value = state
         for manager in (self._best, self._last) if best else (self._last,):
             if self._writes:
-                manager.save(checkpoint_number=state["step"])
+                try:
+                    manager.save(checkpoint_number=state["step"])
+                except tf.errors.OpError as error:
+                    raise UserError(
+                        f"{manager.directory}: the checkpoint could not be written ({error.message.splitlines()[0]}); "
+                        "expected disk space. Free some and run again to go on from the last one."
+                    ) from error
 
     def restore(self):
         """Restores the newest checkpoint that can be read, and returns its state; None where there is none.
@@ -60,11 +66,18 @@ class Checkpoints:
         return self._restore(self._last)
 
     def restore_best(self):
-        """As `restore`, of the best checkpoint."""
-        return self._restore(self._best)
+        """As `restore`, of the best checkpoint; where it is damaged, of the newest one, saying so."""
+        try:
+            return self._restore(self._best)
+        except UserError as error:
+            logging.warning("%s Going on with the newest checkpoint in its place.", error)
+            return self.restore()
 
     def _restore(self, manager):
-        for path in reversed(manager.checkpoints):
+        # Read anew each time: another process may have written since.
+        found = tf.train.get_checkpoint_state(manager.directory)
+        paths = list(found.all_model_checkpoint_paths) if found else []
+        for path in reversed(paths):
             # TensorFlow's reader answers a damaged file with whatever built-in exception is nearest.
             try:
                 self._checkpoint.restore(path).assert_existing_objects_matched()
@@ -73,9 +86,9 @@ class Checkpoints:
                 logging.warning(
                     "%s: this checkpoint is damaged (%s); going back to the one before.", path, type(error).__name__
                 )
-        if manager.checkpoints:
+        if paths:
             raise UserError(
-                f"{manager.directory}: none of its {len(manager.checkpoints)} checkpoints can be read; delete the folder "
+                f"{manager.directory}: none of its {len(paths)} checkpoints can be read; delete the folder "
                 f"{self.directory} to train this part again."
             )
         return None

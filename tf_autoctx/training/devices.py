@@ -17,17 +17,20 @@ def strategy(name):
     "single".
 
     Raises:
-      UserError: "multi_worker" without TF_CONFIG.
+      UserError: "multi_worker" without a TF_CONFIG that names the cluster and this task.
     """
     gpus = tf.config.list_logical_devices("GPU") if name != "multi_worker" and "TF_CONFIG" not in os.environ else []
     if name == "auto":
         name = "multi_worker" if "TF_CONFIG" in os.environ else "mirrored" if len(gpus) > 1 else "single"
     if name == "multi_worker":
-        if "TF_CONFIG" not in os.environ:
+        try:
+            config = json.loads(os.environ["TF_CONFIG"])
+            config["cluster"]["worker"], config["task"]["type"], config["task"]["index"]
+        except (KeyError, TypeError, ValueError):
             raise UserError(
-                '--strategy=multi_worker: TF_CONFIG is not set; expected {"cluster": {"worker": ["host:port", ...]}, '
-                '"task": {"type": "worker", "index": 0}}.'
-            )
+                f"--strategy=multi_worker: TF_CONFIG is {os.environ.get('TF_CONFIG', 'not set')}; expected "
+                '{"cluster": {"worker": ["host:port", ...]}, "task": {"type": "worker", "index": 0}}.'
+            ) from None
         return tf.distribute.MultiWorkerMirroredStrategy()
     if name == "mirrored":
         devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
@@ -35,10 +38,9 @@ def strategy(name):
     return tf.distribute.get_strategy()
 
 
-def is_chief():
+def is_chief(strategy):
     """Whether this process writes the run folder: the first worker, or the only process."""
-    task = json.loads(os.environ.get("TF_CONFIG", "{}")).get("task", {})
-    return task.get("type", "worker") in ("worker", "chief") and int(task.get("index", 0)) == 0
+    return strategy.extended.should_checkpoint
 
 
 def has_bfloat16():
@@ -54,9 +56,10 @@ def has_bfloat16():
 
 
 def set_up(precision, seed):
-    """Sets the Keras dtype policy of `--precision` and seeds every generator."""
+    """Sets the Keras dtype policy of `--precision`, seeds every generator, and returns the policy's name."""
     if precision == "auto":
         precision = "mixed_bfloat16" if has_bfloat16() else "float32"
     keras.config.set_dtype_policy(precision)
     keras.utils.set_random_seed(seed)
     print(f"precision: {precision}")
+    return precision

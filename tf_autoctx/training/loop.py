@@ -8,6 +8,7 @@ import types
 from collections.abc import Callable
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from tf_autoctx.errors import UserError
@@ -35,7 +36,6 @@ class Stage:
     """What a system hands to the loop.
 
     Attributes:
-      name: for messages, such as "level_1".
       networks: {name: keras.Model}, all that is saved.
       optimizers: {name: optimizer}, already built; the first one's learning rate is logged.
       step: batch -> {name: scalar}; runs on a replica, applies its updates (see `minimize`) and returns what to log,
@@ -44,7 +44,6 @@ class Stage:
       validate: () -> {"DSC": ..., ...}, or None; the DSC chooses the best checkpoint.
     """
 
-    name: str
     networks: dict[str, keras.Model]
     optimizers: dict[str, keras.optimizers.Optimizer]
     step: Callable
@@ -102,14 +101,19 @@ def fit(stage, directory, strategy, settings):
       History, a list of dicts, one an epoch.
 
     Raises:
-      UserError: the loss is no longer finite; no checkpoint can be read.
+      UserError: the loss or a weight is no longer finite; no checkpoint can be read; other replicas than before.
     """
     directory = pathlib.Path(directory)
-    chief = is_chief()
+    chief, replicas = is_chief(strategy), strategy.num_replicas_in_sync
     checkpoints = Checkpoints(directory, stage.networks, stage.optimizers, writes=chief)
-    state = checkpoints.restore() or {"step": 0, "history": [], "sums": {}}
+    state = checkpoints.restore() or {"step": 0, "history": [], "sums": {}, "replicas": replicas}
+    if state["replicas"] != replicas:
+        raise UserError(
+            f"{directory}: this training began on {state['replicas']} replicas, now there are {replicas}; expected as many "
+            "as before, or another --work_dir."
+        )
     step, history, sums = state["step"], state["history"], state["sums"]
-    epoch_steps = math.ceil(settings.samples_per_epoch / (settings.batch_size * strategy.num_replicas_in_sync))
+    epoch_steps = math.ceil(settings.samples_per_epoch / (settings.batch_size * replicas))
 
     reported = types.SimpleNamespace(stop_training=False, optimizer=next(iter(stage.optimizers.values())))
     remembering = (
@@ -128,18 +132,39 @@ def fit(stage, directory, strategy, settings):
     present = keras.callbacks.CallbackList(live, model=reported, **params)
 
     batches = iter(strategy.distribute_datasets_from_function(lambda context: stage.batches(step, context)))
-    # XLA pays on GPUs, and only where no new shape makes it compile again; on CPUs its 3D convolutions are far slower.
+    # XLA pays on one GPU, and only where no new shape makes it compile again; it cannot reach the variables of several
+    # replicas, and on CPUs its 3D convolutions are far slower.
     shapes = [spec.shape for spec in tf.nest.flatten(batches.element_spec, expand_composites=True)]
-    static = all(shape.is_fully_defined() for shape in shapes)
+    compile_ = replicas == 1 and tf.config.list_logical_devices("GPU") and all(s.is_fully_defined() for s in shapes)
 
     # One graph for all shapes: tracing takes longer than many steps.
     @tf.function(
         input_signature=[batches.element_spec],
-        jit_compile=True if static and tf.config.list_logical_devices("GPU") else None,
+        jit_compile=True if compile_ else None,
     )
     def train(batch):
         logs = strategy.run(stage.step, args=(batch,))
         return {name: strategy.reduce("MEAN", value, axis=None) for name, value in logs.items()}
+
+    @tf.function
+    def mean_of_replicas(value):
+        return strategy.reduce("MEAN", strategy.run(tf.identity, args=(value,)), axis=None)
+
+    def agreed(value):
+        """Mean over all processes: they must stop and choose alike, whatever their rounding."""
+        return float(mean_of_replicas(tf.constant(value, tf.float64)))
+
+    def diverged(what, at):
+        return UserError(
+            f"{directory}: {what} at step {at}; the last good checkpoint is kept. Try a lower --learning_rate or "
+            "--precision=float32 in another --work_dir."
+        )
+
+    def save(best=False):
+        # A gradient that is not finite shows in the weights before it shows in a loss.
+        if not all(np.isfinite(array).all() for network in stage.networks.values() for array in network.get_weights()):
+            raise diverged("a weight was no longer finite", step)
+        checkpoints.save({"step": step, "history": history, "sums": sums, "replicas": replicas}, best=best)
 
     past.on_train_begin()
     for epoch, logs in enumerate(history):
@@ -155,28 +180,26 @@ def fit(stage, directory, strategy, settings):
             waited = time.perf_counter() - begin
             logs = {name: float(value) for name, value in train(batch).items()}
             if not math.isfinite(logs["loss"]):
-                raise UserError(
-                    f"{directory}: the loss became {logs['loss']} at step {step + 1}; the last good checkpoint is kept. Try a "
-                    "lower --learning_rate or --precision=float32 in another --work_dir."
-                )
+                raise diverged(f"the loss became {logs['loss']}", step + 1)
             logs |= {"seconds_per_step": time.perf_counter() - begin, "seconds_waiting_for_data": waited}
             sums = {name: sums.get(name, 0.0) + value for name, value in logs.items()}
             step += 1
             done = step - epoch * epoch_steps
             present.on_train_batch_end(done - 1, {"loss": sums["loss"] / done})
             if step % settings.checkpoint_steps == 0 and step < end:
-                checkpoints.save({"step": step, "history": history, "sums": sums})
+                save()
 
         logs = {name: value / done for name, value in sums.items()}
         best = True
         if stage.validate:
-            logs |= {f"val_{name}": value for name, value in stage.validate().items()}
+            logs |= {f"val_{name}": agreed(value) for name, value in stage.validate().items()}
             best = all(logs["val_DSC"] > past_logs["val_DSC"] for past_logs in history)
         history, sums = [*history, logs], {}
-        checkpoints.save({"step": step, "history": history, "sums": sums}, best=best)
+        save(best)
         past.on_epoch_end(epoch, logs)
         present.on_epoch_end(epoch, logs)
     past.on_train_end()
     present.on_train_end()
+    agreed(0.0)  # The chief has saved before any process reads.
     checkpoints.restore_best()
     return history

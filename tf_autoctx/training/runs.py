@@ -56,6 +56,12 @@ def open_run(directory, system, flags, fingerprint):
                 f"{run}: this run folder was made with {', '.join(differences)}; give the same flags to go on with it, or "
                 "another --work_dir."
             )
+        # What trained the first level stays on record.
+        config = {
+            **before,
+            "flags": flags,
+            "resumed": [*before.get("resumed", []), {k: config[k] for k in ("git_revision", "versions")}],
+        }
     with replacing(run / "config.json") as path:
         path.write_text(json.dumps(config, indent=1) + "\n")
     return run
