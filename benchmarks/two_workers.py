@@ -20,6 +20,8 @@ import keras
 import numpy as np
 from absl import app
 
+import tf_autoctx.models  # noqa: F401, its layers must be known before a network is loaded
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 STEPS, LEARNING_RATE = 10, 1e-3
 SHORT_RUN = (
@@ -48,7 +50,9 @@ def main(_):
     volume = np.random.default_rng(0).random((1, 16, 16, 16, 1), np.float32)
     c, d = (np.asarray(keras.ops.softmax(network(volume)["logits"])) for network in networks)
     weights, answers = np.abs(a - b).max(), np.abs(c - d).max()
-    print(f"largest difference: weights {weights:.1e} (the largest weight is {np.abs(a).max():.2f}), answers {answers:.1e}")
+    print(
+        f"largest difference: weights {weights:.1e} (the largest weight is {np.abs(a).max():.2f}), answers {answers:.1e}"
+    )
     sys.exit(not (weights < STEPS * LEARNING_RATE and answers < 1e-3))
 
 

@@ -146,6 +146,8 @@ def test_a_single_case_validates_on_itself_with_a_warning(tmp_path, caplog):
         ({"training": ["imagesTr/a.nii.gz"]}, "training image .*a.nii.gz has no label; expected one in labelsTr"),
         ({"training": [{"label": "x"}]}, "'training' lists {'label': 'x'}; expected a path"),
         ({"training": [{"image": "x.nii.gz", "label": "y"}]}, "lists .*x.nii.gz, which does not exist; expected a"),
+        ({"modality": 3}, "an entry is of another kind"),
+        ({"training": [{"image": "imagesTr/a.nii.gz", "label": 3}]}, "an entry is of another kind"),
         ({"test": ["x.nii.gz"]}, "lists .*x.nii.gz, which does not exist; expected a file"),
     ],
 )

@@ -263,7 +263,7 @@ def test_training_view():
 
 def test_training_shape():
     assert system().training_shape((20, 16, 30)) == (20, 16, 30)
-    assert system("p-USegNet").training_shape((20, 16, 30)) == (16, 16, 16)
+    assert system("p-USegNet").training_shape((40, 32, 50)) == (16, 16, 16)
     assert system("2D-USegNet").training_shape((20, 16, 30)) == (16, 30)
     with pytest.raises(UserError, match="--patch_size=16"):
-        system("p-USegNet").training_shape((20, 15, 30))
+        system("p-USegNet").training_shape((40, 31, 50))

@@ -129,6 +129,8 @@ def no_voxels(path):
         ("a.png", lambda path: pathlib.Path(path).write_bytes(b""), "not a readable image; expected an intact"),
         ("a.nii.gz", sheared, "the axes are sheared; expected axes at right angles"),
         ("a.mha", no_voxels, r"has size \(0, 3, 4\), no voxels; expected at least one"),
+        ("a.nii.gz", not_finite, "3 of 24 voxels are NaN or infinite; expected finite numbers"),
+        ("a.nii", not_finite, "3 of 24 voxels are NaN or infinite; expected finite numbers"),
         ("a.nrrd", not_finite, "3 of 24 voxels are NaN or infinite; expected finite numbers"),
         (
             "a.nii.gz",

@@ -34,7 +34,9 @@ def folders(tmp_path):
 def score(folders, *flags):
     command = [sys.executable, "eval/score.py", *flags]
     command += [f"--predictions={folders}/ours", f"--labels={folders}/labels", f"--output={folders}/scores"]
-    return subprocess.run(command, cwd=ROOT, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=60)
+    return subprocess.run(
+        command, cwd=ROOT, env={"PYTHONPATH": str(ROOT)}, capture_output=True, encoding="utf-8", timeout=60
+    )
 
 
 def test_scores_two_folders(folders):
@@ -77,7 +79,7 @@ def test_images_without_spacing_are_measured_in_pixels(tmp_path):
         (lambda f: save(f / "ours" / "a.nii.gz", at=2, spacing=(1.0, 1.0, 1.0)), (), "spacing (1.0, 1.0, 1.0)"),
         (lambda f: (f / "ours" / "a.nii.gz").write_bytes(b"no image"), (), "a.nii.gz"),
         (lambda f: None, ("--foreground=7",), "labels: no voxel has a value of --foreground=7"),
-        (lambda f: None, ("--foreground=head",), "needs integers"),
+        (lambda f: None, ("--foreground=head",), "expected integers"),
         (lambda f: (f / "scores").write_text(""), (), "scores"),
     ],
 )

@@ -40,7 +40,7 @@ def train(*arguments):
 def script(name, *arguments):
     """Runs a script as a user does."""
     command = [sys.executable, name, *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8", timeout=300)
 
 
 @pytest.fixture(scope="module")
@@ -215,7 +215,8 @@ def replace(path, change, spacing=None):
     """Rewrites an image with its voxels changed."""
     image = images.read(path)
     changed = sitk.GetImageFromArray(change(images.array(image)), isVector=False)
-    changed.SetSpacing(spacing or image.GetSpacing())
+    if spacing:
+        changed.SetSpacing(spacing)
     sitk.WriteImage(changed, str(path))
 
 

@@ -230,7 +230,12 @@ WORKER = textwrap.dedent("""
 def worker(directory, strategy, batch_size, **environment):
     command = [sys.executable, "-c", WORKER, str(directory), strategy, str(batch_size)]
     return subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **environment}
+        command,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+        env={**os.environ, **environment},
     )
 
 

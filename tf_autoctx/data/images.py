@@ -45,10 +45,7 @@ def read(path):
         if "orthonormal" in str(error):
             raise UserError(f"{path}: the axes are sheared; expected axes at right angles, resample it.") from None
         raise UserError(f"{path}: not a readable image; expected an intact {', '.join(SUFFIXES)} file.") from None
-    voxels = sitk.GetArrayViewFromImage(image)
-    bad = voxels.size - np.count_nonzero(np.isfinite(voxels))
-    if bad:
-        raise UserError(f"{path}: {bad} of {voxels.size} voxels are NaN or infinite; expected finite numbers.")
+    _require_finite(path, sitk.GetArrayViewFromImage(image))
     return image
 
 
@@ -193,17 +190,26 @@ def _read_file(path):
 
 
 def _check_nifti(path, reader):
-    """Raises a `UserError` for a file that was cut off, since ITK fills in the missing voxels without a word."""
-    voxel_bytes = int(reader.GetMetaData("bitpix")) // 8
-    expected = int(float(reader.GetMetaData("vox_offset"))) + math.prod(reader.GetSize()) * voxel_bytes
+    """Raises a `UserError` for what ITK's NIfTI reader fills in without a word: missing voxels, and NaN and infinity as 0."""
+    bits, kind = int(reader.GetMetaData("bitpix")), int(reader.GetMetaData("datatype"))
+    start, count = int(float(reader.GetMetaData("vox_offset"))), math.prod(reader.GetSize())
     try:
         with (gzip.open if path.name.lower().endswith(".gz") else open)(path, "rb") as file:
-            file.seek(expected - 1)
-            whole = len(file.read(1)) == 1
+            order = "<" if int.from_bytes(file.read(4), "little") in (348, 540) else ">"  # the header's own size
+            file.seek(start)
+            data = file.read(count * bits // 8)
     except (EOFError, gzip.BadGzipFile, zlib.error):
-        whole = False
-    if not whole:
-        raise UserError(f"{path}: cut off or damaged; expected {expected} bytes once unpacked.")
+        data = b""
+    if len(data) < count * bits // 8:
+        raise UserError(f"{path}: cut off or damaged; expected {start + count * bits // 8} bytes once unpacked.")
+    if kind in (16, 64):  # float32, float64
+        _require_finite(path, np.frombuffer(data, f"{order}f{bits // 8}"))
+
+
+def _require_finite(path, voxels):
+    bad = voxels.size - np.count_nonzero(np.isfinite(voxels))
+    if bad:
+        raise UserError(f"{path}: {bad} of {voxels.size} voxels are NaN or infinite; expected finite numbers.")
 
 
 def _series(folder):
