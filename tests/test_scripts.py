@@ -125,11 +125,11 @@ def test_a_level_more_trains_that_level_alone(run, tmp_path, capsys):
         ("--variant=p-USegNet", "--patch_size=8", "--batch_size=2"),
         ("--variant=2D-USegNet",),
         (
+            "--preset=paper",
             "--join=concat",
             "--l2=0.001",
             "--normalization=batch",
             "--shift=1",
-            "--initializer=paper",
             "--validation_fraction=0",
         ),
     ],
@@ -142,6 +142,20 @@ def test_other_ways_of_running(tmp_path, changes):
         prediction.segmentor(tmp_path)(volume)["probability"],
         atol=1e-5,
     )
+
+
+def test_the_paper_s_constants_are_a_preset_and_the_command_line_wins(tmp_path):
+    train(f"--work_dir={tmp_path}", *TINY, "--preset=paper", "--level=1", "--scale=0.5")
+    config = json.loads((tmp_path / "config.json").read_text())["flags"]
+    assert {name: config[name] for name in ("learning_rate", "beta_1", "batch_size", "initializer", "flips")} == {
+        "learning_rate": 1e-5,
+        "beta_1": 0.5,
+        "batch_size": 1,
+        "initializer": "paper",
+        "flips": True,
+    }
+    assert config["erase_probability"] == pytest.approx(1512 / 2112) and config["learning_rate_decay"] == "constant"
+    assert (config["scale"], config["steps"], config["base_filters"]) == (0.5, 3, 2)
 
 
 def test_predict_writes_labels_on_each_image_s_own_grid(run, tmp_path):
