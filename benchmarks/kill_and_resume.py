@@ -63,7 +63,7 @@ def kill_and_compare(directory, kills, seed, *more):
         process = start(broken, *more)
         wait_for = draw.uniform(0.05, 0.15) * whole
         try:
-            process.wait(wait_for)
+            assert process.wait(wait_for) == 0, pathlib.Path(f"{broken}.log").read_text()
             sys.exit(
                 f"The run finished after {len(moments)} kills, before the next one: expected {kills}; make it longer."
             )

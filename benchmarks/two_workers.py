@@ -4,8 +4,8 @@
 
 Float32, no augmentation, so that both see the same samples. The two sum the gradient of two samples in another order, and
 Adam's first steps turn a rounding of a gradient near 0 (a bias before a normalization, say) into a whole learning rate.
-So weights may differ by less than steps x learning rate, and what counts, the probabilities on a random volume, by less
-than 1e-3.
+So we accept weights that differ by less than steps x learning rate, and what counts, the probabilities on a random
+volume, by less than 1e-3.
 """
 
 import json

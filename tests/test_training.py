@@ -153,6 +153,13 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(tmp_path, capl
     assert len(history) == 3
 
 
+def test_a_damaged_list_of_checkpoints_does_not_hide_them(tmp_path):
+    fit(tmp_path)
+    (tmp_path / "last" / "checkpoint").write_text("model_checkpo")
+    _, history = fit(tmp_path, lambda settings: line_stage(settings, stop_at=0))  # nothing is trained again
+    assert len(history) == 3
+
+
 def test_no_readable_checkpoint_is_one_sentence(tmp_path):
     fit(tmp_path)
     for file in (tmp_path / "last").glob("*.data*"):
@@ -289,6 +296,10 @@ def test_multi_worker_without_a_cluster_is_one_sentence(monkeypatch):
     monkeypatch.delenv("TF_CONFIG", raising=False)
     with pytest.raises(UserError, match="TF_CONFIG is not set"):
         devices.strategy("multi_worker")
+    for wrong in ("{", '{"cluster": {"worker": []}, "task": {"type": "worker", "index": 0}}'):
+        monkeypatch.setenv("TF_CONFIG", wrong)
+        with pytest.raises(UserError, match="TF_CONFIG is {"):
+            devices.strategy("multi_worker")
 
 
 def test_run_folder_refuses_other_flags_and_data(tmp_path):

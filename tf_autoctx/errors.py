@@ -23,6 +23,8 @@ def in_one_sentence(main):
         except UserError as error:
             message = str(error)
         except (FileExistsError, PermissionError, NotADirectoryError, IsADirectoryError) as error:
+            if error.filename is None or error.strerror is None:
+                raise
             message = f"{error.filename}: {error.strerror.lower()}; expected a path that can be read or written."
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):

@@ -25,4 +25,4 @@ def saved_model(function, networks, directory):
         try:
             archive.write_out(str(partial), verbose=False)
         except tf.errors.OpError as error:
-            raise OSError(f"the SavedModel could not be written ({error.message.splitlines()[0]})") from error
+            raise OSError(f"the SavedModel could not be written ({type(error).__name__})") from error

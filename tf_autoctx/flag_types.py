@@ -26,7 +26,7 @@ class _Serializer(flags.ArgumentSerializer):
 
 
 def define_integers(name, default, help_text, length=None, least=0):
-    """Defines a flag whose value is a list of integers of `least` and more, `length` of them if given, or None."""
+    """Defines a flag whose value is a list of integers of `least` and more, `length` of them if given."""
     flags.DEFINE(_Integers(), name, default, help_text, serializer=_Serializer())
     good = lambda values: values is None or (length in (None, len(values)) and all(value >= least for value in values))
     expected = f"expected {length or 'some'} integers of at least {least}, separated by commas"

@@ -200,7 +200,7 @@ def _check_nifti(path, reader):
             data = file.read(count * bits // 8)
     except (EOFError, gzip.BadGzipFile, zlib.error):
         data = b""
-    if len(data) < count * bits // 8:
+    if start < 348 or len(data) < count * bits // 8:  # a header has 348 bytes
         raise UserError(f"{path}: cut off or damaged; expected {start + count * bits // 8} bytes once unpacked.")
     if kind in (16, 64):  # float32, float64
         _require_finite(path, np.frombuffer(data, f"{order}f{bits // 8}"))

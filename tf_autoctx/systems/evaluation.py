@@ -36,8 +36,7 @@ def held_out(cases, foreground, labels):
 
 
 def evaluate(cases, answers, directory, structure, foreground, labels):
-    """Scores the levels of a cascade on cases and writes cases.csv, summary.json and a picture a case; prints the
-    table.
+    """Scores the levels of a cascade; writes cases.csv, summary.json and a picture a case; prints the table.
 
     Args:
       cases: `datasets.Case`s with labels.

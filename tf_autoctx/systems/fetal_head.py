@@ -27,8 +27,7 @@ WAYS = {
     "2D-USegNet": ("USegNet", "slices"),
 }
 
-# Flag values by name; a flag on the command line wins. "paper" holds every constant of section 3.1 and of the authors'
-# code.
+# Flag values by name; the command line wins. "paper" holds every constant of the paper and of the authors' code.
 PRESETS = {
     "demo": {
         "base_filters": 16,
@@ -151,8 +150,7 @@ class FetalHead:
         )
 
     def preprocess(self, image):
-        """Intensities scaled to [0, 1] by the volume's own minimum and maximum, shrunk with anti-aliasing (section
-        3.1).
+        """Intensities scaled to [0, 1] by the volume's own range, shrunk with anti-aliasing (section 3.1).
 
         Args:
           image: raw voxels (batch, depth, height, width, 1) float32. A constant volume becomes 0.
@@ -169,8 +167,7 @@ class FetalHead:
         return label if self.same_grid else layers.resize_nearest(label, self.network_size(ops.shape(label)[1:4]))
 
     def postprocess(self, probability, size):
-        """Probability on the network's grid, linearly resampled to spatial `size`, and the label: where it is above
-        0.5.
+        """Probability linearly resampled to the original grid, and the label: where it is above 0.5.
 
         Args:
           probability: (batch, depth, height, width, 1) float32.
@@ -212,8 +209,7 @@ class FetalHead:
         return head(x)
 
     def cascade(self, networks, image):
-        """Head probability of every level on the original grid, level 1 first: raw voxels in, a list of `postprocess`
-        out.
+        """What every level answers on the original grid, level 1 first: a list of `postprocess`.
 
         Args:
           networks: one model a level.

@@ -1,5 +1,4 @@
-"""An auto-context cascade trained level after level: what a system with `preprocess`, `probability` and `joined`
-needs."""
+"""An auto-context cascade trained level after level, for any system with the methods of `FetalHead`."""
 
 import pathlib
 import shutil
@@ -50,8 +49,7 @@ def cached(cases, system, directory, foreground, labels):
 
 
 def with_context(files, system, network, directory):
-    """The same files with the head probability of a level as context, run by its finished network and cached in
-    `directory`."""
+    """The same files with a level's probability as context, computed once by its finished network into `directory`."""
     run = _probability(system, network)
     progress, answers = keras.utils.Progbar(len(files), unit_name="case"), []
     for entry in files:
@@ -93,7 +91,6 @@ def train(level, system, training, validation, directory, strategy, settings, au
     sizes = [tuple(pipeline.stored(entry["image"], "image").shape[:3]) for entry in training]
     shapes = {system.training_shape(size) for size in sizes}
     pipeline.require_one_shape(shapes, settings.batch_size)
-    shutil.rmtree(pathlib.Path(directory) / "probability", ignore_errors=True)  # of an earlier training of this level
     # Each level has its own seed, so that it does not matter which levels were trained in the same process.
     seed = settings.seed * 1000 + level
     keras.utils.set_random_seed(seed)
@@ -155,6 +152,7 @@ def train(level, system, training, validation, directory, strategy, settings, au
         batches=batches,
         validate=validate if validation else None,
     )
+    shutil.rmtree(pathlib.Path(directory) / "probability", ignore_errors=True)  # of an earlier training of this level
     history = loop.fit(stage, directory, strategy, settings)
     report.history(pathlib.Path(directory) / "history.png", history, f"level {level}")
 

@@ -1,10 +1,12 @@
 """A finished model, from a run folder or a SavedModel, as a function of one volume."""
 
 import dataclasses
+import itertools
 import pathlib
 
 import numpy as np
 import tensorflow as tf
+from absl import logging
 
 from tf_autoctx.errors import UserError
 from tf_autoctx.systems import fetal_head, levels
@@ -23,7 +25,7 @@ def segmentor(path):
       Function: raw voxels (depth, height, width) -> {"probability": float32, "label": uint8} of the same shape.
 
     Raises:
-      UserError: neither; a level that is not finished; a damaged network.
+      UserError: neither; no level is finished; a damaged network.
     """
     path = pathlib.Path(path)
     if (path / "saved_model.pb").exists():
@@ -34,18 +36,25 @@ def segmentor(path):
                 f"{path}: not a SavedModel that can be read ({type(error).__name__}); export it again."
             ) from error
         signature = loaded.signatures.get("serving_default")
-        if signature is None or list(signature.structured_input_signature[1]) != ["image"]:
+        inputs = signature.structured_input_signature[1] if signature else {}
+        if list(inputs) != ["image"] or not {"probability", "label"} <= set(signature.structured_outputs):
             raise UserError(
-                f"{path}: a SavedModel of something else; expected the signature serving_default with one input, image."
+                f"{path}: a SavedModel of something else; expected the signature serving_default from image to probability "
+                "and label."
             )
-        run = lambda image: signature(image=image)
+        run = lambda image: loaded.signatures["serving_default"](image=image)  # `loaded` owns the variables
     elif (path / "config.json").exists():
         config = runs.load_config(path)
         if config["system"] not in SYSTEMS:
             raise UserError(f"{path}: a run of {config['system']!r}; expected one of {', '.join(SYSTEMS)}.")
         kind = SYSTEMS[config["system"]]
-        system = kind(**{field.name: config["flags"][field.name] for field in dataclasses.fields(kind)})
-        networks = _networks(path, config["flags"]["level"])
+        try:
+            system = kind(**{field.name: config["flags"][field.name] for field in dataclasses.fields(kind)})
+            networks = _networks(path, config["flags"]["level"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(
+                f"{path / 'config.json'}: {error} is missing or wrong; expected the flags of a run."
+            ) from error
         volume = tf.TensorSpec((None, None, None, None, 1))
         run = tf.function(lambda image: system.segment(networks, image), input_signature=[volume])
     else:
@@ -61,11 +70,13 @@ def segmentor(path):
 
 
 def _networks(run, level):
-    """The networks of all levels of a finished run, level 1 first."""
+    """The networks of the finished levels of a run of `level` levels, level 1 first."""
     files = [run / f"level_{number}" / "model.keras" for number in range(1, level + 1)]
-    for file in files:
-        if not file.exists():
-            raise UserError(
-                f"{file}: this level is not finished; run the training script with the same flags to go on."
-            )
-    return [levels.load(file) for file in files]
+    finished = list(itertools.takewhile(pathlib.Path.exists, files))
+    if not finished:
+        raise UserError(
+            f"{files[0]}: this level is not finished; run the training script with the same flags to go on."
+        )
+    if len(finished) < level:
+        logging.warning("%s: %d of %d levels are finished; these answer.", run, len(finished), level)
+    return [levels.load(file) for file in finished]

@@ -36,8 +36,7 @@ def tiled(function, x, tile):
 
 
 def _overlap_add(y, axis, half):
-    """Lays the tiles that axis 0 counts over each other along `axis`, each half shared with a neighbour; axis 0
-    goes."""
+    """Lays the tiles that axis 0 counts over each other along `axis`, half by half; axis 0 goes."""
     first, second = ops.split(y, 2, axis=axis)
     ramp = ops.reshape(
         (ops.arange(half, dtype=y.dtype) + 0.5) / half, [half if i == axis else 1 for i in range(len(y.shape))]

@@ -53,8 +53,8 @@ class Checkpoints:
                     manager.save(checkpoint_number=state["step"])
                 except tf.errors.OpError as error:
                     raise UserError(
-                        f"{manager.directory}: the checkpoint could not be written ({error.message.splitlines()[0]}); "
-                        "expected disk space. Free some and run again to go on from the last one."
+                        f"{manager.directory}: the checkpoint could not be written ({type(error).__name__}); "
+                        "expected a writable folder with disk space. Free some and run again to go on from the last one."
                     ) from error
 
     def restore(self):
@@ -74,9 +74,9 @@ class Checkpoints:
             return self.restore()
 
     def _restore(self, manager):
-        # Read anew each time: another process may have written since.
-        found = tf.train.get_checkpoint_state(manager.directory)
-        paths = list(found.all_model_checkpoint_paths) if found else []
+        # The files themselves, not TensorFlow's list of them: another process may have written since, or cut it short.
+        files = pathlib.Path(manager.directory).glob("step-*.index")
+        paths = sorted((str(file.with_suffix("")) for file in files), key=lambda path: int(path.rpartition("-")[2]))
         for path in reversed(paths):
             # TensorFlow's reader answers a damaged file with whatever built-in exception is nearest.
             try:

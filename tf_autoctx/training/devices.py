@@ -24,14 +24,13 @@ def strategy(name):
         name = "multi_worker" if "TF_CONFIG" in os.environ else "mirrored" if len(gpus) > 1 else "single"
     if name == "multi_worker":
         try:
-            config = json.loads(os.environ["TF_CONFIG"])
-            config["cluster"]["worker"], config["task"]["type"], config["task"]["index"]
+            json.loads(os.environ["TF_CONFIG"])["task"]["index"]
+            return tf.distribute.MultiWorkerMirroredStrategy()
         except (KeyError, TypeError, ValueError):
             raise UserError(
                 f"--strategy=multi_worker: TF_CONFIG is {os.environ.get('TF_CONFIG', 'not set')}; expected "
                 '{"cluster": {"worker": ["host:port", ...]}, "task": {"type": "worker", "index": 0}}.'
             ) from None
-        return tf.distribute.MultiWorkerMirroredStrategy()
     if name == "mirrored":
         devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
         return tf.distribute.MirroredStrategy([device.name for device in devices])

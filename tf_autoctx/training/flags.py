@@ -30,7 +30,7 @@ flags.DEFINE_enum(
     "auto: bfloat16 where the hardware has it.",
 )
 
-# A run folder may be opened again with other values of these: they do not change what is trained.
+# A run folder may be opened again with other values of these. (A strategy with other replicas is refused by the loop.)
 FREE = ("work_dir", "data_dir", "level", "strategy", "checkpoint_steps", "preset")
 
 
@@ -46,6 +46,5 @@ def as_fields(kind):
 
 
 def values(script):
-    """{name: value} of the flags of a training script (its module), those above among them: what config.json
-    records."""
+    """{name: value} of the flags of a training script (its module) and of those above: what config.json records."""
     return {flag.name: flag.value for flag in flags.FLAGS.get_key_flags_for_module(script)}

@@ -107,7 +107,7 @@ def fit(stage, directory, strategy, settings):
     chief, replicas = is_chief(strategy), strategy.num_replicas_in_sync
     checkpoints = Checkpoints(directory, stage.networks, stage.optimizers, writes=chief)
     state = checkpoints.restore() or {"step": 0, "history": [], "sums": {}, "replicas": replicas}
-    if state["replicas"] != replicas:
+    if state.get("replicas", replicas) != replicas:
         raise UserError(
             f"{directory}: this training began on {state['replicas']} replicas, now there are {replicas}; expected as many "
             "as before, or another --work_dir."

@@ -57,11 +57,9 @@ def open_run(directory, system, flags, fingerprint):
                 "another --work_dir."
             )
         # What trained the first level stays on record.
-        config = {
-            **before,
-            "flags": flags,
-            "resumed": [*before.get("resumed", []), {k: config[k] for k in ("git_revision", "versions")}],
-        }
+        now = {name: config[name] for name in ("git_revision", "versions")}
+        earlier = [{name: before.get(name) for name in now}, *before.get("resumed", [])]
+        config = {**before, "flags": flags, "resumed": earlier[1:] if earlier[-1] == now else [*earlier[1:], now]}
     with replacing(run / "config.json") as path:
         path.write_text(json.dumps(config, indent=1) + "\n")
     return run
