@@ -4,10 +4,13 @@ BIN := $(VENV)/bin
 # Fewer log lines from TensorFlow; the scripts print what matters.
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: demo test clean
+.PHONY: demo demo-multi-organ test clean
 
 demo: $(VENV)/installed
 	$(BIN)/python train_fetal_head.py --level=2
+
+demo-multi-organ: $(VENV)/installed
+	$(BIN)/python train_multi_organ.py
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest

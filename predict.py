@@ -3,7 +3,8 @@
   python predict.py --model=runs/fetal_head --input=scan.nii.gz --output=results
   python predict.py --model=runs/fetal_head/saved_model/1 --input=folder_of_scans --output=results --probabilities
 
-Writes NAME.nii.gz (label) and, with --probabilities, probabilities/NAME.nii.gz.
+Writes NAME.nii.gz (label values) and, with --probabilities, probabilities/NAME.nii.gz; where there are several
+structures, probabilities/STRUCTURE/NAME.nii.gz.
 """
 
 import pathlib
@@ -20,32 +21,36 @@ flags.DEFINE_string("model", None, "Run folder of a training script, or a SavedM
 flags.DEFINE_string("input", None, "Image file, DICOM series folder, or folder of images.", required=True)
 flags.DEFINE_string("output", None, "Folder for the results; made if it is missing.", required=True)
 flags.DEFINE_bool("probabilities", False, "Write the probability too (float32).")
+flags.DEFINE_integer("tile_size", None, "Smaller tiles, less memory: of run folders of train_multi_organ.py.", 16)
+flags.register_validator("tile_size", lambda size: size is None or size % 8 == 0, "must be a multiple of 8")
 flags.DEFINE_bool("overwrite", False, "Replace results that are there already.")
 
 
 def main(_):
     source, output = pathlib.Path(FLAGS.input), pathlib.Path(FLAGS.output)
     found = images.find(source) if source.is_dir() else {images.stem(source): source}
-    folders = {"label": output, "probability": output / "probabilities"} if FLAGS.probabilities else {"label": output}
+    segment = prediction.segmentor(FLAGS.model, FLAGS.tile_size)
+    names = segment.labels.values() if FLAGS.probabilities else ()
+    folders = {name: output / "probabilities" / (name if len(names) > 1 else "") for name in names}
     sources = {pathlib.Path(path).resolve() for path in found.values()}
-    for path in (folder / f"{name}.nii.gz" for folder in folders.values() for name in found):
+    for path in (folder / f"{name}.nii.gz" for folder in (output, *folders.values()) for name in found):
         if path.resolve() in sources:
             raise errors.UserError(
                 f"{path}: is an input image and would be replaced by its result; expected another --output."
             )
         if path.exists() and not FLAGS.overwrite:
             raise errors.UserError(f"{path}: is there already; give --overwrite to replace it, or another --output.")
-    segment = prediction.segmentor(FLAGS.model)
 
     progress = keras.utils.Progbar(len(found), unit_name="image")
-    for folder in folders.values():
+    for folder in (output, *folders.values()):
         folder.mkdir(parents=True, exist_ok=True)
     for name, path in found.items():
         image = images.read(path)
         images.require_dimensions(path, image, 3)
-        answer = segment(images.array(image))
-        for kind, folder in folders.items():
-            images.write(images.like(answer[kind], image), folder / f"{name}.nii.gz")
+        answer = segment(images.array(image), images.spacing(image), path, FLAGS.probabilities)
+        images.write(images.like(answer["label"], image), output / f"{name}.nii.gz")
+        for structure, folder in folders.items():
+            images.write(images.like(answer["probability"][structure], image), folder / f"{name}.nii.gz")
         progress.add(1)
 
 

@@ -7,16 +7,18 @@
 A run that was stopped goes on where it was when the same command is given again.
 """
 
+import functools
 import pathlib
 import sys
 
+import tensorflow as tf
 from absl import app, flags
 
 from tf_autoctx import errors, export, flag_types
 from tf_autoctx.data import augment, datasets, phantoms
 from tf_autoctx.models import layers
 from tf_autoctx.models.usegnet import ATTENTION_KERNELS, VARIANTS
-from tf_autoctx.systems import evaluation, fetal_head, levels
+from tf_autoctx.systems import caching, evaluation, fetal_head, levels
 from tf_autoctx.training import devices, loop, runs
 from tf_autoctx.training import flags as training_flags
 
@@ -60,11 +62,13 @@ def main(_):
     run = runs.open_run(
         FLAGS.work_dir, fetal_head.NAME, training_flags.values(sys.modules[__name__]), datasets.fingerprint(cases)
     )
-    known = {"foreground": FLAGS.foreground, "labels": cases.labels}
-    held_out = evaluation.held_out(cases, **known)
+    read = functools.partial(datasets.read_case, foreground=FLAGS.foreground, labels=cases.labels)
+    held_out = evaluation.held_out(cases, read)
     training, validation = (
-        levels.cached(part, system, run / "cache", **known) for part in (cases.train, cases.validation)
+        levels.cached(part, system, run / "cache", read) for part in (cases.train, cases.validation)
     )
+    facts = {"labels": {1: fetal_head.STRUCTURE}, "spacing": caching.spacing_range(training)}
+    runs.note(run, **facts)
 
     # Section 2.5: level k is trained after level k - 1 is finished, and sees its probability
     settings, augmentation = training_flags.as_fields(loop.Settings), training_flags.as_fields(augment.Augmentation)
@@ -81,10 +85,19 @@ def main(_):
     # Section 3: held-out cases on their original grid
     if not devices.is_chief(strategy):
         return
-    evaluation.evaluate(
-        held_out, lambda image: system.cascade(networks, image), run / "evaluation", fetal_head.STRUCTURE, **known
+
+    @tf.function(input_signature=[tf.TensorSpec((None, None, None))])
+    def segment(voxels):
+        answers = system.cascade(networks, voxels[None, ..., None])
+        return {f"level {level}": answer["label"][0, ..., 0] for level, answer in enumerate(answers, start=1)}
+
+    evaluation.evaluate(held_out, segment, run / "evaluation", {fetal_head.STRUCTURE: 1}, read)
+    export.saved_model(
+        {"serving_default": lambda image: system.segment(networks, image)},
+        networks,
+        run / "saved_model" / "1",
+        {"system": fetal_head.NAME, **facts},
     )
-    export.saved_model(lambda image: system.segment(networks, image), networks, run / "saved_model" / "1")
 
 
 if __name__ == "__main__":

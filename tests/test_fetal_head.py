@@ -6,7 +6,6 @@ from keras import ops
 
 from tf_autoctx.errors import UserError
 from tf_autoctx.models.usegnet import VARIANTS
-from tf_autoctx.systems import tiling
 from tf_autoctx.systems.fetal_head import WAYS, FetalHead
 
 ALL = (*VARIANTS, *WAYS)
@@ -188,44 +187,23 @@ def test_slices_are_run_one_by_one():
         np.testing.assert_allclose(answer[:, z], expected, atol=1e-6)
 
 
-# Tiles.
+# Patches.
 
 
-def test_a_volume_of_one_tile_is_not_tiled(patch_network):
-    x = noise(1, 16, 16, 16, 1)
+@pytest.mark.parametrize("size", [(16, 16, 16), (16, 9, 5)])
+def test_a_volume_within_one_patch_is_not_tiled(patch_network, size):
+    x = noise(1, *size, 1)
     expected = ops.softmax(patch_network(x)["logits"])[..., 1:]
     np.testing.assert_allclose(system("p-USegNet").probability(patch_network, x, np.zeros_like(x)), expected, atol=1e-6)
 
 
-def test_a_volume_within_one_tile_is_padded_with_edge_values(patch_network):
-    x = noise(1, 16, 9, 5, 1)
-    padded = np.pad(x, [(0, 0), (0, 0), (0, 7), (0, 11), (0, 0)], mode="edge")
-    expected = ops.softmax(patch_network(padded)["logits"])[:, :, :9, :5, 1:]
-    np.testing.assert_allclose(system("p-USegNet").probability(patch_network, x, np.zeros_like(x)), expected, atol=1e-6)
-
-
-@pytest.mark.parametrize("tile", [8, 16])
-@pytest.mark.parametrize("size", [(1, 1, 1), (4, 4, 4), (7, 8, 9), (12, 13, 16), (17, 24, 25), (33, 3, 40)])
-def test_tiling_of_the_identity_is_the_identity(size, tile):
-    x = noise(2, *size, 2)
-    np.testing.assert_allclose(tiling.tiled(lambda x: x, x, tile), x, atol=1e-6)
-
-
-def test_tiling_in_a_graph_of_any_size():
-    tiled = graph(lambda x: tiling.tiled(lambda tile: 2 * tile, x, 8))
-    for size in ((7, 20, 3), (8, 8, 8), (13, 9, 21)):
-        np.testing.assert_allclose(tiled(noise(1, *size, 1)), 2 * noise(1, *size, 1), atol=1e-6)
-
-
-@pytest.mark.parametrize("axis", [1, 2, 3])
-def test_tiles_are_blended_by_a_triangle(axis):
-    # Tiles at 0..7 and 4..11, whose largest values are 7 and 11; between them 1/8, 3/8, 5/8, 7/8 of the way.
-    shape = [1, 1, 1, 1, 1]
-    shape[axis] = 12
-    x = np.arange(12, dtype=np.float32).reshape(shape)
-    answer = tiling.tiled(lambda tile: ops.ones_like(tile) * ops.max(tile), x, 8)
-    assert answer.shape == tuple(shape)
-    np.testing.assert_allclose(np.ravel(answer), [7, 7, 7, 7, 7.5, 8.5, 9.5, 10.5, 11, 11, 11, 11])
+def test_patches_are_blended_over_half_of_them(patch_network):
+    x = noise(1, 24, 16, 16, 1)
+    low, high = (np.array(ops.softmax(patch_network(x[:, z : z + 16])["logits"])[..., 1:]) for z in (0, 8))
+    ramp = (np.arange(8, dtype=np.float32).reshape(1, 8, 1, 1, 1) + 0.5) / 8
+    expected = np.concatenate([low[:, :8], low[:, 8:] * (1 - ramp) + high[:, :8] * ramp, high[:, 8:]], axis=1)
+    answer = system("p-USegNet").probability(patch_network, x, np.zeros_like(x))
+    np.testing.assert_allclose(answer, expected, atol=1e-5)
 
 
 # Configuration.

@@ -17,7 +17,7 @@ def files(tmp_path_factory):
     for case in range(CASES):
         for kind, value in (("image", case), ("label", case), ("context", case / 10)):
             path = str(folder / f"{kind}_{case}")
-            pipeline.store(path, tf.fill([2, 3, 4, 1], tf.cast(value, pipeline.DTYPES[kind])))
+            pipeline.store(path, tf.fill([2, 3, 4, 1], tf.cast(value, pipeline.KINDS[kind].dtype)))
             columns[kind].append(path)
     columns["context"][0] = ""
     return columns

@@ -1,10 +1,12 @@
 import csv
 import json
+import math
 
 import numpy as np
 import pytest
 from matplotlib import image as png
 from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
 
 from tf_autoctx import errors, metrics, report
 
@@ -84,9 +86,87 @@ def test_table_of_several_structures():
     assert "nan" not in text
 
 
+def cells(text):
+    """{(heading, line): words} of a table of Dice scores."""
+    found, heading = {}, None
+    for line in text.splitlines():
+        if line.startswith("  "):
+            name, *words = line.split()
+            found[heading, name] = words
+        else:
+            heading = line.split(":")[0]
+    return found
+
+
+def test_dice_table():
+    """Cubes of 6 voxels shifted by 0, 1, 2, 3 have Dice scores of 100, 83.33, 66.67 and 50 %."""
+    false = {"method": "new", "case": "case_1", "group": "", "structure": "spleen"}
+    false |= metrics.compare(cube(at=5), cube(at=5, edge=0), (1, 1, 1)) | {"DSC_percent": np.nan}
+    old = rows("old", [0, 3], "liver") + rows("old", [3], "spleen")
+    new = rows("new", [0, 0], "liver") + rows("new", [0], "spleen") + [false]
+    text = report.dice_table(old + new + rows("other", [2], "portal vein"))
+    lines, found = text.splitlines(), cells(text)
+    assert lines[0].split() == ["Dice", "(%)", "liver", "spleen", "portal", "vein", "Avg."]
+    assert found["old", "mean"] == ["75.00", "50.00", "-", "62.50"]  # Avg. of (100 + 50) / 2 and 50
+    assert found["old", "SD"] == ["35.36", "-", "-", "17.68"]
+    assert found["old", "min"] == ["50.00", "50.00", "-", "50.00"]
+    assert found["old", "max"] == ["100.00", "50.00", "-", "75.00"]
+    assert found["old", "n"] == ["2", "1", "0", "2"] and found["old", "false"] == ["0", "0", "0"]
+    assert found["new", "mean"] == ["100.00", "100.00", "-", "100.00"]
+    assert found["new", "n"] == ["2", "1", "0", "2"] and found["new", "false"] == ["0", "1", "0"]
+    assert "new against old: Avg. +37.50 % [+25.00, +50.00], 2 pairs" in lines
+    assert found["new against old", "change"] == ["+25.00", "+50.00", "-", "+37.50"]
+    assert found["new against old", "p"] == ["1.0000", "1.0000", "-", "0.5000"]  # 2 / 2 ** n for n gains
+    assert "other against old: no case in common" in lines and "other against new: no case in common" in lines
+    assert "nan" not in text
+
+
+def test_dice_table_averages_what_both_methods_have():
+    text = report.dice_table(rows("old", [3], "liver") + rows("new", [3], "liver") + rows("new", [0], "spleen"))
+    assert cells(text)["new", "mean"] == ["50.00", "100.00", "75.00"]
+    assert cells(text)["new against old", "change"] == ["+0.00", "-", "+0.00"]
+
+
+def test_dice_table_of_the_paper_fits():
+    organs = ("artery", "portal vein", "liver", "spleen", "stomach", "gallbladder", "pancreas")
+    methods = ("level 1", "level 2, separate", "level 2, end-to-end", "level 2, without context")
+    text = report.dice_table([row for m in methods for organ in organs for row in rows(m, [0, 1, 2], organ)])
+    assert max(map(len, text.splitlines())) <= 150
+    assert len([line for line in text.splitlines() if " against " in line]) == 6  # every pair of four
+    assert cells(text)["level 1", "mean"] == ["83.33"] * 8
+    assert cells(text)["level 1", "SD"] == ["16.67"] * 7 + ["16.67"]
+
+
 def test_a_case_twice_is_refused(results):
-    with pytest.raises(ValueError, match="level 1, head, case_0"):
-        report.summarize(results + results[:1])
+    for function in (report.summarize, report.dice_table):
+        with pytest.raises(ValueError, match="level 1, head, case_0"):
+            function(results + results[:1])
+
+
+def test_read_is_the_inverse_of_write(results, tmp_path):
+    results[-1]["DSC_percent"] = np.nan
+    report.write(results, tmp_path)
+    found = report.read(tmp_path)
+    assert math.isnan(found[-1].pop("DSC_percent")) and math.isnan(results[-1].pop("DSC_percent"))
+    assert found == results and found[3]["Hdb_mm"] == np.inf
+
+
+@pytest.mark.parametrize(
+    "text, told",
+    [
+        (None, "no such file"),
+        (b"method,case,group,structure\na,b,,c\n", "line 2"),
+        (b"method,case,group,structure,DSC_percent,truth_mL,mL\na,b,,c,100,1,1\na,d,,c,much,1,1\n", "line 3"),
+        (b"method,case,group,structure,DSC_percent,truth_mL,mL\na,b,,c,100,1\n", "line 2"),
+        (b"method,case,group,structure,DSC_percent,truth_mL,mL\na,b,,c,100,1,1,1\n", "line 2"),
+        (b"\xff\x00", "not a text file"),
+    ],
+)
+def test_reading_something_else_is_one_sentence(text, told, tmp_path):
+    if text is not None:
+        (tmp_path / "cases.csv").write_bytes(text)
+    with pytest.raises(errors.UserError, match=f"cases.csv.*{told}"):
+        report.read(tmp_path)
 
 
 def test_an_output_that_is_a_file_is_one_sentence(results, tmp_path):
@@ -105,9 +185,9 @@ def test_picture_shows_both_outlines(dimensions, tmp_path):
     slices = (image, cube(at=6), cube(at=5))
     image, prediction, truth = slices if dimensions == 3 else (volume[5] for volume in slices)
     spacing = (2.0, 1.0, 1.0)[-dimensions:]
-    report.picture(tmp_path / "both.png", image, prediction, truth, spacing, "case_0")
-    report.picture(tmp_path / "alone.png", image, prediction, None, spacing, "case_0")
-    report.picture(tmp_path / "nothing.png", image, 0 * prediction, 0 * truth, None, "case_0")
+    report.picture(tmp_path / "both.png", image, prediction, truth, spacing, "case_0", {"head": 1})
+    report.picture(tmp_path / "alone.png", image, prediction, None, spacing, "case_0", {"head": 1})
+    report.picture(tmp_path / "nothing.png", image, 0 * prediction, 0 * truth, None, "case_0", {"head": 1})
     both, alone = (png.imread(tmp_path / f"{name}.png") for name in ("both", "alone"))
     assert has(both, report.TRUTH) and has(both, report.PREDICTION)
     assert has(alone, report.PREDICTION) and not has(alone, report.TRUTH)
@@ -116,7 +196,7 @@ def test_picture_shows_both_outlines(dimensions, tmp_path):
 
 def test_picture_keeps_the_proportions(tmp_path):
     image = np.ones((10, 40))
-    report.picture(tmp_path / "wide.png", image, image, image, (3.0, 1.5), "case_0")
+    report.picture(tmp_path / "wide.png", image, image, image, (3.0, 1.5), "case_0", {"head": 1})
     outline = np.abs(png.imread(tmp_path / "wide.png")[..., :3] - to_rgb(report.PREDICTION)).max(-1) < 0.02
     outline[-outline.shape[0] // 8 :] = False  # the legend
     high, wide = (np.ptp(np.flatnonzero(outline.any(axis))) for axis in (1, 0))
@@ -125,4 +205,22 @@ def test_picture_keeps_the_proportions(tmp_path):
 
 def test_picture_refuses_another_shape(tmp_path):
     with pytest.raises(ValueError, match=r"\(12, 16, 20\)"):
-        report.picture(tmp_path / "a.png", np.zeros((12, 16, 21)), cube(at=5), None, (1, 1, 1), "case_0")
+        report.picture(tmp_path / "a.png", np.zeros((12, 16, 21)), cube(at=5), None, (1, 1, 1), "case_0", {"head": 1})
+
+
+@pytest.mark.parametrize("dimensions", [2, 3])
+def test_picture_of_several_structures(dimensions, tmp_path, monkeypatch):
+    """Truth above, prediction below, a colour each; the slices pass through what the truth has, the liver alone."""
+    titles, suptitle = [], Figure.suptitle
+    monkeypatch.setattr(Figure, "suptitle", lambda self, text, **k: titles.append(text) or suptitle(self, text, **k))
+    image = np.random.default_rng(0).normal(size=(12, 16, 20))
+    truth, prediction = 7 * cube(at=1), 7 * cube(at=4) + 2 * cube(at=12)
+    image, prediction, truth = (v if dimensions == 3 else v[5] for v in (image, prediction, truth))
+    structures = {"artery": 2, "liver": 7, "vein": 9}
+    report.picture(tmp_path / "a.png", image, prediction, truth, None, "case_0", structures)
+    above, below = np.array_split(png.imread(tmp_path / "a.png"), 2)
+    below = below[: -len(below) // 8]  # without the legend
+    artery, liver = report.PALETTE[:2]
+    assert has(above, liver) and not has(above, artery)
+    assert has(below, liver) and (dimensions == 3 or has(below, artery))
+    assert titles == ["case_0   mean DSC 50.0 %"]  # of the structures in the truth

@@ -1,23 +1,23 @@
 """The fetal head system from outside: train, resume, predict, export, and every mistake a user can make."""
 
 import csv
+import functools
 import json
 import os
 import pathlib
 import re
 import shutil
 import subprocess
-import sys
 
 import keras
 import numpy as np
 import pytest
 import SimpleITK as sitk
 import tensorflow as tf
-from absl import flags
-from absl.testing import flagsaver
 
-import train_fetal_head
+import running
+from absl import flags
+
 from tf_autoctx import errors
 from tf_autoctx.data import images
 from tf_autoctx.systems import prediction
@@ -26,21 +26,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 TINY = "--base_filters=2 --steps=3 --samples_per_epoch=2 --precision=float32 --phantom_size=24,16,28 --phantom_cases=3,2".split()
 
 
-def train(*arguments):
-    """Runs the training script in this process."""
-    policy = keras.config.dtype_policy()
-    try:
-        with flagsaver.flagsaver():
-            flags.FLAGS(["train_fetal_head.py", *arguments])
-            errors.in_one_sentence(train_fetal_head.main)([])
-    finally:
-        keras.config.set_dtype_policy(policy)
-
-
-def script(name, *arguments):
-    """Runs a script as a user does."""
-    command = [sys.executable, name, *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8", timeout=300)
+train = functools.partial(running.main, "train_fetal_head")
 
 
 @pytest.fixture(scope="module")
@@ -51,14 +37,10 @@ def run(tmp_path_factory):
     return folder
 
 
-def served(folder, volume):
-    """What the graph answers in a TensorFlow 1 session, which loads it as TensorFlow's C++ loader does."""
-    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
-        loaded = tf.compat.v1.saved_model.load(session, ["serve"], str(folder))
-        signature = loaded.signature_def["serving_default"]
-        assert list(signature.inputs) == ["image"] and sorted(signature.outputs) == ["label", "probability"]
-        outputs = {name: info.name for name, info in signature.outputs.items()}
-        return session.run(outputs, {signature.inputs["image"].name: volume})
+def probability(segment, volume):
+    """What `predict.py` calls, for a volume of unit voxels."""
+    answer = segment(volume, (1, 1, 1), probabilities=True)
+    return {"label": answer["label"], "probability": answer["probability"]["head"]}
 
 
 def test_run_folder_is_complete(run):
@@ -66,6 +48,9 @@ def test_run_folder_is_complete(run):
     assert config["system"] == "fetal_head" and len(config["data_fingerprint"]) == 64
     assert config["flags"]["steps"] == 3 and config["flags"]["variant"] == "USegNet-DS-HAS-Ctx"
     assert {"learning_rate", "erase_probability", "phantom_size", "foreground"} <= config["flags"].keys()
+    card = json.loads((run / "saved_model" / "1" / "assets.extra" / "model_card.json").read_text())
+    assert card == {"system": "fetal_head", "labels": {"1": "head"}, "spacing": config["spacing"]}
+    assert config["spacing"] == [pytest.approx([147.44 / 24, 98.04 / 16, 167.2 / 28], abs=1e-4)] * 2
     assert config["versions"]["tensorflow"] == tf.__version__
     for level in (1, 2):
         names = {path.name for path in (run / f"level_{level}").iterdir()}
@@ -85,13 +70,13 @@ def test_export_equals_the_run_through_the_loader_of_tensorflow_serving(run):
     random = np.random.default_rng(0)
     for size in ((24, 16, 28), (31, 17, 22)):
         volume = random.normal(100, 30, size).astype(np.float32)
-        mine, theirs = segment(volume), served(run / "saved_model" / "1", volume[None, ..., None])
+        mine, theirs = probability(segment, volume), running.served(run / "saved_model" / "1", volume[None, ..., None])
         assert mine["probability"].std() > 0
         np.testing.assert_allclose(theirs["probability"][0, ..., 0], mine["probability"], atol=1e-5)
         sure = np.abs(mine["probability"] - 0.5) > 1e-4
         np.testing.assert_array_equal(theirs["label"][0, ..., 0][sure], mine["label"][sure])
     pair = random.normal(size=(2, 16, 16, 16, 1)).astype(np.float32)
-    both, first = served(run / "saved_model" / "1", pair), served(run / "saved_model" / "1", pair[:1])
+    both, first = running.served(run / "saved_model" / "1", pair), running.served(run / "saved_model" / "1", pair[:1])
     np.testing.assert_allclose(both["probability"][:1], first["probability"], atol=1e-5)
     assert both["probability"].dtype == np.float32
 
@@ -100,12 +85,14 @@ def test_level_2_matters(run, tmp_path, caplog):
     """A run cut down to level 1 answers otherwise; with a level missing it says so."""
     shutil.copytree(run, tmp_path / "one", ignore=shutil.ignore_patterns("level_2", "phantoms"))
     volume = np.random.default_rng(1).normal(size=(20, 20, 20)).astype(np.float32)
-    partial = prediction.segmentor(tmp_path / "one")(volume)
+    partial = probability(prediction.segmentor(tmp_path / "one"), volume)
     assert "1 of 2 levels are finished" in caplog.text
     config = json.loads((run / "config.json").read_text())
     config["flags"]["level"] = 1
     (tmp_path / "one" / "config.json").write_text(json.dumps(config))
-    one, two = prediction.segmentor(tmp_path / "one")(volume), prediction.segmentor(run)(volume)
+    one, two = probability(prediction.segmentor(tmp_path / "one"), volume), probability(
+        prediction.segmentor(run), volume
+    )
     assert np.abs(one["probability"] - two["probability"]).max() > 1e-4
     np.testing.assert_array_equal(one["probability"], partial["probability"])
 
@@ -139,8 +126,8 @@ def test_other_ways_of_running(tmp_path, changes):
     train(f"--work_dir={tmp_path}", *TINY, "--level=1", *changes)
     volume = np.random.default_rng(2).normal(size=(17, 16, 19)).astype(np.float32)
     np.testing.assert_allclose(
-        served(tmp_path / "saved_model" / "1", volume[None, ..., None])["probability"][0, ..., 0],
-        prediction.segmentor(tmp_path)(volume)["probability"],
+        running.served(tmp_path / "saved_model" / "1", volume[None, ..., None])["probability"][0, ..., 0],
+        probability(prediction.segmentor(tmp_path), volume)["probability"],
         atol=1e-5,
     )
 
@@ -168,11 +155,11 @@ def test_predict_writes_labels_on_each_image_s_own_grid(run, tmp_path):
     image.SetDirection((0, 1, 0, -1, 0, 0, 0, 0, 1))
     images.write(image, folder / "a.mha")
     images.write(image, folder / "b.nrrd")
-    from_run = script(
+    from_run = running.script(
         "predict.py", f"--model={run}", f"--input={folder}", f"--output={tmp_path / 'run'}", "--probabilities"
     )
     assert from_run.returncode == 0, from_run.stderr
-    exported = script(
+    exported = running.script(
         "predict.py",
         f"--model={run / 'saved_model' / '1'}",
         f"--input={folder / 'a.mha'}",
@@ -188,7 +175,7 @@ def test_predict_writes_labels_on_each_image_s_own_grid(run, tmp_path):
     assert images.array(label).dtype == np.uint8 and images.array(probability).dtype == np.float32
     np.testing.assert_array_equal(images.array(label), images.array(probability) > 0.5)
     np.testing.assert_array_equal(images.array(label), images.array(images.read(tmp_path / "export" / "a.nii.gz")))
-    again = script("predict.py", f"--model={run}", f"--input={folder}", f"--output={tmp_path / 'run'}")
+    again = running.script("predict.py", f"--model={run}", f"--input={folder}", f"--output={tmp_path / 'run'}")
     assert again.returncode == 1 and "--overwrite" in again.stderr
 
 
@@ -321,7 +308,7 @@ def test_wrong_flags_are_named(tmp_path, capsys, arguments, sentence):
 
 
 def test_wrong_flags_end_without_a_traceback():
-    ended = script("train_fetal_head.py", "--level=0")
+    ended = running.script("train_fetal_head.py", "--level=0")
     assert ended.returncode == 1 and "--level=0" in ended.stderr and "Traceback" not in ended.stderr
 
 
@@ -384,9 +371,11 @@ def test_bad_models_for_prediction(run, tmp_path):
         prediction.segmentor(tmp_path)
     other = tmp_path / "other"
     tf.saved_model.save(tf.Module(), str(other))
-    with pytest.raises(errors.UserError, match="a SavedModel of something else"):
+    with pytest.raises(errors.UserError, match="not a SavedModel of ours"):
         prediction.segmentor(other)
-    ended = script("predict.py", f"--model={run}", f"--input={image}", f"--output={tmp_path}", "--overwrite")
+    ended = running.script("predict.py", f"--model={run}", f"--input={image}", f"--output={tmp_path}", "--overwrite")
     assert ended.returncode == 1 and "is an input image" in ended.stderr
-    ended = script("predict.py", f"--model={run}", f"--input={tmp_path / 'b.nii.gz'}", f"--output={tmp_path / 'out'}")
+    ended = running.script(
+        "predict.py", f"--model={run}", f"--input={tmp_path / 'b.nii.gz'}", f"--output={tmp_path / 'out'}"
+    )
     assert ended.returncode == 1 and "b.nii.gz" in ended.stderr and "Traceback" not in ended.stderr

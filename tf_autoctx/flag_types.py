@@ -20,9 +20,32 @@ class _Integers(flags.ArgumentParser):
         return "comma separated integers"
 
 
+class _LabelMap(flags.ArgumentParser):
+    """Parses 3:1,4:2 into {3: 1, 4: 2}, positive integers."""
+
+    syntactic_help = "pairs old:new of label values from 1, each old one once, such as 3:1,4:2"
+
+    def parse(self, argument):
+        pairs = [[word.strip() for word in pair.split(":")] for pair in argument.split(",")]
+        if not all(len(pair) == 2 and all(word.isdecimal() and int(word) for word in pair) for pair in pairs):
+            raise ValueError(f"expected {self.syntactic_help}")
+        values = {int(old): int(new) for old, new in pairs}
+        if len(values) < len(pairs):
+            raise ValueError(f"expected {self.syntactic_help}")
+        return values
+
+    def flag_type(self):
+        return "comma separated pairs of integers"
+
+
 class _Serializer(flags.ArgumentSerializer):
     def serialize(self, value):
         return ",".join(map(str, value))
+
+
+class _LabelMapSerializer(flags.ArgumentSerializer):
+    def serialize(self, value):
+        return ",".join(f"{old}:{new}" for old, new in value.items())
 
 
 def define_integers(name, default, help_text, length=None, least=0):
@@ -31,3 +54,8 @@ def define_integers(name, default, help_text, length=None, least=0):
     good = lambda values: values is None or (length in (None, len(values)) and all(value >= least for value in values))
     expected = f"expected {length or 'some'} integers of at least {least}, separated by commas"
     flags.register_validator(name, good, expected)
+
+
+def define_label_map(name, help_text):
+    """Defines a flag whose value is {old label value: new label value}, or None where it is not given."""
+    flags.DEFINE(_LabelMap(), name, None, help_text, serializer=_LabelMapSerializer())

@@ -13,11 +13,15 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from tf_autoctx import metrics
+from tf_autoctx.errors import UserError
 from tf_autoctx.files import replacing
 
 LABELS = ("method", "case", "group", "structure")
 COLUMNS = ("DSC", "Conf", "Jacc", "Adb", "Hdb", "volume_error", "area_error")  # of the printed table
 GREY, TRUTH, PREDICTION = "#b8b8b8", "#00e676", "#ffd600"
+# One a structure (Okabe and Ito): told apart by the colour-blind too, and none of them grey.
+PALETTE = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7")
+LINES = ("solid", "dashed", "dotted")  # of structures 1 to 7, 8 to 14, 15 to 21
 
 
 def write(rows, directory):
@@ -40,6 +44,31 @@ def write(rows, directory):
         path.write_text(text + "\n", encoding="utf-8")
 
 
+def read(directory):
+    """The rows of `cases.csv`, as `write` wrote them.
+
+    Raises:
+      UserError: there is no such file in the folder, or it holds something else.
+    """
+    path = pathlib.Path(directory) / "cases.csv"
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            lines = list(csv.DictReader(file))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; expected the results of an evaluation.") from None
+    except (UnicodeDecodeError, csv.Error):
+        raise UserError(f"{path}: is not a text file; expected the results of an evaluation.") from None
+    rows = []
+    for number, line in enumerate(lines, start=2):
+        try:
+            scores = {name: float(text) for name, text in line.items() if name not in LABELS and text != ""}
+            rows.append({name: line[name] for name in LABELS} | scores)
+            _sizes(rows[-1]), scores["DSC_percent"]
+        except (KeyError, StopIteration, TypeError, ValueError):
+            raise UserError(f"{path}, line {number}: expected {', '.join(LABELS)} and numbers.") from None
+    return rows
+
+
 def summarize(rows):
     """What the rows say together.
 
@@ -52,12 +81,7 @@ def summarize(rows):
     Raises:
       ValueError: two rows have the same method, structure and case.
     """
-    methods, names = {}, _metric_names(rows)
-    for row in rows:
-        cases = methods.setdefault(row["method"], {}).setdefault(row["structure"], {})
-        if row["case"] in cases:
-            raise ValueError(f"two rows for {row['method']}, {row['structure']}, {row['case']}; expected one.")
-        cases[row["case"]] = row
+    methods, names = _by_method(rows), _metric_names(rows)
     summary = {"methods": {}, "paired": []}
     for method, structures in methods.items():
         summary["methods"][method] = {}
@@ -66,7 +90,7 @@ def summarize(rows):
             summary["methods"][method][structure] = {
                 "n": len(cases),
                 "n_missed": sum(truth > 0 and size == 0 for size, truth in sizes),
-                "n_false": sum(truth == 0 and size > 0 for size, truth in sizes),
+                "n_false": _n_false(cases),
                 "metrics": {m: metrics.summarize([row[m] for row in cases.values() if m in row]) for m in names},
             }
     for before, after in zip(list(methods), list(methods)[1:]):
@@ -127,33 +151,115 @@ def table(rows):
     return "\n".join(text)
 
 
-def picture(path, image, prediction, truth, spacing, title):
-    """Draws the outlines of prediction (yellow) and truth (green) on three orthogonal slices and writes a PNG.
+def dice_table(rows):
+    """The Dice scores as plain text, a column per structure, within 150 columns for seven of them.
 
-    The slices (axial, coronal, sagittal for a patient image) pass through the centroid of the truth, else of the
-    prediction, else through the centre. A 2D image gives one panel. The file appears whole or not at all, its folder is
-    created.
+    A block per method has mean, SD, minimum and maximum in percent over the n cases where the score is finite, and how
+    many times the structure was predicted where the truth has none. Avg. is the mean over the structures of a case, and
+    its statistics are over cases. Below, every method is compared with every method before it on the cases of both
+    (Wilcoxon signed-rank test), Avg. on the structures of both.
+
+    Raises:
+      ValueError: two rows have the same method, structure and case.
+    """
+    methods = _by_method(rows)
+    structures = list(dict.fromkeys(row["structure"] for row in rows))
+    dice = {  # {method: {structure: {case: percent}}}
+        method: {
+            name: {case: row["DSC_percent"] for case, row in found.get(name, {}).items() if _defined(row)}
+            for name in structures
+        }
+        for method, found in methods.items()
+    }
+
+    # Lines of one word are headings.
+    lines = [["Dice (%)", *structures, "Avg."]]
+    for method, columns in dice.items():
+        values = [metrics.summarize(list(cases.values())) for cases in _with_average(columns)]
+        lines.append([method])
+        for name in ("mean", "sd", "min", "max"):
+            lines.append([name.replace("sd", "SD"), *("-" if np.isnan(v[name]) else f"{v[name]:.2f}" for v in values)])
+        lines.append(["n", *(str(v["n"]) for v in values)])
+        lines.append(["false", *(str(_n_false(methods[method].get(name, {}))) for name in structures), ""])
+    pairs = [(new, old) for i, new in enumerate(dice) for old in list(dice)[:i]]
+    if pairs:
+        lines.append(["Wilcoxon signed-rank test, two-sided"])
+    for new, old in pairs:
+        shared = {name: [case for case in dice[new][name] if case in dice[old][name]] for name in structures}
+        sides = [
+            _with_average({name: {case: dice[side][name][case] for case in shared[name]} for name in structures})
+            for side in (new, old)
+        ]
+        tests = [metrics.paired(list(a.values()), list(b.values())) for a, b in zip(*sides)]
+        average = "Avg. {mean_difference:+.2f} % [{ci_low:+.2f}, {ci_high:+.2f}], {n} pairs".format_map(tests[-1])
+        lines.append([f"{new} against {old}: {average if tests[-1]['n'] else 'no case in common'}"])
+        lines.append(["change", *(f"{t['mean_difference']:+.2f}" if t["n"] else "-" for t in tests)])
+        lines.append(["p", *(("<0.0001" if t["p"] < 1e-4 else f"{t['p']:.4f}") if t["n"] else "-" for t in tests)])
+
+    columns = list(zip(*(line for line in lines if len(line) > 1)))
+    widths = [max(map(len, column)) for column in columns]
+    widths[0] += 2  # the indent below a heading
+    text = []
+    for line in lines:
+        first = line[0] if line is lines[0] or len(line) == 1 else f"  {line[0]}"
+        cells = [word.rjust(width) for word, width in zip(line[1:], widths[1:])]
+        text.append("  ".join([first.ljust(widths[0]), *cells]).rstrip())
+    rule = "-" * max(map(len, text))
+    return "\n".join(
+        [
+            text[0],
+            rule,
+            *text[1:],
+            rule,
+            "n: cases whose truth has the structure; false: cases whose prediction has it and whose truth has not",
+            "Avg.: mean over the structures of a case, then over cases; in brackets the 95 % interval of the change",
+        ]
+    )
+
+
+def picture(path, image, prediction, truth, spacing, title, structures):
+    """Draws the outlines of prediction and truth on three orthogonal slices and writes a PNG.
+
+    One structure is yellow in the prediction and green in the truth. Several have a colour each, which tints them too;
+    the truth is in the row above, the prediction in the row below. The slices (axial, coronal, sagittal for a patient
+    image) pass through the centroid of the structures in the truth, else in the prediction, else through the centre. A
+    2D image gives one panel a row. The file appears whole or not at all, its folder is created.
 
     Args:
       path: of the PNG.
       image: grey values, (z, y, x) or (y, x).
-      prediction, truth: masks of the image's shape; truth may be None.
+      prediction, truth: labels of the image's shape; truth may be None.
       spacing: mm per axis in the array's order; None for square pixels.
-      title: name of the case; the DSC is added to it where there is a truth.
+      title: name of the case; the mean DSC of the structures in the truth is added to it where there is a truth.
+      structures: {name: label value}.
 
     Raises:
       ValueError: shapes differ.
       UserError: the file cannot be written.
     """
-    image, prediction = np.asarray(image), np.asarray(prediction) != 0
-    masks = [("prediction", PREDICTION, prediction)]
+    image = np.asarray(image)
+    labels = {"prediction": prediction} if truth is None else {"truth": truth, "prediction": prediction}
+    labels = {name: np.asarray(label) for name, label in labels.items()}
+    if any(label.shape != image.shape for label in labels.values()):
+        raise ValueError(f"image {image.shape} and labels {[v.shape for v in labels.values()]} need one shape.")
+    values = list(structures.values())
     if truth is not None:
-        title = f"{title}   DSC {100 * metrics.dice(prediction, truth):.1f} %"
-        masks.insert(0, ("truth", TRUTH, np.asarray(truth) != 0))
-    if any(mask.shape != image.shape for _, _, mask in masks):
-        raise ValueError(f"image {image.shape} and masks {[mask.shape for _, _, mask in masks]} need one shape.")
+        inside = [value for value in values if np.any(labels["truth"] == value)] or values
+        dsc = 100 * np.mean([metrics.dice(*(label == value for label in labels.values())) for value in inside])
+        title = f"{title}   {'mean ' * (len(values) > 1)}DSC {dsc:.1f} %"
+
+    # Rows of panels, each with its outlines: (name, colour, style, label value, labels).
+    if len(structures) == 1:
+        colours = {"truth": TRUTH, "prediction": PREDICTION}
+        rows = {"": [(name, colours[name], "solid", values[0], label) for name, label in labels.items()]}
+    else:
+        look = [(PALETTE[i % len(PALETTE)], LINES[i // len(PALETTE) % len(LINES)]) for i in range(len(values))]
+        rows = {
+            name: [(structure, *look[i], value, label) for i, (structure, value) in enumerate(structures.items())]
+            for name, label in labels.items()
+        }
     spacing = np.ones(image.ndim) if spacing is None else np.asarray(spacing, float)
-    objects = [mask for _, _, mask in masks if mask.any()]
+    objects = [found for label in labels.values() if (found := np.isin(label, values)).any()]
     centre = [np.mean(at) for at in np.nonzero(objects[0])] if objects else [n // 2 for n in image.shape]
     centre = [round(at) for at in centre]
 
@@ -164,27 +270,35 @@ def picture(path, image, prediction, truth, spacing, title):
     edges = [np.multiply(image[index].shape, voxel) for index, voxel in panels]
     widths, height = [right for _, right in edges], max(down for down, _ in edges)
     inch = min(12 / sum(widths), 5 / height)
-    size = (max(4.5, sum(widths) * inch + 0.3 * len(panels)), height * inch + 0.9)
+    size = (max(4.5, sum(widths) * inch + 0.3 * len(panels)), len(rows) * height * inch + 0.9)
 
     figure = Figure(figsize=size, facecolor="black", layout="constrained")
-    axes = figure.subplots(1, len(panels), squeeze=False, width_ratios=widths)[0]
+    grid = figure.subplots(len(rows), len(panels), squeeze=False, width_ratios=widths)
     low, high = np.percentile(image, (0.5, 99.5))
-    for axis, (ax, (index, voxel)) in enumerate(zip(axes, panels)):
-        # z grows towards the head, so the slices that show it are drawn with z upwards.
-        origin = "lower" if axis else "upper"
-        ax.imshow(image[index], cmap="gray", vmin=low, vmax=high, aspect=voxel[0] / voxel[1], origin=origin)
-        for _, colour, mask in masks:
-            if mask[index].any():
-                # The margin closes the outline of an object that touches the border.
-                down, right = (np.arange(-1, n + 1) for n in mask[index].shape)
-                ax.contour(right, down, np.pad(mask[index], 1), levels=[0.5], colors=colour, linewidths=1.6)
-        ax.set_axis_off()
-        if image.ndim == 3:
-            ax.set_title(f"{'zyx'[axis]} = {centre[axis]}", color=GREY, fontsize=9)
+    for axes, (row, outlines) in zip(grid, rows.items()):
+        for axis, (ax, (index, voxel)) in enumerate(zip(axes, panels)):
+            # z grows towards the head, so the slices that show it are drawn with z upwards.
+            origin = "lower" if axis else "upper"
+            ax.imshow(image[index], cmap="gray", vmin=low, vmax=high, aspect=voxel[0] / voxel[1], origin=origin)
+            for _, colour, style, value, label in outlines:
+                mask = label[index] == value
+                if mask.any():
+                    # The margin closes the outline of an object that touches the border.
+                    down, right = (np.arange(-1, n + 1) for n in mask.shape)
+                    line = {"colors": colour, "linewidths": 1.6, "linestyles": style}
+                    ax.contour(right, down, np.pad(mask, 1), levels=[0.5], **line)
+                    if len(structures) > 1:  # the outline of a neighbour may hide that of a thin vessel
+                        ax.contourf(right, down, np.pad(mask, 1), levels=[0.5, 1], colors=colour, alpha=0.3)
+            ax.set_axis_off()
+            if image.ndim == 3:
+                ax.set_title(f"{row}  {'zyx'[axis]} = {centre[axis]}".strip(), color=GREY, fontsize=9)
+            else:
+                ax.set_title(row, color=GREY, fontsize=9)
     figure.suptitle(title, color="white", fontsize=12)
-    for name, colour, _ in masks:
-        axes[0].plot([], [], color=colour, label=name)
-    figure.legend(loc="outside lower center", ncols=2, frameon=False, labelcolor=GREY, fontsize=9)
+    for name, colour, style, _, _ in next(iter(rows.values())):
+        grid[0, 0].plot([], [], color=colour, linestyle=style, label=name)
+    columns = int(size[0] / 1.6)  # inches for a name
+    figure.legend(loc="outside lower center", ncols=columns, frameon=False, labelcolor=GREY, fontsize=9)
     with replacing(path) as partial:
         figure.savefig(partial, format="png", dpi=120)
 
@@ -220,6 +334,35 @@ def history(path, epochs, title):
     figure.suptitle(title)
     with replacing(path) as partial:
         figure.savefig(partial, format="png", dpi=100)
+
+
+def _by_method(rows):
+    """{method: {structure: {case: row}}} in the order of the rows."""
+    methods = {}
+    for row in rows:
+        cases = methods.setdefault(row["method"], {}).setdefault(row["structure"], {})
+        if row["case"] in cases:
+            raise ValueError(f"two rows for {row['method']}, {row['structure']}, {row['case']}; expected one.")
+        cases[row["case"]] = row
+    return methods
+
+
+def _with_average(columns):
+    """[{case: percent}] of every structure, and at the end of the mean over the structures that a case has."""
+    scores = {}
+    for cases in columns.values():
+        for case, value in cases.items():
+            scores.setdefault(case, []).append(value)
+    return [*columns.values(), {case: float(np.mean(values)) for case, values in scores.items()}]
+
+
+def _defined(row):
+    return math.isfinite(row["DSC_percent"])
+
+
+def _n_false(cases):
+    """How many of the rows {case: row} are of a prediction without truth."""
+    return sum(truth == 0 and size > 0 for size, truth in map(_sizes, cases.values()))
 
 
 def _metric_names(rows):

@@ -5,6 +5,8 @@ A sample is a dict of (*spatial, channels) tensors on one grid: "image", "label"
 """
 
 import dataclasses
+import itertools
+import math
 
 import tensorflow as tf
 
@@ -96,3 +98,101 @@ def random_erasing(sample, seed, probability, area=(0.02, 0.4), aspect=0.3):
         shape = [-1 if a == axis else 1 for a in range(rank)]
         keep = tf.logical_or(keep, tf.reshape(outside, shape))
     return {**sample, "image": image * tf.cast(keep, image.dtype)[..., None]}
+
+
+@dataclasses.dataclass(frozen=True)
+class Deformation:
+    """Random translation, rotation and elastic deformation of space (Roth et al. 2018, section 2.3; Cicek et al. 2016).
+
+    One drawn transform may be looked at through several grids of one centre, and is applied in one resampling each.
+
+    Attributes:
+      shift: largest translation along an axis, in units of `unit` below.
+      rotation: largest angle about each axis, in degrees.
+      elastic: standard deviation of the displacements of the control points, in units.
+      elastic_spacing: units between two control points of the cubic B-spline.
+    """
+
+    shift: int
+    rotation: float
+    elastic: float
+    elastic_spacing: int = 32
+
+    def __call__(self, grids, seed, unit, spacing):
+        """Where the points of grids land.
+
+        Args:
+          grids: list of 1D arrays, offsets from the centre in voxels; every grid is a cube of its offsets.
+          seed: 2 integers.
+          unit: voxels a unit.
+          spacing: (3,) mm a voxel; a rotation is rigid in mm.
+
+        Returns:
+          One (n, n, n, 3) float32 tensor a grid: offsets from the centre after the transform, in voxels.
+        """
+        seeds = tf.unstack(tf.random.experimental.stateless_split(seed, 3))
+        translation = tf.random.stateless_uniform([3], seeds[0], -1.0, 1.0) * self.shift * unit
+        angles = tf.random.stateless_uniform([3], seeds[1], -1.0, 1.0) * (self.rotation * math.pi / 180)
+        turn = _rotation(angles) * spacing / spacing[:, None]
+        interval = self.elastic_spacing * unit
+        reach = max(abs(offset) for grid in grids for offset in grid)
+        intervals = max(1, math.ceil(2 * reach / interval))
+        points = tf.random.stateless_normal([intervals + 3] * 3 + [3], seeds[2]) * self.elastic * unit
+        moved = []
+        for grid in grids:
+            offsets = tf.constant(grid, tf.float32)
+            at = tf.stack(tf.meshgrid(offsets, offsets, offsets, indexing="ij"), axis=-1)
+            if self.elastic:
+                weights = _cubic_b_spline(
+                    (offsets[:, None] + reach) / interval + 1.0 - tf.range(intervals + 3, dtype=tf.float32)
+                )
+                at += tf.einsum("ai,bj,ck,ijkd->abcd", weights, weights, weights, points)
+            moved.append(translation + tf.einsum("de,abce->abcd", turn, at))
+        return moved
+
+
+def _rotation(angles):
+    """(3, 3) rotation by three angles (radians) about the three axes, one after the other."""
+    turn = tf.eye(3)
+    for axis, (cos, sin) in enumerate(zip(tf.unstack(tf.cos(angles)), tf.unstack(tf.sin(angles)))):
+        a, b = [other for other in range(3) if other != axis]
+        plane = tf.scatter_nd([[a, a], [b, b], [a, b], [b, a], [axis, axis]], [cos, cos, -sin, sin, 1.0], [3, 3])
+        turn = tf.matmul(plane, turn)
+    return turn
+
+
+def _cubic_b_spline(t):
+    """The centred cubic B-spline, 2/3 at 0 and 0 from +-2 on."""
+    t = tf.abs(t)
+    return tf.where(t < 1, 2 / 3 - t**2 + t**3 / 2, tf.maximum(2 - t, 0) ** 3 / 6)
+
+
+def sample_linear(volume, index):
+    """Linear interpolation; 0 (which is air, after windowing) outside.
+
+    Args:
+      volume: (depth, height, width, channels) float32.
+      index: (..., 3) float32, voxel centres at whole numbers.
+
+    Returns:
+      (..., channels) float32.
+    """
+    low = tf.floor(index)
+    part = index - low
+    total = 0.0
+    for corner in itertools.product((0, 1), repeat=3):
+        weight = tf.reduce_prod(tf.where(tf.constant(corner) == 1, part, 1 - part), axis=-1, keepdims=True)
+        total += weight * _gather(volume, tf.cast(low, tf.int32) + tf.constant(corner))
+    return total
+
+
+def sample_nearest(volume, index):
+    """The nearest voxels, 0 outside: volume (depth, height, width, channels), index (..., 3) -> (..., channels)."""
+    return _gather(volume, tf.cast(tf.floor(index + 0.5), tf.int32))
+
+
+def _gather(volume, index):
+    size = tf.shape(volume)[:3]
+    inside = tf.reduce_all((index >= 0) & (index < size), axis=-1, keepdims=True)
+    values = tf.gather_nd(volume, tf.clip_by_value(index, 0, size - 1))
+    return tf.where(inside, values, tf.zeros_like(values))

@@ -37,7 +37,7 @@ class Dataset:
     labels: dict[int, str]
 
 
-def load(source, seed, validation_fraction=0.2):
+def load(source, seed, validation_fraction=0.2, training=True):
     """Lists the cases of a data set; no image is read.
 
     Args:
@@ -47,12 +47,13 @@ def load(source, seed, validation_fraction=0.2):
       seed: decides which training cases validate, unless the CSV says so.
       validation_fraction: share of the groups (of the cases, where there are no groups) that validate, at least one;
         0: none.
+      training: whether there must be a training case.
 
     Returns:
       Dataset, the same for a seed wherever the files lie and in whatever order they are listed.
 
     Raises:
-      UserError: the source is none of the three, is malformed, lists a missing file or a case twice, or has no
+      UserError: the source is none of the three, is malformed, lists a missing file or a case twice, or lacks a
         training case.
     """
     source = pathlib.Path(source)
@@ -69,25 +70,27 @@ def load(source, seed, validation_fraction=0.2):
     else:
         splits, labels = _read_csv(source), {}
     splits = {split: sorted(cases, key=lambda case: case.name) for split, cases in splits.items()}
-    if not splits["train"]:
+    if training and not splits["train"]:
         raise UserError(f"{source}: holds no training case; expected at least one.")
     _require_distinct(source, splits)
-    if not splits["validation"] and validation_fraction:
+    if splits["train"] and not splits["validation"] and validation_fraction:
         splits["train"], splits["validation"] = _split_off(splits["train"], seed, validation_fraction)
     return Dataset(source.resolve().stem, **{split: tuple(splits[split]) for split in SPLITS}, labels=labels)
 
 
-def read_case(case, foreground=None, labels=None, dimensions=3):
+def read_case(case, foreground=None, labels=None, dimensions=3, merge=True):
     """Reads a case and checks that it can be learnt from.
 
     Args:
       case: `Case`.
-      foreground: the label values that make up the object; None takes every value but 0.
+      foreground: the label values that make up the object or objects; None takes every value but 0.
       labels: the known label values, such as `Dataset.labels`; None or empty accepts any whole number.
       dimensions: of the images that the system takes.
+      merge: one object of all values (1), or each value an object of its own.
 
     Returns:
-      (sitk.Image, uint8 array of its shape (z, y, x) with 1 in the object), or (sitk.Image, None) without a label.
+      (sitk.Image, uint8 array of its shape (z, y, x) with 1 or the values in the foreground and 0 elsewhere), or
+      (sitk.Image, None) without a label.
 
     Raises:
       UserError: unreadable file, image of other dimensions, constant image, label on another grid, of unknown values
@@ -113,7 +116,35 @@ def read_case(case, foreground=None, labels=None, dimensions=3):
     if not mask.any():
         wanted = "a value other than 0" if foreground is None else f"one of {list(foreground)}"
         raise UserError(f"{case.label}: the object is missing, the values are {found.tolist()}; expected {wanted}.")
-    return image, mask.astype(np.uint8)
+    if merge:
+        return image, mask.astype(np.uint8)
+    _require_bytes(case.label, found)
+    return image, np.where(mask, label, 0).astype(np.uint8)
+
+
+def structures(dataset, foreground=None):
+    """{label value: name} of the foreground; where the source names no labels, the values of the training labels.
+
+    Raises:
+      UserError: no such value as one of `foreground`; an unreadable label.
+    """
+    named = {value: name for value, name in dataset.labels.items() if value}
+    if not named:
+        for case in dataset.train:
+            found = np.unique(images.array(images.read(case.label)))
+            _require_bytes(case.label, found)
+            named |= {int(value): f"label {int(value)}" for value in found if value}
+    unknown = sorted(set(foreground or []) - set(named))
+    if unknown:
+        raise UserError(
+            f"--foreground={','.join(map(str, foreground))}: no label is {unknown}; expected some of {sorted(named)}."
+        )
+    return {value: named[value] for value in sorted(foreground or named)}
+
+
+def _require_bytes(path, values):
+    if values[0] < 0 or values[-1] > 255:
+        raise UserError(f"{path}: has the label values {values[0]} to {values[-1]}; expected values from 0 to 255.")
 
 
 def fingerprint(dataset):

@@ -11,7 +11,14 @@ import tensorflow as tf
 from tf_autoctx.errors import UserError
 from tf_autoctx.files import replacing
 
-DTYPES = {"image": tf.float32, "label": tf.uint8, "context": tf.float32}
+# Kinds of tensors of a case and their specs; a number after the kind ("image_2") is a level.
+KINDS = {
+    "image": tf.TensorSpec([None, None, None, 1], tf.float32),
+    "label": tf.TensorSpec([None, None, None, 1], tf.uint8),
+    "context": tf.TensorSpec([None, None, None, 1], tf.float32),
+    "places": tf.TensorSpec([None, None, 3], tf.float32),
+    "spacing": tf.TensorSpec([3], tf.float32),
+}
 
 
 def store(path, tensor):
@@ -20,28 +27,32 @@ def store(path, tensor):
         partial.write_bytes(tf.io.serialize_tensor(tensor).numpy())
 
 
-def stored(path, kind):
-    """The tensor (depth, height, width, 1) of a `kind` of `DTYPES` at `path`, in eager or graph mode."""
-    tensor = tf.io.parse_tensor(tf.io.read_file(path), DTYPES[kind])
-    return tf.ensure_shape(tensor, [None, None, None, 1])
+def stored(path, name):
+    """The tensor of a name ("image", "image_2": see `KINDS`) at `path`, in eager or graph mode."""
+    spec = KINDS[name.split("_")[0]]
+    return tf.ensure_shape(tf.io.parse_tensor(tf.io.read_file(path), spec.dtype), spec.shape)
 
 
 def sample(files):
-    """One sample from {"image": path, "label": path, "context": path, or "" for zeros}."""
-    loaded = {kind: stored(path, kind) for kind, path in files.items() if kind != "context"}
-    context = tf.cond(
-        files["context"] == "", lambda: tf.zeros_like(loaded["image"]), lambda: stored(files["context"], "context")
-    )
-    return {**loaded, "context": tf.ensure_shape(context, [None, None, None, 1])}
+    """One sample from {name: path}; a "context" of "" is zeros of the image's shape."""
+    loaded = {name: stored(path, name) for name, path in files.items() if name != "context"}
+    if "context" in files:
+        context = tf.cond(
+            files["context"] == "", lambda: tf.zeros_like(loaded["image"]), lambda: stored(files["context"], "context")
+        )
+        loaded["context"] = tf.ensure_shape(context, KINDS["context"].shape)
+    return loaded
 
 
 def training(files, augment, *, seed, first_step, steps, batch_size, replicas, worker=0, workers=1):
     """Batches of the steps `first_step` .. `steps`.
 
-    Every epoch is a new permutation of the cases; step n takes samples n * batch_size * replicas and on.
+    Every epoch is a new permutation of the cases; step n takes samples n * batch_size * replicas and on. What does not
+    fill a last step is left out of the epoch, so that all samples of a step are of different cases, as long as there
+    are as many.
 
     Args:
-      files: {"image": [path, ...], "label": [...], "context": [...]}, one entry a case, see `sample`.
+      files: {"image": [path, ...], "label": [...], ...}, one entry a case, see `sample`.
       augment: (sample, seed of shape (2,)) -> sample.
       seed: integer.
       batch_size: samples per replica. Above 1, all samples must have one shape.
@@ -50,14 +61,15 @@ def training(files, augment, *, seed, first_step, steps, batch_size, replicas, w
     Returns:
       tf.data.Dataset of dicts of (batch_size, *spatial, channels) tensors, one element a replica and step.
     """
-    cases, per_step = len(files["image"]), batch_size * replicas
+    cases, per_step = len(next(iter(files.values()))), batch_size * replicas
+    per_epoch = cases // per_step * per_step or cases
     columns = {kind: tf.constant(paths) for kind, paths in files.items()}
     index = (
         np.arange(first_step * per_step, steps * per_step).reshape(-1, workers, per_step // workers)[:, worker].ravel()
     )
 
     def prepare(number):
-        epoch, place = number // cases, number % cases
+        epoch, place = number // per_epoch, number % per_epoch
         order = tf.random.experimental.stateless_shuffle(tf.range(cases), [seed, epoch])
         drawn = sample({kind: paths[order[tf.cast(place, tf.int32)]] for kind, paths in columns.items()})
         return augment(drawn, tf.stack([tf.constant(seed, tf.int64), number]))

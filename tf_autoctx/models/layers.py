@@ -52,7 +52,8 @@ def normalize(x, normalization):
     """Batch norm's place in a block.
 
     "instance" takes the statistics of the volume at hand, in training and at test time, as the authors of the fetal
-    head system ran their batch norm at batch 1; "batch" keeps moving averages (momentum 0.9) for test time.
+    head system ran their batch norm at batch 1; "batch" takes those of the batch over all replicas and keeps moving
+    averages (momentum 0.9) for test time.
 
     Raises:
       ValueError: another normalization.
@@ -60,7 +61,9 @@ def normalize(x, normalization):
     if normalization == "instance":
         return keras.layers.GroupNormalization(groups=-1, epsilon=1e-5)(x)
     if normalization == "batch":
-        return keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-5)(x)
+        # Replicas with averages of their own would drift apart; other backends than TensorFlow have one anyway.
+        synchronized = keras.backend.backend() == "tensorflow"
+        return keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-5, synchronized=synchronized)(x)
     raise ValueError(f"normalization={normalization!r}: expected 'instance' or 'batch'.")
 
 
@@ -177,6 +180,34 @@ class CropLike(keras.layers.Layer):
         return {**super().get_config(), "stride": self.stride}
 
 
+@keras.saving.register_keras_serializable("tf_autoctx")
+class ResampleAboutCentre(keras.layers.Layer):
+    """Resamples (x, reference) to x on the reference's grid, whose voxels are `factor` times finer, linearly.
+
+    Both grids have one centre: x is upsampled and cropped (or continued by its edge values) in one step.
+    """
+
+    def __init__(self, factor, **kwargs):
+        super().__init__(**kwargs)
+        self.factor = factor
+
+    def call(self, inputs):
+        x, reference = inputs
+        for axis in range(1, len(x.shape) - 1):
+            old, new = ops.shape(x)[axis], ops.shape(reference)[axis]
+            from_centre = (_positions(new) - ops.cast(new, "float32") / 2) / self.factor
+            at = ops.clip(from_centre + ops.cast(old, "float32") / 2, 0.5, ops.cast(old, "float32") - 0.5)
+            x = _weighted(x, axis, 1.0 - ops.abs(at[:, None] - _positions(old)))
+        return x
+
+    def compute_output_shape(self, shapes):
+        shape, reference = shapes
+        return (shape[0], *reference[1:-1], shape[-1])
+
+    def get_config(self):
+        return {**super().get_config(), "factor": self.factor}
+
+
 def resize_linear(x, size):
     """Linear resampling of every spatial axis; shrinking is anti-aliased by a triangle filter widened by the factor.
 
@@ -194,14 +225,26 @@ def resize_linear(x, size):
         old = ops.shape(x)[axis]
         if isinstance(new, int) and isinstance(old, int) and new == old:
             continue
-        factor = ops.cast(old, "float32") / ops.cast(new, "float32")
-        centre = (ops.cast(ops.arange(new), "float32") + 0.5) * factor - 0.5
-        reach = ops.maximum(factor, 1.0)
-        distance = ops.abs(centre[:, None] - ops.cast(ops.arange(old), "float32")[None, :])
-        weights = ops.maximum(1.0 - distance / reach, 0.0)
-        weights = ops.cast(weights / ops.sum(weights, axis=1, keepdims=True), x.dtype)
-        x = ops.moveaxis(ops.tensordot(weights, x, axes=[[1], [axis]]), 0, axis)
+        x = _weighted(x, axis, linear_weights(new, old))
     return x
+
+
+def linear_weights(new, old):
+    """Weights (new, old), not normalized, of `resize_linear` along an axis."""
+    factor = ops.cast(old, "float32") / ops.cast(new, "float32")
+    return 1.0 - ops.abs(_positions(new)[:, None] * factor - _positions(old)) / ops.maximum(factor, 1.0)
+
+
+def _positions(size):
+    """Centres of the voxels of an axis, in voxels from its edge: 0.5, 1.5, ..."""
+    return ops.cast(ops.arange(size), "float32") + 0.5
+
+
+def _weighted(x, axis, weights):
+    """x with an axis replaced by weighted means of its voxels; weights (new, old) below 0 count as 0."""
+    weights = ops.maximum(weights, 0.0)
+    weights = ops.cast(weights / ops.sum(weights, axis=1, keepdims=True), x.dtype)
+    return ops.moveaxis(ops.tensordot(weights, x, axes=[[1], [axis]]), 0, axis)
 
 
 def resize_nearest(x, size):

@@ -2,21 +2,24 @@
 
 import keras
 import numpy as np
-import tensorflow as tf
 from absl import logging
 
 from tf_autoctx import metrics, report
-from tf_autoctx.data import datasets, images
+from tf_autoctx.data import images
 from tf_autoctx.errors import UserError
 
 
-def held_out(cases, foreground, labels):
+def held_out(cases, read):
     """The cases to score: test cases with a label; where there is none, the validation cases, with a warning.
 
     Each is read once, so that a bad file is known before training and not after it.
 
+    Args:
+      cases: `datasets.Dataset`.
+      read: `datasets.Case` -> (sitk.Image, labels or None), as `datasets.read_case` does.
+
     Raises:
-      UserError: there are neither; see `datasets.read_case`.
+      UserError: there are neither; whatever `read` raises.
     """
     test = [case for case in cases.test if case.label]
     if len(test) < len(cases.test):
@@ -31,35 +34,62 @@ def held_out(cases, foreground, labels):
     if not test:
         raise UserError(f"{cases.name}: neither a test case with a label nor a validation case; expected one to score.")
     for case in test:
-        datasets.read_case(case, foreground, labels)
+        read(case)
     return test
 
 
-def evaluate(cases, answers, directory, structure, foreground, labels):
-    """Scores the levels of a cascade; writes cases.csv, summary.json and a picture a case; prints the table.
+def scores(prediction, truth, spacing, structures):
+    """Scores of every structure of a case: a list of {"structure", **`metrics.compare`}.
+
+    A structure that the truth lacks has no overlap and no distance: a 100 % for finding nothing would flatter the mean,
+    a 0 % for a stray voxel would weigh as much as an organ that was missed. Where nothing was predicted either, it has
+    no scores at all. Where something was, its volume stays, everything else is NaN, and `report` counts it as false.
+
+    Args:
+      prediction, truth: integer labels of equal shape, (depth, height, width).
+      spacing: (z, y, x) in mm.
+      structures: {name: label value}.
+    """
+    found = []
+    for name, value in structures.items():
+        mask, true_mask = prediction == value, truth == value
+        if true_mask.any() or mask.any():
+            score = metrics.compare(mask, true_mask, spacing)
+            if not true_mask.any():
+                score = {key: number if key.endswith("volume_mL") else np.nan for key, number in score.items()}
+            found.append({"structure": name, **score})
+    return found
+
+
+def evaluate(cases, segment, directory, structures, read):
+    """Scores methods on cases; writes cases.csv, summary.json and a picture a case (last method); prints the table.
 
     Args:
       cases: `datasets.Case`s with labels.
-      answers: raw voxels (1, depth, height, width, 1) -> list of {"label": (1, depth, height, width, 1)}, one a level.
+      segment: raw voxels (depth, height, width) float32 -> {method: integer labels (depth, height, width)}.
       directory: of the evaluation.
-      structure: name of the object, for the rows.
-      foreground, labels: see `datasets.read_case`.
+      structures: {name: label value}. A structure that a case's truth lacks is left out, see `scores`.
+      read: `datasets.Case` -> (sitk.Image, labels (depth, height, width)), as `datasets.read_case` does.
 
     Returns:
-      Rows of `report`.
+      Rows of `report`: method by method, structure by structure, case by case.
+
+    Raises:
+      UserError: whatever `read` raises; the folder cannot be written.
     """
-    levels, progress = {}, keras.utils.Progbar(len(cases), unit_name="case")
-    run = tf.function(answers, input_signature=[tf.TensorSpec((None, None, None, None, 1))])
+    methods, progress = {}, keras.utils.Progbar(len(cases), unit_name="case")
     for case in cases:
-        image, truth = datasets.read_case(case, foreground, labels)
+        image, truth = read(case)
         voxels, spacing = images.array(image).astype(np.float32), images.spacing(image)
-        predictions = [answer["label"][0, ..., 0].numpy() for answer in run(voxels[None, ..., None])]
-        for level, prediction in enumerate(predictions, start=1):
-            about = {"method": f"level {level}", "case": case.name, "group": case.group, "structure": structure}
-            levels.setdefault(level, []).append(about | metrics.compare(prediction, truth, spacing))
-        report.picture(directory / f"{case.name}.png", voxels, predictions[-1], truth, spacing, case.name)
+        for method, prediction in segment(voxels).items():
+            prediction = np.asarray(prediction)
+            for score in scores(prediction, truth, spacing, structures):
+                row = {"method": method, "case": case.name, "group": case.group, **score}
+                methods.setdefault(method, []).append(row)
+        report.picture(directory / f"{case.name}.png", voxels, prediction, truth, spacing, case.name, structures)
         progress.add(1)
-    rows = [row for level in levels.values() for row in level]
+    order = list(structures)
+    rows = [row for found in methods.values() for row in sorted(found, key=lambda row: order.index(row["structure"]))]
     report.write(rows, directory)
-    print(report.table(rows))
+    print(report.table(rows) if len(structures) == 1 else report.dice_table(rows))
     return rows

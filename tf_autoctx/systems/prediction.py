@@ -2,71 +2,152 @@
 
 import dataclasses
 import itertools
+import json
 import pathlib
+from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
 from absl import logging
 
+from tf_autoctx import export
 from tf_autoctx.errors import UserError
-from tf_autoctx.systems import fetal_head, levels
+from tf_autoctx.systems import fetal_head, multi_organ, pyramids, stages
 from tf_autoctx.training import runs
 
-SYSTEMS = {fetal_head.NAME: fetal_head.FetalHead}
+
+@dataclasses.dataclass(frozen=True)
+class Segmentor:
+    """A finished model.
+
+    Attributes:
+      labels: {label value: name} of its structures, in the order of values.
+      spacing: [(z, y, x) smallest, (z, y, x) largest] spacing in mm of the cases it was trained on; empty if unknown.
+      hounsfield: whether it takes CT in HU.
+      answer: (raw voxels (1, depth, height, width, 1) float32, whether probabilities are wanted) -> {name: tensor}.
+    """
+
+    labels: dict[int, str]
+    spacing: list
+    hounsfield: bool
+    answer: Callable
+
+    def __call__(self, voxels, spacing, name="volume", probabilities=False):
+        """Segments a volume, with a warning where its voxels or its intensities are unlike the training's.
+
+        Args:
+          voxels: (depth, height, width), raw.
+          spacing: (z, y, x) in mm.
+          name: of the volume, for the warnings.
+          probabilities: whether they are wanted.
+
+        Returns:
+          {"label": (depth, height, width) uint8, "probability", if wanted: {structure: (depth, height, width) float32}}.
+        """
+        voxels = np.asarray(voxels, np.float32)
+        warn_of_spacing(name, spacing, self.spacing)
+        if self.hounsfield:
+            pyramids.warn_unless_hu(name, voxels)
+        answer = self.answer(voxels[None, ..., None], probabilities)
+        found = {"label": np.asarray(answer["label"])[0, ..., 0]}
+        if probabilities:
+            foreground = np.asarray(answer["probability"])[0, ..., -len(self.labels) :]
+            found["probability"] = {name: foreground[..., k] for k, name in enumerate(self.labels.values())}
+        return found
 
 
-def segmentor(path):
+def warn_of_spacing(name, spacing, trained):
+    """Warns of a volume whose spacing (z, y, x) is off that of all training cases by more than 20 % along an axis."""
+    if trained and any(s < 0.8 * low or s > 1.2 * high for s, low, high in zip(spacing, *trained)):
+        logging.warning(
+            "%s: voxels of %s mm (z, y, x); the model was trained on %s to %s mm and knows voxels, not mm. Resample it.",
+            name,
+            *(" x ".join(f"{s:.4g}" for s in values) for values in (spacing, *trained)),
+        )
+
+
+def segmentor(path, tile_size=None):
     """Loads a model.
 
     Args:
       path: a run folder, or a folder with a saved_model.pb.
+      tile_size: another one than the run's, see `multi_organ.MultiOrgan`.
 
     Returns:
-      Function: raw voxels (depth, height, width) -> {"probability": float32, "label": uint8} of the same shape.
+      `Segmentor`.
 
     Raises:
-      UserError: neither; no level is finished; a damaged network.
+      UserError: neither; no level is finished; a damaged network; a tile size for a model whose tiles are not free.
     """
     path = pathlib.Path(path)
     if (path / "saved_model.pb").exists():
-        try:
-            loaded = tf.saved_model.load(str(path))
-        except (OSError, ValueError, tf.errors.OpError) as error:
+        if tile_size:
             raise UserError(
-                f"{path}: not a SavedModel that can be read ({type(error).__name__}); export it again."
-            ) from error
-        signature = loaded.signatures.get("serving_default")
-        inputs = signature.structured_input_signature[1] if signature else {}
-        if list(inputs) != ["image"] or not {"probability", "label"} <= set(signature.structured_outputs):
-            raise UserError(
-                f"{path}: a SavedModel of something else; expected the signature serving_default from image to probability "
-                "and label."
+                f"--tile_size={tile_size}: the tiles of the SavedModel {path} are fixed; expected a run folder."
             )
-        run = lambda image: loaded.signatures["serving_default"](image=image)  # `loaded` owns the variables
-    elif (path / "config.json").exists():
-        config = runs.load_config(path)
-        if config["system"] not in SYSTEMS:
-            raise UserError(f"{path}: a run of {config['system']!r}; expected one of {', '.join(SYSTEMS)}.")
-        kind = SYSTEMS[config["system"]]
-        try:
-            system = kind(**{field.name: config["flags"][field.name] for field in dataclasses.fields(kind)})
-            networks = _networks(path, config["flags"]["level"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise UserError(
-                f"{path / 'config.json'}: {error} is missing or wrong; expected the flags of a run."
-            ) from error
-        volume = tf.TensorSpec((None, None, None, None, 1))
-        run = tf.function(lambda image: system.segment(networks, image), input_signature=[volume])
-    else:
+        return _from_saved_model(path)
+    if not (path / "config.json").exists():
         raise UserError(
             f"--model={path}: neither config.json nor saved_model.pb; expected a run folder or a SavedModel folder."
         )
+    config = runs.load_config(path)
+    if config["system"] not in SYSTEMS:
+        raise UserError(f"{path}: a run of {config['system']!r}; expected one of {', '.join(SYSTEMS)}.")
+    if tile_size:
+        if "tile_size" not in config["flags"]:
+            raise UserError(f"--tile_size={tile_size}: {path} is a run of {config['system']!r}, which has no tiles.")
+        config["flags"]["tile_size"] = tile_size
+    try:
+        labels, answer = SYSTEMS[config["system"]](path, config)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path / 'config.json'}: {error} is missing or wrong; expected the flags of a run.") from error
+    return Segmentor(labels, config.get("spacing", []), config["system"] == multi_organ.NAME, answer)
 
-    def segment(voxels):
-        answer = run(tf.constant(voxels[None, ..., None], tf.float32))
-        return {name: np.asarray(answer[name])[0, ..., 0] for name in ("probability", "label")}
 
-    return segment
+def configured(kind, config, **others):
+    """An instance of a system's dataclass with the flags of a run's config.json."""
+    names = [field.name for field in dataclasses.fields(kind) if field.name not in others]
+    return kind(**{name: config["flags"][name] for name in names}, **others)
+
+
+def _fetal_head(run, config):
+    system = configured(fetal_head.FetalHead, config)
+    networks = _networks(run, config["flags"]["level"])
+    answer = tf.function(lambda image: system.segment(networks, image), input_signature=[export.VOLUME])
+    return {1: fetal_head.STRUCTURE}, lambda image, probabilities: answer(image)
+
+
+def _multi_organ(run, config):
+    system = configured(multi_organ.MultiOrgan, config, labels={int(v): n for v, n in config["labels"].items()})
+    network = stages.load(run / pyramids.stage(system, len(system.scales)) / "model.keras")
+    unets = pyramids.graphs(system, network)
+
+    def answer(image, probabilities):
+        progress = pyramids.progress(system, image.shape[1:4])
+        return system.segment(unets, tf.constant(image), probabilities, progress)
+
+    return system.labels, answer
+
+
+SYSTEMS = {fetal_head.NAME: _fetal_head, multi_organ.NAME: _multi_organ}
+
+
+def _from_saved_model(path):
+    try:
+        loaded = tf.saved_model.load(str(path))
+        card = json.loads((path / export.CARD).read_text())
+        labels, spacing = {int(value): name for value, name in card["labels"].items()}, card["spacing"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, tf.errors.OpError) as error:
+        raise UserError(f"{path}: not a SavedModel of ours ({type(error).__name__}); export it again.") from error
+    names = {
+        False: "serving_default",
+        True: "probabilities" if "probabilities" in loaded.signatures else "serving_default",
+    }
+
+    def answer(image, probabilities):
+        return loaded.signatures[names[probabilities]](image=tf.constant(image))  # `loaded` owns the variables
+
+    return Segmentor(labels, spacing, card["system"] == multi_organ.NAME, answer)
 
 
 def _networks(run, level):
@@ -79,4 +160,4 @@ def _networks(run, level):
         )
     if len(finished) < level:
         logging.warning("%s: %d of %d levels are finished; these answer.", run, len(finished), level)
-    return [levels.load(file) for file in finished]
+    return [stages.load(file) for file in finished]

@@ -1,50 +1,110 @@
 """Overlap-tiling in plain Keras ops, so that the same tiling runs in validation, in `predict.py` and in an export."""
 
+import math
+
+import keras
 from keras import ops
 
 
-def tiled(function, x, tile):
-    """Runs `function` on half-overlapping tiles of x and blends the answers by a triangle window.
+def count(size, tile, overlap):
+    """How many tiles `tiled` runs on a volume of spatial `size` (integers)."""
+    return math.prod(_layout(int(n), tile, overlap)[0] for n in size)
 
-    x is padded with edge values at its high ends until whole tiles fit. TensorFlow works on up to ten tiles at once.
+
+def tiled(function, x, tile, overlap, progress=None):
+    """Runs `function` on overlapping tiles of x, one at a time, and blends the answers by linear ramps.
+
+    Along an axis of more than `tile` voxels, tiles of one size are spread evenly; they start at multiples of 8 voxels,
+    where the poolings of a network that sees the whole volume start too. Beyond the high end they see edge values. A
+    shorter axis is left as it is, so a volume within one tile gets exactly the answer of `function`.
 
     Args:
-      function: (batch, tile, tile, tile, channels) -> (batch, tile, tile, tile, classes).
-      x: (batch, depth, height, width, channels) of any size.
-      tile: even edge of a tile in voxels.
+      function: (batch, depth, height, width, channels) of any spatial size -> same size with `classes` channels.
+      x: (batch, depth, height, width, channels); sizes may be unknown in a graph, channels may not.
+      tile: largest edge of a tile in voxels, a multiple of 8.
+      overlap: voxels that neighbours share, a multiple of 8 and at most half a tile.
+      progress: called without arguments after every tile, `count` times in all; means nothing in a graph.
 
     Returns:
       (batch, depth, height, width, classes).
+
+    Raises:
+      ValueError: `tile` or `overlap` out of range.
     """
-    size, half = ops.shape(x), tile // 2
-    counts = []
-    for axis in (1, 2, 3):
-        count = ops.maximum((size[axis] + half - 1) // half - 1, 1)
-        x = ops.take(x, ops.minimum(ops.arange((count + 1) * half), size[axis] - 1), axis=axis)
-        counts.append(count)
-    starts = ops.stack(ops.meshgrid(*(ops.arange(count) * half for count in counts), indexing="ij"), axis=-1)
+    x = ops.convert_to_tensor(x)
+    # Traced, not run: loops must know the channels and the type of what they carry before the first tile.
+    spec = _Traced(function).compute_output_spec(keras.KerasTensor((*4 * (None,), x.shape[4]), x.dtype))
 
-    def answer(start):
-        corner = ops.concatenate([ops.zeros(1, "int32"), start, ops.zeros(1, "int32")])
-        return function(ops.slice(x, corner, (size[0], tile, tile, tile, x.shape[4])))
+    def answer(x):
+        y = function(x)
+        if progress is not None:
+            progress()
+        return y
 
-    y = ops.map(answer, ops.cast(ops.reshape(starts, (-1, 3)), "int32"))
-    y = ops.reshape(y, (*counts, *ops.shape(y)[1:]))
-    for axis in (1, 2, 3):
-        y = _overlap_add(y, len(y.shape) - 5 + axis, half)
-    return y[:, : size[1], : size[2], : size[3]]
+    # Loop in loop, depth outermost: only one axis' overlaps are ever held for more than a slab of the volume.
+    for axis in (3, 2, 1):
+        answer = _along(axis, answer, tile, overlap, spec)
+    return answer(x)
 
 
-def _overlap_add(y, axis, half):
-    """Lays the tiles that axis 0 counts over each other along `axis`, half by half; axis 0 goes."""
-    first, second = ops.split(y, 2, axis=axis)
-    ramp = ops.reshape(
-        (ops.arange(half, dtype=y.dtype) + 0.5) / half, [half if i == axis else 1 for i in range(len(y.shape))]
-    )
-    # The outermost halves have one tile alone: full weight there, where neighbours would add up to 1.
-    alone = ops.zeros_like(first[:1])
-    rising = ops.concatenate([first[:1], first[1:] * ramp, alone], axis=0)
-    falling = ops.concatenate([alone, second[:-1] * (1 - ramp), second[-1:]], axis=0)
-    blocks = ops.moveaxis(rising + falling, 0, axis - 1)
-    shape = list(ops.shape(blocks))
-    return ops.reshape(blocks, (*shape[: axis - 1], shape[axis - 1] * half, *shape[axis + 1 :]))
+class _Traced(keras.Operation):
+    """A function whose output's shape and type Keras can work out."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.call = function
+
+
+def _layout(n, tile, overlap):
+    """(number of tiles, voxels from one to the next, voxels shared) along an axis of n voxels (integer or tensor).
+
+    Every tile has stride + shared voxels; one that is alone has all n and shares none.
+    """
+    if tile % 8 or overlap % 8 or not 0 <= overlap <= tile // 2 or tile < 8:
+        raise ValueError(
+            f"tile={tile}, overlap={overlap}: expected multiples of 8 and an overlap of at most half a tile."
+        )
+    larger = max if isinstance(n, int) else ops.maximum
+    number = larger(-(-(n - overlap) // (tile - overlap)), 1)
+    several = 1 - larger(2 - number, 0)
+    shared, step = several * overlap, 1 + several * 7
+    # At least `shared`: no voxel is in more than two tiles.
+    stride = larger(-(-(n - shared) // (number * step)) * step, shared)
+    return number, stride, shared
+
+
+def _along(axis, function, tile, overlap, spec):
+    """`function` of the whole x from `function` of tiles along one axis of it; `spec` is what it answers."""
+
+    def cut(x, start, stop):
+        return x[(*axis * (slice(None),), slice(start, stop))]
+
+    def whole(x):
+        size = ops.shape(x)
+        n = size[axis]
+        number, stride, shared = _layout(n, tile, overlap)
+        ramp = ops.cast(ops.divide(ops.arange(shared, dtype="float32") + 0.5, shared), spec.dtype)
+        ramp = ops.reshape(ramp, [shared if i == axis else 1 for i in range(5)])
+
+        def step(last, i):
+            voxels = ops.minimum(i * stride + ops.arange(stride + shared), n - 1)
+            y = function(ops.take(x, voxels, axis=axis))
+            # The first tile has no neighbour below: full weight.
+            rise = ops.where(i > 0, ramp, ops.ones_like(ramp))
+            blended = cut(y, 0, shared) * rise + cut(last, stride - shared, stride) * (1 - rise)
+            # Carried and collected must be of one shape: all but the first `shared` voxels, though the next tile needs
+            # the last `shared` only.
+            return cut(y, shared, stride + shared), ops.concatenate([blended, cut(y, shared, stride)], axis=axis)
+
+        # `scan` waits for a tile before it starts the next (unroll=1 is TensorFlow's parallel_iterations=1), where
+        # `map` and `while_loop` would hold ten tiles' activations at once in a graph.
+        start = ops.zeros((*size[:axis], stride, *size[axis + 1 : 4], spec.shape[4]), spec.dtype)
+        last, blocks = ops.scan(step, start, ops.arange(number), unroll=1)
+        blocks = ops.reshape(
+            ops.moveaxis(blocks, 0, axis), (*size[:axis], number * stride, *size[axis + 1 : 4], spec.shape[4])
+        )
+        # Cut before they are joined: each copy is as large as the volume.
+        rest = cut(last, stride - shared, n - (number - 1) * stride - shared)
+        return ops.concatenate([cut(blocks, 0, n), rest], axis=axis)
+
+    return whole

@@ -10,7 +10,10 @@ flags.DEFINE_string(
     "data_dir", "", "Your data: a Decathlon or nnU-Net folder, or a CSV of image,label,split[,group]. Empty: phantoms."
 )
 flag_types.define_integers(
-    "foreground", None, "Label values that make up the object, such as 1,2. Default: every non-zero one.", least=1
+    "foreground",
+    None,
+    "Label values that make up the object or objects, such as 1,2. Default: every non-zero one.",
+    least=1,
 )
 flags.DEFINE_float("validation_fraction", 0.2, "Share of the training cases that choose the best checkpoint.", 0.0, 0.9)
 flags.DEFINE_integer("seed", 0, "Of splits, phantoms, weights, sample order and augmentation.", 0, 4_000_000)
@@ -31,7 +34,7 @@ flags.DEFINE_enum(
 )
 
 # A run folder may be opened again with other values of these. (A strategy with other replicas is refused by the loop.)
-FREE = ("work_dir", "data_dir", "level", "strategy", "checkpoint_steps", "preset")
+FREE = ("work_dir", "data_dir", "level", "strategy", "checkpoint_steps", "preset", "tile_size")
 
 
 def fill_in(preset):
@@ -40,9 +43,10 @@ def fill_in(preset):
         flags.FLAGS.set_default(name, value)
 
 
-def as_fields(kind):
-    """An instance of the dataclass `kind`, each field from the flag of its name."""
-    return kind(**{field.name: flags.FLAGS[field.name].value for field in dataclasses.fields(kind)})
+def as_fields(kind, **others):
+    """An instance of the dataclass `kind`, each field but `others` from the flag of its name."""
+    names = [field.name for field in dataclasses.fields(kind) if field.name not in others]
+    return kind(**{name: flags.FLAGS[name].value for name in names}, **others)
 
 
 def values(script):

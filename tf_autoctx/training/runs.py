@@ -65,6 +65,13 @@ def open_run(directory, system, flags, fingerprint):
     return run
 
 
+def note(run, **facts):
+    """Adds facts to config.json of a run folder, such as the names of its labels."""
+    config = load_config(run) | facts
+    with replacing(run / "config.json") as path:
+        path.write_text(json.dumps(config, indent=1) + "\n")
+
+
 def load_config(directory):
     """config.json of a run folder.
 

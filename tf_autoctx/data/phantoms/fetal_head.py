@@ -1,86 +1,12 @@
-"""Made-up volumes with an exactly known truth, for trials and tests where no patient data are at hand.
+"""A fetal head in 3D ultrasound. Every length and position is in mm, counted from the volume's first corner."""
 
-Arrays are (z, y, x); every length and position is in mm, counted from the volume's first corner.
-"""
-
-import json
-from pathlib import Path
 from typing import NamedTuple
 
-import keras
 import numpy as np
-import SimpleITK as sitk
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from tf_autoctx.data import images
-from tf_autoctx.errors import UserError
-from tf_autoctx.files import replacing
-
-# --- Pieces for any phantom -------------------------------------------------------------------------------------------
-
-
-def ellipsoid(points, centre, radii, rotation=None):
-    """Distance in mm to an ellipsoid's surface, to first order; negative inside.
-
-    Args:
-      points: (3, ...) positions.
-      centre, radii: three numbers each, along the ellipsoid's own axes for the radii.
-      rotation: (3, 3), rows are the ellipsoid's axes; None for the axes of `points`.
-    """
-    radii = np.asarray(radii, np.float32)
-    to_sphere = (np.eye(3) if rotation is None else rotation) / radii[:, None]
-    q = into_frame(points, centre, to_sphere)
-    q *= q
-    norm = np.sqrt(q.sum(0))
-    slope = np.sqrt(np.tensordot(1 / radii**2, q, 1))
-    return (norm - 1) * np.maximum(norm, 1e-6) / np.maximum(slope, 1e-6 / radii.min())  # no 0/0 at the centre
-
-
-def into_frame(points, centre, axes):
-    """Coordinates (3, ...), float32, of points (3, ...) along the rows of axes (3, 3), counted from a centre."""
-    axes = np.asarray(axes, np.float32)
-    offset = (axes @ np.asarray(centre, np.float32)).reshape(3, *[1] * (points.ndim - 1))
-    return np.tensordot(axes, points, 1) - offset
-
-
-def smooth_union(a, b, radius):
-    """Distance to the union of two bodies given their distances, the seam filled in over `radius` mm."""
-    overlap = np.maximum(radius - np.abs(a - b), 0)
-    return np.minimum(a, b) - overlap * overlap / (4 * radius)
-
-
-def smooth_field(rng, shape, waves=4):
-    """Random float32 field of mean 0 and deviation about 1: a cosine series, the same function at any `shape`."""
-    field = rng.normal(size=(waves,) * len(shape))
-    field.flat[0] = 0  # the mean
-    field /= np.sqrt((field**2).sum() / 2 ** len(shape))
-    for n in shape:
-        position = (np.arange(n) + 0.5) / n
-        field = np.tensordot(field, np.cos(np.pi * np.outer(np.arange(waves), position)), (0, 0))
-    return field.astype(np.float32)
-
-
-def speckle(rng, amplitude, psf):
-    """Fully developed speckle: complex Gaussian scatterers of a given amplitude, seen through a point spread function.
-
-    Args:
-      amplitude: float32 array, mean scatterer strength.
-      psf: standard deviation of the Gaussian point spread function along each axis, in samples.
-
-    Returns:
-      Complex echo, same shape; its magnitude is Rayleigh distributed. Where the amplitude is flat its mean square is
-      amplitude**2, for a psf of about a sample or more and away from the array's faces.
-    """
-    parts = [
-        ndimage.gaussian_filter(amplitude * rng.standard_normal(amplitude.shape, np.float32), psf, truncate=2.5)
-        for _ in range(2)
-    ]
-    gain = np.prod(np.sqrt(2 * np.sqrt(np.pi) * np.asarray(psf))) / np.sqrt(2)  # the blur averages noise away
-    return (parts[0] + 1j * parts[1]) * np.float32(gain)
-
-
-# --- Fetal head in 3D ultrasound --------------------------------------------------------------------------------------
+from tf_autoctx.data.phantoms.pieces import ellipsoid, grid, into_frame, smooth_field, smooth_union, speckle
 
 FETAL_HEAD_VIEW = np.array((388, 258, 440)) * 0.38  # (z, y, x) mm, the volumes of Yang et al. 2019, section 2.1
 APEX = 28.0  # the beams meet this many mm above the first slice, so z is depth
@@ -120,15 +46,12 @@ def fetal_head(size=(97, 64, 110), seed=0):
     image, label = np.empty(size, np.float32), np.empty(size, np.uint8)
     for start in range(0, size[0], 8):
         slab = slice(start, start + 8)
-        points = _grid(*(np.arange(n, dtype=np.float32) for n in size), slab=slab)
+        z, y, x = (np.arange(n, dtype=np.float32) for n in size)
+        points = grid(z[slab], y, x)
         points = (points + np.float32(0.5)) * spacing.astype(np.float32)[:, None, None, None]
         label[slab] = _head_distance(into_frame(points, head.centre, head.axes), head) < 0
         image[slab] = ndimage.map_coordinates(echo, _to_beam(points, echo.shape), order=1, cval=0.0)
     return image, label, tuple(spacing.tolist())
-
-
-def _grid(z, y, x, slab=slice(None)):
-    return np.stack(np.meshgrid(z[slab], y, x, indexing="ij"))
 
 
 def _skull_distance(q, head):
@@ -159,7 +82,7 @@ def _pose(rng):
     radii = np.array((ofd, bpd, bpd * rng.uniform(0.98, 1.08))) / 2 * rng.uniform(0.97, 1.03, 3)
     radii = radii.astype(np.float32)
     head = _Head(np.zeros(3), Rotation.from_quat(rng.normal(size=4)).as_matrix(), radii, rng.uniform(-0.08, 0.08, 3))
-    box = _grid(*(np.linspace(-1.6, 1.6, 40) * r for r in radii)).astype(np.float32)
+    box = grid(*(np.linspace(-1.6, 1.6, 40) * r for r in radii)).astype(np.float32)
     reach = head.axes.T @ box[:, _head_distance(box, head) < 1]
     low, high = reach.min(1), reach.max(1)
     fit = min(1.0, np.min(0.94 * FETAL_HEAD_VIEW / (high - low)))
@@ -259,77 +182,3 @@ def _echo(rng, head, size):
     echo = np.abs(speckle(rng, 10 ** (db / 20), psf) + mirror) * 10 ** (-passed / 20)
     echo += np.float32(10 ** (-62 / 20))  # the receiver's noise
     return np.clip(255 * (1 + 20 * np.log10(echo) / DYNAMIC_RANGE), 0, 255).astype(np.float32)
-
-
-def write_fetal_heads(directory, size=(97, 64, 110), cases=(50, 50), seed=0):
-    """Writes a Medical Segmentation Decathlon folder of `fetal_head` volumes, or finds it written already.
-
-    `imagesTr`, `labelsTr`, `imagesTs`, `labelsTs` hold `head_000.nii.gz` and on; a case's number is part of its seed,
-    so no test case repeats a training case. The folder appears under its name only when it is complete.
-
-    Args:
-      directory: folder to make; its parents are made too.
-      size: voxels along (z, y, x).
-      cases: number of (training, test) cases; the paper has 50 and 50.
-      seed: integer.
-
-    Returns:
-      The folder, a `Path`.
-
-    Raises:
-      UserError: the folder exists and holds something else.
-    """
-    directory = Path(directory)
-    settings = {"size": [int(n) for n in size], "cases": [int(n) for n in cases], "seed": int(seed)}
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        found = _recorded_settings(directory)
-        if found != settings:
-            raise UserError(
-                f"{directory}: holds {f'phantoms with {found}' if found else 'other files'}, asked for were phantoms "
-                f"with {settings}; name another folder or remove this one."
-            )
-        return directory
-
-    with replacing(directory, keep=True) as unfinished:
-        unfinished.mkdir()
-        _write_cases(unfinished, settings)
-    return directory
-
-
-def _write_cases(folder, settings):
-    entries = {"Tr": [], "Ts": []}
-    for part in entries:
-        (folder / f"images{part}").mkdir()
-        (folder / f"labels{part}").mkdir()
-    train, test = settings["cases"]
-    progress = keras.utils.Progbar(train + test, unit_name="phantom")
-    for number in range(train + test):
-        part = "Tr" if number < train else "Ts"
-        name = f"head_{number:03d}.nii.gz"
-        image, label, spacing = fetal_head(settings["size"], (settings["seed"], number))
-        for kind, voxels in (("images", np.rint(image).astype(np.uint8)), ("labels", label)):
-            volume = sitk.GetImageFromArray(voxels)
-            volume.SetSpacing(spacing[::-1])  # SimpleITK counts (x, y, z)
-            images.write(volume, folder / f"{kind}{part}" / name)
-        entries[part].append(name)
-        progress.add(1)
-    description = {
-        "name": "fetal head phantoms",
-        "description": "made-up 3D ultrasound of the whole fetal head, exact truth",
-        "tensorImageSize": "3D",
-        "modality": {"0": "US"},
-        "labels": {"0": "background", "1": "head"},
-        "numTraining": train,
-        "numTest": test,
-        "training": [{"image": f"./imagesTr/{name}", "label": f"./labelsTr/{name}"} for name in entries["Tr"]],
-        "test": [f"./imagesTs/{name}" for name in entries["Ts"]],
-        "phantom": settings,
-    }
-    (folder / "dataset.json").write_text(json.dumps(description, indent=2) + "\n")
-
-
-def _recorded_settings(folder):
-    try:
-        return json.loads((folder / "dataset.json").read_text()).get("phantom")
-    except (OSError, ValueError, AttributeError):
-        return None

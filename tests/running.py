@@ -1,0 +1,51 @@
+"""How tests run scripts and exports: as a user, or a server, does."""
+
+import importlib
+import pathlib
+import subprocess
+import sys
+
+import keras
+import tensorflow as tf
+from absl import flags
+from absl.testing import flagsaver
+
+from tf_autoctx import errors
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+TRAINING = ("train_fetal_head", "train_multi_organ")
+
+
+def main(name, *arguments):
+    """Runs a training script in this process; its flags and the dtype policy come back.
+
+    The scripts have flags of the same names, so only one is loaded at a time.
+    """
+    for other in TRAINING:
+        sys.modules.pop(other, None)
+        for flag in list(flags.FLAGS.get_flags_for_module(other)):
+            delattr(flags.FLAGS, flag.name)
+    module, policy = importlib.import_module(name), keras.config.dtype_policy()
+    try:
+        with flagsaver.flagsaver():
+            flags.FLAGS([name, *arguments])
+            errors.in_one_sentence(module.main)([])
+    finally:
+        keras.config.set_dtype_policy(policy)
+
+
+def script(name, *arguments):
+    """Runs a script in a process of its own."""
+    command = [sys.executable, name, *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8", timeout=300)
+
+
+def served(folder, volume, signature="serving_default"):
+    """What the graph answers in a TensorFlow 1 session, which loads it as TensorFlow's C++ loader does."""
+    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+        loaded = tf.compat.v1.saved_model.load(session, ["serve"], str(folder)).signature_def[signature]
+        assert list(loaded.inputs) == ["image"]
+        outputs = {name: info.name for name, info in loaded.outputs.items()}
+        return session.run(outputs, {loaded.inputs["image"].name: volume})

@@ -1,0 +1,411 @@
+import re
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import ops
+from scipy import ndimage
+
+from tf_autoctx import export, losses
+from tf_autoctx.data import augment, pipeline, subvolumes
+from tf_autoctx.models import layers
+from tf_autoctx.systems import multi_organ, pyramids
+from tf_autoctx.systems.multi_organ import MultiOrgan
+from tf_autoctx.training import loop
+
+LABELS = {5: "pancreas", 2: "liver"}
+
+
+def noise(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def raw(*size, seed=0):
+    """A raw CT of HU, (1, *size, 1), with structure at all scales."""
+    rng = np.random.default_rng(seed)
+    x = sum(ndimage.gaussian_filter(rng.normal(0, 150 * sigma, size), sigma) for sigma in (0.5, 2))
+    return x.astype(np.float32)[None, ..., None]
+
+
+def system(mode="end_to_end", **fields):
+    fields = {"downsampling": (2, 1), "base_filters": 1, "patch_size": 8, "tile_size": 16, **fields}
+    return MultiOrgan(LABELS, mode, **fields)
+
+
+def randomize(network, seed=0):
+    """Norms, moving averages and biases that differ, and answers of all classes."""
+    rng = np.random.default_rng(seed)
+    for weight in network.weights:
+        if weight.path.endswith(("gamma", "variance")):
+            weight.assign(rng.uniform(0.5, 1.5, weight.shape))
+        elif weight.path.endswith(("beta", "bias", "mean")):
+            weight.assign(rng.normal(0, 0.3, weight.shape))
+        else:
+            weight.assign(rng.normal(0, np.sqrt(3 / np.prod(weight.shape[:-1])), weight.shape))
+    images = {f"image_{level}": rng.uniform(0, 1, (1, 16, 16, 16, 1)) for level in (1, 2)}
+    for name in ("level_1", "level_2"):
+        head = [layer for layer in network.get_layer(name).layers if isinstance(layer, keras.layers.Conv3D)][-1]
+        head.bias.assign_sub(ops.mean(network(images, training=False)[name], axis=(0, 1, 2, 3)))
+    return network
+
+
+@pytest.fixture(scope="module")
+def unets():
+    """Functions of two levels, as graphs."""
+    return pyramids.graphs(system(), randomize(system().network()))
+
+
+@pytest.fixture(scope="module")
+def other_unets():
+    return pyramids.graphs(system(), randomize(system().network(), seed=1))
+
+
+def graph(function, channels=1):
+    """As a graph that knows no size."""
+    return tf.function(function, input_signature=[tf.TensorSpec([None, None, None, None, channels])])
+
+
+# Before the network.
+
+
+def test_the_window_becomes_0_to_1():
+    x = np.reshape(np.array([-1024, -160, 40, 140, 240, 3000], np.float32), (1, 1, 1, 6, 1))
+    np.testing.assert_allclose(np.ravel(system().preprocess(x, 1)), [0, 0, 0.5, 0.75, 1, 1], atol=1e-6)
+    lung = system(window_low=-1000.0, window_high=0.0)
+    np.testing.assert_allclose(np.ravel(lung.preprocess(x, 1)), [0, 0.84, 1, 1, 1, 1], atol=1e-6)
+
+
+def test_a_level_sees_the_windowed_volume_shrunk():
+    # Clipped to 0 1 0 1 before it is shrunk: weights 3 3 1 over 7 at either end.
+    x = np.reshape(np.array([-1024, 3000, -1024, 3000], np.float32), (1, 1, 1, 4, 1))
+    answer = system(downsampling=(4, 2)).preprocess(x, 2)
+    assert answer.shape == (1, 1, 1, 2, 1)
+    np.testing.assert_allclose(np.ravel(answer), [3 / 7, 4 / 7], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "scale, size, expected",
+    [
+        (4, (512, 512, 461), (128, 128, 115)),  # 115.25
+        (2, (5, 6, 7), (3, 3, 4)),  # 2.5 and 3.5 go up
+        (4, (1, 2, 10), (1, 1, 3)),  # 0.25 is 1 voxel all the same, 0.5, 2.5
+        (3, (1, 4, 5), (1, 1, 2)),  # 0.33, 1.33, 1.67
+        (1, (1, 8, 9), (1, 8, 9)),
+    ],
+)
+def test_grid_size(scale, size, expected):
+    assert system().grid_size(size, scale) == expected
+
+
+@pytest.mark.parametrize("scale", [1, 2, 3, 4, 7, 16])
+def test_known_and_unknown_sizes_round_alike(scale):
+    sizes = np.arange(1, 1300)
+    known = [system().grid_size((int(n),), scale)[0] for n in sizes]
+    np.testing.assert_array_equal(known, np.maximum(1, np.floor(sizes / scale + 0.5)))
+    np.testing.assert_array_equal(known, system().grid_size((tf.constant(sizes, tf.int32),), scale)[0])
+
+
+def test_preprocess_is_the_same_in_a_graph_of_any_size():
+    for scale in (1, 2, 4):
+        in_graph, x = graph(lambda x, scale=scale: system().preprocess(x, scale)), raw(11, 10, 17)
+        eager = system().preprocess(x, scale)
+        assert eager.shape == (1, *system().grid_size((11, 10, 17), scale), 1)
+        np.testing.assert_allclose(in_graph(x), eager, atol=1e-6)
+
+
+def test_classes_are_label_values_in_order():
+    assert system().values == (0, 2, 5)
+    label = np.array([[0, 1, 2], [3, 5, 255]], np.uint8)
+    answer = system().classes(label)
+    assert answer.dtype == "uint8"
+    # What has no name is background.
+    np.testing.assert_array_equal(answer, [[0, 0, 1], [0, 2, 0]])
+    assert MultiOrgan({255: "body"}).classes(label)[1, 2] == 1
+
+
+# After the network.
+
+
+@pytest.mark.parametrize(
+    "old, new", [((5, 6, 7), (9, 13, 13)), ((3, 3, 3), (11, 12, 9)), ((1, 2, 5), (1, 3, 5)), ((4, 6, 5), (4, 6, 5))]
+)
+def test_labels_are_those_of_the_largest_probability(old, new):
+    probability = np.array(ops.softmax(2 * noise(2, *old, 3)))
+    fine = np.array(layers.resize_linear(probability, new))
+    answer = np.array(system().label(probability, new))
+    assert answer.shape == (2, *new, 1) and answer.dtype == "uint8"
+    margin = np.diff(np.sort(fine, axis=-1)[..., -2:], axis=-1) > 1e-5
+    assert margin.mean() > 0.99
+    np.testing.assert_array_equal(answer[margin], np.array([0, 2, 5])[fine.argmax(axis=-1)][..., None][margin])
+    in_graph = tf.function(
+        lambda p, size: system().label(p, tf.unstack(size)),
+        input_signature=[tf.TensorSpec([None, None, None, None, 3]), tf.TensorSpec([3], tf.int32)],
+    )
+    np.testing.assert_array_equal(in_graph(probability, np.array(new, np.int32))[margin], answer[margin])
+
+
+# The cascade.
+
+
+@pytest.mark.parametrize("size", [(16, 16, 16), (15, 9, 16), (1, 3, 5)])
+def test_the_cascade_written_out(unets, size):
+    # Both levels are one tile.
+    x, half = raw(*size), tuple((n + 1) // 2 for n in size)
+    answers = system().cascade(unets, x)
+    image = np.clip((x + 160) / 400, 0, 1)
+    first = np.array(ops.softmax(unets[0](layers.resize_linear(image, half))))
+    context = ndimage.zoom(
+        first, (1, *(n / h for n, h in zip(size, half)), 1), order=1, mode="nearest", grid_mode=True, prefilter=False
+    )
+    second = np.array(ops.softmax(unets[1](np.concatenate([image, context], axis=-1))))
+    assert first.shape == (1, *half, 3) and second.shape == (1, *size, 3)
+    for answer, expected in zip(answers, (first, second), strict=True):
+        np.testing.assert_allclose(answer, expected, atol=1e-4)
+    found = system().segment(unets, x, probability=True)
+    np.testing.assert_allclose(found["probability"], second, atol=1e-4)
+    sure = np.sort(second, axis=-1)[..., -1] - np.sort(second, axis=-1)[..., -2] > 1e-3
+    np.testing.assert_array_equal(found["label"][..., 0][sure], np.array([0, 2, 5])[second.argmax(axis=-1)][sure])
+    assert system().segment(unets, x).keys() == {"label"}
+
+
+def test_the_answer_is_on_the_original_grid_where_the_last_level_is_not(unets):
+    coarse, x = system(downsampling=(4, 2)), raw(19, 22, 13)
+    answers, found = coarse.cascade(unets, x), coarse.segment(unets, x, probability=True)
+    assert [answer.shape for answer in answers] == [(1, 5, 6, 3, 3), (1, 10, 11, 7, 3)]
+    assert found["label"].shape == (1, 19, 22, 13, 1) and found["label"].dtype == "uint8"
+    np.testing.assert_allclose(found["probability"], layers.resize_linear(answers[1], (19, 22, 13)), atol=1e-6)
+    np.testing.assert_allclose(ops.sum(found["probability"], axis=-1), 1, atol=1e-5)
+    assert set(np.unique(found["label"])) <= {0, 2, 5} and len(np.unique(found["label"])) > 1
+
+
+def test_level_2_depends_on_level_1(unets, other_unets):
+    x = raw(16, 13, 16)
+    own, other = (np.array(system().cascade([one[0], unets[1]], x)[1]) for one in (unets, other_unets))
+    assert np.abs(own - other).max() > 0.01
+
+
+def test_tiles(unets):
+    x, steps = raw(30, 17, 16), []
+    one, whole = system(tile_size=16), system(tile_size=32)
+    # Level 1: 15 x 9 x 8, one tile. Level 2: tiles of 16 that share 8, so 3 along 30 and 2 along 17.
+    assert (one.overlap, whole.overlap) == (8, 8) and (one.tiles((30, 17, 16)), whole.tiles((30, 17, 16))) == (7, 2)
+    tiled = [np.array(answer) for answer in one.cascade(unets, x, lambda: steps.append(None))]
+    assert len(steps) == 7
+    untiled = [np.array(answer) for answer in whole.cascade(unets, x)]
+    np.testing.assert_array_equal(tiled[0], untiled[0])
+    assert tiled[1].shape == untiled[1].shape and np.any(tiled[1] != untiled[1])
+    # The context is resampled as a whole, and the first 8 voxels of the first tile are no other tile's.
+    joined = np.concatenate([one.preprocess(x, 1), layers.resize_linear(tiled[0], (30, 17, 16))], axis=-1)
+    corner = ops.softmax(unets[1](joined[:, :16, :16]))[:, :8, :8]
+    np.testing.assert_allclose(tiled[1][:, :8, :8], corner, atol=1e-4)
+
+
+@pytest.mark.parametrize("tile_size, overlap", [(16, 8), (56, 8), (64, 16), (96, 24), (128, 32)])
+def test_tiles_share_a_quarter(tile_size, overlap):
+    assert system(tile_size=tile_size).overlap == overlap
+
+
+def test_a_graph_of_any_size_answers_as_eager(unets):
+    coarse = system(downsampling=(3, 2))
+    served = tf.function(lambda image: coarse.segment(unets, image, probability=True), input_signature=[export.VOLUME])
+    for size in ((37, 21, 12), (7, 8, 1)):
+        expected, found = coarse.segment(unets, raw(*size), probability=True), served(raw(*size))
+        np.testing.assert_allclose(found["probability"], expected["probability"], atol=1e-4)
+        top = np.sort(expected["probability"], axis=-1)
+        sure = top[..., -1] - top[..., -2] > 1e-3
+        assert sure.mean() > 0.9
+        np.testing.assert_array_equal(found["label"][sure], expected["label"][sure])
+
+
+def test_samples_of_a_batch_do_not_mix(unets):
+    a, b = raw(20, 9, 12), raw(20, 9, 12, seed=1)
+    together = system().segment(unets, np.concatenate([a, b]), probability=True)["probability"]
+    for i, one in enumerate((a, b)):
+        alone = system().segment(unets, one, probability=True)["probability"]
+        np.testing.assert_allclose(together[i : i + 1], alone, atol=1e-4)
+
+
+def test_without_context_there_is_one_level():
+    alone, x = system("no_context", downsampling=(4, 2)), raw(16, 14, 12)
+    network = alone.network()
+    assert alone.scales == (2,) and system(downsampling=(4, 2)).scales == (4, 2)
+    assert list(network.input) == ["image_1"] and network.input["image_1"].shape[-1] == 1
+    assert alone.tiles((40, 16, 16)) == 2  # of level 2 alone
+    answers = alone.cascade(alone.unets(network), x)
+    expected = ops.softmax(network({"image_1": alone.preprocess(x, 2)}, training=False)["level_1"])
+    assert len(answers) == 1
+    np.testing.assert_allclose(answers[0], expected, atol=1e-5)
+    assert alone.segment(alone.unets(network), x)["label"].shape == x.shape
+
+
+def test_networks_of_the_first_levels():
+    one = system("separate", downsampling=(8, 4, 2))
+    assert [list(one.network(count).output) for count in (1, 2)] == [["level_1"], ["level_1", "level_2"]]
+    assert len(one.unets(one.network(2))) == 2
+    assert one.network(1).output["level_1"].shape[-1] == 3
+
+
+# Configuration.
+
+
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("labels", {}),
+        ("labels", {0: "background"}),
+        ("labels", {256: "liver"}),
+        ("mode", "frozen"),
+        ("downsampling", ()),
+        ("downsampling", (2, 4)),
+        ("downsampling", (2, 2)),
+        ("downsampling", (2, 0)),
+        ("patch_size", 0),
+        ("patch_size", 60),
+        ("patch_size", -8),
+        ("tile_size", 8),
+        ("tile_size", 100),
+        ("window_low", 240.0),
+        ("normalization", "layer"),
+        ("initializer", "zeros"),
+    ],
+)
+def test_a_bad_configuration_names_its_field(field, value):
+    with pytest.raises(ValueError, match=f"^{field}="):
+        MultiOrgan(**{"labels": LABELS, "base_filters": 1, field: value}).network()
+
+
+@pytest.mark.parametrize("preset", multi_organ.PRESETS)
+def test_presets_are_configurations(preset):
+    fields = {
+        name: value for name, value in multi_organ.PRESETS[preset].items() if name in MultiOrgan.__dataclass_fields__
+    }
+    one = MultiOrgan(LABELS, **fields)
+    assert len(one.scales) == multi_organ.PRESETS[preset].get("levels", 2)
+
+
+# Training.
+
+
+@pytest.mark.parametrize(
+    "low, high, warns", [(-1000, 1500, False), (-200, 150, False), (0, 255, True), (-1000, 50, True), (24, 2000, True)]
+)
+def test_a_warning_unless_hu(caplog, low, high, warns):
+    pyramids.warn_unless_hu("ct.nii.gz", np.linspace(low, high, 27).reshape(3, 3, 3))
+    assert ("ct.nii.gz" in caplog.text and "HU" in caplog.text) == warns
+    assert warns == bool(caplog.text)
+
+
+def cases(folder, one, count=3, size=(24, 20, 16)):
+    """Cached training cases: the liver and the pancreas are boxes of higher intensities; the pancreas is in case 1 only."""
+    files = []
+    for number in range(count):
+        label = np.zeros(size, np.uint8)
+        label[4:16, 4:14, 3:10] = 2
+        if number == 1:
+            label[18:21, 6:10, 8:12] = 5
+        image = (60.0 * label + 20 * noise(*size, seed=number) - 100).astype(np.float32)
+        tensors = {
+            "label": one.classes(label[..., None]),
+            "places": subvolumes.places(label, one.values[1:], np.random.default_rng(number)),
+            "spacing": np.array([1, 1, 1], np.float32),
+            **{f"image_{n}": one.preprocess(image[None, ..., None], s)[0] for n, s in enumerate(one.scales, start=1)},
+        }
+        for name, tensor in tensors.items():
+            pipeline.store(folder / f"{number}_{name}", tensor)
+        files.append({name: str(folder / f"{number}_{name}") for name in tensors})
+    return files
+
+
+def test_a_warning_of_structures_that_no_case_has(tmp_path, caplog):
+    files = cases(tmp_path, system("no_context"))
+    pyramids.warn_of_missing(system(), files)
+    assert not caplog.text
+    pyramids.warn_of_missing(system(), [files[0], files[2]])
+    assert "pancreas (label 5)" in caplog.text and "liver" not in caplog.text
+
+
+def test_stages_have_the_names_of_their_last_level():
+    three = (8, 4, 2)
+    assert pyramids.stage(system(downsampling=three), 3) == "pyramid"
+    assert [pyramids.stage(system("separate", downsampling=three), n) for n in (1, 2, 3)] == [
+        "level_1",
+        "level_2",
+        "level_3",
+    ]
+    assert pyramids.stage(system("no_context", downsampling=three), 1) == "level_3"
+
+
+def test_the_loss_of_level_2_alone_moves_level_1_end_to_end():
+    keras.utils.set_random_seed(0)
+    label = np.random.default_rng(0).integers(0, 3, (2, 8, 8, 8, 1))
+    for mode in ("end_to_end", "separate"):
+        network, adam = system(mode).network(), keras.optimizers.Adam(0.01)
+        first = [weight for weight in network.get_layer("level_1").trainable_weights if weight.path.endswith("/kernel")]
+        before = [weight.numpy() for weight in first]
+        images = {f"image_{n}": noise(2, 8, 8, 8, 1, seed=n) for n in (1, 2)}
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean(losses.DiceLoss()(label, network(images, training=True)["level_2"]))
+        gradients = tape.gradient(loss, [weight.value for weight in first])
+        if mode == "separate":
+            assert all(gradient is None for gradient in gradients)
+            continue
+        adam.apply(gradients, first)
+        assert all(np.any(weight.numpy() != was) for weight, was in zip(first, before))
+
+
+def test_separate_trains_level_after_level(tmp_path):
+    one = system("separate")
+    settings = loop.Settings(
+        seed=1,
+        steps=2,
+        samples_per_epoch=6,
+        checkpoint_steps=100,
+        batch_size=3,
+        learning_rate=0.01,
+        learning_rate_decay="constant",
+        beta_1=0.9,
+        patience=0,
+    )
+    files = cases(tmp_path, one)
+    deformation = augment.Deformation(shift=1, rotation=10.0, elastic=1.0, elastic_spacing=8)
+    network = pyramids.train(one, files, [], tmp_path / "run", tf.distribute.get_strategy(), settings, deformation)
+    first, both = (
+        keras.models.load_model(tmp_path / "run" / f"level_{n}" / "model.keras", compile=False) for n in (1, 2)
+    )
+    assert list(first.output) == ["level_1"] and list(both.output) == ["level_1", "level_2"]
+
+    def weights(network, level):
+        return {
+            re.sub(r"_\d+(?=/)", "", w.path) + str(i): w.numpy() for i, w in enumerate(network.get_layer(level).weights)
+        }
+
+    # Level 1 was trained, then frozen to the bit, moving averages too; level 2 was trained on top.
+    alone, below = weights(first, "level_1"), weights(both, "level_1")
+    assert len(alone) == 14 * 6 + 3 * 2 + 2
+    for a, b in zip(alone.values(), below.values(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    for trained, level in ((first, "level_1"), (both, "level_2")):
+        averages = [array for name, array in weights(trained, level).items() if "moving_mean" in name]
+        assert len(averages) == 14 and all(np.any(array) for array in averages)
+    for name, array in weights(network, "level_2").items():
+        np.testing.assert_array_equal(array, weights(both, "level_2")[name])
+    for level in (1, 2):
+        history = (tmp_path / "run" / f"level_{level}" / "history.csv").read_text().splitlines()
+        assert len(history) == 2
+    # What is finished is not trained again.
+    untouched = (tmp_path / "run" / "level_2" / "model.keras").stat().st_mtime_ns
+    again = pyramids.train(one, files, [], tmp_path / "run", tf.distribute.get_strategy(), settings, deformation)
+    assert (tmp_path / "run" / "level_2" / "model.keras").stat().st_mtime_ns == untouched
+    assert all(np.array_equal(a, b) for a, b in zip(network.get_weights(), again.get_weights(), strict=True))
+
+
+def test_every_level_answers_on_the_original_grid():
+    one, x = system(downsampling=(4, 2)), raw(19, 16, 13)
+    network = randomize(one.network())
+    found = pyramids.every_level(one, network)(x[0, ..., 0])
+    assert list(found) == ["level 1", "level 2"]
+    assert all(label.shape == (19, 16, 13) and label.dtype == np.uint8 for label in found.values())
+    np.testing.assert_array_equal(found["level 2"], one.segment(one.unets(network), x)["label"][0, ..., 0])
+    alone = system("no_context", downsampling=(4, 2))
+    assert list(pyramids.every_level(alone, alone.network())(x[0, ..., 0])) == ["level 2"]

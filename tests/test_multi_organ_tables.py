@@ -1,0 +1,272 @@
+import importlib
+import json
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from absl import flags
+from absl.testing import flagsaver
+
+from tf_autoctx import errors, metrics, report
+from tf_autoctx.systems import prediction
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+LABELS = {"1": "artery", "2": "liver"}
+
+
+@pytest.fixture(scope="module")
+def tables():
+    """The script as a module; its required flags are gone when other tests parse theirs."""
+    before = set(flags.FLAGS)
+    yield importlib.import_module("eval.multi_organ_tables")
+    for name in set(flags.FLAGS) - before:
+        delattr(flags.FLAGS, name)
+
+
+@pytest.fixture
+def run_script(tables):
+    def run(*arguments):
+        with flagsaver.flagsaver():
+            flags.FLAGS(["multi_organ_tables.py", *map(str, arguments)])
+            errors.in_one_sentence(tables.main)([])
+
+    return run
+
+
+def volume(at, value, also=0):
+    """Labels of 12 x 12 x 16 voxels: a cube of 4 voxels at x = `at`, and one of the value `also`."""
+    label = np.zeros((12, 12, 16), np.uint8)
+    label[2:6, 2:6, at : at + 4] = value
+    label[8:, 8:, :4] = also
+    return label
+
+
+def make_run(folder, mode, methods, seed=1, data="d" * 64):
+    """A finished run of one case; `methods` has, per method, by how many of its 4 voxels each structure is shifted."""
+    rows = []
+    for method, shifts in methods.items():
+        for structure, shift in zip(LABELS.values(), shifts):
+            about = {"method": method, "case": "abdomen_003", "group": "p3", "structure": structure}
+            rows.append(about | metrics.compare(volume(4 + shift, 1), volume(4, 1), (1, 1, 1)))
+    config = {"system": "multi_organ", "flags": {"mode": mode, "seed": seed}, "labels": LABELS}
+    report.write(rows, folder / "evaluation")
+    (folder / "config.json").write_text(json.dumps(config | {"data_fingerprint": data}))
+    return folder
+
+
+@pytest.fixture
+def three(tmp_path):
+    """Runs of the three modes, in another order than the table's."""
+    return [
+        make_run(tmp_path / "without", "no_context", {"level 2": (4, 2)}),
+        make_run(tmp_path / "end", "end_to_end", {"level 1": (2, 2), "level 2": (0, 0)}),
+        make_run(tmp_path / "separate", "separate", {"level 1": (3, 3), "level 2": (1, 0)}),
+    ]
+
+
+def joined(folders):
+    return f"--runs={','.join(map(str, folders))}"
+
+
+def refused(run_script, capsys, told, *arguments):
+    with pytest.raises(SystemExit) as ended:
+        run_script(*arguments)
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert ended.value.code == 1 and told in line
+
+
+def edit(folder, **changes):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+
+
+def averages(rows):
+    """[(method, case, mean Dice)] in the order of the rows."""
+    found = {}
+    for row in rows:
+        found.setdefault((row["method"], row["case"]), []).append(row["DSC_percent"])
+    return [(*key, np.mean(values)) for key, values in found.items()]
+
+
+def test_table_1(three, tmp_path):
+    command = [sys.executable, "eval/multi_organ_tables.py", joined(three), f"--output={tmp_path / 'out'}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8", timeout=120)
+    assert done.returncode == 0, done.stderr
+    rows = report.read(tmp_path / "out")
+    assert averages(rows) == [
+        ("level 1", "seed 1/abdomen_003", 50),  # of the end-to-end run
+        ("level 2, separate", "seed 1/abdomen_003", 87.5),
+        ("level 2, end-to-end", "seed 1/abdomen_003", 100),
+        ("level 2, without context", "seed 1/abdomen_003", 25),
+    ]
+    assert {row["group"] for row in rows} == {"p3"}
+    assert (tmp_path / "out" / "table.txt").read_text() == done.stdout == report.dice_table(rows) + "\n"
+    assert "level 2, end-to-end against level 2, separate: Avg. +12.50 %" in done.stdout
+    assert (tmp_path / "out" / "summary.json").exists()
+
+
+def test_seeds_are_pooled_and_modes_pair_up(three, tmp_path, run_script, capsys):
+    more = [
+        make_run(tmp_path / "separate_2", "separate", {"level 1": (2, 2), "level 2": (2, 2)}, seed=2),
+        make_run(tmp_path / "end_2", "end_to_end", {"level 1": (3, 3), "level 2": (1, 1)}, seed=2),
+        make_run(tmp_path / "end_other", "end_to_end", {"level 1": (3, 3), "level 2": (3, 3)}, seed=2, data="e" * 64),
+    ]
+    run_script(joined(three[1:] + more[:2]), f"--output={tmp_path / 'out'}")
+    scores = dict((row[:2], row[2]) for row in averages(report.read(tmp_path / "out")))
+    assert scores["level 2, end-to-end", "seed 2/abdomen_003"] == 75 and len(scores) == 6
+    text = capsys.readouterr().out
+    # end-to-end - separate: 100 - 87.5 for seed 1, 75 - 50 for seed 2
+    assert "level 2, end-to-end against level 2, separate: Avg. +18.75 % [+12.50, +25.00], 2 pairs" in text
+
+    run_script(joined(three[1:] + more), f"--output={tmp_path / 'other'}")
+    assert {row["case"] for row in report.read(tmp_path / "other")} == {
+        "seed 1/abdomen_003",
+        "seed 2, data dddddddd/abdomen_003",
+        "seed 2, data eeeeeeee/abdomen_003",
+    }
+
+
+def test_level_1_of_the_separate_run_where_there_is_no_other(three, tmp_path, run_script):
+    run_script(joined([three[0], three[2]]), f"--output={tmp_path / 'out'}")
+    assert averages(report.read(tmp_path / "out"))[0] == ("level 1", "seed 1/abdomen_003", 25)
+    run_script(joined(three[:1]), f"--output={tmp_path / 'alone'}")
+    assert [row[0] for row in averages(report.read(tmp_path / "alone"))] == ["level 2, without context"]
+
+
+@pytest.fixture
+def other(tmp_path):
+    """A Decathlon folder with the liver at 1, a kidney at 2 and the artery at 5; its only test case has no label."""
+    folder = tmp_path / "other"
+    pairs = []
+    for name, label in (("a", volume(4, 1, also=2)), ("b", volume(8, 1, also=5))):
+        pairs.append({"image": f"imagesTr/{name}.nii.gz", "label": f"labelsTr/{name}.nii.gz"})
+        for path, voxels in zip(pairs[-1].values(), (label.astype(np.float32), label)):
+            image = sitk.GetImageFromArray(voxels)
+            image.SetSpacing((1.0, 1.0, 3.0))
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            sitk.WriteImage(image, str(folder / path))
+    labels = {"0": "background", "1": "Liver", "2": "kidney", "5": "aorta"}
+    description = {"labels": labels, "modality": {"0": "CT"}, "training": pairs}
+    description["test"] = ["imagesTs/c.nii.gz"]
+    (folder / "imagesTs").mkdir()
+    (folder / "imagesTs" / "c.nii.gz").write_bytes((folder / "imagesTr" / "a.nii.gz").read_bytes())
+    (folder / "dataset.json").write_text(json.dumps(description))
+    return folder
+
+
+@pytest.fixture
+def networks(monkeypatch):
+    """Networks that find an artery (1) nowhere and half a liver (2); the run without context finds both everywhere."""
+
+    def segmentor(folder):
+        def segment(voxels, spacing, name):
+            assert spacing == (3.0, 1.0, 1.0) and name.endswith(".nii.gz")
+            label = 2 * np.uint8(np.roll(voxels, 2, axis=2) == 1)
+            if "without" in str(folder):
+                label[8:, 8:, :4] = 1
+            return {"label": label}
+
+        return segment
+
+    monkeypatch.setattr(prediction, "segmentor", segmentor)
+
+
+def test_table_2(three, other, networks, tmp_path, run_script, capsys, caplog):
+    run_script(joined(three), f"--output={tmp_path / 'out'}", f"--data_dir={other}", "--label_map=5:1,1:2")
+    rows = report.read(tmp_path / "out")
+    assert {row["method"] for row in rows} == {
+        f"level 2, {mode}" for mode in ("separate", "end-to-end", "without context")
+    }
+    dice = {(row["method"][len("level 2, ") :], row["structure"], row["case"]): row["DSC_percent"] for row in rows}
+    assert dice["separate", "liver", "seed 1/a"] == 50 and dice["separate", "liver", "seed 1/b"] == 50
+    assert dice["separate", "artery", "seed 1/b"] == 0  # missed
+    assert ("separate", "artery", "seed 1/a") not in dice  # nothing there, nothing found
+    assert np.isnan(dice["without context", "artery", "seed 1/a"])  # nothing there, but found: false
+    assert dice["without context", "artery", "seed 1/b"] == 100
+    assert "no test case has a label; all 2 labelled cases are segmented" in caplog.text
+    assert report.dice_table(rows) in capsys.readouterr().out
+    assert (tmp_path / "out" / "table.txt").exists()
+
+
+def test_a_map_leaves_out_what_it_does_not_name(three, other, networks, tmp_path, run_script):
+    run_script(joined(three), f"--output={tmp_path / 'out'}", f"--data_dir={other}", "--label_map=1:2")
+    assert {row["structure"] for row in report.read(tmp_path / "out")} == {"liver"}
+
+
+def test_equal_values_are_the_default(three, other, networks, tmp_path, run_script):
+    description = json.loads((other / "dataset.json").read_text())
+    description["labels"] = {"1": "Artery", "2": "liver", "5": "aorta"}
+    (other / "dataset.json").write_text(json.dumps(description))
+    run_script(joined(three[1:2]), f"--output={tmp_path / 'out'}", f"--data_dir={other}")
+    dice = {(row["structure"], row["case"]): row["DSC_percent"] for row in report.read(tmp_path / "out")}
+    assert dice == {
+        ("artery", "seed 1/a"): 0,
+        ("artery", "seed 1/b"): 0,
+        ("liver", "seed 1/a"): 0,
+        ("liver", "seed 1/b"): pytest.approx(np.nan, nan_ok=True),
+    }
+
+
+def test_a_csv_whose_test_case_has_a_label(three, other, networks, tmp_path, run_script, caplog):
+    lines = [f"imagesTr/{name}.nii.gz,labelsTr/{name}.nii.gz" for name in "ab"]
+    (other / "cases.csv").write_text(f"image,label,split\n{lines[0]},train\n{lines[1]},test\n")
+    flag = f"--data_dir={other / 'cases.csv'}"
+    run_script(joined(three[1:2]), f"--output={tmp_path / 'out'}", flag, "--label_map=1:2")
+    (row,) = report.read(tmp_path / "out")
+    assert (row["structure"], row["case"], row["DSC_percent"]) == ("liver", "seed 1/b", 50)
+    assert "labelled cases" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    "given, told",
+    [
+        (["--label_map=1:2,3:1"], "--label_map: the data do not have the label values [3]; expected some of [1, 2, 5]"),
+        (["--label_map=1:2,5:7"], "--label_map: the runs do not have the label values [7]; expected some of [1, 2]."),
+        ([], "label 1 is 'Liver', in the runs 'artery'; give --label_map."),
+    ],
+)
+def test_a_bad_map_is_one_sentence(three, other, tmp_path, run_script, capsys, given, told):
+    refused(run_script, capsys, told, joined(three), f"--output={tmp_path / 'out'}", f"--data_dir={other}", *given)
+
+
+@pytest.mark.parametrize("value", ["1", "1:", "a:1", "1:2:3", "0:1", "1:0", "1:2,1:3", ""])
+def test_a_malformed_map_is_refused(value, run_script):
+    with pytest.raises(flags.IllegalFlagValueError, match="expected pairs old:new of label values"):
+        run_script("--runs=a", "--output=b", "--data_dir=c", f"--label_map={value}")
+
+
+def test_a_map_is_written_as_it_was_read(tables):
+    with flagsaver.flagsaver(label_map={5: 1, 1: 2}):
+        assert flags.FLAGS["label_map"].serialize() == "--label_map=5:1,1:2"
+
+
+@pytest.mark.parametrize(
+    "damage, told",
+    [
+        (lambda run: edit(run, system="fetal_head"), "end: a run of 'fetal_head'; expected one of 'multi_organ'."),
+        (lambda run: edit(run, labels=None), "end/config.json: 'NoneType' object has no attribute 'items' is missing"),
+        (lambda run: edit(run, flags={"seed": 1}), "end/config.json: 'mode' is missing or wrong"),
+        (lambda run: edit(run, flags={"seed": 1, "mode": "fast"}), "end/config.json: unknown mode 'fast'"),
+        (lambda run: edit(run, labels={"1": "liver", "2": "artery"}), "expected the same"),
+        (lambda run: edit(run, flags={"seed": 1, "mode": "separate"}), "count cases twice; give one of the two"),
+        (lambda run: (run / "config.json").unlink(), "end: no config.json"),
+        (lambda run: (run / "evaluation" / "cases.csv").unlink(), "end/evaluation/cases.csv: no such file"),
+        (lambda run: (run / "evaluation" / "cases.csv").write_text("method,case\n"), "cases.csv: holds no case"),
+    ],
+)
+def test_bad_runs_are_one_sentence(three, tmp_path, run_script, capsys, damage, told):
+    damage(three[1])
+    refused(run_script, capsys, told, joined(three), f"--output={tmp_path / 'out'}")
+    assert not (tmp_path / "out").exists()
+
+
+def test_bad_flags(three, tmp_path, run_script, capsys):
+    told = "--label_map: there is no --data_dir"
+    refused(run_script, capsys, told, joined(three), f"--output={tmp_path / 'out'}", "--label_map=1:2")
+    (tmp_path / "taken").write_text("")
+    refused(run_script, capsys, "taken", joined(three), f"--output={tmp_path / 'taken'}")
+    with pytest.raises(flags.IllegalFlagValueError, match="at least one run folder"):
+        run_script("--runs=", f"--output={tmp_path / 'out'}")

@@ -1,0 +1,273 @@
+"""The multi-organ system from outside: train, resume, predict, export, and the mistakes a user can make."""
+
+import csv
+import functools
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+import running
+import SimpleITK as sitk
+from absl import flags
+
+from tf_autoctx import errors
+from tf_autoctx.data import datasets, images
+from tf_autoctx.systems import prediction, stages
+
+TINY = (
+    "--base_filters=2 --patch_size=16 --tile_size=16 --downsampling=2,1 --batch_size=2 --steps=4 --samples_per_epoch=4 "
+    "--precision=float32 --phantom_size=24,28,40 --phantom_spacing=6 --phantom_cases=3,2"
+).split()
+NAMES = ["artery", "portal vein", "liver", "spleen", "stomach", "gallbladder", "pancreas"]
+
+train = functools.partial(running.main, "train_multi_organ")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A finished run, end to end."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    train(f"--work_dir={folder}", *TINY)
+    return folder
+
+
+def noise(*size, seed=0):
+    return np.random.default_rng(seed).normal(0, 200, size).astype(np.float32)
+
+
+def test_run_folder_is_complete(run):
+    config = json.loads((run / "config.json").read_text())
+    assert config["system"] == "multi_organ" and config["flags"]["mode"] == "end_to_end"
+    assert config["flags"]["downsampling"] == [2, 1] and config["flags"]["window_low"] == -160
+    assert config["labels"] == {str(value): name for value, name in enumerate(NAMES, start=1)}
+    assert config["spacing"] == [[6.0, 6.0, 6.0]] * 2
+    kept = {"best", "last", "history.csv", "history.png", "model.keras", "tensorboard"}
+    assert {path.name for path in (run / "pyramid").iterdir()} == kept
+    rows = list(csv.DictReader(open(run / "evaluation" / "cases.csv")))
+    assert {(row["method"], row["case"]) for row in rows} == {
+        (f"level {level}", f"abdomen_00{case}") for level in (1, 2) for case in (3, 4)
+    }
+    assert {row["structure"] for row in rows} <= set(NAMES)
+    assert len(list((run / "evaluation").glob("abdomen_*.png"))) == 2
+
+
+def test_every_mode_trains_its_own_stages(run, tmp_path, capsys):
+    for mode, folders in (("separate", {"level_1", "level_2"}), ("no_context", {"level_2"})):
+        train(f"--work_dir={tmp_path / mode}", *TINY, f"--mode={mode}")
+        made = {path.name for path in (tmp_path / mode).iterdir() if (path / "model.keras").exists()}
+        assert made == folders
+    # Frozen means frozen: level 1 in the finished pyramid is level 1 as it was finished, moving averages and all.
+    alone = stages.load(tmp_path / "separate" / "level_1" / "model.keras").get_layer("level_1").get_weights()
+    below = stages.load(tmp_path / "separate" / "level_2" / "model.keras").get_layer("level_1").get_weights()
+    for a, b in zip(alone, below):
+        np.testing.assert_array_equal(a, b)
+    methods = {row["method"] for row in csv.DictReader(open(tmp_path / "no_context" / "evaluation" / "cases.csv"))}
+    assert methods == {"level 2"}
+    volume = noise(20, 24, 28)
+    answers = [
+        prediction.segmentor(path)(volume, (6, 6, 6), probabilities=True)["probability"]["liver"]
+        for path in (run, tmp_path / "separate", tmp_path / "no_context")
+    ]
+    assert all(np.abs(a - b).max() > 1e-3 for a, b in zip(answers, answers[1:]))
+
+
+@pytest.mark.parametrize("size", [(24, 28, 40), (31, 17, 22)])
+def test_export_equals_the_run_through_the_loader_of_tensorflow_serving(run, size):
+    volume = noise(*size)
+    mine = prediction.segmentor(run)(volume, (6, 6, 6), probabilities=True)
+    theirs = running.served(run / "saved_model" / "1", volume[None, ..., None], "probabilities")
+    assert theirs["probability"].shape == (1, *size, 8) and theirs["probability"].dtype == np.float32
+    for k, name in enumerate(NAMES, start=1):
+        np.testing.assert_allclose(theirs["probability"][0, ..., k], mine["probability"][name], atol=1e-4)
+    label = running.served(run / "saved_model" / "1", volume[None, ..., None])
+    assert list(label) == ["label"] and label["label"].dtype == np.uint8
+    best = np.sort(theirs["probability"][0], axis=-1)
+    sure = best[..., -1] - best[..., -2] > 1e-3
+    assert sure.mean() > 0.9 and len(np.unique(mine["label"])) > 1
+    np.testing.assert_array_equal(label["label"][0, ..., 0][sure], mine["label"][sure])
+    np.testing.assert_array_equal(theirs["probability"][0].argmax(-1)[sure], mine["label"][sure])
+
+
+def test_predict_writes_label_values_and_a_probability_a_structure(run, tmp_path):
+    image = sitk.GetImageFromArray(np.rint(noise(22, 26, 30)).astype(np.int16))
+    image.SetSpacing((6, 6, 6))
+    image.SetOrigin((10, -20, 30))
+    image.SetDirection((0, 1, 0, -1, 0, 0, 0, 0, 1))
+    images.write(image, tmp_path / "ct.nii.gz")
+    arguments = [f"--input={tmp_path / 'ct.nii.gz'}", "--probabilities"]
+    for name, model in (("run", run), ("export", run / "saved_model" / "1")):
+        ended = running.script("predict.py", f"--model={model}", f"--output={tmp_path / name}", *arguments)
+        assert ended.returncode == 0, ended.stderr
+        assert "HU" not in ended.stderr and "trained on" not in ended.stderr
+    if "tile" not in ended.stdout:
+        assert "image" in ended.stdout
+    results = {name: tmp_path / name / "ct.nii.gz" for name in ("run", "export")}
+    labels = {name: images.read(path) for name, path in results.items()}
+    images.require_same_grid("result", labels["run"], "image", image)
+    np.testing.assert_array_equal(*(images.array(label) for label in labels.values()))
+    found = {path.parent.name for path in (tmp_path / "run" / "probabilities").rglob("ct.nii.gz")}
+    assert found == set(NAMES)
+
+
+def test_a_killed_run_goes_on_to_the_same_weights(run, tmp_path):
+    """Checkpoint of step 2 alone, as after a kill."""
+    again = tmp_path / "again"
+    train(f"--work_dir={again}", *TINY, "--checkpoint_steps=1")
+    for path in [*(again / "pyramid").glob("best"), again / "pyramid" / "model.keras", again / "evaluation"]:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for path in (again / "pyramid" / "last").glob("step-4*"):
+        path.unlink()
+    train(f"--work_dir={again}", *TINY)
+    for a, b in zip(*(stages.load(r / "pyramid" / "model.keras").get_weights() for r in (run, again))):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_three_levels_and_one(tmp_path):
+    train(f"--work_dir={tmp_path / 'three'}", *TINY, "--levels=3", "--downsampling=3,2,1", "--steps=1")
+    train(f"--work_dir={tmp_path / 'one'}", *TINY, "--levels=1", "--downsampling=2", "--steps=1")
+    for name, count in (("three", 3), ("one", 1)):
+        methods = {row["method"] for row in csv.DictReader(open(tmp_path / name / "evaluation" / "cases.csv"))}
+        assert methods == {f"level {level}" for level in range(1, count + 1)}
+
+
+def test_the_paper_s_constants_are_a_preset_and_the_command_line_wins(tmp_path, capsys):
+    """Refused before training for its patch: the folder holds the configuration all the same."""
+    train(f"--work_dir={tmp_path}", *TINY, "--preset=paper", "--downsampling=4,2", "--shift=0", "--elastic=0")
+    config = json.loads((tmp_path / "config.json").read_text())["flags"]
+    expected = {"mode": "end_to_end", "levels": 2, "downsampling": [4, 2], "normalization": "batch", "beta_1": 0.9}
+    assert {name: config[name] for name in expected} == expected
+    assert (config["base_filters"], config["steps"], config["learning_rate_decay"]) == (2, 4, "constant")
+
+
+def test_the_paper_preset_untouched():
+    from tf_autoctx.systems import multi_organ
+
+    paper = multi_organ.PRESETS["paper"]
+    assert {k: paper[k] for k in ("steps", "batch_size", "downsampling", "patch_size", "base_filters", "levels")} == {
+        "steps": 20_000,
+        "batch_size": 3,
+        "downsampling": [4, 2],
+        "patch_size": 64,
+        "base_filters": 32,
+        "levels": 2,
+    }
+
+
+# The user's own data
+
+
+@pytest.fixture()
+def data(tmp_path):
+    """A CSV of four small CTs with the label values 2 and 5, and no names for them."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    lines = ["image,label,split"]
+    for case in range(4):
+        label = np.zeros((18, 20, 22), np.uint8)
+        label[4:10, 4:12, 4:12] = 2
+        label[12:16, 6:14, 6:14] = 5
+        ct = np.rint(noise(*label.shape, seed=case) + 100 * label).astype(np.int16)
+        for kind, voxels in (("image", ct), ("label", label)):
+            volume = sitk.GetImageFromArray(voxels)
+            volume.SetSpacing((1.0, 1.5, 2.0))
+            images.write(volume, folder / f"{kind}_{case}.nii.gz")
+        lines.append(f"image_{case}.nii.gz,label_{case}.nii.gz,{'test' if case == 3 else 'train'}")
+    (folder / "cases.csv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def rewrite(path, change):
+    image = images.read(path)
+    changed = sitk.GetImageFromArray(change(images.array(image)))
+    changed.SetSpacing(image.GetSpacing())
+    sitk.WriteImage(changed, str(path))
+
+
+def test_label_values_come_back_and_warnings_name_what_is_odd(data, tmp_path, caplog):
+    rewrite(data / "image_1.nii.gz", lambda voxels: np.clip(voxels + 1024, 0, 4095))
+    for case in (0, 1, 2):
+        rewrite(data / f"label_{case}.nii.gz", lambda label: np.where(label == 5, 0, label).astype(np.uint8))
+    (data / "dataset.json").write_text(
+        json.dumps(
+            {
+                "labels": {"background": 0, "liver": 2, "spleen": 5},
+                "training": [{"image": f"image_{i}.nii.gz", "label": f"label_{i}.nii.gz"} for i in range(3)],
+                "test": [{"image": "image_3.nii.gz", "label": "label_3.nii.gz"}],
+            }
+        )
+    )
+    train(f"--work_dir={tmp_path / 'run'}", f"--data_dir={data}", *TINY, "--steps=2")
+    assert re.search(r"image_1\.nii\.gz: intensities from 2\d\d to 1\d\d\d do not look like a CT in HU", caplog.text)
+    assert "image_0.nii.gz: intensities" not in caplog.text
+    assert "No training case has spleen (label 5)" in caplog.text
+    caplog.clear()
+    segment = prediction.segmentor(tmp_path / "run")
+    assert segment.labels == {2: "liver", 5: "spleen"}
+    answer = segment(noise(18, 20, 22), (2.0, 1.5, 1.0))
+    assert set(np.unique(answer["label"])) <= {0, 2, 5} and not caplog.text
+    segment(noise(18, 20, 22) + 5000, (2.0, 1.5, 1.3), "other.nii.gz")
+    assert "other.nii.gz: voxels of 2 x 1.5 x 1.3 mm (z, y, x); the model was trained on 2 x 1.5 x 1 to" in caplog.text
+    assert "other.nii.gz: intensities from" in caplog.text
+
+
+def test_without_names_the_values_name_themselves_and_foreground_chooses(data):
+    cases = datasets.load(data / "cases.csv", seed=0)
+    assert datasets.structures(cases) == {2: "label 2", 5: "label 5"}
+    assert datasets.structures(cases, [5]) == {5: "label 5"}
+    with pytest.raises(errors.UserError, match=r"--foreground=5,7: no label is \[7\]; expected some of \[2, 5\]"):
+        datasets.structures(cases, [5, 7])
+
+
+def test_one_case_trains_and_validates_on_itself(data, tmp_path, caplog):
+    (data / "cases.csv").write_text("image,label,split\nimage_0.nii.gz,label_0.nii.gz,train\n")
+    train(f"--work_dir={tmp_path / 'run'}", f"--data_dir={data / 'cases.csv'}", *TINY, "--foreground=5")
+    assert "which also validates" in caplog.text
+    rows = list(csv.DictReader(open(tmp_path / "run" / "evaluation" / "cases.csv")))
+    assert {(row["case"], row["structure"]) for row in rows} == {("image_0", "label 5")}
+
+
+@pytest.mark.parametrize(
+    "arguments, sentence",
+    [
+        (["--levels=0"], "--levels=0"),
+        (["--mode=both"], "--mode=both"),
+        (["--downsampling=1,2"], "--downsampling=1,2: expected factors that fall from level to level"),
+        (["--downsampling=4"], "--downsampling has 1 factors; expected --levels=2"),
+        (["--downsampling=2,0"], "at least 1"),
+        (["--patch_size=20"], "must be a multiple of 8"),
+        (["--tile_size=20"], "must be a multiple of 8"),
+        (["--window_low=300"], "--window_low=300.0: expected less than window_high=240.0"),
+        (["--foreground=9"], "--foreground=9: no label is [9]"),
+        (["--data_dir=/no/such/folder"], "/no/such/folder: no such file or folder"),
+    ],
+)
+def test_wrong_flags_are_named(tmp_path, capsys, arguments, sentence):
+    with pytest.raises((SystemExit, flags.Error)) as ended:
+        train(f"--work_dir={tmp_path}", *TINY, *arguments)
+    assert sentence in (capsys.readouterr().err if ended.type is SystemExit else str(ended.value))
+
+
+SPOILED = {
+    "not an image": (lambda d: (d / "image_1.nii.gz").write_bytes(b"hello"), r"image_1\.nii\.gz: not a readable image"),
+    "no organ": (lambda d: rewrite(d / "label_1.nii.gz", np.zeros_like), r"label_1\.nii\.gz: the object is missing"),
+    "test label": (lambda d: rewrite(d / "label_3.nii.gz", np.zeros_like), r"label_3\.nii\.gz: the object is missing"),
+    "grid": (lambda d: rewrite(d / "label_1.nii.gz", lambda v: v[1:]), r"label_1\.nii\.gz: size"),
+    "value": (
+        lambda d: rewrite(d / "label_1.nii.gz", lambda v: v.astype(np.int16) * 100),
+        r"label_1\.nii\.gz: has the label values 0 to 500; expected values from 0 to 255",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", SPOILED)
+def test_bad_data_ends_in_one_sentence_before_training(data, tmp_path, capsys, what):
+    spoil, sentence = SPOILED[what]
+    spoil(data)
+    with pytest.raises(SystemExit) as ended:
+        train(f"--work_dir={tmp_path / 'run'}", f"--data_dir={data / 'cases.csv'}", *TINY)
+    assert ended.value.code == 1
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert message.startswith("error: ") and re.search(sentence, message), message
+    assert not (tmp_path / "run" / "pyramid").exists()

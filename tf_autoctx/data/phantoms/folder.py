@@ -1,0 +1,81 @@
+"""A folder of phantoms in the form of a Medical Segmentation Decathlon task."""
+
+import json
+from pathlib import Path
+
+import keras
+import SimpleITK as sitk
+
+from tf_autoctx.data import images
+from tf_autoctx.errors import UserError
+from tf_autoctx.files import replacing
+
+
+def write(directory, make, settings, prefix, about):
+    """Writes the cases, or finds them written already; the folder appears under its name only when it is complete.
+
+    `imagesTr`, `labelsTr`, `imagesTs`, `labelsTs` hold `<prefix>_000.nii.gz` and on.
+
+    Args:
+      directory: folder to make; its parents are made too.
+      make: number of a case -> image (z, y, x), label (z, y, x), spacing (z, y, x) in mm.
+      settings: what decides the content, "cases" (training, test) among them; kept in dataset.json as "phantom".
+      prefix: of the cases' names.
+      about: further entries of dataset.json.
+
+    Returns:
+      The folder, a `Path`.
+
+    Raises:
+      UserError: the folder exists and holds something else.
+    """
+    directory = Path(directory)
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        found = _recorded_settings(directory)
+        if found != settings:
+            raise UserError(
+                f"{directory}: holds {f'phantoms with {found}' if found else 'other files'}, asked for were phantoms "
+                f"with {settings}; name another folder or remove this one."
+            )
+        return directory
+
+    with replacing(directory, keep=True) as unfinished:
+        unfinished.mkdir()
+        _write_cases(unfinished, make, settings, prefix, about)
+    return directory
+
+
+def _write_cases(folder, make, settings, prefix, about):
+    entries = {"Tr": [], "Ts": []}
+    for part in entries:
+        (folder / f"images{part}").mkdir()
+        (folder / f"labels{part}").mkdir()
+    train, test = settings["cases"]
+    progress = keras.utils.Progbar(train + test, unit_name="phantom")
+    for number in range(train + test):
+        part = "Tr" if number < train else "Ts"
+        name = f"{prefix}_{number:03d}.nii.gz"
+        image, label, spacing = make(number)
+        for kind, voxels in (("images", image), ("labels", label)):
+            volume = sitk.GetImageFromArray(voxels)
+            volume.SetSpacing(spacing[::-1])  # SimpleITK counts (x, y, z)
+            images.write(volume, folder / f"{kind}{part}" / name)
+        entries[part].append(name)
+        progress.add(1)
+    task = {
+        **about,
+        "tensorImageSize": "3D",
+        "numTraining": train,
+        "numTest": test,
+        "training": [{"image": f"./imagesTr/{name}", "label": f"./labelsTr/{name}"} for name in entries["Tr"]],
+        "test": [f"./imagesTs/{name}" for name in entries["Ts"]],
+        "phantom": settings,
+    }
+    (folder / "dataset.json").write_text(json.dumps(task, indent=2) + "\n")
+
+
+def _recorded_settings(folder):
+    try:
+        return json.loads((folder / "dataset.json").read_text()).get("phantom")
+    except (OSError, ValueError, AttributeError):
+        return None

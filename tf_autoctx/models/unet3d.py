@@ -1,0 +1,96 @@
+"""3D U-Net and the multi-scale pyramid of them: the segmentors of the multi-organ system (Roth et al. 2018)."""
+
+import keras
+from keras import ops
+
+from tf_autoctx.models import layers
+
+RESOLUTIONS = 4
+
+
+def unet3d(
+    input_shape=(None, None, None, 1),
+    classes=8,
+    *,
+    base_filters=32,
+    normalization="batch",
+    initializer="he",
+    name="unet3d",
+):
+    """3D U-Net of four resolutions (Cicek et al. 2016, as in Roth et al. 2018, section 2.1).
+
+    Any spatial size works: the image is padded at its high ends to a multiple of 8 inside, and the answer is cropped.
+    Convolutions are `same`, so that 64^3 voxels in are 64^3 out.
+
+    Args:
+      input_shape: (depth, height, width, channels); None leaves an axis free.
+      classes: K, background included.
+      base_filters: channels of the first convolution; the paper has 32, all others follow.
+      normalization: "batch" (moving averages, so that a tile's answer does not depend on its size) or "instance".
+      initializer: see `layers.INITIALIZERS`.
+
+    Returns:
+      Functional model: image (batch, depth, height, width, channels) -> float32 logits (batch, depth, height, width,
+        classes).
+
+    Raises:
+      ValueError: unknown normalization or initializer (the message lists the known ones).
+    """
+    block = {"normalization": normalization, "initializer": initializer}
+    image = keras.Input(input_shape, name="image")
+    x = layers.PadToMultiple(2 ** (RESOLUTIONS - 1))(image)
+
+    # Analysis
+    skips = []
+    for resolution in range(RESOLUTIONS):
+        x = layers.max_pool(x) if resolution else x
+        x = layers.conv_block(x, base_filters * 2**resolution, 3, **block)
+        x = layers.conv_block(x, base_filters * 2 ** (resolution + 1), 3, **block)
+        skips.append(x)
+
+    # Synthesis
+    for skip in reversed(skips[:-1]):
+        x = layers.deconv(x, x.shape[-1], 2, initializer)
+        x = keras.layers.Concatenate()([x, skip])
+        x = layers.conv_block(x, skip.shape[-1], 3, **block)
+        x = layers.conv_block(x, skip.shape[-1], 3, **block)
+
+    # Head; float32 under mixed precision too, for the softmax
+    logits = layers.conv(x, classes, 1, initializer, dtype="float32")
+    return keras.Model(image, layers.CropLike(dtype="float32")([logits, image]), name=name)
+
+
+def pyramid(downsampling=(4, 2), classes=8, *, input_shape=(None, None, None), end_to_end=True, **arguments):
+    """Multi-scale pyramid of 3D U-Nets with auto-context, as one model (Roth et al. 2018, section 2.2, figure 1).
+
+    Level s sees its own image and, from the second level on, the class probabilities of the level before, resampled to
+    its grid and concatenated as channels. The images of all levels share their centre.
+
+    Args:
+      downsampling: factor of every level, coarsest first; the paper has (4, 2). One level is a plain U-Net.
+      classes: K, background included.
+      input_shape: (depth, height, width) of every level's image; None leaves an axis free.
+      end_to_end: whether the gradient of a level flows through its context into the levels before.
+      **arguments: of `unet3d`.
+
+    Returns:
+      Functional model: {"image_1": (batch, depth, height, width, 1), ..., one a level} -> {"level_1": float32 logits
+        (batch, depth, height, width, classes), ...}; `get_layer("level_1")` is the U-Net of level 1.
+
+    Raises:
+      ValueError: no level, or factors that do not fall from level to level.
+    """
+    if not downsampling or any(fine >= coarse for coarse, fine in zip(downsampling, downsampling[1:])):
+        raise ValueError(f"downsampling={downsampling}: expected factors that fall from level to level, such as 4,2.")
+    images, answers = {}, {}
+    for level, factor in enumerate(downsampling, start=1):
+        x = images[f"image_{level}"] = keras.Input((*input_shape, 1), name=f"image_{level}")
+        if level > 1:
+            context = keras.layers.Softmax(dtype="float32")(logits)
+            if not end_to_end:
+                context = ops.stop_gradient(context)
+            context = layers.ResampleAboutCentre(downsampling[level - 2] / factor, dtype="float32")([context, x])
+            x = keras.layers.Concatenate()([x, context])
+        unet = unet3d((None, None, None, x.shape[-1]), classes, name=f"level_{level}", **arguments)
+        logits = answers[f"level_{level}"] = unet(x)
+    return keras.Model(images, answers, name="pyramid")

@@ -1,0 +1,91 @@
+"""One stage of any system's training: from its losses and batches to a finished network in a folder of its own."""
+
+import pathlib
+import zipfile
+
+import keras
+
+from tf_autoctx import report
+from tf_autoctx.data import pipeline
+from tf_autoctx.errors import UserError
+from tf_autoctx.files import replacing
+from tf_autoctx.training import loop
+
+
+def train(directory, build, losses, files, prepare, validation, *, seed, strategy, settings):
+    """Trains one network, or goes on with it, or finds it finished.
+
+    Args:
+      directory: of the stage; gets model.keras (float32, best weights) once it is finished.
+      build: () -> a new network under the current dtype policy.
+      losses: (network, batch) -> (batch,) float32, the loss of each sample in training.
+      files: {name: path} of each training case, see `pipeline.sample`.
+      prepare: (sample, seed of shape (2,)) -> sample: what one pass sees, with random changes.
+      validation: network -> (() -> {"DSC": ...}), or None where there is no validation case.
+      seed: of the first weights, the order of samples and their changes.
+      strategy: `tf.distribute` strategy.
+      settings: `loop.Settings`.
+
+    Returns:
+      The finished network in float32.
+
+    Raises:
+      UserError: see `loop.fit`; a model.keras that cannot be read.
+    """
+    finished = pathlib.Path(directory) / "model.keras"
+    if finished.exists():
+        return load(finished)
+    if settings.patience and not validation:
+        raise UserError(
+            f"--patience={settings.patience}: there is no validation case; expected --validation_fraction above 0."
+        )
+    columns = {name: [entry[name] for entry in files] for name in files[0]}
+    keras.utils.set_random_seed(seed)
+    with strategy.scope():
+        network = build()
+        optimizer = loop.adam(settings, network.trainable_variables)
+    stage = loop.Stage(
+        networks={"network": network},
+        optimizers={"adam": optimizer},
+        step=lambda batch: {
+            "loss": loop.minimize(optimizer, network.trainable_variables, lambda: losses(network, batch))
+        },
+        batches=lambda first_step, context: pipeline.training(
+            columns,
+            prepare,
+            seed=seed,
+            first_step=first_step,
+            steps=settings.steps,
+            batch_size=settings.batch_size,
+            replicas=context.num_replicas_in_sync,
+            worker=context.input_pipeline_id,
+            workers=context.num_input_pipelines,
+        ),
+        validate=validation(network) if validation else None,
+    )
+    history = loop.fit(stage, directory, strategy, settings)
+    report.history(finished.with_name("history.png"), history, finished.parent.name.replace("_", " "))
+
+    policy = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("float32")
+    answer = build()
+    keras.config.set_dtype_policy(policy)
+    answer.set_weights(network.get_weights())
+    with replacing(finished) as path:
+        answer.save(path)
+    return answer
+
+
+def load(path):
+    """A stage's finished network.
+
+    Raises:
+      UserError: no file, or a damaged one.
+    """
+    try:
+        return keras.models.load_model(path, compile=False)
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise UserError(
+            f"{path}: not a network that can be read ({type(error).__name__}); delete it and train again, which makes it anew "
+            "from the stage's checkpoints."
+        ) from error
