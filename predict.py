@@ -41,17 +41,19 @@ def main(_):
         if path.exists() and not FLAGS.overwrite:
             raise errors.UserError(f"{path}: is there already; give --overwrite to replace it, or another --output.")
 
-    progress = keras.utils.Progbar(len(found), unit_name="image")
+    # One image shows its tiles, several show images.
+    progress = keras.utils.Progbar(len(found), unit_name="image") if len(found) > 1 else None
     for folder in (output, *folders.values()):
         folder.mkdir(parents=True, exist_ok=True)
     for name, path in found.items():
         image = images.read(path)
         images.require_dimensions(path, image, 3)
-        answer = segment(images.array(image), images.spacing(image), path, FLAGS.probabilities)
+        answer = segment(images.array(image), images.spacing(image), path, FLAGS.probabilities, not progress)
         images.write(images.like(answer["label"], image), output / f"{name}.nii.gz")
         for structure, folder in folders.items():
             images.write(images.like(answer["probability"][structure], image), folder / f"{name}.nii.gz")
-        progress.add(1)
+        if progress:
+            progress.add(1)
 
 
 if __name__ == "__main__":

@@ -91,7 +91,7 @@ def main(_):
         answers = system.cascade(networks, voxels[None, ..., None])
         return {f"level {level}": answer["label"][0, ..., 0] for level, answer in enumerate(answers, start=1)}
 
-    evaluation.evaluate(held_out, segment, run / "evaluation", {fetal_head.STRUCTURE: 1}, read)
+    evaluation.evaluate(held_out, segment, run / "evaluation", {fetal_head.STRUCTURE: 1}, read, facts["spacing"])
     export.saved_model(
         {"serving_default": lambda image: system.segment(networks, image)},
         networks,

@@ -45,7 +45,9 @@ flags.DEFINE_enum("normalization", "batch", ["batch", "instance"], "Moving avera
 flags.DEFINE_enum("initializer", "he", list(layers.INITIALIZERS), "Of convolutions.")
 flags.DEFINE_integer("shift", 4, "Largest random translation, in voxels of the last level.", 0)
 flags.DEFINE_float("rotation", 10.0, "Largest random angle about each axis, in degrees.", 0.0, 180.0)
-flags.DEFINE_float("elastic", 4.0, "SD of the elastic displacements, in voxels of the last level.", 0.0)
+flags.DEFINE_float(
+    "elastic", 4.0, "SD of the displacements of the B-spline's control points, in voxels of the last level.", 0.0
+)
 flags.DEFINE_integer("elastic_spacing", 32, "Voxels of the last level between two B-spline control points.", 1)
 flags.DEFINE_float("phantom_spacing", 1.5, "Edge of a phantom's voxels in mm.", 0.1)
 flag_types.define_integers("phantom_size", [112, 128, 176], "Voxels of a phantom along z, y, x.", length=3, least=8)
@@ -54,7 +56,8 @@ flag_types.define_integers("phantom_cases", [24, 8], "Phantoms to train on and t
 
 def main(_):
     training_flags.fill_in(multi_organ.PRESETS[FLAGS.preset or ("standard" if FLAGS.data_dir else "demo")])
-    FLAGS.set_default("downsampling", FLAGS.downsampling or [2**s for s in range(FLAGS.levels, 0, -1)])
+    if FLAGS.downsampling is None:
+        FLAGS.set_default("downsampling", [2**s for s in range(FLAGS.levels, 0, -1)])
     if len(FLAGS.downsampling) != FLAGS.levels:
         raise errors.UserError(
             f"--downsampling has {len(FLAGS.downsampling)} factors; expected --levels={FLAGS.levels}."
@@ -79,7 +82,7 @@ def main(_):
     run = runs.open_run(
         FLAGS.work_dir, multi_organ.NAME, training_flags.values(sys.modules[__name__]), datasets.fingerprint(cases)
     )
-    read = functools.partial(datasets.read_case, foreground=list(labels), labels=cases.labels, merge=False)
+    read = functools.partial(pyramids.read_ct, foreground=list(labels), labels=cases.labels)
     held_out = evaluation.held_out(cases, read)
     training, validation = (
         caching.cached(part, run / "cache", read, pyramids.prepared(system, FLAGS.seed))
@@ -109,6 +112,8 @@ def main(_):
         run / "evaluation",
         {name: value for value, name in labels.items()},
         read,
+        facts["spacing"],
+        window=(FLAGS.window_low, FLAGS.window_high),
     )
     unets = system.unets(network)
     export.saved_model(

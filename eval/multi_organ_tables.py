@@ -29,7 +29,7 @@ FLAGS = flags.FLAGS
 flags.DEFINE_list("runs", None, "Finished run folders of train_multi_organ.py.", required=True)
 flags.register_validator("runs", bool, "expected at least one run folder")
 flags.DEFINE_string("output", None, "Folder for cases.csv, summary.json and table.txt.", required=True)
-flags.declare_key_flag("data_dir")  # of the training scripts, whose flags `runs` knows; here: other data to segment
+flags.DEFINE_string("data_dir", "", "Other data to segment without training: a Decathlon or nnU-Net folder, or a CSV.")
 flag_types.define_label_map(
     "label_map",
     "Label values of --data_dir and the runs' for them, such as 3:1,4:2; others are left out. Default: equal values.",
@@ -100,18 +100,12 @@ def load_all(folders):
 
 
 def of_their_evaluations(found, prefixes):
-    """Rows of table 1: level 1, and the last level of every mode."""
-    modes = {run.mode for run in found}
-    source = "end_to_end" if "end_to_end" in modes else "separate"
-    first, last = [], []
-    for run, prefix in zip(found, prefixes):
-        for row in run.rows:
-            row = row | {"case": f"{prefix}/{row['case']}"}
-            if row["method"] == run.last_level:
-                last.append(row | {"method": run.method})
-            elif row["method"] == "level 1" and run.mode == source:
-                first.append(row)
-    return first + last
+    """Rows of table 1: every level of every mode."""
+    return [
+        row | {"method": f"{row['method']}, {MODES[run.mode]}", "case": f"{prefix}/{row['case']}"}
+        for run, prefix in zip(found, prefixes)
+        for row in run.rows
+    ]
 
 
 def other_data(data_dir, label_map, labels):
@@ -133,6 +127,8 @@ def other_data(data_dir, label_map, labels):
     cases = [case for case in dataset.test if case.label]
     if not cases:
         cases = [*dataset.train, *dataset.validation]
+        if not cases:
+            raise errors.UserError(f"{data_dir}: no case has a label; expected one to score.")
         logging.warning("%s: no test case has a label; all %d labelled cases are segmented.", data_dir, len(cases))
 
     # Each is read before the networks start; a CSV has no names, there the values that occur are the known ones.

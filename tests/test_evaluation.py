@@ -41,7 +41,7 @@ read = functools.partial(datasets.read_case, merge=False)
 
 def test_several_structures(tmp_path, capsys):
     cases = [case(tmp_path, "a", volume(v_1=2)), case(tmp_path, "b", volume(v_1=2, v_3=16))]
-    rows = evaluation.evaluate(cases, shifted, tmp_path / "evaluation", STRUCTURES, read)
+    rows = evaluation.evaluate(cases, shifted, tmp_path / "evaluation", STRUCTURES, read, [])
     scores = [(row["method"], row["structure"], row["case"], row["DSC_percent"]) for row in rows]
     assert scores == [
         ("level 1", "liver", "b", 50),  # case a has no liver and none was found: no row
@@ -72,7 +72,7 @@ def test_one_structure(tmp_path, capsys):
     cases = [case(tmp_path, "a", volume(v_3=2)), case(tmp_path, "b", volume(v_1=2, v_3=16))]
     segment = lambda voxels: {"level 1": np.roll(voxels, 1, axis=2) > 0}
     read = functools.partial(datasets.read_case, foreground=[1, 3])
-    rows = evaluation.evaluate(cases, segment, tmp_path / "evaluation", {"head": 1}, read)
+    rows = evaluation.evaluate(cases, segment, tmp_path / "evaluation", {"head": 1}, read, [])
     assert [row["DSC_percent"] for row in rows] == pytest.approx([75, 75])
     assert report.table(rows) in capsys.readouterr().out
 

@@ -200,7 +200,8 @@ def test_a_volume_within_one_patch_is_not_tiled(patch_network, size):
 def test_patches_are_blended_over_half_of_them(patch_network):
     x = noise(1, 24, 16, 16, 1)
     low, high = (np.array(ops.softmax(patch_network(x[:, z : z + 16])["logits"])[..., 1:]) for z in (0, 8))
-    ramp = (np.arange(8, dtype=np.float32).reshape(1, 8, 1, 1, 1) + 0.5) / 8
+    t = (np.arange(8, dtype=np.float32).reshape(1, 8, 1, 1, 1) + 0.5) / 8
+    ramp = 3 * t**2 - 2 * t**3
     expected = np.concatenate([low[:, :8], low[:, 8:] * (1 - ramp) + high[:, :8] * ramp, high[:, 8:]], axis=1)
     answer = system("p-USegNet").probability(patch_network, x, np.zeros_like(x))
     np.testing.assert_allclose(answer, expected, atol=1e-5)

@@ -69,19 +69,19 @@ def graph(function, channels=1):
 # Before the network.
 
 
-def test_the_window_becomes_0_to_1():
+def test_the_window_in_hundreds_of_hu():
     x = np.reshape(np.array([-1024, -160, 40, 140, 240, 3000], np.float32), (1, 1, 1, 6, 1))
-    np.testing.assert_allclose(np.ravel(system().preprocess(x, 1)), [0, 0, 0.5, 0.75, 1, 1], atol=1e-6)
+    np.testing.assert_allclose(np.ravel(system().preprocess(x, 1)), [0, 0, 2, 3, 4, 4], atol=1e-6)
     lung = system(window_low=-1000.0, window_high=0.0)
-    np.testing.assert_allclose(np.ravel(lung.preprocess(x, 1)), [0, 0.84, 1, 1, 1, 1], atol=1e-6)
+    np.testing.assert_allclose(np.ravel(lung.preprocess(x, 1)), [0, 8.4, 10, 10, 10, 10], atol=1e-6)
 
 
 def test_a_level_sees_the_windowed_volume_shrunk():
-    # Clipped to 0 1 0 1 before it is shrunk: weights 3 3 1 over 7 at either end.
+    # Clipped to 0 4 0 4 before it is shrunk: weights 3 3 1 over 7 at either end.
     x = np.reshape(np.array([-1024, 3000, -1024, 3000], np.float32), (1, 1, 1, 4, 1))
     answer = system(downsampling=(4, 2)).preprocess(x, 2)
     assert answer.shape == (1, 1, 1, 2, 1)
-    np.testing.assert_allclose(np.ravel(answer), [3 / 7, 4 / 7], atol=1e-6)
+    np.testing.assert_allclose(np.ravel(answer), [12 / 7, 16 / 7], atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -189,7 +189,7 @@ def test_tiles(unets):
     x, steps = raw(30, 17, 16), []
     one, whole = system(tile_size=16), system(tile_size=32)
     # Level 1: 15 x 9 x 8, one tile. Level 2: tiles of 16 that share 8, so 3 along 30 and 2 along 17.
-    assert (one.overlap, whole.overlap) == (8, 8) and (one.tiles((30, 17, 16)), whole.tiles((30, 17, 16))) == (7, 2)
+    assert (one.overlap, whole.overlap) == (8, 16) and (one.tiles((30, 17, 16)), whole.tiles((30, 17, 16))) == (7, 2)
     tiled = [np.array(answer) for answer in one.cascade(unets, x, lambda: steps.append(None))]
     assert len(steps) == 7
     untiled = [np.array(answer) for answer in whole.cascade(unets, x)]
@@ -201,8 +201,8 @@ def test_tiles(unets):
     np.testing.assert_allclose(tiled[1][:, :8, :8], corner, atol=1e-4)
 
 
-@pytest.mark.parametrize("tile_size, overlap", [(16, 8), (56, 8), (64, 16), (96, 24), (128, 32)])
-def test_tiles_share_a_quarter(tile_size, overlap):
+@pytest.mark.parametrize("tile_size, overlap", [(16, 8), (24, 8), (32, 16), (56, 16), (64, 16), (96, 24), (128, 32)])
+def test_tiles_share_a_quarter_or_16_voxels(tile_size, overlap):
     assert system(tile_size=tile_size).overlap == overlap
 
 
@@ -266,6 +266,8 @@ def test_networks_of_the_first_levels():
         ("tile_size", 8),
         ("tile_size", 100),
         ("window_low", 240.0),
+        ("window_low", float("nan")),
+        ("window_low", float("-inf")),
         ("normalization", "layer"),
         ("initializer", "zeros"),
     ],

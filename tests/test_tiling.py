@@ -137,11 +137,14 @@ def test_count_and_progress(size):
 
 @pytest.mark.parametrize("axis", [1, 2, 3])
 def test_neighbours_are_blended_by_a_ramp(axis):
-    # Tiles at 0..23 and 16..39, whose largest values are 23 and 39; between them 1/16, 3/16, ... 15/16 of the way.
+    # Tiles at 0..23 and 16..39, whose largest values are 23 and 39; between them 3 t^2 - 2 t^3 at t = 1/16, 3/16, ...
     x = np.moveaxis(np.arange(40, dtype=np.float32).reshape(1, 40, 1, 1, 1), 1, axis)
     answer = tiling.tiled(lambda x: ops.ones_like(x) * ops.max(x), x, 24, 8)
     assert answer.shape == x.shape
-    np.testing.assert_allclose(np.ravel(answer), [23] * 16 + [24, 26, 28, 30, 32, 34, 36, 38] + [39] * 16)
+    t = np.arange(1, 17, 2) / 16
+    np.testing.assert_allclose(
+        np.ravel(answer), [23] * 16 + [*(23 + 16 * (3 * t**2 - 2 * t**3))] + [39] * 16, rtol=1e-6
+    )
 
 
 @pytest.mark.parametrize("wrap", [lambda f: f, tf.function])

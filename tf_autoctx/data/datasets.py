@@ -126,7 +126,8 @@ def structures(dataset, foreground=None):
     """{label value: name} of the foreground; where the source names no labels, the values of the training labels.
 
     Raises:
-      UserError: no such value as one of `foreground`; an unreadable label.
+      UserError: no such value as one of `foreground`, values beyond 255, names that are no folder names or not distinct;
+        no label, or an unreadable one.
     """
     named = {value: name for value, name in dataset.labels.items() if value}
     if not named:
@@ -139,7 +140,15 @@ def structures(dataset, foreground=None):
         raise UserError(
             f"--foreground={','.join(map(str, foreground))}: no label is {unknown}; expected some of {sorted(named)}."
         )
-    return {value: named[value] for value in sorted(foreground or named)}
+    chosen = {value: named[value] for value in sorted(foreground or named)}
+    names = list(chosen.values())
+    bad = [name for name in names if names.count(name) > 1 or "/" in name or name in ("", ".", "..")]
+    if not chosen or max(chosen) > 255 or min(chosen) < 1 or bad:
+        raise UserError(
+            f"{dataset.name}: has the labels {chosen}; expected one at least, values from 1 to 255, and names that differ "
+            "and may be names of folders."
+        )
+    return chosen
 
 
 def _require_bytes(path, values):

@@ -32,7 +32,7 @@ def draw(sample, seed, *, scales, unit, size, deformation):
 
     Args:
       sample: {"image_1": (depth, height, width, 1) float32, the volume shrunk to the first scale, ..., "label": the
-        same (depth, height, width, 1) at full size, "places": see `places`, "spacing": (3,) mm of a full-size voxel}.
+        same (depth, height, width, 1) at full size, "places": see `places`, of one structure at least, "spacing": (3,) mm of a full-size voxel}.
       seed: 2 integers.
       scales: full-size voxels that a voxel of each scale covers along an axis.
       unit: the smallest scale that training ever sees: the deformation's unit.
@@ -43,7 +43,7 @@ def draw(sample, seed, *, scales, unit, size, deformation):
       {"image_1": (size, size, size, 1) float32, "label_1": likewise, uint8, ...}. Images are interpolated linearly and
       labels taken from the nearest full-size voxel, once; what lies outside the volume is air, 0.
     """
-    seeds = tf.unstack(tf.random.experimental.stateless_split(seed, 3))
+    seeds = tf.unstack(tf.random.experimental.stateless_split(seed, 4))
     candidates = sample["places"]
     present = tf.cast(tf.math.is_finite(candidates[:, 0, 0]), tf.float32)
     structure = tf.random.stateless_categorical(tf.math.log(present)[None], 1, seeds[0])[0, 0]
@@ -53,6 +53,8 @@ def draw(sample, seed, *, scales, unit, size, deformation):
 
     steps = np.arange(size) + 0.5 - size / 2
     grids = [scale * steps for scale in scales]
+    # Undeformed points of an even scale lie on the faces between full-size voxels: either side is as near.
+    side = tf.random.stateless_uniform([3], seeds[3], -1e-3, 1e-3)
     full = tf.cast(tf.shape(sample["label"])[:3], tf.float32)
     cut = {}
     for level, offsets in enumerate(deformation(grids, seeds[2], unit, sample["spacing"]), start=1):
@@ -60,5 +62,5 @@ def draw(sample, seed, *, scales, unit, size, deformation):
         image = sample[f"image_{level}"]
         shrunk = tf.cast(tf.shape(image)[:3], tf.float32) / full
         cut[f"image_{level}"] = augment.sample_linear(image, at * shrunk - 0.5)
-        cut[f"label_{level}"] = augment.sample_nearest(sample["label"], at - 0.5)
+        cut[f"label_{level}"] = augment.sample_nearest(sample["label"], at - 0.5 + side)
     return {name: tf.ensure_shape(tensor, (size, size, size, 1)) for name, tensor in cut.items()}

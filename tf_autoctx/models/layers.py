@@ -225,14 +225,10 @@ def resize_linear(x, size):
         old = ops.shape(x)[axis]
         if isinstance(new, int) and isinstance(old, int) and new == old:
             continue
-        x = _weighted(x, axis, linear_weights(new, old))
+        factor = ops.cast(old, "float32") / ops.cast(new, "float32")
+        distance = ops.abs(_positions(new)[:, None] * factor - _positions(old))
+        x = _weighted(x, axis, 1.0 - distance / ops.maximum(factor, 1.0))
     return x
-
-
-def linear_weights(new, old):
-    """Weights (new, old), not normalized, of `resize_linear` along an axis."""
-    factor = ops.cast(old, "float32") / ops.cast(new, "float32")
-    return 1.0 - ops.abs(_positions(new)[:, None] * factor - _positions(old)) / ops.maximum(factor, 1.0)
 
 
 def _positions(size):

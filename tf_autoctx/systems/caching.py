@@ -4,6 +4,7 @@ import pathlib
 
 import keras
 import numpy as np
+from absl import logging
 
 from tf_autoctx.data import images, pipeline
 
@@ -39,3 +40,13 @@ def spacing_range(files):
     paths = [str(pathlib.Path(entry["label"]).with_name("spacing")) for entry in files]
     spacings = np.stack([pipeline.stored(path, "spacing") for path in paths])
     return [np.round(spacings.min(0), 4).tolist(), np.round(spacings.max(0), 4).tolist()]
+
+
+def warn_of_spacing(name, spacing, trained):
+    """Warns of a volume whose spacing (z, y, x) is off that of all training cases by more than 20 % along an axis."""
+    if trained and any(s < 0.8 * low or s > 1.2 * high for s, low, high in zip(spacing, *trained)):
+        logging.warning(
+            "%s: voxels of %s mm (z, y, x); the model was trained on %s to %s mm and knows voxels, not mm. Resample it.",
+            name,
+            *(" x ".join(f"{s:.4g}" for s in values) for values in (spacing, *trained)),
+        )

@@ -7,6 +7,7 @@ from absl import logging
 from tf_autoctx import metrics, report
 from tf_autoctx.data import images
 from tf_autoctx.errors import UserError
+from tf_autoctx.systems import caching
 
 
 def held_out(cases, read):
@@ -61,7 +62,7 @@ def scores(prediction, truth, spacing, structures):
     return found
 
 
-def evaluate(cases, segment, directory, structures, read):
+def evaluate(cases, segment, directory, structures, read, trained, window=(-np.inf, np.inf)):
     """Scores methods on cases; writes cases.csv, summary.json and a picture a case (last method); prints the table.
 
     Args:
@@ -70,6 +71,8 @@ def evaluate(cases, segment, directory, structures, read):
       directory: of the evaluation.
       structures: {name: label value}. A structure that a case's truth lacks is left out, see `scores`.
       read: `datasets.Case` -> (sitk.Image, labels (depth, height, width)), as `datasets.read_case` does.
+      trained: spacing of the training cases, see `caching.warn_of_spacing`.
+      window: range of intensities that the pictures show.
 
     Returns:
       Rows of `report`: method by method, structure by structure, case by case.
@@ -81,12 +84,14 @@ def evaluate(cases, segment, directory, structures, read):
     for case in cases:
         image, truth = read(case)
         voxels, spacing = images.array(image).astype(np.float32), images.spacing(image)
+        caching.warn_of_spacing(case.image, spacing, trained)
         for method, prediction in segment(voxels).items():
             prediction = np.asarray(prediction)
             for score in scores(prediction, truth, spacing, structures):
                 row = {"method": method, "case": case.name, "group": case.group, **score}
                 methods.setdefault(method, []).append(row)
-        report.picture(directory / f"{case.name}.png", voxels, prediction, truth, spacing, case.name, structures)
+        shown = np.clip(voxels, *window)
+        report.picture(directory / f"{case.name}.png", shown, prediction, truth, spacing, case.name, structures)
         progress.add(1)
     order = list(structures)
     rows = [row for found in methods.values() for row in sorted(found, key=lambda row: order.index(row["structure"]))]

@@ -7,6 +7,7 @@ that changes voxel values is here, in Keras ops: training, prediction and the ex
 
 import dataclasses
 import functools
+import math
 
 import numpy as np
 from keras import ops
@@ -16,23 +17,26 @@ from tf_autoctx.models import layers
 from tf_autoctx.systems import tiling
 
 NAME = "multi_organ"
+# A level's image stands beside class probabilities of 0 to 1: tissues must differ as much as those do, or the first
+# convolution hardly sees the image.
+HU_PER_UNIT = 100.0
 MODES = ("end_to_end", "separate", "no_context")
 
 # Flag values by name; the command line wins. "paper" holds every constant of the paper.
 PRESETS = {
     "demo": {
-        "downsampling": [2, 1],
         "base_filters": 8,
         "patch_size": 32,
         "batch_size": 3,
-        "steps": 1000,
-        "samples_per_epoch": 750,
+        "steps": 800,
+        "samples_per_epoch": 1200,
         "validation_fraction": 0.1,
         "learning_rate": 3e-3,
         "learning_rate_decay": "polynomial",
         "tile_size": 96,
     },
     "standard": {
+        "batch_size": 3,
         "steps": 10_000,
         "samples_per_epoch": 1500,
         "learning_rate": 1e-3,
@@ -40,8 +44,7 @@ PRESETS = {
     },
     "paper": {
         "mode": "end_to_end",
-        "levels": 2,
-        "downsampling": [4, 2],
+        "levels": 2,  # of which the factors 4 and 2 follow
         "patch_size": 64,
         "base_filters": 32,
         "normalization": "batch",
@@ -68,7 +71,7 @@ class MultiOrgan:
       patch_size: edge of a training subvolume in voxels of its level, a multiple of 8.
       tile_size: largest edge of a tile in whole-volume inference, in voxels of its level, a multiple of 8; it bounds the
         memory.
-      window_low, window_high: the CT window in HU that becomes [0, 1]; not given in the paper.
+      window_low, window_high: the CT window in HU; not given in the paper.
       base_filters, normalization, initializer: see `models.unet3d`.
 
     Raises:
@@ -100,7 +103,7 @@ class MultiOrgan:
             raise ValueError(f"patch_size={self.patch_size}: expected a positive multiple of 8.")
         if self.tile_size < 16 or self.tile_size % 8:
             raise ValueError(f"tile_size={self.tile_size}: expected a multiple of 8 of at least 16.")
-        if self.window_low >= self.window_high:
+        if not -math.inf < self.window_low < self.window_high < math.inf:
             raise ValueError(f"window_low={self.window_low}: expected less than window_high={self.window_high}.")
 
     @property
@@ -115,8 +118,8 @@ class MultiOrgan:
 
     @property
     def overlap(self):
-        """Voxels that two tiles share: a quarter of a tile, in multiples of 8."""
-        return max(8, self.tile_size // 32 * 8)
+        """Voxels that two tiles share, a multiple of 8: a quarter of a tile, but 16 where half a tile has as many."""
+        return min(max(16, self.tile_size // 32 * 8), self.tile_size // 16 * 8)
 
     def network(self, levels=None):
         """A new pyramid of the first `levels` levels (None: all), under the current Keras dtype policy."""
@@ -146,7 +149,7 @@ class MultiOrgan:
         )
 
     def preprocess(self, image, scale):
-        """The CT window as [0, 1], 0 for air, shrunk to a level's grid with anti-aliasing.
+        """The CT window in hundreds of HU from its lower end, 0 for air, shrunk to a level's grid with anti-aliasing.
 
         Args:
           image: HU (batch, depth, height, width, 1) float32.
@@ -155,9 +158,7 @@ class MultiOrgan:
         Returns:
           (batch, *grid_size, 1) float32.
         """
-        image = (ops.clip(image, self.window_low, self.window_high) - self.window_low) / (
-            self.window_high - self.window_low
-        )
+        image = (ops.clip(image, self.window_low, self.window_high) - self.window_low) / HU_PER_UNIT
         return layers.resize_linear(image, self.grid_size(ops.shape(image)[1:4], scale))
 
     def classes(self, label):
@@ -204,11 +205,11 @@ class MultiOrgan:
         Returns:
           (batch, *size, 1) uint8.
         """
-        old, factor = ops.shape(probability)[1], ops.cast(ops.shape(probability)[1], "float32") / ops.cast(
-            size[0], "float32"
-        )
+        old = ops.shape(probability)[1]
+        factor = ops.cast(old, "float32") / ops.cast(size[0], "float32")
 
         def slice_(z):
+            # Two slices weigh in; a product with the matrix of all weights would read all of them for every slice.
             at = ops.clip((ops.cast(z, "float32") + 0.5) * factor - 0.5, 0.0, ops.cast(old - 1, "float32"))
             low = ops.cast(ops.floor(at), "int32")
             low_part = ops.take(probability, low, axis=1)

@@ -12,7 +12,7 @@ from absl import logging
 
 from tf_autoctx import export
 from tf_autoctx.errors import UserError
-from tf_autoctx.systems import fetal_head, multi_organ, pyramids, stages
+from tf_autoctx.systems import caching, fetal_head, multi_organ, pyramids, stages
 from tf_autoctx.training import runs
 
 
@@ -24,7 +24,8 @@ class Segmentor:
       labels: {label value: name} of its structures, in the order of values.
       spacing: [(z, y, x) smallest, (z, y, x) largest] spacing in mm of the cases it was trained on; empty if unknown.
       hounsfield: whether it takes CT in HU.
-      answer: (raw voxels (1, depth, height, width, 1) float32, whether probabilities are wanted) -> {name: tensor}.
+      answer: (raw voxels (1, depth, height, width, 1) float32, whether probabilities and whether a progress bar over
+        tiles are wanted) -> {name: tensor}.
     """
 
     labels: dict[int, str]
@@ -32,7 +33,7 @@ class Segmentor:
     hounsfield: bool
     answer: Callable
 
-    def __call__(self, voxels, spacing, name="volume", probabilities=False):
+    def __call__(self, voxels, spacing, name="volume", probabilities=False, progress=False):
         """Segments a volume, with a warning where its voxels or its intensities are unlike the training's.
 
         Args:
@@ -40,30 +41,21 @@ class Segmentor:
           spacing: (z, y, x) in mm.
           name: of the volume, for the warnings.
           probabilities: whether they are wanted.
+          progress: whether a progress bar over the tiles is wanted, where there are tiles outside a graph.
 
         Returns:
           {"label": (depth, height, width) uint8, "probability", if wanted: {structure: (depth, height, width) float32}}.
         """
         voxels = np.asarray(voxels, np.float32)
-        warn_of_spacing(name, spacing, self.spacing)
+        caching.warn_of_spacing(name, spacing, self.spacing)
         if self.hounsfield:
             pyramids.warn_unless_hu(name, voxels)
-        answer = self.answer(voxels[None, ..., None], probabilities)
+        answer = self.answer(voxels[None, ..., None], probabilities, progress)
         found = {"label": np.asarray(answer["label"])[0, ..., 0]}
         if probabilities:
             foreground = np.asarray(answer["probability"])[0, ..., -len(self.labels) :]
             found["probability"] = {name: foreground[..., k] for k, name in enumerate(self.labels.values())}
         return found
-
-
-def warn_of_spacing(name, spacing, trained):
-    """Warns of a volume whose spacing (z, y, x) is off that of all training cases by more than 20 % along an axis."""
-    if trained and any(s < 0.8 * low or s > 1.2 * high for s, low, high in zip(spacing, *trained)):
-        logging.warning(
-            "%s: voxels of %s mm (z, y, x); the model was trained on %s to %s mm and knows voxels, not mm. Resample it.",
-            name,
-            *(" x ".join(f"{s:.4g}" for s in values) for values in (spacing, *trained)),
-        )
 
 
 def segmentor(path, tile_size=None):
@@ -114,17 +106,17 @@ def _fetal_head(run, config):
     system = configured(fetal_head.FetalHead, config)
     networks = _networks(run, config["flags"]["level"])
     answer = tf.function(lambda image: system.segment(networks, image), input_signature=[export.VOLUME])
-    return {1: fetal_head.STRUCTURE}, lambda image, probabilities: answer(image)
+    return {1: fetal_head.STRUCTURE}, lambda image, probabilities, progress: answer(image)
 
 
 def _multi_organ(run, config):
     system = configured(multi_organ.MultiOrgan, config, labels={int(v): n for v, n in config["labels"].items()})
-    network = stages.load(run / pyramids.stage(system, len(system.scales)) / "model.keras")
+    network = stages.load(_finished(run / pyramids.stage(system, len(system.scales)) / "model.keras"))
     unets = pyramids.graphs(system, network)
 
-    def answer(image, probabilities):
-        progress = pyramids.progress(system, image.shape[1:4])
-        return system.segment(unets, tf.constant(image), probabilities, progress)
+    def answer(image, probabilities, progress):
+        step = pyramids.progress(system, image.shape[1:4]) if progress else None
+        return system.segment(unets, tf.constant(image), probabilities, step)
 
     return system.labels, answer
 
@@ -137,27 +129,31 @@ def _from_saved_model(path):
         loaded = tf.saved_model.load(str(path))
         card = json.loads((path / export.CARD).read_text())
         labels, spacing = {int(value): name for value, name in card["labels"].items()}, card["spacing"]
+        hounsfield = card["system"] == multi_organ.NAME
+        signatures = {False: loaded.signatures["serving_default"]}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, tf.errors.OpError) as error:
         raise UserError(f"{path}: not a SavedModel of ours ({type(error).__name__}); export it again.") from error
-    names = {
-        False: "serving_default",
-        True: "probabilities" if "probabilities" in loaded.signatures else "serving_default",
-    }
+    signatures[True] = loaded.signatures.get("probabilities", signatures[False])
 
-    def answer(image, probabilities):
-        return loaded.signatures[names[probabilities]](image=tf.constant(image))  # `loaded` owns the variables
+    def answer(image, probabilities, progress):
+        loaded  # owns the variables
+        return signatures[probabilities](image=tf.constant(image))
 
-    return Segmentor(labels, spacing, card["system"] == multi_organ.NAME, answer)
+    return Segmentor(labels, spacing, hounsfield, answer)
 
 
 def _networks(run, level):
     """The networks of the finished levels of a run of `level` levels, level 1 first."""
     files = [run / f"level_{number}" / "model.keras" for number in range(1, level + 1)]
     finished = list(itertools.takewhile(pathlib.Path.exists, files))
-    if not finished:
-        raise UserError(
-            f"{files[0]}: this level is not finished; run the training script with the same flags to go on."
-        )
+    _finished(files[0])
     if len(finished) < level:
         logging.warning("%s: %d of %d levels are finished; these answer.", run, len(finished), level)
     return [stages.load(file) for file in finished]
+
+
+def _finished(file):
+    """The file of a network, if it is there."""
+    if not file.exists():
+        raise UserError(f"{file}: this level is not finished; run the training script with the same flags to go on.")
+    return file

@@ -8,8 +8,7 @@ import tensorflow as tf
 from absl import logging
 
 from tf_autoctx import losses, metrics
-from tf_autoctx.data import pipeline, subvolumes
-from tf_autoctx.models import layers
+from tf_autoctx.data import datasets, images, pipeline, subvolumes
 from tf_autoctx.systems import stages
 
 
@@ -18,7 +17,6 @@ def prepared(system, seed):
 
     def prepare(case, voxels, label):
         rng = np.random.default_rng([seed, zlib.crc32(case.name.encode())])
-        warn_unless_hu(case.image, voxels)
         return {
             "label": system.classes(label)[0],
             "places": subvolumes.places(label[0, ..., 0], system.values[1:], rng),
@@ -26,6 +24,13 @@ def prepared(system, seed):
         }
 
     return prepare
+
+
+def read_ct(case, foreground, labels):
+    """`datasets.read_case` with each label value an object of its own, and `warn_unless_hu`."""
+    image, label = datasets.read_case(case, foreground, labels, merge=False)
+    warn_unless_hu(case.image, images.array(image))
+    return image, label
 
 
 def warn_unless_hu(path, voxels):
@@ -77,6 +82,7 @@ def _stage(count, below, system, training, validation, run, strategy, settings, 
     """Trains the pyramid of the first `count` levels; where there is a finished one `below`, its last level alone."""
     levels = range(1, count + 1)
     learning = levels[-1:] if below else levels
+    names = ["label", "places", "spacing", *(f"image_{level}" for level in levels)]
     loss = losses.DiceLoss()
 
     def build():
@@ -108,11 +114,10 @@ def _stage(count, below, system, training, validation, run, strategy, settings, 
             cases = []
             for entry in validation:
                 case = pipeline.sample(entry)
-                images = [case[f"image_{level}"][None] for level in levels]
-                answer = np.argmax(system.probabilities(unets, images)[-1][0], axis=-1)
-                truth = layers.resize_nearest(case["label"][None], answer.shape)[0, ..., 0].numpy()
-                present = np.setdiff1d(truth, 0)
-                cases.append(np.mean([metrics.dice(answer == k, truth == k) for k in present]) if present.size else 1.0)
+                answer = system.probabilities(unets, [case[f"image_{level}"][None] for level in levels])[-1]
+                truth = case["label"][..., 0].numpy()
+                label = system.classes(system.label(answer, truth.shape))[0, ..., 0].numpy()
+                cases.append(np.mean([metrics.dice(label == k, truth == k) for k in np.setdiff1d(truth, 0)]))
             return {"DSC": float(np.mean(cases))}
 
         return validate
@@ -121,7 +126,7 @@ def _stage(count, below, system, training, validation, run, strategy, settings, 
         run / stage(system, count),
         build,
         sample_losses,
-        training,
+        [{name: path for name, path in entry.items() if name in names} for entry in training],
         prepare,
         validator if validation else None,
         seed=settings.seed * 1000 + count,

@@ -33,9 +33,6 @@ flags.DEFINE_enum(
     "auto: bfloat16 where the hardware has it.",
 )
 
-# A run folder may be opened again with other values of these. (A strategy with other replicas is refused by the loop.)
-FREE = ("work_dir", "data_dir", "level", "strategy", "checkpoint_steps", "preset", "tile_size")
-
 
 def fill_in(preset):
     """Sets the flags of `preset` ({name: value}) that the command line leaves open."""

@@ -8,8 +8,9 @@ import subprocess
 
 from tf_autoctx.errors import UserError
 from tf_autoctx.files import replacing
-from tf_autoctx.training.flags import FREE
 
+# A run folder may be opened again with other values of these. (A strategy with other replicas is refused by the loop.)
+FREE = ("work_dir", "data_dir", "level", "strategy", "checkpoint_steps", "preset", "tile_size")
 PACKAGES = ("tensorflow", "keras", "numpy", "scipy", "SimpleITK")
 
 
@@ -66,8 +67,19 @@ def open_run(directory, system, flags, fingerprint):
 
 
 def note(run, **facts):
-    """Adds facts to config.json of a run folder, such as the names of its labels."""
-    config = load_config(run) | facts
+    """Adds facts to config.json of a run folder, such as the names of its labels.
+
+    Raises:
+      UserError: a fact is another than before.
+    """
+    config, facts = load_config(run), json.loads(json.dumps(facts))
+    for name, value in facts.items():
+        if config.get(name, value) != value:
+            raise UserError(
+                f"{run}: this run folder was made with the {name} {config[name]}, now they are {value}; expected the same, or "
+                "another --work_dir."
+            )
+    config |= facts
     with replacing(run / "config.json") as path:
         path.write_text(json.dumps(config, indent=1) + "\n")
 
