@@ -32,7 +32,8 @@ def draw(sample, seed, *, scales, unit, size, deformation):
 
     Args:
       sample: {"image_1": (depth, height, width, 1) float32, the volume shrunk to the first scale, ..., "label": the
-        same (depth, height, width, 1) at full size, "places": see `places`, of one structure at least, "spacing": (3,) mm of a full-size voxel}.
+        same (depth, height, width, 1) at full size, "places": see `places`, of one structure at least, "spacing": (3,)
+        mm of a full-size voxel}.
       seed: 2 integers.
       scales: full-size voxels that a voxel of each scale covers along an axis.
       unit: the smallest scale that training ever sees: the deformation's unit.

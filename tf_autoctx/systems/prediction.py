@@ -44,7 +44,8 @@ class Segmentor:
           progress: whether a progress bar over the tiles is wanted, where there are tiles outside a graph.
 
         Returns:
-          {"label": (depth, height, width) uint8, "probability", if wanted: {structure: (depth, height, width) float32}}.
+          {"label": (depth, height, width) uint8, "probability", if wanted: {structure: (depth, height, width)
+          float32}}.
         """
         voxels = np.asarray(voxels, np.float32)
         caching.warn_of_spacing(name, spacing, self.spacing)

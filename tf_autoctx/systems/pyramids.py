@@ -13,7 +13,8 @@ from tf_autoctx.systems import stages
 
 
 def prepared(system, seed):
-    """A `prepare` of `caching.cached`: every level's image, the label's classes, and where subvolumes may be centred."""
+    """A `prepare` of `caching.cached`: every level's image, the label's classes, and where subvolumes may be
+    centred."""
 
     def prepare(case, voxels, label):
         rng = np.random.default_rng([seed, zlib.crc32(case.name.encode())])
@@ -34,7 +35,8 @@ def read_ct(case, foreground, labels):
 
 
 def warn_unless_hu(path, voxels):
-    """Warns of a CT whose range of intensities cannot be in Hounsfield units: air and fat are below 0, bone above 100."""
+    """Warns of a CT whose range of intensities cannot be in Hounsfield units: air and fat are below 0, bone above
+    100."""
     low, high = voxels.min(), voxels.max()
     if low > -50 or high < 100:
         logging.warning(
