@@ -82,6 +82,7 @@ def main(_):
     run = runs.open_run(
         FLAGS.work_dir, multi_organ.NAME, training_flags.values(sys.modules[__name__]), datasets.fingerprint(cases)
     )
+    runs.note(run, labels=labels)
     read = functools.partial(pyramids.read_ct, foreground=list(labels), labels=cases.labels)
     held_out = evaluation.held_out(cases, read)
     training, validation = (
@@ -89,8 +90,8 @@ def main(_):
         for part in (cases.train, cases.validation)
     )
     pyramids.warn_of_missing(system, training)
-    facts = {"labels": labels, "spacing": caching.spacing_range(training)}
-    runs.note(run, **facts)
+    spacing = caching.spacing_range(training)
+    runs.note(run, spacing=spacing)
 
     # Section 2.2: the levels, trained together or one after the other
     network = pyramids.train(
@@ -112,7 +113,7 @@ def main(_):
         run / "evaluation",
         {name: value for value, name in labels.items()},
         read,
-        facts["spacing"],
+        spacing,
         window=(FLAGS.window_low, FLAGS.window_high),
     )
     unets = system.unets(network)
@@ -123,7 +124,7 @@ def main(_):
         },
         [network],
         run / "saved_model" / "1",
-        {"system": multi_organ.NAME, **facts},
+        {"system": multi_organ.NAME, "labels": labels, "spacing": spacing},
     )
 
 

@@ -1,20 +1,31 @@
+import csv
+import dataclasses
+import functools
 import re
+import shutil
+import subprocess
+import sys
+import textwrap
+import types
 
 import keras
 import numpy as np
 import pytest
+import running
 import tensorflow as tf
 from keras import ops
 from scipy import ndimage
+from test_tiling import seam, starts_and_edge
 
-from tf_autoctx import export, losses
+from tf_autoctx import errors, export, losses, metrics
 from tf_autoctx.data import augment, pipeline, subvolumes
 from tf_autoctx.models import layers
-from tf_autoctx.systems import multi_organ, pyramids
+from tf_autoctx.systems import multi_organ, prediction, pyramids, stages, tiling
 from tf_autoctx.systems.multi_organ import MultiOrgan
-from tf_autoctx.training import loop
+from tf_autoctx.training import loop, runs
 
 LABELS = {5: "pancreas", 2: "liver"}
+DEFORMATION = augment.Deformation(shift=1, rotation=10.0, elastic=1.0, elastic_spacing=8)
 
 
 def noise(*shape, seed=0):
@@ -53,7 +64,7 @@ def randomize(network, seed=0):
 @pytest.fixture(scope="module")
 def unets():
     """Functions of two levels, as graphs."""
-    return pyramids.graphs(system(), randomize(system().network()))
+    return pyramids.graphs(system(), randomize(system().network(), seed=2))  # both levels' answers follow the image
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +164,7 @@ def test_the_cascade_written_out(unets, size):
     # Both levels are one tile.
     x, half = raw(*size), tuple((n + 1) // 2 for n in size)
     answers = system().cascade(unets, x)
-    image = np.clip((x + 160) / 400, 0, 1)
+    image = np.clip((x + 160) / 100, 0, 4)  # in hundreds of HU
     first = np.array(ops.softmax(unets[0](layers.resize_linear(image, half))))
     context = ndimage.zoom(
         first, (1, *(n / h for n, h in zip(size, half)), 1), order=1, mode="nearest", grid_mode=True, prefilter=False
@@ -204,6 +215,42 @@ def test_tiles(unets):
 @pytest.mark.parametrize("tile_size, overlap", [(16, 8), (24, 8), (32, 16), (56, 16), (64, 16), (96, 24), (128, 32)])
 def test_tiles_share_a_quarter_or_16_voxels(tile_size, overlap):
     assert system(tile_size=tile_size).overlap == overlap
+
+
+def errors_at_tiles(answer, reference, tile, overlap):
+    """Mean |answer - reference| within 2 voxels of a tile's border, of the middle of an overlap, and elsewhere."""
+    error = np.abs(np.array(answer) - np.array(reference)).mean(axis=(0, 4))
+    border, middle = np.zeros((2, *error.shape), bool)
+    for axis, n in enumerate(error.shape):
+        starts, edge = starts_and_edge(n, tile, overlap)
+        assert len(starts) > 1
+        borders = [*starts[1:], *(start + edge for start in starts[:-1])]
+        for mask, places in ((border, borders), (middle, [start + overlap // 2 for start in starts[1:]])):
+            for at in places:
+                np.moveaxis(mask, axis, 0)[at - 2 : at + 2] = True
+    return error[border].mean(), error[middle].mean(), error[~(border | middle)].mean()
+
+
+@pytest.mark.parametrize("far", [1.0, 0.25])
+def test_no_seams(far):
+    """`far`: weight of what comes up from coarser resolutions, which see farther than an overlap."""
+    one, size = system(base_filters=2, tile_size=32), (48, 56, 61)
+    network = randomize(one.network())
+    for weight in network.weights:
+        if "transpose" in weight.path and weight.path.endswith("kernel"):
+            weight.assign(far * weight)
+    image = one.preprocess(raw(*size), 1)
+    context = ops.softmax(ndimage.gaussian_filter(noise(1, *size, 3), (0, 2, 2, 2, 0)) * 30)
+    for unet, x in zip(one.unets(network), (image, np.concatenate([image, context], axis=-1)), strict=True):
+        function = lambda x, unet=unet: ops.softmax(unet(x))
+        reference = function(x)
+        assert np.std(reference, axis=(0, 1, 2, 3)).max() > 0.1
+        tiled = tiling.tiled(function, x, one.tile_size, one.overlap)
+        at_border, in_middle, elsewhere = errors_at_tiles(tiled, reference, one.tile_size, one.overlap)
+        assert 1e-3 < max(at_border, in_middle) < 2 * elsewhere
+        # Tiles side by side have seams, and the measure sees them.
+        side_by_side, elsewhere = seam(tiling.tiled(function, x, 32, 0), reference, 32, 0)
+        assert side_by_side > 1.5 * elsewhere and side_by_side > 1.5 * at_border
 
 
 def test_a_graph_of_any_size_answers_as_eager(unets):
@@ -319,6 +366,21 @@ def cases(folder, one, count=3, size=(24, 20, 16)):
     return files
 
 
+def settings(**changes):
+    values = {
+        "seed": 1,
+        "steps": 2,
+        "samples_per_epoch": 6,
+        "checkpoint_steps": 100,
+        "batch_size": 3,
+        "learning_rate": 0.01,
+        "learning_rate_decay": "constant",
+        "beta_1": 0.9,
+        "patience": 0,
+    }
+    return loop.Settings(**{**values, **changes})
+
+
 def test_a_warning_of_structures_that_no_case_has(tmp_path, caplog):
     files = cases(tmp_path, system("no_context"))
     pyramids.warn_of_missing(system(), files)
@@ -356,24 +418,47 @@ def test_the_loss_of_level_2_alone_moves_level_1_end_to_end():
         assert all(np.any(weight.numpy() != was) for weight, was in zip(first, before))
 
 
-def test_separate_trains_level_after_level(tmp_path):
-    one = system("separate")
-    settings = loop.Settings(
-        seed=1,
-        steps=2,
-        samples_per_epoch=6,
-        checkpoint_steps=100,
-        batch_size=3,
-        learning_rate=0.01,
-        learning_rate_decay="constant",
-        beta_1=0.9,
-        patience=0,
-    )
-    files = cases(tmp_path, one)
-    deformation = augment.Deformation(shift=1, rotation=10.0, elastic=1.0, elastic_spacing=8)
-    network = pyramids.train(one, files, [], tmp_path / "run", tf.distribute.get_strategy(), settings, deformation)
+def test_the_loss_of_a_step_is_that_of_all_levels(tmp_path):
+    downsampling, levels = (3, 2, 1), (1, 2, 3)
+    one = system(downsampling=downsampling)
+    files, once = cases(tmp_path, one), settings(steps=1)
+    trained = pyramids.train(one, files, [], tmp_path / "run", tf.distribute.get_strategy(), once, DEFORMATION)
+    [history] = csv.DictReader(open(tmp_path / "run" / "pyramid" / "history.csv"))
+
+    # The first weights and the batch once more.
+    seed = once.seed * 1000 + len(levels)
+    keras.utils.set_random_seed(seed)
+    network = one.network()
+    draw = functools.partial(subvolumes.draw, scales=downsampling, unit=1, size=8, deformation=DEFORMATION)
+    columns = {name: [entry[name] for entry in files] for name in files[0]}
+    [batch] = pipeline.training(columns, draw, seed=seed, first_step=0, steps=1, batch_size=3, replicas=1)
+    answers = network({f"image_{n}": batch[f"image_{n}"] for n in levels}, training=True)
+    dice = [float(ops.mean(losses.DiceLoss()(batch[f"label_{n}"], answers[f"level_{n}"]))) for n in levels]
+    assert max(dice) < -0.05  # none could be left out
+    assert float(history["loss"]) == pytest.approx(sum(dice), rel=1e-4)
+
+    # Every level has learnt, and every level answers.
+    for n in levels:
+        own, new = (model.get_layer(f"level_{n}").trainable_weights for model in (network, trained))
+        assert any(np.any(a.numpy() != b.numpy()) for a, b in zip(own, new, strict=True))
+    found = pyramids.every_level(one, trained)(raw(19, 16, 13)[0, ..., 0])
+    assert list(found) == [f"level {n}" for n in levels]
+    assert all(label.shape == (19, 16, 13) and label.dtype == np.uint8 for label in found.values())
+
+
+@pytest.fixture(scope="module")
+def separate(tmp_path_factory):
+    """(system, cases, run folder, network) after training of two levels, one after the other."""
+    folder, one = tmp_path_factory.mktemp("separate"), system("separate")
+    files = cases(folder, one)
+    single = tf.distribute.get_strategy()
+    return one, files, folder, pyramids.train(one, files, [], folder / "run", single, settings(), DEFORMATION)
+
+
+def test_separate_trains_level_after_level(separate):
+    one, files, folder, network = separate
     first, both = (
-        keras.models.load_model(tmp_path / "run" / f"level_{n}" / "model.keras", compile=False) for n in (1, 2)
+        keras.models.load_model(folder / "run" / f"level_{n}" / "model.keras", compile=False) for n in (1, 2)
     )
     assert list(first.output) == ["level_1"] and list(both.output) == ["level_1", "level_2"]
 
@@ -393,13 +478,105 @@ def test_separate_trains_level_after_level(tmp_path):
     for name, array in weights(network, "level_2").items():
         np.testing.assert_array_equal(array, weights(both, "level_2")[name])
     for level in (1, 2):
-        history = (tmp_path / "run" / f"level_{level}" / "history.csv").read_text().splitlines()
+        history = (folder / "run" / f"level_{level}" / "history.csv").read_text().splitlines()
         assert len(history) == 2
     # What is finished is not trained again.
-    untouched = (tmp_path / "run" / "level_2" / "model.keras").stat().st_mtime_ns
-    again = pyramids.train(one, files, [], tmp_path / "run", tf.distribute.get_strategy(), settings, deformation)
-    assert (tmp_path / "run" / "level_2" / "model.keras").stat().st_mtime_ns == untouched
+    untouched = (folder / "run" / "level_2" / "model.keras").stat().st_mtime_ns
+    again = pyramids.train(one, files, [], folder / "run", tf.distribute.get_strategy(), settings(), DEFORMATION)
+    assert (folder / "run" / "level_2" / "model.keras").stat().st_mtime_ns == untouched
     assert all(np.array_equal(a, b) for a, b in zip(network.get_weights(), again.get_weights(), strict=True))
+
+
+def test_a_run_of_separate_levels_is_found(separate, tmp_path):
+    one, _, folder, network = separate
+    flags = {name: value for name, value in dataclasses.asdict(one).items() if name != "labels"}
+    run = runs.open_run(tmp_path / "run", multi_organ.NAME, {"seed": 1, **flags}, "data")
+    runs.note(run, labels=dict(sorted(LABELS.items())), spacing=[[1, 1, 1]] * 2)
+    shutil.copytree(folder / "run" / "level_1", run / "level_1")
+    with pytest.raises(errors.UserError, match="level_2/model.keras: this level is not finished"):
+        prediction.segmentor(run)
+    shutil.copytree(folder / "run" / "level_2", run / "level_2")
+    segment, x = prediction.segmentor(run), raw(19, 18, 13)
+    assert segment.labels == LABELS and segment.hounsfield
+    found = segment(x[0, ..., 0], (1, 1, 1), probabilities=True)
+    expected = one.segment(one.unets(network), x, probability=True)
+    assert found["label"].shape == (19, 18, 13) and found["label"].dtype == np.uint8
+    assert set(np.unique(found["label"])) <= {0, 2, 5}
+    for k, name in enumerate(("liver", "pancreas"), start=1):
+        np.testing.assert_allclose(found["probability"][name], expected["probability"][0, ..., k], atol=1e-5)
+
+
+@pytest.mark.parametrize("downsampling", [(2, 1), (4, 2)])
+def test_validation_is_the_mean_dice_of_the_last_level_on_the_original_grid(tmp_path, monkeypatch, downsampling):
+    one = system(downsampling=downsampling)
+    files, classes = cases(tmp_path, one), np.arange(3, dtype=np.float32)
+    # The first level finds nothing, the last one the class that is next to its image's value.
+    nothing = lambda x, training: ops.repeat(0 * x, 3, axis=-1)
+    nearest = lambda x, training: 100 * (2 * classes * x[..., :1] - classes**2)
+    network = types.SimpleNamespace(outputs=[None] * 2, get_layer={"level_1": nothing, "level_2": nearest}.get)
+    answers = []
+    for entry in files:
+        image = 100 * pipeline.stored(entry["label"], "label").numpy()[None].astype(np.float32) - 160
+        for n, scale in enumerate(downsampling, start=1):
+            pipeline.store(entry[f"image_{n}"], one.preprocess(image, scale)[0])
+        answers.append(one.classes(one.segment(one.unets(network), image)["label"])[0].numpy())
+        pipeline.store(entry["label"], answers[-1])
+        assert downsampling != (2, 1) or np.array_equal(answers[-1], image[0] / 100 + 1.6)
+
+    monkeypatch.setattr(stages, "train", lambda *arguments, **_: arguments[5])
+
+    def dsc(*which):
+        validation = [files[n] for n in which]
+        return pyramids.train(one, files, validation, tmp_path, None, settings(), DEFORMATION)(network)()
+
+    assert dsc(0) == dsc(0, 1, 2) == {"DSC": 1.0}
+    # The truth of case 1 is moved by one voxel.
+    answer, truth = answers[1][..., 0], np.roll(answers[1][..., 0], 1, axis=0)
+    pipeline.store(files[1]["label"], truth[..., None])
+    expected = np.mean([metrics.dice(answer == k, truth == k) for k in np.unique(truth) if k])
+    assert 0.5 < expected < 0.95 and dsc(1)["DSC"] == pytest.approx(expected)
+    if downsampling == (2, 1):
+        assert expected == pytest.approx((11 / 12 + 2 / 3) / 2)  # the liver has 12 slices, the pancreas 3
+    assert dsc(0, 1, 2)["DSC"] == pytest.approx((2 + expected) / 3)
+    # What the truth lacks does not count.
+    pipeline.store(files[1]["label"], np.where(answers[1] == 2, 0, answers[1]).astype(np.uint8))
+    assert dsc(1) == {"DSC": 1.0}
+
+
+REPLICAS = textwrap.dedent("""
+    import pathlib, sys
+    import numpy as np, tensorflow as tf
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+    sys.path.insert(0, "tests")
+    from tf_autoctx.systems import pyramids
+    from tf_autoctx.training import devices, loop
+    import test_multi_organ as t
+
+    strategy, fit, made = devices.strategy("mirrored"), loop.fit, []
+    loop.fit = lambda stage, *arguments: made.append(stage) or fit(stage, *arguments)
+    one, folder = t.system("separate"), pathlib.Path(sys.argv[1])
+    settings = t.settings(batch_size=1, samples_per_epoch=4)
+    pyramids.train(one, t.cases(folder, one), [], folder / "run", strategy, settings, t.DEFORMATION)
+    for number, stage in enumerate(made, start=1):
+        for variable in stage.networks["network"].weights:
+            copies = [copy.numpy() for copy in strategy.experimental_local_results(variable.value)]
+            same, finite = np.array_equal(*copies), np.all(np.isfinite(copies))
+            start = 0.0 if variable.path.endswith("moving_mean") else 1.0
+            print("WEIGHT", number, variable.path.split("/")[-1], same, finite, np.any(copies[0] != start))
+    """)
+
+
+def test_replicas_keep_the_same_moving_averages(tmp_path):
+    command = [sys.executable, "-c", REPLICAS, str(tmp_path)]
+    ended = subprocess.run(command, cwd=running.ROOT, capture_output=True, encoding="utf-8", timeout=300)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    weights = [line.split()[1:] for line in ended.stdout.splitlines() if line.startswith("WEIGHT ")]
+    assert len(weights) == 3 * (14 * 6 + 3 * 2 + 2)  # of level 1, then of both
+    assert all(same == finite == "True" for _, _, same, finite, _ in weights)
+    for which in ("moving_mean", "moving_variance"):
+        moved = [(stage, moved) for stage, name, _, _, moved in weights if name == which]
+        assert moved == [("1", "True")] * 14 + [("2", "True")] * 28
 
 
 def test_every_level_answers_on_the_original_grid():

@@ -132,16 +132,82 @@ def test_the_paper_s_constants_are_a_preset_and_the_command_line_wins(tmp_path, 
     assert (config["base_filters"], config["steps"], config["learning_rate_decay"]) == (2, 4, "constant")
 
 
+@pytest.mark.parametrize(
+    "preset, levels, downsampling", [("paper", 2, [4, 2]), ("paper", 3, [8, 4, 2]), ("demo", 1, [2])]
+)
+def test_presets_at_other_numbers_of_levels(tmp_path, capsys, preset, levels, downsampling):
+    """Ended before training, as above."""
+    tiny = [flag for flag in TINY if not flag.startswith("--downsampling")]
+    given = [] if levels == multi_organ.PRESETS[preset].get("levels") else [f"--levels={levels}"]
+    with pytest.raises(SystemExit):
+        train(f"--work_dir={tmp_path}", *tiny, f"--preset={preset}", *given, "--patience=2", "--validation_fraction=0")
+    assert "--patience=2: there is no validation case" in capsys.readouterr().err
+    config = json.loads((tmp_path / "config.json").read_text())["flags"]
+    assert (config["preset"], config["levels"], config["downsampling"]) == (preset, levels, downsampling)
+    assert config["learning_rate"] == multi_organ.PRESETS[preset]["learning_rate"]
+    assert not (tmp_path / "pyramid").exists()
+
+
 def test_the_paper_preset_untouched():
     paper = multi_organ.PRESETS["paper"]
-    assert {k: paper[k] for k in ("steps", "batch_size", "downsampling", "patch_size", "base_filters", "levels")} == {
+    assert {k: paper[k] for k in ("steps", "batch_size", "patch_size", "base_filters", "levels")} == {
         "steps": 20_000,
         "batch_size": 3,
-        "downsampling": [4, 2],
         "patch_size": 64,
         "base_filters": 32,
         "levels": 2,
     }
+
+
+# Another command on a run that is there
+
+
+@pytest.mark.parametrize(
+    "flag, sentence",
+    [
+        ("--window_low=-200", "--window_low -160.0 (now -200.0)"),
+        ("--downsampling=3,1", "--downsampling [2, 1] (now [3, 1])"),
+        ("--foreground=1,2", "--foreground None (now [1, 2])"),
+        ("--mode=separate", "--mode 'end_to_end' (now 'separate')"),
+    ],
+)
+def test_a_run_of_other_flags_is_refused(run, capsys, flag, sentence):
+    before = (run / "config.json").read_bytes()
+    with pytest.raises(SystemExit):
+        train(f"--work_dir={run}", *TINY, flag)
+    assert f"{run}: this run folder was made with {sentence};" in capsys.readouterr().err
+    assert (run / "config.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "change", [{"3": "hepar"}, {"3": "spleen", "4": "liver"}], ids=["another name", "names exchanged"]
+)
+def test_a_run_of_other_labels_is_refused(run, tmp_path, capsys, change):
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    dataset = json.loads((copy / "phantoms" / "dataset.json").read_text())
+    dataset["labels"] |= change
+    (copy / "phantoms" / "dataset.json").write_text(json.dumps(dataset))
+    with pytest.raises(SystemExit):
+        train(f"--work_dir={copy}", *TINY)
+    assert f"{copy}: this run folder was made with the labels" in capsys.readouterr().err
+    assert json.loads((copy / "config.json").read_text())["labels"]["3"] == "liver"
+
+
+def test_the_tile_size_of_a_run_is_free(run, tmp_path):
+    volume = noise(30, 28, 40)
+    small, large, whole = (
+        prediction.segmentor(run, tile_size)(volume, (6, 6, 6), probabilities=True)["probability"]["liver"]
+        for tile_size in (None, 32, 48)
+    )
+    assert small.shape == large.shape == volume.shape
+    assert np.abs(small - large).max() > 1e-4 and np.abs(large - whole).max() > 1e-4
+    with pytest.raises(errors.UserError, match="--tile_size=32: the tiles of the SavedModel .*expected a run folder"):
+        prediction.segmentor(run / "saved_model" / "1", 32)
+    other = {"system": "fetal_head", "flags": {"level": 2}, "data_fingerprint": ""}
+    (tmp_path / "config.json").write_text(json.dumps(other))
+    with pytest.raises(errors.UserError, match="--tile_size=32: .* is a run of 'fetal_head', which has no tiles"):
+        prediction.segmentor(tmp_path, 32)
 
 
 # The user's own data

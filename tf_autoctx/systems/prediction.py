@@ -111,7 +111,8 @@ def _fetal_head(run, config):
 
 
 def _multi_organ(run, config):
-    system = configured(multi_organ.MultiOrgan, config, labels={int(v): n for v, n in config["labels"].items()})
+    labels = dict(sorted((int(value), name) for value, name in config["labels"].items()))
+    system = configured(multi_organ.MultiOrgan, config, labels=labels)
     network = stages.load(_finished(run / pyramids.stage(system, len(system.scales)) / "model.keras"))
     unets = pyramids.graphs(system, network)
 
@@ -119,7 +120,7 @@ def _multi_organ(run, config):
         step = pyramids.progress(system, image.shape[1:4]) if progress else None
         return system.segment(unets, tf.constant(image), probabilities, step)
 
-    return system.labels, answer
+    return labels, answer
 
 
 SYSTEMS = {fetal_head.NAME: _fetal_head, multi_organ.NAME: _multi_organ}
