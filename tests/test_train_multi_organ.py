@@ -94,8 +94,7 @@ def test_predict_writes_label_values_and_a_probability_a_structure(run, tmp_path
         ended = running.script("predict.py", f"--model={model}", f"--output={tmp_path / name}", *arguments)
         assert ended.returncode == 0, ended.stderr
         assert "HU" not in ended.stderr and "trained on" not in ended.stderr
-    if "tile" not in ended.stdout:
-        assert "image" in ended.stdout
+        assert ("tile" in ended.stdout) == (name == "run")  # a graph has no progress to show
     results = {name: tmp_path / name / "ct.nii.gz" for name in ("run", "export")}
     labels = {name: images.read(path) for name, path in results.items()}
     images.require_same_grid("result", labels["run"], "image", image)
@@ -106,7 +105,7 @@ def test_predict_writes_label_values_and_a_probability_a_structure(run, tmp_path
 
 def test_a_killed_run_goes_on_to_the_same_weights(tmp_path):
     """With the checkpoints of an earlier step alone, as after a kill; one level is enough."""
-    once = (f"--work_dir={tmp_path}", *TINY, *ONE, "--checkpoint_steps=1")
+    once = (f"--work_dir={tmp_path}", *TINY, *ONE, "--checkpoint_steps=1", "--samples_per_epoch=8")
     train(*once)
     finished = tmp_path / "pyramid" / "model.keras"
     whole = stages.load(finished).get_weights()
@@ -254,7 +253,7 @@ def test_label_values_come_back_and_warnings_name_what_is_odd(data, tmp_path, ca
         )
     )
     train(f"--work_dir={tmp_path / 'run'}", f"--data_dir={data}", *TINY, *ONE, "--steps=2")
-    assert re.search(r"image_1\.nii\.gz: intensities from 2\d\d to 1\d\d\d do not look like a CT in HU", caplog.text)
+    assert re.search(r"image_1\.nii\.gz: intensities from \d+ to \d+ do not look like a CT in HU", caplog.text)
     assert "image_0.nii.gz: intensities" not in caplog.text
     assert "No training case has spleen (label 5)" in caplog.text
     caplog.clear()
@@ -310,8 +309,8 @@ SPOILED = {
     "test label": (lambda d: rewrite(d / "label_3.nii.gz", np.zeros_like), r"label_3\.nii\.gz: the object is missing"),
     "grid": (lambda d: rewrite(d / "label_1.nii.gz", lambda v: v[1:]), r"label_1\.nii\.gz: size"),
     "value": (
-        lambda d: rewrite(d / "label_1.nii.gz", lambda v: v.astype(np.int16) * 100),
-        r"label_1\.nii\.gz: has the label values 0 to 500; expected values from 0 to 255",
+        lambda d: rewrite(d / "label_0.nii.gz", lambda v: v.astype(np.int16) * 100),
+        r"label_0\.nii\.gz: has the label values 0 to 500; expected values from 0 to 255",
     ),
 }
 
