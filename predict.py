@@ -12,7 +12,7 @@ import pathlib
 import keras
 from absl import app, flags
 
-from tf_autoctx import errors
+from tf_autoctx import errors, flag_types
 from tf_autoctx.data import images
 from tf_autoctx.systems import prediction
 
@@ -21,8 +21,9 @@ flags.DEFINE_string("model", None, "Run folder of a training script, or a SavedM
 flags.DEFINE_string("input", None, "Image file, DICOM series folder, or folder of images.", required=True)
 flags.DEFINE_string("output", None, "Folder for the results; made if it is missing.", required=True)
 flags.DEFINE_bool("probabilities", False, "Write the probability too (float32).")
-flags.DEFINE_integer("tile_size", None, "Smaller tiles, less memory: of run folders of train_multi_organ.py.", 16)
-flags.register_validator("tile_size", lambda size: size is None or size % 8 == 0, "must be a multiple of 8")
+flag_types.define_edge(
+    "tile_size", None, "Smaller tiles, less memory: of run folders of train_multi_organ.py.", least=16
+)
 flags.DEFINE_bool("overwrite", False, "Replace results that are there already.")
 
 

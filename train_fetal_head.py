@@ -11,7 +11,6 @@ import functools
 import pathlib
 import sys
 
-import tensorflow as tf
 from absl import app, flags
 
 from tf_autoctx import errors, export, flag_types
@@ -32,8 +31,7 @@ flags.DEFINE_integer("level", None, "Auto-context levels to train. Default: 2 fo
 flags.DEFINE_enum("variant", "USegNet-DS-HAS-Ctx", [*VARIANTS, *fetal_head.WAYS], "Row of the paper's tables 1 and 2.")
 flags.DEFINE_enum("join", "sum", ["sum", "concat"], "How a level sees the last one's probability.")
 flags.DEFINE_float("scale", 0.4, "Factor from the original grid to the network's.", 0.01, 1.0)
-flags.DEFINE_integer("patch_size", 64, "Edge of a p-USegNet patch, a multiple of 8.", 8)
-flags.register_validator("patch_size", lambda size: size % 8 == 0, "must be a multiple of 8")
+flag_types.define_edge("patch_size", 64, "Edge of a p-USegNet patch, a multiple of 8.", least=8)
 flags.DEFINE_integer("base_filters", 32, "Channels of the first stage.", 1)
 flags.DEFINE_enum("normalization", "instance", ["instance", "batch"], "Statistics of the volume, or moving averages.")
 flags.DEFINE_enum("initializer", "he", list(layers.INITIALIZERS), "Of convolutions.")
@@ -85,13 +83,14 @@ def main(_):
     # Section 3: held-out cases on their original grid
     if not devices.is_chief(strategy):
         return
-
-    @tf.function(input_signature=[tf.TensorSpec((None, None, None))])
-    def segment(voxels):
-        answers = system.cascade(networks, voxels[None, ..., None])
-        return {f"level {level}": answer["label"][0, ..., 0] for level, answer in enumerate(answers, start=1)}
-
-    evaluation.evaluate(held_out, segment, run / "evaluation", {fetal_head.STRUCTURE: 1}, read, facts["spacing"])
+    evaluation.evaluate(
+        held_out,
+        levels.every_level(system, networks),
+        run / "evaluation",
+        {fetal_head.STRUCTURE: 1},
+        read,
+        facts["spacing"],
+    )
     export.saved_model(
         {"serving_default": lambda image: system.segment(networks, image)},
         networks,

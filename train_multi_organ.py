@@ -32,12 +32,15 @@ flags.DEFINE_integer("levels", 2, "Levels of the pyramid, S.", 1)
 flag_types.define_integers(
     "downsampling", None, "Voxels of the original grid in a voxel of each level. Default: 2^S, ..., 4, 2.", least=1
 )
-flags.DEFINE_integer("patch_size", 64, "Edge of a training subvolume in voxels of its level, a multiple of 8.", 8)
-flags.register_validator("patch_size", lambda size: size % 8 == 0, "must be a multiple of 8")
-flags.DEFINE_integer(
-    "tile_size", 128, "Largest edge of an inference tile in voxels of its level, a multiple of 8: bounds memory.", 16
+flag_types.define_edge(
+    "patch_size", 64, "Edge of a training subvolume in voxels of its level, a multiple of 8.", least=8
 )
-flags.register_validator("tile_size", lambda size: size % 8 == 0, "must be a multiple of 8")
+flag_types.define_edge(
+    "tile_size",
+    128,
+    "Largest edge of an inference tile in voxels of its level, a multiple of 8: bounds memory.",
+    least=16,
+)
 flags.DEFINE_float("window_low", -160.0, "HU that becomes 0.")
 flags.DEFINE_float("window_high", 240.0, "HU that becomes 1.")
 flags.DEFINE_integer("base_filters", 32, "Channels of the first convolution.", 1)

@@ -359,14 +359,6 @@ def test_a_saved_network_answers_the_same(models, variant, tmp_path):
         np.testing.assert_array_equal(loaded(x)[name], logits)
 
 
-@pytest.fixture
-def bfloat16():
-    policy = keras.config.dtype_policy()
-    keras.config.set_dtype_policy("mixed_bfloat16")
-    yield
-    keras.config.set_dtype_policy(policy)
-
-
 def test_mixed_bfloat16_answers_float32_near_the_float32_network(models, bfloat16):
     model, x = usegnet((None, None, None, 2), base_filters=4), noise(1, 20, 24, 16, 2)
     model.set_weights(models[HAS].get_weights())

@@ -513,7 +513,8 @@ def test_validation_is_the_mean_dice_of_the_last_level_on_the_original_grid(tmp_
     # The first level finds nothing, the last one the class that is next to its image's value.
     nothing = lambda x, training: ops.repeat(0 * x, 3, axis=-1)
     nearest = lambda x, training: 100 * (2 * classes * x[..., :1] - classes**2)
-    network = types.SimpleNamespace(outputs=[None] * 2, get_layer={"level_1": nothing, "level_2": nearest}.get)
+    unets = {"level_1": nothing, "level_2": nearest}
+    network = types.SimpleNamespace(outputs=[None] * 2, get_layer=unets.get, trainable_variables=[])
     answers = []
     for entry in files:
         image = 100 * pipeline.stored(entry["label"], "label").numpy()[None].astype(np.float32) - 160
@@ -523,11 +524,21 @@ def test_validation_is_the_mean_dice_of_the_last_level_on_the_original_grid(tmp_
         pipeline.store(entry["label"], answers[-1])
         assert downsampling != (2, 1) or np.array_equal(answers[-1], image[0] / 100 + 1.6)
 
-    monkeypatch.setattr(stages, "train", lambda *arguments, **_: arguments[5])
+    class Validated(Exception):
+        pass
+
+    def fit(stage, *_):
+        raise Validated(stage.validate())
+
+    monkeypatch.setattr(MultiOrgan, "network", lambda *_: network)
+    monkeypatch.setattr(stages.loop, "adam", lambda *_: None)
+    monkeypatch.setattr(stages.loop, "fit", fit)
 
     def dsc(*which):
-        validation = [files[n] for n in which]
-        return pyramids.train(one, files, validation, tmp_path, None, settings(), DEFORMATION)(network)()
+        validation, strategy = [files[n] for n in which], tf.distribute.get_strategy()
+        with pytest.raises(Validated) as found:
+            pyramids.train(one, files, validation, tmp_path, strategy, settings(), DEFORMATION)
+        return found.value.args[0]
 
     assert dsc(0) == dsc(0, 1, 2) == {"DSC": 1.0}
     # The truth of case 1 is moved by one voxel.

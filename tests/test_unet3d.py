@@ -315,14 +315,6 @@ def test_a_saved_unet_answers_the_same(unet, tmp_path):
     np.testing.assert_array_equal(loaded(x, training=False), unet(x, training=False))
 
 
-@pytest.fixture
-def bfloat16():
-    policy = keras.config.dtype_policy()
-    keras.config.set_dtype_policy("mixed_bfloat16")
-    yield
-    keras.config.set_dtype_policy(policy)
-
-
 def test_mixed_bfloat16_answers_float32_near_the_float32_network(three_levels, bfloat16):
     model, x = pyramid((6, 4, 1), 3, base_filters=1), images(3, 16, 9, 16)
     model.set_weights(three_levels.get_weights())

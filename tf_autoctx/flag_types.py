@@ -56,6 +56,12 @@ def define_integers(name, default, help_text, length=None, least=0):
     flags.register_validator(name, good, expected)
 
 
+def define_edge(name, default, help_text, least):
+    """Defines a flag whose value is an edge in voxels that three poolings halve without rest, or None."""
+    flags.DEFINE_integer(name, default, help_text, least)
+    flags.register_validator(name, lambda edge: edge is None or edge % 8 == 0, "must be a multiple of 8")
+
+
 def define_label_map(name, help_text):
     """Defines a flag whose value is {old label value: new label value}, or None where it is not given."""
     flags.DEFINE(_LabelMap(), name, None, help_text, serializer=_LabelMapSerializer())

@@ -4,7 +4,6 @@ import pathlib
 import shutil
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from tf_autoctx import losses, metrics
@@ -66,8 +65,12 @@ def train(level, system, training, validation, directory, strategy, settings, au
       The finished network in float32.
 
     Raises:
-      UserError: see `stages.train`; samples that do not stack to a batch.
+      UserError: see `stages.train`; samples that do not stack to a batch; a model.keras that cannot be read.
     """
+    if network := stages.finished(directory):
+        return network
+    directory = pathlib.Path(directory)
+    shutil.rmtree(directory / "probability", ignore_errors=True)  # of an earlier training of this level
     sizes = [tuple(pipeline.stored(entry["image"], "image").shape[:3]) for entry in training]
     shapes = {system.training_shape(size) for size in sizes}
     pipeline.require_one_shape(shapes, settings.batch_size)
@@ -87,33 +90,38 @@ def train(level, system, training, validation, directory, strategy, settings, au
         sample = system.training_view(sample, lambda whole, size: pipeline.random_patch(whole, seed, size))
         return {name: tf.ensure_shape(tensor, [*shape, 1]) for name, tensor in augmentation(sample, seed).items()}
 
-    def validator(network):
+    def score(network):
         run = _probability(system, network)
 
-        def validate():
-            scores = []
-            for entry in validation:
-                drawn = pipeline.sample(entry)
-                answer = run(drawn["image"][None], drawn["context"][None])[0] > 0.5
-                scores.append(metrics.dice(answer[..., 0].numpy(), drawn["label"][..., 0].numpy()))
-            return {"DSC": float(np.mean(scores))}
+        def dice(sample):
+            answer = run(sample["image"][None], sample["context"][None])[0] > 0.5
+            return metrics.dice(answer[..., 0].numpy(), sample["label"][..., 0].numpy())
 
-        return validate
+        return dice
 
-    directory = pathlib.Path(directory)
-    if not (directory / "model.keras").exists():  # what is there is of an earlier training of this level
-        shutil.rmtree(directory / "probability", ignore_errors=True)
     return stages.train(
         directory,
         system.network,
         sample_losses,
         training,
         prepared,
-        validator if validation else None,
+        validation,
+        score,
         seed=seed,
         strategy=strategy,
         settings=settings,
     )
+
+
+def every_level(system, networks):
+    """A `segment` of `evaluation.evaluate`: what each level answers on the original grid."""
+
+    @tf.function(input_signature=[tf.TensorSpec((None, None, None))])
+    def segment(voxels):
+        answers = system.cascade(networks, voxels[None, ..., None])
+        return {f"level {level}": answer["label"][0, ..., 0] for level, answer in enumerate(answers, start=1)}
+
+    return segment
 
 
 def _probability(system, network):

@@ -97,14 +97,8 @@ def segmentor(path, tile_size=None):
     return Segmentor(labels, config.get("spacing", []), config["system"] == multi_organ.NAME, answer)
 
 
-def configured(kind, config, **others):
-    """An instance of a system's dataclass with the flags of a run's config.json."""
-    names = [field.name for field in dataclasses.fields(kind) if field.name not in others]
-    return kind(**{name: config["flags"][name] for name in names}, **others)
-
-
 def _fetal_head(run, config):
-    system = configured(fetal_head.FetalHead, config)
+    system = runs.configured(fetal_head.FetalHead, config["flags"])
     networks = _networks(run, config["flags"]["level"])
     answer = tf.function(lambda image: system.segment(networks, image), input_signature=[export.VOLUME])
     return {1: fetal_head.STRUCTURE}, lambda image, probabilities, progress: answer(image)
@@ -112,7 +106,7 @@ def _fetal_head(run, config):
 
 def _multi_organ(run, config):
     labels = dict(sorted((int(value), name) for value, name in config["labels"].items()))
-    system = configured(multi_organ.MultiOrgan, config, labels=labels)
+    system = runs.configured(multi_organ.MultiOrgan, config["flags"], labels=labels)
     network = stages.load(_finished(run / pyramids.stage(system, len(system.scales)) / "model.keras"))
     unets = pyramids.graphs(system, network)
 

@@ -72,11 +72,13 @@ def train(system, training, validation, run, strategy, settings, deformation):
       The finished pyramid in float32.
 
     Raises:
-      UserError: see `stages.train`.
+      UserError: see `stages.train`; a model.keras that cannot be read.
     """
     network, last = None, len(system.scales)
     for count in range(1, last + 1) if system.mode == "separate" else [last]:
-        network = _stage(count, network, system, training, validation, run, strategy, settings, deformation)
+        network = stages.finished(run / stage(system, count)) or _stage(
+            count, network, system, training, validation, run, strategy, settings, deformation
+        )
     return network
 
 
@@ -109,20 +111,16 @@ def _stage(count, below, system, training, validation, run, strategy, settings, 
             deformation=deformation,
         )
 
-    def validator(network):
+    def score(network):
         unets = graphs(system, network)
 
-        def validate():
-            cases = []
-            for entry in validation:
-                case = pipeline.sample(entry)
-                answer = system.probabilities(unets, [case[f"image_{level}"][None] for level in levels])[-1]
-                truth = case["label"][..., 0].numpy()
-                label = system.classes(system.label(answer, truth.shape))[0, ..., 0].numpy()
-                cases.append(np.mean([metrics.dice(label == k, truth == k) for k in np.setdiff1d(truth, 0)]))
-            return {"DSC": float(np.mean(cases))}
+        def dice(sample):
+            answer = system.probabilities(unets, [sample[f"image_{level}"][None] for level in levels])[-1]
+            truth = sample["label"][..., 0].numpy()
+            label = system.classes(system.label(answer, truth.shape))[0, ..., 0].numpy()
+            return np.mean([metrics.dice(label == k, truth == k) for k in np.setdiff1d(truth, 0)])
 
-        return validate
+        return dice
 
     return stages.train(
         run / stage(system, count),
@@ -130,7 +128,8 @@ def _stage(count, below, system, training, validation, run, strategy, settings, 
         sample_losses,
         [{name: path for name, path in entry.items() if name in names} for entry in training],
         prepare,
-        validator if validation else None,
+        validation,
+        score,
         seed=settings.seed * 1000 + count,
         strategy=strategy,
         settings=settings,

@@ -4,6 +4,7 @@ import pathlib
 import zipfile
 
 import keras
+import numpy as np
 
 from tf_autoctx import report
 from tf_autoctx.data import pipeline
@@ -12,8 +13,8 @@ from tf_autoctx.files import replacing
 from tf_autoctx.training import loop
 
 
-def train(directory, build, losses, files, prepare, validation, *, seed, strategy, settings):
-    """Trains one network, or goes on with it, or finds it finished.
+def train(directory, build, losses, files, prepare, validation, score, *, seed, strategy, settings):
+    """Trains one network, or goes on with it.
 
     Args:
       directory: of the stage; gets model.keras (float32, best weights) once it is finished.
@@ -21,7 +22,8 @@ def train(directory, build, losses, files, prepare, validation, *, seed, strateg
       losses: (network, batch) -> (batch,) float32, the loss of each sample in training.
       files: {name: path} of each training case, see `pipeline.sample`.
       prepare: (sample, seed of shape (2,)) -> sample: what one pass sees, with random changes.
-      validation: network -> (() -> {"DSC": ...}), or None where there is no validation case.
+      validation: {name: path} of each validation case; may be empty.
+      score: network -> (sample of a validation case -> its DSC).
       seed: of the first weights, the order of samples and their changes.
       strategy: `tf.distribute` strategy.
       settings: `loop.Settings`.
@@ -30,11 +32,8 @@ def train(directory, build, losses, files, prepare, validation, *, seed, strateg
       The finished network in float32.
 
     Raises:
-      UserError: see `loop.fit`; a model.keras that cannot be read.
+      UserError: see `loop.fit`.
     """
-    finished = pathlib.Path(directory) / "model.keras"
-    if finished.exists():
-        return load(finished)
     if settings.patience and not validation:
         raise UserError(
             f"--patience={settings.patience}: there is no validation case; expected --validation_fraction above 0."
@@ -44,6 +43,11 @@ def train(directory, build, losses, files, prepare, validation, *, seed, strateg
     with strategy.scope():
         network = build()
         optimizer = loop.adam(settings, network.trainable_variables)
+    dice = score(network)
+
+    def validate():
+        return {"DSC": float(np.mean([dice(pipeline.sample(entry)) for entry in validation]))}
+
     stage = loop.Stage(
         networks={"network": network},
         optimizers={"adam": optimizer},
@@ -61,19 +65,26 @@ def train(directory, build, losses, files, prepare, validation, *, seed, strateg
             worker=context.input_pipeline_id,
             workers=context.num_input_pipelines,
         ),
-        validate=validation(network) if validation else None,
+        validate=validate if validation else None,
     )
+    directory = pathlib.Path(directory)
     history = loop.fit(stage, directory, strategy, settings)
-    report.history(finished.with_name("history.png"), history, finished.parent.name.replace("_", " "))
+    report.history(directory / "history.png", history, directory.name.replace("_", " "))
 
     policy = keras.config.dtype_policy()
     keras.config.set_dtype_policy("float32")
     answer = build()
     keras.config.set_dtype_policy(policy)
     answer.set_weights(network.get_weights())
-    with replacing(finished) as path:
+    with replacing(directory / "model.keras") as path:
         answer.save(path)
     return answer
+
+
+def finished(directory):
+    """The network of a stage that is finished, else None; a UserError where it cannot be read."""
+    path = pathlib.Path(directory) / "model.keras"
+    return load(path) if path.exists() else None
 
 
 def load(path):

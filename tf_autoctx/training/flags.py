@@ -1,10 +1,9 @@
 """Flags that every training script has, under the same names, and presets that fill in what the user left open."""
 
-import dataclasses
-
 from absl import flags
 
 from tf_autoctx import flag_types
+from tf_autoctx.training import runs
 
 flags.DEFINE_string(
     "data_dir", "", "Your data: a Decathlon or nnU-Net folder, or a CSV of image,label,split[,group]. Empty: phantoms."
@@ -42,8 +41,7 @@ def fill_in(preset):
 
 def as_fields(kind, **others):
     """An instance of the dataclass `kind`, each field but `others` from the flag of its name."""
-    names = [field.name for field in dataclasses.fields(kind) if field.name not in others]
-    return kind(**{name: flags.FLAGS[name].value for name in names}, **others)
+    return runs.configured(kind, flags.FLAGS.flag_values_dict(), **others)
 
 
 def values(script):

@@ -1,5 +1,6 @@
 """The run folder: one folder a run, whose config.json says how it was made."""
 
+import dataclasses
 import importlib.metadata
 import json
 import pathlib
@@ -61,8 +62,7 @@ def open_run(directory, system, flags, fingerprint):
         now = {name: config[name] for name in ("git_revision", "versions")}
         earlier = [{name: before.get(name) for name in now}, *before.get("resumed", [])]
         config = {**before, "flags": flags, "resumed": earlier[1:] if earlier[-1] == now else [*earlier[1:], now]}
-    with replacing(run / "config.json") as path:
-        path.write_text(json.dumps(config, indent=1) + "\n")
+    _write(run, config)
     return run
 
 
@@ -79,9 +79,18 @@ def note(run, **facts):
                 f"{run}: this run folder was made with the {name} {config[name]}, now they are {value}; expected the same, or "
                 "another --work_dir."
             )
-    config |= facts
+    _write(run, config | facts)
+
+
+def _write(run, config):
     with replacing(run / "config.json") as path:
         path.write_text(json.dumps(config, indent=1) + "\n")
+
+
+def configured(kind, values, **others):
+    """An instance of the dataclass `kind`, each field but `others` from {name: value} of the flags or of config.json."""
+    names = [field.name for field in dataclasses.fields(kind) if field.name not in others]
+    return kind(**{name: values[name] for name in names}, **others)
 
 
 def load_config(directory):
