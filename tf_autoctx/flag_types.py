@@ -57,7 +57,7 @@ def define_integers(name, default, help_text, length=None, least=0):
 
 
 def define_edge(name, default, help_text, least):
-    """Defines a flag whose value is an edge in voxels that three poolings halve without rest, or None."""
+    """Defines a flag whose value is an edge of `least` voxels and more that three poolings halve without rest, or None."""
     flags.DEFINE_integer(name, default, help_text, least)
     flags.register_validator(name, lambda edge: edge is None or edge % 8 == 0, "must be a multiple of 8")
 

@@ -114,7 +114,8 @@ def train(level, system, training, validation, directory, strategy, settings, au
 
 
 def every_level(system, networks):
-    """A `segment` of `evaluation.evaluate`: what each level answers on the original grid."""
+    """A `segment` of `evaluation.evaluate`: what the network of each level, level 1 first, answers on the original
+    grid."""
 
     @tf.function(input_signature=[tf.TensorSpec((None, None, None))])
     def segment(voxels):

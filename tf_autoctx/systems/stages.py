@@ -32,7 +32,7 @@ def train(directory, build, losses, files, prepare, validation, score, *, seed, 
       The finished network in float32.
 
     Raises:
-      UserError: see `loop.fit`.
+      UserError: --patience without a validation case; see `loop.fit`.
     """
     if settings.patience and not validation:
         raise UserError(
