@@ -151,6 +151,52 @@ class Deformation:
         return moved
 
 
+@dataclasses.dataclass(frozen=True)
+class RigidMotion:
+    """Random rotation, translation and flips in one resampling (Xu et al. 2020, section 3.1), one field a flag.
+
+    Attributes:
+      rotation: largest angle about each axis, in degrees.
+      shift: largest translation along an axis, in voxels.
+      flips: mirror each axis with probability 1/2.
+    """
+
+    rotation: float
+    shift: int
+    flips: bool
+
+    def __call__(self, sample, seed):
+        """{"image", "label"} on their grid after a motion about its centre; what comes in from outside is 0.
+
+        Args:
+          sample: {"image": (depth, height, width, 1) float32, "label": likewise, integer, "spacing": (3,) mm}; the
+            rotation is rigid in mm.
+          seed: 2 integers.
+        """
+        image, label, spacing = sample["image"], sample["label"], sample["spacing"]
+        seeds = tf.unstack(tf.random.experimental.stateless_split(seed, 3))
+        angles = tf.random.stateless_uniform([3], seeds[0], -1.0, 1.0) * (self.rotation * math.pi / 180)
+        translation = tf.random.stateless_uniform([3], seeds[1], -1.0, 1.0) * self.shift
+        mirrored = tf.cast(tf.random.stateless_uniform([3], seeds[2]) < 0.5, tf.float32) * float(self.flips)
+        # Where a voxel comes from: flipped back, moved back, turned back.
+        turn = tf.transpose(_rotation(angles)) * spacing / spacing[:, None]
+        centre = (tf.cast(tf.shape(image)[:3], tf.float32) - 1) / 2
+        y, x = (tf.range(tf.cast(n, tf.float32)) for n in tf.unstack(tf.shape(image)[1:3]))
+
+        def slice_(z):
+            at = tf.stack(tf.meshgrid(z, y, x, indexing="ij"), axis=-1)[0] - centre
+            at = tf.einsum("de,abe->abd", turn, at * (1 - 2 * mirrored) - translation) + centre
+            return sample_linear(image, at), sample_nearest(label, at)
+
+        # One slice at a time: the points of a whole volume would take several times its memory.
+        moved = tf.map_fn(
+            slice_,
+            tf.range(tf.cast(tf.shape(image)[0], tf.float32)),
+            fn_output_signature=(tf.float32, label.dtype),
+        )
+        return {"image": tf.ensure_shape(moved[0], image.shape), "label": tf.ensure_shape(moved[1], label.shape)}
+
+
 def _rotation(angles):
     """(3, 3) rotation by three angles (radians) about the three axes, one after the other."""
     turn = tf.eye(3)

@@ -9,18 +9,23 @@ import numpy as np
 from tf_autoctx.data.phantoms import folder
 from tf_autoctx.data.phantoms.abdomen import LABELS as ABDOMEN_LABELS
 from tf_autoctx.data.phantoms.abdomen import abdomen
+from tf_autoctx.data.phantoms.embryo import LABELS as EMBRYO_LABELS
+from tf_autoctx.data.phantoms.embryo import embryo
 from tf_autoctx.data.phantoms.fetal_head import FETAL_HEAD_VIEW, fetal_head
 from tf_autoctx.data.phantoms.pieces import ellipsoid, smooth_field, speckle
 
 __all__ = [
     "ABDOMEN_LABELS",
+    "EMBRYO_LABELS",
     "FETAL_HEAD_VIEW",
     "abdomen",
     "ellipsoid",
+    "embryo",
     "fetal_head",
     "smooth_field",
     "speckle",
     "write_abdomens",
+    "write_embryos",
     "write_fetal_heads",
 ]
 
@@ -88,3 +93,42 @@ def write_abdomens(directory, size=(112, 128, 176), spacing=1.5, cases=(40, 10),
         "labels": {str(n): name for n, name in enumerate(("background", *ABDOMEN_LABELS))},
     }
     return folder.write(directory, make, settings, "abdomen", about)
+
+
+def write_embryos(directory, size=(72, 88, 72), spacing=0.125, cases=(40, 10), seed=0):
+    """Writes a folder of `embryo` volumes, `embryo_000.nii.gz` and on, or finds it written already.
+
+    Args:
+      directory: folder to make; its parents are made too.
+      size: most voxels along (z, y, x). Every case draws its own number along each axis from 60 to 100 % of these, as
+        the paper's volumes differ; seed and number of the case decide.
+      spacing: mm per voxel, along every axis.
+      cases: number of (training, test) cases; the paper has 185 and 46.
+      seed: integer.
+
+    Returns:
+      The folder, a `Path`.
+
+    Raises:
+      UserError: the folder exists and holds something else.
+    """
+    settings = {
+        "size": [int(n) for n in size],
+        "spacing": float(spacing),
+        "cases": [int(n) for n in cases],
+        "seed": int(seed),
+    }
+
+    def make(number):
+        rng = np.random.default_rng((settings["seed"], number, 1))  # not the embryo's own
+        own = [int(rng.integers(-(-6 * n // 10), n + 1)) for n in settings["size"]]
+        image, label, spacing = embryo(own, settings["spacing"], (settings["seed"], number))
+        return np.rint(image).astype(np.uint8), label, spacing
+
+    about = {
+        "name": "embryo phantoms",
+        "description": "made-up high-frequency ultrasound of mouse embryos in utero, exact truth",
+        "modality": {"0": "US"},
+        "labels": {str(n): name for n, name in enumerate(("background", *EMBRYO_LABELS))},
+    }
+    return folder.write(directory, make, settings, "embryo", about)
