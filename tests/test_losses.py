@@ -120,6 +120,46 @@ def test_a_missed_class_counts_as_0():
     np.testing.assert_allclose(losses.DiceLoss()(label, logits), [-(6 / 7 + 0) / 2], atol=1e-5)
 
 
+# Dice with squares, from probabilities.
+
+
+def squared_dice(label, logits):
+    truth = np.ravel(label)[..., None] == np.arange(logits.shape[-1])
+    return losses.SquaredDiceLoss()(truth.reshape(logits.shape), tf.nn.softmax(logits))
+
+
+def test_squared_dice_of_two_voxels():
+    p, truth = np.float32([[[0.25], [0.5]]]), np.float32([[[1], [0]]])
+    expected = -2 * 0.25 / (0.0625 + 0.25 + 1)
+    np.testing.assert_allclose(losses.SquaredDiceLoss()(truth, p), [expected], atol=1e-5)
+    # The complement beside it: p = 3/4, 1/2 and truth 0, 1.
+    both = losses.SquaredDiceLoss()(np.concatenate([truth, 1 - truth], -1), np.concatenate([p, 1 - p], -1))
+    np.testing.assert_allclose(both, [(expected - 2 * 0.5 / (0.5625 + 0.25 + 1)) / 2], atol=1e-5)
+
+
+@pytest.mark.parametrize("spatial", [(6, 7), (4, 5, 6)])
+def test_squared_dice_equals_the_formula(spatial):
+    label, logits = random_case(*spatial)
+    expected = [-np.mean(overlaps(label[i], logits[i], power=2)) for i in range(2)]
+    np.testing.assert_allclose(squared_dice(label, logits), expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [bool, np.uint8, np.int64, np.float32])
+@pytest.mark.parametrize("found, expected", [([0, 1, 1, 0], -1), ([1, 0, 0, 1], 0), ([1, 1, 1, 1], -2 / 3)])
+def test_squared_dice_of_sure_answers(found, expected, dtype):
+    truth, p = np.reshape([0, 1, 1, 0], (1, 4, 1)).astype(dtype), np.reshape(found, (1, 4, 1)).astype(np.float32)
+    values, gradient = with_gradient(losses.SquaredDiceLoss(), truth, p)
+    np.testing.assert_allclose(values, [expected], atol=1e-4)
+    assert np.all(np.isfinite(gradient))
+
+
+def test_squared_dice_of_a_channel_absent_from_both_is_perfect():
+    nothing = np.zeros((1, 4, 5, 6, 1), np.float32)
+    values, gradient = with_gradient(losses.SquaredDiceLoss(), nothing, nothing)
+    np.testing.assert_allclose(values, [-1])
+    assert np.all(np.isfinite(gradient))
+
+
 # Hybrid.
 
 
@@ -159,6 +199,7 @@ ALL = {
     "cross entropy": lambda label, logits: losses.cross_entropy(label, logits),
     "deep supervision": lambda label, logits: losses.DeepSupervisedCrossEntropy()(label, {"logits": logits}),
     "dice": losses.DiceLoss(),
+    "squared dice": squared_dice,
     "hybrid": lambda label, logits: losses.HybridLoss()(label, {"logits": logits}),
 }
 

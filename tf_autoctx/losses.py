@@ -1,4 +1,5 @@
-"""Losses from logits: one float32 value per sample, so that any number of replicas sums the same gradient."""
+"""Losses, from logits where nothing else is said: one float32 value per sample, so that any number of replicas sums the
+same gradient."""
 
 import keras
 from keras import ops
@@ -72,9 +73,29 @@ class DiceLoss(keras.losses.Loss):
         self.epsilon = epsilon
 
     def call(self, y_true, y_pred):
-        p, truth, axes = ops.softmax(ops.cast(y_pred, "float32"), axis=-1), one_hot(y_true, y_pred), _spatial(y_pred)
-        overlap = 2 * ops.sum(p * truth, axis=axes) + self.epsilon
-        return -ops.mean(overlap / (ops.sum(p, axis=axes) + ops.sum(truth, axis=axes) + self.epsilon), axis=-1)
+        p = ops.softmax(ops.cast(y_pred, "float32"), axis=-1)
+        return -ops.mean(_dice(p, one_hot(y_true, y_pred), p, self.epsilon), axis=-1)
+
+
+class SquaredDiceLoss(keras.losses.Loss):
+    r"""Dice with squares below, averaged over channels (Milletari et al. 2016, section 3), from probabilities.
+
+    L = -\frac{1}{K} \sum_k \frac{2 \sum_i p_{ik} l_{ik} + \epsilon}{\sum_i p_{ik}^2 + \sum_i l_{ik}^2 + \epsilon}
+
+    Probabilities, because a refined answer is 0 outside its box, which no logit is. A channel absent from both
+    prediction and truth counts as a perfect 1, not as 0/0 (epsilon 1e-5).
+
+    call: y_true (batch, *spatial, channels) 0 or 1 of any dtype, y_pred (batch, *spatial, channels) probabilities ->
+    (batch,) in [-1, 0], float32.
+    """
+
+    def __init__(self, name="squared_dice", epsilon=1e-5):
+        super().__init__(name=name, reduction=None)
+        self.epsilon = epsilon
+
+    def call(self, y_true, y_pred):
+        p, truth = ops.cast(y_pred, "float32"), ops.cast(y_true, "float32")
+        return -ops.mean(_dice(p, truth, ops.square(p), self.epsilon), axis=-1)
 
 
 class HybridLoss(keras.losses.Loss):
@@ -102,12 +123,10 @@ class HybridLoss(keras.losses.Loss):
     def call(self, y_true, y_pred):
         total = 0.0
         for name, logits in y_pred.items():
-            truth, axes = one_hot(y_true, logits), _spatial(logits)
-            p = ops.softmax(ops.cast(logits, "float32"), axis=-1)
-            overlap = 2 * ops.sum(p * truth, axis=axes) + self.epsilon
-            size = ops.sum(ops.square(p), axis=axes) + ops.sum(truth, axis=axes) + self.epsilon
-            share = ops.mean(truth, axis=axes)
-            total += self.dice_weight * self.DICE_WEIGHTS[name] * -ops.sum(overlap / size, axis=-1)
+            truth, p = one_hot(y_true, logits), ops.softmax(ops.cast(logits, "float32"), axis=-1)
+            dice = ops.sum(_dice(p, truth, ops.square(p), self.epsilon), axis=-1)
+            share = ops.mean(truth, axis=_spatial(truth))
+            total += self.dice_weight * self.DICE_WEIGHTS[name] * -dice
             total += self.CROSS_ENTROPY_WEIGHTS[name] * cross_entropy(y_true, logits, 1 - share)
         return total
 
@@ -128,6 +147,16 @@ def discriminator_adversarial(real_logits, fake_logits):
     return (
         ops.softplus(-ops.cast(real_logits, "float32"))[..., 0] + ops.softplus(ops.cast(fake_logits, "float32"))[..., 0]
     )
+
+
+def _dice(p, truth, size, epsilon):
+    """Soft Dice of every class, (batch, classes): p (batch, *spatial, classes) counts as `size` below, truth is 0 or 1.
+
+    2 sum(p truth) + epsilon over sum(size) + sum(truth) + epsilon: a class absent from both has 1.
+    """
+    axes = _spatial(p)
+    overlap = 2 * ops.sum(p * truth, axis=axes) + epsilon
+    return overlap / (ops.sum(size, axis=axes) + ops.sum(truth, axis=axes) + epsilon)
 
 
 def _spatial(x):

@@ -1,0 +1,163 @@
+"""Localisation and auto-context: a box about an object, cut from the image and the object's map (Xu et al. 2020)."""
+
+import keras
+from keras import ops
+
+from tf_autoctx.models import layers
+
+
+def loc_con(image, probability, index, box, auto_context=True):
+    """Loc-Con module of one object, from an upsampled map (Xu et al. 2020, section 2.2, figure 3, steps 2 and 3).
+
+    Step 1, the upsampling, is `ResizeLike`: one call serves all objects.
+
+    Args:
+      image: symbolic (batch, depth, height, width, 1).
+      probability: symbolic (batch, depth, height, width, classes), on the image's grid.
+      index: class of the object.
+      box: edge of the box in voxels.
+      auto_context: whether the object's map goes along; without it the map only places the box.
+
+    Returns:
+      (input of the object's network: (batch, box, box, box, 2), image and map, or 1 channel without auto-context;
+      low corner of the box, (batch, 3) int32).
+    """
+    corner = BoxCorner(index, box, dtype="float32")(probability)
+    crop = Crop(box, dtype="float32")
+    x = crop([image, corner])
+    if auto_context:
+        x = keras.layers.Concatenate(dtype="float32")([x, crop([probability[..., index : index + 1], corner])])
+    return x, corner
+
+
+@keras.saving.register_keras_serializable("tf_autoctx")
+class ResizeToCube(keras.layers.Layer):
+    """Resizes (batch, *spatial, channels) to `edge` voxels on every spatial axis, see `layers.resize_linear`."""
+
+    def __init__(self, edge, **kwargs):
+        super().__init__(**kwargs)
+        self.edge = edge
+
+    def call(self, x):
+        return layers.resize_linear(x, [self.edge] * layers.rank(x))
+
+    def compute_output_shape(self, shape):
+        return (shape[0], *(self.edge for _ in shape[1:-1]), shape[-1])
+
+    def get_config(self):
+        return {**super().get_config(), "edge": self.edge}
+
+
+@keras.saving.register_keras_serializable("tf_autoctx")
+class ResizeLike(keras.layers.Layer):
+    """Resizes (x, reference) to x on the reference's spatial sizes, see `layers.resize_linear`."""
+
+    def call(self, inputs):
+        x, reference = inputs
+        return layers.resize_linear(x, ops.shape(reference)[1:-1])
+
+    def compute_output_shape(self, shapes):
+        shape, reference = shapes
+        return (shape[0], *reference[1:-1], shape[-1])
+
+
+@keras.saving.register_keras_serializable("tf_autoctx")
+class BoxCorner(keras.layers.Layer):
+    """Low corner of the box whose centre is nearest to an object's centroid.
+
+    A voxel weighs its probability of the object where the object is the most probable class: the softmax floor of the
+    whole background would drag the centroid of a small object to the middle. Where the object is nowhere the most
+    probable class every voxel weighs in, and without any probability the box is at the centre of the volume.
+
+    call: probability (batch, depth, height, width, classes) -> (batch, 3) int32, below 0 where the box begins outside
+    the volume. Integers are constants for the gradient.
+    """
+
+    def __init__(self, index, box, **kwargs):
+        super().__init__(**kwargs)
+        self.index, self.box = index, box
+
+    def call(self, probability):
+        p = probability[..., self.index]
+        weights = ops.where(p >= ops.max(probability, axis=-1), p, 0.0)
+        weights = ops.where(ops.sum(weights, axis=(1, 2, 3), keepdims=True) > 0, weights, p)
+        over_width, over_height = ops.sum(weights, axis=3), ops.sum(weights, axis=2)
+        # Axis after axis: a float32 that adds up a whole slice voxel by voxel rounds too much away.
+        margins = [ops.sum(over_width, axis=2), ops.sum(over_width, axis=1), ops.sum(over_height, axis=1)]
+        # The nearest whole voxel; a symmetrical object lies midway between two, where rounding noise must not decide.
+        low = ops.stack([_centroid(margin) for margin in margins], axis=-1) - self.box / 2
+        return ops.cast(ops.floor(low + 0.5 + 1e-3), "int32")
+
+    def compute_output_shape(self, shape):
+        return (shape[0], 3)
+
+    def compute_output_spec(self, probability):
+        return keras.KerasTensor(self.compute_output_shape(probability.shape), dtype="int32")
+
+    def get_config(self):
+        return {**super().get_config(), "index": self.index, "box": self.box}
+
+
+def _centroid(margin):
+    """Centroid of weights (batch, size) in voxels from the low edge: voxel i is at i + 1/2; all 0: the middle."""
+    size, total = ops.shape(margin)[1], ops.sum(margin, axis=1)
+    moment = ops.sum(margin * (ops.cast(ops.arange(size), "float32") + 0.5), axis=1)
+    return ops.where(total > 0, moment / ops.where(total > 0, total, 1.0), ops.cast(size, "float32") / 2)
+
+
+@keras.saving.register_keras_serializable("tf_autoctx")
+class Crop(keras.layers.Layer):
+    """Cuts a cube of `box` voxels out of every sample, zeros where it leaves the volume.
+
+    call: x (batch, depth, height, width, channels) and low corners (batch, 3) int32 -> (batch, box, box, box,
+    channels), same dtype. Each axis is one product with a 0/1 matrix: the gradient is exact, any backend can run it.
+    """
+
+    def __init__(self, box, **kwargs):
+        super().__init__(**kwargs)
+        self.box = box
+
+    def call(self, inputs):
+        x, corner = inputs
+        for axis in (1, 2, 3):
+            x = _product(_inside(corner, axis, self.box, ops.shape(x)[axis], x.dtype), x, axis)
+        return x
+
+    def compute_output_shape(self, shapes):
+        shape, _ = shapes
+        return (shape[0], self.box, self.box, self.box, shape[-1])
+
+    def get_config(self):
+        return {**super().get_config(), "box": self.box}
+
+
+@keras.saving.register_keras_serializable("tf_autoctx")
+class Uncrop(keras.layers.Layer):
+    """Puts what `Crop` cut out back on the reference's grid, zeros outside the box.
+
+    call: x (batch, box, box, box, channels), low corners (batch, 3) int32, reference (batch, depth, height, width, any)
+    -> (batch, depth, height, width, channels), same dtype. The matrices are those of `Crop`, transposed.
+    """
+
+    def call(self, inputs):
+        x, corner, reference = inputs
+        for axis in (1, 2, 3):
+            inside = _inside(corner, axis, ops.shape(x)[axis], ops.shape(reference)[axis], x.dtype)
+            x = _product(ops.transpose(inside, (0, 2, 1)), x, axis)
+        return x
+
+    def compute_output_shape(self, shapes):
+        shape, _, reference = shapes
+        return (shape[0], *reference[1:-1], shape[-1])
+
+
+def _inside(corner, axis, box, size, dtype):
+    """(batch, box, size), 1 where voxel i of the box is voxel j of the volume's axis: j = corner + i."""
+    at = corner[:, axis - 1, None] + ops.arange(box, dtype="int32")
+    return ops.cast(at[:, :, None] == ops.arange(size, dtype="int32"), dtype)
+
+
+def _product(matrix, x, axis):
+    """x (batch, depth, height, width, channels) with an axis multiplied by each sample's matrix (batch, new, old)."""
+    old = "bdhwc"
+    return ops.einsum(f"bn{old[axis]},{old}->{old.replace(old[axis], 'n')}", matrix, x)

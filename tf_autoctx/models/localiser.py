@@ -1,0 +1,56 @@
+"""Localiser of the sliding-window peer of the embryo system: does a window hold the whole ventricle?"""
+
+import keras
+import numpy as np
+
+from tf_autoctx.models import layers
+
+STAGES = 5
+
+
+def localiser(window=64, *, filters=16, initializer="he"):
+    """Classifier of windows (after Qiu et al. 2018, the benchmark of Xu et al. 2020, table 1).
+
+    Five stages of 3x3x3 convolution, batch norm, ReLU and 2x pooling, then one linear unit. Without normalization, Adam
+    at the cascade's rate of 1e-2 ends with the same answer for every window; statistics of the window would hide how
+    bright it is.
+
+    Args:
+      window: edge of the window in voxels; an odd edge is padded when it is pooled, an edge of 1 stays.
+      filters: channels of every stage.
+      initializer: see `layers.INITIALIZERS`.
+
+    Returns:
+      Functional model: windows (batch, window, window, window, 1) -> float32 logits (batch, 1).
+
+    Raises:
+      ValueError: unknown initializer (the message lists the known ones).
+    """
+    image = keras.Input((window, window, window, 1), name="image")
+    x = image
+    for _ in range(STAGES):
+        x = layers.conv_block(x, filters, 3, "batch", initializer)
+        x = keras.layers.MaxPooling3D(2, padding="same")(x)
+    logit = keras.layers.Dense(1, dtype="float32")(keras.layers.Flatten()(x))
+    return keras.Model(image, logit, name="localiser")
+
+
+def folded(network):
+    """A `localiser` that answers what the trained one answers, without its batch norm: 2 to 4 times as fast on a CPU.
+
+    Scale and shift go into the kernel and the bias of the convolution before them.
+    """
+    x = image = keras.Input(network.input_shape[1:], name="image")
+    weights = []
+    for layer in network.layers[1:]:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            gamma, beta, mean, variance = layer.get_weights()
+            *weights, kernel, bias = weights
+            scale = gamma / np.sqrt(variance + layer.epsilon)
+            weights += [kernel * scale, (bias - mean) * scale + beta]
+        else:
+            x = layer.__class__.from_config(layer.get_config())(x)
+            weights += layer.get_weights()
+    answer = keras.Model(image, x, name="localiser")
+    answer.set_weights(weights)
+    return answer
