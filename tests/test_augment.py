@@ -181,3 +181,82 @@ def test_no_part_of_the_augmentation_follows_another():
         outcomes.append((2 in image[:40], 0 in image))
     for outcome in itertools.product((False, True), repeat=2):
         assert outcomes.count(outcome) == pytest.approx(50, abs=20)
+
+
+# Rigid motion
+
+
+def moved(motion, size, spacing, seed):
+    """Where each voxel comes from, (3, *size), NaN where that is not all inside; and the labels, each another one."""
+    label = np.arange(np.prod(size), dtype=np.int32).reshape(*size, 1)
+    images = [*np.meshgrid(*map(np.arange, size), indexing="ij"), np.ones(size)]
+    answers = [
+        motion(
+            {"image": tf.constant(image[..., None], tf.float32), "label": tf.constant(label), "spacing": spacing}, seed
+        )
+        for image in images
+    ]
+    *source, weight = (answer["image"].numpy()[..., 0] for answer in answers)
+    return np.where(weight > 1 - 1e-6, source, np.nan), answers[0]["label"].numpy()[..., 0]
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_rigid_motion_is_one_rigid_motion_in_mm_of_image_and_label(seed):
+    size, spacing = (17, 21, 25), np.array([1.0, 0.5, 0.8], np.float32)
+    motion = augment.RigidMotion(rotation=180.0, shift=2, flips=True)
+    source, label = moved(motion, size, spacing, tf.constant([7, seed]))
+    voxels = np.stack(np.meshgrid(*map(np.arange, size), indexing="ij")) - np.reshape(size, (3, 1, 1, 1)) / 2 + 0.5
+    inside = np.isfinite(source[0])
+    assert inside.mean() > 0.1
+    points = np.vstack([voxels[:, inside], np.ones(inside.sum())])
+    affine, *_ = np.linalg.lstsq(points.T, source[:, inside].T, rcond=None)
+    np.testing.assert_allclose(points.T @ affine, source[:, inside].T, atol=5e-3)
+    turn = np.diag(spacing) @ affine[:3].T @ np.diag(1 / spacing)
+    np.testing.assert_allclose(turn @ turn.T, np.eye(3), atol=1e-3)
+    assert np.abs(turn - np.eye(3)).max() > 0.05
+    # The label's voxel is the nearest to where the image comes from.
+    nearest = np.floor(source[:, inside] + 0.5).astype(int)
+    close = np.abs(source[:, inside] - np.floor(source[:, inside]) - 0.5).min(axis=0) > 0.01
+    expected = np.ravel_multi_index(nearest, size)
+    np.testing.assert_array_equal(label[inside][close], expected[close])
+
+
+def test_rigid_motion_s_shift_is_bounded_and_flips_are_all_eight():
+    size, spacing = (9, 10, 11), np.ones(3, np.float32)
+    shifts = []
+    for seed in range(12):
+        source, _ = moved(augment.RigidMotion(0.0, 3, False), size, spacing, tf.constant([seed, 0]))
+        voxels = np.stack(np.meshgrid(*map(np.arange, size), indexing="ij"))
+        difference = (source - voxels)[:, np.isfinite(source[0])]
+        np.testing.assert_allclose(difference, difference[:, :1] * np.ones_like(difference), atol=2e-3)
+        shifts.append(difference[:, 0])
+    assert 2 < np.abs(shifts).max() <= 3.001 and np.abs(np.mean(shifts)) < 1
+    image = np.random.default_rng(0).normal(size=(4, 5, 6, 1)).astype(np.float32)
+    sample = {"image": tf.constant(image), "label": tf.cast(image > 0, tf.uint8), "spacing": tf.ones(3)}
+    found = set()
+    for seed in range(60):
+        flipped = augment.RigidMotion(0.0, 0, True)(sample, tf.constant([seed, 1]))
+        axes = [
+            axes
+            for count in range(4)
+            for axes in itertools.combinations(range(3), count)
+            if np.allclose(flipped["image"], np.flip(image, axes), atol=1e-5)
+        ]
+        assert len(axes) == 1
+        np.testing.assert_array_equal(flipped["label"], np.flip(sample["label"], axes[0]))
+        found.add(axes[0])
+    assert len(found) == 8
+
+
+def test_rigid_motion_of_nothing_changes_nothing_and_the_outside_is_zero():
+    image = np.random.default_rng(0).uniform(1, 2, size=(6, 7, 8, 1)).astype(np.float32)
+    sample = {"image": tf.constant(image), "label": tf.ones((6, 7, 8, 1), tf.uint8), "spacing": tf.ones(3)}
+    still = augment.RigidMotion(0.0, 0, False)(sample, tf.constant([1, 2]))
+    np.testing.assert_allclose(still["image"], image, atol=1e-5)
+    np.testing.assert_array_equal(still["label"], sample["label"])
+    assert still["label"].dtype == tf.uint8
+    one, two, other = (augment.RigidMotion(90.0, 4, True)(sample, tf.constant([1, seed])) for seed in (2, 2, 3))
+    np.testing.assert_array_equal(one["image"], two["image"])
+    assert np.any(one["image"] != other["image"])
+    outside = one["label"].numpy() == 0
+    assert 0 < outside.mean() < 1 and one["image"].numpy()[outside].max() < 1

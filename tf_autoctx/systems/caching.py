@@ -38,7 +38,7 @@ def cached(cases, directory, read, prepare):
 def spacing_range(files):
     """[(z, y, x) smallest, (z, y, x) largest] spacing in mm of cached cases."""
     paths = [str(pathlib.Path(entry["label"]).with_name("spacing")) for entry in files]
-    spacings = np.stack([pipeline.stored(path, "spacing") for path in paths])
+    spacings = np.stack([pipeline.stored(path, "spacing") for path in paths]).astype(np.float64)
     return [np.round(spacings.min(0), 4).tolist(), np.round(spacings.max(0), 4).tolist()]
 
 

@@ -12,7 +12,7 @@ from absl import logging
 
 from tf_autoctx import export
 from tf_autoctx.errors import UserError
-from tf_autoctx.systems import caching, fetal_head, multi_organ, pyramids, stages
+from tf_autoctx.systems import caching, embryo, fetal_head, multi_organ, pyramids, refinement, stages
 from tf_autoctx.training import runs
 
 
@@ -117,7 +117,15 @@ def _multi_organ(run, config):
     return labels, answer
 
 
-SYSTEMS = {fetal_head.NAME: _fetal_head, multi_organ.NAME: _multi_organ}
+def _embryo(run, config):
+    labels = {int(value): name for value, name in config["labels"].items()}
+    system = runs.configured(embryo.Embryo, config["flags"], labels=labels)
+    *_, network = refinement.finished(run).values()
+    answer = tf.function(lambda image: system.segment(network, image), input_signature=[export.VOLUME])
+    return labels, lambda image, probabilities, progress: answer(image)
+
+
+SYSTEMS = {fetal_head.NAME: _fetal_head, multi_organ.NAME: _multi_organ, embryo.NAME: _embryo}
 
 
 def _from_saved_model(path):

@@ -1,0 +1,306 @@
+"""The embryo system from outside: train, resume, predict, export, and the mistakes a user can make."""
+
+import csv
+import functools
+import json
+import re
+import shutil
+
+import keras
+import numpy as np
+import pytest
+import running
+import SimpleITK as sitk
+from absl import flags
+
+from tf_autoctx.data import images
+from tf_autoctx.systems import embryo, prediction, refinement, stages
+
+TINY = (
+    "--low_size=8 --body_box=16 --ventricle_box=8 --base_filters=2 --depth=2 --kernel=3 --steps=3 --samples_per_epoch=3 "
+    "--precision=float32 --phantom_size=24,28,24 --phantom_spacing=0.4 --phantom_cases=3,2"
+).split()
+
+NETWORK = {
+    "labels": {1: "body", 2: "ventricle"},
+    "low_size": 8,
+    "body_box": 16,
+    "ventricle_box": 8,
+    "base_filters": 2,
+    "depth": 2,
+    "kernel": 3,
+}
+
+train = functools.partial(running.main, "train_embryo")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A finished run of all stages."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    train(f"--work_dir={folder}", *TINY)
+    return folder
+
+
+def noise(*size, seed=0):
+    return np.random.default_rng(seed).uniform(0, 255, size).astype(np.float32)
+
+
+def methods(run):
+    return list(dict.fromkeys(row["method"] for row in csv.DictReader(open(run / "evaluation" / "cases.csv"))))
+
+
+def test_run_folder_is_complete(run):
+    config = json.loads((run / "config.json").read_text())
+    assert config["system"] == "embryo" and config["flags"]["body_box"] == 16
+    assert config["labels"] == {"1": "body", "2": "ventricle"} and config["spacing"] == [[0.4, 0.4, 0.4]] * 2
+    kept = {"best", "last", "history.csv", "history.png", "model.keras", "tensorboard"}
+    for stage in embryo.STAGES:
+        assert {path.name for path in (run / stage).iterdir()} == kept
+    assert methods(run) == list(embryo.STAGES)
+    rows = list(csv.DictReader(open(run / "evaluation" / "cases.csv")))
+    assert {row["structure"] for row in rows} == {"body", "ventricle"}
+    assert {row["case"] for row in rows} == {"embryo_003", "embryo_004"}
+    assert len(list((run / "evaluation").glob("embryo_*.png"))) == 2
+    card = json.loads((run / "saved_model" / "1" / "assets.extra" / "model_card.json").read_text())
+    assert card["system"] == "embryo" and card["labels"] == config["labels"]
+
+
+def test_stages_one_by_one_are_all_stages(run, tmp_path):
+    for count, stage in enumerate(embryo.STAGES, start=1):
+        train(f"--work_dir={tmp_path}", *TINY, f"--stage={stage}")
+        assert methods(tmp_path) == list(embryo.STAGES[:count])
+        one, all_ = (stages.load(folder / stage / "model.keras").get_weights() for folder in (run, tmp_path))
+        for a, b in zip(one, all_):
+            np.testing.assert_array_equal(a, b)
+    volume = noise(16, 17, 18)
+    a, b = (prediction.segmentor(path)(volume, (0.4,) * 3, probabilities=True) for path in (run, tmp_path))
+    np.testing.assert_array_equal(a["probability"]["body"], b["probability"]["body"])
+
+
+def test_a_stage_without_the_one_before_is_refused(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        train(f"--work_dir={tmp_path}", *TINY, "--stage=refine")
+    assert "initial/model.keras: this stage is not finished; run --stage=initial" in capsys.readouterr().err
+
+
+def test_without_auto_context_the_same_vnet_1_and_another_refinement(run, tmp_path, capsys):
+    train(f"--work_dir={tmp_path}", *TINY, "--noauto_context", f"--initial_from={run}")
+    assert methods(tmp_path) == ["initial", "refine"]
+    assert not (tmp_path / "initial" / "history.csv").exists()  # it was not trained here
+    mine, theirs = (stages.load(folder / "refine" / "model.keras") for folder in (tmp_path, run))
+    for a, b in zip(mine.get_layer("vnet_1").get_weights(), theirs.get_layer("vnet_1").get_weights()):
+        np.testing.assert_array_equal(a, b)
+    assert mine.get_layer("vnet_2").input_shape[-1] == 1 and theirs.get_layer("vnet_2").input_shape[-1] == 2
+    with pytest.raises(SystemExit):
+        train(f"--work_dir={tmp_path}", *TINY, "--noauto_context", "--stage=end_to_end")
+    assert "--stage=end_to_end --noauto_context: no gradient reaches VNet I" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "change, sentence",
+    [
+        (lambda run: ["--low_size=16"], "made with --low_size=8, now 16"),
+        (lambda run: ["--seed=1"], "a run of another system or other data"),
+        (lambda run: shutil.rmtree(run / "initial") or [], "initial/model.keras: this stage is not finished"),
+    ],
+    ids=["network", "data", "unfinished"],
+)
+def test_an_initial_stage_that_does_not_fit_is_refused(run, tmp_path, capsys, change, sentence):
+    source = tmp_path / "source"
+    shutil.copytree(run, source)
+    with pytest.raises(SystemExit):
+        train(f"--work_dir={tmp_path / 'run'}", *TINY, f"--initial_from={source}", *change(source))
+    assert sentence in capsys.readouterr().err
+    assert not (tmp_path / "run" / "initial").exists()
+
+
+@pytest.mark.parametrize("size", [(24, 28, 20), (13, 31, 9)])
+def test_export_equals_the_run_through_the_loader_of_tensorflow_serving(run, size):
+    volume = noise(*size)
+    mine = prediction.segmentor(run)(volume, (0.4,) * 3, probabilities=True)
+    theirs = running.served(run / "saved_model" / "1", volume[None, ..., None])
+    assert {name: (array.shape, array.dtype) for name, array in theirs.items()} == {
+        "label": ((1, *size, 1), np.uint8),
+        "body": ((1, *size, 1), np.uint8),
+        "ventricle": ((1, *size, 1), np.uint8),
+        "probability": ((1, *size, 2), np.float32),
+    }
+    for k, name in enumerate(("body", "ventricle")):
+        np.testing.assert_allclose(theirs["probability"][0, ..., k], mine["probability"][name], atol=1e-4)
+    sure = np.abs(theirs["probability"][0] - 0.5).min(axis=-1) > 2e-4
+    assert sure.mean() > 0.5
+    np.testing.assert_array_equal(theirs["label"][0, ..., 0][sure], mine["label"][sure])
+    np.testing.assert_array_equal(theirs["body"], theirs["label"] == 1)
+    np.testing.assert_array_equal(theirs["ventricle"], theirs["label"] == 2)
+
+
+def test_predict_from_the_run_and_from_the_export(run, tmp_path):
+    image = sitk.GetImageFromArray(np.rint(noise(22, 26, 20)).astype(np.uint8))
+    image.SetSpacing((0.4, 0.4, 0.4))
+    image.SetOrigin((1, -2, 3))
+    image.SetDirection((0, 1, 0, -1, 0, 0, 0, 0, 1))
+    images.write(image, tmp_path / "embryo.nii.gz")
+    arguments = [f"--input={tmp_path / 'embryo.nii.gz'}", "--probabilities"]
+    for name, model in (("run", run), ("export", run / "saved_model" / "1")):
+        ended = running.script("predict.py", f"--model={model}", f"--output={tmp_path / name}", *arguments)
+        assert ended.returncode == 0, ended.stderr
+    labels = {name: images.read(tmp_path / name / "embryo.nii.gz") for name in ("run", "export")}
+    images.require_same_grid("result", labels["run"], "image", image)
+    np.testing.assert_array_equal(*(images.array(label) for label in labels.values()))
+    found = {path.parent.name for path in (tmp_path / "run" / "probabilities").rglob("embryo.nii.gz")}
+    assert found == {"body", "ventricle"}
+
+
+def test_a_killed_stage_goes_on_to_the_same_weights(tmp_path):
+    """With the checkpoints of an earlier step alone, as after a kill."""
+    once = (f"--work_dir={tmp_path}", *TINY, "--stage=initial", "--checkpoint_steps=1", "--samples_per_epoch=9")
+    train(*once)
+    finished = tmp_path / "initial" / "model.keras"
+    whole = stages.load(finished).get_weights()
+    finished.unlink()
+    shutil.rmtree(tmp_path / "initial" / "best")
+    for path in (tmp_path / "initial" / "last").glob("step-3*"):
+        path.unlink()
+    train(*once)
+    for a, b in zip(stages.load(finished).get_weights(), whole):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_the_paper_s_constants_are_a_preset(tmp_path, capsys):
+    """Ended before training by --patience, as the preset has no validation case; config.json is there already."""
+    phantoms = [flag for flag in TINY if "phantom" in flag]
+    with pytest.raises(SystemExit):
+        train(f"--work_dir={tmp_path}", *phantoms, "--preset=paper", "--patience=2")
+    assert "--patience=2: there is no validation case" in capsys.readouterr().err
+    config = json.loads((tmp_path / "config.json").read_text())["flags"]
+    expected = {
+        "low_size": 160,  # section 2.1
+        "body_box": 256,  # section 2.2
+        "ventricle_box": 160,
+        "auto_context": True,
+        "base_filters": 16,  # Milletari et al. 2016
+        "depth": 5,
+        "kernel": 5,
+        "learning_rate": 1e-2,  # section 3.1
+        "end_to_end_learning_rate": 1e-3,
+        "learning_rate_decay": "constant",
+        "rotation": 180.0,
+        "shift": 30,
+        "flips": True,
+        "batch_size": 1,
+    }
+    assert {name: config[name] for name in expected} == expected
+
+
+def test_the_last_stage_has_a_learning_rate_of_its_own(run):
+    """Three steps of Adam move no weight by much more than three times the learning rate."""
+    flags_ = json.loads((run / "config.json").read_text())["flags"]
+    assert flags_["learning_rate"] == 1e-2 and flags_["end_to_end_learning_rate"] == 1e-3
+    initial, refined, whole = (stages.load(run / stage / "model.keras") for stage in embryo.STAGES)
+
+    def farthest(a, b):
+        return max(np.abs(x - y).max() for x, y in zip(a.get_weights(), b.get_weights()))
+
+    assert 1e-4 < farthest(refined, whole) < 4e-3
+    keras.utils.set_random_seed(0)  # the seed of the first stage: 1000 times 0 and its number
+    assert 4e-3 < farthest(embryo.Embryo(**NETWORK).network("initial"), initial) < 4e-2
+
+
+# The user's own data
+
+
+@pytest.fixture()
+def data(tmp_path):
+    """A CSV of four small volumes with the label values 3 (body) and 1 (ventricle), and no names for them."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    lines = ["image,label,split"]
+    for case in range(4):
+        label = np.zeros((14, 16, 18 + case), np.uint8)
+        label[3:11, 3:12, 3:12] = 3
+        label[5:8, 5:8, 5:9] = 1
+        for kind, voxels in (("image", np.rint(noise(*label.shape, seed=case) / 2 + 40 * label)), ("label", label)):
+            volume = sitk.GetImageFromArray(voxels.astype(np.uint8))
+            volume.SetSpacing((0.1, 0.1, 0.1))
+            images.write(volume, folder / f"{kind}_{case}.nii.gz")
+        lines.append(f"image_{case}.nii.gz,label_{case}.nii.gz,{'test' if case == 3 else 'train'}")
+    (folder / "cases.csv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def rewrite(path, change):
+    image = images.read(path)
+    changed = sitk.GetImageFromArray(change(images.array(image)))
+    changed.SetSpacing(image.GetSpacing())
+    sitk.WriteImage(changed, str(path))
+
+
+def test_foreground_says_which_is_the_body_and_a_missing_ventricle_is_named(data, tmp_path, caplog):
+    for case in (0, 1, 2):
+        rewrite(data / f"label_{case}.nii.gz", lambda label: np.where(label == 1, 3, label).astype(np.uint8))
+    (data / "dataset.json").write_text(
+        json.dumps(
+            {
+                "labels": {"background": 0, "ventricle": 1, "body": 3},
+                "training": [{"image": f"image_{i}.nii.gz", "label": f"label_{i}.nii.gz"} for i in range(3)],
+                "test": [{"image": "image_3.nii.gz", "label": "label_3.nii.gz"}],
+            }
+        )
+    )
+    train(f"--work_dir={tmp_path / 'run'}", f"--data_dir={data}", *TINY, "--stage=initial", "--foreground=3,1")
+    assert "No training case has ventricle (label 1)" in caplog.text
+    segment = prediction.segmentor(tmp_path / "run")
+    assert list(segment.labels.items()) == [(3, "body"), (1, "ventricle")]
+    assert set(np.unique(segment(noise(14, 16, 18), (0.1,) * 3)["label"])) <= {0, 1, 3}
+    caplog.clear()
+    segment(noise(14, 16, 18), (0.1, 0.1, 0.2), "other.nii.gz")
+    assert "other.nii.gz: voxels of 0.1 x 0.1 x 0.2 mm" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "arguments, sentence",
+    [
+        (["--stage=last"], "--stage=last"),
+        (["--low_size=4"], "--low_size=4"),
+        (["--depth=0"], "--depth=0"),
+        (
+            ["--foreground=1"],
+            "--foreground: labels are {1: 'body'}; expected the body's value and then the ventricle's",
+        ),
+        (["--foreground=1,9"], "--foreground=1,9: no label is [9]"),
+        (["--batch_size=2"], "--batch_size=2: training volumes have different sizes"),
+        (["--initial_from=/no/run"], "/no/run: no config.json"),
+        (["--data_dir=/no/such/folder"], "/no/such/folder: no such file or folder"),
+    ],
+)
+def test_wrong_flags_are_named(tmp_path, capsys, arguments, sentence):
+    with pytest.raises((SystemExit, flags.Error)) as ended:
+        train(f"--work_dir={tmp_path}", *TINY, *arguments)
+    assert sentence in (capsys.readouterr().err if ended.type is SystemExit else str(ended.value))
+
+
+SPOILED = {
+    "not an image": (lambda d: (d / "image_1.nii.gz").write_bytes(b"hello"), r"image_1\.nii\.gz: not a readable image"),
+    "no object": (lambda d: rewrite(d / "label_1.nii.gz", np.zeros_like), r"label_1\.nii\.gz: the object is missing"),
+    "grid": (lambda d: rewrite(d / "label_3.nii.gz", lambda v: v[1:]), r"label_3\.nii\.gz: size"),
+}
+
+
+@pytest.mark.parametrize("what", SPOILED)
+def test_bad_data_ends_in_one_sentence_before_training(data, tmp_path, capsys, what):
+    spoil, sentence = SPOILED[what]
+    spoil(data)
+    with pytest.raises(SystemExit) as ended:
+        train(f"--work_dir={tmp_path / 'run'}", f"--data_dir={data / 'cases.csv'}", *TINY, "--foreground=3,1")
+    assert ended.value.code == 1
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert message.startswith("error: ") and re.search(sentence, message), message
+    assert not (tmp_path / "run" / "initial").exists()
+
+
+def test_a_run_that_is_there_may_train_another_stage_but_with_no_other_network(run, capsys):
+    with pytest.raises(SystemExit):
+        train(f"--work_dir={run}", *TINY, "--noauto_context")
+    assert "--auto_context True (now False)" in capsys.readouterr().err
+    assert list(refinement.finished(run)) == list(embryo.STAGES)
