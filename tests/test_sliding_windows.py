@@ -1,0 +1,330 @@
+"""The sliding-window peer of the embryo cascade: its windows, its training, and its script."""
+
+import functools
+import importlib
+import json
+import re
+import shutil
+
+import keras
+import numpy as np
+import pytest
+import running
+import tensorflow as tf
+from absl import flags
+from absl.testing import flagsaver
+
+from tf_autoctx import errors, models, report
+from tf_autoctx.data import augment, pipeline
+from tf_autoctx.models.localiser import folded
+from tf_autoctx.systems import embryo, sliding_windows, stages
+from tf_autoctx.training import loop
+
+STILL = augment.RigidMotion(rotation=0.0, shift=0, flips=False)
+PEER = sliding_windows.SlidingWindows(16, 3, 2, depth=1, kernel=3, normalization="instance", initializer="he")
+TINY = (
+    "--low_size=8 --body_box=16 --ventricle_box=8 --base_filters=4 --depth=1 --kernel=3 --steps=3 "
+    "--samples_per_epoch=3 --precision=float32 --phantom_size=24,28,24 --phantom_spacing=0.4 --phantom_cases=2,1"
+).split()
+
+
+def box(size, low, high):
+    """Bool volume, true from low to high (exclusive)."""
+    mask = np.zeros(size, bool)
+    mask[tuple(slice(*ends) for ends in zip(low, high))] = True
+    return mask
+
+
+# Windows
+
+
+def test_corners_by_hand():
+    assert sliding_windows.corners((16, 19, 24), 16, 3).tolist() == [
+        [0, 0, 0], [0, 0, 3], [0, 0, 6], [0, 3, 0], [0, 3, 3], [0, 3, 6]
+    ]  # fmt: skip
+    assert sliding_windows.corners((10, 16, 18), 16, 3).tolist() == [[0, 0, 0]]
+    # (210 - 64) // 3 + 1 = 49, (281 - 64) // 3 + 1 = 73, (282 - 64) // 3 + 1 = 73: "hundreds of thousands"
+    assert len(sliding_windows.corners((210, 281, 282), 64, 3)) == 49 * 73 * 73
+
+
+@pytest.mark.parametrize("low, high", [((2, 5, 0), (6, 9, 4)), ((0, 1, 3), (8, 3, 10)), ((1, 0, 2), (2, 12, 3))])
+def test_a_window_holds_a_mask_exactly_when_all_its_voxels_are_inside(low, high):
+    size, window = (9, 12, 10), 8
+    mask = box(size, low, high)
+    mask[low] = mask[tuple(n - 1 for n in high)] = True
+    every = sliding_windows.corners(size, window, 1)
+    brute = np.array([mask[z : z + window, y : y + window, x : x + window].sum() == mask.sum() for z, y, x in every])
+    np.testing.assert_array_equal(sliding_windows.inside(tf.constant(mask), window, every), brute)
+    first, last = (corner.numpy() for corner in sliding_windows.holding(tf.constant(mask), window))
+    if brute.any():
+        within = ((first <= every) & (every <= last)).all(axis=1)
+        np.testing.assert_array_equal(within, brute)
+    else:  # 12 voxels along y: only windows that see nothing but it there
+        assert (first[1], last[1]) == (0, 4)
+
+
+def test_no_window_holds_what_is_not_there():
+    mask = tf.zeros((9, 12, 10), tf.bool)
+    assert not sliding_windows.inside(mask, 8, sliding_windows.corners(mask.shape, 8, 1)).numpy().any()
+    low, high = sliding_windows.holding(mask, 8)
+    assert low.numpy().tolist() == [0, 0, 0] and high.numpy().tolist() == [1, 4, 2]
+
+
+def test_small_volumes_are_padded_with_zeros_at_the_high_end():
+    volume = np.ones((6, 8, 9, 1), np.float32)
+    padded = sliding_windows.padded(tf.constant(volume), 8).numpy()
+    assert padded.shape == (8, 8, 9, 1) and padded.sum() == volume.sum() and (padded[:6] == 1).all()
+
+
+def centre(windows, training):
+    """A localiser made by hand: how bright the 4^3 voxels in the middle of a window are."""
+    return tf.reduce_mean(windows[:, 6:10, 6:10, 6:10], axis=(1, 2, 3))
+
+
+@pytest.mark.parametrize("window_batch", [1, 7, 1000])
+def test_localise_finds_a_planted_object(window_batch):
+    image = box((24, 28, 24), (9, 12, 6), (13, 16, 10)).astype(np.float32)[..., None]
+    found = sliding_windows.localiser(centre, 16, 3, window_batch)(tf.constant(image))
+    assert found.corner.tolist() == [3, 6, 0]
+    assert found.evaluated == found.total == 3 * 5 * 3 and found.seconds > 0
+
+
+def test_a_fraction_of_the_windows_is_evaluated_and_extrapolated():
+    seen = []
+
+    def network(windows, training):
+        tf.py_function(lambda n: seen.append(int(n)), [tf.shape(windows)[0]], [])
+        return centre(windows, training)
+
+    localise = sliding_windows.localiser(network, 16, 1, 8)
+    found = localise(tf.zeros((24, 24, 24, 1)), fraction=0.05)
+    assert (found.evaluated, found.total) == (36, 9**3) and seen == [8, 8, 8, 8, 4]
+    assert localise(tf.zeros((24, 24, 24, 1)), fraction=1e-9).evaluated == 1
+    # 10 s, 4 of them for 36 windows: 6 + 4 * 729 / 36
+    assert found._replace(seconds=4.0).extrapolated(10.0) == pytest.approx(87.0)
+
+
+# Training
+
+
+def sample(ventricle):
+    """A case whose image tells how many ventricle voxels a window holds."""
+    label = np.where(ventricle, 2, 1).astype(np.uint8)[..., None]
+    return {"image": (label == 2).astype(np.float32), "label": label, "spacing": np.full(3, 0.1, np.float32)}
+
+
+@pytest.mark.parametrize("size", [(24, 28, 30), (12, 28, 24)])
+def test_half_of_the_localisers_windows_hold_the_ventricle(size):
+    ventricle = box(size, (4, 12, 9), (10, 18, 15))
+    prepare = tf.function(sliding_windows.samples("localiser", 16, STILL))
+    drawn = [prepare(sample(ventricle), tf.constant((0, seed))) for seed in range(10)]
+    windows, targets = (np.stack([one[name] for one in drawn]) for name in ("windows", "target"))
+    assert windows.shape == (10, 8, 16, 16, 16, 1)
+    np.testing.assert_array_equal(targets, windows.sum(axis=(2, 3, 4, 5)) == ventricle.sum())
+    assert targets[:, :4].all() and 0 < targets[:, 4:].mean() < 1
+    assert len({window.tobytes() for window in windows.reshape(-1, 16**3)}) > 20
+
+
+def test_crops_of_the_vnets():
+    ventricle = box((24, 28, 30), (4, 17, 3), (10, 26, 9))
+    for name, least in (("ventricle", ventricle.sum()), ("body", 0)):
+        prepare = tf.function(sliding_windows.samples(name, 16, STILL))
+        drawn = [prepare(sample(ventricle), tf.constant((0, seed))) for seed in range(20)]
+        held = [int(one["image"].numpy().sum()) for one in drawn]
+        assert min(held) >= least and drawn[0]["label"].shape == (16, 16, 16, 1)
+        for one in drawn:
+            np.testing.assert_array_equal(one["image"], one["label"] == 2)
+    assert len(set(held)) > 3 and min(held) < ventricle.sum()  # the body's are anywhere
+
+
+@pytest.mark.parametrize("name", sliding_windows.NETWORKS)
+def test_the_loss_falls_on_a_fixed_batch(name):
+    keras.utils.set_random_seed(1)
+    ventricle = box((24, 28, 24), (4, 17, 3), (10, 26, 9))
+    batch = {
+        key: tensor[None] for key, tensor in sliding_windows.samples(name, 16, STILL)(sample(ventricle), (0, 1)).items()
+    }
+    if name == "localiser":
+        batch["target"] = tf.constant([[1.0, 1, 1, 1, 0, 0, 0, 0]])
+    network = PEER.network(name)
+    optimizer = keras.optimizers.Adam(1e-2)
+    optimizer.build(network.trainable_variables)
+    losses = functools.partial(sliding_windows.sample_losses, name, network, batch)
+    assert losses().shape == (1,)
+    step = tf.function(lambda: loop.minimize(optimizer, network.trainable_variables, losses))
+    seen = [float(step()) for _ in range(30)]
+    assert seen[-1] < seen[0] - 0.1, seen
+
+
+def test_cross_entropy_of_the_localiser_by_hand():
+    network = lambda windows, training: tf.constant([[0.0], [np.log(3)]])
+    batch = {"windows": tf.zeros((1, 2, 16, 16, 16, 1)), "target": tf.constant([[1.0, 0.0]])}
+    (loss,) = sliding_windows.sample_losses("localiser", network, batch).numpy()
+    assert loss == pytest.approx((-np.log(0.5) - np.log(0.25)) / 2)
+
+
+def test_folded_answers_the_same_without_batch_norm():
+    keras.utils.set_random_seed(0)
+    network = models.localiser(16)
+    rng = np.random.default_rng(0)
+    network.set_weights([w + rng.uniform(0.05, 0.2, w.shape) for w in network.get_weights()])
+    plain = folded(network)
+    assert not any(isinstance(layer, keras.layers.BatchNormalization) for layer in plain.layers)
+    windows = rng.normal(size=(3, 16, 16, 16, 1)).astype(np.float32)
+    expected = network(windows, training=False).numpy()
+    assert expected.shape == (3, 1) and np.ptp(expected) > 0
+    np.testing.assert_allclose(plain(windows, training=False), expected, rtol=1e-4)
+
+
+def test_a_ventricle_larger_than_the_window_is_named(tmp_path, caplog):
+    for case, last in (("small", 20), ("large", 21)):
+        pipeline.store(tmp_path / case / "label", sample(box((24, 28, 24), (4, 4, 4), (9, last, 9)))["label"])
+    sliding_windows.warn_of_large(16, [{"label": str(tmp_path / case / "label")} for case in ("small", "large")])
+    assert [record.getMessage() for record in caplog.records] == [
+        "large: the ventricle is [5, 17, 5] voxels; no window of 16 holds it."
+    ]
+
+
+@pytest.mark.parametrize("fields, told", [({"window": 24}, "window=24"), ({"stride": 0}, "stride=0")])
+def test_bad_fields_are_named(fields, told):
+    with pytest.raises(ValueError, match=told):
+        sliding_windows.SlidingWindows(**{**vars(PEER), **fields})
+
+
+# Inference
+
+
+def test_segmentation_by_hand_made_networks(monkeypatch):
+    """A volume flatter than the window; what is brighter than 0.5 is body, than 2 ventricle, after scaling to RMS 1."""
+    monkeypatch.setattr(sliding_windows, "folded", lambda network: network)
+    ventricle, body = box((12, 28, 24), (6, 12, 6), (10, 16, 10)), box((12, 28, 24), (4, 4, 4), (12, 27, 20))
+    stray = box((12, 28, 24), (0, 27, 22), (1, 28, 24))
+    raw = (20.0 * body + 30.0 * ventricle + 50.0 * stray).astype(np.float32)
+    brighter = lambda level: lambda x, training: 20.0 * (x * float(np.sqrt(np.mean(raw**2))) - level)
+    networks = {"localiser": centre, "body": brighter(10), "ventricle": brighter(40)}
+    system = embryo.Embryo({3: "body", 7: "ventricle"})
+    classes, found = sliding_windows.segmentor(system, PEER, networks, 8)(raw)
+    # The padded axis has one window; what is as bright outside the best window is no ventricle.
+    assert found.corner.tolist() == [0, 6, 0] and found.total == 1 * 5 * 3
+    np.testing.assert_array_equal(classes, np.where(ventricle, 2, (body | stray).astype(np.uint8)))
+    assert classes.dtype == tf.uint8
+
+
+# The script
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run whose first stage is trained, and whose second looks finished."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    running.main("train_embryo", f"--work_dir={folder}", *TINY, "--stage=initial")
+    _, system = sliding_windows.embryo_run(folder)
+    (folder / "refine").mkdir()
+    system.network("refine").save(folder / "refine" / "model.keras")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def script(run):
+    """The script as a module, without the flags of training scripts while it is used, and without its own after."""
+    before = {name: flags.FLAGS[name] for name in flags.FLAGS}
+    for name in {"steps"} & set(before):
+        delattr(flags.FLAGS, name)
+    yield importlib.import_module("eval.sliding_windows")
+    for name in set(flags.FLAGS) - (set(before) - {"steps"}):
+        delattr(flags.FLAGS, name)
+    if "steps" in before:
+        flags.FLAGS["steps"] = before["steps"]
+
+
+@pytest.fixture
+def train(script):
+    def train(*arguments):
+        policy = keras.config.dtype_policy()
+        try:
+            with flagsaver.flagsaver():
+                flags.FLAGS(["sliding_windows.py", *map(str, arguments)])
+                errors.in_one_sentence(script.main)([])
+        finally:
+            keras.config.set_dtype_policy(policy)
+
+    return train
+
+
+def test_the_peer_is_trained_and_scored_on_the_runs_cases(run, train, tmp_path, monkeypatch):
+    arguments = (f"--run={run}", f"--output={tmp_path}", "--window=16")
+    train(*arguments)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["system"] == "sliding_windows" and config["labels"] == {"1": "body", "2": "ventricle"}
+    theirs = json.loads((run / "config.json").read_text())
+    expected = {"window": 16, "stride": 3, "base_filters": 2, "steps": 6, "learning_rate": 0.01, "shift": 6}
+    assert {name: config["flags"][name] for name in expected} == expected  # 2 stages of 3 steps, half of 4 filters
+    assert config["data_fingerprint"] == theirs["data_fingerprint"]
+    rows = report.read(tmp_path / "evaluation")
+    assert [(row["method"], row["case"], row["structure"]) for row in rows] == [
+        ("sliding windows", "embryo_002", structure) for structure in ("body", "ventricle")
+    ]
+
+    # Again: what is finished is scored, not trained.
+    monkeypatch.setattr(stages, "train", None)
+    shutil.rmtree(tmp_path / "evaluation")
+    train(*arguments)
+    assert report.read(tmp_path / "evaluation") == rows
+
+
+def test_other_settings_need_another_folder(run, train, tmp_path, capsys, monkeypatch):
+    def stop(*_):
+        raise errors.UserError("stopped before training")
+
+    monkeypatch.setattr(sliding_windows, "train", stop)
+    for steps, told in ((3, "stopped before training"), (3, "stopped before training"), (4, "--steps 3 (now 4)")):
+        with pytest.raises(SystemExit):
+            train(f"--run={run}", f"--output={tmp_path}", "--window=16", f"--steps={steps}")
+        assert told in capsys.readouterr().err
+
+
+def edited(run, change):
+    config = json.loads((run / "config.json").read_text())
+    change(config)
+    (run / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize(
+    "spoil, told",
+    [
+        (
+            lambda run: edited(run, lambda c: c.update(system="fetal_head")),
+            r"a run of 'fetal_head'; expected one of 'embr",
+        ),
+        (lambda run: edited(run, lambda c: c["flags"].pop("kernel")), r"config\.json: 'kernel' is missing or wrong"),
+        (lambda run: edited(run, lambda c: c.update(data_fingerprint="0")), "phantoms: other data than those of "),
+        (lambda run: shutil.rmtree(run / "phantoms"), "phantoms: no such file or folder"),
+        (lambda run: [shutil.rmtree(run / stage) for stage in ("initial", "refine")], "no stage is finished"),
+        (lambda run: (run / "config.json").unlink(), "no config.json"),
+    ],
+)
+def test_bad_runs_are_one_sentence(run, train, tmp_path, capsys, spoil, told):
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    spoil(copy)
+    with pytest.raises(SystemExit) as ended:
+        train(f"--run={copy}", f"--output={tmp_path / 'peer'}", "--window=16")
+    assert ended.value.code == 1 and re.search(told, capsys.readouterr().err)
+    assert not (tmp_path / "peer").exists()
+
+
+def test_a_window_that_cannot_be_halved_is_refused(train):
+    with pytest.raises(flags.IllegalFlagValueError, match="must be a multiple of 16"):
+        train("--run=a", "--output=b", "--window=40")
+
+
+def test_benchmark_at_a_small_size():
+    ended = running.script(
+        "benchmarks/whole_embryo.py",
+        *"--size=24,28,24 --low_size=8 --body_box=16 --ventricle_box=8 --base_filters=2 --depth=2 --kernel=3".split(),
+        *"--window=16 --fraction=0.2 --precision=mixed_bfloat16".split(),
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert re.search(r"cascade: [\d.]+ s, peak of the whole process [\d.]+ GiB", ended.stdout)
+    assert re.search(r"localiser: [\d.]+ s for 9 of 45 windows \(20\.0 %\)", ended.stdout)
+    assert re.search(r"sliding windows, extrapolated: \d+ s, [\d.]+ times the cascade", ended.stdout)
