@@ -12,14 +12,15 @@ A run that was stopped goes on where it was when the same command is given again
 import dataclasses
 import functools
 import pathlib
+import shutil
 import sys
 
 from absl import app, flags
 
-from tf_autoctx import errors, export, flag_types
+from tf_autoctx import errors, export, files, flag_types
 from tf_autoctx.data import augment, datasets, phantoms
 from tf_autoctx.models import layers
-from tf_autoctx.systems import caching, embryo, evaluation, refinement
+from tf_autoctx.systems import caching, embryo, evaluation, refinement, stages
 from tf_autoctx.training import devices, loop, runs
 from tf_autoctx.training import flags as training_flags
 
@@ -69,7 +70,8 @@ def main(_):
         FLAGS.seed,
     )
     cases = datasets.load(data_dir, FLAGS.seed, FLAGS.validation_fraction)
-    labels = datasets.structures(cases, FLAGS.foreground)
+    named = datasets.structures(cases, FLAGS.foreground)
+    labels = {value: named[value] for value in FLAGS.foreground or named}
     if len(labels) != 2:
         raise errors.UserError(
             f"--foreground: labels are {labels}; expected the body's value and then the ventricle's."
@@ -79,6 +81,7 @@ def main(_):
     except ValueError as error:
         raise errors.UserError(f"--{error}") from None
     fingerprint = datasets.fingerprint(cases)
+    initial = refinement.initial_of(FLAGS.initial_from, system, fingerprint) if FLAGS.initial_from else None
     run = runs.open_run(FLAGS.work_dir, embryo.NAME, training_flags.values(sys.modules[__name__]), fingerprint)
     runs.note(run, labels=labels)
     read = functools.partial(datasets.read_case, foreground=list(labels), labels=cases.labels, merge=False)
@@ -87,14 +90,16 @@ def main(_):
         caching.cached(part, run / "cache", read, refinement.prepared(system))
         for part in (cases.train, cases.validation)
     )
-    refinement.warn_of_missing(system, training)
+    refinement.check_structures(system, training)
     spacing = caching.spacing_range(training)
     runs.note(run, spacing=spacing)
 
     # Section 2.1: VNet I; 2.3: VNets II and III; 2.4: all three
     settings, motion = training_flags.as_fields(loop.Settings), training_flags.as_fields(augment.RigidMotion)
-    if FLAGS.initial_from:
-        refinement.take_over_initial(FLAGS.initial_from, run)
+    if initial and not stages.finished(run / "initial"):
+        with files.replacing(run / "initial" / "model.keras") as path:
+            shutil.copyfile(initial, path)
+        runs.note(run, initial_from=str(initial))
     for stage in wanted:
         if stage == "end_to_end":
             settings = dataclasses.replace(settings, learning_rate=FLAGS.end_to_end_learning_rate)
@@ -103,7 +108,7 @@ def main(_):
     # Section 3.2: held-out cases on their original grid
     if not devices.is_chief(strategy):
         return
-    networks = refinement.finished(run)
+    networks = {stage: stages.load(run / stage / "model.keras") for stage in refinement.finished(run)}
     evaluation.evaluate(
         held_out,
         refinement.every_stage(system, networks),

@@ -30,9 +30,10 @@ flags.DEFINE_integer("base_filters", 16, "Channels of the first stage of a VNet.
 flags.DEFINE_integer("depth", 5, "Resolutions of a VNet.", 1)
 flags.DEFINE_integer("kernel", 5, "Edge of the convolution kernels.", 1)
 flags.DEFINE_integer("window", 64, "Edge of the sliding windows in voxels, a multiple of 16.", 16)
+flags.register_validator("window", lambda edge: edge % 16 == 0, "must be a multiple of 16")
 flags.DEFINE_integer("stride", 3, "Voxels from one window of the localiser to the next.", 1)
 flags.DEFINE_integer("window_batch", 32, "Windows in one pass of the localiser.", 1)
-flags.DEFINE_float("fraction", 0.02, "Share of the localiser's windows that is timed.", 0.0, 1.0)
+flags.DEFINE_float("fraction", 0.02, "Share of the localiser's windows that is timed.", 0.02, 1.0)
 flags.DEFINE_enum("precision", "float32", ["float32", "mixed_bfloat16"], "Of both methods.")
 
 

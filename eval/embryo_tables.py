@@ -20,7 +20,7 @@ from absl import app, flags
 
 from tf_autoctx import errors, files, report
 from tf_autoctx.data import datasets, images
-from tf_autoctx.systems import embryo, evaluation, refinement, sliding_windows
+from tf_autoctx.systems import embryo, evaluation, refinement, sliding_windows, stages
 from tf_autoctx.training import runs
 
 # {mode: {stage whose scores a row shows: its name in the table}}, in the table's order
@@ -121,11 +121,13 @@ def segments(found):
     for mode, run in {run.mode: run for run in reversed(found)}.items():
         if mode != "sliding windows":
             _, system = sliding_windows.embryo_run(run.folder)
-            networks = refinement.finished(pathlib.Path(run.folder))
+            finished = refinement.finished(run.folder)
             for stage in MODES[mode]:
-                if stage not in networks:
+                if stage not in finished:
                     raise errors.UserError(f"{run.folder}/{stage}/model.keras: this stage is not finished; train it.")
-                methods[MODES[mode][stage]] = refinement.every_stage(system, {stage: networks[stage]})
+                methods[MODES[mode][stage]] = refinement.every_stage(
+                    system, {stage: stages.load(pathlib.Path(run.folder) / stage / "model.keras")}
+                )
     for run in found[:1]:
         if run.mode == "sliding windows":
             try:

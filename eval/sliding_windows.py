@@ -33,7 +33,7 @@ def main(_):
     config, system = sliding_windows.embryo_run(FLAGS.run)
     cases = sliding_windows.cases_of(FLAGS.run, config)
     given, labels = config["flags"], system.labels
-    steps = FLAGS.steps or given["steps"] * len(refinement.finished(pathlib.Path(FLAGS.run)))
+    steps = FLAGS.steps or given["steps"] * len(refinement.finished(FLAGS.run))
     settings = dataclasses.replace(runs.configured(loop.Settings, given), steps=steps)
     motion = runs.configured(augment.RigidMotion, given)
     peer = sliding_windows.beside(system, FLAGS.window, FLAGS.stride)

@@ -67,15 +67,18 @@ def test_run_folder_is_complete(run):
 
 
 def test_stages_one_by_one_are_all_stages(run, tmp_path):
-    for count, stage in enumerate(embryo.STAGES, start=1):
+    for count, stage in enumerate(embryo.STAGES[:2], start=1):
         train(f"--work_dir={tmp_path}", *TINY, f"--stage={stage}")
         assert methods(tmp_path) == list(embryo.STAGES[:count])
-        one, all_ = (stages.load(folder / stage / "model.keras").get_weights() for folder in (run, tmp_path))
+        one, all_ = (stages.load(folder / stage / "model.keras").get_weights() for folder in (tmp_path, run))
         for a, b in zip(one, all_):
             np.testing.assert_array_equal(a, b)
+    last, export = prediction.segmentor(tmp_path), prediction.segmentor(tmp_path / "saved_model" / "1")
     volume = noise(16, 17, 18)
-    a, b = (prediction.segmentor(path)(volume, (0.4,) * 3, probabilities=True) for path in (run, tmp_path))
-    np.testing.assert_array_equal(a["probability"]["body"], b["probability"]["body"])
+    a, b = (segment(volume, (0.4,) * 3, probabilities=True) for segment in (last, export))
+    np.testing.assert_allclose(a["probability"]["body"], b["probability"]["body"], atol=1e-5)
+    c = prediction.segmentor(run)(volume, (0.4,) * 3, probabilities=True)
+    assert np.abs(a["probability"]["body"] - c["probability"]["body"]).max() > 1e-4  # not the last stage's
 
 
 def test_a_stage_without_the_one_before_is_refused(tmp_path, capsys):
@@ -112,7 +115,7 @@ def test_an_initial_stage_that_does_not_fit_is_refused(run, tmp_path, capsys, ch
     with pytest.raises(SystemExit):
         train(f"--work_dir={tmp_path / 'run'}", *TINY, f"--initial_from={source}", *change(source))
     assert sentence in capsys.readouterr().err
-    assert not (tmp_path / "run" / "initial").exists()
+    assert not (tmp_path / "run" / "config.json").exists()  # the corrected command may have this folder
 
 
 @pytest.mark.parametrize("size", [(24, 28, 20), (13, 31, 9)])
@@ -303,4 +306,4 @@ def test_a_run_that_is_there_may_train_another_stage_but_with_no_other_network(r
     with pytest.raises(SystemExit):
         train(f"--work_dir={run}", *TINY, "--noauto_context")
     assert "--auto_context True (now False)" in capsys.readouterr().err
-    assert list(refinement.finished(run)) == list(embryo.STAGES)
+    assert refinement.finished(run) == list(embryo.STAGES)

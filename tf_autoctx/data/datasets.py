@@ -123,8 +123,7 @@ def read_case(case, foreground=None, labels=None, dimensions=3, merge=True):
 
 
 def structures(dataset, foreground=None):
-    """{label value: name} of the foreground, in its order; where the source names no labels, the values of the training
-    labels.
+    """{label value: name} of the foreground; where the source names no labels, the values of the training labels.
 
     Raises:
       UserError: no such value as one of `foreground`, values beyond 255, names that are no folder names or not distinct;
@@ -141,7 +140,7 @@ def structures(dataset, foreground=None):
         raise UserError(
             f"--foreground={','.join(map(str, foreground))}: no label is {unknown}; expected some of {sorted(named)}."
         )
-    chosen = {value: named[value] for value in foreground or sorted(named)}
+    chosen = {value: named[value] for value in sorted(foreground or named)}
     names = list(chosen.values())
     bad = [name for name in names if names.count(name) > 1 or "/" in name or name in ("", ".", "..")]
     if not chosen or max(chosen) > 255 or min(chosen) < 1 or bad:

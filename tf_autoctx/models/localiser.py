@@ -1,7 +1,6 @@
 """Localiser of the sliding-window peer of the embryo system: does a window hold the whole ventricle?"""
 
 import keras
-import numpy as np
 
 from tf_autoctx.models import layers
 
@@ -46,7 +45,7 @@ def folded(network):
         if isinstance(layer, keras.layers.BatchNormalization):
             gamma, beta, mean, variance = layer.get_weights()
             *weights, kernel, bias = weights
-            scale = gamma / np.sqrt(variance + layer.epsilon)
+            scale = gamma / (variance + layer.epsilon) ** 0.5
             weights += [kernel * scale, (bias - mean) * scale + beta]
         else:
             x = layer.__class__.from_config(layer.get_config())(x)

@@ -132,20 +132,23 @@ class Embryo:
         """Class indices (batch, depth, height, width, 1) on VNet I's grid, nearest neighbour."""
         return layers.resize_nearest(label, (self.low_size,) * 3)
 
-    def probability(self, network, image):
-        """Probability of body and ventricle on the original grid.
+    def answer(self, network, image):
+        """Probability and class of every voxel on the original grid.
 
         Args:
           network: of any stage.
           image: a preprocessed volume (batch, depth, height, width, 1).
 
         Returns:
-          (batch, depth, height, width, 2) float32.
+          (probability of body and ventricle (batch, depth, height, width, 2) float32, classes (batch, depth, height,
+          width, 1) uint8): `classes` of VNets II and III, or the most probable class of VNet I.
         """
         answer = network(image, training=False)
         if "body" in answer:
-            return ops.concatenate([answer["body"], answer["ventricle"]], axis=-1)
-        return layers.resize_linear(answer["initial"], ops.shape(image)[1:4])[..., 1:]
+            probability = ops.concatenate([answer["body"], answer["ventricle"]], axis=-1)
+            return probability, self.classes(probability)
+        probability = layers.resize_linear(answer["initial"], ops.shape(image)[1:4])
+        return probability[..., 1:], ops.cast(ops.argmax(probability, axis=-1)[..., None], "uint8")
 
     def classes(self, probability):
         """0, 1 (body) or 2 (ventricle) of each voxel: above 0.5, and the ventricle where both are, as it lies inside.
@@ -166,8 +169,7 @@ class Embryo:
           {"label": (batch, depth, height, width, 1) uint8, label values of both; "body", "ventricle": likewise, 1 where
           it is; "probability": (batch, depth, height, width, 2) float32, body and ventricle}.
         """
-        probability = self.probability(network, self.preprocess(image))
-        classes = self.classes(probability)
+        probability, classes = self.answer(network, self.preprocess(image))
         values = ops.convert_to_tensor([0, *self.labels], "uint8")
         return {
             "label": ops.take(values, ops.cast(classes, "int32")),

@@ -21,7 +21,7 @@ class Segmentor:
     """A finished model.
 
     Attributes:
-      labels: {label value: name} of its structures, in the order of values.
+      labels: {label value: name} of its structures, in the order of the last channels of the answer's probability.
       spacing: [(z, y, x) smallest, (z, y, x) largest] spacing in mm of the cases it was trained on; empty if unknown.
       hounsfield: whether it takes CT in HU.
       answer: (raw voxels (1, depth, height, width, 1) float32, whether probabilities and whether a progress bar over
@@ -118,11 +118,10 @@ def _multi_organ(run, config):
 
 
 def _embryo(run, config):
-    labels = {int(value): name for value, name in config["labels"].items()}
-    system = runs.configured(embryo.Embryo, config["flags"], labels=labels)
-    *_, network = refinement.finished(run).values()
+    system = refinement.configured(config)
+    network = stages.load(run / refinement.finished(run)[-1] / "model.keras")
     answer = tf.function(lambda image: system.segment(network, image), input_signature=[export.VOLUME])
-    return labels, lambda image, probabilities, progress: answer(image)
+    return system.labels, lambda image, probabilities, progress: answer(image)
 
 
 SYSTEMS = {fetal_head.NAME: _fetal_head, multi_organ.NAME: _multi_organ, embryo.NAME: _embryo}

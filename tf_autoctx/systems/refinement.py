@@ -1,7 +1,6 @@
 """How the embryo cascade is trained: VNet I, then VNets II and III on what it found, then all three."""
 
 import pathlib
-import shutil
 
 import numpy as np
 import tensorflow as tf
@@ -10,7 +9,6 @@ from absl import logging
 from tf_autoctx import export, losses, metrics
 from tf_autoctx.data import pipeline
 from tf_autoctx.errors import UserError
-from tf_autoctx.files import replacing
 from tf_autoctx.systems import embryo, stages
 from tf_autoctx.training import runs
 
@@ -27,37 +25,55 @@ def prepared(system):
     return prepare
 
 
-def warn_of_missing(system, training):
-    """Warns of a structure that no training case has."""
-    found = set()
-    for entry in training:
-        found |= set(np.unique(pipeline.stored(entry["label"], "label")).tolist())
-    for k, (value, name) in enumerate(system.labels.items(), start=1):
-        if k not in found:
-            logging.warning("No training case has %s (label %d): it cannot be learnt.", name, value)
-
-
-def take_over_initial(source, run):
-    """Copies the finished initial stage of the run folder `source` into `run`, unless there is one.
+def check_structures(system, training):
+    """Warns of a structure that no training case has.
 
     Raises:
-      UserError: `source` is no such run, or its VNet I or its data differ from those of `run`.
+      UserError: the ventricles are larger than the bodies: the two label values are exchanged.
     """
-    theirs, ours = runs.load_config(source), runs.load_config(run)
-    if theirs["system"] != embryo.NAME or theirs["data_fingerprint"] != ours["data_fingerprint"]:
-        raise UserError(f"--initial_from={source}: a run of another system or other data; expected those of {run}.")
+    counts = sum(
+        np.bincount(pipeline.stored(entry["label"], "label").numpy().ravel(), minlength=3) for entry in training
+    )
+    for k, (value, name) in enumerate(system.labels.items(), start=1):
+        if not counts[k]:
+            logging.warning("No training case has %s (label %d): it cannot be learnt.", name, value)
+    if counts[2] > counts[1] > 0:
+        body, ventricle = system.labels
+        raise UserError(
+            f"--foreground: the ventricle, {ventricle}, has more voxels than the body, {body}; expected the body's value and "
+            "then the ventricle's."
+        )
+
+
+def configured(config):
+    """The `embryo.Embryo` of a run's config.json.
+
+    Raises:
+      AttributeError, KeyError, TypeError, ValueError: something is missing or wrong.
+    """
+    labels = {int(value): name for value, name in config["labels"].items()}
+    return runs.configured(embryo.Embryo, config["flags"], labels=labels)
+
+
+def initial_of(source, system, fingerprint):
+    """The network file of the finished initial stage of the run folder `source`.
+
+    Raises:
+      UserError: `source` is no such run, or its VNet I or its data are others.
+    """
+    config = runs.load_config(source)
+    if config["system"] != embryo.NAME or config["data_fingerprint"] != fingerprint:
+        raise UserError(f"--initial_from={source}: a run of another system or other data; expected those of this run.")
     for name in ("low_size", "base_filters", "depth", "kernel", "normalization"):
-        if theirs["flags"].get(name) != ours["flags"][name]:
+        if config["flags"].get(name) != getattr(system, name):
             raise UserError(
-                f"--initial_from={source}: made with --{name}={theirs['flags'].get(name)}, now {ours['flags'][name]}; "
+                f"--initial_from={source}: made with --{name}={config['flags'].get(name)}, now {getattr(system, name)}; "
                 "expected the same."
             )
     file = pathlib.Path(source) / "initial" / "model.keras"
     if not file.exists():
         raise UserError(f"{file}: this stage is not finished; finish it, or leave --initial_from out.")
-    if not stages.finished(run / "initial"):
-        with replacing(run / "initial" / "model.keras") as path:
-            shutil.copyfile(file, path)
+    return file
 
 
 def train(stage, system, training, validation, run, strategy, settings, motion):
@@ -87,9 +103,9 @@ def train(stage, system, training, validation, run, strategy, settings, motion):
         raise UserError(
             f"{run / before / 'model.keras'}: this stage is not finished; run --stage={before} (or all) before {stage}."
         )
-    pipeline.require_one_shape(
-        {tuple(pipeline.stored(entry["image"], "image").shape[:3]) for entry in training}, settings.batch_size
-    )
+    if settings.batch_size > 1:
+        shapes = {tuple(pipeline.stored(entry["label"], "label").shape[:3]) for entry in training}
+        pipeline.require_one_shape(shapes, settings.batch_size)
     dice = losses.SquaredDiceLoss()
 
     def build():
@@ -107,9 +123,7 @@ def train(stage, system, training, validation, run, strategy, settings, motion):
         return dice(label == 1, answer["body"]) + dice(label == 2, answer["ventricle"])
 
     def score(network):
-        segment = tf.function(
-            lambda image: system.classes(system.probability(network, image)), input_signature=[export.VOLUME]
-        )
+        segment = graph(system, network)
 
         def mean_dice(sample):
             answer, truth = segment(sample["image"][None])[0, ..., 0].numpy(), sample["label"][..., 0].numpy()
@@ -132,29 +146,31 @@ def train(stage, system, training, validation, run, strategy, settings, motion):
 
 
 def finished(run):
-    """{stage: network} of the finished stages of a run folder, in their order.
+    """The finished stages of a run folder, in their order.
 
     Raises:
-      UserError: there is none, or one that cannot be read.
+      UserError: there is none.
     """
-    networks = {
-        stage: stages.finished(run / stage) for stage in embryo.STAGES if (run / stage / "model.keras").exists()
-    }
-    if not networks:
+    found = [stage for stage in embryo.STAGES if (pathlib.Path(run) / stage / "model.keras").exists()]
+    if not found:
         raise UserError(f"{run}: no stage is finished; run the training script with the same flags to go on.")
-    return networks
+    return found
+
+
+def graph(system, network):
+    """A preprocessed volume (batch, depth, height, width, 1) -> classes of the same shape, see `Embryo.answer`."""
+    return tf.function(lambda image: system.answer(network, image)[1], input_signature=[export.VOLUME])
 
 
 def every_stage(system, networks):
-    """A `segment` of `evaluation.evaluate`: what the networks, {method: network}, answer on the original grid."""
-    values = np.array([0, *system.labels], np.uint8)
+    """A `segment` of `evaluation.evaluate`: what the networks, {method: network}, answer on the original grid.
 
-    @tf.function(input_signature=[tf.TensorSpec((None, None, None))])
+    A graph each: in one, TensorFlow would run several at once, in several times the memory.
+    """
+    values, graphs = np.array([0, *system.labels], np.uint8), {m: graph(system, n) for m, n in networks.items()}
+
     def segment(voxels):
-        image = system.preprocess(voxels[None, ..., None])
-        return {
-            method: system.classes(system.probability(network, image))[0, ..., 0]
-            for method, network in networks.items()
-        }
+        image = system.preprocess(tf.constant(voxels[None, ..., None]))
+        return {method: values[classes(image)[0, ..., 0]] for method, classes in graphs.items()}
 
-    return lambda voxels: {method: values[classes] for method, classes in segment(voxels).items()}
+    return segment

@@ -19,7 +19,7 @@ from tf_autoctx import losses, metrics, models
 from tf_autoctx.data import datasets, pipeline
 from tf_autoctx.errors import UserError
 from tf_autoctx.models.localiser import folded
-from tf_autoctx.systems import embryo, stages, tiling
+from tf_autoctx.systems import embryo, refinement, stages, tiling
 from tf_autoctx.training import runs
 
 NAME = "sliding_windows"
@@ -88,8 +88,7 @@ def embryo_run(folder):
     if config["system"] != embryo.NAME:
         raise UserError(f"{folder}: a run of {config['system']!r}; expected one of {embryo.NAME!r}.")
     try:
-        labels = {int(value): name for value, name in config["labels"].items()}
-        return config, runs.configured(embryo.Embryo, config["flags"], labels=labels)
+        return config, refinement.configured(config)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{folder}/config.json: {error} is missing or wrong; expected the flags of a run.") from error
 

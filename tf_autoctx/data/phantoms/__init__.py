@@ -4,6 +4,8 @@ Arrays are (z, y, x). A folder of phantoms is a Medical Segmentation Decathlon t
 seed, so no test case repeats a training case.
 """
 
+import math
+
 import numpy as np
 
 from tf_autoctx.data.phantoms import folder
@@ -100,8 +102,8 @@ def write_embryos(directory, size=(72, 88, 72), spacing=0.125, cases=(40, 10), s
 
     Args:
       directory: folder to make; its parents are made too.
-      size: most voxels along (z, y, x). Every case draws its own number along each axis from 60 to 100 % of these, as
-        the paper's volumes differ; seed and number of the case decide.
+      size: most voxels along (z, y, x). Every case draws its own number along each axis, down to 150/210, 161/281 and
+        81/282 of these, as in the paper; seed and number of the case decide.
       spacing: mm per voxel, along every axis.
       cases: number of (training, test) cases; the paper has 185 and 46.
       seed: integer.
@@ -121,7 +123,10 @@ def write_embryos(directory, size=(72, 88, 72), spacing=0.125, cases=(40, 10), s
 
     def make(number):
         rng = np.random.default_rng((settings["seed"], number, 1))  # not the embryo's own
-        own = [int(rng.integers(-(-6 * n // 10), n + 1)) for n in settings["size"]]
+        own = [
+            int(rng.integers(math.ceil(n * low), n + 1))
+            for n, low in zip(settings["size"], (150 / 210, 161 / 281, 81 / 282))
+        ]
         image, label, spacing = embryo(own, settings["spacing"], (settings["seed"], number))
         return np.rint(image).astype(np.uint8), label, spacing
 
