@@ -187,17 +187,15 @@ def test_no_part_of_the_augmentation_follows_another():
 
 
 def moved(motion, size, spacing, seed):
-    """Where each voxel comes from, (3, *size), NaN where that is not all inside; and the labels, each another one."""
-    label = np.arange(np.prod(size), dtype=np.int32).reshape(*size, 1)
-    images = [*np.meshgrid(*map(np.arange, size), indexing="ij"), np.ones(size)]
+    """Where each voxel comes from, (3, *size), NaN where that is not inside; and the labels, each another one."""
+    label = tf.reshape(tf.range(1, np.prod(size) + 1), (*size, 1))
     answers = [
-        motion(
-            {"image": tf.constant(image[..., None], tf.float32), "label": tf.constant(label), "spacing": spacing}, seed
-        )
-        for image in images
+        motion({"image": tf.constant(axis[..., None], tf.float32), "label": label, "spacing": spacing}, seed)
+        for axis in np.meshgrid(*map(np.arange, size), indexing="ij")
     ]
-    *source, weight = (answer["image"].numpy()[..., 0] for answer in answers)
-    return np.where(weight > 1 - 1e-6, source, np.nan), answers[0]["label"].numpy()[..., 0]
+    source = np.stack([answer["image"].numpy()[..., 0] for answer in answers])
+    inside = np.all((source > 0) & (source < np.reshape(size, (3, 1, 1, 1)) - 1), axis=0)
+    return np.where(inside, source, np.nan), answers[0]["label"].numpy()[..., 0]
 
 
 @pytest.mark.parametrize("seed", [1, 8, 11])
@@ -221,7 +219,7 @@ def test_rigid_motion_is_one_rigid_motion_in_mm_of_image_and_label(seed):
     # The label's voxel is the nearest to where the image comes from.
     nearest = np.floor(source[:, inside] + 0.5).astype(int)
     close = np.abs(source[:, inside] - np.floor(source[:, inside]) - 0.5).min(axis=0) > 0.01
-    expected = np.ravel_multi_index(nearest, size)
+    expected = 1 + np.ravel_multi_index(nearest, size)
     np.testing.assert_array_equal(label[inside][close], expected[close])
 
 
@@ -252,7 +250,7 @@ def test_rigid_motion_s_shift_is_bounded_and_flips_are_all_eight():
     assert len(found) == 8
 
 
-def test_rigid_motion_of_nothing_changes_nothing_and_the_outside_is_zero():
+def test_rigid_motion_of_nothing_changes_nothing_and_the_outside_continues_the_edge_without_a_label():
     image = np.random.default_rng(0).uniform(1, 2, size=(6, 7, 8, 1)).astype(np.float32)
     sample = {"image": tf.constant(image), "label": tf.ones((6, 7, 8, 1), tf.uint8), "spacing": tf.ones(3)}
     still = augment.RigidMotion(0.0, 0, False)(sample, tf.constant([1, 2]))
@@ -263,4 +261,8 @@ def test_rigid_motion_of_nothing_changes_nothing_and_the_outside_is_zero():
     np.testing.assert_array_equal(one["image"], two["image"])
     assert np.any(one["image"] != other["image"])
     outside = one["label"].numpy() == 0
-    assert 0 < outside.mean() < 1 and one["image"].numpy()[outside].max() < 1
+    assert 0 < outside.mean() < 1 and one["image"].numpy().min() >= 1
+    far = augment.RigidMotion(0.0, 50, False)(
+        {**sample, "image": tf.range(6.0)[:, None, None, None] * image**0}, [1, 4]
+    )
+    assert set(np.unique(far["image"])) <= {0.0, 5.0} and not np.any(far["label"])

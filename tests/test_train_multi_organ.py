@@ -270,6 +270,7 @@ def test_without_names_the_values_name_themselves_and_foreground_chooses(data):
     cases = datasets.load(data / "cases.csv", seed=0)
     assert datasets.structures(cases) == {2: "label 2", 5: "label 5"}
     assert datasets.structures(cases, [5]) == {5: "label 5"}
+    assert list(datasets.structures(cases, [5, 2])) == [2, 5]  # the order of the network's channels
     with pytest.raises(errors.UserError, match=r"--foreground=5,7: no label is \[7\]; expected some of \[2, 5\]"):
         datasets.structures(cases, [5, 7])
 

@@ -166,7 +166,10 @@ class RigidMotion:
     flips: bool
 
     def __call__(self, sample, seed):
-        """{"image", "label"} on their grid after a motion about its centre; what comes in from outside is 0.
+        """{"image", "label"} on their grid after a motion about its centre.
+
+        What comes in from outside continues the image by its edge values and has no label: filled with 0, most of what a
+        network learns from a flat volume would be black, and an unmoved volume strange to it.
 
         Args:
           sample: {"image": (depth, height, width, 1) float32, "label": likewise, integer, "spacing": (3,) mm}; the
@@ -180,13 +183,13 @@ class RigidMotion:
         mirrored = tf.cast(tf.random.stateless_uniform([3], seeds[2]) < 0.5, tf.float32) * float(self.flips)
         # Where a voxel comes from: flipped back, moved back, turned back.
         turn = tf.transpose(_rotation(angles)) * spacing / spacing[:, None]
-        centre = (tf.cast(tf.shape(image)[:3], tf.float32) - 1) / 2
+        centre = tf.cast(tf.shape(image)[:3] - 1, tf.float32) / 2
         y, x = (tf.range(tf.cast(n, tf.float32)) for n in tf.unstack(tf.shape(image)[1:3]))
 
         def slice_(z):
             at = tf.stack(tf.meshgrid(z, y, x, indexing="ij"), axis=-1)[0] - centre
             at = tf.einsum("de,abe->abd", turn, at * (1 - 2 * mirrored) - translation) + centre
-            return sample_linear(image, at), sample_nearest(label, at)
+            return sample_linear(image, tf.clip_by_value(at, 0, 2 * centre)), sample_nearest(label, at)
 
         # One slice at a time: the points of a whole volume would take several times its memory.
         moved = tf.map_fn(
