@@ -194,7 +194,7 @@ def moved(motion, size, spacing, seed):
         for axis in np.meshgrid(*map(np.arange, size), indexing="ij")
     ]
     source = np.stack([answer["image"].numpy()[..., 0] for answer in answers])
-    inside = np.all((source > 0) & (source < np.reshape(size, (3, 1, 1, 1)) - 1), axis=0)
+    inside = np.all((source > 1e-3) & (source < np.reshape(size, (3, 1, 1, 1)) - 1.001), axis=0)
     return np.where(inside, source, np.nan), answers[0]["label"].numpy()[..., 0]
 
 
