@@ -8,8 +8,6 @@ multi_organ_tables.py. For the times, the first run of every mode segments the s
 evaluation did. Writes cases.csv, summary.json, times.json and table.txt into the output folder and prints the table.
 """
 
-import collections
-import dataclasses
 import functools
 import json
 import pathlib
@@ -20,7 +18,7 @@ from absl import app, flags
 
 from tf_autoctx import errors, files, report
 from tf_autoctx.data import datasets, images
-from tf_autoctx.systems import embryo, evaluation, refinement, sliding_windows, stages
+from tf_autoctx.systems import embryo, evaluation, refinement, scored_runs, sliding_windows, stages
 from tf_autoctx.training import runs
 
 # {mode: {stage whose scores a row shows: its name in the table}}, in the table's order
@@ -43,64 +41,22 @@ flags.DEFINE_float(
 flags.DEFINE_integer("window_batch", 32, "Windows in one pass of the localiser.", 1)
 
 
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """A finished run: its folder, mode, config.json's seed, data fingerprint and labels, and the evaluation's rows."""
-
-    folder: str
-    mode: str
-    seed: int
-    data: str
-    labels: dict[int, str]
-    rows: list[dict]
-
-
 def load(folder, system):
-    """`Run` of a folder; UserError unless it is a run of the system, an `embryo` or its peer, finished and scored."""
-    config = runs.load_config(folder)
-    if config["system"] != system:
-        raise errors.UserError(f"{folder}: a run of {config['system']!r}; expected one of {system!r}.")
-    try:
-        mode = "sliding windows"
-        if system == embryo.NAME:
-            mode = "with auto-context" if config["flags"]["auto_context"] else "without auto-context"
-        seed, labels = config["flags"]["seed"], {int(value): name for value, name in config["labels"].items()}
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise errors.UserError(
-            f"{folder}/config.json: {error} is missing or wrong; expected a run's auto_context, seed and labels."
-        ) from None
-    rows = report.read(pathlib.Path(folder) / "evaluation")
-    scored = {row["method"] for row in rows}
-    for stage in MODES[mode]:
+    """`scored_runs.Run` of a folder; UserError unless it is a run of the system, an `embryo` or its peer, with scores."""
+
+    def mode(given):
+        if system == sliding_windows.NAME:
+            return "sliding windows"
+        return "with auto-context" if given["auto_context"] else "without auto-context"
+
+    run = scored_runs.load(folder, system, mode)
+    scored = {row["method"] for row in run.rows}
+    for stage in MODES[run.mode]:
         if stage not in scored:
             raise errors.UserError(
                 f"{folder}/evaluation/cases.csv: holds no case of {stage!r}; finish this stage, which scores it."
             )
-    return Run(folder, mode, seed, config["data_fingerprint"], labels, rows)
-
-
-def load_all(runs_, peers):
-    """The runs in the order of `MODES` and, for each, the folder that makes its case names unique, such as "seed 1".
-
-    Raises:
-      UserError: two runs have the same mode, seed and data, or runs have other labels.
-    """
-    found = [load(folder, embryo.NAME) for folder in runs_] + [load(folder, sliding_windows.NAME) for folder in peers]
-    found.sort(key=lambda run: list(MODES).index(run.mode))
-    seen = {}
-    for run in found:
-        first = seen.setdefault((run.mode, run.seed, run.data), run)
-        if first is not run:
-            raise errors.UserError(
-                f"{run.folder}: has the mode, seed and data of {first.folder}, so that {run.mode!r} would count cases "
-                "twice; give one of the two."
-            )
-        if run.labels != found[0].labels:
-            raise errors.UserError(
-                f"{run.folder}: has the labels {run.labels}, {found[0].folder} {found[0].labels}; expected the same."
-            )
-    sets = collections.Counter(seed for seed, _ in {(run.seed, run.data) for run in found})
-    return found, [f"seed {run.seed}" + f", data {run.data[:8]}" * (sets[run.seed] > 1) for run in found]
+    return run
 
 
 def scores(found, prefixes, structures):
@@ -120,7 +76,7 @@ def segments(found):
     methods, system = {}, None
     for mode, run in {run.mode: run for run in reversed(found)}.items():
         if mode != "sliding windows":
-            _, system = sliding_windows.embryo_run(run.folder)
+            _, system = refinement.run_of(run.folder)
             finished = refinement.finished(run.folder)
             for stage in MODES[mode]:
                 if stage not in finished:
@@ -153,7 +109,7 @@ def times(found):
       UserError: the run's data are gone; a network is not finished.
     """
     reference = next(run for run in found if run.mode != "sliding windows")
-    cases = sliding_windows.cases_of(reference.folder, runs.load_config(reference.folder))
+    cases = refinement.cases_of(reference.folder, runs.load_config(reference.folder))
     read = functools.partial(datasets.read_case, foreground=list(reference.labels), labels=cases.labels, merge=False)
     methods, timed = segments(found), []
     for case in evaluation.held_out(cases, read)[: FLAGS.volumes]:
@@ -201,7 +157,9 @@ def table_1(rows, timed, structures):
 
 
 def main(_):
-    found, prefixes = load_all(FLAGS.runs, FLAGS.sliding_windows)
+    loaded = [load(folder, embryo.NAME) for folder in FLAGS.runs]
+    loaded += [load(folder, sliding_windows.NAME) for folder in FLAGS.sliding_windows]
+    found, prefixes = scored_runs.in_order(loaded, MODES)
     body, ventricle = found[0].labels.values()
     structures = [ventricle, body]  # as in the paper
     rows = scores(found, prefixes, structures)

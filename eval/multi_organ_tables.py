@@ -10,8 +10,6 @@ Runs of one mode with other seeds are pooled. Where the seeds share their scans,
 and intervals look surer than they are.
 """
 
-import collections
-import dataclasses
 import pathlib
 
 import keras
@@ -20,8 +18,7 @@ from absl import app, flags, logging
 
 from tf_autoctx import errors, files, flag_types, report
 from tf_autoctx.data import datasets, images
-from tf_autoctx.systems import evaluation, multi_organ, prediction
-from tf_autoctx.training import runs
+from tf_autoctx.systems import evaluation, multi_organ, prediction, scored_runs
 
 MODES = {"separate": "separate", "end_to_end": "end-to-end", "no_context": "without context"}  # in the table's order
 
@@ -36,67 +33,12 @@ flag_types.define_label_map(
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """A finished run: its folder, config.json's mode, seed, data fingerprint and labels, and the evaluation's rows."""
-
-    folder: str
-    mode: str
-    seed: int
-    data: str
-    labels: dict[int, str]
-    rows: list[dict]
-
-    @property
-    def last_level(self):
-        return self.rows[-1]["method"]
-
-    @property
-    def method(self):
-        return f"{self.last_level}, {MODES[self.mode]}"
-
-
 def load(folder):
-    """`Run` of a folder; UserError unless it is a finished run of the system."""
-    config = runs.load_config(folder)
-    if config["system"] != multi_organ.NAME:
-        raise errors.UserError(f"{folder}: a run of {config['system']!r}; expected one of {multi_organ.NAME!r}.")
-    try:
-        mode, seed = config["flags"]["mode"], config["flags"]["seed"]
-        labels = {int(value): name for value, name in config["labels"].items()}
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise errors.UserError(
-            f"{folder}/config.json: {error} is missing or wrong; expected a run's mode, seed and labels."
-        ) from None
-    if mode not in MODES:
-        raise errors.UserError(f"{folder}/config.json: unknown mode {mode!r}; expected one of {', '.join(MODES)}.")
-    rows = report.read(pathlib.Path(folder) / "evaluation")
-    if not rows:
-        raise errors.UserError(f"{folder}/evaluation/cases.csv: holds no case; expected the results of a finished run.")
-    return Run(folder, mode, seed, config["data_fingerprint"], labels, rows)
-
-
-def load_all(folders):
-    """The runs in the table's order and, for each, the folder that makes its case names unique, such as "seed 1".
-
-    Raises:
-      UserError: two runs have the same mode, seed and data, or runs have other labels.
-    """
-    found = sorted(map(load, folders), key=lambda run: list(MODES).index(run.mode))
-    seen = {}
-    for run in found:
-        first = seen.setdefault((run.mode, run.seed, run.data), run)
-        if first is not run:
-            raise errors.UserError(
-                f"{run.folder}: has the mode, seed and data of {first.folder}, so that {run.method!r} would count "
-                "cases twice; give one of the two."
-            )
-        if run.labels != found[0].labels:
-            raise errors.UserError(
-                f"{run.folder}: has the labels {run.labels}, {found[0].folder} {found[0].labels}; expected the same."
-            )
-    sets = collections.Counter(seed for seed, _ in {(run.seed, run.data) for run in found})
-    return found, [f"seed {run.seed}" + f", data {run.data[:8]}" * (sets[run.seed] > 1) for run in found]
+    """`scored_runs.Run` of a folder; UserError unless it is a finished run of the system."""
+    run = scored_runs.load(folder, multi_organ.NAME, lambda given: given["mode"])
+    if run.mode not in MODES:
+        raise errors.UserError(f"{folder}/config.json: unknown mode {run.mode!r}; expected one of {', '.join(MODES)}.")
+    return run
 
 
 def of_their_evaluations(found, prefixes):
@@ -173,7 +115,11 @@ def of_other_data(found, prefixes, cases, read, structures):
             image, truth = read(case)
             spacing = images.spacing(image)
             label = segment(images.array(image), spacing, case.image)["label"]
-            about = {"method": run.method, "case": f"{prefix}/{case.name}", "group": case.group}
+            about = {
+                "method": f"{run.rows[-1]['method']}, {MODES[run.mode]}",
+                "case": f"{prefix}/{case.name}",
+                "group": case.group,
+            }
             rows += [about | score for score in evaluation.scores(label, truth, spacing, structures)]
             progress.add(1)
     return rows
@@ -182,7 +128,7 @@ def of_other_data(found, prefixes, cases, read, structures):
 def main(_):
     if FLAGS.label_map and not FLAGS.data_dir:
         raise errors.UserError("--label_map: there is no --data_dir whose labels it could map; give both or neither.")
-    found, prefixes = load_all(FLAGS.runs)
+    found, prefixes = scored_runs.in_order(map(load, FLAGS.runs), MODES)
     if FLAGS.data_dir:
         other = other_data(FLAGS.data_dir, FLAGS.label_map, found[0].labels)
         rows = of_other_data(found, prefixes, *other)

@@ -30,8 +30,8 @@ flags.DEFINE_integer("window_batch", 32, "Windows in one pass of the localiser."
 
 
 def main(_):
-    config, system = sliding_windows.embryo_run(FLAGS.run)
-    cases = sliding_windows.cases_of(FLAGS.run, config)
+    config, system = refinement.run_of(FLAGS.run)
+    cases = refinement.cases_of(FLAGS.run, config)
     given, labels = config["flags"], system.labels
     steps = FLAGS.steps or given["steps"] * len(refinement.finished(FLAGS.run))
     settings = dataclasses.replace(runs.configured(loop.Settings, given), steps=steps)

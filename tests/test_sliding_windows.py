@@ -17,7 +17,7 @@ from absl.testing import flagsaver
 from tf_autoctx import errors, models, report
 from tf_autoctx.data import augment, pipeline
 from tf_autoctx.models.localiser import folded
-from tf_autoctx.systems import embryo, sliding_windows, stages
+from tf_autoctx.systems import embryo, refinement, sliding_windows, stages
 from tf_autoctx.training import loop
 
 STILL = augment.RigidMotion(rotation=0.0, shift=0, flips=False)
@@ -218,7 +218,7 @@ def run(tmp_path_factory):
     """A run whose first stage is trained, and whose second looks finished."""
     folder = tmp_path_factory.mktemp("runs") / "run"
     running.main("train_embryo", f"--work_dir={folder}", *TINY, "--stage=initial")
-    _, system = sliding_windows.embryo_run(folder)
+    _, system = refinement.run_of(folder)
     (folder / "refine").mkdir()
     system.network("refine").save(folder / "refine" / "model.keras")
     return folder

@@ -7,7 +7,7 @@ import tensorflow as tf
 from absl import logging
 
 from tf_autoctx import export, losses, metrics
-from tf_autoctx.data import pipeline
+from tf_autoctx.data import datasets, pipeline
 from tf_autoctx.errors import UserError
 from tf_autoctx.systems import embryo, stages
 from tf_autoctx.training import runs
@@ -53,6 +53,35 @@ def configured(config):
     """
     labels = {int(value): name for value, name in config["labels"].items()}
     return runs.configured(embryo.Embryo, config["flags"], labels=labels)
+
+
+def run_of(folder):
+    """(config.json, `embryo.Embryo`) of a run of `train_embryo.py`.
+
+    Raises:
+      UserError: no such run; its configuration lacks something.
+    """
+    config = runs.load_config(folder)
+    if config["system"] != embryo.NAME:
+        raise UserError(f"{folder}: a run of {config['system']!r}; expected one of {embryo.NAME!r}.")
+    try:
+        return config, configured(config)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{folder}/config.json: {error} is missing or wrong; expected the flags of a run.") from error
+
+
+def cases_of(folder, config):
+    """`datasets.Dataset` of the very files that a run of `train_embryo.py` was trained on.
+
+    Raises:
+      UserError: they are gone or have changed.
+    """
+    given = config["flags"]
+    source = given["data_dir"] or pathlib.Path(folder) / "phantoms"
+    cases = datasets.load(source, given["seed"], given["validation_fraction"])
+    if datasets.fingerprint(cases) != config["data_fingerprint"]:
+        raise UserError(f"{source}: other data than those of {folder}; expected the files that it was trained on.")
+    return cases
 
 
 def initial_of(source, system, fingerprint):

@@ -16,11 +16,10 @@ from absl import logging
 from keras import ops
 
 from tf_autoctx import losses, metrics, models
-from tf_autoctx.data import datasets, pipeline
+from tf_autoctx.data import pipeline
 from tf_autoctx.errors import UserError
 from tf_autoctx.models.localiser import folded
-from tf_autoctx.systems import embryo, refinement, stages, tiling
-from tf_autoctx.training import runs
+from tf_autoctx.systems import stages, tiling
 
 NAME = "sliding_windows"
 METHOD = "sliding windows"
@@ -76,35 +75,6 @@ def beside(system, window, stride):
     """`SlidingWindows` that go with an `embryo.Embryo`: its VNets at half their width."""
     fields = {name: getattr(system, name) for name in ("depth", "kernel", "normalization", "initializer")}
     return SlidingWindows(window=window, stride=stride, base_filters=max(1, system.base_filters // 2), **fields)
-
-
-def embryo_run(folder):
-    """(config.json, `embryo.Embryo`) of a run of `train_embryo.py`.
-
-    Raises:
-      UserError: no such run; its configuration lacks something.
-    """
-    config = runs.load_config(folder)
-    if config["system"] != embryo.NAME:
-        raise UserError(f"{folder}: a run of {config['system']!r}; expected one of {embryo.NAME!r}.")
-    try:
-        return config, refinement.configured(config)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{folder}/config.json: {error} is missing or wrong; expected the flags of a run.") from error
-
-
-def cases_of(folder, config):
-    """`datasets.Dataset` of the very files that a run of `train_embryo.py` was trained on.
-
-    Raises:
-      UserError: they are gone or have changed.
-    """
-    given = config["flags"]
-    source = given["data_dir"] or pathlib.Path(folder) / "phantoms"
-    cases = datasets.load(source, given["seed"], given["validation_fraction"])
-    if datasets.fingerprint(cases) != config["data_fingerprint"]:
-        raise UserError(f"{source}: other data than those of {folder}; expected the files that it was trained on.")
-    return cases
 
 
 # Windows
