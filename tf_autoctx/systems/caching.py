@@ -42,6 +42,13 @@ def spacing_range(files):
     return [np.round(spacings.min(0), 4).tolist(), np.round(spacings.max(0), 4).tolist()]
 
 
+def warn_of_missing(labels, found):
+    """Warns of the structures of `labels`, {label value: name}, that are not among those `found` in training cases."""
+    for value, name in labels.items():
+        if value not in found:
+            logging.warning("No training case has %s (label %d): it cannot be learnt.", name, value)
+
+
 def warn_of_spacing(name, spacing, trained):
     """Warns of a volume whose spacing (z, y, x) is off that of all training cases by more than 20 % along an axis."""
     if trained and any(s < 0.8 * low or s > 1.2 * high for s, low, high in zip(spacing, *trained)):

@@ -9,7 +9,7 @@ from absl import logging
 
 from tf_autoctx import losses, metrics
 from tf_autoctx.data import datasets, images, pipeline, subvolumes
-from tf_autoctx.systems import stages
+from tf_autoctx.systems import caching, stages
 
 
 def prepared(system, seed):
@@ -47,9 +47,8 @@ def warn_unless_hu(path, voxels):
 def warn_of_missing(system, training):
     """Warns of structures that no training case has."""
     places = np.stack([pipeline.stored(entry["places"], "places")[:, 0, 0] for entry in training])
-    for value, absent in zip(system.values[1:], np.isnan(places).all(axis=0)):
-        if absent:
-            logging.warning("No training case has %s (label %d): it cannot be learnt.", system.labels[value], value)
+    present = ~np.isnan(places).all(axis=0)
+    caching.warn_of_missing(system.labels, [value for value, there in zip(system.values[1:], present) if there])
 
 
 def stage(system, count):

@@ -4,12 +4,11 @@ import pathlib
 
 import numpy as np
 import tensorflow as tf
-from absl import logging
 
 from tf_autoctx import export, losses, metrics
 from tf_autoctx.data import datasets, pipeline
 from tf_autoctx.errors import UserError
-from tf_autoctx.systems import embryo, stages
+from tf_autoctx.systems import caching, embryo, stages
 from tf_autoctx.training import runs
 
 TAKEN_OVER = {"initial": (), "refine": ("vnet_1",), "end_to_end": ("vnet_1", "vnet_2", "vnet_3")}
@@ -34,9 +33,7 @@ def check_structures(system, training):
     counts = sum(
         np.bincount(pipeline.stored(entry["label"], "label").numpy().ravel(), minlength=3) for entry in training
     )
-    for k, (value, name) in enumerate(system.labels.items(), start=1):
-        if not counts[k]:
-            logging.warning("No training case has %s (label %d): it cannot be learnt.", name, value)
+    caching.warn_of_missing(system.labels, [value for value, count in zip(system.labels, counts[1:]) if count])
     if counts[2] > counts[1] > 0:
         body, ventricle = system.labels
         raise UserError(

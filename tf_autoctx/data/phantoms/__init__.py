@@ -47,19 +47,17 @@ def write_fetal_heads(directory, size=(97, 64, 110), cases=(50, 50), seed=0):
     Raises:
       UserError: the folder exists and holds something else.
     """
-    settings = {"size": [int(n) for n in size], "cases": [int(n) for n in cases], "seed": int(seed)}
 
-    def make(number):
-        image, label, spacing = fetal_head(settings["size"], (settings["seed"], number))
+    def make(size, seed):
+        image, label, spacing = fetal_head(size, seed)
         return np.rint(image).astype(np.uint8), label, spacing
 
     about = {
         "name": "fetal head phantoms",
         "description": "made-up 3D ultrasound of the whole fetal head, exact truth",
         "modality": {"0": "US"},
-        "labels": {"0": "background", "1": "head"},
     }
-    return folder.write(directory, make, settings, "head", about)
+    return folder.write(directory, make, "head", about, ["head"], size=size, cases=cases, seed=seed)
 
 
 def write_abdomens(directory, size=(112, 128, 176), spacing=1.5, cases=(40, 10), seed=0):
@@ -78,23 +76,14 @@ def write_abdomens(directory, size=(112, 128, 176), spacing=1.5, cases=(40, 10),
     Raises:
       UserError: the folder exists and holds something else.
     """
-    settings = {
-        "size": [int(n) for n in size],
-        "spacing": float(spacing),
-        "cases": [int(n) for n in cases],
-        "seed": int(seed),
-    }
-
-    def make(number):
-        return abdomen(settings["size"], settings["spacing"], (settings["seed"], number))
-
     about = {
         "name": "abdomen phantoms",
         "description": "made-up CT of the abdomen in the portal venous phase, exact truth",
         "modality": {"0": "CT"},
-        "labels": {str(n): name for n, name in enumerate(("background", *ABDOMEN_LABELS))},
     }
-    return folder.write(directory, make, settings, "abdomen", about)
+    make = lambda size, seed: abdomen(size, float(spacing), seed)
+    given = {"size": size, "spacing": spacing, "cases": cases, "seed": seed}
+    return folder.write(directory, make, "abdomen", about, ABDOMEN_LABELS, **given)
 
 
 def write_embryos(directory, size=(72, 88, 72), spacing=0.125, cases=(40, 10), seed=0):
@@ -114,26 +103,18 @@ def write_embryos(directory, size=(72, 88, 72), spacing=0.125, cases=(40, 10), s
     Raises:
       UserError: the folder exists and holds something else.
     """
-    settings = {
-        "size": [int(n) for n in size],
-        "spacing": float(spacing),
-        "cases": [int(n) for n in cases],
-        "seed": int(seed),
-    }
+    lowest = (150 / 210, 161 / 281, 81 / 282)
 
-    def make(number):
-        rng = np.random.default_rng((settings["seed"], number, 1))  # not the embryo's own
-        own = [
-            int(rng.integers(math.ceil(n * low), n + 1))
-            for n, low in zip(settings["size"], (150 / 210, 161 / 281, 81 / 282))
-        ]
-        image, label, spacing = embryo(own, settings["spacing"], (settings["seed"], number))
-        return np.rint(image).astype(np.uint8), label, spacing
+    def make(size, seed):
+        rng = np.random.default_rng((*seed, 1))  # not the embryo's own
+        own = [int(rng.integers(math.ceil(n * low), n + 1)) for n, low in zip(size, lowest)]
+        image, label, edges = embryo(own, float(spacing), seed)
+        return np.rint(image).astype(np.uint8), label, edges
 
     about = {
         "name": "embryo phantoms",
         "description": "made-up high-frequency ultrasound of mouse embryos in utero, exact truth",
         "modality": {"0": "US"},
-        "labels": {str(n): name for n, name in enumerate(("background", *EMBRYO_LABELS))},
     }
-    return folder.write(directory, make, settings, "embryo", about)
+    given = {"size": size, "spacing": spacing, "cases": cases, "seed": seed}
+    return folder.write(directory, make, "embryo", about, EMBRYO_LABELS, **given)

@@ -11,17 +11,21 @@ from tf_autoctx.errors import UserError
 from tf_autoctx.files import replacing
 
 
-def write(directory, make, settings, prefix, about):
+def write(directory, make, prefix, about, labels, *, size, cases, seed, **further):
     """Writes the cases, or finds them written already; the folder appears under its name only when it is complete.
 
     `imagesTr`, `labelsTr`, `imagesTs`, `labelsTs` hold `<prefix>_000.nii.gz` and on.
 
     Args:
       directory: folder to make; its parents are made too.
-      make: number of a case -> image (z, y, x), label (z, y, x), spacing (z, y, x) in mm.
-      settings: what decides the content, "cases" (training, test) among them; kept in dataset.json as "phantom".
+      make: (size, (seed, number of a case)) -> image (z, y, x), label (z, y, x), spacing (z, y, x) in mm.
       prefix: of the cases' names.
-      about: further entries of dataset.json.
+      about: name, description and modality in dataset.json.
+      labels: names of the label values from 1.
+      size: voxels along (z, y, x).
+      cases: number of (training, test) cases.
+      seed: integer.
+      **further: numbers that decide the content as well, such as the spacing.
 
     Returns:
       The folder, a `Path`.
@@ -29,6 +33,13 @@ def write(directory, make, settings, prefix, about):
     Raises:
       UserError: the folder exists and holds something else.
     """
+    settings = {
+        "size": [int(n) for n in size],
+        **{name: float(number) for name, number in further.items()},
+        "cases": [int(n) for n in cases],
+        "seed": int(seed),
+    }
+    about = about | {"labels": {str(n): name for n, name in enumerate(("background", *labels))}}
     directory = Path(directory)
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         found = _recorded_settings(directory)
@@ -55,7 +66,7 @@ def _write_cases(folder, make, settings, prefix, about):
     for number in range(train + test):
         part = "Tr" if number < train else "Ts"
         name = f"{prefix}_{number:03d}.nii.gz"
-        image, label, spacing = make(number)
+        image, label, spacing = make(settings["size"], (settings["seed"], number))
         for kind, voxels in (("images", image), ("labels", label)):
             volume = sitk.GetImageFromArray(voxels)
             volume.SetSpacing(spacing[::-1])  # SimpleITK counts (x, y, z)
