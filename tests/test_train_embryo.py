@@ -144,7 +144,7 @@ def test_predict_from_the_run_and_from_the_export(run, tmp_path):
     image.SetOrigin((1, -2, 3))
     image.SetDirection((0, 1, 0, -1, 0, 0, 0, 0, 1))
     images.write(image, tmp_path / "embryo.nii.gz")
-    arguments = [f"--input={tmp_path / 'embryo.nii.gz'}", "--probabilities"]
+    arguments = [f"--input={tmp_path / 'embryo.nii.gz'}", "--probabilities", "--masks"]
     for name, model in (("run", run), ("export", run / "saved_model" / "1")):
         ended = running.script("predict.py", f"--model={model}", f"--output={tmp_path / name}", *arguments)
         assert ended.returncode == 0, ended.stderr
@@ -153,6 +153,9 @@ def test_predict_from_the_run_and_from_the_export(run, tmp_path):
     np.testing.assert_array_equal(*(images.array(label) for label in labels.values()))
     found = {path.parent.name for path in (tmp_path / "run" / "probabilities").rglob("embryo.nii.gz")}
     assert found == {"body", "ventricle"}
+    for value, name in enumerate(("body", "ventricle"), start=1):
+        mask = images.read(tmp_path / "run" / "masks" / name / "embryo.nii.gz")
+        np.testing.assert_array_equal(images.array(mask), images.array(labels["run"]) == value)
 
 
 def test_a_killed_stage_goes_on_to_the_same_weights(tmp_path):
