@@ -24,7 +24,7 @@ flags.DEFINE_string("output", None, "Folder for the results; made if it is missi
 flags.DEFINE_bool("masks", False, "Write a mask of each structure too.")
 flags.DEFINE_bool("probabilities", False, "Write the probability too (float32).")
 flag_types.define_edge(
-    "tile_size", None, "Smaller tiles, less memory: of run folders of train_multi_organ.py.", least=16
+    "tile_size", None, "Smaller tiles, less memory: of run folders of train_multi_organ.py.", multiple=8, least=16
 )
 flags.DEFINE_bool("overwrite", False, "Replace results that are there already.")
 

@@ -96,7 +96,7 @@ def main(_):
 
     # Section 2.1: VNet I; 2.3: VNets II and III; 2.4: all three
     settings, motion = training_flags.as_fields(loop.Settings), training_flags.as_fields(augment.RigidMotion)
-    if initial and not stages.finished(run / "initial"):
+    if initial and not (run / "initial" / "model.keras").exists():
         with files.replacing(run / "initial" / "model.keras") as path:
             shutil.copyfile(initial, path)
         runs.note(run, initial_from=str(initial))

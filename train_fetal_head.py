@@ -31,7 +31,7 @@ flags.DEFINE_integer("level", None, "Auto-context levels to train. Default: 2 fo
 flags.DEFINE_enum("variant", "USegNet-DS-HAS-Ctx", [*VARIANTS, *fetal_head.WAYS], "Row of the paper's tables 1 and 2.")
 flags.DEFINE_enum("join", "sum", ["sum", "concat"], "How a level sees the last one's probability.")
 flags.DEFINE_float("scale", 0.4, "Factor from the original grid to the network's.", 0.01, 1.0)
-flag_types.define_edge("patch_size", 64, "Edge of a p-USegNet patch, a multiple of 8.", least=8)
+flag_types.define_edge("patch_size", 64, "Edge of a p-USegNet patch, a multiple of 8.", multiple=8)
 flags.DEFINE_integer("base_filters", 32, "Channels of the first stage.", 1)
 flags.DEFINE_enum("normalization", "instance", ["instance", "batch"], "Statistics of the volume, or moving averages.")
 flags.DEFINE_enum("initializer", "he", list(layers.INITIALIZERS), "Of convolutions.")

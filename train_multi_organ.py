@@ -33,12 +33,13 @@ flag_types.define_integers(
     "downsampling", None, "Voxels of the original grid in a voxel of each level. Default: 2^S, ..., 4, 2.", least=1
 )
 flag_types.define_edge(
-    "patch_size", 64, "Edge of a training subvolume in voxels of its level, a multiple of 8.", least=8
+    "patch_size", 64, "Edge of a training subvolume in voxels of its level, a multiple of 8.", multiple=8
 )
 flag_types.define_edge(
     "tile_size",
     128,
     "Largest edge of an inference tile in voxels of its level, a multiple of 8: bounds memory.",
+    multiple=8,
     least=16,
 )
 flags.DEFINE_float("window_low", -160.0, "HU that becomes 0.")

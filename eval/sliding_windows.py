@@ -14,7 +14,7 @@ import pathlib
 import numpy as np
 from absl import app, flags
 
-from tf_autoctx import errors
+from tf_autoctx import errors, flag_types
 from tf_autoctx.data import augment, datasets
 from tf_autoctx.systems import caching, evaluation, refinement, sliding_windows
 from tf_autoctx.training import devices, loop, runs
@@ -22,8 +22,7 @@ from tf_autoctx.training import devices, loop, runs
 FLAGS = flags.FLAGS
 flags.DEFINE_string("run", None, "Run folder of train_embryo.py.", required=True)
 flags.DEFINE_string("output", None, "Folder of the peer; what is there goes on.", required=True)
-flags.DEFINE_integer("window", 64, "Edge of the windows in voxels; 64 are 3.2 mm in the paper.", 16)
-flags.register_validator("window", lambda edge: edge % 16 == 0, "must be a multiple of 16")
+flag_types.define_edge("window", 64, "Edge of the windows in voxels; 64 are 3.2 mm in the paper.", multiple=16)
 flags.DEFINE_integer("stride", 3, "Voxels from one window of the localiser to the next.", 1)
 flags.DEFINE_integer("steps", None, "Optimizer steps per network. Default: those of all finished stages together.", 1)
 flags.DEFINE_integer("window_batch", 32, "Windows in one pass of the localiser.", 1)

@@ -41,6 +41,11 @@ def test_hand_computed_scores_of_a_shifted_cube(shift):
     assert scores["volume_error_percent"] == 0
 
 
+def test_mean_dice_counts_the_classes_of_the_truth_alone():
+    truth, prediction = np.array([[1, 1, 1, 0], [3, 3, 0, 0]]), np.array([[1, 1, 0, 0], [0, 3, 3, 2]])
+    assert metrics.mean_dice(prediction, truth) == pytest.approx((4 / 5 + 1 / 2) / 2)
+
+
 def test_mean_distance_of_two_lines():
     truth, prediction = np.zeros((2, 3, 12)), np.zeros((2, 3, 12))
     truth[0, 0, 0:4] = prediction[0, 0, 2:8] = 1

@@ -56,10 +56,12 @@ def define_integers(name, default, help_text, length=None, least=0):
     flags.register_validator(name, good, expected)
 
 
-def define_edge(name, default, help_text, least):
-    """Defines a flag whose value is an edge of `least` voxels and more that three poolings halve without rest, or None."""
-    flags.DEFINE_integer(name, default, help_text, least)
-    flags.register_validator(name, lambda edge: edge is None or edge % 8 == 0, "must be a multiple of 8")
+def define_edge(name, default, help_text, multiple, least=None):
+    """Defines a flag whose value is an edge in voxels, a multiple of `multiple`, of `least` (`multiple`) and more, or None."""
+    flags.DEFINE_integer(name, default, help_text, least or multiple)
+    flags.register_validator(
+        name, lambda edge: edge is None or edge % multiple == 0, f"must be a multiple of {multiple}"
+    )
 
 
 def define_label_map(name, help_text):

@@ -15,6 +15,11 @@ def dice(prediction, truth):
     return 2 * np.count_nonzero(prediction & truth) / size if size else 1.0
 
 
+def mean_dice(prediction, truth):
+    """Mean DSC in [0, 1] of the classes from 1 that the truth has, of integer arrays of equal shape."""
+    return float(np.mean([dice(prediction == k, truth == k) for k in np.setdiff1d(truth, 0)]))
+
+
 def surface(mask):
     """Boundary voxels of a bool mask, same shape: object voxels with a background 6-neighbour (4-neighbour in 2D).
 

@@ -105,7 +105,7 @@ def _fetal_head(run, config):
 
 
 def _multi_organ(run, config):
-    labels = dict(sorted((int(value), name) for value, name in config["labels"].items()))
+    labels = dict(sorted(runs.labels(config).items()))
     system = runs.configured(multi_organ.MultiOrgan, config["flags"], labels=labels)
     network = stages.load(_finished(run / pyramids.stage(system, len(system.scales)) / "model.keras"))
     unets = pyramids.graphs(system, network)
@@ -131,7 +131,7 @@ def _from_saved_model(path):
     try:
         loaded = tf.saved_model.load(str(path))
         card = json.loads((path / export.CARD).read_text())
-        labels, spacing = {int(value): name for value, name in card["labels"].items()}, card["spacing"]
+        labels, spacing = runs.labels(card), card["spacing"]
         hounsfield = card["system"] == multi_organ.NAME
         signatures = {False: loaded.signatures["serving_default"]}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, tf.errors.OpError) as error:

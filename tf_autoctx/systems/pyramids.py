@@ -113,13 +113,13 @@ def _stage(count, below, system, training, validation, run, strategy, settings, 
     def score(network):
         unets = graphs(system, network)
 
-        def dice(sample):
+        def dice_of(sample):
             answer = system.probabilities(unets, [sample[f"image_{level}"][None] for level in levels])[-1]
             truth = sample["label"][..., 0].numpy()
             label = system.classes(system.label(answer, truth.shape))[0, ..., 0].numpy()
-            return np.mean([metrics.dice(label == k, truth == k) for k in np.setdiff1d(truth, 0)])
+            return metrics.mean_dice(label, truth)
 
-        return dice
+        return dice_of
 
     return stages.train(
         run / stage(system, count),

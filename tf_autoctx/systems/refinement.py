@@ -48,8 +48,7 @@ def configured(config):
     Raises:
       AttributeError, KeyError, TypeError, ValueError: something is missing or wrong.
     """
-    labels = {int(value): name for value, name in config["labels"].items()}
-    return runs.configured(embryo.Embryo, config["flags"], labels=labels)
+    return runs.configured(embryo.Embryo, config["flags"], labels=runs.labels(config))
 
 
 def run_of(folder):
@@ -151,11 +150,11 @@ def train(stage, system, training, validation, run, strategy, settings, motion):
     def score(network):
         segment = graph(system, network)
 
-        def mean_dice(sample):
+        def dice_of(sample):
             answer, truth = segment(sample["image"][None])[0, ..., 0].numpy(), sample["label"][..., 0].numpy()
-            return np.mean([metrics.dice(answer == k, truth == k) for k in np.setdiff1d(truth, 0)])
+            return metrics.mean_dice(answer, truth)
 
-        return mean_dice
+        return dice_of
 
     return stages.train(
         run / stage,

@@ -40,7 +40,7 @@ def load(folder, system, mode):
         raise UserError(f"{folder}: a run of {config['system']!r}; expected one of {system!r}.")
     try:
         chosen, seed = mode(config["flags"]), config["flags"]["seed"]
-        labels = {int(value): name for value, name in config["labels"].items()}
+        labels = runs.labels(config)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{folder}/config.json: {error} is missing or wrong; expected the flags and labels of a finished run."

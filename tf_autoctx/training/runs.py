@@ -93,6 +93,11 @@ def configured(kind, values, **others):
     return kind(**{name: values[name] for name in names}, **others)
 
 
+def labels(facts):
+    """{label value: name} of config.json or a model card, whose keys JSON made strings."""
+    return {int(value): name for value, name in facts["labels"].items()}
+
+
 def load_config(directory):
     """config.json of a run folder.
 
