@@ -32,10 +32,7 @@ def score(prediction_path, label_path):
     """`metrics.compare` of two files; UserError unless they lie on the same grid."""
     prediction, label = images.read(prediction_path), images.read(label_path)
     images.require_same_grid(prediction_path, prediction, label_path, label)
-    spacing = images.spacing(label)
-    if spacing == (1.0, 1.0):
-        spacing = None  # PNG and the like hold no spacing and are read as 1 x 1: these are pixels, not mm
-    return metrics.compare(mask(prediction), mask(label), spacing)
+    return metrics.compare(mask(prediction), mask(label), images.millimetres(label_path, label))
 
 
 def main(_):

@@ -15,7 +15,7 @@ from tf_autoctx import errors
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
-TRAINING = ("train_fetal_head", "train_multi_organ", "train_embryo")
+TRAINING = ("train_fetal_head", "train_multi_organ", "train_embryo", "train_renderer")
 
 
 def main(name, *arguments):

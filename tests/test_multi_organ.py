@@ -497,7 +497,7 @@ def test_a_run_of_separate_levels_is_found(separate, tmp_path):
         prediction.segmentor(run)
     shutil.copytree(folder / "run" / "level_2", run / "level_2")
     segment, x = prediction.segmentor(run), raw(19, 18, 13)
-    assert segment.labels == LABELS and segment.hounsfield
+    assert segment.labels == LABELS and segment.system == multi_organ.NAME
     found = segment(x[0, ..., 0], (1, 1, 1), probabilities=True)
     expected = one.segment(one.unets(network), x, probability=True)
     assert found["label"].shape == (19, 18, 13) and found["label"].dtype == np.uint8

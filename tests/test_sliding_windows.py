@@ -151,8 +151,8 @@ def test_the_loss_falls_on_a_fixed_batch(name):
     optimizer.build(network.trainable_variables)
     losses = functools.partial(sliding_windows.sample_losses, name, network, batch)
     assert losses().shape == (1,)
-    step = tf.function(lambda: loop.minimize(optimizer, network.trainable_variables, losses))
-    seen = [float(step()) for _ in range(30)]
+    step = tf.function(lambda: loop.minimize({"loss": (optimizer, network.trainable_variables, losses)}))
+    seen = [float(step()["loss"]) for _ in range(30)]
     assert seen[-1] < seen[0] - 0.1, seen
 
 

@@ -196,7 +196,7 @@ def test_a_run_of_other_labels_is_refused(run, tmp_path, capsys, change):
 def test_the_tile_size_of_a_run_is_free(run, tmp_path):
     volume = noise(30, 28, 40)
     small, large, whole = (
-        prediction.segmentor(run, tile_size)(volume, (6, 6, 6), probabilities=True)["probability"]["liver"]
+        prediction.segmentor(run, tile_size=tile_size)(volume, (6, 6, 6), probabilities=True)["probability"]["liver"]
         for tile_size in (None, 32, 48)
     )
     assert small.shape == large.shape == volume.shape

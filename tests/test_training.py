@@ -55,7 +55,7 @@ def line_stage(settings, stop_at=None, truth=3.0, scores=None):
             y = tf.cast(network(batch["x"], training=True), tf.float32)
             return tf.reduce_mean(tf.square(y - batch["y"]), axis=-1)
 
-        return {"loss": loop.minimize(optimizer, network.trainable_variables, losses)}
+        return loop.minimize({"loss": (optimizer, network.trainable_variables, losses)})
 
     def validate():
         return {"DSC": next(scores, -abs(float(network.get_weights()[0][0, 0]) - truth))}

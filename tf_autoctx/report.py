@@ -105,17 +105,21 @@ def summarize(rows):
     return summary
 
 
-def table(rows):
-    """The results as plain text within 150 columns: mean and SD per method, the confidence interval on the line below.
+def table(rows, columns=COLUMNS):
+    """The results as plain text: mean and SD per method, the confidence interval on the line below.
 
     With two or more methods a line per later method compares its DSC with that of the method before it.
+
+    Args:
+      rows: see above.
+      columns: metrics without their units; the default fits into 150 columns.
 
     Raises:
       ValueError: two rows have the same method, structure and case.
     """
     summary = summarize(rows)
     several = len({row["structure"] for row in rows}) > 1
-    shown = [name for name in _metric_names(rows) if name.rpartition("_")[0] in COLUMNS]
+    shown = [name for name in _metric_names(rows) if name.rpartition("_")[0] in columns]
     header = ["method", *["structure"] * several, "n", "missed", "false"]
     titles = ["{0[0]} ({0[2]})".format(name.rpartition("_")) for name in shown]
     lines = [header + [title.replace("_", " ").replace("percent", "%") for title in titles]]
@@ -301,6 +305,87 @@ def picture(path, image, prediction, truth, spacing, title, structures):
     figure.legend(loc="outside lower center", ncols=columns, frameon=False, labelcolor=GREY, fontsize=9)
     with replacing(path) as partial:
         figure.savefig(partial, format="png", dpi=120)
+
+
+def strip(path, image, iterations, kept, title, shown=(0, 1, 5, 25), truth=None):
+    """Draws how online rendering went: the image, and rendering and mask at some iterations, the kept one among them.
+
+    Args:
+      path: of the PNG, which appears whole or not at all.
+      image: grey levels (height, width).
+      iterations: [{"rendered": (height, width) float32, "label": (height, width), non-zero is the object}].
+      kept: number of the kept iteration.
+      title: name of the case.
+      shown: numbers of iterations; those that there are not are left out.
+      truth: mask (height, width), or None.
+
+    Raises:
+      UserError: the file cannot be written.
+    """
+    numbers = sorted({kept, *(number for number in shown if number < len(iterations))})
+    panels = [("image", image, None)]
+    for number in numbers:
+        name = f"iteration {number}{', kept' * (number == kept)}"
+        panels.append((name, iterations[number]["rendered"], iterations[number]["label"]))
+    figure = Figure(figsize=(2.4 * len(panels), 5.4), facecolor="black", layout="constrained")
+    for axes, (name, pixels, mask) in zip(figure.subplots(2, len(panels)).T, panels):
+        for ax, below in zip(axes, (pixels, image)):
+            ax.imshow(below, cmap="gray", vmin=0, vmax=255)
+            ax.set_axis_off()
+        axes[0].set_title(name, color=GREY, fontsize=9)
+        for outline, colour in ((truth, TRUTH), (mask, PREDICTION)):
+            if outline is not None and np.any(outline):
+                down, right = (np.arange(-1, n + 1) for n in outline.shape)
+                axes[1].contour(right, down, np.pad(np.asarray(outline) != 0, 1), levels=[0.5], colors=colour)
+    figure.suptitle(title, color="white", fontsize=12)
+    with replacing(path) as partial:
+        figure.savefig(partial, format="png", dpi=100)
+
+
+def gains(path, curves, title):
+    """Draws the change of DSC over iteration 0 at every iteration of online rendering, each image a line, and their mean.
+
+    Args:
+      path: of the PNG, which appears whole or not at all.
+      curves: DSC in percent, (images, iterations from 0).
+      title: of the figure.
+
+    Raises:
+      UserError: the file cannot be written.
+    """
+    change = np.asarray(curves) - np.asarray(curves)[:, :1]
+    number, mean = np.arange(change.shape[1]), change.mean(axis=0)
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    ax = figure.subplots()
+    ax.plot(number, change.T, color=GREY, linewidth=0.8)
+    ax.plot(number, mean, color="#009e73", marker="*", label=f"mean of {len(change)} images")
+    best = int(mean.argmax())
+    ax.set(title=title, xlabel="iteration", ylabel="DSC over that of iteration 0 (points)")
+    ax.legend(title=f"highest mean {mean[best]:+.2f}, at iteration {best}")
+    ax.grid(alpha=0.3)
+    with replacing(path) as partial:
+        figure.savefig(partial, format="png", dpi=100)
+
+
+def pairs(path, images, title):
+    """Draws images of the source corpus, each above what it is rendered to (Yang et al. 2018, figure 4).
+
+    Args:
+      path: of the PNG, which appears whole or not at all.
+      images: [(image, rendered)], (height, width) each, from 0 to 1.
+      title: of the figure.
+
+    Raises:
+      UserError: the file cannot be written.
+    """
+    figure = Figure(figsize=(2.2 * len(images), 5), facecolor="black", layout="constrained")
+    for axes, both in zip(figure.subplots(2, len(images), squeeze=False).T, images):
+        for ax, pixels in zip(axes, both):
+            ax.imshow(pixels, cmap="gray", vmin=0, vmax=1)
+            ax.set_axis_off()
+    figure.suptitle(title, color="white", fontsize=11)
+    with replacing(path) as partial:
+        figure.savefig(partial, format="png", dpi=100)
 
 
 def history(path, epochs, title):

@@ -1,4 +1,4 @@
-"""Which cases there are and which split each belongs to: Decathlon folders, nnU-Net folders and CSV files."""
+"""Which cases there are and which split each belongs to: Decathlon and nnU-Net folders, images beside labels, CSV files."""
 
 import csv
 import dataclasses
@@ -41,9 +41,10 @@ def load(source, seed, validation_fraction=0.2, training=True):
     """Lists the cases of a data set; no image is read.
 
     Args:
-      source: a Medical Segmentation Decathlon folder, an nnU-Net v2 folder (one channel), or a CSV file with the
-        columns image, label, split (train, validation or test) and, if wanted, group; its paths are relative to the
-        CSV, and label may be empty for a test image.
+      source: a Medical Segmentation Decathlon folder, an nnU-Net v2 folder (one channel), a folder with images/ and
+        labels/ of the same file names (all of them training cases), or a CSV file with the columns image, label, split
+        (train, validation or test) and, if wanted, group; its paths are relative to the CSV, and label may be empty for
+        a test image.
       seed: decides which training cases validate, unless the CSV says so.
       validation_fraction: share of the groups (of the cases, where there are no groups) that validate, at least one;
         0: none.
@@ -53,7 +54,7 @@ def load(source, seed, validation_fraction=0.2, training=True):
       Dataset, the same for a seed wherever the files lie and in whatever order they are listed.
 
     Raises:
-      UserError: the source is none of the three, is malformed, lists a missing file or a case twice, or lacks a
+      UserError: the source is none of the four, is malformed, lists a missing file or a case twice, or lacks a
         training case.
     """
     source = pathlib.Path(source)
@@ -96,14 +97,14 @@ def read_case(case, foreground=None, labels=None, dimensions=3, merge=True):
       UserError: unreadable file, image of other dimensions, constant image, label on another grid, of unknown values
         or without the object.
     """
-    image = images.read(case.image)
+    image = images.read(case.image) if dimensions == 3 else images.read_2d(case.image, grey_levels=True)
     images.require_dimensions(case.image, image, dimensions)
     voxels = images.array(image)
     if voxels.min() == voxels.max():
         raise UserError(f"{case.image}: every voxel is {voxels.min()}; expected varying intensities.")
     if case.label is None:
         return image, None
-    label = images.read(case.label)
+    label = images.read(case.label) if dimensions == 3 else images.read_2d(case.label)
     images.require_same_grid(case.label, label, case.image, image)
     label = images.array(label)
     found = np.unique(label)
@@ -180,6 +181,8 @@ def _read_folder(folder):
     """({split: [Case]}, {label value: name}) of a Decathlon or nnU-Net folder."""
     path = folder / "dataset.json"
     if not path.is_file():
+        if (folder / "images").is_dir():
+            return {"train": _same_named(folder), "validation": [], "test": []}, {}
         raise UserError(f"{folder}: has no dataset.json; expected a Decathlon or nnU-Net folder, or a CSV file.")
     try:
         description = json.loads(path.read_bytes())
@@ -198,6 +201,17 @@ def _read_folder(folder):
         if case.label is None:
             raise UserError(f"{path}: training image {case.image} has no label; expected one in labelsTr.")
     return cases | {"validation": []}, _labels(path, description["labels"])
+
+
+def _same_named(folder):
+    """Cases of a folder with images/ and labels/, whose files have the same names but for the suffix."""
+    found, labels = (images.find(folder / kind) for kind in ("images", "labels"))
+    missing = sorted(found.keys() ^ labels.keys())
+    if missing:
+        raise UserError(
+            f"{folder}: images/ and labels/ do not both have {missing[0]}; expected files of the same names."
+        )
+    return [Case(name, image, labels[name], name) for name, image in found.items()]
 
 
 def _listed(path, description):

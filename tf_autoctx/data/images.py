@@ -12,33 +12,36 @@ import zlib
 
 import numpy as np
 import SimpleITK as sitk
+from absl import logging
 
 from tf_autoctx.errors import UserError
 
 SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".dcm")
 # Lossless and in one file, so that one rename puts the whole image in place.
 WRITABLE = (".nii.gz", ".nii", ".nrrd", ".mha", ".png", ".tif", ".tiff")
+PIXELS_ONLY = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 
 sitk.ProcessObject.SetGlobalWarningDisplay(False)
 _stderr_lock = threading.Lock()
 
 
-def read(path):
-    """Reads one scalar image of two or three dimensions.
+def read(path, colour=False):
+    """Reads one image of two or three dimensions.
 
     Args:
       path: an image file, or a folder that holds the slices of one DICOM series.
+      colour: whether the pixels may have several values each.
 
     Returns:
       sitk.Image with the file's pixel type and geometry; every voxel is finite.
 
     Raises:
-      UserError: missing, unreadable or cut-off file, no or several series in the folder, slices missing, 4D, colour or
-        vector pixels, no voxels, NaN or infinite voxels.
+      UserError: missing, unreadable or cut-off file, no or several series in the folder, slices missing, 4D, no voxels,
+        NaN or infinite voxels; colour or vector pixels, unless `colour`.
     """
     path = pathlib.Path(path)
     try:
-        image = _read_series(path) if path.is_dir() else _read_file(path)
+        image = _read_series(path) if path.is_dir() else _read_file(path, colour)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}; expected an image file or a DICOM folder.") from None
     except RuntimeError as error:  # all that SimpleITK raises
@@ -46,6 +49,38 @@ def read(path):
             raise UserError(f"{path}: the axes are sheared; expected axes at right angles, resample it.") from None
         raise UserError(f"{path}: not a readable image; expected an intact {', '.join(SUFFIXES)} file.") from None
     _require_finite(path, sitk.GetArrayViewFromImage(image))
+    return image
+
+
+def read_2d(path, grey_levels=False):
+    """Reads one image of two dimensions; a volume of one slice, as a single DICOM image is, counts as one.
+
+    Args:
+      path: as for `read`. Of colour, the luminance is taken (ITU-R BT.601).
+      grey_levels: whether other pixels than those of 8 bits are taken from their own range to 0..255, with a warning.
+
+    Returns:
+      sitk.Image of one value a pixel.
+
+    Raises:
+      UserError: see `read`; a volume of several slices; pixels of other than one value, RGB or RGBA.
+    """
+    image = read(path, colour=True)
+    if image.GetDimension() == 3 and image.GetSize()[2] == 1:
+        image = image[:, :, 0]
+    require_dimensions(path, image, 2)
+    channels, kind = image.GetNumberOfComponentsPerPixel(), image.GetPixelID()
+    if channels in (3, 4):
+        red, green, blue = (sitk.VectorIndexSelectionCast(image, k, sitk.sitkFloat32) for k in range(3))
+        image = 0.299 * red + 0.587 * green + 0.114 * blue
+        if kind == sitk.sitkVectorUInt8:
+            image = sitk.Cast(sitk.Round(image), sitk.sitkUInt8)
+    elif channels > 1:
+        raise UserError(f"{path}: has {channels} values per pixel; expected one (grey), three (RGB) or four (RGBA).")
+    if grey_levels and image.GetPixelID() != sitk.sitkUInt8:
+        low, high = (float(extreme(sitk.GetArrayViewFromImage(image))) for extreme in (np.min, np.max))
+        logging.warning("%s: pixels of %g to %g are taken to 0 to 255.", path, low, high)
+        image = sitk.RescaleIntensity(sitk.Cast(image, sitk.sitkFloat32), 0.0, 255.0)
     return image
 
 
@@ -88,6 +123,12 @@ def array(image):
 def spacing(image):
     """The edges of a voxel in mm in array order, (z, y, x) or (y, x)."""
     return image.GetSpacing()[::-1]
+
+
+def millimetres(path, image):
+    """`spacing` of an image file; None for a 2D image whose format has no millimetres (PNG, JPEG, TIFF)."""
+    flat = image.GetDimension() == 2 and pathlib.Path(path).name.lower().endswith(PIXELS_ONLY)
+    return None if flat else spacing(image)
 
 
 def like(array, reference):
@@ -167,7 +208,7 @@ def require_same_grid(label_path, label, image_path, image):
             )
 
 
-def _read_file(path):
+def _read_file(path, colour=False):
     path.open("rb").close()  # a missing or forbidden file says so itself
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
@@ -178,7 +219,7 @@ def _read_file(path):
         raise UserError(f"{path}: has size {size}, no voxels; expected at least one along each axis.")
     if reader.GetDimension() > 3:
         raise UserError(f"{path}: has {reader.GetDimension()} dimensions, size {size}; expected two or three.")
-    if reader.GetNumberOfComponents() > 1:
+    if reader.GetNumberOfComponents() > 1 and not colour:
         kind = sitk.GetPixelIDValueAsString(reader.GetPixelID())
         raise UserError(
             f"{path}: has {reader.GetNumberOfComponents()} values per voxel ({kind}); expected one (grey, not colour)."

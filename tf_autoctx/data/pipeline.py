@@ -18,6 +18,8 @@ KINDS = {
     "context": tf.TensorSpec([None, None, None, 1], tf.float32),
     "places": tf.TensorSpec([None, None, 3], tf.float32),
     "spacing": tf.TensorSpec([3], tf.float32),
+    "image2d": tf.TensorSpec([None, None, 1], tf.float32),
+    "label2d": tf.TensorSpec([None, None, 1], tf.uint8),
 }
 
 
@@ -44,7 +46,7 @@ def sample(files):
     return loaded
 
 
-def training(files, augment, *, seed, first_step, steps, batch_size, replicas, worker=0, workers=1):
+def training(files, augment, *, seed, first_step, steps, batch_size, replicas, worker=0, workers=1, others=0):
     """Batches of the steps `first_step` .. `steps`.
 
     Every epoch is a new permutation of the cases; step n takes samples n * batch_size * replicas and on. What does not
@@ -57,6 +59,8 @@ def training(files, augment, *, seed, first_step, steps, batch_size, replicas, w
       seed: integer.
       batch_size: samples per replica. Above 1, all samples must have one shape.
       replicas: replicas of all workers together; worker: which part of the samples is this process's.
+      others: further samples that come with each one, under the key "others", a tuple: random ones of the cases that are
+        not in this step.
 
     Returns:
       tf.data.Dataset of dicts of (batch_size, *spatial, channels) tensors, one element a replica and step.
@@ -69,10 +73,16 @@ def training(files, augment, *, seed, first_step, steps, batch_size, replicas, w
     )
 
     def prepare(number):
-        epoch, place = number // per_epoch, number % per_epoch
+        epoch, place = number // per_epoch, tf.cast(number % per_epoch, tf.int32)
         order = tf.random.experimental.stateless_shuffle(tf.range(cases), [seed, epoch])
-        drawn = sample({kind: paths[order[tf.cast(place, tf.int32)]] for kind, paths in columns.items()})
-        return augment(drawn, tf.stack([tf.constant(seed, tf.int64), number]))
+        own_seed = tf.stack([tf.constant(seed, tf.int64), number])
+        draw = lambda place: sample({kind: paths[order[place]] for kind, paths in columns.items()})
+        drawn = draw(place)
+        if others:
+            after = place // per_step * per_step + per_step  # the first place that is not in this step
+            away = tf.random.stateless_uniform([others], own_seed, 0, cases - per_step, tf.int32)
+            drawn["others"] = tuple(draw((after + away[i]) % cases) for i in range(others))
+        return augment(drawn, own_seed)
 
     samples = tf.data.Dataset.from_tensor_slices(index.astype(np.int64)).map(
         prepare, num_parallel_calls=tf.data.AUTOTUNE

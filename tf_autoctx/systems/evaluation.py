@@ -47,8 +47,8 @@ def scores(prediction, truth, spacing, structures):
     no scores at all. Where something was, its volume stays, everything else is NaN, and `report` counts it as false.
 
     Args:
-      prediction, truth: integer labels of equal shape, (depth, height, width).
-      spacing: (z, y, x) in mm.
+      prediction, truth: integer labels of equal shape, (depth, height, width) or (height, width).
+      spacing: (z, y, x) or (y, x) in mm; None measures in pixels.
       structures: {name: label value}.
     """
     found = []
@@ -57,21 +57,23 @@ def scores(prediction, truth, spacing, structures):
         if true_mask.any() or mask.any():
             score = metrics.compare(mask, true_mask, spacing)
             if not true_mask.any():
-                score = {key: number if key.endswith("volume_mL") else np.nan for key, number in score.items()}
+                sizes = ("volume_mL", "area_mm2", "area_pixel")
+                score = {key: number if key.endswith(sizes) else np.nan for key, number in score.items()}
             found.append({"structure": name, **score})
     return found
 
 
-def evaluate(cases, segment, directory, structures, read, trained, window=(-np.inf, np.inf)):
+def evaluate(cases, segment, directory, structures, read, trained=(), window=(-np.inf, np.inf)):
     """Scores methods on cases; writes cases.csv, summary.json and a picture a case (last method); prints the table.
 
     Args:
       cases: `datasets.Case`s with labels.
-      segment: raw voxels (depth, height, width) float32 -> {method: integer labels (depth, height, width)}.
+      segment: raw voxels (depth, height, width), or pixels (height, width), float32 -> {method: integer labels
+        likewise}.
       directory: of the evaluation.
       structures: {name: label value}. A structure that a case's truth lacks is left out, see `scores`.
-      read: `datasets.Case` -> (sitk.Image, labels (depth, height, width)), as `datasets.read_case` does.
-      trained: spacing of the training cases, see `caching.warn_of_spacing`.
+      read: `datasets.Case` -> (sitk.Image, labels), as `datasets.read_case` does.
+      trained: spacing of the training cases, see `caching.warn_of_spacing`; empty where it does not matter.
       window: range of intensities that the pictures show.
 
     Returns:
@@ -83,7 +85,7 @@ def evaluate(cases, segment, directory, structures, read, trained, window=(-np.i
     methods, progress = {}, keras.utils.Progbar(len(cases), unit_name="case")
     for case in cases:
         image, truth = read(case)
-        voxels, spacing = images.array(image).astype(np.float32), images.spacing(image)
+        voxels, spacing = images.array(image).astype(np.float32), images.millimetres(case.image, image)
         caching.warn_of_spacing(case.image, spacing, trained)
         for method, prediction in segment(voxels).items():
             prediction = np.asarray(prediction)

@@ -1,4 +1,4 @@
-"""A finished model, from a run folder or a SavedModel, as a function of one volume."""
+"""A finished model, from a run folder or a SavedModel, as a function of one volume or 2D image."""
 
 import dataclasses
 import itertools
@@ -12,7 +12,18 @@ from absl import logging
 
 from tf_autoctx import export
 from tf_autoctx.errors import UserError
-from tf_autoctx.systems import caching, embryo, fetal_head, multi_organ, pyramids, refinement, stages
+from tf_autoctx.systems import (
+    caching,
+    embryo,
+    fetal_head,
+    multi_organ,
+    online,
+    pyramids,
+    refinement,
+    renderer,
+    self_play,
+    stages,
+)
 from tf_autoctx.training import runs
 
 
@@ -23,61 +34,72 @@ class Segmentor:
     Attributes:
       labels: {label value: name} of its structures, in the order of the last channels of the answer's probability.
       spacing: [(z, y, x) smallest, (z, y, x) largest] spacing in mm of the cases it was trained on; empty if unknown.
-      hounsfield: whether it takes CT in HU.
-      answer: (raw voxels (1, depth, height, width, 1) float32, whether probabilities and whether a progress bar over
-        tiles are wanted) -> {name: tensor}.
+      system: name of the system that it is of.
+      answer: (raw voxels (1, depth, height, width, 1) or pixels (1, height, width, 1), float32, whether probabilities and
+        whether a progress bar over tiles or iterations are wanted) -> {name: tensor}.
+      iterations: of online rendering, for every image; 0: there is none.
     """
 
     labels: dict[int, str]
     spacing: list
-    hounsfield: bool
+    system: str
     answer: Callable
+    iterations: int = 0
+
+    @property
+    def dimensions(self):
+        """Of the images that it takes: 2 or 3."""
+        return 2 if self.system == renderer.NAME else 3
 
     def __call__(self, voxels, spacing, name="volume", probabilities=False, progress=False):
         """Segments a volume, with a warning where its voxels or its intensities are unlike the training's.
 
         Args:
-          voxels: (depth, height, width), raw.
-          spacing: (z, y, x) in mm.
+          voxels: (depth, height, width), raw; or (height, width), grey levels from 0 to 255.
+          spacing: (z, y, x) in mm, or (y, x).
           name: of the volume, for the warnings.
           probabilities: whether they are wanted.
-          progress: whether a progress bar over the tiles is wanted, where there are tiles outside a graph.
+          progress: whether a progress bar over tiles or iterations is wanted, where there are some outside a graph.
 
         Returns:
-          {"label": (depth, height, width) uint8, "probability", if wanted: {structure: (depth, height, width)
-          float32}}.
+          {"label": of the voxels' shape, uint8, "probability", if wanted: {structure: likewise, float32}, and where the
+          image was rendered online "iterations": [{"rendered", "probability": likewise, float32, "label": uint8}], one
+          more than there were, and "kept": the number of the one that is the answer}.
         """
         voxels = np.asarray(voxels, np.float32)
         caching.warn_of_spacing(name, spacing, self.spacing)
-        if self.hounsfield:
+        if self.system == multi_organ.NAME:
             pyramids.warn_unless_hu(name, voxels)
         answer = self.answer(voxels[None, ..., None], probabilities, progress)
         found = {"label": np.asarray(answer["label"])[0, ..., 0]}
         if probabilities:
             foreground = np.asarray(answer["probability"])[0, ..., -len(self.labels) :]
             found["probability"] = {name: foreground[..., k] for k, name in enumerate(self.labels.values())}
+        if "iterations" in answer:
+            found["kept"] = answer["kept"]
+            found["iterations"] = [
+                {name: np.asarray(x)[0, ..., 0] for name, x in iteration.items()} for iteration in answer["iterations"]
+            ]
         return found
 
 
-def segmentor(path, tile_size=None):
+def segmentor(path, **options):
     """Loads a model.
 
     Args:
       path: a run folder, or a folder with a saved_model.pb.
-      tile_size: another one than the run's, see `multi_organ.MultiOrgan`.
+      **options: of `OPTIONS`, for run folders of the system that has them; those that are None do not count.
 
     Returns:
       `Segmentor`.
 
     Raises:
-      UserError: neither; no level is finished; a damaged network; a tile size for a model whose tiles are not free.
+      UserError: neither; no level is finished; a damaged network; an option that the model does not have.
     """
-    path = pathlib.Path(path)
+    path, options = pathlib.Path(path), {name: value for name, value in options.items() if value is not None}
     if (path / "saved_model.pb").exists():
-        if tile_size:
-            raise UserError(
-                f"--tile_size={tile_size}: the tiles of the SavedModel {path} are fixed; expected a run folder."
-            )
+        for name, value in options.items():
+            raise UserError(f"--{name}={value}: {path} is a SavedModel, in which this is fixed; expected a run folder.")
         return _from_saved_model(path)
     if not (path / "config.json").exists():
         raise UserError(
@@ -86,15 +108,17 @@ def segmentor(path, tile_size=None):
     config = runs.load_config(path)
     if config["system"] not in SYSTEMS:
         raise UserError(f"{path}: a run of {config['system']!r}; expected one of {', '.join(SYSTEMS)}.")
-    if tile_size:
-        if "tile_size" not in config["flags"]:
-            raise UserError(f"--tile_size={tile_size}: {path} is a run of {config['system']!r}, which has no tiles.")
-        config["flags"]["tile_size"] = tile_size
+    for name, value in options.items():
+        if OPTIONS[name] != config["system"]:
+            raise UserError(
+                f"--{name}={value}: {path} is a run of {config['system']!r}; expected one of {OPTIONS[name]!r}."
+            )
+    config["flags"] |= options
     try:
         labels, answer = SYSTEMS[config["system"]](path, config)
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path / 'config.json'}: {error} is missing or wrong; expected the flags of a run.") from error
-    return Segmentor(labels, config.get("spacing", []), config["system"] == multi_organ.NAME, answer)
+    return Segmentor(labels, config.get("spacing", []), config["system"], answer, config["flags"].get("iterations", 0))
 
 
 def _fetal_head(run, config):
@@ -124,15 +148,40 @@ def _embryo(run, config):
     return system.labels, lambda image, probabilities, progress: answer(image)
 
 
-SYSTEMS = {fetal_head.NAME: _fetal_head, multi_organ.NAME: _multi_organ, embryo.NAME: _embryo}
+def _renderer(run, config):
+    system = runs.configured(renderer.Renderer, config["flags"])
+    iterations = config["flags"].setdefault("iterations", online.ITERATIONS if system.renders else 0)
+    if iterations:
+        render = online.of_run(run, config, iterations, config["flags"].get("online_seed", 0))
+    else:
+        networks = self_play.finished(run)
+        segment = tf.function(lambda image: system.segment(networks, image), input_signature=[export.IMAGE])
+
+    def answer(image, probabilities, progress):
+        if not iterations:
+            return segment(image)
+        found = render(system.preprocess(image)[0], progress)
+        passes = [system.postprocess(one.answer(), image.shape[1:3]) for one in found]
+        kept = online.kept(found)
+        return {**passes[kept], "kept": kept, "iterations": passes}
+
+    return runs.labels(config), answer
+
+
+SYSTEMS = {
+    fetal_head.NAME: _fetal_head,
+    multi_organ.NAME: _multi_organ,
+    embryo.NAME: _embryo,
+    renderer.NAME: _renderer,
+}
+OPTIONS = {"tile_size": multi_organ.NAME, "iterations": renderer.NAME, "online_seed": renderer.NAME}
 
 
 def _from_saved_model(path):
     try:
         loaded = tf.saved_model.load(str(path))
         card = json.loads((path / export.CARD).read_text())
-        labels, spacing = runs.labels(card), card["spacing"]
-        hounsfield = card["system"] == multi_organ.NAME
+        labels, spacing = runs.labels(card), card.get("spacing", [])
         signatures = {False: loaded.signatures["serving_default"]}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, tf.errors.OpError) as error:
         raise UserError(f"{path}: not a SavedModel of ours ({type(error).__name__}); export it again.") from error
@@ -142,7 +191,7 @@ def _from_saved_model(path):
         loaded  # owns the variables
         return signatures[probabilities](image=tf.constant(image))
 
-    return Segmentor(labels, spacing, hounsfield, answer)
+    return Segmentor(labels, spacing, card["system"], answer)
 
 
 def _networks(run, level):

@@ -20,16 +20,58 @@ def train(directory, build, losses, files, prepare, validation, score, *, seed, 
       directory: of the stage; gets model.keras (float32, best weights) once it is finished.
       build: () -> a new network under the current dtype policy.
       losses: (network, batch) -> (batch,) float32, the loss of each sample in training.
-      files: {name: path} of each training case, see `pipeline.sample`.
-      prepare: (sample, seed of shape (2,)) -> sample: what one pass sees, with random changes.
-      validation: {name: path} of each validation case; may be empty.
       score: network -> (sample of a validation case -> its DSC).
-      seed: of the first weights, the order of samples and their changes.
-      strategy: `tf.distribute` strategy.
-      settings: `loop.Settings`.
+      files, prepare, validation, seed, strategy, settings: see `train_together`.
 
     Returns:
       The finished network in float32.
+
+    Raises:
+      UserError: see `train_together`.
+    """
+
+    def updates(networks):
+        network = networks["network"]
+        variables = network.trainable_variables
+        optimizer = loop.adam(settings, variables)
+        step = lambda batch: loop.minimize({"loss": (optimizer, variables, lambda: losses(network, batch))})
+        return {"adam": optimizer}, step
+
+    network = train_together(
+        directory,
+        lambda: {"network": build()},
+        updates,
+        files,
+        prepare,
+        validation,
+        lambda networks: score(networks["network"]),
+        seed=seed,
+        strategy=strategy,
+        settings=settings,
+    )["network"]
+    with replacing(pathlib.Path(directory) / "model.keras") as path:
+        network.save(path)
+    return network
+
+
+def train_together(directory, build, updates, files, prepare, validation, score, *, seed, strategy, settings, others=0):
+    """Trains the networks of a stage, or goes on with them.
+
+    Args:
+      directory: of the stage; gets what `loop.fit` writes, and history.png.
+      build: () -> {name: new network} under the current dtype policy.
+      updates: networks -> ({name: optimizer}, batch -> {name: scalar}), see `loop.Stage`.
+      files: {name: path} of each training case, see `pipeline.sample`.
+      prepare: (sample, seed of shape (2,)) -> sample: what one pass sees, with random changes.
+      validation: {name: path} of each validation case; may be empty.
+      score: networks -> (sample of a validation case -> its DSC).
+      seed: of the first weights, the order of samples and their changes.
+      strategy: `tf.distribute` strategy.
+      settings: `loop.Settings`.
+      others: see `pipeline.training`.
+
+    Returns:
+      {name: finished network in float32, best weights}.
 
     Raises:
       UserError: --patience without a validation case; see `loop.fit`.
@@ -41,19 +83,17 @@ def train(directory, build, losses, files, prepare, validation, score, *, seed, 
     columns = {name: [entry[name] for entry in files] for name in files[0]}
     keras.utils.set_random_seed(seed)
     with strategy.scope():
-        network = build()
-        optimizer = loop.adam(settings, network.trainable_variables)
-    dice = score(network)
+        networks = build()
+        optimizers, step = updates(networks)
+    dice = score(networks)
 
     def validate():
         return {"DSC": float(np.mean([dice(pipeline.sample(entry)) for entry in validation]))}
 
     stage = loop.Stage(
-        networks={"network": network},
-        optimizers={"adam": optimizer},
-        step=lambda batch: {
-            "loss": loop.minimize(optimizer, network.trainable_variables, lambda: losses(network, batch))
-        },
+        networks=networks,
+        optimizers=optimizers,
+        step=step,
         batches=lambda first_step, context: pipeline.training(
             columns,
             prepare,
@@ -64,6 +104,7 @@ def train(directory, build, losses, files, prepare, validation, score, *, seed, 
             replicas=context.num_replicas_in_sync,
             worker=context.input_pipeline_id,
             workers=context.num_input_pipelines,
+            others=others,
         ),
         validate=validate if validation else None,
     )
@@ -73,12 +114,11 @@ def train(directory, build, losses, files, prepare, validation, score, *, seed, 
 
     policy = keras.config.dtype_policy()
     keras.config.set_dtype_policy("float32")
-    answer = build()
+    answers = build()
     keras.config.set_dtype_policy(policy)
-    answer.set_weights(network.get_weights())
-    with replacing(directory / "model.keras") as path:
-        answer.save(path)
-    return answer
+    for name, answer in answers.items():
+        answer.set_weights(networks[name].get_weights())
+    return answers
 
 
 def finished(directory):

@@ -51,25 +51,32 @@ class Stage:
     validate: Callable | None
 
 
-def minimize(optimizer, variables, losses):
-    """One update under any strategy and precision.
+def minimize(terms):
+    """One update by each of some loss terms, all at the weights before, under any strategy and precision.
 
     Args:
-      optimizer: Keras optimizer; a `LossScaleOptimizer` scales the loss.
-      variables: list of trainable variables.
-      losses: () -> (batch,) float32, this replica's loss of each of its samples.
+      terms: {name: (optimizer, variables, losses)}: a Keras optimizer of the term's own (a `LossScaleOptimizer` scales
+        the loss), the list of variables that it updates, and () -> (batch,) float32, this replica's loss of each of its
+        samples.
 
     Returns:
-      Mean loss of this replica, scalar float32.
+      {name: mean loss of this replica, scalar float32}.
     """
-    with tf.GradientTape(watch_accessed_variables=False) as tape:
-        for variable in variables:
+    means, scaled = {}, {}
+    with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
+        for variable in (variable for _, variables, _ in terms.values() for variable in variables):
             tape.watch(variable.value)
-        loss = tf.reduce_mean(losses())
-        # Keras sums the gradients of all replicas.
-        scaled = optimizer.scale_loss(loss / tf.distribute.get_strategy().num_replicas_in_sync)
-    optimizer.apply(tape.gradient(scaled, [variable.value for variable in variables]), variables)
-    return loss
+        for name, (optimizer, _, losses) in terms.items():
+            means[name] = tf.reduce_mean(losses())
+            # Keras sums the gradients of all replicas.
+            scaled[name] = optimizer.scale_loss(means[name] / tf.distribute.get_strategy().num_replicas_in_sync)
+    gradients = {
+        name: tape.gradient(scaled[name], [variable.value for variable in variables])
+        for name, (_, variables, _) in terms.items()
+    }
+    for name, (optimizer, variables, _) in terms.items():
+        optimizer.apply(gradients[name], variables)
+    return means
 
 
 def adam(settings, variables):

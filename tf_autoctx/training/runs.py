@@ -11,7 +11,18 @@ from tf_autoctx.errors import UserError
 from tf_autoctx.files import replacing
 
 # A run folder may be opened again with other values of these. (A strategy with other replicas is refused by the loop.)
-FREE = ("work_dir", "data_dir", "level", "strategy", "checkpoint_steps", "preset", "tile_size", "stage", "initial_from")
+FREE = (
+    "work_dir",
+    "data_dir",
+    "level",
+    "strategy",
+    "checkpoint_steps",
+    "preset",
+    "tile_size",
+    "stage",
+    "initial_from",
+    "corpus",
+)
 PACKAGES = ("tensorflow", "keras", "numpy", "scipy", "SimpleITK")
 
 

@@ -1,10 +1,12 @@
-"""Made-up volumes with an exactly known truth, for trials and tests where no patient data are at hand.
+"""Made-up images with an exactly known truth, for trials and tests where no patient data are at hand.
 
-Arrays are (z, y, x). A folder of phantoms is a Medical Segmentation Decathlon task; a case's number is part of its
-seed, so no test case repeats a training case.
+Arrays are (z, y, x) or (y, x). A folder of phantoms is a Medical Segmentation Decathlon task; a case's number is part
+of its seed, so no test case repeats a training case.
 """
 
+import dataclasses
 import math
+from pathlib import Path
 
 import numpy as np
 
@@ -14,21 +16,30 @@ from tf_autoctx.data.phantoms.abdomen import abdomen
 from tf_autoctx.data.phantoms.embryo import LABELS as EMBRYO_LABELS
 from tf_autoctx.data.phantoms.embryo import embryo
 from tf_autoctx.data.phantoms.fetal_head import FETAL_HEAD_VIEW, fetal_head
+from tf_autoctx.data.phantoms.fetal_head_2d import SOURCE, TARGET, fetal_head_2d
 from tf_autoctx.data.phantoms.pieces import ellipsoid, smooth_field, speckle
+from tf_autoctx.data.phantoms.scanner import ANOTHER, Scanner, another_scanner
 
 __all__ = [
     "ABDOMEN_LABELS",
+    "ANOTHER",
     "EMBRYO_LABELS",
     "FETAL_HEAD_VIEW",
+    "SOURCE",
+    "Scanner",
+    "TARGET",
     "abdomen",
+    "another_scanner",
     "ellipsoid",
     "embryo",
     "fetal_head",
+    "fetal_head_2d",
     "smooth_field",
     "speckle",
     "write_abdomens",
     "write_embryos",
     "write_fetal_heads",
+    "write_fetal_heads_2d",
 ]
 
 
@@ -57,7 +68,7 @@ def write_fetal_heads(directory, size=(97, 64, 110), cases=(50, 50), seed=0):
         "description": "made-up 3D ultrasound of the whole fetal head, exact truth",
         "modality": {"0": "US"},
     }
-    return folder.write(directory, make, "head", about, ["head"], size=size, cases=cases, seed=seed)
+    return folder.write(directory, make, "head", about, {1: "head"}, size=size, cases=cases, seed=seed)
 
 
 def write_abdomens(directory, size=(112, 128, 176), spacing=1.5, cases=(40, 10), seed=0):
@@ -82,8 +93,8 @@ def write_abdomens(directory, size=(112, 128, 176), spacing=1.5, cases=(40, 10),
         "modality": {"0": "CT"},
     }
     make = lambda size, seed: abdomen(size, float(spacing), seed)
-    given = {"size": size, "spacing": spacing, "cases": cases, "seed": seed}
-    return folder.write(directory, make, "abdomen", about, ABDOMEN_LABELS, **given)
+    given = {"size": size, "spacing": float(spacing), "cases": cases, "seed": seed}
+    return folder.write(directory, make, "abdomen", about, dict(enumerate(ABDOMEN_LABELS, 1)), **given)
 
 
 def write_embryos(directory, size=(72, 88, 72), spacing=0.125, cases=(40, 10), seed=0):
@@ -116,5 +127,41 @@ def write_embryos(directory, size=(72, 88, 72), spacing=0.125, cases=(40, 10), s
         "description": "made-up high-frequency ultrasound of mouse embryos in utero, exact truth",
         "modality": {"0": "US"},
     }
-    given = {"size": size, "spacing": spacing, "cases": cases, "seed": seed}
-    return folder.write(directory, make, "embryo", about, EMBRYO_LABELS, **given)
+    given = {"size": size, "spacing": float(spacing), "cases": cases, "seed": seed}
+    return folder.write(directory, make, "embryo", about, dict(enumerate(EMBRYO_LABELS, 1)), **given)
+
+
+def write_fetal_heads_2d(directory, size=(320, 320), cases=(100, 20), seed=0):
+    """Writes two folders of `fetal_head_2d` images, `source` and `target`, or finds them written already.
+
+    Each scanner has its own heads, `source_000.png` and on under `SOURCE`, `target_000.png` and on under `TARGET`; the
+    head's label value is 255.
+
+    Args:
+      directory: folder of the two; it is made with its parents.
+      size: pixels along (y, x).
+      cases: number of (training, test) cases of either scanner.
+      seed: integer.
+
+    Returns:
+      The folders, a pair of `Path`.
+
+    Raises:
+      UserError: a folder exists and holds something else.
+    """
+
+    def corpus(number, name, scanner):
+        def make(size, seed):
+            image, label, spacing = fetal_head_2d(size, (*seed, number), scanner)
+            return image, 255 * label, spacing
+
+        about = {
+            "name": f"2D fetal head phantoms, {name}",
+            "description": "made-up 2D ultrasound of the fetal head's standard plane, exact truth",
+            "modality": {"0": "US"},
+            "file_ending": ".png",
+        }
+        given = {"size": size, "scanner": dataclasses.asdict(scanner), "cases": cases, "seed": seed}
+        return folder.write(Path(directory) / name, make, name, about, {255: "head"}, **given)
+
+    return corpus(1, "source", SOURCE), corpus(2, "target", TARGET)

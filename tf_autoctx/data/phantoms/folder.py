@@ -14,18 +14,19 @@ from tf_autoctx.files import replacing
 def write(directory, make, prefix, about, labels, *, size, cases, seed, **further):
     """Writes the cases, or finds them written already; the folder appears under its name only when it is complete.
 
-    `imagesTr`, `labelsTr`, `imagesTs`, `labelsTs` hold `<prefix>_000.nii.gz` and on.
+    `imagesTr`, `labelsTr`, `imagesTs`, `labelsTs` hold `<prefix>_000.nii.gz` and on, or files that end as `about` says.
 
     Args:
       directory: folder to make; its parents are made too.
-      make: (size, (seed, number of a case)) -> image (z, y, x), label (z, y, x), spacing (z, y, x) in mm.
+      make: (size, (seed, number of a case)) -> image (z, y, x), label (z, y, x), spacing (z, y, x) in mm; all (y, x) for
+        a size of two.
       prefix: of the cases' names.
-      about: name, description and modality in dataset.json.
-      labels: names of the label values from 1.
-      size: voxels along (z, y, x).
+      about: name, description, modality and, unless it is .nii.gz, file_ending in dataset.json.
+      labels: {label value: name} without the background.
+      size: voxels along (z, y, x) or (y, x).
       cases: number of (training, test) cases.
       seed: integer.
-      **further: numbers that decide the content as well, such as the spacing.
+      **further: what decides the content as well, such as the spacing; anything that JSON can hold.
 
     Returns:
       The folder, a `Path`.
@@ -35,11 +36,12 @@ def write(directory, make, prefix, about, labels, *, size, cases, seed, **furthe
     """
     settings = {
         "size": [int(n) for n in size],
-        **{name: float(number) for name, number in further.items()},
+        **further,
         "cases": [int(n) for n in cases],
         "seed": int(seed),
     }
-    about = about | {"labels": {str(n): name for n, name in enumerate(("background", *labels))}}
+    settings = json.loads(json.dumps(settings))  # as they will be found: tuples become lists
+    about = about | {"labels": {str(value): name for value, name in ({0: "background"} | labels).items()}}
     directory = Path(directory)
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         found = _recorded_settings(directory)
@@ -65,17 +67,17 @@ def _write_cases(folder, make, settings, prefix, about):
     progress = keras.utils.Progbar(train + test, unit_name="phantom")
     for number in range(train + test):
         part = "Tr" if number < train else "Ts"
-        name = f"{prefix}_{number:03d}.nii.gz"
+        name = f"{prefix}_{number:03d}{about.get('file_ending', '.nii.gz')}"
         image, label, spacing = make(settings["size"], (settings["seed"], number))
         for kind, voxels in (("images", image), ("labels", label)):
             volume = sitk.GetImageFromArray(voxels)
-            volume.SetSpacing(spacing[::-1])  # SimpleITK counts (x, y, z)
+            volume.SetSpacing(spacing[::-1])  # SimpleITK counts (x, y, z) or (x, y)
             images.write(volume, folder / f"{kind}{part}" / name)
         entries[part].append(name)
         progress.add(1)
     task = {
         **about,
-        "tensorImageSize": "3D",
+        "tensorImageSize": f"{len(settings['size'])}D",
         "numTraining": train,
         "numTest": test,
         "training": [{"image": f"./imagesTr/{name}", "label": f"./labelsTr/{name}"} for name in entries["Tr"]],

@@ -1,0 +1,231 @@
+"""The renderer system from outside: train, resume, predict, export, tables, and the mistakes a user can make."""
+
+import csv
+import functools
+import json
+import shutil
+
+import numpy as np
+import pytest
+import running
+import SimpleITK as sitk
+import tensorflow as tf
+
+from tf_autoctx.data import images
+from tf_autoctx.systems import prediction, renderer, self_play
+
+TINY = (
+    "--size=16 --base_filters=2 --initializer=he --steps=4 --samples_per_epoch=4 --batch_size=2 --precision=float32 "
+    "--generator_updates=1 --phantom_size=24,24 --phantom_cases=6,2"
+).split()
+
+train = functools.partial(running.main, "train_renderer")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A finished run of all networks."""
+    folder = tmp_path_factory.mktemp("runs") / "s2t"
+    train(f"--work_dir={folder}", *TINY)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """A finished run of the segmentor alone."""
+    folder = tmp_path_factory.mktemp("runs") / "orig"
+    train(f"--work_dir={folder}", *TINY, "--variant=Orig-S2T")
+    return folder
+
+
+def pixels(*shape, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, shape).astype(np.uint8)
+
+
+def write(path, array):
+    sitk.WriteImage(sitk.GetImageFromArray(array, isVector=array.ndim == 3), str(path))
+    return path
+
+
+def read(path):
+    return sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
+
+
+def test_run_folder_is_complete(run):
+    assert {path.stem for path in (run / "networks").iterdir()} == set(renderer.VARIANTS["S2T"])
+    assert len(list((run / "rendered").iterdir())) == 5  # of six, one validates
+    for entry in self_play.rendered(run):
+        image = tf.io.parse_tensor(tf.io.read_file(entry["image2d"]), tf.float32).numpy()
+        assert image.shape == (16, 16, 1) and (image.min(), image.max()) == (0, 1)
+    spread = json.loads((run / "source.json").read_text())
+    assert set(spread) == {"mean of S", "SD of S", "mean of S'", "SD of S'"}
+    rows = list(csv.DictReader(open(run / "evaluation" / "cases.csv")))
+    assert {row["case"] for row in rows} == {"source_006", "source_007"} and "Hdb_pixel" in rows[0]
+    for file in ("source.png", "evaluation/source_006.png", "self_play/history.png"):
+        assert (run / file).exists()
+
+
+def test_every_optimizer_is_in_the_checkpoint(run):
+    path = tf.train.latest_checkpoint(run / "self_play" / "last")
+    names = {name for name, _ in tf.train.list_variables(path)}
+    for term in self_play.TRAINING:
+        assert any(name.startswith(f"optimizers/{term}/") for name in names), term
+
+
+def test_a_killed_run_ends_in_the_same_weights(run, tmp_path, monkeypatch):
+    def killed(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(self_play.metrics, "dice", killed)  # the second validation never comes
+        with pytest.raises(KeyboardInterrupt):
+            train(f"--work_dir={tmp_path}", *TINY, "--checkpoint_steps=1")
+    assert not (tmp_path / "networks").exists()
+    train(f"--work_dir={tmp_path}", *TINY, "--checkpoint_steps=1")
+    mine, whole = self_play.finished(tmp_path), self_play.finished(run)
+    for name in whole:
+        for a, b in zip(mine[name].get_weights(), whole[name].get_weights()):
+            np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("which", ["run", "plain"])
+def test_export_answers_as_predict(which, request):
+    folder, image = request.getfixturevalue(which), pixels(1, 21, 30, 1).astype(np.float32)
+    answer = running.served(folder / "saved_model" / "1", image)
+    assert {name: x.shape for name, x in answer.items()} == dict.fromkeys(
+        ("rendered", "probability", "label"), image.shape
+    )
+    mine = prediction.segmentor(folder, iterations=0)(image[0, ..., 0], (1, 1), probabilities=True)
+    np.testing.assert_allclose(answer["probability"][0, ..., 0], mine["probability"]["head"], atol=1e-5)
+    loaded = prediction.segmentor(folder / "saved_model" / "1")(image[0, ..., 0], (1, 1), probabilities=True)
+    np.testing.assert_allclose(loaded["probability"]["head"], mine["probability"]["head"], atol=1e-5)
+    if which == "plain":
+        np.testing.assert_allclose(answer["rendered"].mean(), image.mean(), rtol=0.02)
+
+
+def test_predict_on_files_of_every_kind(run, tmp_path):
+    source, output = tmp_path / "in", tmp_path / "out"
+    source.mkdir()
+    grey = pixels(20, 26)
+    write(source / "grey.png", grey)
+    write(source / "colour.png", np.repeat(grey[..., None], 3, axis=-1))
+    write(source / "volume.nii.gz", grey[None].astype(np.float32))
+    sitk.WriteImage(sitk.GetImageFromArray(grey[None]), str(source / "frame.dcm"))
+    before = {path: path.read_bytes() for path in (run / "networks").iterdir()}
+    command = ["predict.py", f"--model={run}", f"--input={source}", f"--output={output}", "--iterations=1"]
+    done = running.script(*command, "--every_iteration", "--masks", "--probabilities")
+    assert done.returncode == 0, done.stderr
+    found = sorted(str(path.relative_to(output)) for path in output.rglob("*") if path.is_file())
+    names = {"grey": ".png", "colour": ".png", "frame": ".nii.gz", "volume": ".nii.gz"}
+    expected = [f"{kind}{name}{end}" for name, end in names.items() for kind in ("", "masks/")]
+    expected += [f"probabilities/{name}.nii.gz" for name in names] + [f"strips/{name}.png" for name in names]
+    expected += [
+        f"iterations/{name}/{k:02d}_{kind}{end}"
+        for name, end in names.items()
+        for k in range(2)
+        for kind in ("label", "rendered")
+    ]
+    assert found == sorted(expected)
+    label = read(output / "grey.png")
+    assert label.shape == (20, 26) and set(np.unique(label)) <= {0, 255}
+    np.testing.assert_array_equal(label, read(output / "colour.png"))
+    np.testing.assert_array_equal(label > 0, read(output / "frame.nii.gz").reshape(20, 26) > 0)
+    np.testing.assert_array_equal(label > 0, read(output / "probabilities" / "grey.nii.gz") > 0.5)
+    assert {path: path.read_bytes() for path in (run / "networks").iterdir()} == before
+
+
+def test_online_rendering_is_repeatable_and_depends_on_its_seed(run):
+    image = pixels(20, 26).astype(np.float32)
+    ask = lambda seed: prediction.segmentor(run, iterations=2, online_seed=seed)(image, (1, 1), probabilities=True)
+    first, again, other = ask(1), ask(1), ask(2)
+    for a, b in zip(first["iterations"], again["iterations"]):
+        np.testing.assert_array_equal(a["probability"], b["probability"])
+        np.testing.assert_array_equal(a["rendered"], b["rendered"])
+    assert len(first["iterations"]) == 3
+    assert (first["iterations"][2]["rendered"] != other["iterations"][2]["rendered"]).any()
+    np.testing.assert_array_equal(first["probability"]["head"], first["iterations"][first["kept"]]["probability"])
+
+
+def test_tables_of_a_corpus(run, plain, tmp_path):
+    sizes = tmp_path / "sizes.csv"
+    sizes.write_text("name,millimetres_per_pixel\ntarget_006,0.5\ntarget_007,0.5\n")
+    command = ["eval/renderer_tables.py", f"--runs={run},{plain}", f"--corpus={run / 'phantoms' / 'target'}"]
+    command += [f"--output={tmp_path / 'tables'}", "--iterations=2", f"--pixel_sizes={sizes}", "--precision=float32"]
+    done = running.script(*command)
+    assert done.returncode == 0, done.stderr
+    table = (tmp_path / "tables" / "table.txt").read_text()
+    assert table.strip() in done.stdout
+    rows = list(csv.DictReader(open(tmp_path / "tables" / "cases.csv")))
+    methods = ["Orig-S2T", "S2T", "S2T, iteration 0", "S2T, best iteration"]
+    assert list(dict.fromkeys(row["method"] for row in rows)) == methods
+    assert {row["case"] for row in rows} == {"target_006", "target_007"}
+    lines = list(csv.DictReader(open(tmp_path / "tables" / "iterations.csv")))
+    assert len(lines) == 2 * (3 + 1)
+    for case in ("target_006", "target_007"):
+        dice = {row["method"]: float(row["DSC_percent"]) for row in rows if row["case"] == case}
+        curve = [float(line["DSC_percent"]) for line in lines if line["case"] == case and line["variant"] == "S2T"]
+        assert dice["S2T, iteration 0"] == curve[0] and dice["S2T, best iteration"] == max(curve)
+        assert dice["S2T"] in curve
+        for row in rows:
+            if row["case"] == case and row["Hdb_pixel"] not in ("", "inf", "0.0"):
+                assert float(row["Hdb_mm"]) == pytest.approx(float(row["Hdb_pixel"]) / 2)
+    assert (tmp_path / "tables" / "s2t_gains.png").exists()
+    assert len(list((tmp_path / "tables" / "strips" / "s2t").glob("*.png"))) == 2
+
+    file = tmp_path / "tables" / "cases" / "s2t" / "target_006.json"
+    stamp = file.stat().st_mtime_ns
+    assert running.script(*command).returncode == 0 and file.stat().st_mtime_ns == stamp  # scored once
+    assert (tmp_path / "tables" / "table.txt").read_text() == table
+
+
+def test_images_beside_labels_are_a_corpus(run, tmp_path):
+    corpus = tmp_path / "corpus"
+    for kind in ("images", "labels"):
+        shutil.copytree(run / "phantoms" / "source" / f"{kind}Tr", corpus / kind)
+    train(f"--work_dir={tmp_path / 'run'}", f"--corpus={corpus}", *TINY, "--variant=S2T-sp")
+    assert set(self_play.finished(tmp_path / "run")) == {"renderer", "segmentor", "d_app"}
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["flags"]["data_dir"] == str(corpus)
+    (corpus / "labels" / "source_003.png").unlink()
+    with pytest.raises(SystemExit):
+        train(f"--work_dir={tmp_path / 'other'}", f"--corpus={corpus}", *TINY)
+
+
+def test_the_target_corpus_trains_orig_t2t(tmp_path):
+    train(f"--work_dir={tmp_path}", *TINY, "--variant=Orig-T2T")
+    rows = list(csv.DictReader(open(tmp_path / "evaluation" / "cases.csv")))
+    assert {(row["method"], row["case"]) for row in rows} == {("Orig-T2T", "target_006"), ("Orig-T2T", "target_007")}
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--size=0"], "--size=0: images of any size need discriminator_head=pool"),
+        (["--corpus=nowhere"], "nowhere: no such file or folder"),
+    ],
+)
+def test_mistakes_are_one_sentence(tmp_path, capfd, arguments, message):
+    with pytest.raises(SystemExit) as stopped:
+        train(f"--work_dir={tmp_path / 'run'}", *TINY, *arguments)
+    assert stopped.value.code == 1 and message in capfd.readouterr().err
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_options_that_a_model_does_not_have(plain, run, tmp_path):
+    image = write(tmp_path / "a.png", pixels(20, 20))
+    for model, option, message in (
+        (plain, "--iterations=2", "without a renderer; expected --iterations=0"),
+        (plain, "--every_iteration", "does not render online"),
+        (run / "saved_model" / "1", "--iterations=2", "is a SavedModel, in which this is fixed"),
+        (run, "--tile_size=16", "expected one of 'multi_organ'"),
+    ):
+        done = running.script(
+            "predict.py", f"--model={model}", f"--input={image}", f"--output={tmp_path / 'o'}", option
+        )
+        assert done.returncode == 1 and message in done.stderr and "Traceback" not in done.stderr
+    volume = images.like(pixels(4, 20, 20), sitk.GetImageFromArray(pixels(4, 20, 20)))
+    sitk.WriteImage(volume, str(tmp_path / "volume.nii.gz"))
+    done = running.script(
+        "predict.py", f"--model={run}", f"--input={tmp_path / 'volume.nii.gz'}", f"--output={tmp_path / 'o'}"
+    )
+    assert done.returncode == 1 and "has 3 dimensions" in done.stderr

@@ -1,0 +1,124 @@
+"""Renderer, segmentor and discriminator of online adversarial rendering in 2D (Yang et al. 2018, figure 3).
+
+Widths are those of the authors' code; convolutions are 3x3 and deconvolutions 4x4, with batch norm and ReLU.
+"""
+
+import keras
+
+from tf_autoctx.models import layers
+
+HEADS = ("flatten", "pool")
+
+
+def renderer(size=None, *, base_filters=32, initializer="truncated_normal"):
+    """Gives an image the look of another corpus (section 2.1, figure 3a): a light U-Net with one side branch.
+
+    Args:
+      size: edge of the images in pixels; None for images of any size, which are padded inside to a multiple of 4.
+      base_filters: channels of the first stage; the authors have 32, all others follow.
+      initializer: see `layers.INITIALIZERS`.
+
+    Returns:
+      Functional model: image (batch, height, width, 1) -> {"rendered", "aux": (batch, height, width, 1) float32}.
+
+    Raises:
+      ValueError: unknown initializer (the message lists the known ones).
+    """
+    block, deblock = _blocks(initializer)
+    f = base_filters
+    image = keras.Input((size, size, 1), name="image")
+    x = layers.PadToMultiple(4)(image)
+
+    # Encoder
+    whole = block(block(x, f), f)
+    half = block(block(layers.max_pool(whole), 2 * f), 2 * f)
+    x = block(layers.max_pool(half), 4 * f)
+
+    # Decoder
+    half = block(keras.layers.Concatenate()([deblock(x, 4 * f), half]), 2 * f)
+    x = block(keras.layers.Concatenate()([deblock(half, 2 * f), whole]), f)
+
+    # Heads; float32 under mixed precision too, for the losses
+    x = layers.conv(x, 1, 1, initializer, dtype="float32")
+    aux = layers.deconv(layers.conv(half, f // 2 or 1, 1, initializer), 1, 4, initializer, dtype="float32")
+    return keras.Model(image, _at_size_of(image, {"rendered": x, "aux": aux}), name="renderer")
+
+
+def segmentor2d(size=None, *, base_filters=32, initializer="truncated_normal"):
+    """Segments a rendered image (section 2.1, figure 3b): a U-Net with two side branches.
+
+    Args:
+      size: edge of the images in pixels; None for images of any size, which are padded inside to a multiple of 8.
+      base_filters, initializer: as in `renderer`.
+
+    Returns:
+      Functional model: image (batch, height, width, 1) -> {"logits", "aux1" (from 1/4 of the size), "aux2" (from half):
+      (batch, height, width, 2) float32}.
+
+    Raises:
+      ValueError: unknown initializer (the message lists the known ones).
+    """
+    block, deblock = _blocks(initializer)
+    f = base_filters
+    image = keras.Input((size, size, 1), name="image")
+    x = layers.PadToMultiple(8)(image)
+
+    # Encoder
+    whole = block(x, f)
+    half = block(layers.max_pool(whole), 2 * f)
+    quarter = block(block(layers.max_pool(half), 4 * f), 4 * f)
+    x = block(layers.max_pool(quarter), 8 * f)
+
+    # Decoder
+    quarter = block(keras.layers.Concatenate()([deblock(x, 8 * f), quarter]), 4 * f)
+    half = block(keras.layers.Concatenate()([deblock(quarter, 4 * f), half]), 2 * f)
+    x = block(keras.layers.Concatenate()([deblock(half, 2 * f), whole]), f)
+
+    # Heads
+    x = layers.conv(x, 2, 1, initializer, dtype="float32")
+    aux1 = layers.deconv(layers.conv(quarter, 2, 1, initializer), 2, 4, initializer)
+    aux1 = layers.deconv(aux1, 2, 4, initializer, dtype="float32")
+    aux2 = layers.deconv(layers.conv(half, 2, 1, initializer), 2, 4, initializer, dtype="float32")
+    return keras.Model(image, _at_size_of(image, {"logits": x, "aux1": aux1, "aux2": aux2}), name="segmentor")
+
+
+def discriminator(channels, size=None, *, head="flatten", base_filters=32, initializer="truncated_normal", name=None):
+    """Tells real from fake (section 2.1, figure 3c): four convolutions at full resolution and one linear unit.
+
+    Args:
+      channels: 1 for an image or a map, 2 for a pair of both.
+      size: edge of the images in pixels; None for images of any size, with the head "pool" alone.
+      head: "flatten", the authors' unit on all features (6.5 million weights at 320 pixels), or "pool", a unit on their
+        mean over the image.
+      base_filters, initializer: as in `renderer`.
+      name: of the model.
+
+    Returns:
+      Functional model: (batch, height, width, channels) -> float32 logits (batch, 1), positive for real.
+
+    Raises:
+      ValueError: unknown head or initializer (the message lists the known ones), or "flatten" without a size.
+    """
+    if head not in HEADS:
+        raise ValueError(f"head={head!r}: expected one of {', '.join(HEADS)}.")
+    if head == "flatten" and size is None:
+        raise ValueError("head='flatten' with size=None: expected the size of the images, or the head 'pool'.")
+    block, _ = _blocks(initializer)
+    x = image = keras.Input((size, size, channels), name="image")
+    for filters in (base_filters, base_filters, 2 * base_filters, 2 * base_filters):
+        x = block(x, filters)
+    x = keras.layers.Flatten()(x) if head == "flatten" else keras.layers.GlobalAveragePooling2D()(x)
+    return keras.Model(image, keras.layers.Dense(1, **layers.initializers(initializer), dtype="float32")(x), name=name)
+
+
+def _blocks(initializer):
+    """Convolution and deconvolution with batch norm and ReLU, each (x, filters) -> feature map."""
+    return (
+        lambda x, filters: layers.conv_block(x, filters, 3, "batch", initializer),
+        lambda x, filters: layers.deconv_block(x, filters, 4, "batch", initializer),
+    )
+
+
+def _at_size_of(image, answers):
+    """{name: answer}, without what the image was padded with."""
+    return {name: layers.CropLike(name=name, dtype="float32")([x, image]) for name, x in answers.items()}
