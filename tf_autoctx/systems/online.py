@@ -87,12 +87,11 @@ class OnlineRendering:
         for name, network in self._networks.items():
             network.set_weights(networks[name].get_weights())
         self._images, self._labels = (
-            np.stack([pipeline.stored(entry[kind], kind).numpy() for entry in source])
-            for kind in ("image2d", "label2d")
+            [pipeline.stored(entry[kind], kind).numpy() for entry in source] for kind in ("image2d", "label2d")
         )
         plan = self_play.groups(self._networks, objective, online=True)
         optimizers, update = self_play.updates(self._networks, plan, objective, settings, online=True)
-        self._update = tf.function(update)
+        self._update = tf.function(update, reduce_retracing=True)
         self._answer = tf.function(lambda image: system.answer(self._networks, image))
         changing = [*self._networks.values(), *optimizers.values()]
         self._variables = [variable for owner in changing for variable in owner.variables]
@@ -122,11 +121,14 @@ class OnlineRendering:
         return found
 
     def _real(self, rng):
-        """{discriminator: a pair of random members of S'}, drawn independently."""
+        """{discriminator: two random members of S', of one size}, drawn independently."""
         real = {}
         for name in self._system.discriminators:
-            drawn = rng.choice(len(self._images), 2, replace=len(self._images) < 2)
-            real[name] = self_play.seen_by(name, self._images[drawn], self._labels[drawn].astype(np.float32))
+            first = rng.integers(len(self._images))
+            stack = [i for i, image in enumerate(self._images) if image.shape == self._images[first].shape]
+            pair = first, rng.choice([i for i in stack if i != first] or stack)
+            image, label = (np.stack([found[i] for i in pair]) for found in (self._images, self._labels))
+            real[name] = self_play.seen_by(name, image, label.astype(np.float32))
         return real
 
     def _look(self, batch):
