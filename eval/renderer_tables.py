@@ -100,7 +100,7 @@ def score_run(folder, sizes, output):
             done = passes(system.preprocess(tf.constant(pixels[None, ..., None]))[0])
             kept = online.kept(done)
             shown = [
-                {name: x[0, ..., 0].numpy() for name, x in system.postprocess(one.answer(), pixels.shape).items()}
+                {name: np.asarray(x)[0, ..., 0] for name, x in system.postprocess(one.answer(), pixels.shape).items()}
                 for one in done
             ]
             scores = []

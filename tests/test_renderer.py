@@ -285,14 +285,15 @@ def test_agreement_by_hand(rendering):
 
 def test_preprocess_and_postprocess_by_hand():
     one, image = system(size=8), np.zeros((1, 16, 24, 1), np.float32)
-    image[:, :, 12:] = 200
+    image[:, :, 12:] = 255
     x = one.preprocess(image).numpy()
     assert x.shape == (1, 8, 8, 1)
-    np.testing.assert_allclose(x[0, :, :, 0], [[0, 0, 0, 200 / 255 / 8, *[200 / 255] * 4]] * 8, atol=0.1)
-    np.testing.assert_allclose(x.mean(), 100 / 255, rtol=1e-5)
+    # Three pixels a new one: the anti-aliasing triangle is 3 pixels to each side, its weights 1/9, 2/9, 3/9, 2/9, 1/9.
+    expected = np.array([0, 0, 0, 1 / 9, 8 / 9, 1, 1, 1])
+    np.testing.assert_allclose(x[0, :, :, 0], [expected] * 8, rtol=1e-5)
     answer = one.postprocess({"rendered": x, "probability": x}, (16, 24))
     np.testing.assert_allclose(answer["rendered"][:, :, 3:8], 0, atol=1e-4)
-    np.testing.assert_allclose(answer["rendered"][:, :, 15:], 200, rtol=1e-5)
+    np.testing.assert_allclose(answer["rendered"][:, :, 16:], 255, rtol=1e-5)
     np.testing.assert_array_equal(answer["label"], image > 0)
     assert answer["label"].dtype == "uint8"
     np.testing.assert_array_equal(

@@ -16,7 +16,7 @@ from tf_autoctx.systems import prediction, renderer, self_play
 
 TINY = (
     "--size=16 --base_filters=2 --initializer=he --steps=4 --samples_per_epoch=4 --batch_size=2 --precision=float32 "
-    "--generator_updates=1 --phantom_size=24,24 --phantom_cases=6,2"
+    "--generator_updates=1 --phantom_size=16,16 --phantom_cases=6,2"
 ).split()
 
 LIGHT = [*TINY, "--variant=S2T-sp"]

@@ -1,0 +1,24 @@
+"""A corpus as another scanner shows it."""
+
+import numpy as np
+import running
+
+from tf_autoctx.data import datasets, images, phantoms
+
+
+def test_pixels_change_and_labels_and_splits_do_not(tmp_path):
+    source, _ = phantoms.write_fetal_heads_2d(tmp_path / "phantoms", (48, 48), (3, 2), seed=1)
+    command = ["eval/another_scanner.py", f"--data_dir={source}", f"--output={tmp_path / 'out'}"]
+    done = running.script(*command)
+    assert done.returncode == 0, done.stderr
+    before, after = (datasets.load(path, 0, 0) for path in (source, tmp_path / "out" / "cases.csv"))
+    for split, count in (("train", 3), ("test", 2)):
+        pairs = list(zip(getattr(before, split), getattr(after, split), strict=True))
+        assert len(pairs) == count
+        for a, b in pairs:
+            assert a.name == b.name
+            old, new = (images.array(images.read(case.image)) for case in (a, b))
+            assert old.shape == new.shape and np.abs(old.astype(float) - new).mean() > 10
+            np.testing.assert_array_equal(*(images.array(images.read(case.label)) for case in (a, b)))
+    again = running.script(*command)
+    assert again.returncode == 1 and "is there already" in again.stderr
