@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 # Fewer log lines from TensorFlow; the scripts print what matters.
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: demo demo-multi-organ demo-embryo test clean
+.PHONY: demo demo-multi-organ demo-embryo demo-renderer test clean
 
 demo: $(VENV)/installed
 	$(BIN)/python train_fetal_head.py --level=2
@@ -14,6 +14,13 @@ demo-multi-organ: $(VENV)/installed
 
 demo-embryo: $(VENV)/installed
 	$(BIN)/python train_embryo.py
+
+demo-renderer: $(VENV)/installed
+	for variant in Orig-T2T Orig-S2T S2T-sp S2T-p S2T; do \
+	  $(BIN)/python train_renderer.py --variant=$$variant --work_dir=runs/$$variant || exit 1; \
+	done
+	$(BIN)/python eval/renderer_tables.py --runs=runs/Orig-T2T,runs/Orig-S2T,runs/S2T-sp,runs/S2T-p,runs/S2T \
+	  --output=runs/renderer_tables
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest -n 2 --dist=loadfile

@@ -16,7 +16,7 @@ import keras
 import numpy as np
 from absl import app, flags
 
-from tf_autoctx import errors, flag_types, report
+from tf_autoctx import errors, files, flag_types, report
 from tf_autoctx.data import images
 from tf_autoctx.systems import prediction
 
@@ -39,10 +39,11 @@ flags.DEFINE_bool("overwrite", False, "Replace results that are there already.")
 
 def main(_):
     source, output = pathlib.Path(FLAGS.input), pathlib.Path(FLAGS.output)
-    found = images.find(source) if source.is_dir() else {images.stem(source): source}
     segment = prediction.segmentor(
         FLAGS.model, tile_size=FLAGS.tile_size, iterations=FLAGS.iterations, online_seed=FLAGS.online_seed
     )
+    flat = segment.dimensions == 2
+    found = images.find(source, series=not flat) if source.is_dir() else {images.stem(source): source}
     if FLAGS.every_iteration and not segment.iterations:
         raise errors.UserError(f"--every_iteration: {FLAGS.model} does not render online; expected a run that does.")
     kinds = [kind for kind in ("masks", "probabilities") if FLAGS[kind].value]
@@ -53,13 +54,17 @@ def main(_):
     }
 
     def ending(path, kind="labels"):
-        pixels = segment.dimensions == 2 and kind != "probabilities"
+        pixels = flat and kind != "probabilities"
         return ".png" if pixels and str(path).lower().endswith(images.PIXELS_ONLY) else ".nii.gz"
 
     sources = {pathlib.Path(path).resolve() for path in found.values()}
     results = [output / f"{name}{ending(path)}" for name, path in found.items()]
     for (kind, _), folder in folders.items():
         results += [folder / f"{name}{ending(path, kind)}" for name, path in found.items()]
+    if segment.iterations:
+        results += [output / "strips" / f"{name}.png" for name in found]
+    if FLAGS.every_iteration:
+        results += [output / "iterations" / name for name in found]
     for path in results:
         if path.resolve() in sources:
             raise errors.UserError(
@@ -73,7 +78,7 @@ def main(_):
     for folder in (output, *folders.values()):
         folder.mkdir(parents=True, exist_ok=True)
     for name, path in found.items():
-        if segment.dimensions == 2:
+        if flat:
             image = images.read_2d(path, grey_levels=True)
         else:
             image = images.read(path)
@@ -94,12 +99,12 @@ def main(_):
             pixels = images.array(image)
             report.strip(output / "strips" / f"{name}.png", pixels, answer["iterations"], answer["kept"], name)
         if FLAGS.every_iteration:
-            folder = output / "iterations" / name
-            folder.mkdir(parents=True, exist_ok=True)
-            for number, iteration in enumerate(answer["iterations"]):
-                rendered = np.clip(np.rint(iteration["rendered"]), 0, 255).astype(np.uint8)
-                write(rendered, folder / f"{number:02d}_rendered{ending(path)}", mask=False)
-                write(iteration["label"], folder / f"{number:02d}_label{ending(path)}")
+            with files.replacing(output / "iterations" / name) as folder:
+                folder.mkdir()
+                for number, iteration in enumerate(answer["iterations"]):
+                    rendered = np.clip(np.rint(iteration["rendered"]), 0, 255).astype(np.uint8)
+                    write(rendered, folder / f"{number:02d}_rendered{ending(path)}", mask=False)
+                    write(iteration["label"], folder / f"{number:02d}_label{ending(path)}")
         if progress:
             progress.add(1)
 

@@ -3,7 +3,7 @@
   python train_renderer.py                                            # on phantoms
   python train_renderer.py --corpus=my_scanner                        # images/ and labels/, or a Decathlon folder
   python train_renderer.py --variant=Orig-S2T --work_dir=runs/orig    # a row of the paper's table: no renderer
-  python train_renderer.py --preset=paper --corpus=my_scanner
+  python train_renderer.py --preset=paper --corpus=my_decathlon_folder          # with held-out images
 
 A run that was stopped goes on where it was when the same command is given again. predict.py then renders images of
 other scanners online, and eval/renderer_tables.py scores a whole corpus.

@@ -1,10 +1,15 @@
 """The renderer system: loss terms and what they update, orders of updates, online rendering."""
 
 import dataclasses
+import subprocess
+import sys
+import textwrap
+import types
 
 import keras
 import numpy as np
 import pytest
+import running
 import tensorflow as tf
 
 from tf_autoctx import losses
@@ -27,6 +32,7 @@ SETTINGS = loop.Settings(
 OBJECTIVE = self_play.Objective(
     rendering_weight=1.0, rendering_aux_weight=1.0, dice_weight=10.0, update_order="shared", generator_updates=2
 )
+ONCE = dataclasses.replace(OBJECTIVE, generator_updates=1)
 PUBLISHED = self_play.Objective(1.0, 1.0, 10.0, "published", 2)
 
 
@@ -201,7 +207,7 @@ def corpus(tmp_path, cases=5, size=16):
 def test_real_samples_are_never_of_the_step(tmp_path, workers):
     files = corpus(tmp_path)
     columns = {name: [entry[name] for entry in files] for name in files[0]}
-    seen = set()
+    seen, reals = set(), set()
     for worker in range(workers):
         batches = pipeline.training(
             columns,
@@ -221,13 +227,44 @@ def test_real_samples_are_never_of_the_step(tmp_path, workers):
         steps = list(batches.as_numpy_iterator())
         assert len(steps) == 40 and steps[0]["real"].shape == (2 // workers, 3)
         seen |= {(step, float(fake)) for step, drawn in enumerate(steps) for fake in drawn["fake"]}
-        for drawn in steps if workers == 1 else ():
-            assert not set(drawn["fake"].tolist()) & set(drawn["real"].ravel().tolist())
-    fakes = {step: {fake for at, fake in seen if at == step} for step in range(40)}
-    assert all(len(found) == 2 for found in fakes.values())
-    if workers == 1:
-        everything = {float(real) for drawn in steps for real in drawn["real"].ravel()}
-        assert len(everything) == 5
+        reals |= {(step, float(real)) for step, drawn in enumerate(steps) for real in drawn["real"].ravel()}
+    assert not seen & reals
+    assert all(len({fake for at, fake in seen if at == step}) == 2 for step in range(40))
+    assert len({real for _, real in reals}) == 5
+
+
+REPLICAS = textwrap.dedent("""
+    import dataclasses, sys
+    import numpy as np, tensorflow as tf
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+    sys.path.insert(0, "tests")
+    from tf_autoctx.training import devices
+    import test_renderer as t
+    strategy, given = devices.strategy("mirrored"), t.batch(["d_app"])
+    with strategy.scope():
+        found = t.networks("S2T-sp")
+        before = t.weights(found)
+        plan = t.self_play.groups(found, t.ONCE)
+        _, iteration = t.self_play.updates(found, plan, t.ONCE, t.SETTINGS)
+    strategy.run(tf.function(iteration), args=(given,))
+    print("CHANGED", *sorted(t.changed(before, t.weights(found))))
+    for network in found.values():
+        for variable in network.weights:
+            copies = [copy.numpy() for copy in strategy.experimental_local_results(variable.value)]
+            print("SAME", len(copies), np.array_equal(*copies), np.all(np.isfinite(copies)))
+    """)
+
+
+def test_replicas_stay_alike(tmp_path):
+    """Synchronized batch norm makes replicas wait for each other while the graph is made: nothing may lock them out."""
+    command = [sys.executable, "-c", REPLICAS]
+    ended = subprocess.run(command, cwd=running.ROOT, capture_output=True, encoding="utf-8", timeout=300)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    lines = [line.split() for line in ended.stdout.splitlines()]
+    assert ["CHANGED", "d_app", "renderer", "segmentor"] in lines
+    same = [line[1:] for line in lines if line[:1] == ["SAME"]]
+    assert len(same) > 100 and all(found == ["2", "True", "True"] for found in same)
 
 
 # Online.
@@ -236,14 +273,16 @@ def test_real_samples_are_never_of_the_step(tmp_path, workers):
 @pytest.fixture(scope="module")
 def rendering(tmp_path_factory):
     files = corpus(tmp_path_factory.mktemp("source"))
-    found, objective = networks("S2T-sp"), dataclasses.replace(OBJECTIVE, generator_updates=1)
-    return found, online.OnlineRendering(system("S2T-sp"), objective, found, files, SETTINGS)
+    found = networks("S2T-sp")
+    return found, online.OnlineRendering(system("S2T-sp"), ONCE, found, files, SETTINGS)
 
 
 def test_every_image_starts_from_the_trained_weights(rendering):
     found, render = rendering
     before = {name: network.get_weights() for name, network in found.items()}
     first, other, again = (render(tf.constant(noise(16, 16, 1, seed=seed))) for seed in (1, 2, 1))
+    moved = weights(render._networks)
+    assert changed(weights(found), moved) == {"renderer", "d_app"}  # without D_struct nothing moves the segmentor
     assert len(first) == SETTINGS.steps + 1
     for a, b in zip(first, again):
         np.testing.assert_array_equal(a.rendered, b.rendered)
@@ -269,6 +308,16 @@ def test_iteration_0_is_the_trained_answer_and_later_ones_differ(rendering):
 def test_the_kept_iteration_agrees_best_with_the_mirror_image():
     passes = [online.Iteration(None, None, agreement) for agreement in (0.8, 0.95, 0.9, 0.95)]
     assert online.kept(passes) == 1
+
+
+@pytest.mark.parametrize("everywhere", [0.0, 1.0])
+def test_a_mask_that_is_empty_or_everywhere_agrees_with_nothing(rendering, everywhere):
+    _, render = rendering
+    flat = np.full((2, 16, 16, 1), everywhere, np.float32)
+    render = types.SimpleNamespace(
+        _answer=lambda batch: {"rendered": tf.constant(flat), "probability": tf.constant(flat)}
+    )
+    assert online.OnlineRendering._look(render, None).agreement == 0
 
 
 def test_agreement_by_hand(rendering):
@@ -334,6 +383,13 @@ def test_images_of_several_sizes_do_not_stack(tmp_path):
     one = system(size=0, discriminator_head="pool")
     with pytest.raises(UserError, match=r"--batch_size=2: training volumes have different sizes"):
         self_play.train(one, OBJECTIVE, files, [], tmp_path, tf.distribute.get_strategy(), SETTINGS)
+
+
+def test_too_few_images_to_have_a_real_one(tmp_path):
+    with pytest.raises(UserError, match="all 2 training images are fakes at once"):
+        self_play.train(
+            system(), OBJECTIVE, corpus(tmp_path, 2), [], tmp_path / "run", tf.distribute.get_strategy(), SETTINGS
+        )
 
 
 def test_an_unfinished_run_says_so(tmp_path):

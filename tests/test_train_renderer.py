@@ -3,6 +3,7 @@
 import csv
 import functools
 import json
+import pathlib
 import shutil
 
 import numpy as np
@@ -11,12 +12,13 @@ import running
 import SimpleITK as sitk
 import tensorflow as tf
 
+from tf_autoctx.data import pipeline
 from tf_autoctx.errors import UserError
 from tf_autoctx.systems import prediction, renderer, self_play
 
 TINY = (
     "--size=16 --base_filters=2 --initializer=he --steps=4 --samples_per_epoch=4 --batch_size=2 --precision=float32 "
-    "--generator_updates=1 --phantom_size=16,16 --phantom_cases=6,2"
+    "--generator_updates=1 --phantom_size=20,24 --phantom_cases=6,2"
 ).split()
 
 LIGHT = [*TINY, "--variant=S2T-sp"]
@@ -63,9 +65,14 @@ def read(path):
 def test_run_folder_is_complete(run):
     assert {path.stem for path in (run / "networks").iterdir()} == set(renderer.VARIANTS["S2T"])
     assert len(list((run / "rendered").iterdir())) == 5  # of six, one validates
+    network = self_play.finished(run)["renderer"]
     for entry in self_play.rendered(run):
-        image = tf.io.parse_tensor(tf.io.read_file(entry["image2d"]), tf.float32).numpy()
-        assert image.shape == (16, 16, 1) and (image.min(), image.max()) == (0, 1)
+        image, label = (pipeline.stored(entry[name], name).numpy() for name in ("image2d", "label2d"))
+        source = run / "cache" / pathlib.Path(entry["image2d"]).parent.name
+        expected = network(pipeline.stored(str(source / "image2d"), "image2d")[None])["rendered"].numpy()[0]
+        expected = (expected - expected.min()) / np.ptp(expected)
+        np.testing.assert_allclose(image, expected, atol=1e-4)
+        np.testing.assert_array_equal(label, pipeline.stored(str(source / "label2d"), "label2d"))
     spread = json.loads((run / "source.json").read_text())
     assert set(spread) == {"mean of S", "SD of S", "mean of S'", "SD of S'"}
     rows = list(csv.DictReader(open(run / "evaluation" / "cases.csv")))
@@ -159,7 +166,7 @@ def test_tables_of_a_corpus(run, plain, tmp_path):
     sizes = tmp_path / "sizes.csv"
     sizes.write_text("name,millimetres_per_pixel\ntarget_006,0.5\ntarget_007,0.5\n")
     command = ["eval/renderer_tables.py", f"--runs={run},{plain}", f"--corpus={run / 'phantoms' / 'target'}"]
-    command += [f"--output={tmp_path / 'tables'}", "--iterations=2", f"--pixel_sizes={sizes}", "--precision=float32"]
+    command += [f"--output={tmp_path / 'tables'}", "--iterations=2", f"--pixel_sizes={sizes}"]
     done = running.script(*command)
     assert done.returncode == 0, done.stderr
     table = (tmp_path / "tables" / "table.txt").read_text()
@@ -178,13 +185,22 @@ def test_tables_of_a_corpus(run, plain, tmp_path):
         for row in rows:
             if row["case"] == case and row["Hdb_pixel"] not in ("", "inf", "0.0"):
                 assert float(row["Hdb_mm"]) == pytest.approx(float(row["Hdb_pixel"]) / 2)
-    assert (tmp_path / "tables" / "s2t_gains.png").exists()
+    assert (tmp_path / "tables" / "gains_S2T.png").exists()
     assert len(list((tmp_path / "tables" / "strips" / "s2t").glob("*.png"))) == 2
 
     file = tmp_path / "tables" / "cases" / "s2t" / "target_006.json"
     stamp = file.stat().st_mtime_ns
     assert running.script(*command).returncode == 0 and file.stat().st_mtime_ns == stamp  # scored once
     assert (tmp_path / "tables" / "table.txt").read_text() == table
+    assert "S2T against Orig-S2T" in table and "S2T against S2T, iteration 0" in table
+    assert "best iteration against" not in table and "against S2T, best" not in table
+    sizes.write_text("name,millimetres_per_pixel\ntarget_006,2\ntarget_007,\n")
+    assert running.script(*command).returncode == 0
+    rows = list(csv.DictReader(open(tmp_path / "tables" / "cases.csv")))
+    for row in rows:  # scored anew, and 007 in pixels alone
+        if row["Hdb_pixel"] not in ("inf", "0.0"):
+            mm = {"target_006": str(2 * float(row["Hdb_pixel"])), "target_007": ""}[row["case"]]
+            assert row["Hdb_mm"] == mm
 
 
 def test_images_beside_labels_are_a_corpus(run, tmp_path):

@@ -1,5 +1,6 @@
 """The loop, its checkpoints and its strategies, on a network of two weights."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -114,6 +115,17 @@ def test_a_stopped_run_ends_in_the_same_weights(tmp_path, stop_at):
     assert a.keys() == b.keys() and len(a) >= 6  # two weights, two slots of Adam each
     for name in a:
         np.testing.assert_array_equal(a[name], b[name])
+
+
+def test_the_last_weights_are_kept_where_the_stage_says_so(tmp_path):
+    for keeps_last in (False, True):
+        stage = lambda settings: dataclasses.replace(
+            line_stage(settings, scores=[0.9, 0.5, 0.1]), keeps_last=keeps_last
+        )
+        weights, history = fit(tmp_path / str(keeps_last), stage)
+        assert [logs["val_DSC"] for logs in history] == [0.9, 0.5, 0.1]
+        ended = {float(w.ravel()[0]) for w in last_weights(tmp_path / str(keeps_last)).values()}
+        assert set(weights.tolist()) <= ended if keeps_last else not set(weights.tolist()) & ended
 
 
 def test_a_finished_run_is_not_trained_again(tmp_path):

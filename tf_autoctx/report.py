@@ -24,7 +24,7 @@ PALETTE = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#c
 LINES = ("solid", "dashed", "dotted")  # of structures 1 to 7, 8 to 14, 15 to 21
 
 
-def write(rows, directory):
+def write(rows, directory, pairs=None):
     """Writes `cases.csv` (a line per row, infinity as inf) and `summary.json` (of `summarize`, null where not finite).
 
     Each appears whole or not at all; the folder is created.
@@ -33,7 +33,7 @@ def write(rows, directory):
       ValueError: two rows have the same method, structure and case.
       UserError: the folder cannot be written.
     """
-    summary = summarize(rows)
+    summary = summarize(rows, pairs)
     directory = pathlib.Path(directory)
     with replacing(directory / "cases.csv") as path, open(path, "w", newline="", encoding="utf-8") as file:
         lines = csv.DictWriter(file, [*LABELS, *_metric_names(rows)], lineterminator="\n")
@@ -69,13 +69,17 @@ def read(directory):
     return rows
 
 
-def summarize(rows):
+def summarize(rows, pairs=None):
     """What the rows say together.
+
+    Args:
+      rows: see above.
+      pairs: [(method, another to compare it with)]; None compares each method with the one before it.
 
     Returns:
       {"methods": {method: {structure: {"n" cases, "n_missed" (truth without prediction), "n_false" (prediction without
       truth), "metrics": {metric: `metrics.summarize`}}}},
-      "paired": [{"method", "against" the method before it, "structure", "metrics": {metric: `metrics.paired` on the
+      "paired": [{"method", "against", "structure", "metrics": {metric: `metrics.paired` on the
       cases of both}}]}, methods and structures in the order of the rows.
 
     Raises:
@@ -93,31 +97,30 @@ def summarize(rows):
                 "n_false": _n_false(cases),
                 "metrics": {m: metrics.summarize([row[m] for row in cases.values() if m in row]) for m in names},
             }
-    for before, after in zip(list(methods), list(methods)[1:]):
+    for after, before in pairs if pairs is not None else zip(list(methods)[1:], methods):
         for structure in methods[after]:
             new, old = methods[after][structure], methods[before].get(structure, {})
-            pairs = [(new[case], old[case]) for case in new if case in old]
+            both = [(new[case], old[case]) for case in new if case in old]
             tests = {}
             for m in names:
-                values = [(a[m], b[m]) for a, b in pairs if m in a and m in b]
+                values = [(a[m], b[m]) for a, b in both if m in a and m in b]
                 tests[m] = metrics.paired([a for a, _ in values], [b for _, b in values])
             summary["paired"].append({"method": after, "against": before, "structure": structure, "metrics": tests})
     return summary
 
 
-def table(rows, columns=COLUMNS):
-    """The results as plain text: mean and SD per method, the confidence interval on the line below.
-
-    With two or more methods a line per later method compares its DSC with that of the method before it.
+def table(rows, columns=COLUMNS, pairs=None):
+    """The results as plain text: mean and SD per method, the confidence interval on the line below, and for every pair of
+    methods a line that compares their DSC.
 
     Args:
-      rows: see above.
+      rows, pairs: see `summarize`.
       columns: metrics without their units; the default fits into 150 columns.
 
     Raises:
       ValueError: two rows have the same method, structure and case.
     """
-    summary = summarize(rows)
+    summary = summarize(rows, pairs)
     several = len({row["structure"] for row in rows}) > 1
     shown = [name for name in _metric_names(rows) if name.rpartition("_")[0] in columns]
     header = ["method", *["structure"] * several, "n", "missed", "false"]

@@ -163,16 +163,17 @@ def fingerprint(dataset):
     for split in SPLITS:
         for case in getattr(dataset, split):
             for role, path in (("image", case.image), ("label", case.label)):
-                total.update(f"{split}\t{case.name}\t{role}\t{_digest(path)}\n".encode())
+                total.update(f"{split}\t{case.name}\t{role}\t{digest(path)}\n".encode())
     return total.hexdigest()
 
 
-def _digest(path):
+def digest(path):
+    """SHA-256 (hex) of a file, of every file of a folder, or "" of None."""
     if path is None:
         return ""
     path = pathlib.Path(path)
     if path.is_dir():  # DICOM slices
-        return " ".join(_digest(file) for file in sorted(path.iterdir()) if file.is_file())
+        return " ".join(digest(file) for file in sorted(path.iterdir()) if file.is_file())
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

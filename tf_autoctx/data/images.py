@@ -41,7 +41,7 @@ def read(path, colour=False):
     """
     path = pathlib.Path(path)
     try:
-        image = _read_series(path) if path.is_dir() else _read_file(path, colour)
+        image = _read_series(path, colour) if path.is_dir() else _read_file(path, colour)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}; expected an image file or a DICOM folder.") from None
     except RuntimeError as error:  # all that SimpleITK raises
@@ -57,7 +57,8 @@ def read_2d(path, grey_levels=False):
 
     Args:
       path: as for `read`. Of colour, the luminance is taken (ITU-R BT.601).
-      grey_levels: whether other pixels than those of 8 bits are taken from their own range to 0..255, with a warning.
+      grey_levels: whether pixels outside 0..255, or none above 1, are taken from their own range to 0..255, with a
+        warning.
 
     Returns:
       sitk.Image of one value a pixel.
@@ -77,8 +78,8 @@ def read_2d(path, grey_levels=False):
             image = sitk.Cast(sitk.Round(image), sitk.sitkUInt8)
     elif channels > 1:
         raise UserError(f"{path}: has {channels} values per pixel; expected one (grey), three (RGB) or four (RGBA).")
-    if grey_levels and image.GetPixelID() != sitk.sitkUInt8:
-        low, high = (float(extreme(sitk.GetArrayViewFromImage(image))) for extreme in (np.min, np.max))
+    low, high = (float(extreme(sitk.GetArrayViewFromImage(image))) for extreme in (np.min, np.max))
+    if grey_levels and image.GetPixelID() != sitk.sitkUInt8 and not (0 <= low and 1 < high <= 255):
         logging.warning("%s: pixels of %g to %g are taken to 0 to 255.", path, low, high)
         image = sitk.RescaleIntensity(sitk.Cast(image, sitk.sitkFloat32), 0.0, 255.0)
     return image
@@ -154,8 +155,12 @@ def stem(path):
     return name
 
 
-def find(directory):
-    """The images in a folder, not below it: {name: path}, sorted by name; the slices of one DICOM series are one image.
+def find(directory, series=True):
+    """The images in a folder, not below it: {name: path}, sorted by name.
+
+    Args:
+      directory: path.
+      series: whether the slices of one DICOM series are one image.
 
     Raises:
       UserError: the folder is missing or has no image, or two files have the same name but for the suffix.
@@ -167,7 +172,7 @@ def find(directory):
     files = [file for file in sorted(directory.iterdir()) if not file.name.startswith(".") and file.is_file()]
     images = [file for file in files if file.name.lower().endswith(SUFFIXES)]
     only_dicom = all(file.suffix.lower() == ".dcm" for file in images)  # also true of slices without a suffix
-    if len(images) != 1 and only_dicom and len(_series(directory)) == 1:
+    if series and len(images) != 1 and only_dicom and len(_series(directory)) == 1:
         return {directory.resolve().name: str(directory)}
     if not images:
         raise UserError(f"{directory}: holds no image; expected files that end in {', '.join(SUFFIXES)}.")
@@ -189,7 +194,8 @@ def require_dimensions(path, image, dimensions):
 def require_same_grid(label_path, label, image_path, image):
     """Raises a `UserError` unless the two images lie on the same grid.
 
-    The tolerances forgive a header rounded to float32 or to a few decimals, and no shift that a label would show:
+    Where one is a 2D image whose format has no millimetres, sizes alone count. The tolerances forgive a header rounded
+    to float32 or to a few decimals, and no shift that a label would show:
     spacing and direction may add up to half a voxel over 500 voxels (1e-3), the origin may be off by a tenth of one.
     """
     tenth = 0.1 * min(image.GetSpacing())
@@ -199,6 +205,8 @@ def require_same_grid(label_path, label, image_path, image):
         ("origin", "mm", label.GetOrigin(), image.GetOrigin(), {"rtol": 0, "atol": tenth}),
         ("direction", "(cosines)", label.GetDirection(), image.GetDirection(), {"rtol": 0, "atol": 1e-3}),
     ]
+    if None in (millimetres(label_path, label), millimetres(image_path, image)):
+        checks = checks[:1]
     for what, unit, found, expected, tolerance in checks:
         if len(found) != len(expected) or not np.allclose(found, expected, **tolerance):
             found, expected = (tuple(round(value, 4) for value in values) for values in (found, expected))
@@ -258,13 +266,13 @@ def _series(folder):
         return sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
 
 
-def _read_series(folder):
+def _read_series(folder, colour):
     series = _series(folder)
     if len(series) != 1:
         raise UserError(f"{folder}: holds {len(series)} DICOM series; expected one series or an image file.")
     files = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), series[0])
     if len(files) == 1:
-        return _read_file(pathlib.Path(files[0]))
+        return _read_file(pathlib.Path(files[0]), colour)
     reader = sitk.ImageSeriesReader()
     reader.SetFileNames(files)
     reader.MetaDataDictionaryArrayUpdateOn()

@@ -24,7 +24,8 @@ class Iteration(NamedTuple):
 
     Attributes:
       rendered, probability: (height, width, 1) float32.
-      agreement: DSC of the mask with that of the mirror image, mirrored back, in [0, 1]; 0 where both are empty.
+      agreement: DSC of the mask with that of the mirror image, mirrored back, in [0, 1]; 0 where it is
+        empty or everywhere.
     """
 
     rendered: np.ndarray
@@ -134,5 +135,5 @@ class OnlineRendering:
     def _look(self, batch):
         answer = {name: x.numpy() for name, x in self._answer(batch).items()}
         mask, mirrored = answer["probability"] > 0.5
-        agreement = metrics.dice(mask[..., 0], mirrored[:, ::-1, 0]) if mask.any() else 0.0
+        agreement = metrics.dice(mask[..., 0], mirrored[:, ::-1, 0]) if 0 < mask[0].mean() < 1 else 0.0
         return Iteration(answer["rendered"][0], answer["probability"][0], agreement)

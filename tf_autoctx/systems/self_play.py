@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import json
 import pathlib
+import shutil
 
 import keras
 import numpy as np
@@ -19,9 +20,9 @@ from tf_autoctx import losses, metrics, report
 from tf_autoctx.data import pipeline
 from tf_autoctx.errors import UserError
 from tf_autoctx.files import replacing
-from tf_autoctx.systems import caching, stages
+from tf_autoctx.systems import caching, renderer, stages
 from tf_autoctx.systems.renderer import DISCRIMINATORS
-from tf_autoctx.training import loop
+from tf_autoctx.training import loop, runs
 
 ORDERS = ("shared", "published")
 
@@ -72,24 +73,33 @@ class Evaluation:
 
     def __init__(self, networks, batch, training):
         self._networks, self._batch, self._training = networks, batch, training
-        self._fakes = {}
+        self._answers = {}  # not `functools.cached_property`, whose lock would stop the replicas at each other
 
-    @functools.cached_property
+    def _once(self, name, image):
+        if name not in self._answers:
+            self._answers[name] = self._networks[name](image(), training=self._training)
+        return self._answers[name]
+
+    @property
     def rendering(self):
-        return self._networks["renderer"](self._batch["image"], training=self._training)
+        """What the renderer answers."""
+        return self._once("renderer", lambda: self._batch["image"])
 
-    @functools.cached_property
+    @property
     def segmentation(self):
-        image = self.rendering["rendered"] if "renderer" in self._networks else self._batch["image"]
-        return self._networks["segmentor"](image, training=self._training)
+        """What the segmentor answers to the rendered image; without a renderer, to the image."""
+        rendered = "renderer" in self._networks
+        return self._once("segmentor", lambda: self.rendering["rendered"] if rendered else self._batch["image"])
 
     def fake(self, name):
         """Logits of a discriminator for what renderer and segmentor made."""
-        if name not in self._fakes:
+
+        def made():
             image = self.rendering["rendered"] if name != "d_struct" else None
             map_ = ops.softmax(self.segmentation["logits"], axis=-1)[..., 1:] if name != "d_app" else None
-            self._fakes[name] = self._networks[name](seen_by(name, image, map_), training=self._training)
-        return self._fakes[name]
+            return seen_by(name, image, map_)
+
+        return self._once(name, made)
 
     def real(self, name):
         """Logits of a discriminator for members of the source corpus."""
@@ -197,6 +207,8 @@ def cached(cases, system, directory, read):
 def train(system, objective, training, validation, run, strategy, settings):
     """Self-play training: every image is a fake in turn, and the others are real. Or goes on with it, or finds it done.
 
+    Validation shows how it goes and does not choose: the segmentor is soon at its best, the discriminators are not.
+
     Args:
       system: `renderer.Renderer`.
       objective: `Objective`.
@@ -211,17 +223,29 @@ def train(system, objective, training, validation, run, strategy, settings):
       UserError: see `stages.train_together`; images that do not stack to a batch.
     """
     directory = pathlib.Path(run) / "networks"
-    if directory.exists():
+    if all((directory / f"{name}.keras").exists() for name in renderer.VARIANTS[system.variant]):
         return finished(run)
     shapes = {tuple(pipeline.stored(entry["label2d"], "label2d").shape[:2]) for entry in training}
     pipeline.require_one_shape(shapes, settings.batch_size)
+    fakes = settings.batch_size * strategy.num_replicas_in_sync
+    if system.discriminators and len(training) <= fakes:
+        raise UserError(
+            f"--batch_size={settings.batch_size}: all {len(training)} training images are fakes at once; expected more "
+            f"images than the {fakes} of a step, so that some are real."
+        )
 
     def prepare(sample, seed):
+        shape = (*[system.size or None] * 2, 1)  # sizes that are known let XLA compile the step on a GPU
+        drawn = [
+            [tf.ensure_shape(one[name], shape) for name in ("image2d", "label2d")]
+            for one in (sample, *sample.get("others", ()))
+        ]
+        (image, label), *others = drawn
         real = {
-            name: seen_by(name, other["image2d"], tf.cast(other["label2d"], tf.float32))
-            for name, other in zip(system.discriminators, sample.get("others", ()))
+            name: seen_by(name, other, tf.cast(mask, tf.float32))
+            for name, (other, mask) in zip(system.discriminators, others)
         }
-        return {"image": sample["image2d"], "label": sample["label2d"], "real": real}
+        return {"image": image, "label": label, "real": real}
 
     def score(networks):
         probability = tf.function(lambda image: system.answer(networks, image)["probability"])
@@ -241,8 +265,10 @@ def train(system, objective, training, validation, run, strategy, settings):
         strategy=strategy,
         settings=settings,
         others=len(system.discriminators),
+        keeps_last=True,
     )
-    with replacing(directory, keep=True) as partial:
+    shutil.rmtree(pathlib.Path(run) / "rendered", ignore_errors=True)  # by other networks
+    with replacing(directory) as partial:
         partial.mkdir()
         for name, network in networks.items():
             network.save(partial / f"{name}.keras")
@@ -258,7 +284,8 @@ def finished(run):
     directory = pathlib.Path(run) / "networks"
     if not directory.exists():
         raise UserError(f"{directory}: is not there; run the training script with the same flags to finish the run.")
-    return {path.stem: stages.load(path) for path in sorted(directory.glob("*.keras"))}
+    names = renderer.VARIANTS[runs.load_config(run)["flags"]["variant"]]
+    return {name: stages.load(directory / f"{name}.keras") for name in names}
 
 
 def render_source(system, networks, training, run):
@@ -275,7 +302,7 @@ def render_source(system, networks, training, run):
     progress = keras.utils.Progbar(len(training), unit_name="case")
     with replacing(directory, keep=True) as partial:
         for entry in training:
-            sample, folder = pipeline.sample(entry), partial / pathlib.Path(entry["image2d"]).parent.name
+            sample, folder = pipeline.sample(entry), partial / _case(entry)
             image = render(sample["image2d"][None])[0]
             low, high = ops.min(image), ops.max(image)
             pipeline.store(folder / "image2d", (image - low) / ops.maximum(high - low, 1e-6))
@@ -293,8 +320,10 @@ def compare_source(training, run, shown=6):
     """
     images = {
         name: [pipeline.stored(entry["image2d"], "image2d").numpy()[..., 0] for entry in files]
-        for name, files in (("S", sorted(training, key=lambda entry: entry["image2d"])), ("S'", rendered(run)))
+        for name, files in (("S", sorted(training, key=_case)), ("S'", sorted(rendered(run), key=_case)))
     }
+    # S' has every image from 0 to 1; the same of S, for a fair comparison
+    images["S"] = [(image - image.min()) / max(np.ptp(image), 1e-6) for image in images["S"]]
     spread = {}
     for name, found in images.items():
         for what, value in (("mean", np.mean), ("SD", np.std)):
@@ -307,6 +336,11 @@ def compare_source(training, run, shown=6):
     with replacing(pathlib.Path(run) / "source.json") as path:
         path.write_text(json.dumps(spread, indent=1) + "\n")
     report.pairs(pathlib.Path(run) / "source.png", list(zip(*images.values()))[:shown], "S above, S' below")
+
+
+def _case(entry):
+    """Name of the case that files are of."""
+    return pathlib.Path(entry["image2d"]).parent.name
 
 
 def rendered(run):

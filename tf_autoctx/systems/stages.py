@@ -54,7 +54,21 @@ def train(directory, build, losses, files, prepare, validation, score, *, seed, 
     return network
 
 
-def train_together(directory, build, updates, files, prepare, validation, score, *, seed, strategy, settings, others=0):
+def train_together(
+    directory,
+    build,
+    updates,
+    files,
+    prepare,
+    validation,
+    score,
+    *,
+    seed,
+    strategy,
+    settings,
+    others=0,
+    keeps_last=False,
+):
     """Trains the networks of a stage, or goes on with them.
 
     Args:
@@ -69,9 +83,10 @@ def train_together(directory, build, updates, files, prepare, validation, score,
       strategy: `tf.distribute` strategy.
       settings: `loop.Settings`.
       others: see `pipeline.training`.
+      keeps_last: see `loop.Stage`.
 
     Returns:
-      {name: finished network in float32, best weights}.
+      {name: finished network in float32, best or last weights}.
 
     Raises:
       UserError: --patience without a validation case; see `loop.fit`.
@@ -107,6 +122,7 @@ def train_together(directory, build, updates, files, prepare, validation, score,
             others=others,
         ),
         validate=validate if validation else None,
+        keeps_last=keeps_last,
     )
     directory = pathlib.Path(directory)
     history = loop.fit(stage, directory, strategy, settings)

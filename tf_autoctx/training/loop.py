@@ -42,6 +42,7 @@ class Stage:
         "loss" among it.
       batches: (first_step, input context of `tf.distribute`) -> tf.data.Dataset of batches, one a replica and step.
       validate: () -> {"DSC": ..., ...}, or None; the DSC chooses the best checkpoint.
+      keeps_last: whether the last checkpoint is kept in its place.
     """
 
     networks: dict[str, keras.Model]
@@ -49,6 +50,7 @@ class Stage:
     step: Callable
     batches: Callable
     validate: Callable | None
+    keeps_last: bool = False
 
 
 def minimize(terms):
@@ -92,7 +94,8 @@ def adam(settings, variables):
 
 
 def fit(stage, directory, strategy, settings):
-    """Trains a stage for its steps, or goes on where a killed run stopped; its networks end with the best weights.
+    """Trains a stage for its steps, or goes on where a killed run stopped; its networks end with the best weights
+    (or the last, where the stage keeps those).
 
     An epoch is `samples_per_epoch` samples. After each the stage is validated and everything is saved; in between a
     checkpoint is saved every `checkpoint_steps`. The history of all epochs is in the checkpoint: a resumed run shows
@@ -200,7 +203,7 @@ def fit(stage, directory, strategy, settings):
         best = True
         if stage.validate:
             logs |= {f"val_{name}": agreed(value) for name, value in stage.validate().items()}
-            best = all(logs["val_DSC"] > past_logs["val_DSC"] for past_logs in history)
+            best = stage.keeps_last or all(logs["val_DSC"] > past_logs["val_DSC"] for past_logs in history)
         history, sums = [*history, logs], {}
         save(best)
         past.on_epoch_end(epoch, logs)
