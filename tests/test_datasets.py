@@ -286,3 +286,28 @@ def test_the_fingerprint_follows_the_split_and_the_slices_of_a_series(tmp_path):
     assert datasets.fingerprint(datasets.Dataset("set", (), (), (scan,), {})) != before
     (tmp_path / "scan/1.dcm").write_text("two")
     assert datasets.fingerprint(datasets.Dataset("set", (scan,), (), (), {})) != before
+
+
+def test_a_jpeg_label_is_refused(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 16)).astype(np.uint8)
+    for kind in ("images", "labels"):
+        (tmp_path / kind).mkdir()
+        sitk.WriteImage(sitk.GetImageFromArray(pixels), str(tmp_path / kind / "a.jpg"))
+    (case,) = datasets.load(tmp_path, 0, 0).train
+    with pytest.raises(UserError, match="JPEG changes label values"):
+        datasets.read_case(case, dimensions=2)
+
+
+def test_images_beside_labels_are_training_cases(tmp_path):
+    for kind in ("images", "labels"):
+        (tmp_path / kind).mkdir()
+        for name in ("b", "a"):
+            pixels = np.arange(64, dtype=np.uint8).reshape(8, 8) * (kind == "images") + (kind == "labels") * 255
+            sitk.WriteImage(sitk.GetImageFromArray(pixels), str(tmp_path / kind / f"{name}.png"))
+    found = datasets.load(tmp_path, 0, 0)
+    assert [case.name for case in found.train] == ["a", "b"] and not found.test and not found.labels
+    image, label = datasets.read_case(found.train[0], dimensions=2)
+    assert image.GetDimension() == 2 and label.dtype == np.uint8 and label.min() == 1
+    (tmp_path / "labels" / "b.png").unlink()
+    with pytest.raises(UserError, match="do not both have b; expected files of the same names"):
+        datasets.load(tmp_path, 0, 0)

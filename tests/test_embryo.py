@@ -265,7 +265,7 @@ def test_exchanged_label_values_are_refused_and_a_missing_one_is_named(tmp_path,
 
 def test_volumes_of_several_sizes_need_batches_of_one(tmp_path):
     one = system()
-    with pytest.raises(errors.UserError, match="--batch_size=2: training volumes have different sizes"):
+    with pytest.raises(errors.UserError, match="--batch_size=2: training images have different sizes"):
         train("initial", one, cases(tmp_path, one), tmp_path / "run", batch_size=2)
 
 

@@ -73,6 +73,84 @@ def test_a_grey_png_has_two_dimensions(tmp_path):
     np.testing.assert_array_equal(images.array(images.read(tmp_path / "a.png")), pixels)
 
 
+# Two dimensions.
+
+
+def picture(seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (6, 8)).astype(np.uint8)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif", ".nii.gz", ".mha", ".dcm"])
+def test_grey_levels_of_any_format_are_the_same(tmp_path, suffix):
+    grey = picture()
+    image = sitk.GetImageFromArray(grey[None] if suffix in (".dcm", ".nii.gz") else grey)  # a volume of one slice
+    sitk.WriteImage(image, str(tmp_path / f"a{suffix}"))
+    answer = images.read_2d(tmp_path / f"a{suffix}", grey_levels=True)
+    assert answer.GetDimension() == 2
+    np.testing.assert_array_equal(images.array(answer), grey)
+
+
+@pytest.mark.parametrize("alpha", [False, True])
+@pytest.mark.parametrize("suffix", [".png", ".tif", ".dcm"])
+def test_colour_becomes_its_luminance(tmp_path, suffix, alpha):
+    if alpha and suffix == ".dcm":
+        return
+    colour = np.stack([picture(seed) for seed in range(3 + alpha)], axis=-1)
+    colour = colour[None] if suffix == ".dcm" else colour
+    sitk.WriteImage(sitk.GetImageFromArray(colour, isVector=True), str(tmp_path / f"a{suffix}"))
+    expected = np.rint(colour.reshape(6, 8, -1)[..., :3] @ np.array([0.299, 0.587, 0.114]))
+    answer = images.read_2d(tmp_path / f"a{suffix}")
+    assert answer.GetPixelID() == sitk.sitkUInt8
+    assert np.abs(images.array(answer).astype(float) - expected).max() <= 1
+    with pytest.raises(UserError, match="expected one \\(grey, not colour\\)"):
+        images.read(tmp_path / f"a{suffix}")
+
+
+def test_a_jpeg_is_nearly_its_picture(tmp_path):
+    smooth = np.add.outer(np.arange(64), np.arange(80)).astype(np.uint8)
+    sitk.WriteImage(sitk.GetImageFromArray(smooth), str(tmp_path / "a.jpg"))
+    answer = images.read_2d(tmp_path / "a.jpg", grey_levels=True)
+    assert np.abs(images.array(answer).astype(float) - smooth).max() <= 4
+    assert images.millimetres(tmp_path / "a.jpg", answer) is None
+
+
+@pytest.mark.parametrize(
+    "values, expected",
+    [
+        ((0, 10, 255), (0, 10, 255)),  # grey levels already
+        ((10, 20, 199), (10, 20, 199)),
+        ((0, 1000, 4000), (0, 63.75, 255)),
+        ((-100, 0, 100), (0, 127.5, 255)),
+        ((0.0, 0.5, 1.0), (0, 127.5, 255)),
+    ],
+)
+def test_other_pixels_are_taken_to_grey_levels(tmp_path, values, expected):
+    sitk.WriteImage(sitk.GetImageFromArray(np.array([values], np.float32)), str(tmp_path / "a.nii.gz"))
+    np.testing.assert_allclose(images.array(images.read_2d(tmp_path / "a.nii.gz"))[0], values)
+    np.testing.assert_allclose(images.array(images.read_2d(tmp_path / "a.nii.gz", grey_levels=True))[0], expected)
+
+
+def test_a_volume_is_no_picture(tmp_path):
+    sitk.WriteImage(volume(), str(tmp_path / "a.nii.gz"))
+    with pytest.raises(UserError, match="has 3 dimensions"):
+        images.read_2d(tmp_path / "a.nii.gz")
+
+
+def test_stills_of_one_series_are_images_of_their_own_where_wanted(tmp_path):
+    write_series(tmp_path)
+    assert len(images.find(tmp_path)) == 1 and len(images.find(tmp_path, series=False)) == 3
+
+
+def test_pixel_formats_match_by_size_alone(tmp_path):
+    image, label = (sitk.GetImageFromArray(picture()) for _ in range(2))
+    image.SetSpacing((0.26, 0.26))  # the dots per inch of a JPEG
+    images.require_same_grid("a.png", label, "a.jpg", image)
+    with pytest.raises(UserError, match="spacing"):
+        images.require_same_grid("a.nii", label, "b.nii", image)
+    with pytest.raises(UserError, match="size"):
+        images.require_same_grid("a.png", label[:5], "a.jpg", image)
+
+
 def test_a_dicom_series_is_one_volume_in_order_of_position(tmp_path):
     write_series(tmp_path / "scan")
     image = images.read(tmp_path / "scan")

@@ -381,7 +381,7 @@ def test_bad_configurations(changes, message):
 def test_images_of_several_sizes_do_not_stack(tmp_path):
     files = corpus(tmp_path / "a", 2, 16) + corpus(tmp_path / "b", 2, 24)
     one = system(size=0, discriminator_head="pool")
-    with pytest.raises(UserError, match=r"--batch_size=2: training volumes have different sizes"):
+    with pytest.raises(UserError, match=r"--batch_size=2: training images have different sizes"):
         self_play.train(one, OBJECTIVE, files, [], tmp_path, tf.distribute.get_strategy(), SETTINGS)
 
 

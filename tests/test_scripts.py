@@ -324,7 +324,7 @@ def test_a_batch_of_volumes_of_different_sizes_is_refused(data, tmp_path, capsys
             "--batch_size=2",
             *TINY,
         )
-    assert "--batch_size=2: training volumes have different sizes" in capsys.readouterr().err
+    assert "--batch_size=2: training images have different sizes" in capsys.readouterr().err
 
 
 def test_a_run_folder_made_with_other_flags_is_refused(run, capsys):

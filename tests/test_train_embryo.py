@@ -275,7 +275,7 @@ def test_foreground_says_which_is_the_body_and_a_missing_ventricle_is_named(data
             "--foreground: labels are {1: 'body'}; expected the body's value and then the ventricle's",
         ),
         (["--foreground=1,9"], "--foreground=1,9: no label is [9]"),
-        (["--batch_size=2"], "--batch_size=2: training volumes have different sizes"),
+        (["--batch_size=2"], "--batch_size=2: training images have different sizes"),
         (["--initial_from=/no/run"], "/no/run: no config.json"),
         (["--data_dir=/no/such/folder"], "/no/such/folder: no such file or folder"),
     ],

@@ -94,8 +94,8 @@ def read_case(case, foreground=None, labels=None, dimensions=3, merge=True):
       (sitk.Image, None) without a label.
 
     Raises:
-      UserError: unreadable file, image of other dimensions, constant image, label on another grid, of unknown values
-        or without the object.
+      UserError: unreadable file, image of other dimensions, constant image, label on another grid, of unknown values,
+        without the object or in JPEG.
     """
     image = images.read(case.image) if dimensions == 3 else images.read_2d(case.image, grey_levels=True)
     images.require_dimensions(case.image, image, dimensions)
@@ -104,6 +104,8 @@ def read_case(case, foreground=None, labels=None, dimensions=3, merge=True):
         raise UserError(f"{case.image}: every voxel is {voxels.min()}; expected varying intensities.")
     if case.label is None:
         return image, None
+    if case.label.lower().endswith((".jpg", ".jpeg")):
+        raise UserError(f"{case.label}: JPEG changes label values; expected a lossless format such as PNG.")
     label = images.read(case.label) if dimensions == 3 else images.read_2d(case.label)
     images.require_same_grid(case.label, label, case.image, image)
     label = images.array(label)

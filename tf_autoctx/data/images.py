@@ -1,4 +1,4 @@
-"""Image files: reading, writing and geometry, all through SimpleITK. Arrays are (z, y, x), spacing is in mm."""
+"""Image files: reading, writing and geometry, all through SimpleITK. Arrays are (z, y, x) or (y, x), spacing is in mm."""
 
 import contextlib
 import gzip

@@ -108,6 +108,6 @@ def require_one_shape(shapes, batch_size):
     if batch_size > 1 and len(set(shapes)) > 1:
         a, b = sorted(set(shapes))[:2]
         raise UserError(
-            f"--batch_size={batch_size}: training volumes have different sizes, such as {a} and {b}; use --batch_size=1 (per "
-            "replica) or volumes of one size."
+            f"--batch_size={batch_size}: training images have different sizes, such as {a} and {b}; use --batch_size=1 (per "
+            "replica) or images of one size."
         )
