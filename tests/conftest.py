@@ -5,6 +5,7 @@ import sys
 import pytest
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")  # networks are tiny, and a process runs on each core
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))  # the scripts
 
 

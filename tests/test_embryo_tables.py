@@ -102,7 +102,9 @@ def test_table_1(made, tmp_path, run_script, capsys):
     rows = report.read(tmp_path)
     assert len(rows) == 5 * 2 * 2 and rows[0]["case"] == "seed 0/embryo_002"
     text = capsys.readouterr().out
-    assert (tmp_path / "table.txt").read_text() == text and text.endswith(report.dice_table(rows) + "\n")
+    assert (tmp_path / "table.txt").read_text(encoding="utf-8") == text and text.endswith(
+        report.dice_table(rows) + "\n"
+    )
     # Means and SD of 1 - shift / 4 in percent: the SD of two values is their difference / sqrt(2).
     expected = {
         "sliding windows": ("87.50 ± 17.68", "50.00 ± 0.00"),

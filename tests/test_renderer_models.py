@@ -75,7 +75,7 @@ def test_any_size(name, size):
     [
         (lambda: discriminator(1, 16, head="mean"), "head='mean': expected one of flatten, pool"),
         (lambda: discriminator(1), "expected the size of the images, or the head 'pool'"),
-        (lambda: renderer(initializer="zeros"), "expected one of he, truncated_normal, paper"),
+        (lambda: renderer(initializer="zeros"), "expected one of he, paper, truncated_normal"),
     ],
 )
 def test_bad_arguments(call, message):

@@ -201,12 +201,16 @@ def test_the_tile_size_of_a_run_is_free(run, tmp_path):
     )
     assert small.shape == large.shape == volume.shape
     assert np.abs(small - large).max() > 1e-4 and np.abs(large - whole).max() > 1e-4
-    with pytest.raises(errors.UserError, match="--tile_size=32: the tiles of the SavedModel .*expected a run folder"):
-        prediction.segmentor(run / "saved_model" / "1", 32)
+    with pytest.raises(
+        errors.UserError, match="--tile_size=32: .* is a SavedModel, in which this is fixed; expected a run"
+    ):
+        prediction.segmentor(run / "saved_model" / "1", tile_size=32)
     other = {"system": "fetal_head", "flags": {"level": 2}, "data_fingerprint": ""}
     (tmp_path / "config.json").write_text(json.dumps(other))
-    with pytest.raises(errors.UserError, match="--tile_size=32: .* is a run of 'fetal_head', which has no tiles"):
-        prediction.segmentor(tmp_path, 32)
+    with pytest.raises(
+        errors.UserError, match="--tile_size=32: .* is a run of 'fetal_head'; expected one of 'multi_organ'"
+    ):
+        prediction.segmentor(tmp_path, tile_size=32)
 
 
 # The user's own data

@@ -7,15 +7,15 @@ from keras import ops
 INITIALIZERS = {
     # He et al. 2015: learns sooner in small budgets.
     "he": {"kernel_initializer": "he_normal", "bias_initializer": "zeros"},
-    # Yang et al. 2018, the authors' code.
-    "truncated_normal": {
-        "kernel_initializer": keras.initializers.TruncatedNormal(stddev=0.01),
-        "bias_initializer": "zeros",
-    },
     # Yang et al. 2019, section 3.1, with the values of the authors' code.
     "paper": {
         "kernel_initializer": keras.initializers.TruncatedNormal(stddev=0.001),
         "bias_initializer": keras.initializers.Constant(0.01),
+    },
+    # Yang et al. 2018, the authors' code.
+    "truncated_normal": {
+        "kernel_initializer": keras.initializers.TruncatedNormal(stddev=0.01),
+        "bias_initializer": "zeros",
     },
 }
 
