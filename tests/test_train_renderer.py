@@ -88,17 +88,19 @@ def test_every_optimizer_is_in_the_checkpoint(run):
         assert any(name.startswith(f"optimizers/{term}/") for name in names), term
 
 
-def test_a_killed_run_ends_in_the_same_weights(light, tmp_path, monkeypatch):
+def test_a_killed_run_ends_in_the_same_weights(plain, tmp_path, monkeypatch):
+    command = [f"--work_dir={tmp_path}", *TINY, "--variant=Orig-S2T", "--checkpoint_steps=1"]
+
     def killed(*args, **kwargs):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
         patch.setattr(self_play.metrics, "dice", killed)  # in the first validation, after two steps
         with pytest.raises(KeyboardInterrupt):
-            train(f"--work_dir={tmp_path}", *LIGHT, "--checkpoint_steps=1")
+            train(*command)
     assert not (tmp_path / "networks").exists()
-    train(f"--work_dir={tmp_path}", *LIGHT, "--checkpoint_steps=1")
-    mine, whole = self_play.finished(tmp_path), self_play.finished(light)
+    train(*command)
+    mine, whole = self_play.finished(tmp_path), self_play.finished(plain)
     for name in whole:
         for a, b in zip(mine[name].get_weights(), whole[name].get_weights()):
             np.testing.assert_array_equal(a, b)
