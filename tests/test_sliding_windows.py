@@ -235,6 +235,7 @@ def script(run):
         delattr(flags.FLAGS, name)
     if "steps" in before:
         flags.FLAGS["steps"] = before["steps"]
+        flags.FLAGS.register_flag_by_module("tf_autoctx.training.flags", before["steps"])
 
 
 @pytest.fixture
