@@ -101,8 +101,7 @@ def rendering_of(folder, config):
         raise errors.UserError(
             f"{folder}/config.json: {error} is missing or wrong; expected the flags of a run."
         ) from error
-    networks = self_play.finished(folder)
-    answer = tf.function(lambda image: system.answer(networks, image))
+    answer = self_play.graph(system, self_play.finished(folder))
 
     def once(x):
         found = answer(x[None])

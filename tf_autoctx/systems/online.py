@@ -93,7 +93,7 @@ class OnlineRendering:
         plan = self_play.groups(self._networks, objective, online=True)
         optimizers, update = self_play.updates(self._networks, plan, objective, settings, online=True)
         self._update = tf.function(update, reduce_retracing=True)
-        self._answer = tf.function(lambda image: system.answer(self._networks, image))
+        self._answer = self_play.graph(system, self._networks)
         changing = [*self._networks.values(), *optimizers.values()]
         self._variables = [variable for owner in changing for variable in owner.variables]
         self._trained = [variable.numpy() for variable in self._variables]
@@ -135,5 +135,5 @@ class OnlineRendering:
     def _look(self, batch):
         answer = {name: x.numpy() for name, x in self._answer(batch).items()}
         mask, mirrored = answer["probability"] > 0.5
-        agreement = metrics.dice(mask[..., 0], mirrored[:, ::-1, 0]) if 0 < mask[0].mean() < 1 else 0.0
+        agreement = metrics.dice(mask[..., 0], mirrored[:, ::-1, 0]) if 0 < mask.mean() < 1 else 0.0
         return Iteration(answer["rendered"][0], answer["probability"][0], agreement)

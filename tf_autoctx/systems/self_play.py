@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
-from tf_autoctx import losses, metrics, report
+from tf_autoctx import export, losses, metrics, report
 from tf_autoctx.data import pipeline
 from tf_autoctx.errors import UserError
 from tf_autoctx.files import replacing
@@ -248,9 +248,9 @@ def train(system, objective, training, validation, run, strategy, settings):
         return {"image": image, "label": label, "real": real}
 
     def score(networks):
-        probability = tf.function(lambda image: system.answer(networks, image)["probability"])
+        answer = graph(system, networks)
         return lambda sample: metrics.dice(
-            probability(sample["image2d"][None])[0, ..., 0].numpy() > 0.5, sample["label2d"][..., 0].numpy()
+            answer(sample["image2d"][None])["probability"][0, ..., 0].numpy() > 0.5, sample["label2d"][..., 0].numpy()
         )
 
     networks = stages.train_together(
@@ -273,6 +273,11 @@ def train(system, objective, training, validation, run, strategy, settings):
         for name, network in networks.items():
             network.save(partial / f"{name}.keras")
     return networks
+
+
+def graph(system, networks):
+    """`Renderer.answer` of the networks for preprocessed images of any size."""
+    return tf.function(lambda image: system.answer(networks, image), input_signature=[export.IMAGE])
 
 
 def finished(run):
@@ -298,12 +303,12 @@ def render_source(system, networks, training, run):
     directory = pathlib.Path(run) / "rendered"
     if directory.exists():
         return
-    render = tf.function(lambda image: system.answer(networks, image)["rendered"])
+    answer = graph(system, networks)
     progress = keras.utils.Progbar(len(training), unit_name="case")
     with replacing(directory, keep=True) as partial:
         for entry in training:
             sample, folder = pipeline.sample(entry), partial / _case(entry)
-            image = render(sample["image2d"][None])[0]
+            image = answer(sample["image2d"][None])["rendered"][0]
             low, high = ops.min(image), ops.max(image)
             pipeline.store(folder / "image2d", (image - low) / ops.maximum(high - low, 1e-6))
             pipeline.store(folder / "label2d", sample["label2d"])

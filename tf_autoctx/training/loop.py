@@ -86,11 +86,31 @@ def adam(settings, variables):
     learning_rate = settings.learning_rate
     if settings.learning_rate_decay == "polynomial":
         learning_rate = keras.optimizers.schedules.PolynomialDecay(learning_rate, settings.steps, end_learning_rate=0.0)
-    optimizer = keras.optimizers.Adam(learning_rate, beta_1=settings.beta_1)
+    optimizer = FusedAdam(learning_rate, beta_1=settings.beta_1)
     if keras.config.dtype_policy().name == "mixed_float16":
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
     optimizer.build(variables)
     return optimizer
+
+
+class FusedAdam(keras.optimizers.Adam):
+    """Adam by TensorFlow's one operation a variable in place of Keras' 35, which take most of a small network's step
+    and nearly all of its tracing."""
+
+    def update_step(self, gradient, variable, learning_rate):
+        index, step = self._get_variable_index(variable), tf.cast(self.iterations.value + 1, variable.dtype)
+        tf.raw_ops.ResourceApplyAdam(
+            var=variable.handle,
+            m=self._momentums[index].value.handle,
+            v=self._velocities[index].value.handle,
+            beta1_power=self.beta_1**step,
+            beta2_power=self.beta_2**step,
+            lr=tf.cast(learning_rate, variable.dtype),
+            beta1=self.beta_1,
+            beta2=self.beta_2,
+            epsilon=self.epsilon,
+            grad=gradient,
+        )
 
 
 def fit(stage, directory, strategy, settings):
