@@ -93,6 +93,26 @@ def test_first_adam_step_moves_each_weight_by_the_learning_rate(tmp_path):
     assert history[0]["loss"] == pytest.approx(16.0)
 
 
+@pytest.mark.parametrize("decay", ["constant", "polynomial"])
+def test_adam_is_that_of_keras(decay):
+    settings = loop.Settings(**{**SETTINGS, "learning_rate_decay": decay, "beta_1": 0.5})
+    rng = np.random.default_rng(0)
+    start, gradients = rng.normal(size=(3, 4)), rng.normal(size=(6, 3, 4))
+    schedule = keras.optimizers.schedules.PolynomialDecay(0.1, settings.steps, end_learning_rate=0.0)
+    ends = []
+    for make in (
+        lambda variables: loop.adam(settings, variables),
+        lambda _: keras.optimizers.Adam(0.1 if decay == "constant" else schedule, beta_1=0.5),
+    ):
+        variable = keras.Variable(start, dtype="float32")
+        optimizer = make([variable])
+        for gradient in gradients:
+            optimizer.apply([tf.constant(gradient, tf.float32)], [variable])
+        ends.append(variable.numpy())
+    np.testing.assert_allclose(*ends, atol=1e-5)
+    assert np.abs(ends[0] - start).min() > 1e-3
+
+
 def test_history_is_logged_everywhere(tmp_path):
     _, history = fit(tmp_path, steps=40)
     assert len(history) == 10  # 40 samples, 4 an epoch
