@@ -96,7 +96,7 @@ def rendering_of(folder, config):
     try:
         system = runs.configured(renderer.Renderer, config["flags"])
         if system.renders and FLAGS.iterations:
-            return system, online.of_run(folder, config, FLAGS.iterations, FLAGS.seed)
+            return system, online.of_run(folder, system, config["flags"], FLAGS.iterations, FLAGS.seed)
     except (KeyError, TypeError, ValueError) as error:
         raise errors.UserError(
             f"{folder}/config.json: {error} is missing or wrong; expected the flags of a run."

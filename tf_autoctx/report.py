@@ -290,12 +290,8 @@ def picture(path, image, prediction, truth, spacing, title, structures):
             for _, colour, style, value, label in outlines:
                 mask = label[index] == value
                 if mask.any():
-                    # The margin closes the outline of an object that touches the border.
-                    down, right = (np.arange(-1, n + 1) for n in mask.shape)
-                    line = {"colors": colour, "linewidths": 1.6, "linestyles": style}
-                    ax.contour(right, down, np.pad(mask, 1), levels=[0.5], **line)
-                    if len(structures) > 1:  # the outline of a neighbour may hide that of a thin vessel
-                        ax.contourf(right, down, np.pad(mask, 1), levels=[0.5, 1], colors=colour, alpha=0.3)
+                    # Filled, as the outline of a neighbour may hide that of a thin vessel.
+                    _outline(ax, mask, colour, style, filled=len(structures) > 1)
             ax.set_axis_off()
             if image.ndim == 3:
                 ax.set_title(f"{row}  {'zyx'[axis]} = {centre[axis]}".strip(), color=GREY, fontsize=9)
@@ -338,8 +334,7 @@ def strip(path, image, iterations, kept, title, shown=(0, 1, 5, 25), truth=None)
         axes[0].set_title(name, color=GREY, fontsize=9)
         for outline, colour in ((truth, TRUTH), (mask, PREDICTION)):
             if outline is not None and np.any(outline):
-                down, right = (np.arange(-1, n + 1) for n in outline.shape)
-                axes[1].contour(right, down, np.pad(np.asarray(outline) != 0, 1), levels=[0.5], colors=colour)
+                _outline(axes[1], np.asarray(outline) != 0, colour)
     figure.suptitle(title, color="white", fontsize=12)
     with replacing(path) as partial:
         figure.savefig(partial, format="png", dpi=100)
@@ -370,7 +365,7 @@ def gains(path, curves, title):
         figure.savefig(partial, format="png", dpi=100)
 
 
-def pairs(path, images, title):
+def before_and_after(path, images, title):
     """Draws images of the source corpus, each above what it is rendered to (Yang et al. 2018, figure 4).
 
     Args:
@@ -422,6 +417,14 @@ def history(path, epochs, title):
     figure.suptitle(title)
     with replacing(path) as partial:
         figure.savefig(partial, format="png", dpi=100)
+
+
+def _outline(ax, mask, colour, style="solid", filled=False):
+    """Draws the outline of a mask (height, width), closed where the object touches the border."""
+    down, right = (np.arange(-1, n + 1) for n in mask.shape)
+    ax.contour(right, down, np.pad(mask, 1), levels=[0.5], colors=colour, linewidths=1.6, linestyles=style)
+    if filled:
+        ax.contourf(right, down, np.pad(mask, 1), levels=[0.5, 1], colors=colour, alpha=0.3)
 
 
 def _by_method(rows):

@@ -11,7 +11,7 @@ import tensorflow as tf
 from tf_autoctx import metrics
 from tf_autoctx.data import pipeline
 from tf_autoctx.errors import UserError
-from tf_autoctx.systems import renderer, self_play
+from tf_autoctx.systems import self_play
 from tf_autoctx.training import loop, runs
 
 # Section 3
@@ -43,20 +43,19 @@ def kept(iterations):
     return int(np.argmax([iteration.agreement for iteration in iterations]))
 
 
-def of_run(run, config, iterations, seed):
+def of_run(run, system, given, iterations, seed):
     """`OnlineRendering` of a finished run of `train_renderer.py`, in the precision of today.
 
     Args:
-      run: folder; config: its config.json.
+      run: folder.
+      system, given: its `renderer.Renderer` and {name: value} of its flags.
       iterations: see `OnlineRendering`.
       seed: of the source images that are drawn.
 
     Raises:
       UserError: the run is not finished, or has no renderer.
-      KeyError, TypeError, ValueError: something is missing or wrong in config.json.
+      KeyError, TypeError, ValueError: a flag is missing or wrong.
     """
-    given = config["flags"]
-    system = runs.configured(renderer.Renderer, given)
     if not system.renders:
         raise UserError(f"{run}: a run of the variant {system.variant}, without a renderer; expected --iterations=0.")
     settings = dataclasses.replace(

@@ -33,17 +33,17 @@ class Segmentor:
 
     Attributes:
       labels: {label value: name} of its structures, in the order of the last channels of the answer's probability.
-      spacing: [(z, y, x) smallest, (z, y, x) largest] spacing in mm of the cases it was trained on; empty if unknown.
-      system: name of the system that it is of.
       answer: (raw voxels (1, depth, height, width, 1) or pixels (1, height, width, 1), float32, whether probabilities and
         whether a progress bar over tiles or iterations are wanted) -> {name: tensor}.
+      spacing: [(z, y, x) smallest, (z, y, x) largest] spacing in mm of the cases it was trained on; empty if unknown.
+      system: name of the system that it is of.
       iterations: of online rendering, for every image; 0: there is none.
     """
 
     labels: dict[int, str]
+    answer: Callable
     spacing: list
     system: str
-    answer: Callable
     iterations: int = 0
 
     @property
@@ -113,24 +113,23 @@ def segmentor(path, **options):
             raise UserError(
                 f"--{name}={value}: {path} is a run of {config['system']!r}; expected one of {OPTIONS[name]!r}."
             )
-    config["flags"] |= options
     try:
-        labels, answer = SYSTEMS[config["system"]](path, config)
+        made = SYSTEMS[config["system"]](path, config, **options)
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path / 'config.json'}: {error} is missing or wrong; expected the flags of a run.") from error
-    return Segmentor(labels, config.get("spacing", []), config["system"], answer, config["flags"].get("iterations", 0))
+    return Segmentor(**made, spacing=config.get("spacing", []), system=config["system"])
 
 
 def _fetal_head(run, config):
     system = runs.configured(fetal_head.FetalHead, config["flags"])
     networks = _networks(run, config["flags"]["level"])
     answer = tf.function(lambda image: system.segment(networks, image), input_signature=[export.VOLUME])
-    return {1: fetal_head.STRUCTURE}, lambda image, probabilities, progress: answer(image)
+    return {"labels": {1: fetal_head.STRUCTURE}, "answer": lambda image, probabilities, progress: answer(image)}
 
 
-def _multi_organ(run, config):
+def _multi_organ(run, config, **options):
     labels = dict(sorted(runs.labels(config).items()))
-    system = runs.configured(multi_organ.MultiOrgan, config["flags"], labels=labels)
+    system = runs.configured(multi_organ.MultiOrgan, config["flags"] | options, labels=labels)
     network = stages.load(_finished(run / pyramids.stage(system, len(system.scales)) / "model.keras"))
     unets = pyramids.graphs(system, network)
 
@@ -138,21 +137,22 @@ def _multi_organ(run, config):
         step = pyramids.progress(system, image.shape[1:4]) if progress else None
         return system.segment(unets, tf.constant(image), probabilities, step)
 
-    return labels, answer
+    return {"labels": labels, "answer": answer}
 
 
 def _embryo(run, config):
     system = refinement.configured(config)
     network = stages.load(run / refinement.finished(run)[-1] / "model.keras")
     answer = tf.function(lambda image: system.segment(network, image), input_signature=[export.VOLUME])
-    return system.labels, lambda image, probabilities, progress: answer(image)
+    return {"labels": system.labels, "answer": lambda image, probabilities, progress: answer(image)}
 
 
-def _renderer(run, config):
+def _renderer(run, config, iterations=None, online_seed=0):
     system = runs.configured(renderer.Renderer, config["flags"])
-    iterations = config["flags"].setdefault("iterations", online.ITERATIONS if system.renders else 0)
+    if iterations is None:
+        iterations = online.ITERATIONS if system.renders else 0
     if iterations:
-        render = online.of_run(run, config, iterations, config["flags"].get("online_seed", 0))
+        render = online.of_run(run, system, config["flags"], iterations, online_seed)
     else:
         networks = self_play.finished(run)
         segment = tf.function(lambda image: system.segment(networks, image), input_signature=[export.IMAGE])
@@ -165,7 +165,7 @@ def _renderer(run, config):
         kept = online.kept(found)
         return {**passes[kept], "kept": kept, "iterations": passes}
 
-    return runs.labels(config), answer
+    return {"labels": runs.labels(config), "answer": answer, "iterations": iterations}
 
 
 SYSTEMS = {
@@ -191,7 +191,7 @@ def _from_saved_model(path):
         loaded  # owns the variables
         return signatures[probabilities](image=tf.constant(image))
 
-    return Segmentor(labels, spacing, card["system"], answer)
+    return Segmentor(labels, answer, spacing, card["system"])
 
 
 def _networks(run, level):

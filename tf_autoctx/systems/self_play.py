@@ -340,7 +340,7 @@ def compare_source(training, run, shown=6):
         print(f"intensities of {len(found)} images of {name}, from 0 to 1: {text}")
     with replacing(pathlib.Path(run) / "source.json") as path:
         path.write_text(json.dumps(spread, indent=1) + "\n")
-    report.pairs(pathlib.Path(run) / "source.png", list(zip(*images.values()))[:shown], "S above, S' below")
+    report.before_and_after(pathlib.Path(run) / "source.png", list(zip(*images.values()))[:shown], "S above, S' below")
 
 
 def _case(entry):
