@@ -84,9 +84,14 @@ def main(_):
 
     # Held-out cases of the same corpus, by the trained weights as they are
     answer = tf.function(lambda image: system.segment(networks, image), input_signature=[export.IMAGE])
+
+    def segment(pixels):
+        found = {name: x[0, ..., 0] for name, x in answer(pixels[None, ..., None]).items()}
+        return {FLAGS.variant: found | {"probability": {renderer.STRUCTURE: found["probability"]}}}
+
     evaluation.evaluate(
         held_out,
-        lambda pixels: {FLAGS.variant: answer(pixels[None, ..., None])["label"][0, ..., 0]},
+        segment,
         run / "evaluation",
         {renderer.STRUCTURE: 1},
         read,

@@ -62,7 +62,7 @@ def main(_):
     values = np.array([0, *labels], np.uint8)
     evaluation.evaluate(
         held_out,
-        lambda voxels: {sliding_windows.METHOD: values[segment(voxels)[0]]},
+        lambda voxels: {sliding_windows.METHOD: {"label": values[segment(voxels)[0]]}},
         output / "evaluation",
         {name: value for value, name in labels.items()},
         read,

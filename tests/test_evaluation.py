@@ -33,7 +33,7 @@ def case(folder, name, label):
 def shifted(voxels):
     """Two methods: a shift of two voxels, that is Dice 50 %, and the truth with a liver that is always there."""
     labels = voxels.astype(int)
-    return {"level 1": np.roll(labels, 2, axis=2), "level 2": np.maximum(labels, volume(v_3=16))}
+    return {"level 1": {"label": np.roll(labels, 2, axis=2)}, "level 2": {"label": np.maximum(labels, volume(v_3=16))}}
 
 
 read = functools.partial(datasets.read_case, merge=False)
@@ -61,7 +61,7 @@ def test_several_structures(tmp_path, capsys):
     assert report.dice_table(rows) in text
     assert [line.split()[1:] for line in text.splitlines() if "  false" in line] == [["0", "0"], ["1", "0"]]
     files = {path.name for path in (tmp_path / "evaluation").iterdir()}
-    assert files == {"cases.csv", "summary.json", "a.png", "b.png"}
+    assert files == {"cases.csv", "summary.json", "a.png", "b.png", "views"}
     summary = json.loads((tmp_path / "evaluation" / "summary.json").read_text())["methods"]["level 2"]["liver"]
     assert summary["n_false"] == 1 and summary["metrics"]["DSC_percent"]["mean"] == 100
     with open(tmp_path / "evaluation" / "cases.csv", newline="") as file:
@@ -70,7 +70,7 @@ def test_several_structures(tmp_path, capsys):
 
 def test_one_structure(tmp_path, capsys):
     cases = [case(tmp_path, "a", volume(v_3=2)), case(tmp_path, "b", volume(v_1=2, v_3=16))]
-    segment = lambda voxels: {"level 1": np.roll(voxels, 1, axis=2) > 0}
+    segment = lambda voxels: {"level 1": {"label": np.roll(voxels, 1, axis=2) > 0}}
     read = functools.partial(datasets.read_case, foreground=[1, 3])
     rows = evaluation.evaluate(cases, segment, tmp_path / "evaluation", {"head": 1}, read, [])
     assert [row["DSC_percent"] for row in rows] == pytest.approx([75, 75])

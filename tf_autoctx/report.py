@@ -19,6 +19,10 @@ from tf_autoctx.files import replacing
 LABELS = ("method", "case", "group", "structure")
 COLUMNS = ("DSC", "Conf", "Jacc", "Adb", "Hdb", "volume_error", "area_error")  # of the printed table
 GREY, TRUTH, PREDICTION = "#b8b8b8", "#00e676", "#ffd600"
+NOTES = (  # below the printed table
+    "mean ± SD over the cases where the value is finite; below it the 95 % confidence interval of the mean",
+    "missed: truth without prediction; false: prediction without truth",
+)
 # One a structure (Okabe and Ito): told apart by the colour-blind too, and none of them grey.
 PALETTE = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7")
 LINES = ("solid", "dashed", "dotted")  # of structures 1 to 7, 8 to 14, 15 to 21
@@ -122,18 +126,15 @@ def table(rows, columns=COLUMNS, pairs=None):
     """
     summary = summarize(rows, pairs)
     several = len({row["structure"] for row in rows}) > 1
-    shown = [name for name in _metric_names(rows) if name.rpartition("_")[0] in columns]
+    shown = headings(rows, columns)
     header = ["method", *["structure"] * several, "n", "missed", "false"]
-    titles = ["{0[0]} ({0[2]})".format(name.rpartition("_")) for name in shown]
-    lines = [header + [title.replace("_", " ").replace("percent", "%") for title in titles]]
+    lines = [header + list(shown.values())]
     for method, structures in summary["methods"].items():
         for structure, cell in structures.items():
             values = [cell["metrics"][name] for name in shown]
             counts = [str(cell[count]) for count in ("n", "n_missed", "n_false")]
-            # One case has a value but no spread, none has neither.
-            means = [("-", "{mean:.2f}", "{mean:.2f} ± {sd:.2f}")[min(v["n"], 2)].format_map(v) for v in values]
-            intervals = ["[{ci_low:.2f}, {ci_high:.2f}]".format_map(v) if v["n"] > 1 else "" for v in values]
-            lines += [[method, *[structure] * several, *counts, *means], [""] * len(header) + intervals]
+            means, intervals = zip(*map(spread, values))
+            lines += [[method, *[structure] * several, *counts, *means], [*[""] * len(header), *intervals]]
 
     widths = [max(map(len, column)) for column in zip(*lines)]
     names = 1 + several  # columns of words are flush left, numbers flush right
@@ -143,8 +144,26 @@ def table(rows, columns=COLUMNS, pairs=None):
         text.append("  ".join(cells).rstrip())
     rule = "-" * max(map(len, text))
     text = [text[0], rule, *text[1:], rule]
-    text.append("mean ± SD over the cases where the value is finite; below it the 95 % confidence interval of the mean")
-    text.append("missed: truth without prediction; false: prediction without truth")
+    return "\n".join([*text, *NOTES, *comparisons(summary)])
+
+
+def headings(rows, columns=COLUMNS):
+    """{metric: what stands above its column} of the rows' metrics, `columns` without their units."""
+    found = [name for name in _metric_names(rows) if name.rpartition("_")[0] in columns]
+    titles = ["{0[0]} ({0[2]})".format(name.rpartition("_")) for name in found]
+    return dict(zip(found, (title.replace("_", " ").replace("percent", "%") for title in titles)))
+
+
+def spread(values):
+    """("mean ± SD", "[interval]") of a `metrics.summarize`; one case has a value but no spread, none has neither."""
+    mean = ("-", "{mean:.2f}", "{mean:.2f} ± {sd:.2f}")[min(values["n"], 2)].format_map(values)
+    return mean, "[{ci_low:.2f}, {ci_high:.2f}]".format_map(values) if values["n"] > 1 else ""
+
+
+def comparisons(summary):
+    """Sentences that compare the DSC of two methods, one for each of "paired" of a `summarize`."""
+    several = len({name for structures in summary["methods"].values() for name in structures}) > 1
+    text = []
     for pair in summary["paired"]:
         dsc = pair["metrics"]["DSC_percent"]
         where = f", {pair['structure']}" if several else ""
@@ -155,7 +174,7 @@ def table(rows, columns=COLUMNS, pairs=None):
         else:
             result = "no case in common"
         text.append(f"{pair['method']} against {pair['against']}{where}: {result}")
-    return "\n".join(text)
+    return text
 
 
 def dice_table(rows):

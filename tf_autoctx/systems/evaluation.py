@@ -1,10 +1,10 @@
-"""Held-out cases on their original grid: scores, the table, and a picture a case."""
+"""Held-out cases on their original grid: scores, the table, a picture and a view a case."""
 
 import keras
 import numpy as np
 from absl import logging
 
-from tf_autoctx import metrics, report
+from tf_autoctx import metrics, report, views
 from tf_autoctx.data import images
 from tf_autoctx.errors import UserError
 from tf_autoctx.systems import caching
@@ -64,12 +64,14 @@ def scores(prediction, truth, spacing, structures):
 
 
 def evaluate(cases, segment, directory, structures, read, trained=(), window=(-np.inf, np.inf)):
-    """Scores methods on cases; writes cases.csv, summary.json and a picture a case (last method); prints the table.
+    """Scores methods on cases and prints the table.
+
+    Writes cases.csv, summary.json, a picture a case (last method), and in views/ what `html_report` shows of it.
 
     Args:
       cases: `datasets.Case`s with labels.
-      segment: raw voxels (depth, height, width), or pixels (height, width), float32 -> {method: integer labels
-        likewise}.
+      segment: raw voxels (depth, height, width), or pixels (height, width), float32 -> {method: {"label": integer
+        labels likewise, and where there is one "probability": {structure: 0 to 1, on any grid over the same extent}}}.
       directory: of the evaluation.
       structures: {name: label value}. A structure that a case's truth lacks is left out, see `scores`.
       read: `datasets.Case` -> (sitk.Image, labels), as `datasets.read_case` does.
@@ -87,13 +89,16 @@ def evaluate(cases, segment, directory, structures, read, trained=(), window=(-n
         image, truth = read(case)
         voxels, spacing = images.array(image).astype(np.float32), images.millimetres(case.image, image)
         caching.warn_of_spacing(case.image, spacing, trained)
-        for method, prediction in segment(voxels).items():
-            prediction = np.asarray(prediction)
+        answers = segment(voxels)
+        for method, answer in answers.items():
+            prediction = np.asarray(answer["label"])
             for score in scores(prediction, truth, spacing, structures):
                 row = {"method": method, "case": case.name, "group": case.group, **score}
                 methods.setdefault(method, []).append(row)
         shown = np.clip(voxels, *window)
         report.picture(directory / f"{case.name}.png", shown, prediction, truth, spacing, case.name, structures)
+        view = views.of(shown, truth, answers, spacing, structures)
+        views.write(directory / "views" / f"{case.name}.npz", view)
         progress.add(1)
     order = list(structures)
     rows = [row for found in methods.values() for row in sorted(found, key=lambda row: order.index(row["structure"]))]

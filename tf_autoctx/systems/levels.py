@@ -10,6 +10,7 @@ from tf_autoctx import losses, metrics
 from tf_autoctx.data import pipeline
 from tf_autoctx.errors import UserError
 from tf_autoctx.systems import caching, stages
+from tf_autoctx.systems.fetal_head import STRUCTURE
 
 
 def cached(cases, system, directory, read):
@@ -120,7 +121,13 @@ def every_level(system, networks):
     @tf.function(input_signature=[tf.TensorSpec((None, None, None))])
     def segment(voxels):
         answers = system.cascade(networks, voxels[None, ..., None])
-        return {f"level {level}": answer["label"][0, ..., 0] for level, answer in enumerate(answers, start=1)}
+        return {
+            f"level {level}": {
+                "label": answer["label"][0, ..., 0],
+                "probability": {STRUCTURE: answer["probability"][0, ..., 0]},
+            }
+            for level, answer in enumerate(answers, start=1)
+        }
 
     return segment
 

@@ -150,14 +150,19 @@ def progress(system, size):
 
 
 def every_level(system, network):
-    """A `segment` of `evaluation.evaluate`: what each level answers on the original grid."""
+    """A `segment` of `evaluation.evaluate`: what each level answers; probabilities stay on the level's grid."""
     unets = graphs(system, network)
     first = len(system.downsampling) - len(system.scales) + 1
 
     def segment(voxels):
         answers = system.cascade(unets, tf.constant(voxels[None, ..., None]))
         return {
-            f"level {level}": system.label(answer, voxels.shape)[0, ..., 0].numpy()
+            f"level {level}": {
+                "label": system.label(answer, voxels.shape)[0, ..., 0].numpy(),
+                "probability": {
+                    system.labels[value]: answer[0, ..., k] for k, value in enumerate(system.values) if value
+                },
+            }
             for level, answer in enumerate(answers, start=first)
         }
 

@@ -151,7 +151,7 @@ def train(stage, system, training, validation, run, strategy, settings, motion):
         segment = graph(system, network)
 
         def dice_of(sample):
-            answer, truth = segment(sample["image"][None])[0, ..., 0].numpy(), sample["label"][..., 0].numpy()
+            answer, truth = segment(sample["image"][None])[1][0, ..., 0].numpy(), sample["label"][..., 0].numpy()
             return metrics.mean_dice(answer, truth)
 
         return dice_of
@@ -183,8 +183,8 @@ def finished(run):
 
 
 def graph(system, network):
-    """A preprocessed volume (batch, depth, height, width, 1) -> classes of the same shape, see `Embryo.answer`."""
-    return tf.function(lambda image: system.answer(network, image)[1], input_signature=[export.VOLUME])
+    """A preprocessed volume (batch, depth, height, width, 1) -> probability and classes, see `Embryo.answer`."""
+    return tf.function(lambda image: system.answer(network, image), input_signature=[export.VOLUME])
 
 
 def every_stage(system, networks):
@@ -195,7 +195,13 @@ def every_stage(system, networks):
     values, graphs = np.array([0, *system.labels], np.uint8), {m: graph(system, n) for m, n in networks.items()}
 
     def segment(voxels):
-        image = system.preprocess(tf.constant(voxels[None, ..., None]))
-        return {method: values[classes(image)[0, ..., 0]] for method, classes in graphs.items()}
+        image, answers = system.preprocess(tf.constant(voxels[None, ..., None])), {}
+        for method, answer in graphs.items():
+            probability, classes = answer(image)
+            answers[method] = {
+                "label": values[classes[0, ..., 0]],
+                "probability": {name: probability[0, ..., k] for k, name in enumerate(system.labels.values())},
+            }
+        return answers
 
     return segment
