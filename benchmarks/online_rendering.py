@@ -6,8 +6,7 @@
 
 The paper took about 10 s on a TITAN Xp. "summed" has one optimizer for renderer and segmentor, "shared" one a term;
 "one by one" makes the updates of "shared" with an evaluation of the networks for each, "published" those of the authors'
-code. Rounds alternate; medians are printed. Weights and images
-are random: time does not depend on them.
+code. Rounds alternate; medians are printed. Weights and images are random: time does not depend on them.
 """
 
 import statistics
