@@ -13,7 +13,7 @@ import sys
 
 from absl import app, flags
 
-from tf_autoctx import errors, export, flag_types
+from tf_autoctx import biometry, errors, export, flag_types
 from tf_autoctx.data import augment, datasets, phantoms
 from tf_autoctx.models import layers
 from tf_autoctx.models.usegnet import ATTENTION_KERNELS, VARIANTS
@@ -90,6 +90,7 @@ def main(_):
         {fetal_head.STRUCTURE: 1},
         read,
         facts["spacing"],
+        measure=biometry.compare,
     )
     export.saved_model(
         {"serving_default": lambda image: system.segment(networks, image)},

@@ -16,7 +16,7 @@ import sys
 import tensorflow as tf
 from absl import app, flags
 
-from tf_autoctx import errors, export, flag_types
+from tf_autoctx import biometry, errors, export, flag_types
 from tf_autoctx.data import datasets, phantoms
 from tf_autoctx.models import layers
 from tf_autoctx.models.renderer import HEADS
@@ -38,9 +38,9 @@ flags.DEFINE_enum("discriminator_head", "flatten", HEADS, "Linear unit on all fe
 flags.DEFINE_enum("initializer", "truncated_normal", list(layers.INITIALIZERS), "Of convolutions.")
 flags.DEFINE_float("rendering_weight", 1.0, "Alpha 0 of equation 1: the rendered image's distance.", 0.0)
 flags.DEFINE_float("rendering_aux_weight", 1.0, "Alpha 1 of equation 1: the side branch's distance.", 0.0)
-flags.DEFINE_float("dice_weight", 100.0, "Of the Dice terms beside the cross entropy.", 0.0)
-flags.DEFINE_enum("update_order", "shared", self_play.ORDERS, "One evaluation for all terms, or term after term.")
-flags.DEFINE_integer("generator_updates", 2, "Per update of the discriminators, in the order shared.", 1)
+flags.DEFINE_float("dice_weight", 10.0, "Of the Dice terms beside the cross entropy.", 0.0)
+flags.DEFINE_enum("update_order", "summed", self_play.ORDERS, "One step for all terms' sum, one for each, or in turn.")
+flags.DEFINE_integer("generator_updates", 2, "Per update of the discriminators, unless published.", 1)
 flag_types.define_integers("phantom_size", [96, 96], "Pixels of a phantom along y, x.", length=2, least=8)
 flag_types.define_integers("phantom_cases", [100, 20], "Phantoms to train on and to hold out.", length=2, least=1)
 
@@ -95,6 +95,7 @@ def main(_):
         run / "evaluation",
         {renderer.STRUCTURE: 1},
         read,
+        measure=biometry.compare,
     )
     export.saved_model(
         {"serving_default": lambda image: system.segment(networks, image)},

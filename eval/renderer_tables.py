@@ -20,7 +20,7 @@ import numpy as np
 import tensorflow as tf
 from absl import app, flags, logging
 
-from tf_autoctx import errors, files, flag_types, metrics, report
+from tf_autoctx import biometry, errors, files, flag_types, metrics, report
 from tf_autoctx.data import datasets, images
 from tf_autoctx.systems import online, renderer, self_play
 from tf_autoctx.training import runs
@@ -37,7 +37,9 @@ flag_types.define_integers("foreground", None, "Label values that make up the he
 flags.DEFINE_integer("cases", 0, "Images to score, drawn at random; 0: all.", 0)
 flags.DEFINE_integer("seed", 0, "Of the images that are drawn, and of the source images of online rendering.", 0)
 flags.DEFINE_integer("iterations", online.ITERATIONS, "Of online rendering.", 0)
-flags.DEFINE_string("pixel_sizes", "", "CSV file with the columns name,millimetres_per_pixel, for distances in mm too.")
+flags.DEFINE_string(
+    "pixel_sizes", "", "CSV file with the columns name,millimetres_per_pixel, for distances and biometry in mm too."
+)
 
 
 def corpus_of(run, config):
@@ -133,11 +135,11 @@ def score_run(folder, config, system, render, sizes):
                 for one in iterations
             ]
             spacing = (size,) * 2 if size else images.millimetres(case.image, image)
-            scores = [
-                metrics.compare(one["label"], truth)
-                | (metrics.compare(one["label"], truth, spacing) if spacing else {})
-                for one in shown
-            ]
+            scores = [metrics.compare(one["label"], truth) for one in shown]
+            if spacing:
+                for score, one in zip(scores, shown):
+                    pair = one["label"], truth, spacing
+                    score |= metrics.compare(*pair) | biometry.compare(*pair)
             report.strip(output / "strips" / name / f"{case.name}.png", pixels, shown, kept, case.name, truth=truth)
             with files.replacing(file) as path:
                 entry = {"settings": settings, "kept": kept, "scores": scores}

@@ -1,4 +1,5 @@
 import csv
+import dataclasses
 import functools
 import json
 
@@ -6,7 +7,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from tf_autoctx import errors, report
+from tf_autoctx import biometry, errors, metrics, report
 from tf_autoctx.data import datasets
 from tf_autoctx.systems import evaluation
 
@@ -75,6 +76,49 @@ def test_one_structure(tmp_path, capsys):
     rows = evaluation.evaluate(cases, segment, tmp_path / "evaluation", {"head": 1}, read, [])
     assert [row["DSC_percent"] for row in rows] == pytest.approx([75, 75])
     assert report.table(rows) in capsys.readouterr().out
+
+
+def disc(radius):
+    """A volume of 2 x 64 x 64 voxels with a disc in the second slice."""
+    y, x = np.ogrid[-31.5:32, -31.5:32]
+    return np.stack([np.zeros((64, 64)), np.hypot(y, x) <= radius]).astype(np.uint8)
+
+
+def test_what_is_measured_stands_beside_the_truth(tmp_path, capsys):
+    """Heads of radius 20, 24 and 15 mm, the first two of one fetus: 1 mm too large, 1 mm too large, and missed."""
+    found = {20: 21, 24: 25, 15: 0}
+    radius = lambda voxels: round((voxels.sum() / np.pi) ** 0.5)
+    segment = lambda voxels: {"exact": {"label": voxels}, "level 2": {"label": disc(found[radius(voxels)])}}
+    cases = [case(tmp_path, f"c{radius}", disc(radius)) for radius in found]
+    cases[:2] = (dataclasses.replace(one, group="twice") for one in cases[:2])
+    folder = tmp_path / "evaluation"
+    rows = evaluation.evaluate(cases, segment, folder, {"head": 1}, read, measure=biometry.compare)
+
+    exact, (first, second, missed) = rows[:3], rows[3:]
+    assert [row["HC_error_mm"] for row in exact] == [0, 0, 0]
+    assert first["truth_BPD_mm"] == pytest.approx(40, abs=0.3) and first["BPD_error_mm"] == pytest.approx(2, abs=0.3)
+    assert second["OFD_mm"] == pytest.approx(50, abs=0.3) and second["HC_error_mm"] == pytest.approx(2 * np.pi, abs=1)
+    assert missed["volume_mL"] == 0 and np.isnan(missed["BPD_mm"]) and missed["truth_BPD_mm"] == exact[2]["BPD_mm"] > 29
+
+    # The table of the scores is as it was, and what was written is read again.
+    text = capsys.readouterr().out
+    assert report.table(rows) in text and "BPD error (mm)" not in report.table(rows)
+    errors_alone = report.table(rows, ("BPD_error", "OFD_error", "HC_error"))
+    assert errors_alone in text and "DSC" not in errors_alone
+    again = report.read(folder)
+    assert again[0] == rows[0] and report.summarize(again)["methods"]["level 2"]["head"]["n_missed"] == 1
+    names = {path.stem for path in folder.glob("*_m*.png")}
+    assert names == {f"agreement_{name}" for name in ("volume_mL", "BPD_mm", "OFD_mm", "HC_mm")} | {
+        "repeatability_volume_mL"
+    }
+
+
+def test_biometry_needs_millimetres():
+    assert evaluation.scores(disc(9), disc(9), None, {"head": 1}, biometry.compare) == [
+        {"structure": "head", **metrics.compare(disc(9), disc(9))}
+    ]
+    (false,) = evaluation.scores(disc(9), disc(0), (1, 1, 1), {"head": 1}, biometry.compare)
+    assert false["volume_mL"] > 0 and np.isnan(false["BPD_mm"]) and np.isnan(false["HC_error_mm"])
 
 
 def test_an_organ_that_was_missed_counts_as_0():

@@ -2,6 +2,8 @@ import time
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
+from scipy import ndimage
 from scipy.spatial import distance
 
 from tf_autoctx import metrics
@@ -79,6 +81,68 @@ def test_distances_equal_brute_force(spacing, seed):
     swapped = metrics.compare(b, a, spacing)
     for symmetric in ("DSC_percent", "Conf_percent", "Jacc_percent", "Adb_mm", "Hdb_mm", "Hdb95_mm"):
         assert swapped[symmetric] == pytest.approx(scores[symmetric])
+
+
+def random_mask(rng, kind, shape):
+    """A small object: "ragged" parts that touch the border, "inside" away from it, a "cavity" or one "voxel"."""
+    mask = np.zeros(shape, bool)
+    if kind == "voxel":
+        mask[tuple(rng.integers(shape))] = True
+    elif kind == "cavity":
+        mask[tuple(slice(rng.integers(1, 3), n - rng.integers(0, 3)) for n in shape)] = True
+        mask[tuple(slice(3, n - 3 + rng.integers(2)) for n in shape)] = False
+    else:
+        texture = ndimage.gaussian_filter(rng.normal(size=shape), 1.0)
+        mask = texture >= np.quantile(texture, rng.uniform(0.4, 0.8))
+        if kind == "inside":
+            mask &= ~metrics.surface(np.ones(shape, bool))
+            mask[tuple(n // 2 for n in shape)] = True
+    return mask
+
+
+def itk_surface(image):
+    """Boundary voxels of a mask by SimpleITK's erosion; outside the image is background."""
+    padded = sitk.ConstantPad(image, [1] * image.GetDimension(), [1] * image.GetDimension(), 0)
+    surface = padded - sitk.BinaryErode(padded, [1] * image.GetDimension(), sitk.sitkCross)
+    return sitk.RegionOfInterest(surface, image.GetSize(), [1] * image.GetDimension())
+
+
+@pytest.mark.parametrize("dimensions", [2, 3])
+def test_scores_agree_with_simpleitk_and_brute_force(dimensions):
+    rng, kinds = np.random.default_rng(dimensions), ("ragged", "inside", "cavity", "voxel")
+    touching = hollow = 0
+    for number in range(200):
+        shape, spacing = rng.integers(8, 14, dimensions), rng.uniform(0.3, 2.5, dimensions)
+        masks = [random_mask(rng, kinds[k % 4], shape) for k in (number, number // 4)]
+        scores = metrics.compare(*masks, spacing)
+        touching += any((mask & metrics.surface(np.ones(shape, bool))).any() for mask in masks)
+        hollow += any((ndimage.binary_fill_holes(mask) & ~mask).any() for mask in masks)
+
+        pair = [sitk.GetImageFromArray(mask.astype(np.uint8)) for mask in masks]
+        for image in pair:
+            image.SetSpacing(spacing[::-1].tolist())
+        overlap, swapped = sitk.LabelOverlapMeasuresImageFilter(), sitk.LabelOverlapMeasuresImageFilter()
+        overlap.Execute(*pair)
+        swapped.Execute(*reversed(pair))
+        expected = {
+            "DSC_percent": 100 * overlap.GetDiceCoefficient(),
+            "Jacc_percent": 100 * overlap.GetJaccardCoefficient(),
+            "precision_percent": 100 * (1 - swapped.GetFalseNegativeError()),
+            "recall_percent": 100 * (1 - overlap.GetFalseNegativeError()),
+        }
+
+        # Its Hausdorff distance is that of filled objects: the surfaces alone make it one of surfaces.
+        surfaces = [itk_surface(image) for image in pair]
+        hausdorff = sitk.HausdorffDistanceImageFilter()
+        hausdorff.Execute(*surfaces)
+        table = distance.cdist(*(np.argwhere(sitk.GetArrayViewFromImage(surface)) * spacing for surface in surfaces))
+        directed = table.min(axis=1), table.min(axis=0)
+        expected["Adb_mm"] = np.mean([distances.mean() for distances in directed])
+        expected["Hdb_mm"] = max(distances.max() for distances in directed)
+        expected["Hdb95_mm"] = max(np.percentile(distances, 95) for distances in directed)
+        assert expected["Hdb_mm"] == pytest.approx(hausdorff.GetHausdorffDistance(), abs=1e-6)
+        assert {name: scores[name] for name in expected} == pytest.approx(expected, abs=1e-6)
+    assert touching > 50 and hollow > 50
 
 
 def test_an_inner_cavity_and_the_edge_of_the_array_have_a_surface():
@@ -182,6 +246,14 @@ def test_paired_comparison():
     assert np.isnan(metrics.paired([INF], [1])["p"])
     with pytest.raises(ValueError, match=r"\(3,\).*\(1,\)"):
         metrics.paired([1, 2, 3], [1])
+
+
+def test_holm():
+    """Four tests: 4 x 0.005, 3 x 0.01, 2 x 0.03, and 1 x 0.04, which is below the one before it."""
+    assert metrics.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert metrics.holm([0.5, np.nan, 0.02]) == pytest.approx([0.5, np.nan, 0.04], nan_ok=True)
+    assert metrics.holm([0.7, 0.6]) == pytest.approx([1, 1])
+    assert metrics.holm([]).shape == (0,)
 
 
 @pytest.mark.filterwarnings("error")

@@ -166,6 +166,31 @@ def test_the_published_order_sees_what_the_term_before_left():
     assert any((a != b).any() for a, b in zip(*ends))
 
 
+def test_the_sum_of_terms_has_one_optimizer():
+    """By hand: Adam on the sum of all generator terms, of the networks that they update between them."""
+    given, order = batch(), dataclasses.replace(ONCE, update_order="summed")
+    found, alone = networks(), networks()
+    plan = self_play.groups(found, order, online=True)
+    optimizers, iteration = self_play.updates(found, plan, order, SETTINGS, online=True)
+    assert set(optimizers) == {"generators", *renderer.DISCRIMINATORS}
+    seen = iteration(given)
+    assert set(seen) == {*self_play.ONLINE, "loss"}
+
+    generators = [term for term in self_play.ONLINE if term not in renderer.DISCRIMINATORS]
+    segmentor = alone["segmentor"]
+    main = keras.Model(segmentor.input, segmentor.output["logits"]).trainable_variables  # no term reaches the others
+    variables = [*alone["renderer"].trainable_variables, *main]
+    with tf.GradientTape() as tape:
+        evaluation = self_play.Evaluation(alone, given, training=False)
+        total = sum(tf.reduce_mean(evaluation.losses(term, order)) for term in generators)
+    gradients = tape.gradient(total, [variable.value for variable in variables])
+    keras.optimizers.Adam(SETTINGS.learning_rate, beta_1=SETTINGS.beta_1).apply(gradients, variables)
+    for name in ("renderer", "segmentor"):
+        for mine, expected in zip(weights(found)[name], weights(alone)[name]):
+            np.testing.assert_allclose(mine, expected, atol=1e-5)
+    assert float(seen["loss"]) == pytest.approx(sum(float(seen[term]) for term in self_play.ONLINE), rel=1e-5)
+
+
 def test_batch_norm_has_moving_statistics_online():
     given = batch()
     for online_ in (False, True):

@@ -137,6 +137,47 @@ def test_dice_table_of_the_paper_fits():
     assert cells(text)["level 1", "SD"] == ["16.67"] * 7 + ["16.67"]
 
 
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures that were written."""
+    figures, savefig = [], Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: figures.append(self) or savefig(self, *a, **k))
+    return figures
+
+
+def test_agreement_figure(tmp_path, drawn):
+    """Differences of 1, 2, 3 and 4 have a mean of 2.5 and an SD of 1.29; the fifth pair is not finite."""
+    report.agreement(tmp_path / "a.png", [11, 22, 33, 44, 50], [10, 20, 30, 40, np.nan], "head volume (mL)")
+    assert png.imread(tmp_path / "a.png").shape[:2] == (500, 1100) and len(list(tmp_path.iterdir())) == 1
+    identity, bland_altman = drawn[0].axes
+    np.testing.assert_array_equal(identity.collections[0].get_offsets(), [[10, 11], [20, 22], [30, 33], [40, 44]])
+    np.testing.assert_array_equal(identity.lines[0].get_xydata(), [[10, 10], [44, 44]])
+    assert identity.get_legend().get_title().get_text() == "r = 1.000, 4 cases"
+    np.testing.assert_array_equal(bland_altman.collections[0].get_offsets()[0], [10.5, 1])
+    assert [line.get_ydata()[0] for line in bland_altman.lines] == pytest.approx([0, 5.03, 2.5, -0.03], abs=0.01)
+    assert [text.get_text() for text in bland_altman.texts] == ["+1.96 SD\n5.03", "bias\n2.50", "-1.96 SD\n-0.03"]
+    with pytest.raises(ValueError, match="1 finite pair"):
+        report.agreement(tmp_path / "b.png", [1, 2], [1, np.inf], "one")
+
+
+def test_repeatability_figure(tmp_path, drawn):
+    """Two scans 2 mL apart have an SD of 1.41 mL; a patient of one scan has none."""
+    groups = ["a", "a", "b", "b", "once"]
+    report.repeatability(
+        tmp_path / "a.png", {"truth": [5, 5, 6, 6, 7], "level 1": [4, 6, 9, 9, 9]}, groups, "volume (mL)"
+    )
+    (ax,) = drawn[0].axes
+    assert [label.get_text() for label in ax.get_xticklabels()] == [
+        "truth\nmean 0.00\n0.00 to 0.00",
+        "level 1\nmean 0.71\n0.00 to 1.41",
+    ]
+    points = [found.get_offsets()[:, 1].tolist() for found in ax.collections]
+    assert points == [[0, 0], pytest.approx([2**0.5, 0])]
+    assert ax.get_ylabel() == "SD within a group (groups: 2)" and (tmp_path / "a.png").exists()
+    with pytest.raises(ValueError, match="second scan"):
+        report.repeatability(tmp_path / "b.png", {"level 1": [1, 2]}, ["a", "b"], "volume (mL)")
+
+
 def test_a_case_twice_is_refused(results):
     for function in (report.summarize, report.dice_table):
         with pytest.raises(ValueError, match="level 1, head, case_0"):

@@ -169,6 +169,23 @@ def paired(a, b):
     }
 
 
+def holm(p_values):
+    """p values corrected for the number of tests by the step-down procedure of Holm 1979.
+
+    The k-th smallest of m is multiplied by m - k + 1, but is never below a smaller one's, nor above 1.
+
+    Args:
+      p_values: (tests,). NaN, a test that could not be made, stays and does not count.
+
+    Returns:
+      (tests,) float.
+    """
+    p = np.asarray(p_values, float)
+    corrected, rank = np.full_like(p, np.nan), np.argsort(p)[: np.count_nonzero(~np.isnan(p))]  # NaN come last
+    corrected[rank] = np.minimum(1, np.maximum.accumulate(p[rank] * np.arange(len(rank), 0, -1)))
+    return corrected
+
+
 def agreement(measured, truth):
     """Agreement of a measurement with its reference over a test set; pairs that are not finite are left out.
 

@@ -115,7 +115,7 @@ def summarize(rows, pairs=None):
 
 def table(rows, columns=COLUMNS, pairs=None):
     """The results as plain text: mean and SD per method, the confidence interval on the line below, and for every pair of
-    methods a line that compares their DSC.
+    methods a line that compares their DSC, if it is a column.
 
     Args:
       rows, pairs: see `summarize`.
@@ -144,7 +144,7 @@ def table(rows, columns=COLUMNS, pairs=None):
         text.append("  ".join(cells).rstrip())
     rule = "-" * max(map(len, text))
     text = [text[0], rule, *text[1:], rule]
-    return "\n".join([*text, *NOTES, *comparisons(summary)])
+    return "\n".join([*text, *NOTES, *(comparisons(summary) if "DSC" in columns else [])])
 
 
 def headings(rows, columns=COLUMNS):
@@ -405,6 +405,86 @@ def before_and_after(path, images, title):
         figure.savefig(partial, format="png", dpi=100)
 
 
+def agreement(path, measured, truth, title):
+    """Draws how a measurement agrees with its reference (Yang et al. 2019, figure 8): the one over the other with the
+    line of identity, and Bland and Altman's plot, their difference over their mean.
+
+    Args:
+      path: of the PNG, which appears whole or not at all.
+      measured, truth: for example volumes, (cases,), in the same order; pairs that are not finite are left out.
+      title: of the figure; it names the unit.
+
+    Raises:
+      ValueError: the two differ in length, or there are fewer than two pairs.
+      UserError: the file cannot be written.
+    """
+    found = metrics.agreement(measured, truth)
+    if found["n"] < 2:
+        raise ValueError(f"{found['n']} finite pairs; expected two or more.")
+    pairs = np.stack([measured, truth]).astype(float)
+    measured, truth = pairs[:, np.isfinite(pairs).all(axis=0)]
+    figure = Figure(figsize=(11, 5), layout="constrained")
+    identity, bland_altman = figure.subplots(1, 2)
+
+    ends = [min(measured.min(), truth.min()), max(measured.max(), truth.max())]
+    identity.plot(ends, ends, color=GREY, linestyle="dashed", label="identity")
+    identity.scatter(truth, measured, color=PALETTE[4], alpha=0.7)
+    identity.set(xlabel="truth", ylabel="measured", aspect="equal")
+    identity.legend(title=f"r = {found['pearson_r']:.3f}, {found['n']} cases")
+
+    bland_altman.scatter((measured + truth) / 2, measured - truth, color=PALETTE[4], alpha=0.7)
+    bland_altman.axhline(0, color=GREY, linestyle="dashed")
+    bland_altman.set(xlabel="mean of measured and truth", ylabel="measured - truth")
+    bland_altman.margins(y=0.1)
+    beside = {"transform": bland_altman.get_yaxis_transform(), "color": PALETTE[5], "va": "center"}
+    for y, name, style in (
+        (found["limit_high"], "+1.96 SD", "dotted"),
+        (found["bias"], "bias", "solid"),
+        (found["limit_low"], "-1.96 SD", "dotted"),
+    ):
+        bland_altman.axhline(y, color=PALETTE[5], linestyle=style)
+        bland_altman.text(1.01, y, f"{name}\n{y:.2f}", **beside)
+    for ax in (identity, bland_altman):
+        ax.grid(alpha=0.3)
+    figure.suptitle(title)
+    with replacing(path) as partial:
+        figure.savefig(partial, format="png", dpi=100)
+
+
+def repeatability(path, values_by_method, groups, title):
+    """Draws how far repeated measurements lie apart (Yang et al. 2019, figure 9 and section 3.2): the SDs of all groups
+    as a box a method, with a point a group.
+
+    Args:
+      path: of the PNG, which appears whole or not at all.
+      values_by_method: {method: finite measurements, for example volumes, (scans,)}.
+      groups: what was measured, for example the patient, (scans,). A group of one scan is left out.
+      title: of the figure; it names the unit.
+
+    Raises:
+      ValueError: a method's values and the groups differ in length, or no group has a second scan.
+      UserError: the file cannot be written.
+    """
+    found = {method: metrics.repeatability(values, groups) for method, values in values_by_method.items()}
+    spread = [list(one["sd"].values()) for one in found.values()]
+    if not any(spread):
+        raise ValueError("no group has a second scan; expected at least one.")
+    figure = Figure(figsize=(2.5 + 2 * len(found), 5), layout="constrained")
+    ax = figure.subplots()
+    names = [
+        f"{method}\nmean {{mean:.2f}}\n{{min:.2f}} to {{max:.2f}}".format_map(one) for method, one in found.items()
+    ]
+    ax.boxplot(spread, widths=0.5, showfliers=False, medianprops={"color": PALETTE[5]})
+    ax.set_xticks(range(1, len(found) + 1), names)
+    for number, values in enumerate(spread, start=1):
+        aside = np.linspace(-0.12, 0.12, len(values))  # a group stands at the same place in every box
+        ax.scatter(number + aside, values, color=PALETTE[4], alpha=0.6, s=16, zorder=3)
+    ax.set(title=title, ylabel=f"SD within a group (groups: {len(spread[0])})", ylim=(0, None))
+    ax.grid(axis="y", alpha=0.3)
+    with replacing(path) as partial:
+        figure.savefig(partial, format="png", dpi=100)
+
+
 def history(path, epochs, title):
     """Draws how a training went, epoch by epoch: loss, validation DSC, and the time of a step with its wait for data.
 
@@ -480,7 +560,10 @@ def _metric_names(rows):
 
 
 def _sizes(row):
-    """Size of the prediction and of the truth: volume_mL and truth_volume_mL, or what stands for them in 2D."""
+    """Size of the prediction and of the truth: volume_mL and truth_volume_mL, or what stands for them in 2D.
+
+    They come before everything else that is measured of both.
+    """
     name = next(name for name in row if name.startswith("truth_"))
     return row[name.removeprefix("truth_")], row[name]
 

@@ -39,8 +39,8 @@ def held_out(cases, read):
     return test
 
 
-def scores(prediction, truth, spacing, structures):
-    """Scores of every structure of a case: a list of {"structure", **`metrics.compare`}.
+def scores(prediction, truth, spacing, structures, measure=None):
+    """Scores of every structure of a case: a list of {"structure", **`metrics.compare`, **`measure`}.
 
     A structure that the truth lacks has no overlap and no distance: a 100 % for finding nothing would flatter the mean,
     a 0 % for a stray voxel would weigh as much as an organ that was missed. Where nothing was predicted either, it has
@@ -50,12 +50,15 @@ def scores(prediction, truth, spacing, structures):
       prediction, truth: integer labels of equal shape, (depth, height, width) or (height, width).
       spacing: (z, y, x) or (y, x) in mm; None measures in pixels.
       structures: {name: label value}.
+      measure: further scores of (mask, true mask, spacing), as `biometry.compare` gives them; only where there are mm.
     """
     found = []
     for name, value in structures.items():
         mask, true_mask = prediction == value, truth == value
         if true_mask.any() or mask.any():
             score = metrics.compare(mask, true_mask, spacing)
+            if measure and spacing is not None:
+                score |= measure(mask, true_mask, spacing)
             if not true_mask.any():
                 sizes = ("volume_mL", "area_mm2", "area_pixel")
                 score = {key: number if key.endswith(sizes) else np.nan for key, number in score.items()}
@@ -63,10 +66,13 @@ def scores(prediction, truth, spacing, structures):
     return found
 
 
-def evaluate(cases, segment, directory, structures, read, trained=(), window=(-np.inf, np.inf)):
+def evaluate(cases, segment, directory, structures, read, trained=(), window=(-np.inf, np.inf), measure=None):
     """Scores methods on cases and prints the table.
 
     Writes cases.csv, summary.json, a picture a case (last method), and in views/ what `html_report` shows of it.
+
+    What is measured is drawn too, for the cases that have the structure: agreement of the last method with the truth,
+    and where groups have several scans, the spread of their volumes or areas (Yang et al. 2019, figures 8 and 9).
 
     Args:
       cases: `datasets.Case`s with labels.
@@ -77,6 +83,7 @@ def evaluate(cases, segment, directory, structures, read, trained=(), window=(-n
       read: `datasets.Case` -> (sitk.Image, labels), as `datasets.read_case` does.
       trained: spacing of the training cases, see `caching.warn_of_spacing`; empty where it does not matter.
       window: range of intensities that the pictures show.
+      measure: see `scores`, for a system of one structure; None draws nothing.
 
     Returns:
       Rows of `report`: method by method, structure by structure, case by case.
@@ -92,7 +99,7 @@ def evaluate(cases, segment, directory, structures, read, trained=(), window=(-n
         answers = segment(voxels)
         for method, answer in answers.items():
             prediction = np.asarray(answer["label"])
-            for score in scores(prediction, truth, spacing, structures):
+            for score in scores(prediction, truth, spacing, structures, measure):
                 row = {"method": method, "case": case.name, "group": case.group, **score}
                 methods.setdefault(method, []).append(row)
         shown = np.clip(voxels, *window)
@@ -104,4 +111,26 @@ def evaluate(cases, segment, directory, structures, read, trained=(), window=(-n
     rows = [row for found in methods.values() for row in sorted(found, key=lambda row: order.index(row["structure"]))]
     report.write(rows, directory)
     print(report.table(rows) if len(structures) == 1 else report.dice_table(rows))
+    if measure:
+        _draw_measurements(methods, directory)
     return rows
+
+
+def _draw_measurements(methods, directory):
+    """Prints the errors in mm of {method: rows} and draws agreement and repeatability, see `evaluate`."""
+    rows = [row for scored in methods.values() for row in scored]
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    if errors := [name.removesuffix("_mm") for name in columns if name.endswith("_error_mm")]:
+        print("\n" + report.table(rows, errors))
+    last = list(methods)[-1]
+    for name in (name for name in columns if f"truth_{name}" in columns):
+        # Every method has a row for every case that has the structure.
+        found = {m: [row for row in scored if row.get(f"truth_{name}", 0) > 0] for m, scored in methods.items()}
+        truth, groups = ([row[key] for row in found[last]] for key in (f"truth_{name}", "group"))
+        values = {m: [row[name] for row in scored] for m, scored in found.items()}
+        title = "{0[0]} ({0[2]})".format(name.rpartition("_"))
+        if np.count_nonzero(np.isfinite(values[last])) > 1:
+            report.agreement(directory / f"agreement_{name}.png", values[last], truth, f"{title}, {last}")
+        if name.startswith(("volume", "area")) and len(set(groups)) < len(groups):
+            path = directory / f"repeatability_{name}.png"
+            report.repeatability(path, {"truth": truth, **values}, groups, f"{title} of repeated scans")

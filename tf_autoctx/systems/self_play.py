@@ -2,7 +2,7 @@
 loss terms, which networks each updates, and in what order (Yang et al. 2018, sections 2.2-2.3).
 
 An iteration is a list of groups of terms. The terms of a group see one evaluation of the networks and all have their
-gradients at the same weights; then each term's own optimizer takes its step.
+gradients at the same weights; then the optimizers take their steps, one a term or one for the sum of some.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ from tf_autoctx.systems import caching, renderer, stages
 from tf_autoctx.systems.renderer import DISCRIMINATORS
 from tf_autoctx.training import loop, runs
 
-ORDERS = ("shared", "published")
+ORDERS = ("summed", "shared", "published")
 
 # {term: networks that it updates}, in the order of the authors' code. A term of a discriminator's name is the
 # discriminator's own loss.
@@ -52,9 +52,10 @@ class Objective:
     Attributes:
       rendering_weight, rendering_aux_weight: alpha of equation 1, main answer and side branch.
       dice_weight: see `losses.HybridLoss`.
-      update_order: "shared": the networks are evaluated once for all terms of an update; "published": term after term,
-        each at the weights that the one before left, as often as in the authors' code.
-      generator_updates: updates of renderer and segmentor per update of the discriminators, in the order "shared".
+      update_order: "summed": the networks are evaluated once for all terms of an update, and one optimizer takes the sum of
+        those of renderer and segmentor (equation 5); "shared": the same evaluation, and an optimizer a term;
+        "published": term after term, each at the weights that the one before left, as often as in the authors' code.
+      generator_updates: updates of renderer and segmentor per update of the discriminators, unless "published".
     """
 
     rendering_weight: float
@@ -143,7 +144,7 @@ def groups(names, objective, online=False):
 
 
 def updates(networks, plan, objective, settings, online=False):
-    """The optimizers of all terms, and one iteration of updates.
+    """The optimizers, and one iteration of updates.
 
     Args:
       networks: {name: network}.
@@ -153,9 +154,13 @@ def updates(networks, plan, objective, settings, online=False):
       online: whether the networks are those of `ONLINE`, with moving statistics in batch norm.
 
     Returns:
-      ({term: optimizer}, batch -> {term: mean loss at its last update, "loss": their sum}).
+      ({name: optimizer}, batch -> {term: mean loss at its last update, "loss": their sum}).
     """
     updated = ONLINE if online else TRAINING
+    summed = objective.update_order == "summed"
+
+    def optimizer_of(term):
+        return "generators" if summed and term not in DISCRIMINATORS else term
 
     def reached(term, name):
         # Side branches learn from their own network's loss alone.
@@ -163,11 +168,12 @@ def updates(networks, plan, objective, settings, online=False):
         network = network if term == own else keras.Model(network.input, network.output[answer])
         return network.trainable_variables
 
-    variables = {
-        term: [variable for name in updated[term] if name in networks for variable in reached(term, name)]
-        for term in dict.fromkeys(term for group in plan for term in group)
-    }
-    optimizers = {term: loop.adam(settings, found) for term, found in variables.items()}
+    variables = {}  # of every optimizer, each once: {name: {id: variable}}
+    for term in (term for group in plan for term in group):
+        found = [variable for name in updated[term] if name in networks for variable in reached(term, name)]
+        variables.setdefault(optimizer_of(term), {}).update({id(variable): variable for variable in found})
+    variables = {name: list(found.values()) for name, found in variables.items()}
+    optimizers = {name: loop.adam(settings, found) for name, found in variables.items()}
 
     def iteration(batch):
         seen = {}
@@ -175,7 +181,11 @@ def updates(networks, plan, objective, settings, online=False):
             evaluation = Evaluation(networks, batch, training=not online)
             seen |= loop.minimize(
                 {
-                    term: (optimizers[term], variables[term], functools.partial(evaluation.losses, term, objective))
+                    term: (
+                        optimizers[optimizer_of(term)],
+                        variables[optimizer_of(term)],
+                        functools.partial(evaluation.losses, term, objective),
+                    )
                     for term in group
                 }
             )

@@ -54,30 +54,32 @@ class Stage:
 
 
 def minimize(terms):
-    """One update by each of some loss terms, all at the weights before, under any strategy and precision.
+    """One update by each of some optimizers, all at the weights before, under any strategy and precision.
 
     Args:
-      terms: {name: (optimizer, variables, losses)}: a Keras optimizer of the term's own (a `LossScaleOptimizer` scales
-        the loss), the list of variables that it updates, and () -> (batch,) float32, this replica's loss of each of its
-        samples.
+      terms: {name: (optimizer, variables, losses)}: a Keras optimizer (a `LossScaleOptimizer` scales the loss), the list
+        of variables that it updates, and () -> (batch,) float32, this replica's loss of each of its samples. Of terms
+        that share an optimizer, it takes the sum.
 
     Returns:
       {name: mean loss of this replica, scalar float32}.
     """
-    means, scaled = {}, {}
+    means, sums = {}, {}  # by term, by optimizer
     with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
         for variable in (variable for _, variables, _ in terms.values() for variable in variables):
             tape.watch(variable.value)
-        for name, (optimizer, _, losses) in terms.items():
+        for name, (optimizer, variables, losses) in terms.items():
             means[name] = tf.reduce_mean(losses())
             # Keras sums the gradients of all replicas.
-            scaled[name] = optimizer.scale_loss(means[name] / tf.distribute.get_strategy().num_replicas_in_sync)
-    gradients = {
-        name: tape.gradient(scaled[name], [variable.value for variable in variables])
-        for name, (_, variables, _) in terms.items()
-    }
-    for name, (optimizer, variables, _) in terms.items():
-        optimizer.apply(gradients[name], variables)
+            scaled = optimizer.scale_loss(means[name] / tf.distribute.get_strategy().num_replicas_in_sync)
+            _, _, before = sums.get(id(optimizer), (None, None, 0.0))
+            sums[id(optimizer)] = optimizer, variables, before + scaled
+    updates = [
+        (optimizer, tape.gradient(scaled, [variable.value for variable in variables]), variables)
+        for optimizer, variables, scaled in sums.values()
+    ]
+    for optimizer, gradients, variables in updates:
+        optimizer.apply(gradients, variables)
     return means
 
 

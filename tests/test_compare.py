@@ -1,0 +1,109 @@
+import csv
+import importlib
+
+import numpy as np
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+
+from tf_autoctx import errors, metrics, report
+
+LABELS = ("method", "against", "structure", "metric")
+
+
+def evaluation(folder, method="level 1", gain=0, cases=range(8), structures=("head",), truth=100.0):
+    """Writes an evaluation of eight cases whose DSC is 80, 81, ... % and whose Hdb is 10 mm, with a gain on both."""
+    rows = []
+    for structure in structures:
+        for case in cases:
+            row = {"method": method, "case": f"case_{case}", "group": "", "structure": structure}
+            row |= {"DSC_percent": 80.0 + case + gain * (case + 1), "Hdb_mm": 10.0 - gain if case else np.inf}
+            rows.append(row | {"volume_mL": truth + gain, "truth_volume_mL": truth, "volume_error_percent": abs(gain)})
+    report.write(rows, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def script():
+    """The script as a module; its flags are gone when other tests parse theirs."""
+    before = set(flags.FLAGS)
+    yield importlib.import_module("eval.compare")
+    for name in set(flags.FLAGS) - before:
+        delattr(flags.FLAGS, name)
+
+
+@pytest.fixture
+def compare(script):
+    def run(output, *folders):
+        with flagsaver.flagsaver():
+            flags.FLAGS(["compare.py", f"--output={output}", f"--evaluations={','.join(map(str, folders))}"])
+            errors.in_one_sentence(script.main)([])
+
+    return run
+
+
+def read(folder):
+    with open(folder / "comparison.csv", newline="") as file:
+        return [
+            {name: value if name in LABELS else float(value) for name, value in row.items()}
+            for row in csv.DictReader(file)
+        ]
+
+
+def test_paired_differences(compare, tmp_path, capsys):
+    """Eight gains of 1 to 8 points: all signs alike, so p = 2 / 2^8; of seven finite distances each is 1 mm better."""
+    a = evaluation(tmp_path / "a" / "evaluation", cases=[*range(8), 20])
+    b = evaluation(tmp_path / "b" / "evaluation", gain=1)
+    compare(tmp_path / "out", a, b)
+    dsc, hdb, volume = read(tmp_path / "out")
+    assert [dsc[name] for name in LABELS] == ["b, level 1", "a, level 1", "head", "DSC_percent"]
+    assert (dsc["n"], dsc["mean_difference"], dsc["p"]) == (8, 4.5, pytest.approx(2 / 2**8))
+    gains = metrics.summarize(np.arange(1, 9))
+    assert (dsc["ci_low"], dsc["ci_high"]) == (gains["ci_low"], gains["ci_high"])
+    assert (hdb["metric"], hdb["n"], hdb["mean_difference"]) == ("Hdb_mm", 7, -1)
+    assert hdb["p"] == pytest.approx(2 / 2**7) and volume["p"] == pytest.approx(2 / 2**8)
+    assert volume["metric"] == "volume_error_percent"  # volume_mL is no score
+    # Three tests: 3 x 2 / 2^8, 2 x 2 / 2^8 (no less than the one before), 1 x 2 / 2^7 (likewise).
+    assert [row["p_holm"] for row in (dsc, volume, hdb)] == pytest.approx([6 / 2**8] * 3)
+    text = (tmp_path / "out" / "table.txt").read_text()
+    assert capsys.readouterr().out == text and "b, level 1 against a, level 1, head" in text
+    (line,) = (line.split() for line in text.splitlines() if "DSC_percent" in line)
+    assert line[:3] == ["DSC_percent", "8", "+4.500"] and line[-2:] == ["0.0078", "0.0234"]
+
+
+def test_all_pairs_of_evaluations(compare, tmp_path):
+    folders = [
+        evaluation(tmp_path / name, name, gain, structures=("a", "b")) for name, gain in (("x", 0), ("y", 1), ("z", 2))
+    ]
+    rows = report.read(folders[2])
+    report.write(rows + [row | {"method": "z again"} for row in rows], folders[2])
+    compare(tmp_path / "out", *folders)
+    pairs = [(row["method"], row["against"], row["structure"]) for row in read(tmp_path / "out")]
+    expected = [("y", "x"), ("z", "x"), ("z again", "x"), ("z", "y"), ("z again", "y")]
+    assert list(dict.fromkeys(pairs)) == [(*pair, structure) for pair in expected for structure in "ab"]
+
+
+@pytest.mark.parametrize(
+    "others, told",
+    [
+        (["a"], "expected folders of runs with different names"),
+        (["nowhere"], "nowhere/cases.csv: no such file"),
+        (["apart"], "apart: no case in common"),
+        (["seed"], "seed, case_0, head: truth_volume_mL is 120, in"),
+        (["below/a"], "expected folders of runs with different names"),
+    ],
+)
+def test_bad_input_is_one_sentence(others, told, compare, tmp_path, capsys):
+    evaluation(tmp_path / "a")
+    evaluation(tmp_path / "apart", cases=range(20, 28))
+    evaluation(tmp_path / "seed", truth=120.0)
+    evaluation(tmp_path / "below" / "a")
+    with pytest.raises(SystemExit, match="1"):
+        compare(tmp_path / "out", tmp_path / "a", *(tmp_path / name for name in others))
+    assert told in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_one_evaluation_is_none_to_compare(compare, tmp_path):
+    with pytest.raises(flags.IllegalFlagValueError, match="at least two folders"):
+        compare(tmp_path / "out", evaluation(tmp_path / "a"))
