@@ -1,5 +1,6 @@
 """How tests run scripts and exports: as a user, or a server, does."""
 
+import contextlib
 import importlib
 import pathlib
 import subprocess
@@ -34,6 +35,22 @@ def main(name, *arguments):
             errors.in_one_sentence(module.main)([])
     finally:
         keras.config.set_dtype_policy(policy)
+
+
+@contextlib.contextmanager
+def evaluation(name):
+    """A script of eval/ as a module; the flags that training scripts share are away meanwhile, and its own afterwards."""
+    module = "tf_autoctx.training.flags"
+    shared = list(flags.FLAGS.get_flags_for_module(module))
+    for flag in shared:
+        delattr(flags.FLAGS, flag.name)
+    before = set(flags.FLAGS)
+    yield importlib.import_module(f"eval.{name}")
+    for flag in set(flags.FLAGS) - before:
+        delattr(flags.FLAGS, flag)
+    for flag in shared:
+        flags.FLAGS[flag.name] = flag
+        flags.FLAGS.register_flag_by_module(module, flag)  # `delattr` forgot it there
 
 
 def script(name, *arguments):

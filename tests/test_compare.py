@@ -1,8 +1,8 @@
 import csv
-import importlib
 
 import numpy as np
 import pytest
+import running
 from absl import flags
 from absl.testing import flagsaver
 
@@ -25,11 +25,8 @@ def evaluation(folder, method="level 1", gain=0, cases=range(8), structures=("he
 
 @pytest.fixture(scope="module")
 def script():
-    """The script as a module; its flags are gone when other tests parse theirs."""
-    before = set(flags.FLAGS)
-    yield importlib.import_module("eval.compare")
-    for name in set(flags.FLAGS) - before:
-        delattr(flags.FLAGS, name)
+    with running.evaluation("compare") as module:
+        yield module
 
 
 @pytest.fixture

@@ -1,10 +1,10 @@
-import importlib
 import json
 import re
 import shutil
 
 import numpy as np
 import pytest
+import running
 from absl import flags
 from absl.testing import flagsaver
 
@@ -20,11 +20,8 @@ SPLIT = {"data_dir": "", "validation_fraction": 0.0}
 
 @pytest.fixture(scope="module")
 def tables():
-    """The script as a module; its flags are gone when other tests parse theirs."""
-    before = set(flags.FLAGS)
-    yield importlib.import_module("eval.embryo_tables")
-    for name in set(flags.FLAGS) - before:
-        delattr(flags.FLAGS, name)
+    with running.evaluation("embryo_tables") as module:
+        yield module
 
 
 @pytest.fixture

@@ -1,4 +1,3 @@
-import importlib
 import json
 import pathlib
 import subprocess
@@ -6,6 +5,7 @@ import sys
 
 import numpy as np
 import pytest
+import running
 import SimpleITK as sitk
 from absl import flags
 from absl.testing import flagsaver
@@ -19,15 +19,8 @@ LABELS = {"1": "artery", "2": "liver"}
 
 @pytest.fixture(scope="module")
 def tables():
-    """The script as a module; its flags, which training scripts share in part, are gone when other tests parse theirs."""
-    before = {name: flags.FLAGS[name] for name in flags.FLAGS}
-    for name in {"data_dir"} & set(before):
-        delattr(flags.FLAGS, name)
-    yield importlib.import_module("eval.multi_organ_tables")
-    for name in set(flags.FLAGS) - (set(before) - {"data_dir"}):
-        delattr(flags.FLAGS, name)
-    if "data_dir" in before:
-        flags.FLAGS["data_dir"] = before["data_dir"]
+    with running.evaluation("multi_organ_tables") as module:
+        yield module
 
 
 @pytest.fixture

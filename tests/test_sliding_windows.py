@@ -1,7 +1,6 @@
 """The sliding-window peer of the embryo cascade: its windows, its training, and its script."""
 
 import functools
-import importlib
 import json
 import re
 import shutil
@@ -226,16 +225,8 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def script(run):
-    """The script as a module, without the flags of training scripts while it is used, and without its own after."""
-    before = {name: flags.FLAGS[name] for name in flags.FLAGS}
-    for name in {"steps"} & set(before):
-        delattr(flags.FLAGS, name)
-    yield importlib.import_module("eval.sliding_windows")
-    for name in set(flags.FLAGS) - (set(before) - {"steps"}):
-        delattr(flags.FLAGS, name)
-    if "steps" in before:
-        flags.FLAGS["steps"] = before["steps"]
-        flags.FLAGS.register_flag_by_module("tf_autoctx.training.flags", before["steps"])
+    with running.evaluation("sliding_windows") as module:
+        yield module
 
 
 @pytest.fixture
