@@ -136,15 +136,8 @@ def table(rows, columns=COLUMNS, pairs=None):
             means, intervals = zip(*map(spread, values))
             lines += [[method, *[structure] * several, *counts, *means], [*[""] * len(header), *intervals]]
 
-    widths = [max(map(len, column)) for column in zip(*lines)]
-    names = 1 + several  # columns of words are flush left, numbers flush right
-    text = []
-    for line in lines:
-        cells = [word.ljust(w) if i < names else word.rjust(w) for i, (word, w) in enumerate(zip(line, widths))]
-        text.append("  ".join(cells).rstrip())
-    rule = "-" * max(map(len, text))
-    text = [text[0], rule, *text[1:], rule]
-    return "\n".join([*text, *NOTES, *(comparisons(summary) if "DSC" in columns else [])])
+    text = aligned(lines, words=1 + several)
+    return "\n".join([text, *NOTES, *(comparisons(summary) if "DSC" in columns else [])])
 
 
 def headings(rows, columns=COLUMNS):
@@ -152,6 +145,22 @@ def headings(rows, columns=COLUMNS):
     found = [name for name in _metric_names(rows) if name.rpartition("_")[0] in columns]
     titles = ["{0[0]} ({0[2]})".format(name.rpartition("_")) for name in found]
     return dict(zip(found, (title.replace("_", " ").replace("percent", "%") for title in titles)))
+
+
+def aligned(lines, words=1):
+    """Lines of cells as plain text: the first between rules, the first `words` columns flush left, the others right."""
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    text = []
+    for line in lines:
+        cells = [cell.ljust(w) if i < words else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths))]
+        text.append("  ".join(cells).rstrip())
+    rule = "-" * max(map(len, text))
+    return "\n".join([text[0], rule, *text[1:], rule])
+
+
+def p_value(p):
+    """A p value in four digits."""
+    return "<0.0001" if p < 1e-4 else f"{p:.4f}"
 
 
 def spread(values):

@@ -112,11 +112,11 @@ def evaluate(cases, segment, directory, structures, read, trained=(), window=(-n
     report.write(rows, directory)
     print(report.table(rows) if len(structures) == 1 else report.dice_table(rows))
     if measure:
-        _draw_measurements(methods, directory)
+        draw_measurements(methods, directory)
     return rows
 
 
-def _draw_measurements(methods, directory):
+def draw_measurements(methods, directory):
     """Prints the errors in mm of {method: rows} and draws agreement and repeatability, see `evaluate`."""
     rows = [row for scored in methods.values() for row in scored]
     columns = list(dict.fromkeys(name for row in rows for name in row))

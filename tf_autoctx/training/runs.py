@@ -55,18 +55,9 @@ def open_run(directory, system, flags, fingerprint):
     }
     if (run / "config.json").exists():
         before = load_config(run)
-        differences = [
-            f"--{name} {before['flags'].get(name)!r} (now {value!r})"
-            for name, value in json.loads(json.dumps(flags)).items()
-            if name not in FREE and before["flags"].get(name) != value
-        ]
-        if before["system"] != system:
-            differences = [f"system {before['system']} (now {system})"]
-        elif before["data_fingerprint"] != fingerprint:
-            differences.append("other data")
-        if differences:
+        if found := differences(before, system, flags, fingerprint):
             raise UserError(
-                f"{run}: this run folder was made with {', '.join(differences)}; give the same flags to go on with it, or "
+                f"{run}: this run folder was made with {', '.join(found)}; give the same flags to go on with it, or "
                 "another --work_dir."
             )
         # What trained the first level stays on record.
@@ -75,6 +66,19 @@ def open_run(directory, system, flags, fingerprint):
         config = {**before, "flags": flags, "resumed": earlier[1:] if earlier[-1] == now else [*earlier[1:], now]}
     _write(run, config)
     return run
+
+
+def differences(config, system, flags, fingerprint):
+    """What sets the run of a config.json apart from one of this system, with these flags, on these data: a list of
+    phrases, such as "--scale 0.4 (now 1.0)"; those of `FREE` do not count. Arguments are those of `open_run`."""
+    if config["system"] != system:
+        return [f"system {config['system']} (now {system})"]
+    found = [
+        f"--{name} {config['flags'].get(name)!r} (now {value!r})"
+        for name, value in json.loads(json.dumps(flags)).items()
+        if name not in FREE and config["flags"].get(name) != value
+    ]
+    return found + ["other data"] * (config["data_fingerprint"] != fingerprint)
 
 
 def note(run, **facts):
