@@ -43,6 +43,7 @@ flags.DEFINE_float("intensity_jitter", 0.0, "Half width of the range of random f
 flags.DEFINE_float("erase_probability", 0.0, "Share of samples with a random box erased.", 0.0, 1.0)
 flag_types.define_integers("phantom_size", [97, 64, 110], "Voxels of a phantom along z, y, x.", length=3, least=8)
 flag_types.define_integers("phantom_cases", [100, 10], "Phantoms to train on and to hold out.", length=2, least=1)
+flags.DEFINE_integer("phantom_scans", 1, "Scans of a phantom that is held out, each along another direction.", 1, 3)
 
 
 def main(_):
@@ -54,7 +55,7 @@ def main(_):
 
     # Section 2.1: volumes, split, prepared once
     data_dir = FLAGS.data_dir or phantoms.write_fetal_heads(
-        pathlib.Path(FLAGS.work_dir) / "phantoms", FLAGS.phantom_size, FLAGS.phantom_cases, FLAGS.seed
+        pathlib.Path(FLAGS.work_dir) / "phantoms", FLAGS.phantom_size, FLAGS.phantom_cases, FLAGS.seed, FLAGS.phantom_scans
     )
     cases = datasets.load(data_dir, FLAGS.seed, FLAGS.validation_fraction)
     run = runs.open_run(

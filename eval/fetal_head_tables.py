@@ -116,8 +116,9 @@ def planned():
     FLAGS.precision = devices.set_up(FLAGS.precision, 0)
     common, found = training_flags.values(train_fetal_head), []
     for seed in FLAGS.seeds:
+        folder = pathlib.Path(FLAGS.runs) / f"phantoms_seed_{seed}"
         data_dir = FLAGS.data_dir or phantoms.write_fetal_heads(
-            pathlib.Path(FLAGS.runs) / f"phantoms_seed_{seed}", FLAGS.phantom_size, FLAGS.phantom_cases, seed
+            folder, FLAGS.phantom_size, FLAGS.phantom_cases, seed, FLAGS.phantom_scans
         )
         fingerprint = datasets.fingerprint(datasets.load(data_dir, seed, FLAGS.validation_fraction))
         for method in FLAGS.variants:

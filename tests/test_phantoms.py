@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from tf_autoctx.data import images, phantoms
+from tf_autoctx.data import datasets, images, phantoms
 from tf_autoctx.errors import UserError
 
 SMALL = (49, 32, 55)  # 3 mm voxels
@@ -131,7 +131,7 @@ def test_folder_is_reused_or_refused(tmp_path, monkeypatch):
 def test_interrupted_writing_leaves_nothing(tmp_path, monkeypatch):
     make, made = phantoms.fetal_head, []
 
-    def interrupted(size, seed):
+    def interrupted(size, seed, direction):
         assert not (tmp_path / "heads").exists()  # so even a kill that cleans nothing up leaves no finished folder
         if made:
             raise KeyboardInterrupt
@@ -144,3 +144,20 @@ def test_interrupted_writing_leaves_nothing(tmp_path, monkeypatch):
     assert made and not list(tmp_path.iterdir())
     monkeypatch.undo()
     assert (phantoms.write_fetal_heads(tmp_path / "heads", SMALL, (1, 0), seed=4) / "dataset.json").exists()
+
+
+def test_scans_of_one_head_share_its_size_and_are_a_group(tmp_path):
+    source = phantoms.write_fetal_heads(tmp_path / "heads", SMALL, (1, 2), seed=4, scans=3)
+    assert phantoms.write_fetal_heads(tmp_path / "heads", SMALL, (1, 2), seed=4, scans=3) == source
+    cases = datasets.load(source, seed=0, validation_fraction=0)
+    assert [case.group for case in cases.train] == ["fetus 000"]
+    assert [case.group for case in cases.test] == ["fetus 001"] * 3 + ["fetus 002"] * 3
+    scans = [datasets.read_case(case) for case in cases.test]
+    sizes = [millilitres(label, images.spacing(image)) for image, label in scans]
+    assert np.ptp(sizes[:3]) < 0.02 * sizes[0] and np.ptp(sizes[3:]) < 0.02 * sizes[3] and sizes[0] != sizes[3]
+    for first, second in ((0, 1), (1, 2), (0, 2)):  # another pose, another picture
+        assert dice(scans[first][1] > 0, scans[second][1] > 0) < 0.97
+        assert np.abs(images.array(scans[first][0]) - images.array(scans[second][0]).astype(float)).mean() > 5
+    np.testing.assert_array_equal(scans[4][1], phantoms.fetal_head(SMALL, (4, 2), 1)[1])
+    with pytest.raises(UserError, match="heads: holds phantoms"):
+        phantoms.write_fetal_heads(tmp_path / "heads", SMALL, (1, 6), seed=4)

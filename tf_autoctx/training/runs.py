@@ -22,6 +22,7 @@ FREE = (
     "stage",
     "initial_from",
     "corpus",
+    "phantom_scans",  # the fingerprint of the data tells
 )
 PACKAGES = ("tensorflow", "keras", "numpy", "scipy", "SimpleITK")
 

@@ -43,24 +43,31 @@ __all__ = [
 ]
 
 
-def write_fetal_heads(directory, size=(97, 64, 110), cases=(50, 50), seed=0):
+def write_fetal_heads(directory, size=(97, 64, 110), cases=(50, 50), seed=0, scans=1):
     """Writes a folder of `fetal_head` volumes, `head_000.nii.gz` and on, or finds it written already.
 
     Args:
       directory: folder to make; its parents are made too.
       size: voxels along (z, y, x).
-      cases: number of (training, test) cases; the paper has 50 and 50.
+      cases: number of (training, test) heads; the paper has 50 and 50.
       seed: integer.
+      scans: volumes of each test head, along as many directions, 1 to 3; the scans of a head are a group.
 
     Returns:
-      The folder, a `Path`.
+      A `Path` that `datasets.load` takes: the folder, or for several scans its `cases.csv`, which has the groups.
 
     Raises:
       UserError: the folder exists and holds something else.
     """
+    train, test = cases
+
+    def head_and_scan(number):
+        head, scan = divmod(number - train, scans)
+        return (number, None) if number < train or scans == 1 else (train + head, scan)
 
     def make(size, seed):
-        image, label, spacing = fetal_head(size, seed)
+        head, scan = head_and_scan(seed[1])
+        image, label, spacing = fetal_head(size, (seed[0], head), scan)
         return np.rint(image).astype(np.uint8), label, spacing
 
     about = {
@@ -68,7 +75,11 @@ def write_fetal_heads(directory, size=(97, 64, 110), cases=(50, 50), seed=0):
         "description": "made-up 3D ultrasound of the whole fetal head, exact truth",
         "modality": {"0": "US"},
     }
-    return folder.write(directory, make, "head", about, {1: "head"}, size=size, cases=cases, seed=seed)
+    given = {"size": size, "cases": (train, test * scans), "seed": seed}
+    if scans > 1:
+        given |= {"scans": scans, "group": lambda number: f"fetus {head_and_scan(number)[0]:03d}"}
+    written = folder.write(directory, make, "head", about, {1: "head"}, **given)
+    return written / "cases.csv" if scans > 1 else written
 
 
 def write_abdomens(directory, size=(112, 128, 176), spacing=1.5, cases=(40, 10), seed=0):

@@ -13,6 +13,8 @@ APEX = 28.0  # the beams meet this many mm above the first slice, so z is depth
 SLOPES = np.tan(np.radians((34.0, 37.5)))  # half angles of the sweep (y) and of the 75 degree sector (x)
 PSF = np.array((0.6, 2.2, 1.5))  # mm (range, y, x) in mid-volume: ultrasound is sharp along the beam, blurred across it
 DYNAMIC_RANGE = 60.0  # dB from black to white
+# Of scans of one head: thirds of a turn about the diagonal bring the beam along three axes of the head in turn.
+DIRECTIONS = Rotation.from_rotvec(np.outer((0, 1, 2), np.full(3, 2 * np.pi / 3 / np.sqrt(3)))).as_matrix()
 
 
 class _Head(NamedTuple):
@@ -24,7 +26,7 @@ class _Head(NamedTuple):
     wave: np.ndarray  # (3,) 1/mm: a gentle dent-and-bulge, as no head is an exact ellipsoid
 
 
-def fetal_head(size=(97, 64, 110), seed=0):
+def fetal_head(size=(97, 64, 110), seed=0, direction=None):
     """A fetus of 20-31 weeks under a 3D probe: whole head (skull and face down to the neck) as the truth.
 
     Shadows, drop-out at the skull's flanks, speckle and grey values shared with the surroundings hide much of the
@@ -33,14 +35,16 @@ def fetal_head(size=(97, 64, 110), seed=0):
     Args:
       size: voxels along (z, y, x); the field of view is always `FETAL_HEAD_VIEW`.
       seed: whatever `np.random.default_rng` takes. It fixes the anatomy at every size, and the speckle at this one.
+      direction: 0, 1 or 2 for scans of one head along its three axes, each with speckle of its own; their heads fit the
+        field of view in every direction, and may be smaller than that of None, the only scan.
 
     Returns:
       image (z, y, x) float32 in [0, 255], label (z, y, x) uint8 with 1 for the head, spacing (z, y, x) in mm.
     """
     rng = np.random.default_rng(seed)
     spacing = FETAL_HEAD_VIEW / size
-    head = _pose(rng)
-    echo = _echo(rng, head, size)
+    head = _pose(rng, direction)
+    echo = _echo(rng, head, size, direction)
 
     # Beams to voxels, a few slices at a time: the paper's size has 44 million voxels
     image, label = np.empty(size, np.float32), np.empty(size, np.uint8)
@@ -75,20 +79,22 @@ def _head_distance(q, head, skull=None):
     return np.maximum(body, below)
 
 
-def _pose(rng):
-    """A head of random age and orientation that fits the field of view."""
+def _pose(rng, direction):
+    """A head of random age and orientation that fits the field of view, also when it is turned to be scanned again."""
     age = rng.uniform()  # 0 at 20 weeks, 1 at 31: BPD 48-80 mm, OFD 62-100 mm
     ofd, bpd = (62, 48) + age * np.array((38, 32))
     radii = np.array((ofd, bpd, bpd * rng.uniform(0.98, 1.08))) / 2 * rng.uniform(0.97, 1.03, 3)
     radii = radii.astype(np.float32)
     head = _Head(np.zeros(3), Rotation.from_quat(rng.normal(size=4)).as_matrix(), radii, rng.uniform(-0.08, 0.08, 3))
     box = grid(*(np.linspace(-1.6, 1.6, 40) * r for r in radii)).astype(np.float32)
-    reach = head.axes.T @ box[:, _head_distance(box, head) < 1]
-    low, high = reach.min(1), reach.max(1)
-    fit = min(1.0, np.min(0.94 * FETAL_HEAD_VIEW / (high - low)))
+    body = box[:, _head_distance(box, head) < 1]
+    poses = [head.axes @ turn for turn in (DIRECTIONS if direction is not None else DIRECTIONS[:1])]
+    reach = [axes.T @ body for axes in poses]
+    fit = min(1.0, *(np.min(0.94 * FETAL_HEAD_VIEW / np.ptp(r, axis=1)) for r in reach))
+    low, high = reach[direction or 0].min(1), reach[direction or 0].max(1)
     room = FETAL_HEAD_VIEW - fit * (high - low)
     centre = room * rng.uniform(0.3, 0.7, 3) - fit * low
-    return head._replace(centre=centre, radii=(radii * fit).astype(np.float32))
+    return head._replace(centre=centre, axes=poses[direction or 0], radii=(radii * fit).astype(np.float32))
 
 
 def _to_beam(points, shape):
@@ -108,7 +114,7 @@ def _along_beams(shape):
     return np.stack((z - np.float32(APEX), z * y + FETAL_HEAD_VIEW[1] / 2, z * x + FETAL_HEAD_VIEW[2] / 2), dtype="f4")
 
 
-def _echo(rng, head, size):
+def _echo(rng, head, size, direction):
     """What the scanner shows along its beams: grey values (range, y slope, x slope) in [0, 255], float32."""
     width = np.array((1, *(2 * SLOPES))) * (FETAL_HEAD_VIEW[0], *[APEX + FETAL_HEAD_VIEW[0] / 2] * 2)  # at mid-depth
     shape = tuple(np.minimum(size, np.ceil(2 * width / PSF)).astype(int))  # finer sampling would show nothing more
@@ -179,6 +185,8 @@ def _echo(rng, head, size):
     passed = np.cumsum(loss, 0) * np.float32(step) - loss * np.float32(step)
     passed += np.linspace(0, rng.uniform(5, 13), shape[0], dtype=np.float32)[:, None, None]
     psf = np.maximum(PSF / pitch, 0.5)
+    if direction:
+        rng = np.random.Generator(rng.bit_generator.jumped(direction))
     echo = np.abs(speckle(rng, 10 ** (db / 20), psf) + mirror) * 10 ** (-passed / 20)
     echo += np.float32(10 ** (-62 / 20))  # the receiver's noise
     return np.clip(255 * (1 + 20 * np.log10(echo) / DYNAMIC_RANGE), 0, 255).astype(np.float32)

@@ -1,5 +1,6 @@
 """A folder of phantoms in the form of a Medical Segmentation Decathlon task."""
 
+import csv
 import json
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from tf_autoctx.errors import UserError
 from tf_autoctx.files import replacing
 
 
-def write(directory, make, prefix, about, labels, *, size, cases, seed, **further):
+def write(directory, make, prefix, about, labels, *, size, cases, seed, group=None, **further):
     """Writes the cases, or finds them written already; the folder appears under its name only when it is complete.
 
     `imagesTr`, `labelsTr`, `imagesTs`, `labelsTs` hold `<prefix>_000.nii.gz` and on, or files that end as `about` says.
@@ -26,6 +27,7 @@ def write(directory, make, prefix, about, labels, *, size, cases, seed, **furthe
       size: voxels along (z, y, x) or (y, x).
       cases: number of (training, test) cases.
       seed: integer.
+      group: number of a case -> its group; with it `cases.csv` lists the cases and their groups too.
       **further: what decides the content as well, such as the spacing; anything that JSON can hold.
 
     Returns:
@@ -54,11 +56,11 @@ def write(directory, make, prefix, about, labels, *, size, cases, seed, **furthe
 
     with replacing(directory, keep=True) as unfinished:
         unfinished.mkdir()
-        _write_cases(unfinished, make, settings, prefix, about)
+        _write_cases(unfinished, make, settings, prefix, about, group)
     return directory
 
 
-def _write_cases(folder, make, settings, prefix, about):
+def _write_cases(folder, make, settings, prefix, about, group):
     entries = {"Tr": [], "Ts": []}
     for part in entries:
         (folder / f"images{part}").mkdir()
@@ -85,6 +87,14 @@ def _write_cases(folder, make, settings, prefix, about):
         "phantom": settings,
     }
     (folder / "dataset.json").write_text(json.dumps(task, indent=2) + "\n")
+    if group:
+        parts = [("Tr", "train", name) for name in entries["Tr"]] + [("Ts", "test", name) for name in entries["Ts"]]
+        lines = [
+            (f"images{part}/{name}", f"labels{part}/{name}", split, group(number))
+            for number, (part, split, name) in enumerate(parts)
+        ]
+        with open(folder / "cases.csv", "w", newline="", encoding="utf-8") as file:
+            csv.writer(file, lineterminator="\n").writerows([("image", "label", "split", "group"), *lines])
 
 
 def _recorded_settings(folder):
