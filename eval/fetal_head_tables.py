@@ -8,7 +8,8 @@ Flags of train_fetal_head.py are flags of this script, and go to every training.
 levels of -Ctx share it. Without --data_dir every seed has phantoms of its own, the same for all variants. A finished run
 folder RUNS/VARIANT_seed_SEED is taken as it is; a training or a table that was stopped goes on when the same command is
 given again. Every row is the last level, beside the paper's numbers; tests are paired over cases and seeds. Where the
-seeds share their test cases (--data_dir), a case counts once a seed, and p values and intervals look surer than they are.
+seeds share their test cases (--data_dir), or heads are scanned several times (--phantom_scans), p values and intervals
+look surer than they are.
 
 Writes cases.csv, summary.json, comparison.csv, times.json and table.txt, and how the head volumes of the best variant
 agree with the truth and repeat (figures 8 and 9).
@@ -21,6 +22,7 @@ import functools
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 import time
@@ -35,8 +37,7 @@ from tf_autoctx.systems import evaluation, fetal_head, prediction
 from tf_autoctx.training import devices, runs
 from tf_autoctx.training import flags as training_flags
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 import train_fetal_head  # noqa: E402  its flags are flags of this script
 
 COLUMNS = ("DSC", "Conf", "Jacc", "Adb", "Hdb")
@@ -171,6 +172,7 @@ def train(missing):
     """Trains runs, --jobs at a time: {run: why it is not finished}."""
     if not FLAGS.jobs:
         return dict.fromkeys(missing, "is not finished")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # so that the trainings end as well
     waiting, running, failed = list(missing), {}, {}
     progress = keras.utils.Progbar(len(missing), unit_name="run")
     try:

@@ -19,20 +19,30 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 TRAINING = ("train_fetal_head", "train_multi_organ", "train_embryo", "train_renderer")
 
 
-def main(name, *arguments):
-    """Runs a training script in this process; its flags and the dtype policy come back.
-
-    The scripts have flags of the same names, so only one is loaded at a time.
-    """
+def load(name):
+    """A training script as a module. The scripts have flags of the same names, so only one is loaded at a time."""
     for other in TRAINING:
         sys.modules.pop(other, None)
         for flag in list(flags.FLAGS.get_flags_for_module(other)):
             delattr(flags.FLAGS, flag.name)
-    module, policy = importlib.import_module(name), keras.config.dtype_policy()
+    return importlib.import_module(name)
+
+
+def main(name, *arguments):
+    """Runs a training script in this process; its flags and the dtype policy come back."""
+    module = load(name)
+    with unchanged():
+        flags.FLAGS([name, *arguments])
+        errors.in_one_sentence(module.main)([])
+
+
+@contextlib.contextmanager
+def unchanged():
+    """Flags and the dtype policy come back."""
+    policy = keras.config.dtype_policy()
     try:
         with flagsaver.flagsaver():
-            flags.FLAGS([name, *arguments])
-            errors.in_one_sentence(module.main)([])
+            yield
     finally:
         keras.config.set_dtype_policy(policy)
 
