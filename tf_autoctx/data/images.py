@@ -133,15 +133,16 @@ def millimetres(path, image):
 
 
 def like(array, reference):
-    """An image with the voxels of `array` (z, y, x) on the grid of `reference`.
+    """An image with the voxels of `array`, (z, y, x) or (z, y, x, values of a voxel), on the grid of `reference`.
 
     Raises:
       ValueError: the shapes differ.
     """
     shape = reference.GetSize()[::-1]
-    if array.shape != shape:
+    vectors = array.ndim == len(shape) + 1
+    if array.shape[: array.ndim - vectors] != shape:
         raise ValueError(f"array has shape {array.shape}, the reference image {shape}")
-    image = sitk.GetImageFromArray(array.astype(np.uint8) if array.dtype == bool else array)
+    image = sitk.GetImageFromArray(array.astype(np.uint8) if array.dtype == bool else array, isVector=vectors)
     image.CopyInformation(reference)
     return image
 
