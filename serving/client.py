@@ -309,24 +309,18 @@ def main(_):
             print(f"{len(found) - len(jobs)} of {len(found)} images have their results already.")
     (output / "probabilities" if FLAGS.probabilities else output).mkdir(parents=True, exist_ok=True)
 
-    progress = None
-    if len(jobs) > 1:
-        import keras  # takes seconds, and one image has no use for it
-
-        progress = keras.utils.Progbar(len(jobs), unit_name="image")
-    failures = []
+    failures, begin = [], time.monotonic()
     pool = concurrent.futures.ThreadPoolExecutor(FLAGS.requests_in_flight)
     try:
-        running = [
-            pool.submit(segment, *job, model, signature, flat, FLAGS.overwrite, FLAGS.retries) for job in jobs
-        ]
-        for done in concurrent.futures.as_completed(running):
+        running = [pool.submit(segment, *job, model, signature, flat, FLAGS.overwrite, FLAGS.retries) for job in jobs]
+        for count, done in enumerate(concurrent.futures.as_completed(running), 1):
             if isinstance(done.exception(), errors.UserError):
                 failures.append(str(done.exception()))
             else:
                 done.result()
-            if progress:
-                progress.add(1)
+            if len(jobs) > 1:
+                seconds, end = (time.monotonic() - begin) / count, "\n" if count == len(jobs) else ""
+                print(f"\r{count} of {len(jobs)} images, {seconds:.1f} s an image", end=end, flush=True)
     finally:
         pool.shutdown(cancel_futures=True)  # of an interrupt: what is sent is finished, the rest is left
     if len(found) == 1 and failures:

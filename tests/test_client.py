@@ -1,9 +1,11 @@
 """The client of TensorFlow Serving from outside, over a socket: toy exports behind the stand-ins for REST and gRPC."""
 
+import base64
 import contextlib
 import importlib
 import json
 import pathlib
+import re
 import shutil
 import socket
 import subprocess
@@ -18,6 +20,8 @@ import SimpleITK as sitk
 import tensorflow as tf
 from absl import flags
 from absl.testing import flagsaver
+from google.protobuf import text_format
+from tensorflow_serving.config import model_server_config_pb2
 
 import grpc_server
 import rest_server
@@ -454,3 +458,63 @@ def test_the_stand_in_watches_its_folder(folders, tmp_path):
         shutil.copytree(folders["fetal_head"] / "1", folder / "4")
         assert versions() == ["4", "2"]  # the two latest
     models.close()
+
+
+def readme(language):
+    """The examples of serving/README.md in a language."""
+    return re.findall(rf"(?s)```{language}\n(.*?)```", (running.ROOT / "serving" / "README.md").read_text())
+
+
+def test_python_examples_of_the_readme(models):
+    rest, grpc = readme("python")
+    with Server(models) as server, grpc_server.serving(grpc_server.Service(models)) as address:
+        for example, written_for, here in ((rest, "localhost:8501", server.address), (grpc, "localhost:8500", address)):
+            assert written_for in example
+            found = {}
+            exec(example.replace(written_for, here), found)
+            np.testing.assert_array_equal(found["label"], found["volume"] > 120)
+
+
+@pytest.mark.skipif(not shutil.which("curl"), reason="there is no curl")
+def test_curl_examples_of_the_readme_and_the_health_check(folders):
+    server = "tests/rest_server.py --models=fetal_head=runs/fetal_head/saved_model --port=8501"
+    assert f"python {server}" in (running.ROOT / "serving" / "README.md").read_text()
+    command = server.replace("runs/fetal_head/saved_model", str(folders["fetal_head"])).replace("8501", "0").split()
+    stand_in = subprocess.Popen(
+        [sys.executable, *command], cwd=running.ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, encoding="utf-8"
+    )
+    try:
+        address = stand_in.stdout.readline().strip()
+
+        def bash(script):
+            script = re.sub("localhost:8501|127.0.0.1/8501", lambda at: address.replace(":", at[0][-5]), script)
+            return subprocess.run(["bash", "-c", script], capture_output=True, encoding="utf-8", timeout=60)
+
+        state, predict = (bash(example).stdout for example in readme("bash"))
+        assert state.count('"AVAILABLE"') == 3 and "serving_bytes" in state
+        label = np.frombuffer(base64.b64decode(json.loads(predict)["outputs"]["label_bytes"][0]["b64"]), np.uint8)
+        assert label.size == 24 * 32 * 40 and 0 < label.mean() < 1
+        compose = (running.ROOT / "serving" / "docker-compose.yml").read_text()
+        check = json.loads(re.search(r'bash, -c, (".*")\]', compose)[1])  # YAML's quotes are JSON's
+        assert bash(check).returncode == 0
+        assert bash(check.replace("fetal_head", "embryo")).returncode == 1
+    finally:
+        stand_in.kill()
+        stand_in.wait()
+    assert bash(check).returncode == 1
+
+
+def test_the_configuration_is_tensorflow_serving_s():
+    serving = running.ROOT / "serving"
+    config = text_format.Parse((serving / "models.config").read_text(), model_server_config_pb2.ModelServerConfig())
+    compose = (serving / "docker-compose.yml").read_text()
+    names = [model.name for model in config.model_config_list.config]
+    assert names == ["fetal_head", "multi_organ", "embryo", "renderer"]
+    for model in config.model_config_list.config:
+        assert model.model_version_policy.latest.num_versions == rest_server.KEPT
+        assert f"/{model.name}/saved_model:{model.base_path}:ro" in compose
+    for name in ("models.config", "batching.config"):
+        assert f"/serving/{name}" in compose and (serving / name).exists()
+    (policy,) = re.findall("    model_version_policy.*\n    version_labels.*", (serving / "README.md").read_text())
+    pinned = text_format.Parse(policy, model_server_config_pb2.ModelConfig())
+    assert list(pinned.model_version_policy.specific.versions) == [1, 2] and pinned.version_labels["stable"] == 1
