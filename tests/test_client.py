@@ -53,13 +53,17 @@ def folders(tmp_path_factory):
     """{name: folder of versions} of the toys."""
     root = tmp_path_factory.mktemp("models")
 
-    def save(name, version, functions, spec=export.VOLUME):
-        export.saved_model(functions, [], root / name / str(version), {"system": name}, spec)
-
-    save("fetal_head", 1, bright(100.0))
-    save("fetal_head", 2, bright(120.0))
-    save("multi_organ", 1, {"serving_default": lambda image: {"label": classes(image)["label"]}, "probabilities": classes})
-    save("renderer", 1, bright(128.0), export.IMAGE)
+    for name, configuration, functions, spec in (
+        ("fetal_head", 100, bright(100.0), export.VOLUME),
+        ("fetal_head", 120, bright(120.0), export.VOLUME),
+        (
+            *("multi_organ", None),
+            {"serving_default": lambda image: {"label": classes(image)["label"]}, "probabilities": classes},
+            export.VOLUME,
+        ),
+        ("renderer", 128, bright(128.0), export.IMAGE),
+    ):
+        export.saved_model(functions, [], root / name, {"system": name}, spec, configuration)
     return {name: root / name for name in ("fetal_head", "multi_organ", "renderer")}
 
 
