@@ -23,10 +23,8 @@ import urllib.parse
 import numpy as np
 from absl import app, flags, logging
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
-
-from tf_autoctx import errors  # noqa: E402
-from tf_autoctx.data import images  # noqa: E402
+from tf_autoctx import errors
+from tf_autoctx.data import images
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("model", None, "Its name on the server, see serving/models.config.", required=True)
@@ -281,7 +279,7 @@ def main(_):
     protocol, port = {"rest": (Rest, 8501), "grpc": (Grpc, 8500)}[FLAGS.protocol]
     server = FLAGS.server or f"localhost:{port}"
     host, _, port = server.rpartition(":")
-    if not host or "/" in host or not port.isdecimal():
+    if not host or "/" in host or not port.isdecimal() or int(port) > 65535:
         raise errors.UserError(f"--server={server}: not an address; expected host:port.")
     model = protocol(server, FLAGS.model, FLAGS.version, FLAGS.timeout)
     signatures = with_retries(model.signatures, FLAGS.retries)

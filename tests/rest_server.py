@@ -23,9 +23,7 @@ from absl import app, flags
 from google.protobuf import json_format
 from tensorflow.core.protobuf import meta_graph_pb2
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
-
-import cpp_loader  # noqa: E402
+import cpp_loader
 
 PATH = r"/v1/models/(?P<name>[^/:]+)(/versions/(?P<version>\d+))?"
 KEPT = 2  # versions, as serving/models.config has it
@@ -51,15 +49,17 @@ class Models:
         """{version: CppModel} of the versions that are served, the highest first; empty where there is no such model."""
         if name not in self.folders:
             return {}
-        found = [path for path in self.folders[name].iterdir() if path.name.isdecimal()]
+        found = [path for path in self.folders[name].glob("[0-9]*") if path.name.isdecimal()]
         served = {}
         with self.lock:
             for path in sorted(found, key=lambda path: int(path.name), reverse=True):
-                if (path not in self.loaded) and len(served) < KEPT:
+                if path not in self.loaded:
                     with contextlib.suppress(OSError, RuntimeError, ValueError):  # half written
                         self.loaded[path] = cpp_loader.CppModel(path)
-                if path in self.loaded and len(served) < KEPT:
+                if path in self.loaded:
                     served[int(path.name)] = self.loaded[path]
+                if len(served) == KEPT:
+                    break
         return served
 
     def find(self, name, version=None):

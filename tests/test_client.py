@@ -21,6 +21,7 @@ import tensorflow as tf
 from absl import flags
 from absl.testing import flagsaver
 from google.protobuf import text_format
+from tensorflow_serving.apis import prediction_log_pb2
 from tensorflow_serving.config import model_server_config_pb2
 
 import grpc_server
@@ -506,6 +507,20 @@ def test_curl_examples_of_the_readme_and_the_health_check(folders):
         stand_in.kill()
         stand_in.wait()
     assert bash(check).returncode == 1
+
+
+def test_warm_up_requests_can_be_batched(folders, models):
+    """As batching.config has it; a server does not load a model whose warm-up fails."""
+    for name, signatures in (("multi_organ", 4), ("renderer", 2)):
+        version, model = models.find(name)
+        records = list(tf.data.TFRecordDataset(str(folders[name] / str(version) / export.WARM_UP)))
+        assert len(records) == signatures == len(model.signatures)
+        for record in records:
+            request = prediction_log_pb2.PredictionLog.FromString(record.numpy()).predict_log.request
+            inputs = {key: tf.make_ndarray(tensor) for key, tensor in request.inputs.items()}
+            assert {value.shape[:1] for value in inputs.values()} == {(1,)}
+            answer = models.run(model, request.model_spec.signature_name, inputs)
+            assert {value.shape[:1] for value in answer.values()} == {(1,)}
 
 
 def test_the_configuration_is_tensorflow_serving_s():

@@ -136,10 +136,11 @@ def _write_warm_up(path, functions, spec):
     requests = {}
     for signature in functions:
         requests[signature] = {spec.name: image[None, ..., None].astype(np.float32)}
+        # With a batch axis each: a server that batches would fail to load a model whose warm-up it cannot batch.
         requests[twin(signature)] = {
             "image_bytes": [image.tobytes()],
-            "shape": np.array(size, np.int32),
-            "dtype": image.dtype.name,
+            "shape": np.array([size], np.int32),
+            "dtype": [image.dtype.name],
         }
     with tf.io.TFRecordWriter(str(path)) as file:
         for signature, inputs in requests.items():
