@@ -15,6 +15,7 @@ those of a request may be of different sizes, and it takes the memory of one.
 
 import hashlib
 import json
+import math
 import pathlib
 
 import numpy as np
@@ -171,12 +172,8 @@ def _of_bytes(function, spec):
         return {f"{name}_bytes": _raw(x) for name, x in answer.items()}
 
     def all_(image_bytes, shape, dtype):
-        batch = tf.shape(image_bytes)[0]
-        expected = f"; expected {dimensions} integers, or as many for each image."
-        good = tf.logical_and(tf.rank(shape) >= 1, tf.equal(tf.shape(tf.reshape(shape, (1, -1)))[-1] % dimensions, 0))
-        with tf.control_dependencies([tf.debugging.Assert(good, ["shape is", shape, expected])]):
-            shapes = tf.broadcast_to(tf.reshape(shape, (-1, dimensions)), (batch, dimensions))
-        dtypes = tf.broadcast_to(tf.reshape(dtype, (-1,)), (batch,))
+        shapes = _one_each(shape, (dimensions,), image_bytes, f"shape: expected {dimensions} integers")
+        dtypes = _one_each(dtype, (), image_bytes, "dtype: expected one string")
         names = [f"{name}_bytes" for name in function.get_concrete_function().structured_outputs]
         answers = tf.map_fn(
             lambda given: one(*given),
@@ -187,6 +184,16 @@ def _of_bytes(function, spec):
         return answers | {"shape": tf.identity(shape)}
 
     return all_
+
+
+def _one_each(value, inner, images, expected):
+    """A value of shape (*inner) for all images, or (batch, *inner) for each -> (batch, *inner)."""
+    batch = tf.shape(images)[0]
+    count = math.prod(inner)
+    fits = tf.reduce_any(tf.equal(tf.size(value), [count, count * batch]))
+    told = [f"{expected}, or as many for each image, not", value]
+    with tf.control_dependencies([tf.debugging.Assert(fits, told)]):
+        return tf.broadcast_to(tf.reshape(value, (-1, *inner)), (batch, *inner))
 
 
 def _decoded(image_bytes, shape, dtype):
@@ -205,7 +212,7 @@ def _decoded(image_bytes, shape, dtype):
     readers = [
         lambda name=name: tf.cast(tf.io.decode_raw(image_bytes, tf.as_dtype(name)), tf.float32) for name in DTYPES
     ]
-    return tf.reshape(tf.switch_case(number, readers), tf.ensure_shape(shape, shape.shape))
+    return tf.reshape(tf.switch_case(number, readers), shape)
 
 
 def _raw(x):
