@@ -99,7 +99,7 @@ def check_export(version, image, folder):
             assert all(n in (None, m) for n, m in zip(described["shape"], values.shape, strict=True))
             for one, many in zip(of_bytes[f"{name}_bytes"], values, strict=True):
                 found = np.frombuffer(one, described["dtype"]).reshape(many.shape)
-                np.testing.assert_allclose(found, many, atol=1e-5)
+                np.testing.assert_allclose(found, many, rtol=1e-5, atol=1e-5)
         # One more spelling: a shape and a dtype for each image, here of other sizes and types.
         small, floats = image[1, :-3], image[0].astype(np.float64)
         given = {
