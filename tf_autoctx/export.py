@@ -15,9 +15,9 @@ those of a request may be of different sizes, and it takes the memory of one.
 
 import hashlib
 import json
+import math
 import pathlib
 
-import keras
 import numpy as np
 import tensorflow as tf
 from absl import logging
@@ -47,7 +47,7 @@ def saved_model(functions, networks, directory, card, spec=VOLUME, configuration
     Args:
       functions: {signature: function}, "serving_default" among them: a raw image of `spec` -> {name: tensor}; the names
         become the signature's outputs. The one argument must be called `image`.
-      networks: the Keras models that they run.
+      networks: the Keras models that they run, with all their variables.
       directory: of all versions, such as `run/saved_model`.
       card: JSON-like dict of what a client should know; becomes the file `CARD`, with "fingerprint" (of weights and
         configuration) and "signatures"; "inputs" and "outputs" may describe these by name, and get dtype, shape and axes.
@@ -60,14 +60,13 @@ def saved_model(functions, networks, directory, card, spec=VOLUME, configuration
     fingerprint, last = _fingerprint(networks, configuration), newest(directory)
     if last and _card(last).get("fingerprint") == fingerprint:
         return last
-    archive = keras.export.ExportArchive()
-    for network in networks:
-        archive.track(network)
-    signatures, outputs = {}, {}
+    # keras.export.ExportArchive would trace every layer a second time, which no server calls, and take twice as long.
+    module, graphs, signatures, outputs = tf.Module(), {}, {}, {}
+    module.weights = [weights.value for network in networks for weights in network.weights]
     for signature, function in functions.items():
-        served = archive.add_endpoint(signature, function, input_signature=[spec])
-        answer = served.get_concrete_function().structured_outputs
-        archive.add_endpoint(twin(signature), _of_bytes(served, spec), input_signature=_bytes_spec())
+        graphs[signature] = tf.function(function, input_signature=[spec])
+        answer = graphs[signature].get_concrete_function().structured_outputs
+        graphs[twin(signature)] = tf.function(_of_bytes(graphs[signature], spec), input_signature=_bytes_spec())
         signatures[signature] = {"inputs": [spec.name], "outputs": list(answer)}
         signatures[twin(signature)] = {
             "inputs": [one.name for one in _bytes_spec()],
@@ -88,7 +87,7 @@ def saved_model(functions, networks, directory, card, spec=VOLUME, configuration
     version = pathlib.Path(directory) / str(int(last.name) + 1 if last else 1)
     with replacing(version) as partial:
         try:
-            archive.write_out(str(partial), verbose=False)
+            tf.saved_model.save(module, str(partial), signatures=graphs)
         except tf.errors.OpError as error:
             raise OSError(f"the SavedModel could not be written ({type(error).__name__})") from error
         (partial / CARD).parent.mkdir()
@@ -174,12 +173,8 @@ def _of_bytes(function, spec):
         return {f"{name}_bytes": _raw(x) for name, x in answer.items()}
 
     def all_(image_bytes, shape, dtype):
-        batch = tf.shape(image_bytes)[0]
-        expected = f"; expected {dimensions} integers, or as many for each image."
-        good = tf.logical_and(tf.rank(shape) >= 1, tf.equal(tf.shape(tf.reshape(shape, (1, -1)))[-1] % dimensions, 0))
-        with tf.control_dependencies([tf.debugging.Assert(good, ["shape is", shape, expected])]):
-            shapes = tf.broadcast_to(tf.reshape(shape, (-1, dimensions)), (batch, dimensions))
-        dtypes = tf.broadcast_to(tf.reshape(dtype, (-1,)), (batch,))
+        shapes = _one_each(shape, (dimensions,), image_bytes, f"shape: expected {dimensions} integers")
+        dtypes = _one_each(dtype, (), image_bytes, "dtype: expected one string")
         names = [f"{name}_bytes" for name in function.get_concrete_function().structured_outputs]
         answers = tf.map_fn(
             lambda given: one(*given),
@@ -190,6 +185,16 @@ def _of_bytes(function, spec):
         return answers | {"shape": tf.identity(shape)}
 
     return all_
+
+
+def _one_each(value, inner, images, expected):
+    """A value of shape (*inner) for all images, or (batch, *inner) for each -> (batch, *inner)."""
+    batch = tf.shape(images)[0]
+    count = math.prod(inner)
+    fits = tf.reduce_any(tf.equal(tf.size(value), [count, count * batch]))
+    told = [f"{expected}, or as many for each image, not", value]
+    with tf.control_dependencies([tf.debugging.Assert(fits, told)]):
+        return tf.broadcast_to(tf.reshape(value, (-1, *inner)), (batch, *inner))
 
 
 def _decoded(image_bytes, shape, dtype):
@@ -208,7 +213,7 @@ def _decoded(image_bytes, shape, dtype):
     readers = [
         lambda name=name: tf.cast(tf.io.decode_raw(image_bytes, tf.as_dtype(name)), tf.float32) for name in DTYPES
     ]
-    return tf.reshape(tf.switch_case(number, readers), tf.ensure_shape(shape, shape.shape))
+    return tf.reshape(tf.switch_case(number, readers), shape)
 
 
 def _raw(x):
