@@ -84,7 +84,7 @@ def test_export_equals_the_run_through_the_loader_of_tensorflow_serving(run, siz
 
 
 def test_the_export_is_what_a_server_needs(run, tmp_path):
-    cts = np.random.default_rng(5).integers(0, 256, (2, 20, 17, 22)).astype(np.uint8)
+    cts = np.random.default_rng(5).integers(0, 256, (2, 16, 13, 11)).astype(np.uint8)
     running.check_export(run / "saved_model" / "1", cts, tmp_path)
 
 
