@@ -34,7 +34,7 @@ flags.DEFINE_enum(
 flags.DEFINE_enum("variant", "S2T", list(renderer.VARIANTS), "Row of the paper's table 1.")
 flags.DEFINE_integer("size", 320, "Edge that images are resized to, in pixels; 0: each at its own size.", 0)
 flags.DEFINE_integer("base_filters", 32, "Channels of the first stage.", 1)
-flags.DEFINE_enum("discriminator_head", "flatten", HEADS, "Linear unit on all features, or on their mean: any size.")
+flags.DEFINE_enum("discriminator_head", "scaled", HEADS, "Linear unit on all features, scaled or not; or on their mean: any size.")
 flags.DEFINE_enum("initializer", "truncated_normal", list(layers.INITIALIZERS), "Of convolutions.")
 flags.DEFINE_float("rendering_weight", 1.0, "Alpha 0 of equation 1: the rendered image's distance.", 0.0)
 flags.DEFINE_float("rendering_aux_weight", 1.0, "Alpha 1 of equation 1: the side branch's distance.", 0.0)

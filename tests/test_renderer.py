@@ -393,7 +393,7 @@ def test_segment_without_a_renderer_renders_nothing():
         ({"variant": "S2S"}, "variant='S2S': expected one of S2T, S2T-p, S2T-sp, Orig-S2T, Orig-T2T"),
         ({"size": 4}, "size=4: expected at least 8"),
         ({"size": 0}, "size=0: images of any size need discriminator_head=pool"),
-        ({"discriminator_head": "max"}, "discriminator_head='max': expected one of flatten, pool"),
+        ({"discriminator_head": "max"}, "discriminator_head='max': expected one of scaled, flatten, pool"),
     ],
 )
 def test_bad_configurations(changes, message):

@@ -12,7 +12,7 @@ BUILT = {
     "renderer": lambda size=None: renderer(size, base_filters=2, initializer="he"),
     "segmentor": lambda size=None: segmentor2d(size, base_filters=2, initializer="he"),
     "pool": lambda size=None: discriminator(2, size, head="pool", base_filters=2, initializer="he"),
-    "flatten": lambda size=16: discriminator(2, size, base_filters=2, initializer="he"),
+    "scaled": lambda size=16: discriminator(2, size, base_filters=2, initializer="he"),
 }
 
 
@@ -43,7 +43,7 @@ def test_widths_are_the_specification():
         + [("up", 4, 64, 64), ("conv", 3, 96, 32), ("conv", 1, 32, 2)]
         + [("conv", 1, 128, 2), ("up", 4, 2, 2), ("up", 4, 2, 2), ("conv", 1, 64, 2), ("up", 4, 2, 2)]
     )
-    pair = discriminator(2, 320)
+    pair = discriminator(2, 320, head="flatten")
     assert widths(pair) == [("conv", 3, 2, 32), ("conv", 3, 32, 32), ("conv", 3, 32, 64), ("conv", 3, 64, 64)]
     assert pair.layers[-1].kernel.shape == (320 * 320 * 64, 1)
     assert discriminator(1, head="pool").layers[-1].kernel.shape == (64, 1)
@@ -73,8 +73,9 @@ def test_any_size(name, size):
 @pytest.mark.parametrize(
     "call, message",
     [
-        (lambda: discriminator(1, 16, head="mean"), "head='mean': expected one of flatten, pool"),
-        (lambda: discriminator(1), "expected the size of the images, or the head 'pool'"),
+        (lambda: discriminator(1, 16, head="mean"), "head='mean': expected one of scaled, flatten, pool"),
+        (lambda: discriminator(1), "head='scaled' with size=None: expected the size of the images, or the head 'pool'"),
+        (lambda: discriminator(1, head="flatten"), "head='flatten' with size=None"),
         (lambda: renderer(initializer="zeros"), "expected one of he, paper, truncated_normal"),
     ],
 )
@@ -116,12 +117,21 @@ def test_each_answer_depends_on_its_own_weights():
 
 
 def test_the_pair_discriminator_sees_both():
-    network, pair = BUILT["flatten"](), noise(1, 16, 16, 2)
+    network, pair = BUILT["scaled"](), noise(1, 16, 16, 2)
     before = float(network(pair)[0, 0])
     for channel in (0, 1):
         other = pair.copy()
         other[..., channel] = noise(1, 16, 16, seed=1)
         assert float(network(other)[0, 0]) != before
+
+
+def test_the_scaled_head_is_the_authors_on_features_divided_by_the_root_of_their_number():
+    scaled, authors = (discriminator(2, 16, head=head, base_filters=2, initializer="he") for head in ("scaled", "flatten"))
+    *others, kernel, bias = scaled.get_weights()
+    authors.set_weights([*others, kernel / np.sqrt(16 * 16 * 4), bias])
+    assert kernel.shape == (16 * 16 * 4, 1)
+    image = noise(3, 16, 16, 2)
+    np.testing.assert_allclose(scaled(image), authors(image), rtol=1e-4, atol=1e-6)
 
 
 def test_answers_are_float32_and_losses_fall_on_a_fixed_batch(bfloat16):

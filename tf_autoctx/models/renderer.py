@@ -7,7 +7,7 @@ import keras
 
 from tf_autoctx.models import layers
 
-HEADS = ("flatten", "pool")
+HEADS = ("scaled", "flatten", "pool")
 
 
 def renderer(size=None, *, base_filters=32, initializer="truncated_normal"):
@@ -82,13 +82,15 @@ def segmentor2d(size=None, *, base_filters=32, initializer="truncated_normal"):
     return keras.Model(image, _at_size_of(image, {"logits": x, "aux1": aux1, "aux2": aux2}), name="segmentor")
 
 
-def discriminator(channels, size=None, *, head="flatten", base_filters=32, initializer="truncated_normal", name=None):
+def discriminator(channels, size=None, *, head="scaled", base_filters=32, initializer="truncated_normal", name=None):
     """Tells real from fake (section 2.1, figure 3c): four convolutions at full resolution and one linear unit.
 
     Args:
       channels: 1 for an image or a map, 2 for a pair of both.
       size: edge of the images in pixels; None for images of any size, with the head "pool" alone.
-      head: "flatten", the authors' unit on all features (6.5 million weights at 320 pixels), or "pool", a unit on their
+      head: "flatten", the authors' unit on all n features (6.5 million at 320 pixels); "scaled", the same on features
+        divided by sqrt(n) (the equalized learning rate of Karras et al. 2018): Adam moves every weight by the learning
+        rate, so that the unit of "flatten" makes steps as long as there are pixels; or "pool", a unit on the features'
         mean over the image.
       base_filters, initializer: as in `renderer`.
       name: of the model.
@@ -97,17 +99,19 @@ def discriminator(channels, size=None, *, head="flatten", base_filters=32, initi
       Functional model: (batch, height, width, channels) -> float32 logits (batch, 1), positive for real.
 
     Raises:
-      ValueError: unknown head or initializer (the message lists the known ones), or "flatten" without a size.
+      ValueError: unknown head or initializer (the message lists the known ones), or a head other than "pool" without a size.
     """
     if head not in HEADS:
         raise ValueError(f"head={head!r}: expected one of {', '.join(HEADS)}.")
-    if head == "flatten" and size is None:
-        raise ValueError("head='flatten' with size=None: expected the size of the images, or the head 'pool'.")
+    if head != "pool" and size is None:
+        raise ValueError(f"head={head!r} with size=None: expected the size of the images, or the head 'pool'.")
     block, _ = _blocks(initializer)
     x = image = keras.Input((size, size, channels), name="image")
     for filters in (base_filters, base_filters, 2 * base_filters, 2 * base_filters):
         x = block(x, filters)
-    x = keras.layers.Flatten()(x) if head == "flatten" else keras.layers.GlobalAveragePooling2D()(x)
+    x = keras.layers.GlobalAveragePooling2D()(x) if head == "pool" else keras.layers.Flatten()(x)
+    if head == "scaled":
+        x = keras.layers.Rescaling(x.shape[-1] ** -0.5, dtype="float32")(x)
     return keras.Model(image, keras.layers.Dense(1, **layers.initializers(initializer), dtype="float32")(x), name=name)
 
 

@@ -87,7 +87,7 @@ class Renderer:
     variant: str = "S2T"
     size: int = 320
     base_filters: int = 32
-    discriminator_head: str = "flatten"
+    discriminator_head: str = "scaled"
     initializer: str = "truncated_normal"
 
     def __post_init__(self):
@@ -97,7 +97,7 @@ class Renderer:
             raise ValueError(f"discriminator_head={self.discriminator_head!r}: expected one of {', '.join(HEADS)}.")
         if self.size < 0 or 0 < self.size < 8:
             raise ValueError(f"size={self.size}: expected at least 8 pixels, or 0 for images at their own size.")
-        if not self.size and self.discriminator_head == "flatten" and self.discriminators:
+        if not self.size and self.discriminator_head != "pool" and self.discriminators:
             raise ValueError("size=0: images of any size need discriminator_head=pool; expected a size or that head.")
 
     @property
