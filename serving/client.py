@@ -28,7 +28,7 @@ from tf_autoctx.data import images
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("model", None, "Its name on the server, see serving/models.config.", required=True)
-flags.DEFINE_string("input", None, "Image file, DICOM series folder, or folder of images.", required=True)
+flags.DEFINE_string("input", None, "Image file, DICOM series folder, or folder of folders of images.", required=True)
 flags.DEFINE_string("output", None, "Folder for the results; made if it is missing.", required=True)
 flags.DEFINE_enum("protocol", "rest", ["rest", "grpc"], "grpc needs the extra: pip install 'tf_autoctx[serving]'.")
 flags.DEFINE_string("server", None, "host:port. Default: localhost:8501 for rest, localhost:8500 for grpc.")
@@ -289,7 +289,10 @@ def main(_):
         raise errors.UserError(f"--model={FLAGS.model}: has the signatures {found}; expected {signature}, export it again.")
     flat = signatures["serving_default"]["image"] == 4  # batch, height, width, channel
 
-    found = images.find(source, series=not flat) if source.is_dir() else {images.stem(source): source}
+    if source.is_dir():
+        found = images.find(source, series=not flat, below=True, without=output)
+    else:
+        found = {images.stem(source): source}
     jobs = []  # image, label, probability
     for name, path in found.items():
         pixels = flat and str(path).lower().endswith(images.PIXELS_ONLY)
@@ -317,8 +320,9 @@ def main(_):
             else:
                 done.result()
             if len(jobs) > 1:
-                seconds, end = (time.monotonic() - begin) / count, "\n" if count == len(jobs) else ""
-                print(f"\r{count} of {len(jobs)} images, {seconds:.1f} s an image", end=end, flush=True)
+                seconds, left = (time.monotonic() - begin) / count, len(jobs) - count
+                told = f"{count} of {len(jobs)} images, {seconds:.1f} s an image, {left * seconds:.0f} s to go"
+                print(f"\r{told}  ", end="" if left else "\n", flush=True)
     finally:
         pool.shutdown(cancel_futures=True)  # of an interrupt: what is sent is finished, the rest is left
     if len(found) == 1 and failures:
