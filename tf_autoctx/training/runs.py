@@ -22,6 +22,7 @@ FREE = (
     "stage",
     "initial_from",
     "corpus",
+    "export_precision",
 )
 PACKAGES = ("tensorflow", "keras", "numpy", "scipy", "SimpleITK")
 
