@@ -1,13 +1,21 @@
 """Segments images with a finished run or a SavedModel, each on its own grid.
 
   python predict.py --model=runs/fetal_head --input=scan.nii.gz --output=results
-  python predict.py --model=runs/fetal_head/saved_model/1 --input=folder_of_scans --output=results --probabilities
+  python predict.py --model=runs/fetal_head/saved_model --input=folder_of_scans --output=results --probabilities
   python predict.py --model=runs/renderer --input=frame.png --output=results --every_iteration
+
+--model is a run folder, a SavedModel, or a folder of its versions, of which the newest is taken. A folder is read with
+all folders below it, and results lie in the same folders.
 
 Writes NAME.nii.gz (label values), with --masks masks/NAME.nii.gz (0 and 1) and with --probabilities
 probabilities/NAME.nii.gz; where there are several structures, masks/STRUCTURE/NAME.nii.gz and so on. Labels and masks of
-PNG, JPEG and TIFF images are PNG images of 0 and 255. Images that are rendered online get a strip of their iterations,
-strips/NAME.png, and with --every_iteration each one's image and mask, iterations/NAME/.
+PNG, JPEG and TIFF images are PNG images of 0 and 255. --output_format names another format; PNG cannot hold
+probabilities, which stay NIfTI. Images that are rendered online get a strip of their iterations, strips/NAME.png, and
+with --every_iteration each one's image and mask, iterations/NAME/.
+
+Results that are there are never replaced without being told: --overwrite makes them anew, and --resume goes on with a
+folder where it was stopped. As every file appears whole or not at all, an image is done once all its results are there.
+Of what model and flags they are no file tells: resume with the same ones.
 """
 
 import pathlib
@@ -16,13 +24,16 @@ import keras
 import numpy as np
 from absl import app, flags
 
-from tf_autoctx import errors, files, flag_types, report
+from tf_autoctx import errors, flag_types, report
 from tf_autoctx.data import images
+from tf_autoctx.files import replacing
 from tf_autoctx.systems import prediction
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("model", None, "Run folder of a training script, or a SavedModel folder.", required=True)
-flags.DEFINE_string("input", None, "Image file, DICOM series folder, or folder of images.", required=True)
+flags.DEFINE_string(
+    "model", None, "Run folder of a training script, a SavedModel, or a folder of its versions.", required=True
+)
+flags.DEFINE_string("input", None, "Image file, DICOM series folder, or folder of folders of images.", required=True)
 flags.DEFINE_string("output", None, "Folder for the results; made if it is missing.", required=True)
 flags.DEFINE_bool("masks", False, "Write a mask of each structure too.")
 flags.DEFINE_bool("probabilities", False, "Write the probability too (float32).")
@@ -34,49 +45,78 @@ flags.DEFINE_integer(
 )
 flags.DEFINE_integer("online_seed", None, "Of the source images that online rendering draws. Default: 0.", 0)
 flags.DEFINE_bool("every_iteration", False, "Write rendering and mask of every iteration of online rendering.")
+flags.DEFINE_enum(
+    "output_format",
+    None,
+    [suffix.removeprefix(".") for suffix in images.WRITABLE],
+    "Of all images. Default: png for PNG, JPEG and TIFF images, else nii.gz.",
+)
 flags.DEFINE_bool("overwrite", False, "Replace results that are there already.")
+flags.DEFINE_bool("resume", False, "Pass over images whose results are all there already.")
 
 
 def main(_):
     source, output = pathlib.Path(FLAGS.input), pathlib.Path(FLAGS.output)
+    if FLAGS.resume and FLAGS.overwrite:
+        raise errors.UserError("--resume and --overwrite: one keeps results, one replaces them; expected one of them.")
+    if source.is_dir() and output.exists() and output.samefile(source):
+        raise errors.UserError(f"--output={output}: is the folder of the input images; expected another one.")
     segment = prediction.segmentor(
         FLAGS.model, tile_size=FLAGS.tile_size, iterations=FLAGS.iterations, online_seed=FLAGS.online_seed
     )
     flat = segment.dimensions == 2
-    found = images.find(source, series=not flat) if source.is_dir() else {images.stem(source): source}
+    if not flat and f".{FLAGS.output_format}" in images.PIXELS_ONLY:
+        raise errors.UserError(
+            f"--output_format={FLAGS.output_format}: cannot hold the grid of a volume; expected nii.gz, nii, nrrd or mha."
+        )
     if FLAGS.every_iteration and not segment.iterations:
         raise errors.UserError(f"--every_iteration: {FLAGS.model} does not render online; expected a run that does.")
+    if source.is_dir():
+        found = images.find(source, series=not flat, below=True, without=output)
+    else:
+        found = {images.stem(source): source}
     kinds = [kind for kind in ("masks", "probabilities") if FLAGS[kind].value]
-    folders = {
-        (kind, value): output / kind / (name if len(segment.labels) > 1 else "")
-        for kind in kinds
-        for value, name in segment.labels.items()
-    }
 
     def ending(path, kind="labels"):
-        pixels = flat and kind != "probabilities"
-        return ".png" if pixels and str(path).lower().endswith(images.PIXELS_ONLY) else ".nii.gz"
+        pixels = flat and str(path).lower().endswith(images.PIXELS_ONLY)
+        chosen = f".{FLAGS.output_format or ('png' if pixels else 'nii.gz')}"
+        return ".nii.gz" if kind == "probabilities" and chosen == ".png" else chosen
 
-    sources = {pathlib.Path(path).resolve() for path in found.values()}
-    results = [output / f"{name}{ending(path)}" for name, path in found.items()]
-    for (kind, _), folder in folders.items():
-        results += [folder / f"{name}{ending(path, kind)}" for name, path in found.items()]
-    if segment.iterations:
-        results += [output / "strips" / f"{name}.png" for name in found]
-    if FLAGS.every_iteration:
-        results += [output / "iterations" / name for name in found]
-    for path in results:
-        if path.resolve() in sources:
-            raise errors.UserError(
-                f"{path}: is an input image and would be replaced by its result; expected another --output."
-            )
-        if path.exists() and not FLAGS.overwrite:
-            raise errors.UserError(f"{path}: is there already; give --overwrite to replace it, or another --output.")
+    def results(name, path):
+        """{(kind, label value): file} of an image."""
+        files = {("labels", None): output / f"{name}{ending(path)}"}
+        for kind in kinds:
+            for value, structure in segment.labels.items():
+                folder = output / kind / (structure if len(segment.labels) > 1 else "")
+                files[kind, value] = folder / f"{name}{ending(path, kind)}"
+        if segment.iterations:
+            files["strips", None] = output / "strips" / f"{name}.png"
+        if FLAGS.every_iteration:
+            files["iterations", None] = output / "iterations" / name
+        return files
 
+    sources, owners = {pathlib.Path(path).resolve() for path in found.values()}, {}
+    for name, path in list(found.items()):
+        files = results(name, path).values()
+        for file in files:
+            if file.resolve() in sources:
+                raise errors.UserError(
+                    f"{file}: is an input image and would be replaced by its result; expected another --output."
+                )
+            if owners.setdefault(file, path) != path:
+                raise errors.UserError(f"{file}: is a result of both {owners[file]} and {path}; rename one of them.")
+            if file.exists() and not FLAGS.overwrite and not FLAGS.resume:
+                raise errors.UserError(
+                    f"{file}: is there already; give --resume to go on with the others, --overwrite to replace it, or "
+                    "another --output."
+                )
+        if FLAGS.resume and all(file.exists() for file in files):
+            del found[name]
+
+    if FLAGS.resume:
+        print(f"{len(sources) - len(found)} of {len(sources)} images are done already")
     # One image shows its tiles or iterations, several show images.
     progress = keras.utils.Progbar(len(found), unit_name="image") if len(found) > 1 else None
-    for folder in (output, *folders.values()):
-        folder.mkdir(parents=True, exist_ok=True)
     for name, path in found.items():
         if flat:
             image = images.read_2d(path, grey_levels=True)
@@ -85,26 +125,28 @@ def main(_):
             images.require_dimensions(path, image, 3)
         answer = segment(images.array(image), images.spacing(image), path, FLAGS.probabilities, not progress)
 
-        def write(voxels, path, mask=True):
-            images.write(images.like(255 * voxels if mask and path.suffix == ".png" else voxels, image), path)
+        def write(voxels, file, mask=True):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            shown = mask and file.name.lower().endswith(images.PIXELS_ONLY)
+            images.write(images.like(255 * voxels if shown else voxels, image), file)
 
-        write(answer["label"], output / f"{name}{ending(path)}")
-        for (kind, value), folder in folders.items():
-            if kind == "masks":
-                voxels = (answer["label"] == value).astype(np.uint8)
+        for (kind, value), file in results(name, path).items():
+            if kind == "labels":
+                write(answer["label"], file)
+            elif kind == "masks":
+                write((answer["label"] == value).astype(np.uint8), file)
+            elif kind == "probabilities":
+                write(answer["probability"][segment.labels[value]], file, mask=False)
+            elif kind == "strips":
+                pixels = images.array(image)
+                report.strip(file, pixels, answer["iterations"], answer["kept"], pathlib.Path(name).name)
             else:
-                voxels = answer["probability"][segment.labels[value]]
-            write(voxels, folder / f"{name}{ending(path, kind)}")
-        if segment.iterations:
-            pixels = images.array(image)
-            report.strip(output / "strips" / f"{name}.png", pixels, answer["iterations"], answer["kept"], name)
-        if FLAGS.every_iteration:
-            with files.replacing(output / "iterations" / name) as folder:
-                folder.mkdir()
-                for number, iteration in enumerate(answer["iterations"]):
-                    rendered = np.clip(np.rint(iteration["rendered"]), 0, 255).astype(np.uint8)
-                    write(rendered, folder / f"{number:02d}_rendered{ending(path)}", mask=False)
-                    write(iteration["label"], folder / f"{number:02d}_label{ending(path)}")
+                with replacing(file) as folder:
+                    folder.mkdir()
+                    for number, iteration in enumerate(answer["iterations"]):
+                        rendered = np.clip(np.rint(iteration["rendered"]), 0, 255).astype(np.uint8)
+                        write(rendered, folder / f"{number:02d}_rendered{ending(path)}", mask=False)
+                        write(iteration["label"], folder / f"{number:02d}_label{ending(path)}")
         if progress:
             progress.add(1)
 

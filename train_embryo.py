@@ -17,10 +17,10 @@ import sys
 
 from absl import app, flags
 
-from tf_autoctx import errors, export, files, flag_types
+from tf_autoctx import errors, files, flag_types
 from tf_autoctx.data import augment, datasets, phantoms
 from tf_autoctx.models import layers
-from tf_autoctx.systems import caching, embryo, evaluation, refinement, stages
+from tf_autoctx.systems import caching, embryo, evaluation, refinement, serving, stages
 from tf_autoctx.training import devices, loop, runs
 from tf_autoctx.training import flags as training_flags
 
@@ -117,12 +117,15 @@ def main(_):
         read,
         spacing,
     )
-    *_, network = networks.values()
-    export.saved_model(
-        {"serving_default": lambda image: system.segment(network, image)},
+    stage, network = list(networks.items())[-1]
+    serving.export_run(
+        run,
+        system,
         [network],
-        run / "saved_model" / "1",
-        {"system": embryo.NAME, "labels": labels, "spacing": spacing},
+        lambda: [system.network(stage)],
+        lambda networks: {"serving_default": lambda image: system.segment(*networks, image)},
+        embryo.SERVED,
+        FLAGS.export_precision,
     )
 
 

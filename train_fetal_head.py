@@ -13,11 +13,11 @@ import sys
 
 from absl import app, flags
 
-from tf_autoctx import biometry, errors, export, flag_types
+from tf_autoctx import biometry, errors, flag_types
 from tf_autoctx.data import augment, datasets, phantoms
 from tf_autoctx.models import layers
 from tf_autoctx.models.usegnet import ATTENTION_KERNELS, VARIANTS
-from tf_autoctx.systems import caching, evaluation, fetal_head, levels
+from tf_autoctx.systems import caching, evaluation, fetal_head, levels, serving
 from tf_autoctx.training import devices, loop, runs
 from tf_autoctx.training import flags as training_flags
 
@@ -66,8 +66,8 @@ def main(_):
     training, validation = (
         levels.cached(part, system, run / "cache", read) for part in (cases.train, cases.validation)
     )
-    facts = {"labels": {1: fetal_head.STRUCTURE}, "spacing": caching.spacing_range(training)}
-    runs.note(run, **facts)
+    spacing = caching.spacing_range(training)
+    runs.note(run, labels={1: fetal_head.STRUCTURE}, spacing=spacing)
 
     # Section 2.5: level k is trained after level k - 1 is finished, and sees its probability
     settings, augmentation = training_flags.as_fields(loop.Settings), training_flags.as_fields(augment.Augmentation)
@@ -90,14 +90,17 @@ def main(_):
         run / "evaluation",
         {fetal_head.STRUCTURE: 1},
         read,
-        facts["spacing"],
+        spacing,
         measure=biometry.compare,
     )
-    export.saved_model(
-        {"serving_default": lambda image: system.segment(networks, image)},
+    serving.export_run(
+        run,
+        system,
         networks,
-        run / "saved_model" / "1",
-        {"system": fetal_head.NAME, **facts},
+        lambda: [system.network() for _ in networks],
+        lambda networks: {"serving_default": lambda image: system.segment(networks, image)},
+        fetal_head.SERVED,
+        FLAGS.export_precision,
     )
 
 

@@ -14,10 +14,10 @@ import sys
 
 from absl import app, flags
 
-from tf_autoctx import errors, export, flag_types
+from tf_autoctx import errors, flag_types
 from tf_autoctx.data import augment, datasets, phantoms
 from tf_autoctx.models import layers
-from tf_autoctx.systems import caching, evaluation, multi_organ, pyramids
+from tf_autoctx.systems import caching, evaluation, multi_organ, pyramids, serving
 from tf_autoctx.training import devices, loop, runs
 from tf_autoctx.training import flags as training_flags
 
@@ -120,15 +120,22 @@ def main(_):
         spacing,
         window=(FLAGS.window_low, FLAGS.window_high),
     )
-    unets = system.unets(network)
-    export.saved_model(
-        {
+
+    def functions(networks):
+        unets = system.unets(*networks)
+        return {
             "serving_default": lambda image: system.segment(unets, image),
             "probabilities": lambda image: system.segment(unets, image, probability=True),
-        },
+        }
+
+    serving.export_run(
+        run,
+        system,
         [network],
-        run / "saved_model" / "1",
-        {"system": multi_organ.NAME, "labels": labels, "spacing": spacing},
+        lambda: [system.network()],
+        functions,
+        multi_organ.SERVED,
+        FLAGS.export_precision,
     )
 
 

@@ -20,7 +20,7 @@ from tf_autoctx import biometry, errors, export, flag_types
 from tf_autoctx.data import datasets, phantoms
 from tf_autoctx.models import layers
 from tf_autoctx.models.renderer import HEADS
-from tf_autoctx.systems import evaluation, renderer, self_play
+from tf_autoctx.systems import evaluation, renderer, self_play, serving
 from tf_autoctx.training import devices, loop, runs
 from tf_autoctx.training import flags as training_flags
 
@@ -70,8 +70,7 @@ def main(_):
     training, validation = (
         self_play.cached(part, system, run / "cache", read) for part in (cases.train, cases.validation)
     )
-    facts = {"labels": {1: renderer.STRUCTURE}}
-    runs.note(run, **facts)
+    runs.note(run, labels={1: renderer.STRUCTURE})
 
     # Section 2.3: self-play full training; then S is rendered once into S'
     objective, settings = training_flags.as_fields(self_play.Objective), training_flags.as_fields(loop.Settings)
@@ -97,11 +96,16 @@ def main(_):
         read,
         measure=biometry.compare,
     )
-    export.saved_model(
-        {"serving_default": lambda image: system.segment(networks, image)},
-        [networks[name] for name in ("renderer", "segmentor") if name in networks],
-        run / "saved_model" / "1",
-        {"system": renderer.NAME, **facts},
+    names = [name for name in ("renderer", "segmentor") if name in networks]
+    served = lambda networks: [networks[name] for name in names]
+    serving.export_run(
+        run,
+        system,
+        served(networks),
+        lambda: served(system.networks()),
+        lambda networks: {"serving_default": lambda image: system.segment(dict(zip(names, networks)), image)},
+        renderer.SERVED,
+        FLAGS.export_precision,
         export.IMAGE,
     )
 

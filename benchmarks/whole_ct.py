@@ -6,7 +6,6 @@
 The weights are random: time and memory do not depend on them.
 """
 
-import pathlib
 import resource
 import subprocess
 import sys
@@ -48,8 +47,8 @@ def main(_):
     network = system.network()
     unets = system.unets(network)
     with tempfile.TemporaryDirectory() as folder:
-        model = pathlib.Path(folder) / "1"
-        export.saved_model({"serving_default": lambda image: system.segment(unets, image)}, [network], model, {})
+        functions = {"serving_default": lambda image: system.segment(unets, image)}
+        model = export.saved_model(functions, [network], folder, {})
         size = ",".join(map(str, FLAGS.size))
         subprocess.run([sys.executable, __file__, f"--model={model}", f"--size={size}"], check=True)
 

@@ -2,16 +2,22 @@
 
 import contextlib
 import importlib
+import json
 import pathlib
 import subprocess
 import sys
 
+import cpp_loader
 import keras
+import numpy as np
 import tensorflow as tf
 from absl import flags
 from absl.testing import flagsaver
+from tensorflow.core.protobuf import saved_model_pb2
+from tensorflow.python.framework import op_def_registry
 
-from tf_autoctx import errors
+from tf_autoctx import errors, export
+from tf_autoctx.systems import prediction
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -69,10 +75,93 @@ def script(name, *arguments):
     return subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8", timeout=300)
 
 
-def served(folder, volume, signature="serving_default"):
-    """What the graph answers in a TensorFlow 1 session, which loads it as TensorFlow's C++ loader does."""
-    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
-        loaded = tf.compat.v1.saved_model.load(session, ["serve"], str(folder)).signature_def[signature]
-        assert list(loaded.inputs) == ["image"]
-        outputs = {name: info.name for name, info in loaded.outputs.items()}
-        return session.run(outputs, {loaded.inputs["image"].name: volume})
+def served(folder, image, signature="serving_default"):
+    """What TensorFlow's C++ loader, and so TensorFlow Serving, answers for images (batch, *spatial, 1) float32."""
+    model = cpp_loader.CppModel(folder)
+    try:
+        return model(signature, {"image": image})
+    finally:
+        model.close()
+
+
+def check_export(version, image, folder):
+    """Checks what is true of every export, by random images of uint8 (2 or more, *spatial); `folder` gets files.
+
+    Every signature runs in TensorFlow's C++ loader; those for bytes answer as their twins, whose answers for one image
+    do not depend on the others; all ops are stock; saved_model_cli shows and runs it; the card describes it.
+    """
+    card = json.loads((version / export.CARD).read_text())
+    model = cpp_loader.CppModel(version)
+    assert {name: (set(x.inputs), set(x.outputs)) for name, x in model.signatures.items()} == {
+        name: (set(x["inputs"]), set(x["outputs"])) for name, x in card["signatures"].items()
+    }
+    plain = [name for name in card["signatures"] if not name.endswith("_bytes")]
+    assert len(card["signatures"]) == 2 * len(plain) and "serving_default" in plain
+    shape, raw = np.array(image.shape[1:], np.int32), [one.tobytes() for one in image]
+    answers = {}
+    for signature in plain:
+        answer = answers[signature] = model(signature, {"image": image[..., None].astype(np.float32)})
+        given = {"image_bytes": raw, "shape": shape, "dtype": b"uint8"}
+        of_bytes = model(export.twin(signature), given)
+        np.testing.assert_array_equal(of_bytes["shape"], shape)
+        for name, values in answer.items():
+            described = card["outputs"][name]
+            assert values.dtype == described["dtype"] and values.ndim == len(described["axes"])
+            assert all(n in (None, m) for n, m in zip(described["shape"], values.shape, strict=True))
+            for one, many in zip(of_bytes[f"{name}_bytes"], values, strict=True):
+                found = np.frombuffer(one, described["dtype"]).reshape(many.shape)
+                np.testing.assert_allclose(found, many, rtol=1e-5, atol=1e-5)
+    # Another spelling: a shape and a dtype for each image, here of other sizes and types.
+    small, floats = image[1, :-3], image[0].astype(np.float64)
+    given = {
+        "image_bytes": [floats.tobytes(), small.tobytes()],
+        "shape": np.array([floats.shape, small.shape], np.int32),
+        "dtype": [b"float64", b"uint8"],
+    }
+    mixed = model("serving_bytes", given)["label_bytes"]
+    assert mixed[0] == answers["serving_default"]["label"][0].tobytes() and len(mixed[1]) == small.size
+    model.close()
+
+    definition = saved_model_pb2.SavedModel.FromString((version / "saved_model.pb").read_bytes()).meta_graphs[0]
+    nodes = [*definition.graph_def.node, *(n for f in definition.graph_def.library.function for n in f.node_def)]
+    functions = {f.signature.name for f in definition.graph_def.library.function}
+    ops = {node.op for node in nodes} - functions
+    assert {"Conv2D", "Conv3D"} & ops
+    assert all(op_def_registry.get(op) for op in ops), ops  # no library of ours is loaded: these are TensorFlow's
+    assert not [op for op in ops if "PyFunc" in op or "Xla" in op]
+
+    np.save(folder / "image.npy", image[..., None].astype(np.float32))
+    done = script("-c", SAVED_MODEL_CLI, version, folder)
+    assert done.returncode == 0, done.stderr
+    assert all(f"signature_def['{name}']" in done.stdout for name in card["signatures"])
+    np.testing.assert_array_equal(np.load(folder / "label.npy"), answers["serving_default"]["label"])
+
+
+def check_bfloat16(run, image):
+    """Checks that the newest export of a run computes in bfloat16, and answers nearly as its float32 networks."""
+    version = export.newest(run / "saved_model")
+    assert json.loads((version / export.CARD).read_text())["precision"] == "bfloat16"
+    found = served(version, image[None, ..., None].astype(np.float32))
+    online = {"iterations": 0} if image.ndim == 2 else {}
+    exact = prediction.segmentor(run, **online)(image, (1,) * image.ndim)
+    assert found["label"].dtype == np.uint8 and "probability" not in found or found["probability"].dtype == np.float32
+    definition = saved_model_pb2.SavedModel.FromString((version / "saved_model.pb").read_bytes()).meta_graphs[0]
+    convolutions = [n for f in definition.graph_def.library.function for n in f.node_def if n.op in ("Conv2D", "Conv3D")]
+    low = [n for n in convolutions if n.attr["T"].type == tf.bfloat16.as_datatype_enum]
+    assert len(low) > len(convolutions) / 2
+    assert (found["label"][0, ..., 0] == exact["label"]).mean() > 0.9
+
+
+# The two commands of saved_model_cli in one process.
+SAVED_MODEL_CLI = """
+import sys
+from tensorflow.python.tools import saved_model_cli
+_, version, folder = sys.argv
+run = ["--tag_set=serve", "--signature_def=serving_default", f"--inputs=image={folder}/image.npy", f"--outdir={folder}"]
+for command in (["show", "--all"], ["run", "--overwrite", *run]):
+    sys.argv = ["saved_model_cli", *command, f"--dir={version}"]
+    try:
+        saved_model_cli.main()
+    except SystemExit as ended:
+        assert not ended.code
+"""

@@ -548,7 +548,7 @@ def test_mixed_bfloat16_answers_float32_probabilities(tiny, bfloat16):
 
 
 def test_a_served_model_answers_as_in_this_process(tiny, tmp_path):
-    export.saved_model({"serving_default": lambda image: tiny(image, training=False)}, [tiny], tmp_path / "1", card={})
+    export.saved_model({"serving_default": lambda image: tiny(image, training=False)}, [tiny], tmp_path, card={})
     x = noise(2, 9, 16, 13, 1)
     expected, answers = tiny(x, training=False), running.served(tmp_path / "1", x)
     assert answers.keys() == expected.keys()

@@ -287,6 +287,16 @@ def test_like_takes_the_grid_of_its_reference():
         images.like(mask.transpose(1, 0, 2), volume())
 
 
+def test_voxels_may_have_several_values(tmp_path):
+    values = np.random.default_rng(0).random((4, 5, 6, 3), np.float32)
+    images.write(images.like(values, volume()), tmp_path / "a.nii.gz")
+    image = images.read(tmp_path / "a.nii.gz", colour=True)
+    np.testing.assert_array_equal(images.array(image), values)
+    images.require_same_grid("values", image, "image", volume())
+    with pytest.raises(ValueError, match=r"\(5, 4, 6, 3\), the reference image \(4, 5, 6\)"):
+        images.like(values.transpose(1, 0, 2, 3), volume())
+
+
 def test_find_sorts_by_name_and_passes_over_other_files(tmp_path):
     for name in ("b.nii.gz", "a.b.NRRD", "c.png", "notes.txt", "._c.png", ".partial-1-d.nii.gz"):
         (tmp_path / name).touch()

@@ -103,7 +103,10 @@ def test_target_has_coarser_speckle_more_noise_and_more_gain_with_depth():
     for axis in (0, 1):
         assert grain_width(target, axis) > 1.5 * grain_width(source, axis)
     assert grain_width(target, 1) > 1.3 * grain_width(target, 0)  # wider across the beam
-    climb = [image[-40:].mean() - image[:40].mean() for image in (source, target)]
+    climb = []  # in dB: gamma and dynamic range undone
+    for scanner, image in ((phantoms.SOURCE, source), (phantoms.TARGET, target)):
+        decibel = scanner.dynamic_range * (image / 255) ** (1 / scanner.gamma)
+        climb.append(decibel[-40:].mean() - decibel[:40].mean())
     assert climb[1] > 1.3 * climb[0] > 0
 
     silence = np.full((320, 320), 1e-6, np.float32)

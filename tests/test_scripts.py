@@ -18,6 +18,7 @@ import tensorflow as tf
 import running
 from absl import flags
 
+import tf_autoctx
 from tf_autoctx import errors
 from tf_autoctx.data import images
 from tf_autoctx.systems import prediction
@@ -49,7 +50,12 @@ def test_run_folder_is_complete(run):
     assert config["flags"]["steps"] == 3 and config["flags"]["variant"] == "USegNet-DS-HAS-Ctx"
     assert {"learning_rate", "erase_probability", "phantom_size", "foreground"} <= config["flags"].keys()
     card = json.loads((run / "saved_model" / "1" / "assets.extra" / "model_card.json").read_text())
-    assert card == {"system": "fetal_head", "labels": {"1": "head"}, "spacing": config["spacing"]}
+    for name in ("system", "labels", "spacing", "data_fingerprint", "git_revision"):
+        assert card[name] == config[name]
+    assert card["labels"] == {"1": "head"} and card["precision"] == "float32" and card["config"] == config["flags"]
+    assert card["versions"] == {"tf_autoctx": tf_autoctx.__version__, **config["versions"]}
+    assert card["inputs"]["image"]["axes"][1:4] == ["depth", "height", "width"]
+    assert "0.5" in card["outputs"]["label"]["meaning"]
     assert config["spacing"] == [pytest.approx([147.44 / 24, 98.04 / 16, 167.2 / 28], abs=1e-4)] * 2
     assert config["versions"]["tensorflow"] == tf.__version__
     for level in (1, 2):
@@ -62,6 +68,7 @@ def test_run_folder_is_complete(run):
     ]
     summary = json.loads((run / "evaluation" / "summary.json").read_text())
     assert summary["paired"][0]["method"] == "level 2"
+    assert card["metrics"] == {"level 2": summary["methods"]["level 2"]}
     assert len(list((run / "evaluation").glob("head_*.png"))) == 2
 
 
@@ -81,6 +88,11 @@ def test_export_equals_the_run_through_the_loader_of_tensorflow_serving(run):
     assert both["probability"].dtype == np.float32
 
 
+def test_the_export_is_what_a_server_needs(run, tmp_path):
+    images_ = np.random.default_rng(5).integers(0, 256, (2, 24, 16, 28)).astype(np.uint8)
+    running.check_export(run / "saved_model" / "1", images_, tmp_path)
+
+
 def test_level_2_matters(run, tmp_path, caplog):
     """A run cut down to level 1 answers otherwise; with a level missing it says so."""
     shutil.copytree(run, tmp_path / "one", ignore=shutil.ignore_patterns("level_2", "phantoms"))
@@ -97,14 +109,16 @@ def test_level_2_matters(run, tmp_path, caplog):
     np.testing.assert_array_equal(one["probability"], partial["probability"])
 
 
-def test_a_level_more_trains_that_level_alone(run, tmp_path, capsys):
+def test_a_level_more_trains_that_level_alone_and_serves_next(run, tmp_path, capsys):
     copy = tmp_path / "run"
     shutil.copytree(run, copy)
     before = {path: path.stat().st_mtime_ns for path in copy.glob("level_*/model.keras")}
-    train(f"--work_dir={copy}", "--level=3", *TINY)
+    train(f"--work_dir={copy}", "--level=3", "--export_precision=bfloat16", *TINY)
     assert len(before) == 2 and before == {path: path.stat().st_mtime_ns for path in before}
     assert (copy / "level_3" / "model.keras").exists()
-    assert "level 3 against level 2" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "level 3 against level 2" in printed and "saved_model: version 2 serves (bfloat16)" in printed
+    running.check_bfloat16(copy, np.random.default_rng(6).normal(size=(24, 16, 28)))
 
 
 @pytest.mark.parametrize(
@@ -342,7 +356,10 @@ def test_a_damaged_network_is_named(run, tmp_path, capsys):
         train(f"--work_dir={broken}", "--level=2", *TINY)
     assert "level_2/model.keras: not a network that can be read" in capsys.readouterr().err
     file.unlink()  # as the sentence says
+    capsys.readouterr()
     train(f"--work_dir={broken}", "--level=2", *TINY)
+    assert "saved_model: version 1 serves already, with the same weights (float32)" in capsys.readouterr().out
+    assert [path.name for path in (broken / "saved_model").iterdir()] == ["1"]
     for a, b in zip(*(keras.models.load_model(r / "level_2" / "model.keras").get_weights() for r in (run, broken))):
         np.testing.assert_array_equal(a, b)
 

@@ -73,7 +73,7 @@ def test_stages_one_by_one_are_all_stages(run, tmp_path):
         one, all_ = (stages.load(folder / stage / "model.keras").get_weights() for folder in (tmp_path, run))
         for a, b in zip(one, all_):
             np.testing.assert_array_equal(a, b)
-    last, export = prediction.segmentor(tmp_path), prediction.segmentor(tmp_path / "saved_model" / "1")
+    last, export = prediction.segmentor(tmp_path), prediction.segmentor(tmp_path / "saved_model")
     volume = noise(16, 17, 18)
     a, b = (segment(volume, (0.4,) * 3, probabilities=True) for segment in (last, export))
     np.testing.assert_allclose(a["probability"]["body"], b["probability"]["body"], atol=1e-5)
@@ -138,6 +138,11 @@ def test_export_equals_the_run_through_the_loader_of_tensorflow_serving(run, siz
     np.testing.assert_array_equal(theirs["ventricle"], theirs["label"] == 2)
 
 
+def test_the_export_is_what_a_server_needs(run, tmp_path):
+    embryos = np.random.default_rng(5).integers(0, 256, (2, 24, 17, 20)).astype(np.uint8)
+    running.check_export(run / "saved_model" / "1", embryos, tmp_path)
+
+
 def test_predict_from_the_run_and_from_the_export(run, tmp_path):
     image = sitk.GetImageFromArray(np.rint(noise(22, 26, 20)).astype(np.uint8))
     image.SetSpacing((0.4, 0.4, 0.4))
@@ -168,9 +173,10 @@ def test_a_killed_stage_goes_on_to_the_same_weights(tmp_path):
     shutil.rmtree(tmp_path / "initial" / "best")
     for path in (tmp_path / "initial" / "last").glob("step-3*"):
         path.unlink()
-    train(*once)
+    train(*once, "--export_precision=bfloat16")
     for a, b in zip(stages.load(finished).get_weights(), whole):
         np.testing.assert_array_equal(a, b)
+    running.check_bfloat16(tmp_path, noise(24, 28, 24))
 
 
 def test_the_paper_s_constants_are_a_preset(tmp_path, capsys):

@@ -83,6 +83,11 @@ def test_export_equals_the_run_through_the_loader_of_tensorflow_serving(run, siz
     np.testing.assert_array_equal(theirs["probability"][0].argmax(-1)[sure], mine["label"][sure])
 
 
+def test_the_export_is_what_a_server_needs(run, tmp_path):
+    cts = np.random.default_rng(5).integers(0, 256, (2, 16, 13, 11)).astype(np.uint8)
+    running.check_export(run / "saved_model" / "1", cts, tmp_path)
+
+
 def test_predict_writes_label_values_and_a_probability_a_structure(run, tmp_path):
     image = sitk.GetImageFromArray(np.rint(noise(22, 26, 30)).astype(np.int16))
     image.SetSpacing((6, 6, 6))
@@ -104,7 +109,7 @@ def test_predict_writes_label_values_and_a_probability_a_structure(run, tmp_path
 
 
 def test_a_killed_run_goes_on_to_the_same_weights(tmp_path):
-    """With the checkpoints of an earlier step alone, as after a kill; one level is enough."""
+    """With the checkpoints of an earlier step alone, as after a kill; one level is enough. The export may be another."""
     once = (f"--work_dir={tmp_path}", *TINY, *ONE, "--checkpoint_steps=1", "--samples_per_epoch=8")
     train(*once)
     finished = tmp_path / "pyramid" / "model.keras"
@@ -113,9 +118,10 @@ def test_a_killed_run_goes_on_to_the_same_weights(tmp_path):
     shutil.rmtree(tmp_path / "pyramid" / "best")
     for path in (tmp_path / "pyramid" / "last").glob("step-4*"):
         path.unlink()
-    train(*once)
+    train(*once, "--export_precision=bfloat16")
     for a, b in zip(stages.load(finished).get_weights(), whole):
         np.testing.assert_array_equal(a, b)
+    running.check_bfloat16(tmp_path, noise(24, 28, 40))
     rows = csv.DictReader(open(tmp_path / "evaluation" / "cases.csv"))
     assert {row["method"] for row in rows} == {"level 1"}
 

@@ -99,7 +99,8 @@ def test_a_killed_run_ends_in_the_same_weights(plain, tmp_path, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             train(*command)
     assert not (tmp_path / "networks").exists()
-    train(*command)
+    train(*command, "--export_precision=bfloat16")
+    running.check_bfloat16(tmp_path, pixels(20, 24))
     mine, whole = self_play.finished(tmp_path), self_play.finished(plain)
     for name in whole:
         for a, b in zip(mine[name].get_weights(), whole[name].get_weights()):
@@ -119,6 +120,10 @@ def test_export_answers_as_predict(which, request):
     np.testing.assert_allclose(loaded["probability"]["head"], mine["probability"]["head"], atol=1e-5)
     if which == "plain":
         np.testing.assert_allclose(answer["rendered"].mean(), image.mean(), rtol=0.02)
+
+
+def test_the_export_is_what_a_server_needs(run, tmp_path):
+    running.check_export(run / "saved_model" / "1", pixels(2, 20, 24), tmp_path)
 
 
 def test_predict_on_files_of_every_kind(light, tmp_path):

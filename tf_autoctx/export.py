@@ -1,39 +1,222 @@
-"""A SavedModel that TensorFlow's C++ loader, and so TensorFlow Serving, can run."""
+"""A SavedModel that TensorFlow's C++ loader, and so TensorFlow Serving, can run; stock ops alone.
 
+Every signature has a twin for clients that hold arrays rather than numbers in JSON: `serving_bytes` beside
+`serving_default`, and NAME_bytes beside any other. It takes
+
+  image_bytes: string (batch,), each an image's voxels as they lie in memory: little-endian, C order, no header.
+  shape: int32, voxels along (depth, height, width), or (height, width); one for all images, or one each: (batch, 3 or 2).
+  dtype: string, of `DTYPES`; one for all images, or one each: (batch,). TensorFlow Serving's own batching and the row
+    format of its REST interface know no input without a batch axis.
+
+and answers OUTPUT_bytes, string (batch,), for every OUTPUT of its twin: the voxels likewise, in the dtype that the card
+names, without the channel where there is one only; and `shape` as it was given. Images go through one at a time, so
+those of a request may be of different sizes, and it takes the memory of one.
+"""
+
+import hashlib
 import json
+import math
 import pathlib
 
-import keras
+import numpy as np
 import tensorflow as tf
+from absl import logging
 
 from tf_autoctx.files import replacing
 
 # A volume or a 2D image of any size; the name is that of the signatures' input.
 VOLUME = tf.TensorSpec((None, None, None, None, 1), tf.float32, name="image")
 IMAGE = tf.TensorSpec((None, None, None, 1), tf.float32, name="image")
+AXES = {5: ["batch", "depth", "height", "width", "channel"], 4: ["batch", "height", "width", "channel"]}
+DTYPES = ("uint8", "int8", "uint16", "int16", "int32", "float32", "float64")
 CARD = pathlib.PurePath("assets.extra") / "model_card.json"
+WARM_UP = pathlib.PurePath("assets.extra") / "tf_serving_warmup_requests"
+WARM_UP_EDGE = 32  # voxels along each axis of a warm-up request
 
 
-def saved_model(functions, networks, directory, card, spec=VOLUME):
-    """Writes functions as the signatures of a SavedModel; the folder appears whole or not at all.
+def saved_model(functions, networks, directory, card, spec=VOLUME, configuration=None):
+    """Writes functions as the signatures of a SavedModel, a new version, unless the newest one is the very same.
+
+    The version is one more than the highest that is there, and its folder appears whole or not at all: until then its
+    name is no number, which a server that watches `directory` passes over.
+
+    Weights stay variables. Frozen into the graph as constants they are not faster: USegNet-DS-HAS at the paper's widths
+    on 32x24x40 voxels took 0.277 s of one core with variables and 0.279 s with constants, in bfloat16 0.152 and 0.151 s
+    (medians of 9 alternating runs); and every signature would hold a copy.
 
     Args:
       functions: {signature: function}, "serving_default" among them: a raw image of `spec` -> {name: tensor}; the names
         become the signature's outputs. The one argument must be called `image`.
-      networks: the Keras models that they run.
-      directory: of the version, such as `run/saved_model/1`.
-      card: JSON-like dict of what a client should know; becomes the file `CARD`.
+      networks: the Keras models that they run, with all their variables.
+      directory: of all versions, such as `run/saved_model`.
+      card: JSON-like dict of what a client should know; becomes the file `CARD`, with "fingerprint" (of weights and
+        configuration) and "signatures"; "inputs" and "outputs" may describe these by name, and get dtype, shape and axes.
       spec: `VOLUME` or `IMAGE`.
+      configuration: JSON-like, whatever besides the weights makes the functions what they are.
+
+    Returns:
+      pathlib.Path of the version.
     """
-    archive = keras.export.ExportArchive()
-    for network in networks:
-        archive.track(network)
+    fingerprint, last = _fingerprint(networks, configuration), newest(directory)
+    if last and _card(last).get("fingerprint") == fingerprint:
+        return last
+    # keras.export.ExportArchive would trace every layer a second time, which no server calls, and take twice as long.
+    module, graphs, signatures, outputs = tf.Module(), {}, {}, {}
+    module.weights = [weights.value for network in networks for weights in network.weights]
     for signature, function in functions.items():
-        archive.add_endpoint(signature, function, input_signature=[spec])
-    with replacing(directory) as partial:
+        graphs[signature] = tf.function(function, input_signature=[spec])
+        answer = graphs[signature].get_concrete_function().structured_outputs
+        graphs[twin(signature)] = tf.function(_of_bytes(graphs[signature], spec), input_signature=_bytes_spec())
+        signatures[signature] = {"inputs": [spec.name], "outputs": list(answer)}
+        signatures[twin(signature)] = {
+            "inputs": [one.name for one in _bytes_spec()],
+            "outputs": [*(f"{name}_bytes" for name in answer), "shape"],
+        }
+        outputs |= answer
+    given = {kind: card.get(kind, {}) for kind in ("inputs", "outputs")}
+    card = card | {
+        "inputs": {spec.name: _described(spec) | given["inputs"].get(spec.name, {})},
+        "outputs": {name: _described(x) | given["outputs"].get(name, {}) for name, x in outputs.items()},
+        "signatures": signatures,
+        "bytes": {
+            "dtypes": DTYPES,
+            "order": "little-endian, C order, axes as above but for batch and for a channel that is alone",
+        },
+        "fingerprint": fingerprint,
+    }
+    version = pathlib.Path(directory) / str(int(last.name) + 1 if last else 1)
+    with replacing(version) as partial:
         try:
-            archive.write_out(str(partial), verbose=False)
+            tf.saved_model.save(module, str(partial), signatures=graphs)
         except tf.errors.OpError as error:
             raise OSError(f"the SavedModel could not be written ({type(error).__name__})") from error
         (partial / CARD).parent.mkdir()
         (partial / CARD).write_text(json.dumps(card, indent=1) + "\n")
+        _write_warm_up(partial / WARM_UP, functions, spec)
+    return version
+
+
+def newest(directory):
+    """The folder of the highest version in the folder of all versions; None where there is none."""
+    versions = [path for path in pathlib.Path(directory).glob("[0-9]*") if path.name.isdecimal()]
+    return max(versions, key=lambda path: int(path.name), default=None)
+
+
+def _card(version):
+    try:
+        return json.loads((version / CARD).read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def _fingerprint(networks, configuration):
+    digest = hashlib.sha256(json.dumps(configuration, sort_keys=True).encode())
+    for network in networks:
+        for weights in network.get_weights():
+            digest.update(f"{weights.dtype}{weights.shape}".encode())
+            digest.update(np.ascontiguousarray(weights))
+    return digest.hexdigest()
+
+
+def _described(tensor):
+    """What a card says of a signature's input or output; the axes that are free are null."""
+    return {"dtype": tensor.dtype.name, "shape": list(tensor.shape), "axes": AXES[tensor.shape.rank]}
+
+
+def _write_warm_up(path, functions, spec):
+    """A request for every signature, which TensorFlow Serving runs once before it calls a version available."""
+    try:
+        from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
+    except ImportError:
+        logging.warning("No warm-up requests for TensorFlow Serving: install tf_autoctx[serving] to have them written.")
+        return
+    size = [WARM_UP_EDGE] * (spec.shape.rank - 2)
+    image = np.random.default_rng(0).integers(0, 256, size, np.uint8)
+    requests = {}
+    for signature in functions:
+        requests[signature] = {spec.name: image[None, ..., None].astype(np.float32)}
+        # With a batch axis each: a server that batches would fail to load a model whose warm-up it cannot batch.
+        requests[twin(signature)] = {
+            "image_bytes": [image.tobytes()],
+            "shape": np.array([size], np.int32),
+            "dtype": [image.dtype.name],
+        }
+    with tf.io.TFRecordWriter(str(path)) as file:
+        for signature, inputs in requests.items():
+            request = predict_pb2.PredictRequest()
+            request.model_spec.signature_name = signature
+            for name, value in inputs.items():
+                request.inputs[name].CopyFrom(tf.make_tensor_proto(value))
+            log = prediction_log_pb2.PredictionLog(predict_log=prediction_log_pb2.PredictLog(request=request))
+            file.write(log.SerializeToString())
+
+
+def twin(signature):
+    """Name of the signature for bytes beside another."""
+    return "serving_bytes" if signature == "serving_default" else f"{signature}_bytes"
+
+
+def _bytes_spec():
+    return [
+        tf.TensorSpec((None,), tf.string, name="image_bytes"),
+        tf.TensorSpec(None, tf.int32, name="shape"),
+        tf.TensorSpec(None, tf.string, name="dtype"),
+    ]
+
+
+def _of_bytes(function, spec):
+    """The twin for bytes of a function of images of `spec`."""
+    dimensions = spec.shape.rank - 2
+
+    def one(image_bytes, shape, dtype):
+        answer = function(_decoded(image_bytes, shape, dtype)[None, ..., None])
+        return {f"{name}_bytes": _raw(x) for name, x in answer.items()}
+
+    def all_(image_bytes, shape, dtype):
+        shapes = _one_each(shape, (dimensions,), image_bytes, f"shape: expected {dimensions} integers")
+        dtypes = _one_each(dtype, (), image_bytes, "dtype: expected one string")
+        names = [f"{name}_bytes" for name in function.get_concrete_function().structured_outputs]
+        answers = tf.map_fn(
+            lambda given: one(*given),
+            (image_bytes, shapes, dtypes),
+            fn_output_signature=dict.fromkeys(names, tf.string),
+            parallel_iterations=1,  # the memory of one image
+        )
+        return answers | {"shape": tf.identity(shape)}
+
+    return all_
+
+
+def _one_each(value, inner, images, expected):
+    """A value of shape (*inner) for all images, or (batch, *inner) for each -> (batch, *inner)."""
+    batch = tf.shape(images)[0]
+    count = math.prod(inner)
+    fits = tf.reduce_any(tf.equal(tf.size(value), [count, count * batch]))
+    told = [f"{expected}, or as many for each image, not", value]
+    with tf.control_dependencies([tf.debugging.Assert(fits, told)]):
+        return tf.broadcast_to(tf.reshape(value, (-1, *inner)), (batch, *inner))
+
+
+def _decoded(image_bytes, shape, dtype):
+    """The image of raw bytes as float32 of `shape`; the graph stops where they do not fit."""
+    known = tf.equal(dtype, DTYPES)
+    expected = f"; expected one of {', '.join(DTYPES)}."
+    with tf.control_dependencies([tf.debugging.Assert(tf.reduce_any(known), ["dtype is", dtype, expected])]):
+        number = tf.argmax(known, output_type=tf.int32)
+    size = tf.gather([tf.as_dtype(name).size for name in DTYPES], number)
+    needed = tf.reduce_prod(tf.cast(shape, tf.int64)) * tf.cast(size, tf.int64)
+    found = tf.strings.length(image_bytes)
+    fits = tf.logical_and(tf.reduce_all(shape > 0), tf.equal(tf.cast(found, tf.int64), needed))
+    told = ["image_bytes holds", found, "bytes; expected", needed, "for a shape of", shape, "and the dtype", dtype]
+    with tf.control_dependencies([tf.debugging.Assert(fits, told, summarize=3)]):
+        image_bytes = tf.identity(image_bytes)
+    readers = [
+        lambda name=name: tf.cast(tf.io.decode_raw(image_bytes, tf.as_dtype(name)), tf.float32) for name in DTYPES
+    ]
+    return tf.reshape(tf.switch_case(number, readers), shape)
+
+
+def _raw(x):
+    """The values of a tensor as they lie in memory: a tensor is serialized with them at its end."""
+    size = tf.size(x, tf.int64) * x.dtype.size
+    return tf.strings.substr(tf.io.serialize_tensor(x), -size, size)

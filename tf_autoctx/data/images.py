@@ -133,15 +133,16 @@ def millimetres(path, image):
 
 
 def like(array, reference):
-    """An image with the voxels of `array` (z, y, x) on the grid of `reference`.
+    """An image with the voxels of `array`, (z, y, x) or (z, y, x, values of a voxel), on the grid of `reference`.
 
     Raises:
       ValueError: the shapes differ.
     """
     shape = reference.GetSize()[::-1]
-    if array.shape != shape:
+    vectors = array.ndim == len(shape) + 1
+    if array.shape[: array.ndim - vectors] != shape:
         raise ValueError(f"array has shape {array.shape}, the reference image {shape}")
-    image = sitk.GetImageFromArray(array.astype(np.uint8) if array.dtype == bool else array)
+    image = sitk.GetImageFromArray(array.astype(np.uint8) if array.dtype == bool else array, isVector=vectors)
     image.CopyInformation(reference)
     return image
 
@@ -155,33 +156,45 @@ def stem(path):
     return name
 
 
-def find(directory, series=True):
-    """The images in a folder, not below it: {name: path}, sorted by name.
+def find(directory, series=True, below=False, without=None):
+    """The images in a folder: {name: path}, sorted by name.
 
     Args:
       directory: path.
-      series: whether the slices of one DICOM series are one image.
+      series: whether the slices of one DICOM series, alone in a folder, are one image.
+      below: whether images in folders below it count too, under names such as `patient_1/case_1`.
+      without: a folder below it that does not count.
 
     Raises:
       UserError: the folder is missing or has no image, or two files have the same name but for the suffix.
     """
-    directory = pathlib.Path(directory)
+    directory, found = pathlib.Path(directory), {}
+    skipped = without and pathlib.Path(without).resolve()
     if not directory.is_dir():
         raise UserError(f"{directory}: no such folder; expected a folder of images.")
-    # A leading dot marks our own unfinished files and what macOS leaves behind.
-    files = [file for file in sorted(directory.iterdir()) if not file.name.startswith(".") and file.is_file()]
-    images = [file for file in files if file.name.lower().endswith(SUFFIXES)]
-    only_dicom = all(file.suffix.lower() == ".dcm" for file in images)  # also true of slices without a suffix
-    if series and len(images) != 1 and only_dicom and len(_series(directory)) == 1:
-        return {directory.resolve().name: str(directory)}
-    if not images:
+
+    def unreadable(error):
+        raise UserError(f"{error.filename}: {error.strerror.lower()}; expected a folder that can be read.")
+
+    for folder, folders, names in os.walk(directory, onerror=unreadable):
+        # A leading dot marks our own unfinished files and what macOS leaves behind.
+        folder, names = pathlib.Path(folder), [name for name in names if not name.startswith(".")]
+        inner = [name for name in folders if not name.startswith(".") and (folder / name).resolve() != skipped]
+        folders[:] = inner if below else []
+        files = [folder / name for name in names if name.lower().endswith(SUFFIXES)]
+        only_dicom = all(file.suffix.lower() == ".dcm" for file in files)  # also true of slices without a suffix
+        if series and names and len(files) != 1 and only_dicom and len(_series(folder)) == 1:
+            files = [folder]
+        for file in sorted(files):
+            if file == directory:
+                name = directory.resolve().name
+            else:  # A folder's name is whole, whatever follows its last dot.
+                name = (file.relative_to(directory).parent / (file.name if file == folder else stem(file))).as_posix()
+            if name in found:
+                raise UserError(f"{file}: has the same name as {found[name]}; expected one image of each name.")
+            found[name] = str(file)
+    if not found:
         raise UserError(f"{directory}: holds no image; expected files that end in {', '.join(SUFFIXES)}.")
-    found = {}
-    for file in images:
-        name = stem(file)
-        if name in found:
-            raise UserError(f"{file}: has the same name as {found[name]}; expected one image of each name.")
-        found[name] = str(file)
     return dict(sorted(found.items()))
 
 

@@ -72,6 +72,7 @@ def training(files, augment, *, seed, first_step, steps, batch_size, replicas, w
         np.arange(first_step * per_step, steps * per_step).reshape(-1, workers, per_step // workers)[:, worker].ravel()
     )
 
+    @tf.autograph.experimental.do_not_convert  # takes longer than the tracing itself, and changes nothing
     def prepare(number):
         epoch, place = number // per_epoch, tf.cast(number % per_epoch, tf.int32)
         order = tf.random.experimental.stateless_shuffle(tf.range(cases), [seed, epoch])

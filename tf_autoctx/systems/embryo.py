@@ -17,6 +17,18 @@ from tf_autoctx.models import layers
 NAME = "embryo"
 # Section 2.3-2.4: each stage starts from the networks of the one before.
 STAGES = ("initial", "refine", "end_to_end")
+# What a client should know of the export beside dtypes and shapes.
+SERVED = {
+    "image": {
+        "range": None,
+        "units": "raw intensities, 0 in fluid; each volume is divided by its own root mean square",
+        "rule": "any size; the volume's own grid",
+    },
+    "label": {"range": [0, 255], "meaning": "value of the structure, see labels; 0: background"},
+    "body": {"range": [0, 1], "meaning": "1 where the body is"},
+    "ventricle": {"range": [0, 1], "meaning": "1 where the ventricle is"},
+    "probability": {"range": [0, 1], "meaning": "of the body, then of the ventricle"},
+}
 
 # Flag values by name; the command line wins. "paper" holds every constant of the paper.
 PRESETS = {

@@ -19,6 +19,16 @@ from tf_autoctx.systems import tiling
 
 NAME = "fetal_head"
 STRUCTURE = "head"
+# What a client should know of the export beside dtypes and shapes.
+SERVED = {
+    "image": {
+        "range": None,
+        "units": "raw intensities; each volume is scaled by its own smallest and largest",
+        "rule": "any size; the volume's own grid",
+    },
+    "label": {"range": [0, 1], "meaning": "1 where the head's probability is above 0.5"},
+    "probability": {"range": [0, 1], "meaning": "of the head"},
+}
 
 # Rows of tables 1 and 2 that are a way of running a network rather than a network of their own.
 WAYS = {

@@ -22,6 +22,16 @@ NAME = "multi_organ"
 # convolution hardly sees the image.
 HU_PER_UNIT = 100.0
 MODES = ("end_to_end", "separate", "no_context")
+# What a client should know of the export beside dtypes and shapes.
+SERVED = {
+    "image": {
+        "range": [-1024, 3071],
+        "units": "HU",
+        "rule": "any size; the CT's own grid",
+    },
+    "label": {"range": [0, 255], "meaning": "value of the most probable structure, see labels; 0: background"},
+    "probability": {"range": [0, 1], "meaning": "of the background, then of each structure, label values ascending"},
+}
 
 # Flag values by name; the command line wins. "paper" holds every constant of the paper.
 PRESETS = {

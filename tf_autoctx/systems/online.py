@@ -91,7 +91,7 @@ class OnlineRendering:
         )
         plan = self_play.groups(self._networks, objective, online=True)
         optimizers, update = self_play.updates(self._networks, plan, objective, settings, online=True)
-        self._update = tf.function(update, reduce_retracing=True)
+        self._update = tf.function(update, reduce_retracing=True, autograph=False)
         self._answer = self_play.graph(system, self._networks)
         changing = [*self._networks.values(), *optimizers.values()]
         self._variables = [variable for owner in changing for variable in owner.variables]

@@ -87,7 +87,7 @@ def segmentor(path, **options):
     """Loads a model.
 
     Args:
-      path: a run folder, or a folder with a saved_model.pb.
+      path: a run folder, a folder with a saved_model.pb, or a folder of such versions, of which the highest counts.
       **options: of `OPTIONS`, for run folders of the system that has them; those that are None do not count.
 
     Returns:
@@ -97,6 +97,8 @@ def segmentor(path, **options):
       UserError: neither; no level is finished; a damaged network; an option that the model does not have.
     """
     path, options = pathlib.Path(path), {name: value for name, value in options.items() if value is not None}
+    if not (path / "saved_model.pb").exists() and not (path / "config.json").exists():
+        path = export.newest(path) or path
     if (path / "saved_model.pb").exists():
         for name, value in options.items():
             raise UserError(f"--{name}={value}: {path} is a SavedModel, in which this is fixed; expected a run folder.")

@@ -14,6 +14,13 @@ from tf_autoctx.models.renderer import HEADS
 NAME = "renderer"
 STRUCTURE = "head"
 DISCRIMINATORS = {"d_app": 1, "d_struct": 1, "d_pair": 2}  # {name: channels}
+# What a client should know of the export beside dtypes and shapes.
+SERVED = {
+    "image": {"range": [0, 255], "units": "grey levels", "rule": "any size; the image's own grid"},
+    "rendered": {"range": None, "units": "grey levels, mostly from 0 to 255", "meaning": "image in the source's look"},
+    "label": {"range": [0, 1], "meaning": "1 where the head's probability is above 0.5"},
+    "probability": {"range": [0, 1], "meaning": "of the head"},
+}
 
 # Rows of table 1 and the networks that they have. Orig-T2T is Orig-S2T trained on the target corpus.
 VARIANTS = {

@@ -10,7 +10,7 @@ from tf_autoctx import report
 from tf_autoctx.data import pipeline
 from tf_autoctx.errors import UserError
 from tf_autoctx.files import replacing
-from tf_autoctx.training import loop
+from tf_autoctx.training import devices, loop
 
 
 def train(directory, build, losses, files, prepare, validation, score, *, seed, strategy, settings):
@@ -128,10 +128,8 @@ def train_together(
     history = loop.fit(stage, directory, strategy, settings)
     report.history(directory / "history.png", history, directory.name.replace("_", " "))
 
-    policy = keras.config.dtype_policy()
-    keras.config.set_dtype_policy("float32")
-    answers = build()
-    keras.config.set_dtype_policy(policy)
+    with devices.policy("float32"):
+        answers = build()
     for name, answer in answers.items():
         answer.set_weights(networks[name].get_weights())
     return answers

@@ -1,5 +1,6 @@
 """Strategy, precision and seeds: what is set once, before the first model."""
 
+import contextlib
 import json
 import os
 import re
@@ -62,3 +63,14 @@ def set_up(precision, seed):
     keras.utils.set_random_seed(seed)
     print(f"precision: {precision}")
     return precision
+
+
+@contextlib.contextmanager
+def policy(name):
+    """The Keras dtype policy `name` for the networks that are made meanwhile."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(name)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)

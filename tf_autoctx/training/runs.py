@@ -23,6 +23,7 @@ FREE = (
     "initial_from",
     "corpus",
     "phantom_scans",  # the fingerprint of the data tells
+    "export_precision",
 )
 PACKAGES = ("tensorflow", "keras", "numpy", "scipy", "SimpleITK")
 

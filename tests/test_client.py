@@ -1,0 +1,539 @@
+"""The client of TensorFlow Serving from outside, over a socket: toy exports behind the stand-ins for REST and gRPC."""
+
+import base64
+import contextlib
+import importlib
+import json
+import pathlib
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import tensorflow as tf
+from absl import flags
+from absl.testing import flagsaver
+from google.protobuf import text_format
+from tensorflow_serving.apis import prediction_log_pb2
+from tensorflow_serving.config import model_server_config_pb2
+
+import grpc_server
+import rest_server
+import running
+from tf_autoctx import errors, export
+from tf_autoctx.data import images
+
+
+def bright(threshold):
+    """A toy of the fetal head's signatures: brighter than `threshold`."""
+
+    def segment(image):
+        # Like a network, it cannot take everything: here, a single slice.
+        with tf.control_dependencies([tf.debugging.Assert(tf.shape(image)[1] > 1, ["a volume has several slices"])]):
+            probability = tf.sigmoid((image - threshold) / 10)
+        return {"label": tf.cast(probability > 0.5, tf.uint8), "probability": probability}
+
+    return {"serving_default": segment}
+
+
+def classes(image):
+    """A toy of the CT's signature `probabilities`: three classes, background first."""
+    probability = tf.nn.softmax(tf.concat([-image, image, 0.5 * image], axis=-1) / 100)
+    return {"label": tf.cast(tf.argmax(probability, -1)[..., None], tf.uint8), "probability": probability}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """{name: folder of versions} of the toys."""
+    root = tmp_path_factory.mktemp("models")
+
+    for name, configuration, functions, spec in (
+        ("fetal_head", 100, bright(100.0), export.VOLUME),
+        ("fetal_head", 120, bright(120.0), export.VOLUME),
+        (
+            *("multi_organ", None),
+            {"serving_default": lambda image: {"label": classes(image)["label"]}, "probabilities": classes},
+            export.VOLUME,
+        ),
+        ("renderer", 128, bright(128.0), export.IMAGE),
+    ):
+        export.saved_model(functions, [], root / name, {"system": name}, spec, configuration)
+    return {name: root / name for name in ("fetal_head", "multi_organ", "renderer")}
+
+
+@pytest.fixture(scope="module")
+def models(folders):
+    models = rest_server.Models(folders)
+    yield models
+    models.close()
+
+
+class Handler(rest_server.Handler):
+    """Counts the requests to predict; those that a test has a fault for run it first."""
+
+    lock = threading.Lock()
+
+    def predict(self, name, version, request):
+        with self.lock:
+            self.server.asked.append(request["signature_name"])
+            fault = self.server.faults.pop(0) if self.server.faults else None
+        if fault:
+            fault(self)
+        return super().predict(name, version, request)
+
+
+class Server(rest_server.Server):
+    """The stand-in with faults: functions of a handler, each for one request."""
+
+    def __init__(self, models, faults=(), **options):
+        super().__init__(models, handler=Handler, **options)
+        self.asked, self.faults, self.connections = [], list(faults), set()
+
+    def process_request(self, request, client_address):
+        self.connections.add(request)
+        super().process_request(request, client_address)
+
+    def kill(self):
+        """Ends as a process that is killed: nobody listens, no connection is left."""
+        self.shutdown()
+        self.server_close()
+        for connection in self.connections:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+
+
+def unavailable(handler):
+    raise rest_server.Refused(503, "The batch scheduling queue to which this task was submitted is full")
+
+
+@pytest.fixture(scope="module")
+def client():
+    """The script as a module; its flags are away afterwards."""
+    before = set(flags.FLAGS)
+    yield importlib.import_module("serving.client")
+    for flag in set(flags.FLAGS) - before:
+        delattr(flags.FLAGS, flag)
+    del sys.modules["serving.client"]
+
+
+@pytest.fixture(autouse=True)
+def short_waits(client, monkeypatch):
+    monkeypatch.setattr(client, "BACKOFF", 0.02)
+
+
+def send(client, server, source, output, *arguments, model="fetal_head"):
+    """Runs the client's `main` with the flags."""
+    where = [f"--server={server}", f"--model={model}", f"--input={source}", f"--output={output}"]
+    with flagsaver.flagsaver():
+        flags.FLAGS(["client.py", *where, *arguments])
+        client.main([])
+
+
+def volume(path, seed=0, dtype=np.int16, shape=(5, 6, 7)):
+    """Writes noise around 110 on a turned grid; returns the image."""
+    voxels = np.random.default_rng(seed).normal(110, 30, shape).clip(0, 255).astype(dtype)
+    image = sitk.GetImageFromArray(voxels)
+    image.SetSpacing((0.5, 0.75, 1.25))
+    image.SetOrigin((10, -20, 30))
+    image.SetDirection((0, 1, 0, -1, 0, 0, 0, 0, 1))
+    path.parent.mkdir(exist_ok=True)
+    images.write(image, path)
+    return image
+
+
+def written(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+@contextlib.contextmanager
+def served(protocol, models):
+    if protocol == "grpc":
+        with grpc_server.serving(grpc_server.Service(models)) as address:
+            yield address
+    else:
+        with Server(models) as server:
+            yield server.address
+
+
+@pytest.mark.parametrize("protocol", ["rest", "grpc"])
+def test_labels_lie_on_each_image_s_own_grid(client, models, tmp_path, protocol):
+    scans = {
+        "a": volume(tmp_path / "scans" / "a.mha"),
+        "b": volume(tmp_path / "scans" / "b.nrrd", 1, np.uint8, (2, 9, 4)),
+        "c": volume(tmp_path / "scans" / "c.nii.gz", 2, np.float64),
+        "d": volume(tmp_path / "scans" / "d.mha", 3, np.uint32),  # no dtype of the signature
+    }
+    with served(protocol, models) as address:
+        send(client, address, tmp_path / "scans", tmp_path / "out", f"--protocol={protocol}", "--probabilities")
+    names = [f"{name}.nii.gz" for name in scans]
+    assert written(tmp_path / "out") == names + [f"probabilities/{name}" for name in names]
+    for name, image in scans.items():
+        label = images.read(tmp_path / "out" / f"{name}.nii.gz")
+        probability = images.read(tmp_path / "out" / "probabilities" / f"{name}.nii.gz")
+        for result in (label, probability):
+            images.require_same_grid("result", result, "image", image)
+        voxels = images.array(image)
+        assert images.array(label).dtype == np.uint8 and 0 < images.array(label).mean() < 1
+        np.testing.assert_array_equal(images.array(label), voxels > 120)
+        np.testing.assert_allclose(images.array(probability), 1 / (1 + np.exp((120 - voxels.astype(float)) / 10)), 1e-4)
+
+
+@pytest.mark.parametrize("protocol", ["rest", "grpc"])
+def test_probabilities_of_several_classes_are_values_of_a_voxel(client, models, tmp_path, protocol):
+    image = volume(tmp_path / "ct.mha")
+    with served(protocol, models) as address:
+        for output, wanted in (("label", "--noprobabilities"), ("both", "--probabilities")):
+            send(
+                *(client, address, tmp_path / "ct.mha", tmp_path / output, f"--protocol={protocol}", wanted),
+                model="multi_organ",
+            )
+    assert written(tmp_path / "label") == ["ct.nii.gz"]
+    assert written(tmp_path / "both") == ["ct.nii.gz", "probabilities/ct.nii.gz"]
+    expected = classes(images.array(image).astype(np.float32)[None, ..., None])
+    found = images.read(tmp_path / "both" / "probabilities" / "ct.nii.gz", colour=True)
+    assert found.GetNumberOfComponentsPerPixel() == 3
+    np.testing.assert_allclose(images.array(found), expected["probability"][0], atol=1e-6)
+    for output in ("label", "both"):
+        label = images.array(images.read(tmp_path / output / "ct.nii.gz"))
+        np.testing.assert_array_equal(label, expected["label"][0, ..., 0])
+
+
+def test_a_label_of_a_png_is_a_png(client, models, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 8), np.uint8)
+    (tmp_path / "frames").mkdir()
+    images.write(sitk.GetImageFromArray(pixels), tmp_path / "frames" / "a.png")
+    with Server(models) as server:
+        send(client, server.address, tmp_path / "frames", tmp_path / "out", "--probabilities", model="renderer")
+        volume(tmp_path / "scan.mha")
+        with pytest.raises(errors.UserError, match=r"scan.mha: has 3 dimensions.*expected 2"):
+            send(client, server.address, tmp_path / "scan.mha", tmp_path / "out", model="renderer")
+    assert written(tmp_path / "out") == ["a.png", "probabilities/a.nii.gz"]
+    np.testing.assert_array_equal(images.array(images.read(tmp_path / "out" / "a.png")), 255 * (pixels > 128))
+
+
+@pytest.mark.parametrize("protocol", ["rest", "grpc"])
+def test_versions(client, models, tmp_path, protocol):
+    image = volume(tmp_path / "a.mha")
+    with served(protocol, models) as address:
+        for version, threshold in ((None, 120), (1, 100), (2, 120)):
+            output = tmp_path / f"version_{version}"
+            asked = [] if version is None else [f"--version={version}"]
+            send(client, address, tmp_path / "a.mha", output, f"--protocol={protocol}", *asked)
+            label = images.array(images.read(output / "a.nii.gz"))
+            np.testing.assert_array_equal(label, images.array(image) > threshold)
+        with pytest.raises(errors.UserError, match=r"(404|NOT_FOUND), .*Specific\(fetal_head, 3\); expected a --model"):
+            send(client, address, tmp_path / "a.mha", tmp_path / "out", f"--protocol={protocol}", "--version=3")
+        with pytest.raises(errors.UserError, match=r"(404|NOT_FOUND), .*Latest\(embryo\); expected a --model"):
+            send(client, address, tmp_path / "a.mha", tmp_path / "out", f"--protocol={protocol}", model="embryo")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("protocol", ["rest", "grpc"])
+def test_what_a_server_refuses_is_one_sentence(client, models, tmp_path, protocol, capsys):
+    volume(tmp_path / "scans" / "a.mha")
+    volume(tmp_path / "scans" / "flat.mha", shape=(1, 6, 7))
+    volume(tmp_path / "scans" / "z.mha")
+    code = {"rest": "400", "grpc": "INVALID_ARGUMENT"}[protocol]
+    with served(protocol, models) as address:
+        with pytest.raises(errors.UserError, match="1 of 3 images failed; run again"):
+            send(client, address, tmp_path / "scans", tmp_path / "out", f"--protocol={protocol}")
+        told = capsys.readouterr().err
+        assert f"scans/flat.mha: {address}: answers {code}, " in told and "a volume has several slices" in told
+        assert "expected an image that this model takes" in told and len(told) < 800
+        assert written(tmp_path / "out") == ["a.nii.gz", "z.nii.gz"]
+        model = {"rest": client.Rest, "grpc": client.Grpc}[protocol](address, "fetal_head", None, 60)
+        voxels = np.zeros((2, 3, 4), np.int16)
+        with pytest.raises(errors.UserError, match=rf'{code}, Serving signature name: "nonsense" not found'):
+            model.predict("nonsense", voxels, ["label_bytes"])
+        with pytest.raises(errors.UserError, match=rf"{code}, (.*Missing named input: image|input size)"):
+            model.predict("serving_default", voxels, ["label_bytes"])
+        with pytest.raises(errors.UserError, match=rf"(?s){code}, .*dtype is"):
+            model.predict("serving_bytes", voxels.astype(np.int64), ["label_bytes"])
+
+
+def test_too_large_for_the_server(client, models, tmp_path):
+    volume(tmp_path / "a.mha")
+    expected = "Payload Too Large; expected a smaller image"
+    with Server(models, max_bytes=300) as server, pytest.raises(errors.UserError, match=f"a.mha: .* 413, {expected}"):
+        send(client, server.address, tmp_path / "a.mha", tmp_path / "out")
+    with grpc_server.serving(grpc_server.Service(models), max_bytes=300) as address:
+        with pytest.raises(errors.UserError, match="a.mha: .*RESOURCE_EXHAUSTED, .*larger than max.*; expected a smaller"):
+            send(client, address, tmp_path / "a.mha", tmp_path / "out", "--protocol=grpc")
+
+
+def test_busy_servers_are_asked_again(client, models, tmp_path):
+    volume(tmp_path / "a.mha")
+    with Server(models, [unavailable] * 2) as server:
+        send(client, server.address, tmp_path / "a.mha", tmp_path / "out", "--retries=2")
+        assert len(server.asked) == 3 and written(tmp_path / "out") == ["a.nii.gz"]
+        server.faults = [unavailable] * 3
+        with pytest.raises(errors.UserError, match=r"503, The batch scheduling queue .* full \(3 tries\); expected a server"):
+            send(client, server.address, tmp_path / "a.mha", tmp_path / "other", "--retries=2")
+
+    class Busy(grpc_server.Service):
+        asked = 0
+
+        def Predict(self, request, context):
+            self.asked += 1
+            if self.asked <= 2:
+                context.abort(grpc_server.CODES[503], "full")
+            return super().Predict(request, context)
+
+    with grpc_server.serving(Busy(models)) as address:
+        send(client, address, tmp_path / "a.mha", tmp_path / "grpc", "--protocol=grpc", "--retries=2")
+    assert written(tmp_path / "grpc") == ["a.nii.gz"]
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.mark.parametrize("protocol", ["rest", "grpc"])
+def test_nobody_listens(client, tmp_path, protocol):
+    volume(tmp_path / "a.mha")
+    with pytest.raises(errors.UserError, match=r"127.0.0.1:\d+: .*\(2 tries\); expected a server that answers"):
+        address = f"127.0.0.1:{free_port()}"
+        send(client, address, tmp_path / "a.mha", tmp_path / "out", f"--protocol={protocol}", "--retries=1")
+    with pytest.raises(errors.UserError, match="--server=gpu7: not an address; expected host:port"):
+        send(client, "gpu7", tmp_path / "a.mha", tmp_path / "out", f"--protocol={protocol}")
+
+
+def test_a_server_that_comes_up_late(client, models, tmp_path):
+    volume(tmp_path / "a.mha")
+    port = free_port()
+    with contextlib.ExitStack() as stack:
+        timer = threading.Timer(0.3, lambda: stack.enter_context(Server(models, port=port)))
+        timer.start()
+        send(client, f"127.0.0.1:{port}", tmp_path / "a.mha", tmp_path / "out")
+        timer.join()
+    assert written(tmp_path / "out") == ["a.nii.gz"]
+
+
+def test_no_answer_in_time(client, models, tmp_path):
+    volume(tmp_path / "a.mha")
+    gone = threading.Event()
+    with Server(models, [lambda handler: gone.wait(5)]) as server:
+        begin = time.monotonic()
+        with pytest.raises(errors.UserError, match=r"a.mha: .*nothing, within 0.2 s \(--timeout\); expected an answer in time"):
+            send(client, server.address, tmp_path / "a.mha", tmp_path / "out", "--timeout=0.2")
+        assert time.monotonic() - begin < 2
+        assert len(server.asked) == 1  # a busy server does not get the same work once more
+        gone.set()
+
+    class Slow(grpc_server.Service):
+        def Predict(self, request, context):
+            time.sleep(0.6)
+            return super().Predict(request, context)
+
+    with grpc_server.serving(Slow(models)) as address:
+        with pytest.raises(errors.UserError, match="DEADLINE_EXCEEDED, .*; expected an answer in time"):
+            send(client, address, tmp_path / "a.mha", tmp_path / "out", "--protocol=grpc", "--timeout=0.2")
+    assert written(tmp_path / "out") == []
+
+
+def test_a_restart_of_the_server_loses_and_doubles_nothing(client, models, tmp_path, monkeypatch):
+    scans = {f"case_{k:02d}": volume(tmp_path / "scans" / f"case_{k:02d}.mha", k) for k in range(12)}
+    results, write = [], images.write
+    monkeypatch.setattr(images, "write", lambda image, path: (results.append(path.name), write(image, path)))
+    first, second = Server(models), None
+
+    def die(handler):
+        nonlocal second
+        first.kill()
+        time.sleep(0.15)
+        second = Server(models, port=first.server_address[1])
+        second.__enter__()
+
+    first.faults = [lambda handler: None] * 4 + [die]
+    with first:
+        send(client, first.address, tmp_path / "scans", tmp_path / "out", "--requests_in_flight=3")
+    with second:
+        assert 4 < len(first.asked) < 12 and len(second.asked) >= 12 - len(first.asked)
+    assert sorted(results) == written(tmp_path / "out") == [f"{name}.nii.gz" for name in scans]
+    for name, image in scans.items():
+        label = images.array(images.read(tmp_path / "out" / f"{name}.nii.gz"))
+        np.testing.assert_array_equal(label, images.array(image) > 120)
+
+
+def test_several_requests_are_in_flight(client, models, tmp_path):
+    for k in range(6):
+        volume(tmp_path / "scans" / f"{k}.mha", k)
+    together = threading.Barrier(3)  # passed by three requests at once
+    with Server(models, [lambda handler: together.wait(20)] * 6) as server:
+        send(client, server.address, tmp_path / "scans", tmp_path / "out", "--requests_in_flight=3")
+    assert len(written(tmp_path / "out")) == len(server.asked) == 6 and not together.broken
+
+
+def test_a_half_done_folder_goes_on(client, models, tmp_path, capsys):
+    for name in "abc":
+        volume(tmp_path / "scans" / f"{name}.mha")
+    with Server(models) as server:
+        send(client, server.address, tmp_path / "scans" / "a.mha", tmp_path / "out")
+        before = (tmp_path / "out" / "a.nii.gz").stat().st_mtime_ns
+        send(client, server.address, tmp_path / "scans", tmp_path / "out")
+        assert len(server.asked) == 3 and "1 of 3 images have their results already" in capsys.readouterr().out
+        send(client, server.address, tmp_path / "scans", tmp_path / "out", "--probabilities")  # these are missing
+        assert len(server.asked) == 6 and len(written(tmp_path / "out")) == 6
+        assert (tmp_path / "out" / "a.nii.gz").stat().st_mtime_ns == before
+        send(client, server.address, tmp_path / "scans", tmp_path / "out", "--version=1", "--overwrite")
+        assert len(server.asked) == 9 and (tmp_path / "out" / "a.nii.gz").stat().st_mtime_ns > before
+        volume(tmp_path / "scans" / "d.nii.gz")
+        with pytest.raises(errors.UserError, match="d.nii.gz: is an input image and would be replaced"):
+            send(client, server.address, tmp_path / "scans", tmp_path / "scans")
+
+
+def test_the_client_is_a_script(models, tmp_path):
+    volume(tmp_path / "a.mha")
+    with Server(models) as server:
+        where = [f"--server={server.address}", f"--input={tmp_path / 'a.mha'}", f"--output={tmp_path / 'out'}"]
+        done = running.script("serving/client.py", "--model=fetal_head", *where)
+        assert done.returncode == 0 and written(tmp_path / "out") == ["a.nii.gz"], done.stderr
+        failed = running.script("serving/client.py", "--model=heart", *where)
+    assert failed.returncode == 1 and failed.stderr.startswith("error: 127.0.0.1") and failed.stderr.count("\n") == 1
+
+
+def ask(server, path, request=None):
+    """(status, JSON) of the stand-in."""
+    data = None if request is None else json.dumps(request).encode()
+    try:
+        with urllib.request.urlopen(f"http://{server.address}{path}", data, timeout=30) as answer:
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as error:
+        return error.code, json.load(error)
+
+
+def test_the_stand_in_has_both_formats_of_rest(models):
+    image = np.random.default_rng(0).normal(110, 30, (2, 3, 4, 5, 1)).astype(np.float32)
+    predict = "/v1/models/fetal_head:predict"
+    with Server(models) as server:
+        server.faults = []
+        _, columns = ask(server, predict, {"signature_name": "serving_default", "inputs": {"image": image.tolist()}})
+        _, alone = ask(server, predict, {"signature_name": "", "inputs": image.tolist()})
+        _, rows = ask(server, predict, {"signature_name": "", "instances": image.tolist()})
+        _, named = ask(server, predict, {"signature_name": "", "instances": [{"image": x.tolist()} for x in image]})
+        np.testing.assert_array_equal(columns["outputs"]["label"], image > 120)
+        assert columns == alone and rows == named
+        for k in range(2):
+            assert rows["predictions"][k]["label"] == columns["outputs"]["label"][k]
+        only = {"signature_name": "", "instances": image.tolist()}
+        _, one = ask(server, "/v1/models/multi_organ:predict", only)
+        assert np.shape(one["predictions"]) == image.shape  # an output without others goes without its name
+        for request, message in (
+            ({"signature_name": "x", "inputs": [1]}, 'Serving signature name: "x" not found in signature def'),
+            ({"signature_name": "", "inputs": {"volume": 1}}, "Missing named input: image in 'inputs' object."),
+            ({"signature_name": ""}, "Missing 'inputs' or 'instances' key"),
+            ({"signature_name": "", "inputs": [["a"]]}, "is not of expected type: float"),
+            ({"signature_name": "", "inputs": [[1, 2], [3]]}, "Encountered list at unexpected size"),
+            ({"signature_name": "", "inputs": [1], "instances": [1]}, "only one of"),
+        ):
+            status, answer = ask(server, predict, request)
+            assert status == 400 and message in answer["error"]
+        assert ask(server, "/v1/models/heart:predict", {"signature_name": "", "inputs": [1]})[0] == 404
+        assert ask(server, "/v1/models/fetal_head:regret", {})[0] == 400
+
+
+def test_the_stand_in_watches_its_folder(folders, tmp_path):
+    folder = tmp_path / "fetal_head"
+    shutil.copytree(folders["fetal_head"] / "1", folder / "1")
+    models = rest_server.Models({"fetal_head": folder})
+    with Server(models) as server:
+
+        def versions():
+            _, status = ask(server, "/v1/models/fetal_head")
+            assert {version["state"] for version in status["model_version_status"]} == {"AVAILABLE"}
+            return [version["version"] for version in status["model_version_status"]]
+
+        assert versions() == ["1"]
+        (folder / "3").mkdir()  # half written
+        shutil.copytree(folders["fetal_head"] / "2", folder / ".partial-2")
+        assert versions() == ["1"]
+        (folder / ".partial-2").rename(folder / "2")
+        assert versions() == ["2", "1"]
+        assert ask(server, "/v1/models/fetal_head/metadata")[1]["model_spec"]["version"] == "2"
+        assert ask(server, "/v1/models/fetal_head/versions/3")[0] == 404
+        shutil.copytree(folders["fetal_head"] / "1", folder / "4")
+        assert versions() == ["4", "2"]  # the two latest
+    models.close()
+
+
+def readme(language):
+    """The examples of serving/README.md in a language."""
+    return re.findall(rf"(?s)```{language}\n(.*?)```", (running.ROOT / "serving" / "README.md").read_text())
+
+
+def test_python_examples_of_the_readme(models):
+    rest, grpc = readme("python")
+    with Server(models) as server, grpc_server.serving(grpc_server.Service(models)) as address:
+        for example, written_for, here in ((rest, "localhost:8501", server.address), (grpc, "localhost:8500", address)):
+            assert written_for in example
+            found = {}
+            exec(example.replace(written_for, here), found)
+            np.testing.assert_array_equal(found["label"], found["volume"] > 120)
+
+
+@pytest.mark.skipif(not shutil.which("curl"), reason="there is no curl")
+def test_curl_examples_of_the_readme_and_the_health_check(folders):
+    server = "tests/rest_server.py --models=fetal_head=runs/fetal_head/saved_model --port=8501"
+    assert f"python {server}" in (running.ROOT / "serving" / "README.md").read_text()
+    command = server.replace("runs/fetal_head/saved_model", str(folders["fetal_head"])).replace("8501", "0").split()
+    stand_in = subprocess.Popen(
+        [sys.executable, *command], cwd=running.ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, encoding="utf-8"
+    )
+    try:
+        address = stand_in.stdout.readline().strip()
+
+        def bash(script):
+            script = re.sub("localhost:8501|127.0.0.1/8501", lambda at: address.replace(":", at[0][-5]), script)
+            return subprocess.run(["bash", "-c", script], capture_output=True, encoding="utf-8", timeout=60)
+
+        state, predict = (bash(example).stdout for example in readme("bash"))
+        assert state.count('"AVAILABLE"') == 3 and "serving_bytes" in state
+        label = np.frombuffer(base64.b64decode(json.loads(predict)["outputs"]["label_bytes"][0]["b64"]), np.uint8)
+        assert label.size == 24 * 32 * 40 and 0 < label.mean() < 1
+        compose = (running.ROOT / "serving" / "docker-compose.yml").read_text()
+        check = json.loads(re.search(r'bash, -c, (".*")\]', compose)[1])  # YAML's quotes are JSON's
+        assert bash(check).returncode == 0
+        assert bash(check.replace("fetal_head", "embryo")).returncode == 1
+    finally:
+        stand_in.kill()
+        stand_in.wait()
+    assert bash(check).returncode == 1
+
+
+def test_warm_up_requests_can_be_batched(folders, models):
+    """As batching.config has it; a server does not load a model whose warm-up fails."""
+    for name, signatures in (("multi_organ", 4), ("renderer", 2)):
+        version, model = models.find(name)
+        records = list(tf.data.TFRecordDataset(str(folders[name] / str(version) / export.WARM_UP)))
+        assert len(records) == signatures == len(model.signatures)
+        for record in records:
+            request = prediction_log_pb2.PredictionLog.FromString(record.numpy()).predict_log.request
+            inputs = {key: tf.make_ndarray(tensor) for key, tensor in request.inputs.items()}
+            assert {value.shape[:1] for value in inputs.values()} == {(1,)}
+            answer = models.run(model, request.model_spec.signature_name, inputs)
+            assert {value.shape[:1] for value in answer.values()} == {(1,)}
+
+
+def test_the_configuration_is_tensorflow_serving_s():
+    serving = running.ROOT / "serving"
+    config = text_format.Parse((serving / "models.config").read_text(), model_server_config_pb2.ModelServerConfig())
+    compose = (serving / "docker-compose.yml").read_text()
+    names = [model.name for model in config.model_config_list.config]
+    assert names == ["fetal_head", "multi_organ", "embryo", "renderer"]
+    for model in config.model_config_list.config:
+        assert model.model_version_policy.latest.num_versions == rest_server.KEPT
+        assert f"/{model.name}/saved_model:{model.base_path}:ro" in compose
+    for name in ("models.config", "batching.config"):
+        assert f"/serving/{name}" in compose and (serving / name).exists()
+    (policy,) = re.findall("    model_version_policy.*\n    version_labels.*", (serving / "README.md").read_text())
+    pinned = text_format.Parse(policy, model_server_config_pb2.ModelConfig())
+    assert list(pinned.model_version_policy.specific.versions) == [1, 2] and pinned.version_labels["stable"] == 1
