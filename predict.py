@@ -14,11 +14,12 @@ probabilities, which stay NIfTI. Images that are rendered online get a strip of 
 with --every_iteration each one's image and mask, iterations/NAME/.
 
 Results that are there are never replaced without being told: --overwrite makes them anew, and --resume goes on with a
-folder where it was stopped. As every file appears whole or not at all, an image is done once all its results are there.
-Of what model and flags they are no file tells: resume with the same ones.
+folder where it was stopped: it writes what is not there. Of what model and flags a result is no file tells: resume with
+the same ones. If an image of a folder fails, the others are done all the same, and the exit code is 1.
 """
 
 import pathlib
+import sys
 
 import keras
 import numpy as np
@@ -52,15 +53,13 @@ flags.DEFINE_enum(
     "Of all images. Default: png for PNG, JPEG and TIFF images, else nii.gz.",
 )
 flags.DEFINE_bool("overwrite", False, "Replace results that are there already.")
-flags.DEFINE_bool("resume", False, "Pass over images whose results are all there already.")
+flags.DEFINE_bool("resume", False, "Write the results that are not there yet.")
 
 
 def main(_):
     source, output = pathlib.Path(FLAGS.input), pathlib.Path(FLAGS.output)
     if FLAGS.resume and FLAGS.overwrite:
         raise errors.UserError("--resume and --overwrite: one keeps results, one replaces them; expected one of them.")
-    if source.is_dir() and output.exists() and output.samefile(source):
-        raise errors.UserError(f"--output={output}: is the folder of the input images; expected another one.")
     segment = prediction.segmentor(
         FLAGS.model, tile_size=FLAGS.tile_size, iterations=FLAGS.iterations, online_seed=FLAGS.online_seed
     )
@@ -95,42 +94,35 @@ def main(_):
             files["iterations", None] = output / "iterations" / name
         return files
 
-    sources, owners = {pathlib.Path(path).resolve() for path in found.values()}, {}
-    for name, path in list(found.items()):
-        files = results(name, path).values()
-        for file in files:
-            if file.resolve() in sources:
-                raise errors.UserError(
-                    f"{file}: is an input image and would be replaced by its result; expected another --output."
-                )
-            if owners.setdefault(file, path) != path:
-                raise errors.UserError(f"{file}: is a result of both {owners[file]} and {path}; rename one of them.")
-            if file.exists() and not FLAGS.overwrite and not FLAGS.resume:
-                raise errors.UserError(
-                    f"{file}: is there already; give --resume to go on with the others, --overwrite to replace it, or "
-                    "another --output."
-                )
-        if FLAGS.resume and all(file.exists() for file in files):
-            del found[name]
-
+    wanted = {path: results(name, path) for name, path in found.items()}
+    images.require_own_files({path: files.values() for path, files in wanted.items()})
+    there = [file for files in wanted.values() for file in files.values() if file.exists()]
+    if there and not FLAGS.overwrite and not FLAGS.resume:
+        raise errors.UserError(
+            f"{there[0]}: is there already; give --resume to go on with the others, --overwrite to replace it, or another "
+            "--output."
+        )
     if FLAGS.resume:
-        print(f"{len(sources) - len(found)} of {len(sources)} images are done already")
-    # One image shows its tiles or iterations, several show images.
-    progress = keras.utils.Progbar(len(found), unit_name="image") if len(found) > 1 else None
-    for name, path in found.items():
+        wanted = {
+            path: {key: file for key, file in files.items() if not file.exists()} for path, files in wanted.items()
+        }
+        found = {name: path for name, path in found.items() if wanted[path]}
+        print(f"{len(wanted) - len(found)} of {len(wanted)} images are done already")
+
+    def predict(path, progress):
         if flat:
             image = images.read_2d(path, grey_levels=True)
         else:
             image = images.read(path)
             images.require_dimensions(path, image, 3)
-        answer = segment(images.array(image), images.spacing(image), path, FLAGS.probabilities, not progress)
+        answer = segment(images.array(image), images.spacing(image), path, FLAGS.probabilities, progress)
 
         def write(voxels, file, mask=True):
             file.parent.mkdir(parents=True, exist_ok=True)
             shown = mask and file.name.lower().endswith(images.PIXELS_ONLY)
             images.write(images.like(255 * voxels if shown else voxels, image), file)
 
-        for (kind, value), file in results(name, path).items():
+        for (kind, value), file in wanted[path].items():
             if kind == "labels":
                 write(answer["label"], file)
             elif kind == "masks":
@@ -139,7 +131,7 @@ def main(_):
                 write(answer["probability"][segment.labels[value]], file, mask=False)
             elif kind == "strips":
                 pixels = images.array(image)
-                report.strip(file, pixels, answer["iterations"], answer["kept"], pathlib.Path(name).name)
+                report.strip(file, pixels, answer["iterations"], answer["kept"], file.stem)
             else:
                 with replacing(file) as folder:
                     folder.mkdir()
@@ -147,8 +139,23 @@ def main(_):
                         rendered = np.clip(np.rint(iteration["rendered"]), 0, 255).astype(np.uint8)
                         write(rendered, folder / f"{number:02d}_rendered{ending(path)}", mask=False)
                         write(iteration["label"], folder / f"{number:02d}_label{ending(path)}")
-        if progress:
-            progress.add(1)
+
+    # One image shows its tiles or iterations, several show images.
+    if len(found) < 2:
+        for path in found.values():
+            predict(path, progress=True)
+        return
+    bar, failures = keras.utils.Progbar(len(found), unit_name="image"), []
+    for path in found.values():
+        try:
+            predict(path, progress=False)
+        except errors.UserError as error:
+            failures.append(str(error))
+        bar.add(1)
+    for failure in failures:
+        print(f"error: {failure}", file=sys.stderr)
+    if failures:
+        raise errors.UserError(f"{len(failures)} of {len(found)} images failed; --resume tries these once more.")
 
 
 if __name__ == "__main__":

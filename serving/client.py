@@ -35,7 +35,7 @@ flags.DEFINE_string("server", None, "host:port. Default: localhost:8501 for rest
 flags.DEFINE_integer("version", None, "Of the model. Default: the highest that the server holds.", 0)
 flags.DEFINE_bool("probabilities", False, "Write the probability too (float32).")
 flags.DEFINE_integer("requests_in_flight", 1, "Images that are sent at once.", 1)
-flags.DEFINE_float("timeout", 300, "Seconds to wait for the answer to one request.", 0.001)
+flags.DEFINE_float("timeout", 3600, "Seconds to wait for the answer to one request, the server's queue included.", 0.001)
 flags.DEFINE_integer("retries", 6, "After connection errors and 503 (UNAVAILABLE); the waits double from 0.5 s.", 0)
 flags.DEFINE_bool("overwrite", False, "Replace results that are there already.")
 
@@ -191,7 +191,8 @@ class Grpc:
         }
 
     def predict(self, signature, voxels, outputs):
-        request = self._of_model(self.messages.PredictRequest(output_filter=outputs))
+        # All outputs: a server that batches does so by the exact set of what is asked for.
+        request = self._of_model(self.messages.PredictRequest())
         request.model_spec.signature_name = signature
         for name, value, dtype in (
             ("image_bytes", [voxels.tobytes()], self.tf.string),
@@ -200,6 +201,8 @@ class Grpc:
         ):
             request.inputs[name].CopyFrom(self.tf.make_tensor_proto(value, dtype))
         answer = self._call(self.stub.Predict, request)
+        if not all(name in answer.outputs and answer.outputs[name].string_val for name in outputs):
+            raise errors.UserError(f"{self.server}: the answer lacks {', '.join(outputs)}; expected an export of ours.")
         return {name: answer.outputs[name].string_val[0] for name in outputs}
 
     def _of_model(self, request):
@@ -271,6 +274,7 @@ def segment(path, label, probability, model, signature, flat, overwrite, retries
             )
         found = np.frombuffer(answer[name], dtype).reshape(voxels.shape + (values,) * (values > 1))
         if overwrite or not result.exists():
+            result.parent.mkdir(parents=True, exist_ok=True)
             images.write(images.like(255 * found if result.suffix == ".png" else found, image), result)
 
 
@@ -298,17 +302,11 @@ def main(_):
         pixels = flat and str(path).lower().endswith(images.PIXELS_ONLY)
         probability = output / "probabilities" / f"{name}.nii.gz" if FLAGS.probabilities else None
         jobs.append((path, output / f"{name}{'.png' if pixels else '.nii.gz'}", probability))
-    sources = {pathlib.Path(path).resolve() for path in found.values()}
-    for result in (result for _, *results in jobs for result in results if result):
-        if result.resolve() in sources:
-            raise errors.UserError(
-                f"{result}: is an input image and would be replaced by its result; expected another --output."
-            )
+    images.require_own_files({path: [result for result in results if result] for path, *results in jobs})
     if not FLAGS.overwrite:
         jobs = [job for job in jobs if not all(result.exists() for result in job[1:] if result)]
         if len(jobs) < len(found):
             print(f"{len(found) - len(jobs)} of {len(found)} images have their results already.")
-    (output / "probabilities" if FLAGS.probabilities else output).mkdir(parents=True, exist_ok=True)
 
     failures, begin = [], time.monotonic()
     pool = concurrent.futures.ThreadPoolExecutor(FLAGS.requests_in_flight)

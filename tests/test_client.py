@@ -2,7 +2,6 @@
 
 import base64
 import contextlib
-import importlib
 import json
 import pathlib
 import re
@@ -115,12 +114,8 @@ def unavailable(handler):
 
 @pytest.fixture(scope="module")
 def client():
-    """The script as a module; its flags are away afterwards."""
-    before = set(flags.FLAGS)
-    yield importlib.import_module("serving.client")
-    for flag in set(flags.FLAGS) - before:
-        delattr(flags.FLAGS, flag)
-    del sys.modules["serving.client"]
+    with running.user_of_models("serving.client") as module:
+        yield module
 
 
 @pytest.fixture(autouse=True)
@@ -143,7 +138,7 @@ def volume(path, seed=0, dtype=np.int16, shape=(5, 6, 7)):
     image.SetSpacing((0.5, 0.75, 1.25))
     image.SetOrigin((10, -20, 30))
     image.SetDirection((0, 1, 0, -1, 0, 0, 0, 0, 1))
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     images.write(image, path)
     return image
 
@@ -388,7 +383,25 @@ def test_a_half_done_folder_goes_on(client, models, tmp_path, capsys):
         assert len(server.asked) == 9 and (tmp_path / "out" / "a.nii.gz").stat().st_mtime_ns > before
         volume(tmp_path / "scans" / "d.nii.gz")
         with pytest.raises(errors.UserError, match="d.nii.gz: is an input image and would be replaced"):
-            send(client, server.address, tmp_path / "scans", tmp_path / "scans")
+            send(client, server.address, tmp_path / "scans" / "d.nii.gz", tmp_path / "scans")
+
+
+def test_a_folder_of_folders(client, models, tmp_path):
+    for name in ("one/a.mha", "two/a.nrrd"):
+        volume(tmp_path / "in" / name, seed=len(name))
+    with Server(models) as server:
+        for _ in range(2):  # results are no images
+            send(client, server.address, tmp_path / "in", tmp_path / "in" / "out", "--probabilities")
+        assert len(server.asked) == 2
+        for name in ("one/a.mha", "two/a.nrrd"):
+            image = images.read(tmp_path / "in" / name)
+            label = images.read((tmp_path / "in" / "out" / name).with_suffix(".nii.gz"))
+            np.testing.assert_array_equal(images.array(label), images.array(image) > 120)
+        with pytest.raises(errors.UserError, match="is the folder of the input images"):
+            send(client, server.address, tmp_path / "in", tmp_path / "in")
+        volume(tmp_path / "in" / "probabilities" / "one" / "a.mha")
+        with pytest.raises(errors.UserError, match="is a result of both"):
+            send(client, server.address, tmp_path / "in", tmp_path / "out", "--probabilities")
 
 
 def test_the_client_is_a_script(models, tmp_path):
@@ -531,7 +544,8 @@ def test_the_configuration_is_tensorflow_serving_s():
     assert names == ["fetal_head", "multi_organ", "embryo", "renderer"]
     for model in config.model_config_list.config:
         assert model.model_version_policy.latest.num_versions == rest_server.KEPT
-        assert f"/{model.name}/saved_model:{model.base_path}:ro" in compose
+        assert model.base_path == f"/runs/{model.name}/saved_model"
+    assert "runs}:/runs:ro" in compose
     for name in ("models.config", "batching.config"):
         assert f"/serving/{name}" in compose and (serving / name).exists()
     (policy,) = re.findall("    model_version_policy.*\n    version_labels.*", (serving / "README.md").read_text())

@@ -85,7 +85,7 @@ def saved_model(functions, networks, directory, card, spec=VOLUME, configuration
         "fingerprint": fingerprint,
     }
     version = pathlib.Path(directory) / str(int(last.name) + 1 if last else 1)
-    with replacing(version) as partial:
+    with replacing(version, keep=True) as partial:  # never in the place of one that another process wrote
         try:
             tf.saved_model.save(module, str(partial), signatures=graphs)
         except tf.errors.OpError as error:

@@ -162,16 +162,20 @@ def find(directory, series=True, below=False, without=None):
     Args:
       directory: path.
       series: whether the slices of one DICOM series, alone in a folder, are one image.
-      below: whether images in folders below it count too, under names such as `patient_1/case_1`.
-      without: a folder below it that does not count.
+      below: whether images in folders below it count too, under names such as `patient_1/case_1`; links to folders are
+        not followed.
+      without: the folder of the results, which does not count where it lies below.
 
     Raises:
-      UserError: the folder is missing or has no image, or two files have the same name but for the suffix.
+      UserError: the folder is missing or has no image, or is `without` itself; two files have the same name but for the
+        suffix.
     """
     directory, found = pathlib.Path(directory), {}
     skipped = without and pathlib.Path(without).resolve()
     if not directory.is_dir():
         raise UserError(f"{directory}: no such folder; expected a folder of images.")
+    if skipped == directory.resolve():
+        raise UserError(f"{without}: is the folder of the input images; expected another one for the results.")
 
     def unreadable(error):
         raise UserError(f"{error.filename}: {error.strerror.lower()}; expected a folder that can be read.")
@@ -196,6 +200,26 @@ def find(directory, series=True, below=False, without=None):
     if not found:
         raise UserError(f"{directory}: holds no image; expected files that end in {', '.join(SUFFIXES)}.")
     return dict(sorted(found.items()))
+
+
+def require_own_files(results):
+    """Checks that no result takes another's place.
+
+    Args:
+      results: {path of an image: paths of its results}.
+
+    Raises:
+      UserError: a result would replace an image, or is that of two images.
+    """
+    sources, owners = {pathlib.Path(path).resolve() for path in results}, {}
+    for path, files in results.items():
+        for file in files:
+            if file.resolve() in sources:
+                raise UserError(
+                    f"{file}: is an input image and would be replaced by its result; expected another --output."
+                )
+            if owners.setdefault(file, path) != path:
+                raise UserError(f"{file}: is a result of both {owners[file]} and {path}; rename one of them.")
 
 
 def require_dimensions(path, image, dimensions):

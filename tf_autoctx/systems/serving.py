@@ -42,7 +42,9 @@ def export_run(run, system, networks, build, functions, served, precision="float
         run / "saved_model",
         _card(run, config, precision) | {"inputs": served, "outputs": served},
         spec,
-        {"system": config["system"], "precision": precision, **dataclasses.asdict(system)},
+        # Another release may scale, pad or tile in another way.
+        {"tf_autoctx": tf_autoctx.__version__, "system": config["system"], "precision": precision}
+        | dataclasses.asdict(system),
     )
     state = "serves already, with the same weights" if version == before else "serves"
     print(f"{run / 'saved_model'}: version {version.name} {state} ({precision})")
