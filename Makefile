@@ -23,7 +23,7 @@ demo-renderer: $(VENV)/installed
 	  --output=runs/renderer_tables
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest -n 2 --dist=loadfile
+	$(BIN)/python -m pytest -n 2 --dist=loadfile --no-loadscope-reorder
 
 # The mark is newer than the set-up files once everything is installed.
 $(VENV)/installed: setup.cfg setup.py

@@ -18,3 +18,16 @@ def bfloat16():
     keras.config.set_dtype_policy("mixed_bfloat16")
     yield
     keras.config.set_dtype_policy(policy)
+
+
+@pytest.fixture
+def unexported(monkeypatch):
+    """Training scripts end without an export, which takes as long as a tiny training."""
+    from tf_autoctx.systems import serving
+
+    monkeypatch.setattr(serving, "export_run", lambda *_, **__: None)
+
+
+def pytest_collection_modifyitems(items):
+    """Files that train come first: a long one at the end would keep one process busy while the other has nothing to do."""
+    items.sort(key=lambda item: not item.path.name.startswith(("test_train_", "test_scripts", "test_fetal_head_tables")))

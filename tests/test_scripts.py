@@ -146,6 +146,7 @@ def test_other_ways_of_running(tmp_path, changes):
     )
 
 
+@pytest.mark.usefixtures("unexported")
 def test_the_paper_s_constants_are_a_preset_and_the_command_line_wins(tmp_path):
     train(f"--work_dir={tmp_path}", *TINY, "--preset=paper", "--level=1", "--scale=0.5")
     config = json.loads((tmp_path / "config.json").read_text())["flags"]
@@ -294,6 +295,7 @@ def test_bad_data_ends_in_one_sentence_before_training(data, tmp_path, capsys, w
     assert not (tmp_path / "run" / "level_1").exists()
 
 
+@pytest.mark.usefixtures("unexported")
 def test_good_data_trains(data, tmp_path, capsys):
     train(f"--work_dir={tmp_path / 'run'}", f"--data_dir={data}", "--scale=0.5", "--level=1", *TINY)
     assert "level 1" in capsys.readouterr().out

@@ -87,6 +87,7 @@ def test_a_stage_without_the_one_before_is_refused(tmp_path, capsys):
     assert "initial/model.keras: this stage is not finished; run --stage=initial" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("unexported")
 def test_without_auto_context_the_same_vnet_1_and_another_refinement(run, tmp_path, capsys):
     train(f"--work_dir={tmp_path}", *TINY, "--noauto_context", f"--initial_from={run}")
     assert methods(tmp_path) == ["initial", "refine"]
@@ -248,6 +249,7 @@ def rewrite(path, change):
     sitk.WriteImage(changed, str(path))
 
 
+@pytest.mark.usefixtures("unexported")
 def test_foreground_says_which_is_the_body_and_a_missing_ventricle_is_named(data, tmp_path, caplog):
     for case in (0, 1, 2):
         rewrite(data / f"label_{case}.nii.gz", lambda label: np.where(label == 1, 3, label).astype(np.uint8))

@@ -54,6 +54,7 @@ def test_run_folder_is_complete(run):
     assert len(list((run / "evaluation").glob("abdomen_*.png"))) == 2
 
 
+@pytest.mark.usefixtures("unexported")
 def test_without_context_there_is_the_last_level_alone(run, tmp_path):
     train(f"--work_dir={tmp_path}", *TINY, "--mode=no_context")
     assert (tmp_path / "level_2" / "model.keras").exists() and not (tmp_path / "level_1").exists()
@@ -249,6 +250,7 @@ def rewrite(path, change):
     sitk.WriteImage(changed, str(path))
 
 
+@pytest.mark.usefixtures("unexported")
 def test_label_values_come_back_and_warnings_name_what_is_odd(data, tmp_path, caplog):
     rewrite(data / "image_1.nii.gz", lambda voxels: np.clip(voxels + 1024, 0, 4095))
     for case in (0, 1, 2):
@@ -285,6 +287,7 @@ def test_without_names_the_values_name_themselves_and_foreground_chooses(data):
         datasets.structures(cases, [5, 7])
 
 
+@pytest.mark.usefixtures("unexported")
 def test_one_case_trains_and_validates_on_itself(data, tmp_path, caplog):
     (data / "cases.csv").write_text("image,label,split\nimage_0.nii.gz,label_0.nii.gz,train\n")
     train(f"--work_dir={tmp_path / 'run'}", f"--data_dir={data / 'cases.csv'}", *TINY, *ONE, "--foreground=5")

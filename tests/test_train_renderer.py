@@ -211,6 +211,7 @@ def test_tables_of_a_corpus(run, plain, tmp_path):
             assert row["Hdb_mm"] == mm
 
 
+@pytest.mark.usefixtures("unexported")
 def test_images_beside_labels_are_a_corpus(run, tmp_path):
     corpus = tmp_path / "corpus"
     for kind in ("images", "labels"):
@@ -224,6 +225,7 @@ def test_images_beside_labels_are_a_corpus(run, tmp_path):
         train(f"--work_dir={tmp_path / 'other'}", f"--corpus={corpus}", *TINY)
 
 
+@pytest.mark.usefixtures("unexported")
 def test_the_target_corpus_trains_orig_t2t(tmp_path):
     train(f"--work_dir={tmp_path}", *TINY, "--variant=Orig-T2T")
     rows = list(csv.DictReader(open(tmp_path / "evaluation" / "cases.csv")))
