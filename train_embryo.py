@@ -110,6 +110,7 @@ def main(_):
         return
     networks = {stage: stages.load(run / stage / "model.keras") for stage in refinement.finished(run)}
     evaluation.evaluate(
+        embryo.NAME,
         held_out,
         refinement.every_stage(system, networks),
         run / "evaluation",

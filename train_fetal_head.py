@@ -85,6 +85,7 @@ def main(_):
     if not devices.is_chief(strategy):
         return
     evaluation.evaluate(
+        fetal_head.NAME,
         held_out,
         levels.every_level(system, networks),
         run / "evaluation",

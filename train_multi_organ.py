@@ -112,6 +112,7 @@ def main(_):
     if not devices.is_chief(strategy):
         return
     evaluation.evaluate(
+        multi_organ.NAME,
         held_out,
         pyramids.every_level(system, network),
         run / "evaluation",

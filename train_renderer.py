@@ -89,6 +89,7 @@ def main(_):
         return {FLAGS.variant: found | {"probability": {renderer.STRUCTURE: found["probability"]}}}
 
     evaluation.evaluate(
+        renderer.NAME,
         held_out,
         segment,
         run / "evaluation",

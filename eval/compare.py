@@ -2,7 +2,7 @@
 
   python eval/compare.py --evaluations=runs/a/evaluation,runs/b/evaluation --output=runs/a_against_b
 
-Any folder that a training run, eval/score.py or a table wrote a cases.csv into is an evaluation. Every method of one is
+Any folder that a training run, eval/score.py or a table wrote a scores.csv into is an evaluation. Every method of one is
 compared with every method of those before it: mean difference, its bootstrap 95 % interval, Wilcoxon's p, and Holm's p,
 corrected for the number of metrics. Methods of the same name get that of their run before it. Writes comparison.csv and
 table.txt and prints the table.
@@ -20,7 +20,7 @@ from absl import app, flags
 from tf_autoctx import errors, files, metrics, report
 
 FLAGS = flags.FLAGS
-flags.DEFINE_list("evaluations", None, "Folders that hold a cases.csv, two or more.", required=True)
+flags.DEFINE_list("evaluations", None, "Folders that hold a scores.csv, two or more.", required=True)
 flags.register_validator("evaluations", lambda folders: len(folders) > 1, "expected at least two folders")
 flags.DEFINE_string("output", None, "Folder for comparison.csv and table.txt.", required=True)
 
@@ -29,7 +29,7 @@ def load(folders):
     """{folder: rows of `report`}, no method in two folders.
 
     Raises:
-      UserError: no cases.csv; two folders of the same name have a method of the same name.
+      UserError: no scores.csv; two folders of the same name have a method of the same name.
     """
     found = {folder: report.read(folder) for folder in folders}
     having = collections.Counter(name for rows in found.values() for name in {row["method"] for row in rows})

@@ -5,7 +5,7 @@
 
 Scores are those of the runs' own evaluations; runs of one mode with other seeds are pooled, as in
 multi_organ_tables.py. For the times, the first run of every mode segments the same held-out volumes in float32, as its
-evaluation did. Writes cases.csv, summary.json, times.json and table.txt into the output folder and prints the table.
+evaluation did. Writes scores.csv, cases.csv, summary.json, times.json and table.txt into the output folder and prints the table.
 """
 
 import functools
@@ -54,7 +54,7 @@ def load(folder, system):
     for stage in MODES[run.mode]:
         if stage not in scored:
             raise errors.UserError(
-                f"{folder}/evaluation/cases.csv: holds no case of {stage!r}; finish this stage, which scores it."
+                f"{folder}/evaluation/scores.csv: holds no case of {stage!r}; finish this stage, which scores it."
             )
     return run
 

@@ -11,7 +11,7 @@ given again. Every row is the last level, beside the paper's numbers; tests are 
 seeds share their test cases (--data_dir), or heads are scanned several times (--phantom_scans), p values and intervals
 look surer than they are.
 
-Writes cases.csv, summary.json, comparison.csv, times.json and table.txt, and how the head volumes of the best variant
+Writes scores.csv, cases.csv, summary.json, comparison.csv, times.json and table.txt, and how the head volumes of the best variant
 agree with the truth and repeat (figures 8 and 9).
 """
 

@@ -4,7 +4,7 @@
   python eval/multi_organ_tables.py --runs=runs/end_to_end --output=runs/unseen --data_dir=other --label_map=3:1,4:2
 
 The first reads what the runs' evaluations wrote. The second lets their networks segment other data without
-re-training. Both write cases.csv, summary.json and table.txt into the output folder and print the table.
+re-training. Both write scores.csv, cases.csv, summary.json and table.txt into the output folder and print the table.
 
 Runs of one mode with other seeds are pooled. Where the seeds share their scans, a scan counts once a seed, and p values
 and intervals look surer than they are.
@@ -25,7 +25,7 @@ MODES = {"separate": "separate", "end_to_end": "end-to-end", "no_context": "with
 FLAGS = flags.FLAGS
 flags.DEFINE_list("runs", None, "Finished run folders of train_multi_organ.py.", required=True)
 flags.register_validator("runs", bool, "expected at least one run folder")
-flags.DEFINE_string("output", None, "Folder for cases.csv, summary.json and table.txt.", required=True)
+flags.DEFINE_string("output", None, "Folder for scores.csv, cases.csv, summary.json and table.txt.", required=True)
 flags.DEFINE_string("data_dir", "", "Other data to segment without training: a Decathlon or nnU-Net folder, or a CSV.")
 flag_types.define_label_map(
     "label_map",
@@ -116,6 +116,7 @@ def of_other_data(found, prefixes, cases, read, structures):
             spacing = images.spacing(image)
             label = segment(images.array(image), spacing, case.image)["label"]
             about = {
+                "system": multi_organ.NAME,
                 "method": f"{run.rows[-1]['method']}, {MODES[run.mode]}",
                 "case": f"{prefix}/{case.name}",
                 "group": case.group,

@@ -5,7 +5,7 @@
 
 Runs of one variant with other seeds are pooled. Every image is rendered from the trained weights; the kept iteration, the
 first (the trained weights as they are) and the best one, which only the truth can tell, are rows of their own. Images that
-were scored stay scored: the same command goes on where it was stopped. Writes cases.csv, summary.json, iterations.csv,
+were scored stay scored: the same command goes on where it was stopped. Writes scores.csv, cases.csv, summary.json, iterations.csv,
 table.txt, a curve a variant and a strip an image.
 """
 
@@ -159,7 +159,7 @@ def rows_of(scored, prefix):
             chosen[f"{scored.variant}, iteration 0"] = scores[0]
             chosen[f"{scored.variant}, best iteration"] = max(scores, key=lambda score: score["DSC_percent"])
         label = {"case": prefix + entry["case"], "group": entry["group"], "structure": renderer.STRUCTURE}
-        rows += [{"method": method, **label, **score} for method, score in chosen.items()]
+        rows += [{"system": renderer.NAME, "method": method, **label, **score} for method, score in chosen.items()]
     return rows
 
 

@@ -3,8 +3,8 @@
   python eval/score.py --predictions=runs/demo/predictions --labels=data/labels --output=runs/demo/scores
   python eval/score.py --predictions=results --labels=labels --output=scores --largest_component --fill_holes
 
-The second scores the predictions as they are and post-processed, side by side. Writes cases.csv and summary.json into
-the output folder and prints the table. A case that cannot be scored is left out and listed, with its reason, in
+The second scores the predictions as they are and post-processed, side by side. Writes scores.csv (a line per case and metric), cases.csv
+(a line per case) and summary.json into the output folder and prints the table. A case that cannot be scored is left out and listed, with its reason, in
 failed.csv, and the exit code is 1.
 """
 
@@ -23,7 +23,7 @@ from tf_autoctx.data import images
 FLAGS = flags.FLAGS
 flags.DEFINE_string("predictions", None, "Folder of label images to score.", required=True)
 flags.DEFINE_string("labels", None, "Folder of ground-truth label images with the same names.", required=True)
-flags.DEFINE_string("output", None, "Folder for cases.csv, summary.json and failed.csv.", required=True)
+flags.DEFINE_string("output", None, "Folder for scores.csv, cases.csv, summary.json and failed.csv.", required=True)
 flag_types.define_integers(
     "foreground", None, "Label values that make up the object, such as 1,2. Default: every one but 0.", least=1
 )
@@ -85,7 +85,7 @@ def main(_):
             print(f"{number}/{len(jobs)} {name}: {told}", flush=True)
 
     rows = [
-        {"method": method, "case": name, "group": "", "structure": "object", **scored[name][number]}
+        {"system": "", "method": method, "case": name, "group": "", "structure": "object", **scored[name][number]}
         for number, method in enumerate(methods)
         for name in predictions
         if name in scored

@@ -61,6 +61,7 @@ def main(_):
     segment = sliding_windows.segmentor(system, peer, networks, FLAGS.window_batch)
     values = np.array([0, *labels], np.uint8)
     evaluation.evaluate(
+        sliding_windows.NAME,
         held_out,
         lambda voxels: {sliding_windows.METHOD: {"label": values[segment(voxels)[0]]}},
         output / "evaluation",

@@ -16,7 +16,7 @@ def evaluation(folder, method="level 1", gain=0, cases=range(8), structures=("he
     rows = []
     for structure in structures:
         for case in cases:
-            row = {"method": method, "case": f"case_{case}", "group": "", "structure": structure}
+            row = {"system": "", "method": method, "case": f"case_{case}", "group": "", "structure": structure}
             row |= {"DSC_percent": 80.0 + case + gain * (case + 1), "Hdb_mm": 10.0 - gain if case else np.inf}
             rows.append(row | {"volume_mL": truth + gain, "truth_volume_mL": truth, "volume_error_percent": abs(gain)})
     report.write(rows, folder)
@@ -84,7 +84,7 @@ def test_all_pairs_of_evaluations(compare, tmp_path):
     "others, told",
     [
         (["a"], "expected folders of runs with different names"),
-        (["nowhere"], "nowhere/cases.csv: no such file"),
+        (["nowhere"], "nowhere/scores.csv: no such file"),
         (["apart"], "apart: no case in common"),
         (["seed"], "seed, case_0, head: truth_volume_mL is 120, in"),
         (["below/a"], "expected folders of runs with different names"),

@@ -50,7 +50,7 @@ def make(folder, system, flags_, fingerprint, networks, shifts):
         (folder / stage).mkdir()
         network.save(folder / stage / "model.keras")
     rows = [
-        {"method": method, "case": f"embryo_{case:03}", "group": "", "structure": structure}
+        {"system": system, "method": method, "case": f"embryo_{case:03}", "group": "", "structure": structure}
         | metrics.compare(shifted(shift), shifted(0), (1, 1, 1))
         for method, cases in shifts.items()
         for case, both in enumerate(cases, start=2)
@@ -182,12 +182,12 @@ def drop(folder, method):
             "without/config.json: 'NoneType' object has no attribute 'items'",
         ),
         (lambda made: edit(made / "without", labels={"1": "a", "2": "b"}), "expected the same"),
-        (lambda made: edit(made / "without", auto_context=True), "cases.csv: holds no case of 'end_to_end'"),
+        (lambda made: edit(made / "without", auto_context=True), "scores.csv: holds no case of 'end_to_end'"),
         (lambda made: edit(made / "context", auto_context=False), "count cases twice; give one of the two"),
-        (lambda made: drop(made / "context" / "evaluation", "refine"), "cases.csv: holds no case of 'refine'"),
+        (lambda made: drop(made / "context" / "evaluation", "refine"), "scores.csv: holds no case of 'refine'"),
         (lambda made: shutil.rmtree(made / "context" / "refine"), "refine/model.keras: this stage is not finished"),
         (lambda made: shutil.rmtree(made / "peer" / "body"), "peer/body/model.keras: not finished"),
-        (lambda made: shutil.rmtree(made / "peer" / "evaluation"), "peer/evaluation/cases.csv: no such file"),
+        (lambda made: shutil.rmtree(made / "peer" / "evaluation"), "peer/evaluation/scores.csv: no such file"),
         (lambda made: edit(made / "peer", window=20), "window=20"),
         (lambda made: edit(made / "without", data_dir="/no/such"), "/no/such: no such file or folder"),
         (lambda made: (made / "context" / "config.json").unlink(), "context: no config.json"),

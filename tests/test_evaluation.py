@@ -42,7 +42,7 @@ read = functools.partial(datasets.read_case, merge=False)
 
 def test_several_structures(tmp_path, capsys):
     cases = [case(tmp_path, "a", volume(v_1=2)), case(tmp_path, "b", volume(v_1=2, v_3=16))]
-    rows = evaluation.evaluate(cases, shifted, tmp_path / "evaluation", STRUCTURES, read, [])
+    rows = evaluation.evaluate("fetal_head", cases, shifted, tmp_path / "evaluation", STRUCTURES, read, [])
     scores = [(row["method"], row["structure"], row["case"], row["DSC_percent"]) for row in rows]
     assert scores == [
         ("level 1", "liver", "b", 50),  # case a has no liver and none was found: no row
@@ -62,7 +62,7 @@ def test_several_structures(tmp_path, capsys):
     assert report.dice_table(rows) in text
     assert [line.split()[1:] for line in text.splitlines() if "  false" in line] == [["0", "0"], ["1", "0"]]
     files = {path.name for path in (tmp_path / "evaluation").iterdir()}
-    assert files == {"cases.csv", "summary.json", "a.png", "b.png", "views"}
+    assert files == {"scores.csv", "cases.csv", "summary.json", "a.png", "b.png", "views"}
     summary = json.loads((tmp_path / "evaluation" / "summary.json").read_text())["methods"]["level 2"]["liver"]
     assert summary["n_false"] == 1 and summary["metrics"]["DSC_percent"]["mean"] == 100
     with open(tmp_path / "evaluation" / "cases.csv", newline="") as file:
@@ -73,7 +73,7 @@ def test_one_structure(tmp_path, capsys):
     cases = [case(tmp_path, "a", volume(v_3=2)), case(tmp_path, "b", volume(v_1=2, v_3=16))]
     segment = lambda voxels: {"level 1": {"label": np.roll(voxels, 1, axis=2) > 0}}
     read = functools.partial(datasets.read_case, foreground=[1, 3])
-    rows = evaluation.evaluate(cases, segment, tmp_path / "evaluation", {"head": 1}, read, [])
+    rows = evaluation.evaluate("fetal_head", cases, segment, tmp_path / "evaluation", {"head": 1}, read, [])
     assert [row["DSC_percent"] for row in rows] == pytest.approx([75, 75])
     assert report.table(rows) in capsys.readouterr().out
 
@@ -92,7 +92,7 @@ def test_what_is_measured_stands_beside_the_truth(tmp_path, capsys):
     cases = [case(tmp_path, f"c{radius}", disc(radius)) for radius in found]
     cases[:2] = (dataclasses.replace(one, group="twice") for one in cases[:2])
     folder = tmp_path / "evaluation"
-    rows = evaluation.evaluate(cases, segment, folder, {"head": 1}, read, measure=biometry.compare)
+    rows = evaluation.evaluate("fetal_head", cases, segment, folder, {"head": 1}, read, measure=biometry.compare)
 
     exact, (first, second, missed) = rows[:3], rows[3:]
     assert [row["HC_error_mm"] for row in exact] == [0, 0, 0]

@@ -186,7 +186,7 @@ def test_one_training_at_a_time_in_a_folder(tables, tmp_path, monkeypatch):
 
 def scores(method, gains):
     """Rows of six cases whose DSC is 80 % and so much more."""
-    about = {"group": "", "structure": "head", "volume_mL": 1.0, "truth_volume_mL": 1.0}
+    about = {"system": "fetal_head", "group": "", "structure": "head", "volume_mL": 1.0, "truth_volume_mL": 1.0}
     return [
         {"method": method, "case": f"c{case}", "DSC_percent": 80.0 + case + gain} | about
         for case, gain in enumerate(gains)

@@ -49,7 +49,7 @@ def evaluation(folder, shifts=SHIFTS, cases=None, truth_at=6, dimensions=3, prob
                 answers[f"level {level}"]["probability"] = maps
         for (method, answer), (name, value) in itertools.product(answers.items(), STRUCTURES.items()):
             score = metrics.compare(answer["label"] == value, truth == value, spacing)
-            rows.append({"method": method, "case": case, "group": "", "structure": name, **score})
+            rows.append({"system": "multi_organ", "method": method, "case": case, "group": "", "structure": name, **score})
         views.write(
             folder / "evaluation" / "views" / f"{case}.npz", views.of(flat(image), truth, answers, spacing, STRUCTURES)
         )
@@ -171,12 +171,12 @@ def test_images(tmp_path):
         (lambda a, b: (b, b), "different names"),
         (lambda a, b: (a, evaluation(b.parent, cases=["head_1"], truth_at=7)), "another truth"),
         (lambda a, b: (a, evaluation(b.parent, shifts={"head_9": (1, 1)})), "no case in common"),
-        (lambda a, b: (b.parent,), "cases.csv: no such file"),
+        (lambda a, b: (b.parent,), "scores.csv: no such file"),
         (lambda a, b: (a, b, (b.parent / "level_1" / "history.csv").write_text("epoch\n"))[:2], "history.csv"),
         (lambda a, b: (a, b, (b.parent / "config.json").write_text("{"))[:2], "config.json"),
         (lambda a, b: (a, b, (b / "views" / "head_1.npz").write_text(""))[:2], "head_1.npz"),
-        (lambda a, b: (a, b, (b / "cases.csv").write_text("method,case\n"))[:2], "holds no case"),
-        (lambda a, b: (a, report.write(report.read(b)[:2], b) or b), "other methods than cases.csv"),
+        (lambda a, b: (a, b, (b / "scores.csv").write_text("method,case\n"))[:2], "holds no case"),
+        (lambda a, b: (a, report.write(report.read(b)[:2], b) or b), "other methods than scores.csv"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_writes_nothing(damage, told, tmp_path):
@@ -196,7 +196,7 @@ def test_the_script(tmp_path):
     done = script(evaluation(tmp_path / "run"), "new/report.html")
     assert done.returncode == 0 and (tmp_path / "new" / "report.html").stat().st_size < 3e6, done.stderr
     done = script(tmp_path, "other.html")
-    assert done.returncode == 1 and done.stderr.count("\n") == 1 and "cases.csv: no such file" in done.stderr
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and "scores.csv: no such file" in done.stderr
     assert not (tmp_path / "other.html").exists()
 
 

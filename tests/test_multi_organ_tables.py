@@ -46,7 +46,7 @@ def make_run(folder, mode, methods, seed=1, data="d" * 64):
     rows = []
     for method, shifts in methods.items():
         for structure, shift in zip(LABELS.values(), shifts):
-            about = {"method": method, "case": "abdomen_003", "group": "p3", "structure": structure}
+            about = {"system": "multi_organ", "method": method, "case": "abdomen_003", "group": "p3", "structure": structure}
             rows.append(about | metrics.compare(volume(4 + shift, 1), volume(4, 1), (1, 1, 1)))
     config = {"system": "multi_organ", "flags": {"mode": mode, "seed": seed}, "labels": LABELS}
     report.write(rows, folder / "evaluation")
@@ -244,8 +244,8 @@ def test_a_map_is_written_as_it_was_read(tables):
         (lambda run: edit(run, labels={"1": "liver", "2": "artery"}), "expected the same"),
         (lambda run: edit(run, flags={"seed": 1, "mode": "separate"}), "count cases twice; give one of the two"),
         (lambda run: (run / "config.json").unlink(), "end: no config.json"),
-        (lambda run: (run / "evaluation" / "cases.csv").unlink(), "end/evaluation/cases.csv: no such file"),
-        (lambda run: (run / "evaluation" / "cases.csv").write_text("method,case\n"), "cases.csv: holds no case"),
+        (lambda run: (run / "evaluation" / "scores.csv").unlink(), "end/evaluation/scores.csv: no such file"),
+        (lambda run: (run / "evaluation" / "scores.csv").write_text("method,case\n"), "scores.csv: holds no case"),
     ],
 )
 def test_bad_runs_are_one_sentence(three, tmp_path, run_script, capsys, damage, told):

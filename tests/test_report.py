@@ -22,21 +22,22 @@ def rows(method, shifts, structure="head"):
     found = []
     for case, shift in enumerate(shifts):
         prediction = cube(at=5, edge=0) if shift is None else cube(at=5 + shift)
-        row = {"method": method, "case": f"case_{case}", "group": "", "structure": structure}
+        row = {"system": "fetal_head", "method": method, "case": f"case_{case}", "group": "", "structure": structure}
         found.append(row | metrics.compare(prediction, cube(at=5), (1, 1, 1)))
     return found
 
 
 @pytest.fixture
 def results():
-    false = {"method": "level 2", "case": "empty", "group": "", "structure": "head"}
+    false = {"system": "fetal_head", "method": "level 2", "case": "empty", "group": "", "structure": "head"}
     false |= metrics.compare(cube(at=5), cube(at=5, edge=0), (1, 1, 1))
     return rows("level 1", [3, 3, 3, None]) + rows("level 2", [0, 1, 2, 3]) + [false]
 
 
 def test_files(results, tmp_path):
     report.write(results, tmp_path / "new" / "folder")
-    assert sorted(path.name for path in (tmp_path / "new" / "folder").iterdir()) == ["cases.csv", "summary.json"]
+    files = sorted(path.name for path in (tmp_path / "new" / "folder").iterdir())
+    assert files == ["cases.csv", "scores.csv", "summary.json"]
     with open(tmp_path / "new" / "folder" / "cases.csv", newline="") as file:
         lines = list(csv.DictReader(file))
     assert [line["case"] for line in lines] == [row["case"] for row in results]
@@ -100,7 +101,7 @@ def cells(text):
 
 def test_dice_table():
     """Cubes of 6 voxels shifted by 0, 1, 2, 3 have Dice scores of 100, 83.33, 66.67 and 50 %."""
-    false = {"method": "new", "case": "case_1", "group": "", "structure": "spleen"}
+    false = {"system": "fetal_head", "method": "new", "case": "case_1", "group": "", "structure": "spleen"}
     false |= metrics.compare(cube(at=5), cube(at=5, edge=0), (1, 1, 1)) | {"DSC_percent": np.nan}
     old = rows("old", [0, 3], "liver") + rows("old", [3], "spleen")
     new = rows("new", [0, 0], "liver") + rows("new", [0], "spleen") + [false]
@@ -192,21 +193,44 @@ def test_read_is_the_inverse_of_write(results, tmp_path):
     assert found == results and found[3]["Hdb_mm"] == np.inf
 
 
+def test_the_long_table_by_hand(tmp_path):
+    """A line per row and metric; a metric that a row lacks has no line."""
+    about = {"system": "embryo", "method": "initial", "group": "litter 2"}
+    body = {"case": "a, left", "structure": "body", "DSC_percent": 87.5, "volume_mL": 1.25, "truth_volume_mL": 1.0}
+    other = {"case": "b", "structure": "body", "DSC_percent": 0.0, "volume_mL": 0.0, "truth_volume_mL": 2.0}
+    report.write([about | body, about | other | {"Hdb_mm": np.inf}], tmp_path)
+    assert (tmp_path / "scores.csv").read_text().splitlines() == [
+        "system,method,case,group,structure,metric,value",
+        'embryo,initial,"a, left",litter 2,body,DSC_percent,87.5',
+        'embryo,initial,"a, left",litter 2,body,volume_mL,1.25',
+        'embryo,initial,"a, left",litter 2,body,truth_volume_mL,1.0',
+        "embryo,initial,b,litter 2,body,DSC_percent,0.0",
+        "embryo,initial,b,litter 2,body,volume_mL,0.0",
+        "embryo,initial,b,litter 2,body,truth_volume_mL,2.0",
+        "embryo,initial,b,litter 2,body,Hdb_mm,inf",
+    ]
+
+
+HEADER = b"system,method,case,group,structure,metric,value\n"
+
+
 @pytest.mark.parametrize(
     "text, told",
     [
         (None, "no such file"),
-        (b"method,case,group,structure\na,b,,c\n", "line 2"),
-        (b"method,case,group,structure,DSC_percent,truth_mL,mL\na,b,,c,100,1,1\na,d,,c,much,1,1\n", "line 3"),
-        (b"method,case,group,structure,DSC_percent,truth_mL,mL\na,b,,c,100,1\n", "line 2"),
-        (b"method,case,group,structure,DSC_percent,truth_mL,mL\na,b,,c,100,1,1,1\n", "line 2"),
+        (b"method,case,group,structure,DSC_percent\na,b,,c,100\n", "line 2"),
+        (HEADER + b"s,a,b,,c,DSC_percent,100\ns,a,d,,c,DSC_percent,much\n", "line 3"),
+        (HEADER + b"s,a,b,,c,DSC_percent,100\ns,a,b,,c,DSC_percent,99\n", "line 3"),
+        (HEADER + b"s,a,b,,c,DSC_percent\n", "line 2"),
+        (HEADER + b"s,a,b,,c,DSC_percent,100,1\n", "line 2"),
+        (HEADER + b"s,a,b,,c,DSC_percent,100\n", "b of 'a' has no DSC or size"),
         (b"\xff\x00", "not a text file"),
     ],
 )
 def test_reading_something_else_is_one_sentence(text, told, tmp_path):
     if text is not None:
-        (tmp_path / "cases.csv").write_bytes(text)
-    with pytest.raises(errors.UserError, match=f"cases.csv.*{told}"):
+        (tmp_path / "scores.csv").write_bytes(text)
+    with pytest.raises(errors.UserError, match=f"scores.csv.*{told}"):
         report.read(tmp_path)
 
 

@@ -69,7 +69,7 @@ def write(path, folders):
 
     Args:
       path: of the HTML file, which appears whole or not at all.
-      folders: of evaluations, several of the same cases: each with cases.csv and, where they are there, views/ and, in
+      folders: of evaluations, several of the same cases: each with scores.csv and, where they are there, views/ and, in
         the run folder above, config.json and history.csv of its stages.
 
     Raises:
@@ -133,7 +133,7 @@ def _load(folder, several):
     folder = pathlib.Path(folder)
     rows, run = report.read(folder), folder.resolve().parent
     if not rows:
-        raise UserError(f"{folder / 'cases.csv'}: holds no case; expected the results of an evaluation.")
+        raise UserError(f"{folder / 'scores.csv'}: holds no case; expected the results of an evaluation.")
     name = run.name if folder.resolve().name == "evaluation" else folder.resolve().name
     prefix = f"{name}: " if several else ""
     rows = [row | {"method": prefix + row["method"]} for row in rows]
@@ -363,7 +363,7 @@ def _packed_case(name, found, rows, colours, shown):
         names = [one.prefix + method for method in view["methods"]]
         if not set(names) <= set(one.methods):
             raise UserError(
-                f"{file}: has other methods than cases.csv; give the training command again, which evaluates."
+                f"{file}: has other methods than scores.csv; give the training command again, which evaluates."
             )
         for i, (method, label) in enumerate(zip(names, view["labels"])):
             ks = range(1, len(structures) + 1) if len(truth) > 1 else ()

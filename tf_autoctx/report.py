@@ -1,7 +1,7 @@
 """Tables and figures from results.
 
-A row is a dict {"method", "case", "group", "structure", **metrics}, one per case, method and structure, with the
-scores of `metrics.compare`.
+A row is a dict {"system", "method", "case", "group", "structure", **metrics}, one per case, method and structure, with
+the scores of `metrics.compare`. On disk it is as many lines of one long table, which everything else comes from.
 """
 
 import csv
@@ -16,7 +16,8 @@ from tf_autoctx import metrics
 from tf_autoctx.errors import UserError
 from tf_autoctx.files import replacing
 
-LABELS = ("method", "case", "group", "structure")
+LABELS = ("system", "method", "case", "group", "structure")
+LONG = (*LABELS, "metric", "value")  # columns of the long table
 COLUMNS = ("DSC", "Conf", "Jacc", "Adb", "Hdb", "volume_error", "area_error")  # of the printed table
 GREY, TRUTH, PREDICTION = "#b8b8b8", "#00e676", "#ffd600"
 NOTES = (  # below the printed table
@@ -29,7 +30,8 @@ LINES = ("solid", "dashed", "dotted")  # of structures 1 to 7, 8 to 14, 15 to 21
 
 
 def write(rows, directory, pairs=None):
-    """Writes `cases.csv` (a line per row, infinity as inf) and `summary.json` (of `summarize`, null where not finite).
+    """Writes the long table `scores.csv` (a line per row and metric, infinity as inf), and what comes from it: `cases.csv`
+    (a line per row) and `summary.json` (of `summarize`, null where not finite).
 
     Each appears whole or not at all; the folder is created.
 
@@ -39,22 +41,30 @@ def write(rows, directory, pairs=None):
     """
     summary = summarize(rows, pairs)
     directory = pathlib.Path(directory)
-    with replacing(directory / "cases.csv") as path, open(path, "w", newline="", encoding="utf-8") as file:
-        lines = csv.DictWriter(file, [*LABELS, *_metric_names(rows)], lineterminator="\n")
-        lines.writeheader()
-        lines.writerows(rows)
+    names = _metric_names(rows)
+    long = [
+        {label: row[label] for label in LABELS} | {"metric": name, "value": row[name]}
+        for row in rows
+        for name in names
+        if name in row
+    ]
+    for name, columns, lines in ("scores.csv", LONG, long), ("cases.csv", (*LABELS, *names), rows):
+        with replacing(directory / name) as path, open(path, "w", newline="", encoding="utf-8") as file:
+            table = csv.DictWriter(file, columns, lineterminator="\n")
+            table.writeheader()
+            table.writerows(lines)
     with replacing(directory / "summary.json") as path:
         text = json.dumps(_finite(summary), indent=2, ensure_ascii=False, allow_nan=False)
         path.write_text(text + "\n", encoding="utf-8")
 
 
 def read(directory):
-    """The rows of `cases.csv`, as `write` wrote them.
+    """The rows of `scores.csv`, as `write` was given them.
 
     Raises:
       UserError: there is no such file in the folder, or it holds something else.
     """
-    path = pathlib.Path(directory) / "cases.csv"
+    path = pathlib.Path(directory) / "scores.csv"
     try:
         with open(path, newline="", encoding="utf-8") as file:
             lines = list(csv.DictReader(file))
@@ -62,15 +72,20 @@ def read(directory):
         raise UserError(f"{path}: no such file; expected the results of an evaluation.") from None
     except (UnicodeDecodeError, csv.Error):
         raise UserError(f"{path}: is not a text file; expected the results of an evaluation.") from None
-    rows = []
+    rows = {}
     for number, line in enumerate(lines, start=2):
         try:
-            scores = {name: float(text) for name, text in line.items() if name not in LABELS and text != ""}
-            rows.append({name: line[name] for name in LABELS} | scores)
-            _sizes(rows[-1]), scores["DSC_percent"]
-        except (KeyError, StopIteration, TypeError, ValueError):
-            raise UserError(f"{path}, line {number}: expected {', '.join(LABELS)} and numbers.") from None
-    return rows
+            *labels, metric, text = (line.pop(name) for name in LONG)
+            row = rows.setdefault(tuple(labels), dict(zip(LABELS, labels)))
+            if metric in row or line:
+                raise ValueError
+            row[metric] = float(text)
+        except (KeyError, TypeError, ValueError):
+            raise UserError(f"{path}, line {number}: expected {', '.join(LONG)}, and one number a metric.") from None
+    for row in rows.values():
+        if "DSC_percent" not in row or not any(name.startswith("truth_") for name in row):
+            raise UserError(f"{path}: {row['case']} of {row['method']!r} has no DSC or size; expected both.")
+    return list(rows.values())
 
 
 def summarize(rows, pairs=None):

@@ -66,15 +66,16 @@ def scores(prediction, truth, spacing, structures, measure=None):
     return found
 
 
-def evaluate(cases, segment, directory, structures, read, trained=(), window=(-np.inf, np.inf), measure=None):
+def evaluate(system, cases, segment, directory, structures, read, trained=(), window=(-np.inf, np.inf), measure=None):
     """Scores methods on cases and prints the table.
 
-    Writes cases.csv, summary.json, a picture a case (last method), and in views/ what `html_report` shows of it.
+    Writes the tables of `report.write`, a picture a case (last method), and in views/ what `html_report` shows of it.
 
     What is measured is drawn too, for the cases that have the structure: agreement of the last method with the truth,
     and where groups have several scans, the spread of their volumes or areas (Yang et al. 2019, figures 8 and 9).
 
     Args:
+      system: its name.
       cases: `datasets.Case`s with labels.
       segment: raw voxels (depth, height, width), or pixels (height, width), float32 -> {method: {"label": integer
         labels likewise, and where there is one "probability": {structure: 0 to 1, on any grid over the same extent}}}.
@@ -100,7 +101,7 @@ def evaluate(cases, segment, directory, structures, read, trained=(), window=(-n
         for method, answer in answers.items():
             prediction = np.asarray(answer["label"])
             for score in scores(prediction, truth, spacing, structures, measure):
-                row = {"method": method, "case": case.name, "group": case.group, **score}
+                row = {"system": system, "method": method, "case": case.name, "group": case.group, **score}
                 methods.setdefault(method, []).append(row)
         shown = np.clip(voxels, *window)
         report.picture(directory / f"{case.name}.png", shown, prediction, truth, spacing, case.name, structures)

@@ -47,7 +47,7 @@ def load(folder, system, mode):
         ) from None
     rows = report.read(pathlib.Path(folder) / "evaluation")
     if not rows:
-        raise UserError(f"{folder}/evaluation/cases.csv: holds no case; expected the results of a finished run.")
+        raise UserError(f"{folder}/evaluation/scores.csv: holds no case; expected the results of a finished run.")
     return Run(str(folder), chosen, seed, config["data_fingerprint"], labels, rows)
 
 
