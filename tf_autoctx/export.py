@@ -64,9 +64,11 @@ def saved_model(functions, networks, directory, card, spec=VOLUME, configuration
     module, graphs, signatures, outputs = tf.Module(), {}, {}, {}
     module.weights = [weights.value for network in networks for weights in network.weights]
     for signature, function in functions.items():
-        graphs[signature] = tf.function(function, input_signature=[spec])
-        answer = graphs[signature].get_concrete_function().structured_outputs
-        graphs[twin(signature)] = tf.function(_of_bytes(graphs[signature], spec), input_signature=_bytes_spec())
+        # Concrete functions: saving traces any other once more.
+        graph = tf.function(function, input_signature=[spec]).get_concrete_function()
+        of_bytes = tf.function(_of_bytes(graph, spec), input_signature=_bytes_spec())
+        graphs |= {signature: graph, twin(signature): of_bytes.get_concrete_function()}
+        answer = graph.structured_outputs
         signatures[signature] = {"inputs": [spec.name], "outputs": list(answer)}
         signatures[twin(signature)] = {
             "inputs": [one.name for one in _bytes_spec()],
@@ -165,7 +167,7 @@ def _bytes_spec():
 
 
 def _of_bytes(function, spec):
-    """The twin for bytes of a function of images of `spec`."""
+    """The twin for bytes of a concrete function of images of `spec`."""
     dimensions = spec.shape.rank - 2
 
     def one(image_bytes, shape, dtype):
@@ -175,7 +177,7 @@ def _of_bytes(function, spec):
     def all_(image_bytes, shape, dtype):
         shapes = _one_each(shape, (dimensions,), image_bytes, f"shape: expected {dimensions} integers")
         dtypes = _one_each(dtype, (), image_bytes, "dtype: expected one string")
-        names = [f"{name}_bytes" for name in function.get_concrete_function().structured_outputs]
+        names = [f"{name}_bytes" for name in function.structured_outputs]
         answers = tf.map_fn(
             lambda given: one(*given),
             (image_bytes, shapes, dtypes),
