@@ -104,7 +104,7 @@ def write(path, folders):
         "Agreement": _agreement(rows, colours)
         + charts([_agreement_chart(rows, structure, colours, lasts, list(cases)) for structure in structures], "wide"),
         "Distributions": charts(_boxes(rows, colours, list(cases)), "wide" if len(structures) > 1 else ""),
-        "Training": charts(_curves(found)),
+        "Training": charts(_curves(found, colours)),
         "Configuration": _configuration(found),
     }
     sections = {name: body for name, body in sections.items() if body}
@@ -254,15 +254,17 @@ def _boxes(rows, colours, cases):
     return figures
 
 
-def _curves(found):
-    """Loss and validation DSC of every stage, epoch by epoch."""
+def _curves(found, colours):
+    """Loss and validation DSC of every stage, epoch by epoch; a stage that is a method too has its colour."""
     figures = []
     for name, title in ("loss", "loss"), ("val_DSC", "validation DSC"):
         figure = go.Figure(layout=LAYOUT).update_layout(title=title, xaxis_title="epoch", colorway=report.PALETTE)
         for one in found:
             for stage, history in one.histories.items():
-                values = history.get(name, [])
-                figure.add_scatter(x=np.arange(1, len(values) + 1), y=values, name=one.prefix + stage.replace("_", " "))
+                values, stage = history.get(name, []), one.prefix + stage.replace("_", " ")
+                figure.add_scatter(
+                    x=np.arange(1, len(values) + 1), y=values, name=stage, line_color=colours.get(stage)
+                )
         figures.append(figure)
     return figures if any(one.histories for one in found) else []
 
