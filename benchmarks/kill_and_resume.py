@@ -45,7 +45,7 @@ def results(work_dir):
         np.genfromtxt(path, delimiter=",", names=True) for path in sorted(work_dir.glob("level_*/history.csv"))
     ]
     weights += [history[name] for history in histories for name in ("epoch", "loss", "val_DSC")]
-    return weights, (work_dir / "evaluation" / "cases.csv").read_text()
+    return weights, (work_dir / "evaluation" / "scores.csv").read_text()
 
 
 def kill_and_compare(directory, kills, seed, *more):

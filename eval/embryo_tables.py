@@ -5,7 +5,8 @@
 
 Scores are those of the runs' own evaluations; runs of one mode with other seeds are pooled, as in
 multi_organ_tables.py. For the times, the first run of every mode segments the same held-out volumes in float32, as its
-evaluation did. Writes scores.csv, cases.csv, summary.json, times.json and table.txt into the output folder and prints the table.
+evaluation did. Writes scores.csv, cases.csv, summary.json, times.json and table.txt into the output folder and prints
+the table.
 """
 
 import functools

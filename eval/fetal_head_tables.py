@@ -11,8 +11,8 @@ given again. Every row is the last level, beside the paper's numbers; tests are 
 seeds share their test cases (--data_dir), or heads are scanned several times (--phantom_scans), p values and intervals
 look surer than they are.
 
-Writes scores.csv, cases.csv, summary.json, comparison.csv, times.json and table.txt, and how the head volumes of the best variant
-agree with the truth and repeat (figures 8 and 9).
+Writes scores.csv, cases.csv, summary.json, comparison.csv, times.json and table.txt, and how the head volumes of the
+best variant agree with the truth and repeat (figures 8 and 9).
 """
 
 import csv
@@ -97,7 +97,8 @@ class Run:
 
     @property
     def is_finished(self):
-        return (self.folder / "saved_model" / "1").exists()  # what a training writes last
+        written = "evaluation/scores.csv", "saved_model/1"  # the tables need the first; a training ends with the second
+        return all((self.folder / name).exists() for name in written)
 
 
 def planned():

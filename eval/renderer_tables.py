@@ -5,8 +5,8 @@
 
 Runs of one variant with other seeds are pooled. Every image is rendered from the trained weights; the kept iteration, the
 first (the trained weights as they are) and the best one, which only the truth can tell, are rows of their own. Images that
-were scored stay scored: the same command goes on where it was stopped. Writes scores.csv, cases.csv, summary.json, iterations.csv,
-table.txt, a curve a variant and a strip an image.
+were scored stay scored: the same command goes on where it was stopped. Writes scores.csv, cases.csv, summary.json,
+iterations.csv, table.txt, a curve a variant and a strip an image.
 """
 
 import csv

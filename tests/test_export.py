@@ -108,6 +108,18 @@ def test_versions_only_grow_and_never_repeat_the_newest(network, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "10", "11", "9"]
 
 
+def test_every_signature_is_traced_once(tmp_path):
+    """Tracing is what an export's time goes to, and saving would do it again."""
+    traced = []
+
+    def function(image):
+        traced.append(image.shape)
+        return {"label": tf.cast(image > 0, tf.uint8)}
+
+    export.saved_model({"serving_default": function}, [], tmp_path, {})
+    assert len(traced) == 1
+
+
 def test_a_server_never_sees_half_a_model(network, tmp_path, monkeypatch):
     """Until it is whole the folder's name is no number; what fails goes away."""
     seen = []

@@ -49,7 +49,8 @@ def evaluation(folder, shifts=SHIFTS, cases=None, truth_at=6, dimensions=3, prob
                 answers[f"level {level}"]["probability"] = maps
         for (method, answer), (name, value) in itertools.product(answers.items(), STRUCTURES.items()):
             score = metrics.compare(answer["label"] == value, truth == value, spacing)
-            rows.append({"system": "multi_organ", "method": method, "case": case, "group": "", "structure": name, **score})
+            about = {"system": "fetal_head", "method": method, "case": case, "group": "", "structure": name}
+            rows.append(about | score)
         views.write(
             folder / "evaluation" / "views" / f"{case}.npz", views.of(flat(image), truth, answers, spacing, STRUCTURES)
         )
@@ -104,6 +105,8 @@ def test_numbers_are_those_of_the_report(tmp_path):
     assert len(figures) == 2 + 4 + 2  # agreement of each structure, boxes of DSC, Adb, Hdb and volume, loss and DSC
     loss, dsc = figures[-2:]
     assert [line["name"] for line in loss["data"]] == ["level 1", "level 2"]
+    boxes = {box["name"]: box["marker"]["color"] for box in figures[2]["data"]}
+    assert {line["name"]: line["line"]["color"] for line in loss["data"]} == boxes  # a stage looks like its method
     assert dsc["data"][0]["y"] == [0.25, None]
     assert "&quot;3.15&quot;" in page and "--steps" in page
 

@@ -46,8 +46,8 @@ def make_run(folder, mode, methods, seed=1, data="d" * 64):
     rows = []
     for method, shifts in methods.items():
         for structure, shift in zip(LABELS.values(), shifts):
-            about = {"system": "multi_organ", "method": method, "case": "abdomen_003", "group": "p3", "structure": structure}
-            rows.append(about | metrics.compare(volume(4 + shift, 1), volume(4, 1), (1, 1, 1)))
+            about = {"system": "multi_organ", "method": method, "case": "abdomen_003", "group": "p3"}
+            rows.append(about | {"structure": structure} | metrics.compare(volume(4 + shift, 1), volume(4, 1), (1, 1, 1)))
     config = {"system": "multi_organ", "flags": {"mode": mode, "seed": seed}, "labels": LABELS}
     report.write(rows, folder / "evaluation")
     (folder / "config.json").write_text(json.dumps(config | {"data_fingerprint": data}))

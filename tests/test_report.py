@@ -198,7 +198,8 @@ def test_the_long_table_by_hand(tmp_path):
     about = {"system": "embryo", "method": "initial", "group": "litter 2"}
     body = {"case": "a, left", "structure": "body", "DSC_percent": 87.5, "volume_mL": 1.25, "truth_volume_mL": 1.0}
     other = {"case": "b", "structure": "body", "DSC_percent": 0.0, "volume_mL": 0.0, "truth_volume_mL": 2.0}
-    report.write([about | body, about | other | {"Hdb_mm": np.inf}], tmp_path)
+    given = [about | body, about | other | {"Hdb_mm": np.inf}, about | other | {"case": "c", "group": ""}]
+    report.write(given, tmp_path)
     assert (tmp_path / "scores.csv").read_text().splitlines() == [
         "system,method,case,group,structure,metric,value",
         'embryo,initial,"a, left",litter 2,body,DSC_percent,87.5',
@@ -208,7 +209,23 @@ def test_the_long_table_by_hand(tmp_path):
         "embryo,initial,b,litter 2,body,volume_mL,0.0",
         "embryo,initial,b,litter 2,body,truth_volume_mL,2.0",
         "embryo,initial,b,litter 2,body,Hdb_mm,inf",
+        "embryo,initial,c,,body,DSC_percent,0.0",
+        "embryo,initial,c,,body,volume_mL,0.0",
+        "embryo,initial,c,,body,truth_volume_mL,2.0",
     ]
+    found = report.read(tmp_path)
+    assert found == given and [list(row)[5:] for row in found] == [list(row)[5:] for row in given]  # metrics in order
+
+
+def test_a_table_sorted_by_metric_says_the_same(tmp_path):
+    """As a person's spreadsheet may leave it: a missed head, whose BPD comes before its volume now."""
+    (missed,) = rows("level 1", [None])
+    missed |= {"BPD_mm": np.nan, "truth_BPD_mm": 6.0, "BPD_error_mm": np.nan}
+    report.write([missed], tmp_path)
+    header, *lines = (tmp_path / "scores.csv").read_text().splitlines()
+    text = "\r\n".join([header, *sorted(lines, key=lambda line: line.split(",")[5])])
+    (tmp_path / "scores.csv").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    assert report.summarize(report.read(tmp_path))["methods"]["level 1"]["head"]["n_missed"] == 1
 
 
 HEADER = b"system,method,case,group,structure,metric,value\n"
@@ -223,7 +240,10 @@ HEADER = b"system,method,case,group,structure,metric,value\n"
         (HEADER + b"s,a,b,,c,DSC_percent,100\ns,a,b,,c,DSC_percent,99\n", "line 3"),
         (HEADER + b"s,a,b,,c,DSC_percent\n", "line 2"),
         (HEADER + b"s,a,b,,c,DSC_percent,100,1\n", "line 2"),
-        (HEADER + b"s,a,b,,c,DSC_percent,100\n", "b of 'a' has no DSC or size"),
+        (HEADER + b"s,a,b,,c,DSC_percent,100\n\nt,a,b,,c,volume_mL,1\n", "line 4: a value too many"),
+        (HEADER + b"s,a,b,,c,DSC_percent,100\ns,a,b,g,c,volume_mL,1\n", "line 3: a value too many"),
+        (HEADER + b"s,a,b,,c,DSC_percent,100\ns,a,b,,c,truth_volume_mL,1\n", "a, b, c: lacks a metric"),
+        (HEADER + b"s,a,b,,c,volume_mL,1\ns,a,b,,c,truth_volume_mL,1\n", "a, b, c: lacks a metric"),
         (b"\xff\x00", "not a text file"),
     ],
 )

@@ -133,4 +133,4 @@ def test_bad_input_is_one_sentence(folders, damage, flags, told):
     done = score(folders, *flags)
     assert done.returncode == 1
     assert told in done.stderr and "Traceback" not in done.stderr
-    assert not (folders / "scores" / "cases.csv").exists()
+    assert not (folders / "scores" / "scores.csv").exists()

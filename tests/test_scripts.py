@@ -63,6 +63,7 @@ def test_run_folder_is_complete(run):
         kept = {"best", "last", "history.csv", "history.png", "model.keras", "tensorboard"}
         assert names == (kept | {"probability"} if level == 1 else kept)
     rows = list(csv.DictReader(open(run / "evaluation" / "cases.csv")))
+    assert {row["system"] for row in rows} == {"fetal_head"}
     assert [(row["method"], row["case"]) for row in rows] == [
         (f"level {level}", f"head_00{case}") for level in (1, 2) for case in (3, 4)
     ]

@@ -59,6 +59,7 @@ def test_run_folder_is_complete(run):
         assert {path.name for path in (run / stage).iterdir()} == kept
     assert methods(run) == list(embryo.STAGES)
     rows = list(csv.DictReader(open(run / "evaluation" / "cases.csv")))
+    assert {row["system"] for row in rows} == {"embryo"}
     assert {row["structure"] for row in rows} == {"body", "ventricle"}
     assert {row["case"] for row in rows} == {"embryo_003", "embryo_004"}
     assert len(list((run / "evaluation").glob("embryo_*.png"))) == 2

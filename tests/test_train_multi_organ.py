@@ -47,6 +47,7 @@ def test_run_folder_is_complete(run):
     kept = {"best", "last", "history.csv", "history.png", "model.keras", "tensorboard"}
     assert {path.name for path in (run / "pyramid").iterdir()} == kept
     rows = list(csv.DictReader(open(run / "evaluation" / "cases.csv")))
+    assert {row["system"] for row in rows} == {"multi_organ"}
     assert {(row["method"], row["case"]) for row in rows} == {
         (f"level {level}", f"abdomen_00{case}") for level in (1, 2) for case in (3, 4)
     }

@@ -76,6 +76,7 @@ def test_run_folder_is_complete(run):
     spread = json.loads((run / "source.json").read_text())
     assert set(spread) == {"mean of S", "SD of S", "mean of S'", "SD of S'"}
     rows = list(csv.DictReader(open(run / "evaluation" / "cases.csv")))
+    assert {row["system"] for row in rows} == {"renderer"}
     assert {row["case"] for row in rows} == {"source_006", "source_007"} and "Hdb_pixel" in rows[0]
     for file in ("source.png", "evaluation/source_006.png", "self_play/history.png"):
         assert (run / file).exists()
@@ -179,6 +180,7 @@ def test_tables_of_a_corpus(run, plain, tmp_path):
     table = (tmp_path / "tables" / "table.txt").read_text(encoding="utf-8")
     assert table.strip() in done.stdout
     rows = list(csv.DictReader(open(tmp_path / "tables" / "cases.csv")))
+    assert {row["system"] for row in rows} == {"renderer"}
     methods = ["Orig-S2T", "S2T", "S2T, iteration 0", "S2T, best iteration"]
     assert list(dict.fromkeys(row["method"] for row in rows)) == methods
     assert {row["case"] for row in rows} == {"target_006", "target_007"}

@@ -60,11 +60,11 @@ def saved_model(functions, networks, directory, card, spec=VOLUME, configuration
     fingerprint, last = _fingerprint(networks, configuration), newest(directory)
     if last and _card(last).get("fingerprint") == fingerprint:
         return last
-    # keras.export.ExportArchive would trace every layer a second time, which no server calls, and take twice as long.
+    # keras.export.ExportArchive would trace every layer a second time, which no server calls.
     module, graphs, signatures, outputs = tf.Module(), {}, {}, {}
     module.weights = [weights.value for network in networks for weights in network.weights]
     for signature, function in functions.items():
-        # Concrete functions: saving traces any other once more.
+        # Concrete, since saving would trace a tf.function once more.
         graph = tf.function(function, input_signature=[spec]).get_concrete_function()
         of_bytes = tf.function(_of_bytes(graph, spec), input_signature=_bytes_spec())
         graphs |= {signature: graph, twin(signature): of_bytes.get_concrete_function()}

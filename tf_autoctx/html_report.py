@@ -256,15 +256,16 @@ def _boxes(rows, colours, cases):
 
 def _curves(found, colours):
     """Loss and validation DSC of every stage, epoch by epoch; a stage that is a method too has its colour."""
-    figures = []
+    as_words = lambda name: name.replace("_", " ")
+    figures, known = [], {as_words(method): colour for method, colour in colours.items()}
+    others = [colour for colour in report.PALETTE if colour not in known.values()]
     for name, title in ("loss", "loss"), ("val_DSC", "validation DSC"):
-        figure = go.Figure(layout=LAYOUT).update_layout(title=title, xaxis_title="epoch", colorway=report.PALETTE)
+        figure = go.Figure(layout=LAYOUT).update_layout(title=title, xaxis_title="epoch", colorway=others)
         for one in found:
             for stage, history in one.histories.items():
-                values, stage = history.get(name, []), one.prefix + stage.replace("_", " ")
-                figure.add_scatter(
-                    x=np.arange(1, len(values) + 1), y=values, name=stage, line_color=colours.get(stage)
-                )
+                values, colour = history.get(name, []), known.get(as_words(one.prefix + stage))
+                line = {"x": np.arange(1, len(values) + 1), "y": values, "line_color": colour}
+                figure.add_scatter(**line, name=one.prefix + as_words(stage))
         figures.append(figure)
     return figures if any(one.histories for one in found) else []
 
@@ -286,7 +287,7 @@ def _configuration(found):
 
 def _size(rows):
     """(metric, its heading) of the volume, or of the area where cases are 2D."""
-    name = next(name for name in rows[0] if name.startswith("truth_")).removeprefix("truth_")
+    name = report.size_of(rows[0])
     return name, report.headings(rows, [name.rpartition("_")[0]])[name]
 
 

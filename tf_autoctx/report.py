@@ -30,8 +30,8 @@ LINES = ("solid", "dashed", "dotted")  # of structures 1 to 7, 8 to 14, 15 to 21
 
 
 def write(rows, directory, pairs=None):
-    """Writes the long table `scores.csv` (a line per row and metric, infinity as inf), and what comes from it: `cases.csv`
-    (a line per row) and `summary.json` (of `summarize`, null where not finite).
+    """Writes the long table `scores.csv` (a line per row and metric, infinity as inf), and what comes from it:
+    `cases.csv` (a line per row) and `summary.json` (of `summarize`, null where not finite).
 
     Each appears whole or not at all; the folder is created.
 
@@ -41,14 +41,13 @@ def write(rows, directory, pairs=None):
     """
     summary = summarize(rows, pairs)
     directory = pathlib.Path(directory)
-    names = _metric_names(rows)
     long = [
-        {label: row[label] for label in LABELS} | {"metric": name, "value": row[name]}
+        {label: row[label] for label in LABELS} | {"metric": metric, "value": value}
         for row in rows
-        for name in names
-        if name in row
+        for metric, value in row.items()
+        if metric not in LABELS
     ]
-    for name, columns, lines in ("scores.csv", LONG, long), ("cases.csv", (*LABELS, *names), rows):
+    for name, columns, lines in ("scores.csv", LONG, long), ("cases.csv", (*LABELS, *_metric_names(rows)), rows):
         with replacing(directory / name) as path, open(path, "w", newline="", encoding="utf-8") as file:
             table = csv.DictWriter(file, columns, lineterminator="\n")
             table.writeheader()
@@ -66,25 +65,35 @@ def read(directory):
     """
     path = pathlib.Path(directory) / "scores.csv"
     try:
-        with open(path, newline="", encoding="utf-8") as file:
-            lines = list(csv.DictReader(file))
+        with open(path, newline="", encoding="utf-8-sig") as file:  # spreadsheets write a mark at the beginning
+            table = csv.DictReader(file)
+            lines = [(table.line_num, line) for line in table]
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file; expected the results of an evaluation.") from None
+        raise UserError(f"{path}: no such file; expected the results of an evaluation, of this release.") from None
     except (UnicodeDecodeError, csv.Error):
         raise UserError(f"{path}: is not a text file; expected the results of an evaluation.") from None
     rows = {}
-    for number, line in enumerate(lines, start=2):
+    for number, line in lines:
         try:
-            *labels, metric, text = (line.pop(name) for name in LONG)
-            row = rows.setdefault(tuple(labels), dict(zip(LABELS, labels)))
-            if metric in row or line:
-                raise ValueError
-            row[metric] = float(text)
+            metric, score = line.pop("metric"), float(line.pop("value"))
+            about = {name: line.pop(name) for name in LABELS}
         except (KeyError, TypeError, ValueError):
-            raise UserError(f"{path}, line {number}: expected {', '.join(LONG)}, and one number a metric.") from None
+            raise UserError(f"{path}, line {number}: expected {', '.join(LONG)}, the value a number.") from None
+        row = rows.setdefault((about["method"], about["structure"], about["case"]), dict(about))
+        if line or metric in row or row | about != row:
+            raise UserError(
+                f"{path}, line {number}: a value too many; expected one a metric, case, structure and method, all of "
+                "one system and group."
+            )
+        row[metric] = score
     for row in rows.values():
-        if "DSC_percent" not in row or not any(name.startswith("truth_") for name in row):
-            raise UserError(f"{path}: {row['case']} of {row['method']!r} has no DSC or size; expected both.")
+        try:
+            _sizes(row), row["DSC_percent"]
+        except (KeyError, StopIteration):
+            raise UserError(
+                f"{path}: {row['method']}, {row['case']}, {row['structure']}: lacks a metric; expected DSC_percent, and "
+                "the size of prediction and truth."
+            ) from None
     return list(rows.values())
 
 
@@ -583,13 +592,15 @@ def _metric_names(rows):
     return [name for name in dict.fromkeys(name for row in rows for name in row) if name not in LABELS]
 
 
-def _sizes(row):
-    """Size of the prediction and of the truth: volume_mL and truth_volume_mL, or what stands for them in 2D.
+def size_of(row):
+    """Name of a row's size: volume_mL, or in 2D area_mm2 or area_pixel; StopIteration if it has none."""
+    return next(name for name in row if name in ("volume_mL", "area_mm2", "area_pixel"))
 
-    They come before everything else that is measured of both.
-    """
-    name = next(name for name in row if name.startswith("truth_"))
-    return row[name.removeprefix("truth_")], row[name]
+
+def _sizes(row):
+    """Size of the prediction and of the truth."""
+    name = size_of(row)
+    return row[name], row[f"truth_{name}"]
 
 
 def _finite(value):

@@ -75,7 +75,7 @@ def evaluate(system, cases, segment, directory, structures, read, trained=(), wi
     and where groups have several scans, the spread of their volumes or areas (Yang et al. 2019, figures 8 and 9).
 
     Args:
-      system: its name.
+      system: name of the system, the same in every row.
       cases: `datasets.Case`s with labels.
       segment: raw voxels (depth, height, width), or pixels (height, width), float32 -> {method: {"label": integer
         labels likewise, and where there is one "probability": {structure: 0 to 1, on any grid over the same extent}}}.
