@@ -38,7 +38,7 @@ flags.DEFINE_enum("discriminator_head", "scaled", HEADS, "Linear unit on all fea
 flags.DEFINE_enum("initializer", "truncated_normal", list(layers.INITIALIZERS), "Of convolutions.")
 flags.DEFINE_float("rendering_weight", 1.0, "Alpha 0 of equation 1: the rendered image's distance.", 0.0)
 flags.DEFINE_float("rendering_aux_weight", 1.0, "Alpha 1 of equation 1: the side branch's distance.", 0.0)
-flags.DEFINE_float("dice_weight", 10.0, "Of the Dice terms beside the cross entropy.", 0.0)
+flags.DEFINE_float("dice_weight", 100.0, "Of the Dice terms beside the cross entropy.", 0.0)
 flags.DEFINE_enum("update_order", "summed", self_play.ORDERS, "One step for all terms' sum, one for each, or in turn.")
 flags.DEFINE_integer("generator_updates", 2, "Per update of the discriminators, unless published.", 1)
 flag_types.define_integers("phantom_size", [96, 96], "Pixels of a phantom along y, x.", length=2, least=8)

@@ -43,6 +43,7 @@ PRESETS = {
         "learning_rate": 1e-3,
         "learning_rate_decay": "constant",
         "validation_fraction": 0.1,
+        "dice_weight": 10.0,
     },
     "standard": {
         "steps": 6000,
