@@ -25,7 +25,7 @@ import keras
 import numpy as np
 from absl import app, flags
 
-from tf_autoctx import errors, flag_types, report
+from tf_autoctx import errors, flag_types, plots
 from tf_autoctx.data import images
 from tf_autoctx.files import replacing
 from tf_autoctx.systems import prediction
@@ -131,7 +131,7 @@ def main(_):
                 write(answer["probability"][segment.labels[value]], file, mask=False)
             elif kind == "strips":
                 pixels = images.array(image)
-                report.strip(file, pixels, answer["iterations"], answer["kept"], file.stem)
+                plots.strip(file, pixels, answer["iterations"], answer["kept"], file.stem)
             else:
                 with replacing(file) as folder:
                     folder.mkdir()

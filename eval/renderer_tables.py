@@ -20,7 +20,7 @@ import numpy as np
 import tensorflow as tf
 from absl import app, flags, logging
 
-from tf_autoctx import biometry, errors, files, flag_types, metrics, report
+from tf_autoctx import biometry, errors, files, flag_types, metrics, plots, report
 from tf_autoctx.data import datasets, images
 from tf_autoctx.systems import online, renderer, self_play
 from tf_autoctx.training import runs
@@ -140,7 +140,7 @@ def score_run(folder, config, system, render, sizes):
                 for score, one in zip(scores, shown):
                     pair = one["label"], truth, spacing
                     score |= metrics.compare(*pair) | biometry.compare(*pair)
-            report.strip(output / "strips" / name / f"{case.name}.png", pixels, shown, kept, case.name, truth=truth)
+            plots.strip(output / "strips" / name / f"{case.name}.png", pixels, shown, kept, case.name, truth=truth)
             with files.replacing(file) as path:
                 entry = {"settings": settings, "kept": kept, "scores": scores}
                 path.write_text(json.dumps(entry | {"agreement": [one.agreement for one in iterations]}))
@@ -193,7 +193,7 @@ def main(_):
     for variant in dict.fromkeys(run.variant for run in scored if len(run.images[0]["scores"]) > 1):
         every = [entry["scores"] for run in scored if run.variant == variant for entry in run.images]
         curves = [[score["DSC_percent"] for score in scores] for scores in every]
-        report.gains(output / f"gains_{variant}.png", curves, variant)
+        plots.gains(output / f"gains_{variant}.png", curves, variant)
     methods = list(dict.fromkeys(row["method"] for row in rows))
     rows.sort(key=lambda row: methods.index(row["method"]))
     pairs = pairs_of(methods)

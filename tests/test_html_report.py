@@ -17,7 +17,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.wait import WebDriverWait
 
-from tf_autoctx import errors, html_report, metrics, report, views
+from tf_autoctx import errors, html_report, metrics, plots, report, views
 
 ROOT = pathlib.Path(__file__).parents[1]
 SHAPE, SPACING = (20, 24, 28), (2.0, 1.0, 1.0)
@@ -136,7 +136,7 @@ def test_a_view(tmp_path):
     assert view["shape"] == view["size"] == list(SHAPE) and view["spacing"] == list(SPACING)
     assert [method["name"] for method in view["methods"]] == ["level 1", "level 2"]
     assert [method["shown"] for method in view["methods"]] == [False, True]
-    assert view["methods"][1]["colour"] == report.PREDICTION and view["truth"]["colour"] == report.TRUTH
+    assert view["methods"][1]["colour"] == plots.PREDICTION and view["truth"]["colour"] == plots.TRUTH
     head, face = view["methods"][1]["surfaces"]
     assert head["vertices"]["unit"] * 65535 == pytest.approx(26)  # mm: the head's 13 voxels of 2 mm
     assert head["distances"]["unit"] * 65535 == pytest.approx(1) and face["distances"] is not None
@@ -282,12 +282,12 @@ def test_two_runs_in_a_browser(browser, tmp_path):
     page.until(lambda: page.one("#viewer h2").text == "head_1")
     assert [box.is_selected() for box in page.all("#layers input")] == [True, False, True, False, True]
     before = page.picture()
-    assert all(len(page.pixels(colour)) > 200 for colour in (report.TRUTH, *html_report.COLOURS[:2]))
+    assert all(len(page.pixels(colour)) > 200 for colour in (plots.TRUTH, *html_report.COLOURS[:2]))
     assert not page.pixels(html_report.COLOURS[2])
-    for colour in (report.TRUTH, "#ffffff"):  # the head is bright: from slice 5 to 13 of 20, counted from below
+    for colour in (plots.TRUTH, "#ffffff"):  # the head is bright: from slice 5 to 13 of 20, counted from below
         assert np.mean(page.pixels(colour, axis=1)) == pytest.approx(1 - 9 / 20, abs=0.02)
     page.all("#layers input")[0].click()
-    assert not page.pixels(report.TRUTH)
+    assert not page.pixels(plots.TRUTH)
     page.all("#layers input")[0].click()
     assert page.picture() == before
 
@@ -297,10 +297,10 @@ def test_two_runs_in_a_browser(browser, tmp_path):
     slider.send_keys(Keys.ARROW_RIGHT * 2)
     assert text.text == "z = 11 of 20" and page.picture() != before
     slider.send_keys(Keys.END)
-    assert text.text == "z = 19 of 20" and not page.pixels(report.TRUTH)
+    assert text.text == "z = 19 of 20" and not page.pixels(plots.TRUTH)
     coronal = page.one('figure[data-axis="1"] canvas')
     ActionChains(browser).move_to_element_with_offset(coronal, 0, 25).click().perform()  # below the middle
-    assert text.text == "z = 8 of 20" and len(page.pixels(report.TRUTH)) > 200
+    assert text.text == "z = 8 of 20" and len(page.pixels(plots.TRUTH)) > 200
     assert page.one("#voxel").text.startswith("voxel (z, y, x): 8, 10, 14\ntruth: background")
 
     # Probability, another structure, the surface
@@ -336,7 +336,7 @@ def test_images_in_a_browser(browser, tmp_path):
     page = Page(browser, tmp_path / "report.html")
     page.one("tr[data-view] button").click()
     page.until(lambda: page.one("#viewer h2").text == "<i>&3")
-    assert all(len(page.pixels(colour)) > 200 for colour in (report.TRUTH, report.PREDICTION))
+    assert all(len(page.pixels(colour)) > 200 for colour in (plots.TRUTH, plots.PREDICTION))
     shown = [figure.is_displayed() for figure in page.all("#viewer figure")]
     assert shown == [True, False, False, False] and not page.one("#probability").is_displayed()
     page.require_no_errors()

@@ -18,14 +18,14 @@ from PIL import Image
 from plotly.offline import get_plotlyjs
 from plotly.subplots import make_subplots
 
-from tf_autoctx import metrics, report, views
+from tf_autoctx import metrics, plots, report, views
 from tf_autoctx.errors import UserError
 from tf_autoctx.files import replacing
 from tf_autoctx.training import runs
 
 PARTS = pathlib.Path(__file__).parent / "html"
-# Of the last method of each evaluation, then of the others; without a yellow or green other than `report.picture`'s.
-COLOURS = (report.PREDICTION, *(report.PALETTE[i] for i in (1, 6, 5, 0, 4)))
+# Of the last method of each evaluation, then of the others; without a yellow or green other than `plots.picture`'s.
+COLOURS = (plots.PREDICTION, *(plots.PALETTE[i] for i in (1, 6, 5, 0, 4)))
 BOXES = ("DSC", "Adb", "Hdb", "volume_error", "area_error")
 JPEG_QUALITY = 60
 LAYOUT = {
@@ -221,7 +221,7 @@ def _agreement_chart(rows, structure, colours, shown, cases):
     chosen = {method: _chosen(rows, method, structure) for method in colours}
     ends = [0, max(row[name] for some in chosen.values() for row in some for name in (size, f"truth_{size}"))]
     line = {"x": ends, "mode": "lines", "showlegend": False}
-    figure.add_scatter(y=ends, **line, line={"color": report.GREY, "width": 1}, hoverinfo="skip", row=1, col=1)
+    figure.add_scatter(y=ends, **line, line={"color": plots.GREY, "width": 1}, hoverinfo="skip", row=1, col=1)
     for method, colour in colours.items():
         found, truth = (np.array([row[name] for row in chosen[method]]) for name in (size, f"truth_{size}"))
         look = {"legendgroup": method, "visible": True if method in shown else "legendonly"}
@@ -258,7 +258,7 @@ def _curves(found, colours):
     """Loss and validation DSC of every stage, epoch by epoch; a stage that is a method too has its colour."""
     as_words = lambda name: name.replace("_", " ")
     figures, known = [], {as_words(method): colour for method, colour in colours.items()}
-    others = [colour for colour in report.PALETTE if colour not in known.values()]
+    others = [colour for colour in plots.PALETTE if colour not in known.values()]
     for name, title in ("loss", "loss"), ("val_DSC", "validation DSC"):
         figure = go.Figure(layout=LAYOUT).update_layout(title=title, xaxis_title="epoch", colorway=others)
         for one in found:
@@ -391,7 +391,7 @@ def _packed_case(name, found, rows, colours, shown):
         "size": first["size"].tolist(),
         "spacing": spacing.tolist(),
         "structures": structures,
-        "truth": {"colour": report.TRUTH, "label": _packed(truth)},
+        "truth": {"colour": plots.TRUTH, "label": _packed(truth)},
         "methods": methods,
         # Colours end where all but a few specks lie.
         "farthest": None if np.isnan(distances).all() else float(np.nanpercentile(distances, 98)) or 1.0,

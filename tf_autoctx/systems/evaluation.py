@@ -4,7 +4,7 @@ import keras
 import numpy as np
 from absl import logging
 
-from tf_autoctx import metrics, report, views
+from tf_autoctx import metrics, plots, report, views
 from tf_autoctx.data import images
 from tf_autoctx.errors import UserError
 from tf_autoctx.systems import caching
@@ -104,7 +104,7 @@ def evaluate(system, cases, segment, directory, structures, read, trained=(), wi
                 row = {"system": system, "method": method, "case": case.name, "group": case.group, **score}
                 methods.setdefault(method, []).append(row)
         shown = np.clip(voxels, *window)
-        report.picture(directory / f"{case.name}.png", shown, prediction, truth, spacing, case.name, structures)
+        plots.picture(directory / f"{case.name}.png", shown, prediction, truth, spacing, case.name, structures)
         view = views.of(shown, truth, answers, spacing, structures)
         views.write(directory / "views" / f"{case.name}.npz", view)
         progress.add(1)
@@ -131,7 +131,7 @@ def draw_measurements(methods, directory):
         values = {m: [row[name] for row in scored] for m, scored in found.items()}
         title = "{0[0]} ({0[2]})".format(name.rpartition("_"))
         if np.count_nonzero(np.isfinite(values[last])) > 1:
-            report.agreement(directory / f"agreement_{name}.png", values[last], truth, f"{title}, {last}")
+            plots.agreement(directory / f"agreement_{name}.png", values[last], truth, f"{title}, {last}")
         if name.startswith(("volume", "area")) and len(set(groups)) < len(groups):
             path = directory / f"repeatability_{name}.png"
-            report.repeatability(path, {"truth": truth, **values}, groups, f"{title} of repeated scans")
+            plots.repeatability(path, {"truth": truth, **values}, groups, f"{title} of repeated scans")

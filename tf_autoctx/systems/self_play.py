@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
-from tf_autoctx import export, losses, metrics, report
+from tf_autoctx import export, losses, metrics, plots
 from tf_autoctx.data import pipeline
 from tf_autoctx.errors import UserError
 from tf_autoctx.files import replacing
@@ -350,7 +350,7 @@ def compare_source(training, run, shown=6):
         print(f"intensities of {len(found)} images of {name}, from 0 to 1: {text}")
     with replacing(pathlib.Path(run) / "source.json") as path:
         path.write_text(json.dumps(spread, indent=1) + "\n")
-    report.before_and_after(pathlib.Path(run) / "source.png", list(zip(*images.values()))[:shown], "S above, S' below")
+    plots.before_and_after(pathlib.Path(run) / "source.png", list(zip(*images.values()))[:shown], "S above, S' below")
 
 
 def _case(entry):

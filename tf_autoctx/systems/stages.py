@@ -6,7 +6,7 @@ import zipfile
 import keras
 import numpy as np
 
-from tf_autoctx import report
+from tf_autoctx import plots
 from tf_autoctx.data import pipeline
 from tf_autoctx.errors import UserError
 from tf_autoctx.files import replacing
@@ -126,7 +126,7 @@ def train_together(
     )
     directory = pathlib.Path(directory)
     history = loop.fit(stage, directory, strategy, settings)
-    report.history(directory / "history.png", history, directory.name.replace("_", " "))
+    plots.history(directory / "history.png", history, directory.name.replace("_", " "))
 
     with devices.policy("float32"):
         answers = build()
