@@ -21,11 +21,12 @@ def bfloat16():
 
 
 @pytest.fixture
-def unexported(monkeypatch):
-    """Training scripts end without an export, which takes as long as a tiny training."""
-    from tf_autoctx.systems import serving
+def unexported():
+    """See `running.unexported`."""
+    import running
 
-    monkeypatch.setattr(serving, "export_run", lambda *_, **__: None)
+    with running.unexported():
+        yield
 
 
 def pytest_collection_modifyitems(items):

@@ -10,6 +10,7 @@ import sys
 import cpp_loader
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 from absl import flags
 from absl.testing import flagsaver
@@ -17,7 +18,7 @@ from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow.python.framework import op_def_registry
 
 from tf_autoctx import errors, export
-from tf_autoctx.systems import prediction
+from tf_autoctx.systems import prediction, serving
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -50,6 +51,18 @@ def main(name, *arguments):
     with unchanged():
         flags.FLAGS([name, *arguments])
         errors.in_one_sentence(module.main)([])
+
+
+@contextlib.contextmanager
+def unexported():
+    """Training scripts end with an empty folder in place of an export, which takes as long as a tiny training."""
+
+    def no_export(run, *_, **__):
+        (run / "saved_model" / "1").mkdir(parents=True, exist_ok=True)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(serving, "export_run", no_export)
+        yield
 
 
 @contextlib.contextmanager

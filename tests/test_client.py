@@ -3,7 +3,6 @@
 import base64
 import contextlib
 import json
-import pathlib
 import re
 import shutil
 import socket

@@ -35,7 +35,7 @@ class InProcess:
         InProcess.commands.append(command)
         if InProcess.killed and len(InProcess.commands) == InProcess.killed:
             raise KeyboardInterrupt
-        with running.unchanged():
+        with running.unchanged(), running.unexported():
             flags.FLAGS(command[1:])
             sys.modules["train_fetal_head"].main([])
         self.returncode = 0

@@ -216,7 +216,8 @@ def test_segmentation_by_hand_made_networks(monkeypatch):
 def run(tmp_path_factory):
     """A run whose first stage is trained, and whose second looks finished."""
     folder = tmp_path_factory.mktemp("runs") / "run"
-    running.main("train_embryo", f"--work_dir={folder}", *TINY, "--stage=initial")
+    with running.unexported():
+        running.main("train_embryo", f"--work_dir={folder}", *TINY, "--stage=initial")
     _, system = refinement.run_of(folder)
     (folder / "refine").mkdir()
     system.network("refine").save(folder / "refine" / "model.keras")

@@ -113,7 +113,8 @@ def test_predict_writes_label_values_and_a_probability_a_structure(run, tmp_path
 def test_a_killed_run_goes_on_to_the_same_weights(tmp_path):
     """With the checkpoints of an earlier step alone, as after a kill; one level is enough. The export may be another."""
     once = (f"--work_dir={tmp_path}", *TINY, *ONE, "--checkpoint_steps=1", "--samples_per_epoch=8")
-    train(*once)
+    with running.unexported():
+        train(*once)
     finished = tmp_path / "pyramid" / "model.keras"
     whole = stages.load(finished).get_weights()
     finished.unlink()

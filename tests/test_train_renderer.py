@@ -37,7 +37,8 @@ def run(tmp_path_factory):
 def light(tmp_path_factory):
     """A finished run with one discriminator: fewer updates to trace."""
     folder = tmp_path_factory.mktemp("runs") / "sp"
-    train(f"--work_dir={folder}", *LIGHT)
+    with running.unexported():
+        train(f"--work_dir={folder}", *LIGHT)
     return folder
 
 
