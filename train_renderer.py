@@ -1,7 +1,7 @@
 """Fetal head in 2D ultrasound across scanners: self-play training of Yang et al. 2018 on a source corpus.
 
   python train_renderer.py                                            # on phantoms
-  python train_renderer.py --corpus=my_scanner                        # images/ and labels/, or a Decathlon folder
+  python train_renderer.py --variant=S2T-p --corpus=my_scanner        # images/ and labels/, or a Decathlon folder
   python train_renderer.py --variant=Orig-S2T --work_dir=runs/orig    # a row of the paper's table: no renderer
   python train_renderer.py --preset=paper --corpus=my_decathlon_folder          # with held-out images
 

@@ -4,8 +4,8 @@
   python eval/score.py --predictions=results --labels=labels --output=scores --largest_component --fill_holes
 
 The second scores the predictions as they are and post-processed, side by side. Writes scores.csv (a line per method,
-case and metric; it knows of no system), cases.csv and summary.json into the output folder and prints the table. A case
-that cannot be scored is left out and listed, with its reason, in failed.csv, and the exit code is 1.
+case and metric; the column system stays empty), cases.csv and summary.json into the output folder and prints the table.
+A case that cannot be scored is left out and listed, with its reason, in failed.csv, and the exit code is 1.
 """
 
 import csv

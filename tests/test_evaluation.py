@@ -106,7 +106,8 @@ def test_what_is_measured_stands_beside_the_truth(tmp_path, capsys):
     errors_alone = report.table(rows, ("BPD_error", "OFD_error", "HC_error"))
     assert errors_alone in text and "DSC" not in errors_alone
     again = report.read(folder)
-    assert again[0] == rows[0] and {row["system"] for row in again} == {"fetal_head"} and report.summarize(again)["methods"]["level 2"]["head"]["n_missed"] == 1
+    assert again[0] == rows[0] and {row["system"] for row in again} == {"fetal_head"}
+    assert report.summarize(again)["methods"]["level 2"]["head"]["n_missed"] == 1
     names = {path.stem for path in folder.glob("*_m*.png")}
     assert names == {f"agreement_{name}" for name in ("volume_mL", "BPD_mm", "OFD_mm", "HC_mm")} | {
         "repeatability_volume_mL"

@@ -1,6 +1,7 @@
 import csv
 import importlib
 import json
+import pathlib
 import sys
 import types
 
@@ -38,6 +39,7 @@ class InProcess:
         with running.unchanged(), running.unexported():
             flags.FLAGS(command[1:])
             sys.modules["train_fetal_head"].main([])
+        (pathlib.Path(value(command, "work_dir")) / "saved_model" / "1").mkdir(parents=True)
         self.returncode = 0
 
     def poll(self):
@@ -155,6 +157,14 @@ def test_a_run_of_more_levels_is_refused(made, run_script, capsys):
     path.write_text(text.replace('"level": 1', '"level": 2'))
     refused(run_script, capsys, "USegNet_seed_0: this run folder was made with --level 2 (now 1)", made, BOTH)
     path.write_text(text)
+
+
+def test_a_run_is_finished_when_scores_and_export_are_there(tables, tmp_path):
+    run, there = tables.Run("USegNet", tmp_path, {}), []
+    for name in ("saved_model/1", "evaluation/scores.csv"):
+        there.append(run.is_finished)
+        (tmp_path / name).mkdir(parents=True)
+    assert there == [False, False] and run.is_finished
 
 
 def test_a_training_that_fails_is_told(tables, made, run_script, tmp_path, monkeypatch, capsys):

@@ -178,7 +178,7 @@ def test_images(tmp_path):
         (lambda a, b: (a, b, (b.parent / "level_1" / "history.csv").write_text("epoch\n"))[:2], "history.csv"),
         (lambda a, b: (a, b, (b.parent / "config.json").write_text("{"))[:2], "config.json"),
         (lambda a, b: (a, b, (b / "views" / "head_1.npz").write_text(""))[:2], "head_1.npz"),
-        (lambda a, b: (a, b, (b / "scores.csv").write_text("method,case\n"))[:2], "holds no case"),
+        (lambda a, b: (a, b, (b / "scores.csv").write_text(",".join(report.LONG) + "\n"))[:2], "holds no case"),
         (lambda a, b: (a, report.write(report.read(b)[:2], b) or b), "other methods than scores.csv"),
     ],
 )

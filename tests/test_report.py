@@ -184,6 +184,11 @@ def test_a_table_sorted_by_metric_says_the_same(tmp_path):
     assert report.summarize(report.read(tmp_path))["methods"]["level 1"]["head"]["n_missed"] == 1
 
 
+def test_a_2d_case_with_and_one_without_millimetres_have_one_size():
+    pixels = {"area_pixel": 4, "truth_area_pixel": 4}
+    assert report.size_of({"area_mm2": 1, "truth_area_mm2": 1} | pixels) == report.size_of(pixels) == "area_pixel"
+
+
 HEADER = b"system,method,case,group,structure,metric,value\n"
 
 
@@ -191,15 +196,17 @@ HEADER = b"system,method,case,group,structure,metric,value\n"
     "text, told",
     [
         (None, "no such file"),
-        (b"method,case,group,structure,DSC_percent\na,b,,c,100\n", "line 2"),
-        (HEADER + b"s,a,b,,c,DSC_percent,100\ns,a,d,,c,DSC_percent,much\n", "line 3"),
-        (HEADER + b"s,a,b,,c,DSC_percent,100\ns,a,b,,c,DSC_percent,99\n", "line 3"),
-        (HEADER + b"s,a,b,,c,DSC_percent\n", "line 2"),
-        (HEADER + b"s,a,b,,c,DSC_percent,100,1\n", "line 2"),
-        (HEADER + b"s,a,b,,c,DSC_percent,100\n\nt,a,b,,c,volume_mL,1\n", "line 4: a value too many"),
-        (HEADER + b"s,a,b,,c,DSC_percent,100\ns,a,b,g,c,volume_mL,1\n", "line 3: a value too many"),
-        (HEADER + b"s,a,b,,c,DSC_percent,100\ns,a,b,,c,truth_volume_mL,1\n", "a, b, c: lacks a metric"),
-        (HEADER + b"s,a,b,,c,volume_mL,1\ns,a,b,,c,truth_volume_mL,1\n", "a, b, c: lacks a metric"),
+        (b"", "has the columns ; expected system, method"),
+        (b"method,case,group,structure,DSC_percent\na,b,,c,100\n", "has the columns method, case"),
+        (HEADER + b"s,a,b,,c,DSC_percent,100\ns,a,d,,c,DSC_percent,much\n", "line 3: DSC_percent of a, d, c is 'much'"),
+        (HEADER + b"s,a,b,,c,DSC_percent,100\ns,a,b,,c,DSC_percent,99\n", "line 3: DSC_percent of a, b, c a second"),
+        (HEADER + b"s,a,b,,c,DSC_percent\n", "line 2: has not one value a column"),
+        (HEADER + b"s,a,b,,c,DSC_percent,100,1\n", "line 2: has not one value a column"),
+        (HEADER + b"s,a,b,,c,DSC_percent,100\n\nt,a,b,,c,volume_mL,1\n", "line 4: a, b, c has another system"),
+        (HEADER + b"s,a,b,,c,DSC_percent,100\ns,a,b,g,c,volume_mL,1\n", "line 3: a, b, c has another system or group"),
+        (HEADER + b"s,a,b,,c,DSC_percent,100\ns,a,b,,c,truth_volume_mL,1\n", "a, b, c has no size"),
+        (HEADER + b"s,a,b,,c,DSC_percent,100\ns,a,b,,c,volume_mL,1\n", "a, b, c has no truth_volume_mL"),
+        (HEADER + b"s,a,b,,c,volume_mL,1\ns,a,b,,c,truth_volume_mL,1\n", "a, b, c has no DSC_percent"),
         (b"\xff\x00", "not a text file"),
     ],
 )

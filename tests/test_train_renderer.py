@@ -11,6 +11,7 @@ import pytest
 import running
 import SimpleITK as sitk
 import tensorflow as tf
+from absl import flags
 
 from tf_autoctx.data import pipeline
 from tf_autoctx.errors import UserError
@@ -233,6 +234,29 @@ def test_the_target_corpus_trains_orig_t2t(tmp_path):
     train(f"--work_dir={tmp_path}", *TINY, "--variant=Orig-T2T")
     rows = list(csv.DictReader(open(tmp_path / "evaluation" / "cases.csv")))
     assert {(row["method"], row["case"]) for row in rows} == {("Orig-T2T", "target_006"), ("Orig-T2T", "target_007")}
+
+
+@pytest.mark.parametrize(
+    "given, expected",
+    [
+        ([], {"dice_weight": 10, "size": 96, "discriminator_head": "scaled"}),
+        (["--corpus=a"], {"dice_weight": 100, "steps": 6000, "discriminator_head": "scaled"}),
+        (["--preset=paper"], {"dice_weight": 100, "size": 320, "base_filters": 32, "discriminator_head": "flatten"}),
+    ],
+)
+def test_presets(tmp_path, monkeypatch, given, expected):
+    """What is asked for, before anything is read."""
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    module = running.load("train_renderer")
+    monkeypatch.setattr(module.devices, "strategy", stop)
+    with running.unchanged():
+        flags.FLAGS(["train_renderer", f"--work_dir={tmp_path}", *given])
+        with pytest.raises(KeyboardInterrupt):
+            module.main([])
+        assert {name: flags.FLAGS[name].value for name in expected} == expected
 
 
 @pytest.mark.parametrize(

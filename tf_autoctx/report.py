@@ -16,6 +16,7 @@ from tf_autoctx.errors import UserError
 from tf_autoctx.files import replacing
 
 LABELS = ("system", "method", "case", "group", "structure")
+SIZES = ("volume_mL", "volume_pixel", "area_pixel", "area_mm2")  # in 2D some cases have pixels alone
 LONG = (*LABELS, "metric", "value")  # columns of the long table
 COLUMNS = ("DSC", "Conf", "Jacc", "Adb", "Hdb", "volume_error", "area_error")  # of the printed table
 NOTES = (  # below the printed table
@@ -62,33 +63,34 @@ def read(directory):
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:  # spreadsheets write a mark at the beginning
             table = csv.DictReader(file)
-            lines = [(table.line_num, line) for line in table]
+            columns, lines = table.fieldnames or [], [(table.line_num, line) for line in table]
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file; expected the results of an evaluation, of this release.") from None
+        raise UserError(f"{path}: no such file; give the command that evaluates again, which writes it.") from None
     except (UnicodeDecodeError, csv.Error):
         raise UserError(f"{path}: is not a text file; expected the results of an evaluation.") from None
+    if set(columns) != set(LONG):
+        raise UserError(f"{path}: has the columns {', '.join(columns)}; expected {', '.join(LONG)}.")
     rows = {}
     for number, line in lines:
+        where = f"{path}, line {number}"
+        if None in line or None in line.values():
+            raise UserError(f"{where}: has not one value a column; expected {len(LONG)}.")
+        metric, text = line.pop("metric"), line.pop("value")
+        about = f"{line['method']}, {line['case']}, {line['structure']}"
+        row = rows.setdefault(about, dict(line))
+        if row | line != row:
+            raise UserError(f"{where}: {about} has another system or group than above; expected one.")
+        if metric in row:
+            raise UserError(f"{where}: {metric} of {about} a second time; expected one value.")
         try:
-            metric, score = line.pop("metric"), float(line.pop("value"))
-            about = {name: line.pop(name) for name in LABELS}
-        except (KeyError, TypeError, ValueError):
-            raise UserError(f"{path}, line {number}: expected {', '.join(LONG)}, the value a number.") from None
-        row = rows.setdefault((about["method"], about["structure"], about["case"]), dict(about))
-        if line or metric in row or row | about != row:
-            raise UserError(
-                f"{path}, line {number}: a value too many; expected one a metric, case, structure and method, all of "
-                "one system and group."
-            )
-        row[metric] = score
-    for row in rows.values():
+            row[metric] = float(text)
+        except ValueError:
+            raise UserError(f"{where}: {metric} of {about} is {text!r}; expected a number.") from None
+    for about, row in rows.items():
         try:
             _sizes(row), row["DSC_percent"]
-        except (KeyError, StopIteration):
-            raise UserError(
-                f"{path}: {row['method']}, {row['case']}, {row['structure']}: lacks a metric; expected DSC_percent, and "
-                "the size of prediction and truth."
-            ) from None
+        except KeyError as error:
+            raise UserError(f"{path}: {about} has no {error.args[0]}; expected it among the metrics.") from None
     return list(rows.values())
 
 
@@ -305,8 +307,11 @@ def _metric_names(rows):
 
 
 def size_of(row):
-    """Name of a row's size: volume_mL, or in 2D area_mm2 or area_pixel; StopIteration if it has none."""
-    return next(name for name in row if name in ("volume_mL", "area_mm2", "area_pixel"))
+    """Name of a row's size, one of `SIZES`; KeyError if it has none."""
+    for name in SIZES:
+        if name in row:
+            return name
+    raise KeyError("size")
 
 
 def _sizes(row):

@@ -66,6 +66,7 @@ PRESETS = {
         "learning_rate_decay": "constant",
         "beta_1": 0.5,
         "generator_updates": 2,
+        "dice_weight": 100.0,
         "patience": 0,
     },
 }
