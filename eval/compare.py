@@ -3,9 +3,9 @@
   python eval/compare.py --evaluations=runs/a/evaluation,runs/b/evaluation --output=runs/a_against_b
 
 Any folder that a training run, eval/score.py or a table wrote a scores.csv into is an evaluation. Every method of one
-is compared with every method of those before it: mean difference, its bootstrap 95 % interval, Wilcoxon's p, and Holm's p,
-corrected for the number of metrics. Methods of the same name get that of their run before it. Writes comparison.csv and
-table.txt and prints the table.
+is compared with every method of those before it: mean difference, its bootstrap 95 % interval, Wilcoxon's p, and
+Holm's p, corrected for the number of metrics. Methods of the same name get that of their run before it. Writes
+comparison.csv and table.txt and prints the table.
 """
 
 import collections

@@ -245,7 +245,10 @@ def test_a_map_is_written_as_it_was_read(tables):
         (lambda run: edit(run, flags={"seed": 1, "mode": "separate"}), "count cases twice; give one of the two"),
         (lambda run: (run / "config.json").unlink(), "end: no config.json"),
         (lambda run: (run / "evaluation" / "scores.csv").unlink(), "end/evaluation/scores.csv: no such file"),
-        (lambda run: (run / "evaluation" / "scores.csv").write_text(",".join(report.LONG) + "\n"), "scores.csv: holds no case"),
+        (
+            lambda run: (run / "evaluation" / "scores.csv").write_text(",".join(report.LONG) + "\n"),
+            "scores.csv: holds no case",
+        ),
     ],
 )
 def test_bad_runs_are_one_sentence(three, tmp_path, run_script, capsys, damage, told):

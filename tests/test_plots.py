@@ -3,14 +3,9 @@ import pytest
 from matplotlib import image as png
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from test_report import cube
 
 from tf_autoctx import plots
-
-
-def cube(at, edge=6):
-    mask = np.zeros((12, 16, 20), bool)
-    mask[3 : 3 + edge, 5 : 5 + edge, at : at + edge] = True
-    return mask
 
 
 @pytest.fixture

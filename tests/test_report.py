@@ -173,6 +173,17 @@ def test_the_long_table_by_hand(tmp_path):
     assert found == given and [list(row)[5:] for row in found] == [list(row)[5:] for row in given]  # metrics in order
 
 
+def test_names_with_commas_stay_apart(tmp_path):
+    """Methods are called "S2T, iteration 0", and a file may be called "iteration 0, a"."""
+    about = {"system": "renderer", "group": "", "structure": "head", "area_pixel": 1.0, "truth_area_pixel": 1.0}
+    given = [
+        about | {"method": "S2T", "case": "iteration 0, a", "DSC_percent": 1.0},
+        about | {"method": "S2T, iteration 0", "case": "a", "DSC_percent": 2.0},
+    ]
+    report.write(given, tmp_path)
+    assert report.read(tmp_path) == given
+
+
 def test_a_table_sorted_by_metric_says_the_same(tmp_path):
     """As a person's spreadsheet may leave it: a missed head, whose BPD comes before its volume now."""
     (missed,) = rows("level 1", [None])

@@ -76,8 +76,8 @@ def read(directory):
         if None in line or None in line.values():
             raise UserError(f"{where}: has not one value a column; expected {len(LONG)}.")
         metric, text = line.pop("metric"), line.pop("value")
-        about = f"{line['method']}, {line['case']}, {line['structure']}"
-        row = rows.setdefault(about, dict(line))
+        names = line["method"], line["case"], line["structure"]
+        row, about = rows.setdefault(names, dict(line)), ", ".join(names)
         if row | line != row:
             raise UserError(f"{where}: {about} has another system or group than above; expected one.")
         if metric in row:
@@ -86,11 +86,12 @@ def read(directory):
             row[metric] = float(text)
         except ValueError:
             raise UserError(f"{where}: {metric} of {about} is {text!r}; expected a number.") from None
-    for about, row in rows.items():
+    for names, row in rows.items():
         try:
             _sizes(row), row["DSC_percent"]
         except KeyError as error:
-            raise UserError(f"{path}: {about} has no {error.args[0]}; expected it among the metrics.") from None
+            told = f"{', '.join(names)} has no {error.args[0]}"
+            raise UserError(f"{path}: {told}; expected it among the metrics.") from None
     return list(rows.values())
 
 
