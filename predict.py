@@ -32,20 +32,36 @@ from tf_autoctx.systems import prediction
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string(
-    "model", None, "Run folder of a training script, a SavedModel, or a folder of its versions.", required=True
+    "model",
+    None,
+    "Run folder of a training script, a SavedModel, or a folder of its versions.",
+    required=True,
 )
-flags.DEFINE_string("input", None, "Image file, DICOM series folder, or folder of folders of images.", required=True)
+flags.DEFINE_string(
+    "input", None, "Image file, DICOM series folder, or folder of folders of images.", required=True
+)
 flags.DEFINE_string("output", None, "Folder for the results; made if it is missing.", required=True)
 flags.DEFINE_bool("masks", False, "Write a mask of each structure too.")
 flags.DEFINE_bool("probabilities", False, "Write the probability too (float32).")
 flag_types.define_edge(
-    "tile_size", None, "Smaller tiles, less memory: of run folders of train_multi_organ.py.", multiple=8, least=16
+    "tile_size",
+    None,
+    "Smaller tiles, less memory: of run folders of train_multi_organ.py.",
+    multiple=8,
+    least=16,
 )
 flags.DEFINE_integer(
-    "iterations", None, "Of online rendering, with run folders of train_renderer.py; 0: none. Default: 25.", 0
+    "iterations",
+    None,
+    "Of online rendering, with run folders of train_renderer.py; 0: none. Default: 25.",
+    0,
 )
-flags.DEFINE_integer("online_seed", None, "Of the source images that online rendering draws. Default: 0.", 0)
-flags.DEFINE_bool("every_iteration", False, "Write rendering and mask of every iteration of online rendering.")
+flags.DEFINE_integer(
+    "online_seed", None, "Of the source images that online rendering draws. Default: 0.", 0
+)
+flags.DEFINE_bool(
+    "every_iteration", False, "Write rendering and mask of every iteration of online rendering."
+)
 flags.DEFINE_enum(
     "output_format",
     None,
@@ -59,9 +75,14 @@ flags.DEFINE_bool("resume", False, "Write the results that are not there yet.")
 def main(_):
     source, output = pathlib.Path(FLAGS.input), pathlib.Path(FLAGS.output)
     if FLAGS.resume and FLAGS.overwrite:
-        raise errors.UserError("--resume and --overwrite: one keeps results, one replaces them; expected one of them.")
+        raise errors.UserError(
+            "--resume and --overwrite: one keeps results, one replaces them; expected one of them."
+        )
     segment = prediction.segmentor(
-        FLAGS.model, tile_size=FLAGS.tile_size, iterations=FLAGS.iterations, online_seed=FLAGS.online_seed
+        FLAGS.model,
+        tile_size=FLAGS.tile_size,
+        iterations=FLAGS.iterations,
+        online_seed=FLAGS.online_seed,
     )
     flat = segment.dimensions == 2
     if not flat and f".{FLAGS.output_format}" in images.PIXELS_ONLY:
@@ -69,7 +90,9 @@ def main(_):
             f"--output_format={FLAGS.output_format}: cannot hold the grid of a volume; expected nii.gz, nii, nrrd or mha."
         )
     if FLAGS.every_iteration and not segment.iterations:
-        raise errors.UserError(f"--every_iteration: {FLAGS.model} does not render online; expected a run that does.")
+        raise errors.UserError(
+            f"--every_iteration: {FLAGS.model} does not render online; expected a run that does."
+        )
     if source.is_dir():
         found = images.find(source, series=not flat, below=True, without=output)
     else:
@@ -104,7 +127,8 @@ def main(_):
         )
     if FLAGS.resume:
         wanted = {
-            path: {key: file for key, file in files.items() if not file.exists()} for path, files in wanted.items()
+            path: {key: file for key, file in files.items() if not file.exists()}
+            for path, files in wanted.items()
         }
         found = {name: path for name, path in found.items() if wanted[path]}
         print(f"{len(wanted) - len(found)} of {len(wanted)} images are done already")
@@ -115,7 +139,9 @@ def main(_):
         else:
             image = images.read(path)
             images.require_dimensions(path, image, 3)
-        answer = segment(images.array(image), images.spacing(image), path, FLAGS.probabilities, progress)
+        answer = segment(
+            images.array(image), images.spacing(image), path, FLAGS.probabilities, progress
+        )
 
         def write(voxels, file, mask=True):
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -155,7 +181,9 @@ def main(_):
     for failure in failures:
         print(f"error: {failure}", file=sys.stderr)
     if failures:
-        raise errors.UserError(f"{len(failures)} of {len(found)} images failed; --resume tries these once more.")
+        raise errors.UserError(
+            f"{len(failures)} of {len(found)} images failed; --resume tries these once more."
+        )
 
 
 if __name__ == "__main__":

@@ -25,29 +25,56 @@ FLAGS = flags.FLAGS
 flags.adopt_module_key_flags(training_flags)
 flags.DEFINE_string("work_dir", "runs/fetal_head", "Run folder; a run that is there goes on.")
 flags.DEFINE_enum(
-    "preset", None, list(fetal_head.PRESETS), "Values for flags not given. Default: demo on phantoms, else standard."
+    "preset",
+    None,
+    list(fetal_head.PRESETS),
+    "Values for flags not given. Default: demo on phantoms, else standard.",
 )
-flags.DEFINE_integer("level", None, "Auto-context levels to train. Default: 2 for -Ctx, 1 for other variants.", 1)
-flags.DEFINE_enum("variant", "USegNet-DS-HAS-Ctx", [*VARIANTS, *fetal_head.WAYS], "Row of the paper's tables 1 and 2.")
+flags.DEFINE_integer(
+    "level", None, "Auto-context levels to train. Default: 2 for -Ctx, 1 for other variants.", 1
+)
+flags.DEFINE_enum(
+    "variant",
+    "USegNet-DS-HAS-Ctx",
+    [*VARIANTS, *fetal_head.WAYS],
+    "Row of the paper's tables 1 and 2.",
+)
 flags.DEFINE_enum("join", "sum", ["sum", "concat"], "How a level sees the last one's probability.")
 flags.DEFINE_float("scale", 0.4, "Factor from the original grid to the network's.", 0.01, 1.0)
 flag_types.define_edge("patch_size", 64, "Edge of a p-USegNet patch, a multiple of 8.", multiple=8)
 flags.DEFINE_integer("base_filters", 32, "Channels of the first stage.", 1)
-flags.DEFINE_enum("normalization", "instance", ["instance", "batch"], "Statistics of the volume, or moving averages.")
+flags.DEFINE_enum(
+    "normalization",
+    "instance",
+    ["instance", "batch"],
+    "Statistics of the volume, or moving averages.",
+)
 flags.DEFINE_enum("initializer", "he", list(layers.INITIALIZERS), "Of convolutions.")
-flags.DEFINE_enum("attention_kernel", "paper", list(ATTENTION_KERNELS), "Kernels of the attention modules.")
+flags.DEFINE_enum(
+    "attention_kernel", "paper", list(ATTENTION_KERNELS), "Kernels of the attention modules."
+)
 flags.DEFINE_float("l2", 0.0, "Lambda of equation 2.", 0.0)
 flags.DEFINE_bool("flips", True, "Mirror each axis with probability 1/2.")
 flags.DEFINE_integer("shift", 0, "Largest random translation, in voxels of the network's grid.", 0)
-flags.DEFINE_float("intensity_jitter", 0.0, "Half width of the range of random factors on intensities.", 0.0, 1.0)
+flags.DEFINE_float(
+    "intensity_jitter", 0.0, "Half width of the range of random factors on intensities.", 0.0, 1.0
+)
 flags.DEFINE_float("erase_probability", 0.0, "Share of samples with a random box erased.", 0.0, 1.0)
-flag_types.define_integers("phantom_size", [97, 64, 110], "Voxels of a phantom along z, y, x.", length=3, least=8)
-flag_types.define_integers("phantom_cases", [100, 10], "Phantoms to train on and to hold out.", length=2, least=1)
-flags.DEFINE_integer("phantom_scans", 1, "Scans of a phantom that is held out, each along another direction.", 1, 3)
+flag_types.define_integers(
+    "phantom_size", [97, 64, 110], "Voxels of a phantom along z, y, x.", length=3, least=8
+)
+flag_types.define_integers(
+    "phantom_cases", [100, 10], "Phantoms to train on and to hold out.", length=2, least=1
+)
+flags.DEFINE_integer(
+    "phantom_scans", 1, "Scans of a phantom that is held out, each along another direction.", 1, 3
+)
 
 
 def main(_):
-    training_flags.fill_in(fetal_head.PRESETS[FLAGS.preset or ("standard" if FLAGS.data_dir else "demo")])
+    training_flags.fill_in(
+        fetal_head.PRESETS[FLAGS.preset or ("standard" if FLAGS.data_dir else "demo")]
+    )
     FLAGS.set_default("level", 2 if FLAGS.variant.endswith("-Ctx") else 1)
     strategy = devices.strategy(FLAGS.strategy)
     FLAGS.precision = devices.set_up(FLAGS.precision, FLAGS.seed)
@@ -55,11 +82,18 @@ def main(_):
 
     # Section 2.1: volumes, split, prepared once
     data_dir = FLAGS.data_dir or phantoms.write_fetal_heads(
-        pathlib.Path(FLAGS.work_dir) / "phantoms", FLAGS.phantom_size, FLAGS.phantom_cases, FLAGS.seed, FLAGS.phantom_scans
+        pathlib.Path(FLAGS.work_dir) / "phantoms",
+        FLAGS.phantom_size,
+        FLAGS.phantom_cases,
+        FLAGS.seed,
+        FLAGS.phantom_scans,
     )
     cases = datasets.load(data_dir, FLAGS.seed, FLAGS.validation_fraction)
     run = runs.open_run(
-        FLAGS.work_dir, fetal_head.NAME, training_flags.values(sys.modules[__name__]), datasets.fingerprint(cases)
+        FLAGS.work_dir,
+        fetal_head.NAME,
+        training_flags.values(sys.modules[__name__]),
+        datasets.fingerprint(cases),
     )
     read = functools.partial(datasets.read_case, foreground=FLAGS.foreground, labels=cases.labels)
     held_out = evaluation.held_out(cases, read)
@@ -70,15 +104,21 @@ def main(_):
     runs.note(run, labels={1: fetal_head.STRUCTURE}, spacing=spacing)
 
     # Section 2.5: level k is trained after level k - 1 is finished, and sees its probability
-    settings, augmentation = training_flags.as_fields(loop.Settings), training_flags.as_fields(augment.Augmentation)
+    settings, augmentation = (
+        training_flags.as_fields(loop.Settings),
+        training_flags.as_fields(augment.Augmentation),
+    )
     networks = []
     for level in range(1, FLAGS.level + 1):
         folder = run / f"level_{level}"
-        network = levels.train(level, system, training, validation, folder, strategy, settings, augmentation, FLAGS.l2)
+        network = levels.train(
+            level, system, training, validation, folder, strategy, settings, augmentation, FLAGS.l2
+        )
         networks.append(network)
         if level < FLAGS.level:
             training, validation = (
-                levels.with_context(part, system, network, folder / "probability") for part in (training, validation)
+                levels.with_context(part, system, network, folder / "probability")
+                for part in (training, validation)
             )
 
     # Section 3: held-out cases on their original grid

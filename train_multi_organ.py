@@ -25,15 +25,29 @@ FLAGS = flags.FLAGS
 flags.adopt_module_key_flags(training_flags)
 flags.DEFINE_string("work_dir", "runs/multi_organ", "Run folder; a run that is there goes on.")
 flags.DEFINE_enum(
-    "preset", None, list(multi_organ.PRESETS), "Values for flags not given. Default: demo on phantoms, else standard."
+    "preset",
+    None,
+    list(multi_organ.PRESETS),
+    "Values for flags not given. Default: demo on phantoms, else standard.",
 )
-flags.DEFINE_enum("mode", "end_to_end", list(multi_organ.MODES), "How the levels learn; no_context: the last alone.")
+flags.DEFINE_enum(
+    "mode",
+    "end_to_end",
+    list(multi_organ.MODES),
+    "How the levels learn; no_context: the last alone.",
+)
 flags.DEFINE_integer("levels", 2, "Levels of the pyramid, S.", 1)
 flag_types.define_integers(
-    "downsampling", None, "Voxels of the original grid in a voxel of each level. Default: 2^S, ..., 4, 2.", least=1
+    "downsampling",
+    None,
+    "Voxels of the original grid in a voxel of each level. Default: 2^S, ..., 4, 2.",
+    least=1,
 )
 flag_types.define_edge(
-    "patch_size", 64, "Edge of a training subvolume in voxels of its level, a multiple of 8.", multiple=8
+    "patch_size",
+    64,
+    "Edge of a training subvolume in voxels of its level, a multiple of 8.",
+    multiple=8,
 )
 flag_types.define_edge(
     "tile_size",
@@ -45,21 +59,36 @@ flag_types.define_edge(
 flags.DEFINE_float("window_low", -160.0, "HU that becomes 0.")
 flags.DEFINE_float("window_high", 240.0, "HU that becomes 1.")
 flags.DEFINE_integer("base_filters", 32, "Channels of the first convolution.", 1)
-flags.DEFINE_enum("normalization", "batch", ["batch", "instance"], "Moving averages, or statistics of the tile.")
+flags.DEFINE_enum(
+    "normalization", "batch", ["batch", "instance"], "Moving averages, or statistics of the tile."
+)
 flags.DEFINE_enum("initializer", "he", list(layers.INITIALIZERS), "Of convolutions.")
 flags.DEFINE_integer("shift", 4, "Largest random translation, in voxels of the last level.", 0)
-flags.DEFINE_float("rotation", 10.0, "Largest random angle about each axis, in degrees.", 0.0, 180.0)
 flags.DEFINE_float(
-    "elastic", 4.0, "SD of the displacements of the B-spline's control points, in voxels of the last level.", 0.0
+    "rotation", 10.0, "Largest random angle about each axis, in degrees.", 0.0, 180.0
 )
-flags.DEFINE_integer("elastic_spacing", 32, "Voxels of the last level between two B-spline control points.", 1)
+flags.DEFINE_float(
+    "elastic",
+    4.0,
+    "SD of the displacements of the B-spline's control points, in voxels of the last level.",
+    0.0,
+)
+flags.DEFINE_integer(
+    "elastic_spacing", 32, "Voxels of the last level between two B-spline control points.", 1
+)
 flags.DEFINE_float("phantom_spacing", 1.5, "Edge of a phantom's voxels in mm.", 0.1)
-flag_types.define_integers("phantom_size", [112, 128, 176], "Voxels of a phantom along z, y, x.", length=3, least=8)
-flag_types.define_integers("phantom_cases", [24, 8], "Phantoms to train on and to hold out.", length=2, least=1)
+flag_types.define_integers(
+    "phantom_size", [112, 128, 176], "Voxels of a phantom along z, y, x.", length=3, least=8
+)
+flag_types.define_integers(
+    "phantom_cases", [24, 8], "Phantoms to train on and to hold out.", length=2, least=1
+)
 
 
 def main(_):
-    training_flags.fill_in(multi_organ.PRESETS[FLAGS.preset or ("standard" if FLAGS.data_dir else "demo")])
+    training_flags.fill_in(
+        multi_organ.PRESETS[FLAGS.preset or ("standard" if FLAGS.data_dir else "demo")]
+    )
     if FLAGS.downsampling is None:
         FLAGS.set_default("downsampling", [2**s for s in range(FLAGS.levels, 0, -1)])
     if len(FLAGS.downsampling) != FLAGS.levels:
@@ -84,7 +113,10 @@ def main(_):
     except ValueError as error:
         raise errors.UserError(f"--{error}") from None
     run = runs.open_run(
-        FLAGS.work_dir, multi_organ.NAME, training_flags.values(sys.modules[__name__]), datasets.fingerprint(cases)
+        FLAGS.work_dir,
+        multi_organ.NAME,
+        training_flags.values(sys.modules[__name__]),
+        datasets.fingerprint(cases),
     )
     runs.note(run, labels=labels)
     read = functools.partial(pyramids.read_ct, foreground=list(labels), labels=cases.labels)

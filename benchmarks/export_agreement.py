@@ -25,7 +25,9 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "tests")
 import cpp_loader  # noqa: E402
 
 FLAGS = flags.FLAGS
-flags.DEFINE_list("runs", None, "Finished run folders of training scripts on phantoms.", required=True)
+flags.DEFINE_list(
+    "runs", None, "Finished run folders of training scripts on phantoms.", required=True
+)
 flags.DEFINE_integer("images", 2, "Held-out phantoms of each run.", 0)
 
 MARGIN = 1e-4
@@ -34,23 +36,32 @@ MARGIN = 1e-4
 def undecided(probability, system):
     """Where a rounding may turn the label: (batch, *spatial) bool, of probabilities (batch, *spatial, channels)."""
     if system == multi_organ.NAME:
-        first, second = -np.partition(-probability, 1, axis=-1)[..., :2].transpose(-1, *range(probability.ndim - 1))
+        first, second = -np.partition(-probability, 1, axis=-1)[..., :2].transpose(
+            -1, *range(probability.ndim - 1)
+        )
         return first - second < 2 * MARGIN
     return (np.abs(probability - 0.5) < MARGIN).any(axis=-1)
 
 
 def main(_):
     good = True
-    print("run, version, precision, image: probability off by at most; labels that differ, clear ones among them; DSC")
+    print(
+        "run, version, precision, image: probability off by at most; labels that differ, clear ones among them; DSC"
+    )
     for run in map(pathlib.Path, FLAGS.runs):
         version = export.newest(run / "saved_model")
         precision = json.loads((version / export.CARD).read_text())["precision"]
         loaded = prediction.segmentor(run)
-        segment = prediction.segmentor(run, iterations=0) if loaded.system == renderer.NAME else loaded
+        segment = (
+            prediction.segmentor(run, iterations=0) if loaded.system == renderer.NAME else loaded
+        )
         model = cpp_loader.CppModel(version)
         folder = run / "phantoms" / "target" if loaded.system == renderer.NAME else run / "phantoms"
         phantoms = images.find(folder / "imagesTs") if FLAGS.images else {}
-        found = {name: images.array(images.read(path)) for name, path in list(phantoms.items())[: FLAGS.images]}
+        found = {
+            name: images.array(images.read(path))
+            for name, path in list(phantoms.items())[: FLAGS.images]
+        }
         size = next((voxels.shape for voxels in found.values()), (41, 37, 43)[-loaded.dimensions :])
         found["noise"] = np.random.default_rng(0).uniform(0, 255, size)
         for name, voxels in found.items():
@@ -64,7 +75,9 @@ def main(_):
             clear = differ & ~undecided(mine["probability"], loaded.system)
             dice = metrics.dice(mine["label"][0, ..., 0] > 0, theirs["label"][0, ..., 0] > 0)
             good &= off < MARGIN and not clear.any() if precision == "float32" else dice > 0.995
-            print(f"{run}, {version.name}, {precision}, {name}: {off:.1e}; {differ.sum()}, {clear.sum()}; {dice:.5f}")
+            print(
+                f"{run}, {version.name}, {precision}, {name}: {off:.1e}; {differ.sum()}, {clear.sum()}; {dice:.5f}"
+            )
         model.close()
     sys.exit(not good)
 

@@ -16,7 +16,9 @@ from tf_autoctx import flag_types
 
 FLAGS = flags.FLAGS
 flags.DEFINE_list("models", None, "SavedModel folders, of one version each.", required=True)
-flag_types.define_integers("size", [64, 48, 72], "Of the image along z, y, x; 2D: the last two.", length=3, least=8)
+flag_types.define_integers(
+    "size", [64, 48, 72], "Of the image along z, y, x; 2D: the last two.", length=3, least=8
+)
 flags.DEFINE_string("tensorflow", "tensorflow", "What pip installs, such as tensorflow==2.20.0.")
 
 RUN = """
@@ -48,7 +50,14 @@ def main(_):
         subprocess.run([python, "-m", "pip", "install", "--quiet", FLAGS.tensorflow], check=True)
         for model in FLAGS.models:
             # Isolated: neither this folder nor PYTHONPATH is searched.
-            command = [python, "-I", "-c", RUN, pathlib.Path(model).resolve(), ",".join(map(str, FLAGS.size))]
+            command = [
+                python,
+                "-I",
+                "-c",
+                RUN,
+                pathlib.Path(model).resolve(),
+                ",".join(map(str, FLAGS.size)),
+            ]
             subprocess.run(command, check=True, cwd=folder)
 
 

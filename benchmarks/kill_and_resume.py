@@ -39,10 +39,13 @@ def start(work_dir, *more):
 def results(work_dir):
     """Everything that must agree: weights of each level, history without its clock, scores."""
     work_dir = pathlib.Path(work_dir)
-    networks = [keras.models.load_model(path) for path in sorted(work_dir.glob("level_*/model.keras"))]
+    networks = [
+        keras.models.load_model(path) for path in sorted(work_dir.glob("level_*/model.keras"))
+    ]
     weights = [w for network in networks for w in network.get_weights()]
     histories = [
-        np.genfromtxt(path, delimiter=",", names=True) for path in sorted(work_dir.glob("level_*/history.csv"))
+        np.genfromtxt(path, delimiter=",", names=True)
+        for path in sorted(work_dir.glob("level_*/history.csv"))
     ]
     weights += [history[name] for history in histories for name in ("epoch", "loss", "val_DSC")]
     return weights, (work_dir / "evaluation" / "scores.csv").read_text()

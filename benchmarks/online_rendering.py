@@ -25,7 +25,9 @@ flags.DEFINE_integer("size", 320, "Edge of the images in pixels.", 8)
 flags.DEFINE_integer("base_filters", 32, "Channels of the first stage.", 1)
 flags.DEFINE_integer("rounds", 5, "Iterations that are timed, after one to warm up.", 1)
 flags.DEFINE_enum("precision", "float32", ["float32", "mixed_bfloat16"], "Of all networks.")
-flags.DEFINE_bool("training", False, "Time an iteration of self-play training in place of online rendering.")
+flags.DEFINE_bool(
+    "training", False, "Time an iteration of self-play training in place of online rendering."
+)
 
 
 def main(_):
@@ -44,16 +46,29 @@ def main(_):
         patience=0,
     )
     rng = np.random.default_rng(0)
-    draw = lambda channels: tf.constant(rng.uniform(0, 1, (2, FLAGS.size, FLAGS.size, channels)).astype(np.float32))
-    batch = {"image": draw(1), "real": {name: draw(channels) for name, channels in renderer.DISCRIMINATORS.items()}}
+    draw = lambda channels: tf.constant(
+        rng.uniform(0, 1, (2, FLAGS.size, FLAGS.size, channels)).astype(np.float32)
+    )
+    batch = {
+        "image": draw(1),
+        "real": {name: draw(channels) for name, channels in renderer.DISCRIMINATORS.items()},
+    }
     if not online:
         batch["label"] = tf.cast(draw(1) > 0.5, tf.uint8)
-    orders = {name: self_play.Objective(1.0, 1.0, 100.0, name, generator_updates=2) for name in self_play.ORDERS}
-    plans = {name: self_play.groups(renderer.VARIANTS["S2T"], order, online) for name, order in orders.items()}
+    orders = {
+        name: self_play.Objective(1.0, 1.0, 100.0, name, generator_updates=2)
+        for name in self_play.ORDERS
+    }
+    plans = {
+        name: self_play.groups(renderer.VARIANTS["S2T"], order, online)
+        for name, order in orders.items()
+    }
     plans["one by one"] = [[term] for group in plans["shared"] for term in group]
     networks, steps = system.networks(), {}
     for name, plan in plans.items():
-        _, step = self_play.updates(networks, plan, orders.get(name, orders["shared"]), settings, online)
+        _, step = self_play.updates(
+            networks, plan, orders.get(name, orders["shared"]), settings, online
+        )
         steps[name] = tf.function(step)
         steps[name](batch)
     seconds = {name: [] for name in plans}
@@ -63,10 +78,14 @@ def main(_):
             float(step(batch)["loss"])
             seconds[name].append(time.perf_counter() - begin)
     medians = {name: statistics.median(found) for name, found in seconds.items()}
-    print(f"{'online' if online else 'training'}, {FLAGS.precision}, {FLAGS.size}x{FLAGS.size}, a batch of 2")
+    print(
+        f"{'online' if online else 'training'}, {FLAGS.precision}, {FLAGS.size}x{FLAGS.size}, a batch of 2"
+    )
     for name, plan in plans.items():
         ratio = medians[name] / medians["summed"]
-        print(f"{name}: {sum(map(len, plan))} terms in {medians[name]:.2f} s, {ratio:.2f} times summed")
+        print(
+            f"{name}: {sum(map(len, plan))} terms in {medians[name]:.2f} s, {ratio:.2f} times summed"
+        )
 
 
 if __name__ == "__main__":

@@ -20,7 +20,9 @@ from tf_autoctx.data import images
 
 FLAGS = flags.FLAGS
 flags.DEFINE_integer("pairs", 50, "Predictions to score.", 1)
-flag_types.define_integers("size", [155, 103, 176], "Voxels of a mask along z, y, x.", length=3, least=16)
+flag_types.define_integers(
+    "size", [155, 103, 176], "Voxels of a mask along z, y, x.", length=3, least=16
+)
 flags.DEFINE_integer("workers", None, "As of eval/score.py.", 1)
 
 
@@ -39,7 +41,9 @@ def main(_):
                 image.SetSpacing((0.95, 0.95, 0.95))
                 images.write(image, path)
         command = [sys.executable, pathlib.Path(__file__).parents[1] / "eval" / "score.py"]
-        command += [f"--{kind}={folder}/{kind}" for kind in ("predictions", "labels")] + [f"--output={folder}/scores"]
+        command += [f"--{kind}={folder}/{kind}" for kind in ("predictions", "labels")] + [
+            f"--output={folder}/scores"
+        ]
         command += [f"--workers={FLAGS.workers}"] * bool(FLAGS.workers)
         begin = time.perf_counter()
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)

@@ -38,16 +38,24 @@ def main(_):
         folder, models = pathlib.Path(folder), {}
         trained.save(folder / "model.keras")
         network = stages.load(folder / "model.keras")
-        checkpoint = tf.function(lambda image: system.segment([network], image), input_signature=[export.VOLUME])
-        models["checkpoint, float32"] = lambda: {name: x.numpy() for name, x in checkpoint(image).items()}
+        checkpoint = tf.function(
+            lambda image: system.segment([network], image), input_signature=[export.VOLUME]
+        )
+        models["checkpoint, float32"] = lambda: {
+            name: x.numpy() for name, x in checkpoint(image).items()
+        }
         for precision, policy in serving.POLICIES.items():
             with devices.policy(policy):
                 served = system.network()
             served.set_weights(trained.get_weights())
             segment = lambda image, served=served: system.segment([served], image)
-            version = export.saved_model({"serving_default": segment}, [served], folder / precision, {})
+            version = export.saved_model(
+                {"serving_default": segment}, [served], folder / precision, {}
+            )
             model = cpp_loader.CppModel(version)
-            models[f"export, {precision}"] = lambda model=model: model("serving_default", {"image": image})
+            models[f"export, {precision}"] = lambda model=model: model(
+                "serving_default", {"image": image}
+            )
 
         probability = {name: run()["probability"] for name, run in models.items()}
         seconds = {name: [] for name in models}
@@ -61,7 +69,9 @@ def main(_):
     for name, found in seconds.items():
         ratio = statistics.median(seconds["export, float32"]) / statistics.median(found)
         error = np.abs(probability[name] - probability[first]).max()
-        print(f"{name}: {statistics.median(found):.3f} s, {ratio:.2f} times as fast as the float32 export, {error:.1e} off")
+        print(
+            f"{name}: {statistics.median(found):.3f} s, {ratio:.2f} times as fast as the float32 export, {error:.1e} off"
+        )
 
 
 if __name__ == "__main__":

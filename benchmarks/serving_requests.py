@@ -23,7 +23,9 @@ from tf_autoctx.data import images
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("model", None, "Folder of the versions of a SavedModel.", required=True)
-flag_types.define_integers("size", [64, 48, 72], "Of the largest image along z, y, x, or y, x.", least=8)
+flag_types.define_integers(
+    "size", [64, 48, 72], "Of the largest image along z, y, x, or y, x.", least=8
+)
 flags.DEFINE_integer("requests", 200, "In all.", 10)
 flags.DEFINE_integer("clients", 4, "Processes.", 1)
 
@@ -32,14 +34,24 @@ MODEL = "model"
 
 
 def start(address, source, output):
-    command = [sys.executable, "serving/client.py", f"--model={MODEL}", "--probabilities", f"--server={address}"]
+    command = [
+        sys.executable,
+        "serving/client.py",
+        f"--model={MODEL}",
+        "--probabilities",
+        f"--server={address}",
+    ]
     command += [f"--input={source}", f"--output={output}"]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
 
 
 def results(folder):
     """{name: path} of labels and probabilities that are whole."""
-    return {path.relative_to(folder): path for path in folder.rglob("*.nii.gz") if not path.name.startswith(".")}
+    return {
+        path.relative_to(folder): path
+        for path in folder.rglob("*.nii.gz")
+        if not path.name.startswith(".")
+    }
 
 
 def answered(server, clients, outputs, total):
@@ -48,7 +60,9 @@ def answered(server, clients, outputs, total):
     while len(found) < len(marks):
         ended = all(client.poll() is not None for client in clients)
         if sum(len(results(output)) // 2 for output in outputs) >= marks[len(found)]:
-            resident = int(subprocess.check_output(["ps", "-o", "rss=", "-p", str(server.pid)])) / 1024
+            resident = (
+                int(subprocess.check_output(["ps", "-o", "rss=", "-p", str(server.pid)])) / 1024
+            )
             found.append((marks[len(found)], time.perf_counter() - begin, resident))
         elif ended:
             break
@@ -79,7 +93,11 @@ def main(_):
                     voxels = random.normal(100, 30, sizes[number % 3]).astype(np.int16)
                     images.write(sitk.GetImageFromArray(voxels), path)
         server = subprocess.Popen(
-            [sys.executable, "tests/rest_server.py", f"--models={MODEL}={pathlib.Path(FLAGS.model).resolve()}"],
+            [
+                sys.executable,
+                "tests/rest_server.py",
+                f"--models={MODEL}={pathlib.Path(FLAGS.model).resolve()}",
+            ],
             cwd=ROOT,
             stdout=subprocess.PIPE,
             encoding="utf-8",
@@ -89,7 +107,9 @@ def main(_):
             single = folder / "single"
             alone = answered(server, [start(address, folder / "scans_0", single)], [single], each)
             outputs = [folder / f"out_{client}" for client in range(FLAGS.clients)]
-            clients = [start(address, folder / f"scans_{k}", output) for k, output in enumerate(outputs)]
+            clients = [
+                start(address, folder / f"scans_{k}", output) for k, output in enumerate(outputs)
+            ]
             together = answered(server, clients, outputs, FLAGS.clients * each)
         finally:
             server.kill()
@@ -100,12 +120,22 @@ def main(_):
             answers = results(output)
             assert answers.keys() == expected.keys()
             for name, path in answers.items():
-                one, other = (sitk.GetArrayFromImage(sitk.ReadImage(str(file))) for file in (path, expected[name]))
+                one, other = (
+                    sitk.GetArrayFromImage(sitk.ReadImage(str(file)))
+                    for file in (path, expected[name])
+                )
                 np.testing.assert_array_equal(one, other)
     resident = [mb for *_, mb in together]
-    print(f"{FLAGS.clients * each} requests of {FLAGS.clients} clients: all answered, equal to single requests")
-    print(f"answers a second: {throughput(together):.2f}; of one client alone: {throughput(alone):.2f}")
-    print("memory of the server after " + ", ".join(f"{count}: {mb:.0f} MB" for count, _, mb in together))
+    print(
+        f"{FLAGS.clients * each} requests of {FLAGS.clients} clients: all answered, equal to single requests"
+    )
+    print(
+        f"answers a second: {throughput(together):.2f}; of one client alone: {throughput(alone):.2f}"
+    )
+    print(
+        "memory of the server after "
+        + ", ".join(f"{count}: {mb:.0f} MB" for count, _, mb in together)
+    )
     sys.exit(not max(resident) - resident[0] < max(0.05 * resident[0], 20))
 
 

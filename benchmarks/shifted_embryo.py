@@ -23,7 +23,9 @@ flag_types.define_integers("shift", [3, 4, 5], "Voxels along z, y, x.", length=3
 def main(_):
     config, system = refinement.run_of(FLAGS.run)
     cases = refinement.cases_of(FLAGS.run, config)
-    read = functools.partial(datasets.read_case, foreground=list(system.labels), labels=cases.labels, merge=False)
+    read = functools.partial(
+        datasets.read_case, foreground=list(system.labels), labels=cases.labels, merge=False
+    )
     segment = prediction.segmentor(FLAGS.run)
     found = {name: [] for name in system.labels.values()}
     for case in evaluation.held_out(cases, read):
@@ -36,9 +38,15 @@ def main(_):
         back = again[tuple(slice(by, None) for by in FLAGS.shift)]
         for value, name in system.labels.items():
             found[name].append(metrics.dice(answer[inner] == value, back == value))
-        print(case.name, ", ".join(f"{name} {100 * dice[-1]:.2f} %" for name, dice in found.items()), flush=True)
+        print(
+            case.name,
+            ", ".join(f"{name} {100 * dice[-1]:.2f} %" for name, dice in found.items()),
+            flush=True,
+        )
     for name, dice in found.items():
-        print(f"{name}: mean DSC {100 * np.mean(dice):.2f} %, lowest {100 * min(dice):.2f} % of {len(dice)} volumes")
+        print(
+            f"{name}: mean DSC {100 * np.mean(dice):.2f} %, lowest {100 * min(dice):.2f} % of {len(dice)} volumes"
+        )
 
 
 if __name__ == "__main__":

@@ -41,7 +41,10 @@ def main(_):
         cluster = {"worker": [f"localhost:{each.getsockname()[1]}" for each in (first, second)]}
     with tempfile.TemporaryDirectory() as directory:
         two, one = pathlib.Path(directory) / "two", pathlib.Path(directory) / "one"
-        config = [json.dumps({"cluster": cluster, "task": {"type": "worker", "index": index}}) for index in range(2)]
+        config = [
+            json.dumps({"cluster": cluster, "task": {"type": "worker", "index": index}})
+            for index in range(2)
+        ]
         workers = [start(two, "--strategy=multi_worker", TF_CONFIG=task) for task in config]
         assert [worker.wait() for worker in workers] == [0, 0]
         assert start(one, "--strategy=single", "--batch_size=2").wait() == 0

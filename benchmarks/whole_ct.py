@@ -20,16 +20,24 @@ from tf_autoctx import export, flag_types
 from tf_autoctx.systems import multi_organ
 
 FLAGS = flags.FLAGS
-flag_types.define_integers("size", [600, 512, 512], "Voxels of the CT along z, y, x.", length=3, least=8)
+flag_types.define_integers(
+    "size", [600, 512, 512], "Voxels of the CT along z, y, x.", length=3, least=8
+)
 flag_types.define_integers("downsampling", [4, 2], "Factors of the levels.", least=1)
 flags.DEFINE_integer("base_filters", 32, "Channels of the first convolution.")
 flags.DEFINE_integer("tile_size", 128, "Edge of a tile.")
-flags.DEFINE_string("model", None, "An exported SavedModel to run; default: one is made, and run in another process.")
+flags.DEFINE_string(
+    "model",
+    None,
+    "An exported SavedModel to run; default: one is made, and run in another process.",
+)
 
 
 def main(_):
     if FLAGS.model:
-        image = tf.constant(np.random.default_rng(0).normal(0, 200, (1, *FLAGS.size, 1)).astype(np.float32))
+        image = tf.constant(
+            np.random.default_rng(0).normal(0, 200, (1, *FLAGS.size, 1)).astype(np.float32)
+        )
         signature = tf.saved_model.load(FLAGS.model).signatures["serving_default"]
         begin = time.perf_counter()
         label = signature(image=image)["label"]

@@ -22,7 +22,9 @@ from tf_autoctx import export, flag_types
 from tf_autoctx.systems import embryo, sliding_windows
 
 FLAGS = flags.FLAGS
-flag_types.define_integers("size", [210, 281, 282], "Voxels of the volume along z, y, x.", length=3, least=8)
+flag_types.define_integers(
+    "size", [210, 281, 282], "Voxels of the volume along z, y, x.", length=3, least=8
+)
 flags.DEFINE_integer("low_size", 160, "Edge of the cube that VNet I sees the whole volume in.", 8)
 flags.DEFINE_integer("body_box", 256, "Edge of VNet II's box in voxels.", 8)
 flags.DEFINE_integer("ventricle_box", 160, "Edge of VNet III's box in voxels.", 8)
@@ -55,7 +57,9 @@ def main(_):
     print(f"{FLAGS.precision}, {FLAGS.size} voxels", flush=True)
 
     network = system.network("end_to_end")
-    cascade = tf.function(lambda image: system.segment(network, image)["label"], input_signature=[export.VOLUME])
+    cascade = tf.function(
+        lambda image: system.segment(network, image)["label"], input_signature=[export.VOLUME]
+    )
     cascade.get_concrete_function()
     begin = time.perf_counter()
     label = cascade(tf.constant(voxels[None, ..., None])).numpy()
@@ -73,9 +77,13 @@ def main(_):
     assert classes.shape == label.shape[1:4]
     whole = found.extrapolated(seconds)
     share = 100 * found.evaluated / found.total
-    print(f"localiser: {found.seconds:.1f} s for {found.evaluated} of {found.total} windows ({share:.1f} %)")
+    print(
+        f"localiser: {found.seconds:.1f} s for {found.evaluated} of {found.total} windows ({share:.1f} %)"
+    )
     print(f"VNets for ventricle and body: {seconds - found.seconds:.1f} s")
-    print(f"sliding windows, extrapolated: {whole:.0f} s, {whole / of_cascade:.1f} times the cascade; {peak()}")
+    print(
+        f"sliding windows, extrapolated: {whole:.0f} s, {whole / of_cascade:.1f} times the cascade; {peak()}"
+    )
 
 
 if __name__ == "__main__":

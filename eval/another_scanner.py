@@ -19,16 +19,22 @@ from tf_autoctx import errors, files
 from tf_autoctx.data import datasets, images, phantoms
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("data_dir", None, "Corpus with labels, in any form that train_renderer.py reads.", required=True)
+flags.DEFINE_string(
+    "data_dir", None, "Corpus with labels, in any form that train_renderer.py reads.", required=True
+)
 flags.DEFINE_string("output", None, "New folder.", required=True)
 flags.DEFINE_integer("seed", 0, "Of speckle, noise and the scanner's setting for each image.", 0)
 
 
 def main(_):
     found = datasets.load(FLAGS.data_dir, FLAGS.seed, validation_fraction=0, training=False)
-    cases = [(split, case) for split in datasets.SPLITS for case in getattr(found, split) if case.label]
+    cases = [
+        (split, case) for split in datasets.SPLITS for case in getattr(found, split) if case.label
+    ]
     if pathlib.Path(FLAGS.output).exists():
-        raise errors.UserError(f"--output={FLAGS.output}: is there already; expected the name of a new folder.")
+        raise errors.UserError(
+            f"--output={FLAGS.output}: is there already; expected the name of a new folder."
+        )
     progress = keras.utils.Progbar(len(cases), unit_name="image")
     with files.replacing(FLAGS.output) as folder:
         for kind in ("images", "labels"):

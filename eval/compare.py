@@ -20,8 +20,12 @@ from absl import app, flags
 from tf_autoctx import errors, files, metrics, report
 
 FLAGS = flags.FLAGS
-flags.DEFINE_list("evaluations", None, "Folders that hold a scores.csv, two or more.", required=True)
-flags.register_validator("evaluations", lambda folders: len(folders) > 1, "expected at least two folders")
+flags.DEFINE_list(
+    "evaluations", None, "Folders that hold a scores.csv, two or more.", required=True
+)
+flags.register_validator(
+    "evaluations", lambda folders: len(folders) > 1, "expected at least two folders"
+)
 flags.DEFINE_string("output", None, "Folder for comparison.csv and table.txt.", required=True)
 
 
@@ -32,7 +36,9 @@ def load(folders):
       UserError: no scores.csv; two folders of the same name have a method of the same name.
     """
     found = {folder: report.read(folder) for folder in folders}
-    having = collections.Counter(name for rows in found.values() for name in {row["method"] for row in rows})
+    having = collections.Counter(
+        name for rows in found.values() for name in {row["method"] for row in rows}
+    )
     for folder, rows in found.items():
         path = pathlib.Path(folder).resolve()
         run = path.parent.name if path.name == "evaluation" else path.name
@@ -41,7 +47,9 @@ def load(folders):
                 row["method"] = f"{run}, {row['method']}"
     names = [name for rows in found.values() for name in {row["method"] for row in rows}]
     if len(found) < len(folders) or len(set(names)) < len(names):
-        raise errors.UserError(f"--evaluations={','.join(folders)}: expected folders of runs with different names.")
+        raise errors.UserError(
+            f"--evaluations={','.join(folders)}: expected folders of runs with different names."
+        )
     return found
 
 
@@ -61,20 +69,32 @@ def compare(found):
     pairs = []
     for old, new in itertools.combinations(found, 2):
         before, after = (
-            {(row["structure"], row["case"]): row for row in found[folder] if math.isfinite(row["DSC_percent"])}
+            {
+                (row["structure"], row["case"]): row
+                for row in found[folder]
+                if math.isfinite(row["DSC_percent"])
+            }
             for folder in (old, new)
         )
         both = [(*key, before[key], after[key]) for key in before if key in after]
         if not both:
-            raise errors.UserError(f"{old}, {new}: no case in common; expected evaluations of the same cases.")
+            raise errors.UserError(
+                f"{old}, {new}: no case in common; expected evaluations of the same cases."
+            )
         for structure, case, a, b in both:
             for name in a:
-                if name.startswith("truth_") and name in b and not np.isclose(a[name], b[name], 1e-3, equal_nan=True):
+                if (
+                    name.startswith("truth_")
+                    and name in b
+                    and not np.isclose(a[name], b[name], 1e-3, equal_nan=True)
+                ):
                     raise errors.UserError(
                         f"{new}, {case}, {structure}: {name} is {b[name]:.6g}, in {old} {a[name]:.6g}; expected "
                         "evaluations against the same ground truth."
                     )
-        pairs += itertools.product(*(dict.fromkeys(row["method"] for row in found[folder]) for folder in (new, old)))
+        pairs += itertools.product(
+            *(dict.fromkeys(row["method"] for row in found[folder]) for folder in (new, old))
+        )
     lines = []
     for pair in report.summarize([row for rows in found.values() for row in rows], pairs)["paired"]:
         tests = pair.pop("metrics")
@@ -85,7 +105,9 @@ def compare(found):
             if test["n"] and not name.startswith("truth_") and f"truth_{name}" not in tests
         ]
         corrected = metrics.holm([tests[name]["p"] for name in names])
-        lines += [pair | {"metric": name, **tests[name], "p_holm": p} for name, p in zip(names, corrected)]
+        lines += [
+            pair | {"metric": name, **tests[name], "p_holm": p} for name, p in zip(names, corrected)
+        ]
     return lines
 
 
@@ -96,10 +118,23 @@ def table(lines):
     for line in lines:
         p = ("<0.0001" if line[name] < 1e-4 else f"{line[name]:.4f}" for name in ("p", "p_holm"))
         interval = "[{ci_low:+.3f}, {ci_high:+.3f}]".format_map(line)
-        words = [f"  {line['metric']}", str(line["n"]), f"{line['mean_difference']:+.3f}", interval, *p]
-        blocks.setdefault("{method} against {against}, {structure}".format_map(line), []).append(words)
-    widths = [max(map(len, column)) for column in zip(header, *(words for block in blocks.values() for words in block))]
-    aligned = lambda words: "  ".join([words[0].ljust(widths[0]), *map(str.rjust, words[1:], widths[1:])])
+        words = [
+            f"  {line['metric']}",
+            str(line["n"]),
+            f"{line['mean_difference']:+.3f}",
+            interval,
+            *p,
+        ]
+        blocks.setdefault("{method} against {against}, {structure}".format_map(line), []).append(
+            words
+        )
+    widths = [
+        max(map(len, column))
+        for column in zip(header, *(words for block in blocks.values() for words in block))
+    ]
+    aligned = lambda words: "  ".join(
+        [words[0].ljust(widths[0]), *map(str.rjust, words[1:], widths[1:])]
+    )
     text = [aligned(header)]
     for title, block in blocks.items():
         text += [title, *map(aligned, block)]
@@ -119,7 +154,10 @@ def table(lines):
 def main(_):
     lines = compare(load(FLAGS.evaluations))
     text, output = table(lines), pathlib.Path(FLAGS.output)
-    with files.replacing(output / "comparison.csv") as path, open(path, "w", newline="", encoding="utf-8") as file:
+    with (
+        files.replacing(output / "comparison.csv") as path,
+        open(path, "w", newline="", encoding="utf-8") as file,
+    ):
         rows = csv.DictWriter(file, list(lines[0]), lineterminator="\n")
         rows.writeheader()
         rows.writerows(lines)

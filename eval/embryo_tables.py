@@ -26,9 +26,19 @@ from tf_autoctx.training import runs
 MODES = {
     "sliding windows": {sliding_windows.METHOD: sliding_windows.METHOD},
     "without auto-context": {"initial": "initial", "refine": "without auto-context"},
-    "with auto-context": {"initial": "initial", "refine": "with auto-context", "end_to_end": "end-to-end"},
+    "with auto-context": {
+        "initial": "initial",
+        "refine": "with auto-context",
+        "end_to_end": "end-to-end",
+    },
 }
-METHODS = (sliding_windows.METHOD, "initial", "without auto-context", "with auto-context", "end-to-end")
+METHODS = (
+    sliding_windows.METHOD,
+    "initial",
+    "without auto-context",
+    "with auto-context",
+    "end-to-end",
+)
 
 FLAGS = flags.FLAGS
 flags.DEFINE_list("runs", None, "Finished run folders of train_embryo.py.", required=True)
@@ -37,7 +47,11 @@ flags.DEFINE_list("sliding_windows", [], "Folders of eval/sliding_windows.py, if
 flags.DEFINE_string("output", None, "Folder for the tables.", required=True)
 flags.DEFINE_integer("volumes", 1, "Held-out volumes that are timed.", 1)
 flags.DEFINE_float(
-    "fraction", 0.02, "Share of the localiser's windows that is timed; the rest is extrapolated.", 0.02, 1.0
+    "fraction",
+    0.02,
+    "Share of the localiser's windows that is timed; the rest is extrapolated.",
+    0.02,
+    1.0,
 )
 flags.DEFINE_integer("window_batch", 32, "Windows in one pass of the localiser.", 1)
 
@@ -81,14 +95,18 @@ def segments(found):
             finished = refinement.finished(run.folder)
             for stage in MODES[mode]:
                 if stage not in finished:
-                    raise errors.UserError(f"{run.folder}/{stage}/model.keras: this stage is not finished; train it.")
+                    raise errors.UserError(
+                        f"{run.folder}/{stage}/model.keras: this stage is not finished; train it."
+                    )
                 methods[MODES[mode][stage]] = refinement.every_stage(
                     system, {stage: stages.load(pathlib.Path(run.folder) / stage / "model.keras")}
                 )
     for run in found[:1]:
         if run.mode == "sliding windows":
             try:
-                peer = runs.configured(sliding_windows.SlidingWindows, runs.load_config(run.folder)["flags"])
+                peer = runs.configured(
+                    sliding_windows.SlidingWindows, runs.load_config(run.folder)["flags"]
+                )
             except (KeyError, ValueError) as error:
                 raise errors.UserError(
                     f"{run.folder}/config.json: {error} is missing or wrong; expected the flags of a run."
@@ -111,7 +129,9 @@ def times(found):
     """
     reference = next(run for run in found if run.mode != "sliding windows")
     cases = refinement.cases_of(reference.folder, runs.load_config(reference.folder))
-    read = functools.partial(datasets.read_case, foreground=list(reference.labels), labels=cases.labels, merge=False)
+    read = functools.partial(
+        datasets.read_case, foreground=list(reference.labels), labels=cases.labels, merge=False
+    )
     methods, timed = segments(found), []
     for case in evaluation.held_out(cases, read)[: FLAGS.volumes]:
         voxels = images.array(read(case)[0]).astype(np.float32)
@@ -133,21 +153,43 @@ def table_1(rows, timed, structures):
     """Table 1 as plain text: mean and SD of the Dice scores over cases, mean seconds a volume, and how many times
     faster than the sliding windows that is, where they are there."""
     summary = report.summarize(rows)["methods"]
-    seconds = {method: np.mean([volume["seconds"][method] for volume in timed]) for method in timed[0]["seconds"]}
+    seconds = {
+        method: np.mean([volume["seconds"][method] for volume in timed])
+        for method in timed[0]["seconds"]
+    }
     slowest = seconds.get(sliding_windows.METHOD)
-    lines = [["", "n", *(f"{name} DSC (%)" for name in structures), "s a volume", *["times faster"] * bool(slowest)]]
+    lines = [
+        [
+            "",
+            "n",
+            *(f"{name} DSC (%)" for name in structures),
+            "s a volume",
+            *["times faster"] * bool(slowest),
+        ]
+    ]
     for method, found in summary.items():
-        dice = [found[name]["metrics"]["DSC_percent"] if name in found else {"n": 0} for name in structures]
-        means = [("-", "{mean:.2f}", "{mean:.2f} ± {sd:.2f}")[min(d["n"], 2)].format_map(d) for d in dice]
+        dice = [
+            found[name]["metrics"]["DSC_percent"] if name in found else {"n": 0}
+            for name in structures
+        ]
+        means = [
+            ("-", "{mean:.2f}", "{mean:.2f} ± {sd:.2f}")[min(d["n"], 2)].format_map(d) for d in dice
+        ]
         ratio = [f"{slowest / seconds[method]:.1f}"] if slowest else []
-        lines.append([method, str(max(d["n"] for d in dice)), *means, f"{seconds[method]:.3g}", *ratio])
+        lines.append(
+            [method, str(max(d["n"] for d in dice)), *means, f"{seconds[method]:.3g}", *ratio]
+        )
     widths = [max(map(len, column)) for column in zip(*lines)]
     text = [
-        "  ".join([line[0].ljust(widths[0]), *(word.rjust(n) for word, n in zip(line[1:], widths[1:]))])
+        "  ".join(
+            [line[0].ljust(widths[0]), *(word.rjust(n) for word, n in zip(line[1:], widths[1:]))]
+        )
         for line in lines
     ]
     rule = "-" * len(text[0])
-    sizes = ", ".join("{case} ({size[0]}x{size[1]}x{size[2]} voxels)".format_map(volume) for volume in timed)
+    sizes = ", ".join(
+        "{case} ({size[0]}x{size[1]}x{size[2]} voxels)".format_map(volume) for volume in timed
+    )
     notes = ["mean ± SD over n cases; seconds: float32, after a call to warm up, mean over", sizes]
     if slowest:
         done, every = (sum(volume[name] for volume in timed) for name in ("evaluated", "windows"))

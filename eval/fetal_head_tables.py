@@ -41,7 +41,9 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 import train_fetal_head  # noqa: E402  its flags are flags of this script
 
 COLUMNS = ("DSC", "Conf", "Jacc", "Adb", "Hdb")
-CONCAT = "-concat"  # behind a variant: levels joined by concatenation, which the paper has no row for
+CONCAT = (
+    "-concat"  # behind a variant: levels joined by concatenation, which the paper has no row for
+)
 # {table: {row: the paper's values, in the order of COLUMNS, and seconds a volume where it has them}}
 PAPER = {
     "Table 1: methods": {
@@ -77,14 +79,24 @@ SET_HERE = ("work_dir", "variant", "join", "level", "seed")
 
 FLAGS = flags.FLAGS
 flags.adopt_module_key_flags(train_fetal_head)
-flags.DEFINE_list("variants", list(PAPER["Table 1: methods"]), f"Rows of the tables, some of {', '.join(METHODS)}.")
+flags.DEFINE_list(
+    "variants",
+    list(PAPER["Table 1: methods"]),
+    f"Rows of the tables, some of {', '.join(METHODS)}.",
+)
 flags.register_validator(
-    "variants", lambda names: names and set(names) <= set(METHODS), f"expected some of {', '.join(METHODS)}"
+    "variants",
+    lambda names: names and set(names) <= set(METHODS),
+    f"expected some of {', '.join(METHODS)}",
 )
 flag_types.define_integers("seeds", [0, 1, 2], "Of the runs.")
-flags.DEFINE_string("runs", None, "Folder of the run folders; what is missing is trained there.", required=True)
+flags.DEFINE_string(
+    "runs", None, "Folder of the run folders; what is missing is trained there.", required=True
+)
 flags.DEFINE_string("output", None, "Folder for the tables.", required=True)
-flags.DEFINE_integer("jobs", 1, "Trainings at a time, of one thread each if there are several; 0: train nothing.", 0)
+flags.DEFINE_integer(
+    "jobs", 1, "Trainings at a time, of one thread each if there are several; 0: train nothing.", 0
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -97,7 +109,10 @@ class Run:
 
     @property
     def is_finished(self):
-        written = "evaluation/scores.csv", "saved_model/1"  # the tables need the first; a training ends with the second
+        written = (
+            "evaluation/scores.csv",
+            "saved_model/1",
+        )  # the tables need the first; a training ends with the second
         return all((self.folder / name).exists() for name in written)
 
 
@@ -109,9 +124,13 @@ def planned():
     """
     for name in SET_HERE:
         if FLAGS[name].present:
-            raise errors.UserError(f"--{name}: the tables set this flag; expected --variants, --seeds and --runs alone.")
+            raise errors.UserError(
+                f"--{name}: the tables set this flag; expected --variants, --seeds and --runs alone."
+            )
     if not FLAGS["steps"].present or FLAGS.steps % 2:
-        raise errors.UserError("--steps: expected an even number, the optimizer steps of a variant with all its levels.")
+        raise errors.UserError(
+            "--steps: expected an even number, the optimizer steps of a variant with all its levels."
+        )
     if FLAGS.preset is None:
         FLAGS.preset = "standard" if FLAGS.data_dir else "demo"
     training_flags.fill_in(fetal_head.PRESETS[FLAGS.preset])
@@ -157,7 +176,11 @@ def start(run):
     Its log, training.log of the run folder, is locked for as long as it lives, also after the end of this script.
     """
     run.folder.mkdir(parents=True, exist_ok=True)
-    given = [flag.serialize() for flag in FLAGS.get_key_flags_for_module(train_fetal_head) if flag.present]
+    given = [
+        flag.serialize()
+        for flag in FLAGS.get_key_flags_for_module(train_fetal_head)
+        if flag.present
+    ]
     own = [f"--{name}={value}" for name, value in run.flags.items()]
     command = [sys.executable, train_fetal_head.__file__, *given, *own, f"--work_dir={run.folder}"]
     threads = {"TF_NUM_INTRAOP_THREADS": "1"} if FLAGS.jobs > 1 else {}
@@ -166,14 +189,18 @@ def start(run):
             fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the process inherits it
         except BlockingIOError:
             return None
-        return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=os.environ | threads)
+        return subprocess.Popen(
+            command, stdout=log, stderr=subprocess.STDOUT, env=os.environ | threads
+        )
 
 
 def train(missing):
     """Trains runs, --jobs at a time: {run: why it is not finished}."""
     if not FLAGS.jobs:
         return dict.fromkeys(missing, "is not finished")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # so that the trainings end as well
+    signal.signal(
+        signal.SIGTERM, lambda *_: sys.exit("terminated")
+    )  # so that the trainings end as well
     waiting, running, failed = list(missing), {}, {}
     progress = keras.utils.Progbar(len(missing), unit_name="run")
     try:
@@ -187,9 +214,17 @@ def train(missing):
             time.sleep(0.2)
             for run in [run for run, process in running.items() if process.poll() is not None]:
                 if code := running.pop(run).returncode:
-                    lines = (run.folder / "training.log").read_text(encoding="utf-8", errors="replace").splitlines()
+                    lines = (
+                        (run.folder / "training.log")
+                        .read_text(encoding="utf-8", errors="replace")
+                        .splitlines()
+                    )
                     told = lines[-1] if lines else ""
-                    failed[run] = told if told.startswith("error: ") else f"ended with exit code {code}, see its log"
+                    failed[run] = (
+                        told
+                        if told.startswith("error: ")
+                        else f"ended with exit code {code}, see its log"
+                    )
                 progress.add(1)
     finally:
         for process in running.values():
@@ -204,9 +239,12 @@ def rows_of(run):
     return [
         row
         | {
-            "method": run.method if row["method"] == f"level {last}" else f"{run.method}, {row['method']}",
+            "method": run.method
+            if row["method"] == f"level {last}"
+            else f"{run.method}, {row['method']}",
             "case": prefix + row["case"],
-            "group": prefix + row["group"],  # another seed's phantom of the same name is no repeated scan
+            "group": prefix
+            + row["group"],  # another seed's phantom of the same name is no repeated scan
         }
         for row in report.read(run.folder / "evaluation")
     ]
@@ -218,7 +256,9 @@ def seconds(finished):
     Returns:
       ({method: s}, (depth, height, width) of the volume).
     """
-    cases = datasets.load(finished[0].flags["data_dir"], finished[0].flags["seed"], FLAGS.validation_fraction)
+    cases = datasets.load(
+        finished[0].flags["data_dir"], finished[0].flags["seed"], FLAGS.validation_fraction
+    )
     read = functools.partial(datasets.read_case, foreground=FLAGS.foreground, labels=cases.labels)
     case = evaluation.held_out(cases, read)[0]
     image, _ = read(case)
@@ -238,7 +278,9 @@ def compared(rows, methods):
     "metric", **`metrics.paired`, "p_holm"}, corrected for the number of methods against one baseline."""
     names, lines = report.headings(rows, COLUMNS), []
     for baseline, others in BASELINES.items():
-        others = [method for method in others or methods if method in methods and method != baseline]
+        others = [
+            method for method in others or methods if method in methods and method != baseline
+        ]
         if baseline not in methods or not others:
             continue
         tests = report.summarize(rows, [(method, baseline) for method in others])["paired"]
@@ -278,7 +320,9 @@ def comparison_blocks(lines, names):
     for line in lines:
         block = blocks.setdefault(line["against"], {})
         block.setdefault((line["method"], str(line["n"])), {})[line["metric"]] = (
-            f"{line['mean_difference']:+.3f} ({report.p_value(line['p_holm'])})" if line["n"] else "-"
+            f"{line['mean_difference']:+.3f} ({report.p_value(line['p_holm'])})"
+            if line["n"]
+            else "-"
         )
     return [
         [[f"against {baseline}", "n", *names.values()]]
@@ -292,7 +336,9 @@ def main(_):
     failed = train([run for run in wanted if not run.is_finished])
     finished = [run for run in wanted if run not in failed]
     if not finished:
-        raise errors.UserError(f"{wanted[0].folder}: {failed[wanted[0]]}; expected a finished run to tabulate.")
+        raise errors.UserError(
+            f"{wanted[0].folder}: {failed[wanted[0]]}; expected a finished run to tabulate."
+        )
 
     every = [row for run in finished for row in rows_of(run)]
     methods = [method for method in METHODS if method in {run.method for run in finished}]
@@ -300,7 +346,9 @@ def main(_):
     levels = [row for row in every if row["method"] not in methods]
     times, size = seconds(finished)
     lines, names = compared(rows, methods), report.headings(rows, COLUMNS)
-    by_seed = [row | {"method": f"{row['method']}, {row['case'].partition('/')[0]}"} for row in rows]
+    by_seed = [
+        row | {"method": f"{row['method']}, {row['case'].partition('/')[0]}"} for row in rows
+    ]
 
     blocks = [block(title, rows, paper, times) for title, paper in PAPER.items()]
     blocks += comparison_blocks(lines, names)
@@ -315,11 +363,18 @@ def main(_):
         "against: mean difference over the n cases of both, and in brackets p of Wilcoxon's signed-rank test, two-sided, "
         "corrected by Holm for the methods of the block",
     ]
-    text = "\n\n".join([*(report.aligned(block) for block in blocks if len(block) > 1), "\n".join(notes)])
+    text = "\n\n".join(
+        [*(report.aligned(block) for block in blocks if len(block) > 1), "\n".join(notes)]
+    )
 
     output = pathlib.Path(FLAGS.output)
-    report.write(rows + levels, output, [(line["method"], line["against"]) for line in lines[:: len(names)]])
-    with files.replacing(output / "comparison.csv") as path, open(path, "w", newline="", encoding="utf-8") as file:
+    report.write(
+        rows + levels, output, [(line["method"], line["against"]) for line in lines[:: len(names)]]
+    )
+    with (
+        files.replacing(output / "comparison.csv") as path,
+        open(path, "w", newline="", encoding="utf-8") as file,
+    ):
         table = csv.DictWriter(file, list(lines[0]) if lines else ["method"], lineterminator="\n")
         table.writeheader()
         table.writerows(lines)
@@ -334,7 +389,9 @@ def main(_):
         print(f"{run.folder}: {reason}")
     if failed:
         run, reason = next(iter(failed.items()))
-        raise errors.UserError(f"{run.folder}: {reason}; {len(failed)} of {len(wanted)} runs are not in the tables.")
+        raise errors.UserError(
+            f"{run.folder}: {reason}; {len(failed)} of {len(wanted)} runs are not in the tables."
+        )
 
 
 if __name__ == "__main__":

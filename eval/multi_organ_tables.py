@@ -20,13 +20,23 @@ from tf_autoctx import errors, files, flag_types, report
 from tf_autoctx.data import datasets, images
 from tf_autoctx.systems import evaluation, multi_organ, prediction, scored_runs
 
-MODES = {"separate": "separate", "end_to_end": "end-to-end", "no_context": "without context"}  # in the table's order
+MODES = {
+    "separate": "separate",
+    "end_to_end": "end-to-end",
+    "no_context": "without context",
+}  # in the table's order
 
 FLAGS = flags.FLAGS
 flags.DEFINE_list("runs", None, "Finished run folders of train_multi_organ.py.", required=True)
 flags.register_validator("runs", bool, "expected at least one run folder")
-flags.DEFINE_string("output", None, "Folder for scores.csv, cases.csv, summary.json and table.txt.", required=True)
-flags.DEFINE_string("data_dir", "", "Other data to segment without training: a Decathlon or nnU-Net folder, or a CSV.")
+flags.DEFINE_string(
+    "output", None, "Folder for scores.csv, cases.csv, summary.json and table.txt.", required=True
+)
+flags.DEFINE_string(
+    "data_dir",
+    "",
+    "Other data to segment without training: a Decathlon or nnU-Net folder, or a CSV.",
+)
 flag_types.define_label_map(
     "label_map",
     "Label values of --data_dir and the runs' for them, such as 3:1,4:2; others are left out. Default: equal values.",
@@ -37,7 +47,9 @@ def load(folder):
     """`scored_runs.Run` of a folder; UserError unless it is a finished run of the system."""
     run = scored_runs.load(folder, multi_organ.NAME, lambda given: given["mode"])
     if run.mode not in MODES:
-        raise errors.UserError(f"{folder}/config.json: unknown mode {run.mode!r}; expected one of {', '.join(MODES)}.")
+        raise errors.UserError(
+            f"{folder}/config.json: unknown mode {run.mode!r}; expected one of {', '.join(MODES)}."
+        )
     return run
 
 
@@ -71,13 +83,19 @@ def other_data(data_dir, label_map, labels):
         cases = [*dataset.train, *dataset.validation]
         if not cases:
             raise errors.UserError(f"{data_dir}: no case has a label; expected one to score.")
-        logging.warning("%s: no test case has a label; all %d labelled cases are segmented.", data_dir, len(cases))
+        logging.warning(
+            "%s: no test case has a label; all %d labelled cases are segmented.",
+            data_dir,
+            len(cases),
+        )
 
     # Each is read before the networks start; a CSV has no names, there the values that occur are the known ones.
     known = {value: name for value, name in dataset.labels.items() if value}
     occurring = set()
     for case in cases:
-        occurring |= set(np.unique(datasets.read_case(case, labels=dataset.labels, merge=False)[1]).tolist())
+        occurring |= set(
+            np.unique(datasets.read_case(case, labels=dataset.labels, merge=False)[1]).tolist()
+        )
     theirs = set(known) or occurring - {0}
     if label_map is None:
         label_map = {value: value for value in sorted(theirs & set(labels))}
@@ -90,7 +108,10 @@ def other_data(data_dir, label_map, labels):
             raise errors.UserError(
                 f"{data_dir}: has the label values {sorted(theirs)}, the runs {sorted(labels)}; give --label_map."
             )
-    for side, values, expected in ("data", label_map, theirs), ("runs", label_map.values(), set(labels)):
+    for side, values, expected in (
+        ("data", label_map, theirs),
+        ("runs", label_map.values(), set(labels)),
+    ):
         if unknown := sorted(set(values) - expected):
             raise errors.UserError(
                 f"--label_map: the {side} do not have the label values {unknown}; expected some of {sorted(expected)}."
@@ -103,7 +124,11 @@ def other_data(data_dir, label_map, labels):
             truth[label == old] = new
         return image, truth
 
-    return cases, read, {name: value for value, name in labels.items() if value in label_map.values()}
+    return (
+        cases,
+        read,
+        {name: value for value, name in labels.items() if value in label_map.values()},
+    )
 
 
 def of_other_data(found, prefixes, cases, read, structures):
@@ -121,14 +146,18 @@ def of_other_data(found, prefixes, cases, read, structures):
                 "case": f"{prefix}/{case.name}",
                 "group": case.group,
             }
-            rows += [about | score for score in evaluation.scores(label, truth, spacing, structures)]
+            rows += [
+                about | score for score in evaluation.scores(label, truth, spacing, structures)
+            ]
             progress.add(1)
     return rows
 
 
 def main(_):
     if FLAGS.label_map and not FLAGS.data_dir:
-        raise errors.UserError("--label_map: there is no --data_dir whose labels it could map; give both or neither.")
+        raise errors.UserError(
+            "--label_map: there is no --data_dir whose labels it could map; give both or neither."
+        )
     found, prefixes = scored_runs.in_order(map(load, FLAGS.runs), MODES)
     if FLAGS.data_dir:
         other = other_data(FLAGS.data_dir, FLAGS.label_map, found[0].labels)
@@ -136,7 +165,10 @@ def main(_):
     else:
         rows = of_their_evaluations(found, prefixes)
     # Columns in the order of labels, whatever the first case lacks.
-    methods, structures = list(dict.fromkeys(row["method"] for row in rows)), list(found[0].labels.values())
+    methods, structures = (
+        list(dict.fromkeys(row["method"] for row in rows)),
+        list(found[0].labels.values()),
+    )
     rows.sort(key=lambda row: (methods.index(row["method"]), structures.index(row["structure"])))
     text = report.dice_table(rows)
     report.write(rows, FLAGS.output)

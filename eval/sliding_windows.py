@@ -22,9 +22,13 @@ from tf_autoctx.training import devices, loop, runs
 FLAGS = flags.FLAGS
 flags.DEFINE_string("run", None, "Run folder of train_embryo.py.", required=True)
 flags.DEFINE_string("output", None, "Folder of the peer; what is there goes on.", required=True)
-flag_types.define_edge("window", 64, "Edge of the windows in voxels; 64 are 3.2 mm in the paper.", multiple=16)
+flag_types.define_edge(
+    "window", 64, "Edge of the windows in voxels; 64 are 3.2 mm in the paper.", multiple=16
+)
 flags.DEFINE_integer("stride", 3, "Voxels from one window of the localiser to the next.", 1)
-flags.DEFINE_integer("steps", None, "Optimizer steps per network. Default: those of all finished stages together.", 1)
+flags.DEFINE_integer(
+    "steps", None, "Optimizer steps per network. Default: those of all finished stages together.", 1
+)
 flags.DEFINE_integer("window_batch", 32, "Windows in one pass of the localiser.", 1)
 
 
@@ -38,12 +42,19 @@ def main(_):
     peer = sliding_windows.beside(system, FLAGS.window, FLAGS.stride)
     strategy = devices.strategy(given["strategy"])
     precision = devices.set_up(given["precision"], settings.seed)
-    made_with = {"precision": precision, **{k: v for one in (peer, settings, motion) for k, v in vars(one).items()}}
-    output = runs.open_run(FLAGS.output, sliding_windows.NAME, made_with, config["data_fingerprint"])
+    made_with = {
+        "precision": precision,
+        **{k: v for one in (peer, settings, motion) for k, v in vars(one).items()},
+    }
+    output = runs.open_run(
+        FLAGS.output, sliding_windows.NAME, made_with, config["data_fingerprint"]
+    )
     runs.note(output, labels=labels)
 
     # The run's own cache: the same volumes
-    read = functools.partial(datasets.read_case, foreground=list(labels), labels=cases.labels, merge=False)
+    read = functools.partial(
+        datasets.read_case, foreground=list(labels), labels=cases.labels, merge=False
+    )
     held_out = evaluation.held_out(cases, read)
     training, validation = (
         caching.cached(part, pathlib.Path(FLAGS.run) / "cache", read, refinement.prepared(system))
@@ -51,7 +62,9 @@ def main(_):
     )
     sliding_windows.warn_of_large(peer.window, training)
     networks = {
-        name: sliding_windows.train(name, peer, training, validation, output, strategy, settings, motion)
+        name: sliding_windows.train(
+            name, peer, training, validation, output, strategy, settings, motion
+        )
         for name in sliding_windows.NETWORKS
     }
 

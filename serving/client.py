@@ -27,16 +27,33 @@ from tf_autoctx import errors
 from tf_autoctx.data import images
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("model", None, "Its name on the server, see serving/models.config.", required=True)
-flags.DEFINE_string("input", None, "Image file, DICOM series folder, or folder of folders of images.", required=True)
+flags.DEFINE_string(
+    "model", None, "Its name on the server, see serving/models.config.", required=True
+)
+flags.DEFINE_string(
+    "input", None, "Image file, DICOM series folder, or folder of folders of images.", required=True
+)
 flags.DEFINE_string("output", None, "Folder for the results; made if it is missing.", required=True)
-flags.DEFINE_enum("protocol", "rest", ["rest", "grpc"], "grpc needs the extra: pip install 'tf_autoctx[serving]'.")
-flags.DEFINE_string("server", None, "host:port. Default: localhost:8501 for rest, localhost:8500 for grpc.")
-flags.DEFINE_integer("version", None, "Of the model. Default: the highest that the server holds.", 0)
+flags.DEFINE_enum(
+    "protocol", "rest", ["rest", "grpc"], "grpc needs the extra: pip install 'tf_autoctx[serving]'."
+)
+flags.DEFINE_string(
+    "server", None, "host:port. Default: localhost:8501 for rest, localhost:8500 for grpc."
+)
+flags.DEFINE_integer(
+    "version", None, "Of the model. Default: the highest that the server holds.", 0
+)
 flags.DEFINE_bool("probabilities", False, "Write the probability too (float32).")
 flags.DEFINE_integer("requests_in_flight", 1, "Images that are sent at once.", 1)
-flags.DEFINE_float("timeout", 3600, "Seconds to wait for the answer to one request, the server's queue included.", 0.001)
-flags.DEFINE_integer("retries", 6, "After connection errors and 503 (UNAVAILABLE); the waits double from 0.5 s.", 0)
+flags.DEFINE_float(
+    "timeout",
+    3600,
+    "Seconds to wait for the answer to one request, the server's queue included.",
+    0.001,
+)
+flags.DEFINE_integer(
+    "retries", 6, "After connection errors and 503 (UNAVAILABLE); the waits double from 0.5 s.", 0
+)
 flags.DEFINE_bool("overwrite", False, "Replace results that are there already.")
 
 BACKOFF, LONGEST_WAIT = 0.5, 30.0  # seconds
@@ -71,7 +88,9 @@ def refused(server, code, number, message):
     if code == "UNAVAILABLE":
         return Unavailable(f"{server}: {number}, {message or 'no message'}")
     expected = EXPECTED.get(code, "an answer, see the server's log")
-    return errors.UserError(f"{server}: answers {number}, {message or 'no message'}; expected {expected}.")
+    return errors.UserError(
+        f"{server}: answers {number}, {message or 'no message'}; expected {expected}."
+    )
 
 
 class Rest:
@@ -100,7 +119,10 @@ class Rest:
         answer = self._request("GET", "/metadata")
         try:
             return {
-                name: {key: len(info["tensor_shape"].get("dim", ())) for key, info in signature["inputs"].items()}
+                name: {
+                    key: len(info["tensor_shape"].get("dim", ()))
+                    for key, info in signature["inputs"].items()
+                }
                 for name, signature in answer["metadata"]["signature_def"]["signature_def"].items()
                 if "inputs" in signature
             }
@@ -114,7 +136,9 @@ class Rest:
             "shape": [voxels.shape],
             "dtype": [voxels.dtype.name],
         }
-        answer = self._request("POST", ":predict", json.dumps({"signature_name": signature, "inputs": inputs}))
+        answer = self._request(
+            "POST", ":predict", json.dumps({"signature_name": signature, "inputs": inputs})
+        )
         try:
             return {name: base64.b64decode(answer["outputs"][name][0]["b64"]) for name in outputs}
         except (KeyError, TypeError, IndexError, ValueError):
@@ -129,13 +153,17 @@ class Rest:
                 raise Unavailable(f"{self.server}: {error.strerror or error}") from None
             try:
                 try:
-                    connection.request(method, self.path + path, body, {"Content-Type": "application/json"})
+                    connection.request(
+                        method, self.path + path, body, {"Content-Type": "application/json"}
+                    )
                 except (BrokenPipeError, ConnectionResetError):
                     pass  # who refuses a large request may answer before it is sent
                 response = connection.getresponse()
                 status, reason, content = response.status, response.reason, response.read()
             except TimeoutError:
-                raise refused(self.server, CODES[504], "nothing", f"within {self.timeout:g} s (--timeout)") from None
+                raise refused(
+                    self.server, CODES[504], "nothing", f"within {self.timeout:g} s (--timeout)"
+                ) from None
             except (OSError, http.client.HTTPException) as error:
                 raise Unavailable(f"{self.server}: the connection broke ({error})") from None
         finally:
@@ -152,7 +180,9 @@ class Rest:
         return answer
 
     def _not_serving(self):
-        return errors.UserError(f"{self.server}: answers, but not as TensorFlow Serving does; expected its REST port.")
+        return errors.UserError(
+            f"{self.server}: answers, but not as TensorFlow Serving does; expected its REST port."
+        )
 
 
 class Grpc:
@@ -162,12 +192,21 @@ class Grpc:
         try:
             import grpc
             import tensorflow as tf
-            from tensorflow_serving.apis import get_model_metadata_pb2, predict_pb2, prediction_service_pb2_grpc
+            from tensorflow_serving.apis import (
+                get_model_metadata_pb2,
+                predict_pb2,
+                prediction_service_pb2_grpc,
+            )
         except ImportError as error:
             raise errors.UserError(
                 f"--protocol=grpc: {error.name} is not installed; run pip install 'tf_autoctx[serving]', or use rest."
             ) from None
-        self.grpc, self.tf, self.messages, self.metadata = grpc, tf, predict_pb2, get_model_metadata_pb2
+        self.grpc, self.tf, self.messages, self.metadata = (
+            grpc,
+            tf,
+            predict_pb2,
+            get_model_metadata_pb2,
+        )
         options = {
             "grpc.max_send_message_length": -1,  # the default is 4 MiB
             "grpc.max_receive_message_length": -1,
@@ -181,7 +220,9 @@ class Grpc:
         self.server, self.model, self.version, self.timeout = server, model, version, timeout
 
     def signatures(self):
-        request = self._of_model(self.metadata.GetModelMetadataRequest(metadata_field=["signature_def"]))
+        request = self._of_model(
+            self.metadata.GetModelMetadataRequest(metadata_field=["signature_def"])
+        )
         answer = self._call(self.stub.GetModelMetadata, request)
         signatures = self.metadata.SignatureDefMap()
         answer.metadata["signature_def"].Unpack(signatures)
@@ -202,7 +243,9 @@ class Grpc:
             request.inputs[name].CopyFrom(self.tf.make_tensor_proto(value, dtype))
         answer = self._call(self.stub.Predict, request)
         if not all(name in answer.outputs and answer.outputs[name].string_val for name in outputs):
-            raise errors.UserError(f"{self.server}: the answer lacks {', '.join(outputs)}; expected an export of ours.")
+            raise errors.UserError(
+                f"{self.server}: the answer lacks {', '.join(outputs)}; expected an export of ours."
+            )
         return {name: answer.outputs[name].string_val[0] for name in outputs}
 
     def _of_model(self, request):
@@ -215,7 +258,9 @@ class Grpc:
         try:
             return method(request, timeout=self.timeout)
         except self.grpc.RpcError as error:
-            raise refused(self.server, error.code().name, error.code().name, error.details() or "") from None
+            raise refused(
+                self.server, error.code().name, error.code().name, error.details() or ""
+            ) from None
 
 
 def with_retries(call, retries):
@@ -229,7 +274,9 @@ def with_retries(call, retries):
             return call()
         except Unavailable as error:
             if attempt == retries:
-                raise errors.UserError(f"{error} ({attempt + 1} tries); expected a server that answers.") from None
+                raise errors.UserError(
+                    f"{error} ({attempt + 1} tries); expected a server that answers."
+                ) from None
             # Jitter: clients that a restart cut off together do not come back together.
             wait = min(BACKOFF * 2**attempt, LONGEST_WAIT) * random.uniform(0.5, 1.5)
             logging.warning("%s; next try in %.1f s.", error, wait)
@@ -275,7 +322,9 @@ def segment(path, label, probability, model, signature, flat, overwrite, retries
         found = np.frombuffer(answer[name], dtype).reshape(voxels.shape + (values,) * (values > 1))
         if overwrite or not result.exists():
             result.parent.mkdir(parents=True, exist_ok=True)
-            images.write(images.like(255 * found if result.suffix == ".png" else found, image), result)
+            images.write(
+                images.like(255 * found if result.suffix == ".png" else found, image), result
+            )
 
 
 def main(_):
@@ -287,10 +336,16 @@ def main(_):
         raise errors.UserError(f"--server={server}: not an address; expected host:port.")
     model = protocol(server, FLAGS.model, FLAGS.version, FLAGS.timeout)
     signatures = with_retries(model.signatures, FLAGS.retries)
-    signature = "probabilities_bytes" if FLAGS.probabilities and "probabilities_bytes" in signatures else "serving_bytes"
+    signature = (
+        "probabilities_bytes"
+        if FLAGS.probabilities and "probabilities_bytes" in signatures
+        else "serving_bytes"
+    )
     if signature not in signatures or "image" not in signatures.get("serving_default", ()):
         found = ", ".join(sorted(signatures))
-        raise errors.UserError(f"--model={FLAGS.model}: has the signatures {found}; expected {signature}, export it again.")
+        raise errors.UserError(
+            f"--model={FLAGS.model}: has the signatures {found}; expected {signature}, export it again."
+        )
     flat = signatures["serving_default"]["image"] == 4  # batch, height, width, channel
 
     if source.is_dir():
@@ -302,7 +357,9 @@ def main(_):
         pixels = flat and str(path).lower().endswith(images.PIXELS_ONLY)
         probability = output / "probabilities" / f"{name}.nii.gz" if FLAGS.probabilities else None
         jobs.append((path, output / f"{name}{'.png' if pixels else '.nii.gz'}", probability))
-    images.require_own_files({path: [result for result in results if result] for path, *results in jobs})
+    images.require_own_files(
+        {path: [result for result in results if result] for path, *results in jobs}
+    )
     if not FLAGS.overwrite:
         jobs = [job for job in jobs if not all(result.exists() for result in job[1:] if result)]
         if len(jobs) < len(found):
@@ -311,7 +368,10 @@ def main(_):
     failures, begin = [], time.monotonic()
     pool = concurrent.futures.ThreadPoolExecutor(FLAGS.requests_in_flight)
     try:
-        running = [pool.submit(segment, *job, model, signature, flat, FLAGS.overwrite, FLAGS.retries) for job in jobs]
+        running = [
+            pool.submit(segment, *job, model, signature, flat, FLAGS.overwrite, FLAGS.retries)
+            for job in jobs
+        ]
         for count, done in enumerate(concurrent.futures.as_completed(running), 1):
             if isinstance(done.exception(), errors.UserError):
                 failures.append(str(done.exception()))
@@ -322,13 +382,17 @@ def main(_):
                 told = f"{count} of {len(jobs)} images, {seconds:.1f} s an image, {left * seconds:.0f} s to go"
                 print(f"\r{told}  ", end="" if left else "\n", flush=True)
     finally:
-        pool.shutdown(cancel_futures=True)  # of an interrupt: what is sent is finished, the rest is left
+        pool.shutdown(
+            cancel_futures=True
+        )  # of an interrupt: what is sent is finished, the rest is left
     if len(found) == 1 and failures:
         raise errors.UserError(failures[0])
     for failure in failures:
         print(f"error: {failure}", file=sys.stderr)
     if failures:
-        raise errors.UserError(f"{len(failures)} of {len(found)} images failed; run again to send these once more.")
+        raise errors.UserError(
+            f"{len(failures)} of {len(found)} images failed; run again to send these once more."
+        )
 
 
 if __name__ == "__main__":

@@ -84,7 +84,9 @@ class CppModel:
 
     def __init__(self, folder):
         self.session = None
-        definition = saved_model_pb2.SavedModel.FromString((pathlib.Path(folder) / "saved_model.pb").read_bytes())
+        definition = saved_model_pb2.SavedModel.FromString(
+            (pathlib.Path(folder) / "saved_model.pb").read_bytes()
+        )
         (meta_graph,) = definition.meta_graphs
         self.signatures = {
             name: signature
@@ -97,7 +99,14 @@ class CppModel:
         tags = (ctypes.c_char_p * 1)(b"serve")
         try:
             self.session = self._checked(
-                "LoadSessionFromSavedModel", options, None, str(folder).encode(), tags, 1, self.graph, None
+                "LoadSessionFromSavedModel",
+                options,
+                None,
+                str(folder).encode(),
+                tags,
+                1,
+                self.graph,
+                None,
             )
         except RuntimeError:
             self.library.TF_DeleteGraph(self.graph)
@@ -121,9 +130,14 @@ class CppModel:
         """
         definition = self.signatures[signature]
         if inputs.keys() != definition.inputs.keys():
-            raise KeyError(f"{signature}: inputs are {sorted(inputs)}; expected {sorted(definition.inputs)}")
+            raise KeyError(
+                f"{signature}: inputs are {sorted(inputs)}; expected {sorted(definition.inputs)}"
+            )
         feeds = [self._output(info) for info in definition.inputs.values()]
-        names, fetches = list(definition.outputs), [self._output(info) for info in definition.outputs.values()]
+        names, fetches = (
+            list(definition.outputs),
+            [self._output(info) for info in definition.outputs.values()],
+        )
         given, found = [], (ctypes.c_void_p * len(fetches))()
         try:
             for name, info in definition.inputs.items():
@@ -178,7 +192,9 @@ class CppModel:
         strings = tf.as_dtype(info.dtype) == tf.string
         array = np.asarray(values, object if strings else None)
         if not strings and array.dtype != tf.as_dtype(info.dtype).as_numpy_dtype:
-            raise RuntimeError(f"{info.name}: dtype is {array.dtype}; expected {tf.as_dtype(info.dtype).name}")
+            raise RuntimeError(
+                f"{info.name}: dtype is {array.dtype}; expected {tf.as_dtype(info.dtype).name}"
+            )
         size = array.size * STRING_BYTES if strings else array.nbytes
         tensor = self.library.TF_AllocateTensor(
             info.dtype, (ctypes.c_int64 * array.ndim)(*array.shape), array.ndim, size
@@ -194,8 +210,13 @@ class CppModel:
 
     def _array(self, tensor):
         """A copy of a tensor's values."""
-        shape = [self.library.TF_Dim(tensor, axis) for axis in range(self.library.TF_NumDims(tensor))]
-        kind, data = tf.as_dtype(self.library.TF_TensorType(tensor)), self.library.TF_TensorData(tensor)
+        shape = [
+            self.library.TF_Dim(tensor, axis) for axis in range(self.library.TF_NumDims(tensor))
+        ]
+        kind, data = (
+            tf.as_dtype(self.library.TF_TensorType(tensor)),
+            self.library.TF_TensorData(tensor),
+        )
         if kind != tf.string:
             array = np.empty(shape, kind.as_numpy_dtype)
             if array.nbytes:

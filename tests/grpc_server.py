@@ -9,7 +9,11 @@ from tensorflow_serving.apis import get_model_metadata_pb2, predict_pb2, predict
 
 import rest_server
 
-CODES = {400: grpc.StatusCode.INVALID_ARGUMENT, 404: grpc.StatusCode.NOT_FOUND, 503: grpc.StatusCode.UNAVAILABLE}
+CODES = {
+    400: grpc.StatusCode.INVALID_ARGUMENT,
+    404: grpc.StatusCode.NOT_FOUND,
+    503: grpc.StatusCode.UNAVAILABLE,
+}
 
 
 class Service(prediction_service_pb2_grpc.PredictionServiceServicer):
@@ -27,7 +31,9 @@ class Service(prediction_service_pb2_grpc.PredictionServiceServicer):
             version, model = self._find(request.model_spec, context)
             name, definition = self.models.signature(model, request.model_spec.signature_name)
             if set(request.inputs) != set(definition.inputs):
-                raise rest_server.Refused(400, f"input size does not match signature: {', '.join(definition.inputs)}")
+                raise rest_server.Refused(
+                    400, f"input size does not match signature: {', '.join(definition.inputs)}"
+                )
             inputs = {key: tf.make_ndarray(tensor) for key, tensor in request.inputs.items()}
             outputs = self.models.run(model, name, inputs)
         except rest_server.Refused as refused:
@@ -52,7 +58,9 @@ class Service(prediction_service_pb2_grpc.PredictionServiceServicer):
 @contextlib.contextmanager
 def serving(service, max_bytes=-1):
     """Yields the address, host:port, of a server of a `Service` that takes messages of up to `max_bytes` (-1: any)."""
-    server = grpc.server(futures.ThreadPoolExecutor(4), options=[("grpc.max_receive_message_length", max_bytes)])
+    server = grpc.server(
+        futures.ThreadPoolExecutor(4), options=[("grpc.max_receive_message_length", max_bytes)]
+    )
     prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(service, server)
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()

@@ -154,7 +154,10 @@ def columns(value, infos):
     """{name: tensor} of a request's "inputs"."""
     if not isinstance(value, dict) or _is_base64(value):
         if len(infos) > 1:
-            raise Refused(400, "inputs is a plain value/list, but expecting an object as multiple input tensors required")
+            raise Refused(
+                400,
+                "inputs is a plain value/list, but expecting an object as multiple input tensors required",
+            )
         return {name: from_json(value, info) for name, info in infos.items()}
     for name in infos:
         if name not in value:
@@ -168,12 +171,18 @@ def rows(value, infos):
         raise Refused(400, "Excepting 'instances' to be an list/array")
     if not isinstance(value[0], dict) or _is_base64(value[0]):
         if len(infos) > 1:
-            raise Refused(400, "instances is a plain list, but expecting list of objects as multiple input tensors required")
+            raise Refused(
+                400,
+                "instances is a plain list, but expecting list of objects as multiple input tensors required",
+            )
         return {name: from_json(value, info) for name, info in infos.items()}
     for number, row in enumerate(value):
         if not isinstance(row, dict) or set(row) != set(infos):
             keys = ",".join(sorted(infos))
-            raise Refused(400, f"Failed to process element: {number} of 'instances' list. keys must be equal to: {keys}")
+            raise Refused(
+                400,
+                f"Failed to process element: {number} of 'instances' list. keys must be equal to: {keys}",
+            )
     return {name: from_json([row[name] for row in value], info) for name, info in infos.items()}
 
 
@@ -205,7 +214,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
         match = re.fullmatch(PATH + pattern, self.path, re.IGNORECASE)
         if not match:
             raise Refused(400, f"Malformed request: {self.command} {self.path}")
-        name, version = urllib.parse.unquote(match["name"]), match["version"] and int(match["version"])
+        name, version = (
+            urllib.parse.unquote(match["name"]),
+            match["version"] and int(match["version"]),
+        )
         return name, version, match["rest"]
 
     def get(self):
@@ -214,10 +226,15 @@ class Handler(http.server.BaseHTTPRequestHandler):
             version, model = self.server.models.find(name, version)
             signatures = meta_graph_pb2.MetaGraphDef(signature_def=model.signatures)
             signatures = json_format.MessageToDict(
-                signatures, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+                signatures,
+                preserving_proto_field_name=True,
+                always_print_fields_with_no_presence=True,
             )["signature_def"]
             specification = {"name": name, "signature_name": "", "version": str(version)}
-            return {"model_spec": specification, "metadata": {"signature_def": {"signature_def": signatures}}}
+            return {
+                "model_spec": specification,
+                "metadata": {"signature_def": {"signature_def": signatures}},
+            }
         versions = self.server.models.versions(name)
         if not versions:
             raise Refused(404, f"Could not find any versions of model {name}")
@@ -230,7 +247,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def post(self):
         size = int(self.headers.get("Content-Length", 0))
         if self.server.max_bytes is not None and size > self.server.max_bytes:
-            for start in range(0, size, 1 << 20):  # who closes before all is read may cut its own answer off
+            for start in range(
+                0, size, 1 << 20
+            ):  # who closes before all is read may cut its own answer off
                 self.rfile.read(min(1 << 20, size - start))
             raise Refused(413, "Payload Too Large")
         body = self.rfile.read(size)
@@ -250,7 +269,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if not formats:
             raise Refused(400, "Missing 'inputs' or 'instances' key")
         if len(formats) > 1:
-            raise Refused(400, "Not formatted correctly expecting only one of 'inputs' or 'instances' keys to exist")
+            raise Refused(
+                400,
+                "Not formatted correctly expecting only one of 'inputs' or 'instances' keys to exist",
+            )
         by_row = formats == {"instances"}
         inputs = (rows if by_row else columns)(request[formats.pop()], definition.inputs)
         outputs = self.server.models.run(model, signature, inputs)
@@ -259,9 +281,19 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return {"outputs": found if len(found) > 1 else next(iter(found.values()))}
         sizes = {output: len(array) if array.ndim else 0 for output, array in outputs.items()}
         if len(set(sizes.values())) > 1:
-            raise Refused(400, f"Tensor names: {', '.join(sizes)} have inconsistent batch size: {list(sizes.values())}")
-        found = [{output: to_json(output, array[k]) for output, array in outputs.items()} for k in range(min(sizes.values()))]
-        return {"predictions": found if len(outputs) > 1 else [next(iter(row.values())) for row in found]}
+            raise Refused(
+                400,
+                f"Tensor names: {', '.join(sizes)} have inconsistent batch size: {list(sizes.values())}",
+            )
+        found = [
+            {output: to_json(output, array[k]) for output, array in outputs.items()}
+            for k in range(min(sizes.values()))
+        ]
+        return {
+            "predictions": found
+            if len(outputs) > 1
+            else [next(iter(row.values())) for row in found]
+        }
 
     def log_message(self, *arguments):
         """Tests and benchmarks have their own lines."""
@@ -286,7 +318,9 @@ class Server(http.server.ThreadingHTTPServer):
         return f"127.0.0.1:{self.server_address[1]}"
 
     def __enter__(self):
-        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        threading.Thread(
+            target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
+        ).start()
         return self
 
     def __exit__(self, *_):
@@ -310,7 +344,9 @@ def main(_):
 
 
 if __name__ == "__main__":
-    flags.DEFINE_list("models", None, "NAME=FOLDER of the versions, several separated by commas.", required=True)
+    flags.DEFINE_list(
+        "models", None, "NAME=FOLDER of the versions, several separated by commas.", required=True
+    )
     flags.DEFINE_integer("port", 0, "0: any free one.", 0)
     flags.DEFINE_integer("max_bytes", None, "Largest request; above it the answer is 413.", 1)
     app.run(main)

@@ -119,14 +119,18 @@ def check_export(version, image, folder):
     shape, raw = np.array(image.shape[1:], np.int32), [one.tobytes() for one in image]
     answers = {}
     for signature in plain:
-        answer = answers[signature] = model(signature, {"image": image[..., None].astype(np.float32)})
+        answer = answers[signature] = model(
+            signature, {"image": image[..., None].astype(np.float32)}
+        )
         given = {"image_bytes": raw, "shape": shape, "dtype": b"uint8"}
         of_bytes = model(export.twin(signature), given)
         np.testing.assert_array_equal(of_bytes["shape"], shape)
         for name, values in answer.items():
             described = card["outputs"][name]
             assert values.dtype == described["dtype"] and values.ndim == len(described["axes"])
-            assert all(n in (None, m) for n, m in zip(described["shape"], values.shape, strict=True))
+            assert all(
+                n in (None, m) for n, m in zip(described["shape"], values.shape, strict=True)
+            )
             for one, many in zip(of_bytes[f"{name}_bytes"], values, strict=True):
                 found = np.frombuffer(one, described["dtype"]).reshape(many.shape)
                 np.testing.assert_allclose(found, many, rtol=1e-5, atol=1e-5)
@@ -138,22 +142,35 @@ def check_export(version, image, folder):
         "dtype": [b"float64", b"uint8"],
     }
     mixed = model("serving_bytes", given)["label_bytes"]
-    assert mixed[0] == answers["serving_default"]["label"][0].tobytes() and len(mixed[1]) == small.size
+    assert (
+        mixed[0] == answers["serving_default"]["label"][0].tobytes() and len(mixed[1]) == small.size
+    )
     model.close()
 
-    definition = saved_model_pb2.SavedModel.FromString((version / "saved_model.pb").read_bytes()).meta_graphs[0]
-    nodes = [*definition.graph_def.node, *(n for f in definition.graph_def.library.function for n in f.node_def)]
+    definition = saved_model_pb2.SavedModel.FromString(
+        (version / "saved_model.pb").read_bytes()
+    ).meta_graphs[0]
+    nodes = [
+        *definition.graph_def.node,
+        *(n for f in definition.graph_def.library.function for n in f.node_def),
+    ]
     functions = {f.signature.name for f in definition.graph_def.library.function}
     ops = {node.op for node in nodes} - functions
     assert {"Conv2D", "Conv3D"} & ops
-    assert not ops - set(OPS.split()), "an op that no export had: is it one that TensorFlow Serving runs?"
-    assert all(op_def_registry.get(op) for op in ops)  # no library of ours is loaded: these are TensorFlow's
+    assert not ops - set(OPS.split()), (
+        "an op that no export had: is it one that TensorFlow Serving runs?"
+    )
+    assert all(
+        op_def_registry.get(op) for op in ops
+    )  # no library of ours is loaded: these are TensorFlow's
 
     np.save(folder / "image.npy", image[..., None].astype(np.float32))
     done = script("-c", SAVED_MODEL_CLI, version, folder)
     assert done.returncode == 0, done.stderr
     assert all(f"signature_def['{name}']" in done.stdout for name in card["signatures"])
-    np.testing.assert_array_equal(np.load(folder / "label.npy"), answers["serving_default"]["label"])
+    np.testing.assert_array_equal(
+        np.load(folder / "label.npy"), answers["serving_default"]["label"]
+    )
 
 
 def check_bfloat16(run, image):
@@ -162,13 +179,22 @@ def check_bfloat16(run, image):
     assert json.loads((version / export.CARD).read_text())["precision"] == "bfloat16"
     found = served(version, image[None, ..., None].astype(np.float32))
     online = {"iterations": 0} if image.ndim == 2 else {}
-    exact = prediction.segmentor(run, **online).answer(image[None, ..., None].astype(np.float32), True, False)
+    exact = prediction.segmentor(run, **online).answer(
+        image[None, ..., None].astype(np.float32), True, False
+    )
     assert found["label"].dtype == np.uint8
     if "probability" in found:
         assert found["probability"].dtype == np.float32
         assert 0 < np.abs(found["probability"] - exact["probability"]).mean() < 0.02
-    definition = saved_model_pb2.SavedModel.FromString((version / "saved_model.pb").read_bytes()).meta_graphs[0]
-    convolutions = [n for f in definition.graph_def.library.function for n in f.node_def if n.op in ("Conv2D", "Conv3D")]
+    definition = saved_model_pb2.SavedModel.FromString(
+        (version / "saved_model.pb").read_bytes()
+    ).meta_graphs[0]
+    convolutions = [
+        n
+        for f in definition.graph_def.library.function
+        for n in f.node_def
+        if n.op in ("Conv2D", "Conv3D")
+    ]
     low = [n for n in convolutions if n.attr["T"].type == tf.bfloat16.as_datatype_enum]
     assert len(low) > len(convolutions) / 2
     assert (found["label"] == exact["label"]).numpy().mean() > 0.9

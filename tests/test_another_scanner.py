@@ -19,6 +19,8 @@ def test_pixels_change_and_labels_and_splits_do_not(tmp_path):
             assert a.name == b.name
             old, new = (images.array(images.read(case.image)) for case in (a, b))
             assert old.shape == new.shape and np.abs(old.astype(float) - new).mean() > 10
-            np.testing.assert_array_equal(*(images.array(images.read(case.label)) for case in (a, b)))
+            np.testing.assert_array_equal(
+                *(images.array(images.read(case.label)) for case in (a, b))
+            )
     again = running.script(*command)
     assert again.returncode == 1 and "is there already" in again.stderr

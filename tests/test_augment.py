@@ -18,7 +18,11 @@ def with_object(size, box):
     """A sample of ones with an object in `box` (slices)."""
     label = np.zeros((*size, 1), np.uint8)
     label[box] = 1
-    return {"image": tf.ones((*size, 1)), "label": tf.constant(label), "context": tf.ones((*size, 1))}
+    return {
+        "image": tf.ones((*size, 1)),
+        "label": tf.constant(label),
+        "context": tf.ones((*size, 1)),
+    }
 
 
 def seeds(count):
@@ -79,13 +83,22 @@ def test_flips_reach_all_mirror_images_alike(spatial):
 
 
 def test_shift_by_hand():
-    sample = {"image": tf.reshape(tf.range(5.0), (5, 1, 1)), "label": tf.reshape(tf.range(5), (5, 1, 1))}
+    sample = {
+        "image": tf.reshape(tf.range(5.0), (5, 1, 1)),
+        "label": tf.reshape(tf.range(5), (5, 1, 1)),
+    }
     found = set()
     for seed in seeds(100):
         moved = augment.shift(sample, seed, 2)
         np.testing.assert_array_equal(moved["image"], moved["label"])
         found.add(tuple(np.ravel(moved["image"]).astype(int)))
-    assert found == {(0, 0, 0, 1, 2), (0, 0, 1, 2, 3), (0, 1, 2, 3, 4), (1, 2, 3, 4, 4), (2, 3, 4, 4, 4)}
+    assert found == {
+        (0, 0, 0, 1, 2),
+        (0, 0, 1, 2, 3),
+        (0, 1, 2, 3, 4),
+        (1, 2, 3, 4, 4),
+        (2, 3, 4, 4, 4),
+    }
 
 
 def test_every_axis_shifts_by_itself_and_all_tensors_together():
@@ -131,7 +144,12 @@ def erased(sample, seed, probability=1.0, graph=tf.function(augment.random_erasi
     ],
 )
 def test_the_erased_box_has_2_to_40_percent_of_the_objects(size, box):
-    extent, sample, shares, hits = np.array([edge.stop - edge.start for edge in box]), with_object(size, box), [], []
+    extent, sample, shares, hits = (
+        np.array([edge.stop - edge.start for edge in box]),
+        with_object(size, box),
+        [],
+        [],
+    )
     for seed in seeds(150):
         mask = erased(sample, seed)
         voxels = np.argwhere(mask)
@@ -165,7 +183,9 @@ def test_the_share_of_erased_samples(probability):
     assert count / 400 == pytest.approx(probability, abs=0.06)
 
 
-@pytest.mark.parametrize("probability, box", [(1.0, np.s_[:0, :0, :0]), (0.0, np.s_[2:5, 2:5, 2:5])])
+@pytest.mark.parametrize(
+    "probability, box", [(1.0, np.s_[:0, :0, :0]), (0.0, np.s_[2:5, 2:5, 2:5])]
+)
 def test_without_an_object_or_a_chance_nothing_is_erased(probability, box):
     sample = with_object((6, 6, 6), box)
     assert not any(erased(sample, seed, probability).any() for seed in seeds(50))
@@ -174,7 +194,10 @@ def test_without_an_object_or_a_chance_nothing_is_erased(probability, box):
 def test_no_part_of_the_augmentation_follows_another():
     # A coin for the flip, one for the erasing (of at most 32 of 80 voxels): four outcomes, 50 times each, SD 6.1.
     both = augment.Augmentation(flips=True, shift=0, intensity_jitter=0.0, erase_probability=0.5)
-    sample = {"image": tf.constant([[1.0]] * 40 + [[2.0]] * 40), "label": tf.ones((80, 1), tf.uint8)}
+    sample = {
+        "image": tf.constant([[1.0]] * 40 + [[2.0]] * 40),
+        "label": tf.ones((80, 1), tf.uint8),
+    }
     outcomes = []
     for seed in seeds(200):
         image = np.ravel(both(sample, seed)["image"])
@@ -190,7 +213,10 @@ def moved(motion, size, spacing, seed):
     """Where each voxel comes from, (3, *size), NaN where that is not inside; and the labels, each another one."""
     label = tf.reshape(tf.range(1, np.prod(size) + 1), (*size, 1))
     answers = [
-        motion({"image": tf.constant(axis[..., None], tf.float32), "label": label, "spacing": spacing}, seed)
+        motion(
+            {"image": tf.constant(axis[..., None], tf.float32), "label": label, "spacing": spacing},
+            seed,
+        )
         for axis in np.meshgrid(*map(np.arange, size), indexing="ij")
     ]
     source = np.stack([answer["image"].numpy()[..., 0] for answer in answers])
@@ -203,7 +229,11 @@ def test_rigid_motion_is_one_rigid_motion_in_mm_of_image_and_label(seed):
     size, spacing = (17, 21, 25), np.array([1.0, 0.5, 0.8], np.float32)
     motion = augment.RigidMotion(rotation=180.0, shift=2, flips=True)
     source, label = moved(motion, size, spacing, tf.constant([7, seed]))
-    voxels = np.stack(np.meshgrid(*map(np.arange, size), indexing="ij")) - np.reshape(size, (3, 1, 1, 1)) / 2 + 0.5
+    voxels = (
+        np.stack(np.meshgrid(*map(np.arange, size), indexing="ij"))
+        - np.reshape(size, (3, 1, 1, 1)) / 2
+        + 0.5
+    )
     inside = np.isfinite(source[0])
     assert inside.mean() > 0.1
     points = np.vstack([voxels[:, inside], np.ones(inside.sum())])
@@ -225,17 +255,25 @@ def test_rigid_motion_is_one_rigid_motion_in_mm_of_image_and_label(seed):
 
 def test_rigid_motion_s_shift_is_bounded_and_flips_are_all_eight():
     size, spacing = (9, 10, 11), np.ones(3, np.float32)
-    shift, flip = (tf.function(augment.RigidMotion(0.0, *settings)) for settings in ((3, False), (0, True)))
+    shift, flip = (
+        tf.function(augment.RigidMotion(0.0, *settings)) for settings in ((3, False), (0, True))
+    )
     shifts = []
     for seed in range(12):
         source, _ = moved(shift, size, spacing, tf.constant([seed, 0]))
         voxels = np.stack(np.meshgrid(*map(np.arange, size), indexing="ij"))
         difference = (source - voxels)[:, np.isfinite(source[0])]
-        np.testing.assert_allclose(difference, difference[:, :1] * np.ones_like(difference), atol=2e-3)
+        np.testing.assert_allclose(
+            difference, difference[:, :1] * np.ones_like(difference), atol=2e-3
+        )
         shifts.append(difference[:, 0])
     assert 2 < np.abs(shifts).max() <= 3.001 and np.abs(np.mean(shifts)) < 1
     image = np.random.default_rng(0).normal(size=(4, 5, 6, 1)).astype(np.float32)
-    sample = {"image": tf.constant(image), "label": tf.cast(image > 0, tf.uint8), "spacing": tf.ones(3)}
+    sample = {
+        "image": tf.constant(image),
+        "label": tf.cast(image > 0, tf.uint8),
+        "spacing": tf.ones(3),
+    }
     found = set()
     for seed in range(60):
         flipped = flip(sample, tf.constant([seed, 1]))
@@ -253,12 +291,18 @@ def test_rigid_motion_s_shift_is_bounded_and_flips_are_all_eight():
 
 def test_rigid_motion_of_nothing_changes_nothing_and_the_outside_continues_the_edge_without_a_label():
     image = np.random.default_rng(0).uniform(1, 2, size=(6, 7, 8, 1)).astype(np.float32)
-    sample = {"image": tf.constant(image), "label": tf.ones((6, 7, 8, 1), tf.uint8), "spacing": tf.ones(3)}
+    sample = {
+        "image": tf.constant(image),
+        "label": tf.ones((6, 7, 8, 1), tf.uint8),
+        "spacing": tf.ones(3),
+    }
     still = augment.RigidMotion(0.0, 0, False)(sample, tf.constant([1, 2]))
     np.testing.assert_allclose(still["image"], image, atol=1e-5)
     np.testing.assert_array_equal(still["label"], sample["label"])
     assert still["label"].dtype == tf.uint8
-    one, two, other = (augment.RigidMotion(90.0, 4, True)(sample, tf.constant([1, seed])) for seed in (2, 2, 3))
+    one, two, other = (
+        augment.RigidMotion(90.0, 4, True)(sample, tf.constant([1, seed])) for seed in (2, 2, 3)
+    )
     np.testing.assert_array_equal(one["image"], two["image"])
     assert np.any(one["image"] != other["image"])
     outside = one["label"].numpy() == 0

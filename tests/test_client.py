@@ -34,7 +34,9 @@ def bright(threshold):
 
     def segment(image):
         # Like a network, it cannot take everything: here, a single slice.
-        with tf.control_dependencies([tf.debugging.Assert(tf.shape(image)[1] > 1, ["a volume has several slices"])]):
+        with tf.control_dependencies(
+            [tf.debugging.Assert(tf.shape(image)[1] > 1, ["a volume has several slices"])]
+        ):
             probability = tf.sigmoid((image - threshold) / 10)
         return {"label": tf.cast(probability > 0.5, tf.uint8), "probability": probability}
 
@@ -44,7 +46,10 @@ def bright(threshold):
 def classes(image):
     """A toy of the CT's signature `probabilities`: three classes, background first."""
     probability = tf.nn.softmax(tf.concat([-image, image, 0.5 * image], axis=-1) / 100)
-    return {"label": tf.cast(tf.argmax(probability, -1)[..., None], tf.uint8), "probability": probability}
+    return {
+        "label": tf.cast(tf.argmax(probability, -1)[..., None], tf.uint8),
+        "probability": probability,
+    }
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +62,10 @@ def folders(tmp_path_factory):
         ("fetal_head", 120, bright(120.0), export.VOLUME),
         (
             *("multi_organ", None),
-            {"serving_default": lambda image: {"label": classes(image)["label"]}, "probabilities": classes},
+            {
+                "serving_default": lambda image: {"label": classes(image)["label"]},
+                "probabilities": classes,
+            },
             export.VOLUME,
         ),
         ("renderer", 128, bright(128.0), export.IMAGE),
@@ -108,7 +116,9 @@ class Server(rest_server.Server):
 
 
 def unavailable(handler):
-    raise rest_server.Refused(503, "The batch scheduling queue to which this task was submitted is full")
+    raise rest_server.Refused(
+        503, "The batch scheduling queue to which this task was submitted is full"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +175,14 @@ def test_labels_lie_on_each_image_s_own_grid(client, models, tmp_path, protocol)
         "d": volume(tmp_path / "scans" / "d.mha", 3, np.uint32),  # no dtype of the signature
     }
     with served(protocol, models) as address:
-        send(client, address, tmp_path / "scans", tmp_path / "out", f"--protocol={protocol}", "--probabilities")
+        send(
+            client,
+            address,
+            tmp_path / "scans",
+            tmp_path / "out",
+            f"--protocol={protocol}",
+            "--probabilities",
+        )
     names = [f"{name}.nii.gz" for name in scans]
     assert written(tmp_path / "out") == names + [f"probabilities/{name}" for name in names]
     for name, image in scans.items():
@@ -176,7 +193,9 @@ def test_labels_lie_on_each_image_s_own_grid(client, models, tmp_path, protocol)
         voxels = images.array(image)
         assert images.array(label).dtype == np.uint8 and 0 < images.array(label).mean() < 1
         np.testing.assert_array_equal(images.array(label), voxels > 120)
-        np.testing.assert_allclose(images.array(probability), 1 / (1 + np.exp((120 - voxels.astype(float)) / 10)), 1e-4)
+        np.testing.assert_allclose(
+            images.array(probability), 1 / (1 + np.exp((120 - voxels.astype(float)) / 10)), 1e-4
+        )
 
 
 @pytest.mark.parametrize("protocol", ["rest", "grpc"])
@@ -185,7 +204,14 @@ def test_probabilities_of_several_classes_are_values_of_a_voxel(client, models, 
     with served(protocol, models) as address:
         for output, wanted in (("label", "--noprobabilities"), ("both", "--probabilities")):
             send(
-                *(client, address, tmp_path / "ct.mha", tmp_path / output, f"--protocol={protocol}", wanted),
+                *(
+                    client,
+                    address,
+                    tmp_path / "ct.mha",
+                    tmp_path / output,
+                    f"--protocol={protocol}",
+                    wanted,
+                ),
                 model="multi_organ",
             )
     assert written(tmp_path / "label") == ["ct.nii.gz"]
@@ -204,12 +230,21 @@ def test_a_label_of_a_png_is_a_png(client, models, tmp_path):
     (tmp_path / "frames").mkdir()
     images.write(sitk.GetImageFromArray(pixels), tmp_path / "frames" / "a.png")
     with Server(models) as server:
-        send(client, server.address, tmp_path / "frames", tmp_path / "out", "--probabilities", model="renderer")
+        send(
+            client,
+            server.address,
+            tmp_path / "frames",
+            tmp_path / "out",
+            "--probabilities",
+            model="renderer",
+        )
         volume(tmp_path / "scan.mha")
         with pytest.raises(errors.UserError, match=r"scan.mha: has 3 dimensions.*expected 2"):
             send(client, server.address, tmp_path / "scan.mha", tmp_path / "out", model="renderer")
     assert written(tmp_path / "out") == ["a.png", "probabilities/a.nii.gz"]
-    np.testing.assert_array_equal(images.array(images.read(tmp_path / "out" / "a.png")), 255 * (pixels > 128))
+    np.testing.assert_array_equal(
+        images.array(images.read(tmp_path / "out" / "a.png")), 255 * (pixels > 128)
+    )
 
 
 @pytest.mark.parametrize("protocol", ["rest", "grpc"])
@@ -222,10 +257,29 @@ def test_versions(client, models, tmp_path, protocol):
             send(client, address, tmp_path / "a.mha", output, f"--protocol={protocol}", *asked)
             label = images.array(images.read(output / "a.nii.gz"))
             np.testing.assert_array_equal(label, images.array(image) > threshold)
-        with pytest.raises(errors.UserError, match=r"(404|NOT_FOUND), .*Specific\(fetal_head, 3\); expected a --model"):
-            send(client, address, tmp_path / "a.mha", tmp_path / "out", f"--protocol={protocol}", "--version=3")
-        with pytest.raises(errors.UserError, match=r"(404|NOT_FOUND), .*Latest\(embryo\); expected a --model"):
-            send(client, address, tmp_path / "a.mha", tmp_path / "out", f"--protocol={protocol}", model="embryo")
+        with pytest.raises(
+            errors.UserError,
+            match=r"(404|NOT_FOUND), .*Specific\(fetal_head, 3\); expected a --model",
+        ):
+            send(
+                client,
+                address,
+                tmp_path / "a.mha",
+                tmp_path / "out",
+                f"--protocol={protocol}",
+                "--version=3",
+            )
+        with pytest.raises(
+            errors.UserError, match=r"(404|NOT_FOUND), .*Latest\(embryo\); expected a --model"
+        ):
+            send(
+                client,
+                address,
+                tmp_path / "a.mha",
+                tmp_path / "out",
+                f"--protocol={protocol}",
+                model="embryo",
+            )
     assert not (tmp_path / "out").exists()
 
 
@@ -239,14 +293,23 @@ def test_what_a_server_refuses_is_one_sentence(client, models, tmp_path, protoco
         with pytest.raises(errors.UserError, match="1 of 3 images failed; run again"):
             send(client, address, tmp_path / "scans", tmp_path / "out", f"--protocol={protocol}")
         told = capsys.readouterr().err
-        assert f"scans/flat.mha: {address}: answers {code}, " in told and "a volume has several slices" in told
+        assert (
+            f"scans/flat.mha: {address}: answers {code}, " in told
+            and "a volume has several slices" in told
+        )
         assert "expected an image that this model takes" in told and len(told) < 800
         assert written(tmp_path / "out") == ["a.nii.gz", "z.nii.gz"]
-        model = {"rest": client.Rest, "grpc": client.Grpc}[protocol](address, "fetal_head", None, 60)
+        model = {"rest": client.Rest, "grpc": client.Grpc}[protocol](
+            address, "fetal_head", None, 60
+        )
         voxels = np.zeros((2, 3, 4), np.int16)
-        with pytest.raises(errors.UserError, match=rf'{code}, Serving signature name: "nonsense" not found'):
+        with pytest.raises(
+            errors.UserError, match=rf'{code}, Serving signature name: "nonsense" not found'
+        ):
             model.predict("nonsense", voxels, ["label_bytes"])
-        with pytest.raises(errors.UserError, match=rf"{code}, (.*Missing named input: image|input size)"):
+        with pytest.raises(
+            errors.UserError, match=rf"{code}, (.*Missing named input: image|input size)"
+        ):
             model.predict("serving_default", voxels, ["label_bytes"])
         with pytest.raises(errors.UserError, match=rf"(?s){code}, .*dtype is"):
             model.predict("serving_bytes", voxels.astype(np.int64), ["label_bytes"])
@@ -255,10 +318,16 @@ def test_what_a_server_refuses_is_one_sentence(client, models, tmp_path, protoco
 def test_too_large_for_the_server(client, models, tmp_path):
     volume(tmp_path / "a.mha")
     expected = "Payload Too Large; expected a smaller image"
-    with Server(models, max_bytes=300) as server, pytest.raises(errors.UserError, match=f"a.mha: .* 413, {expected}"):
+    with (
+        Server(models, max_bytes=300) as server,
+        pytest.raises(errors.UserError, match=f"a.mha: .* 413, {expected}"),
+    ):
         send(client, server.address, tmp_path / "a.mha", tmp_path / "out")
     with grpc_server.serving(grpc_server.Service(models), max_bytes=300) as address:
-        with pytest.raises(errors.UserError, match="a.mha: .*RESOURCE_EXHAUSTED, .*larger than max.*; expected a smaller"):
+        with pytest.raises(
+            errors.UserError,
+            match="a.mha: .*RESOURCE_EXHAUSTED, .*larger than max.*; expected a smaller",
+        ):
             send(client, address, tmp_path / "a.mha", tmp_path / "out", "--protocol=grpc")
 
 
@@ -268,7 +337,10 @@ def test_busy_servers_are_asked_again(client, models, tmp_path):
         send(client, server.address, tmp_path / "a.mha", tmp_path / "out", "--retries=2")
         assert len(server.asked) == 3 and written(tmp_path / "out") == ["a.nii.gz"]
         server.faults = [unavailable] * 3
-        with pytest.raises(errors.UserError, match=r"503, The batch scheduling queue .* full \(3 tries\); expected a server"):
+        with pytest.raises(
+            errors.UserError,
+            match=r"503, The batch scheduling queue .* full \(3 tries\); expected a server",
+        ):
             send(client, server.address, tmp_path / "a.mha", tmp_path / "other", "--retries=2")
 
     class Busy(grpc_server.Service):
@@ -281,7 +353,9 @@ def test_busy_servers_are_asked_again(client, models, tmp_path):
             return super().Predict(request, context)
 
     with grpc_server.serving(Busy(models)) as address:
-        send(client, address, tmp_path / "a.mha", tmp_path / "grpc", "--protocol=grpc", "--retries=2")
+        send(
+            client, address, tmp_path / "a.mha", tmp_path / "grpc", "--protocol=grpc", "--retries=2"
+        )
     assert written(tmp_path / "grpc") == ["a.nii.gz"]
 
 
@@ -294,9 +368,18 @@ def free_port():
 @pytest.mark.parametrize("protocol", ["rest", "grpc"])
 def test_nobody_listens(client, tmp_path, protocol):
     volume(tmp_path / "a.mha")
-    with pytest.raises(errors.UserError, match=r"127.0.0.1:\d+: .*\(2 tries\); expected a server that answers"):
+    with pytest.raises(
+        errors.UserError, match=r"127.0.0.1:\d+: .*\(2 tries\); expected a server that answers"
+    ):
         address = f"127.0.0.1:{free_port()}"
-        send(client, address, tmp_path / "a.mha", tmp_path / "out", f"--protocol={protocol}", "--retries=1")
+        send(
+            client,
+            address,
+            tmp_path / "a.mha",
+            tmp_path / "out",
+            f"--protocol={protocol}",
+            "--retries=1",
+        )
     with pytest.raises(errors.UserError, match="--server=gpu7: not an address; expected host:port"):
         send(client, "gpu7", tmp_path / "a.mha", tmp_path / "out", f"--protocol={protocol}")
 
@@ -317,7 +400,10 @@ def test_no_answer_in_time(client, models, tmp_path):
     gone = threading.Event()
     with Server(models, [lambda handler: gone.wait(5)]) as server:
         begin = time.monotonic()
-        with pytest.raises(errors.UserError, match=r"a.mha: .*nothing, within 0.2 s \(--timeout\); expected an answer in time"):
+        with pytest.raises(
+            errors.UserError,
+            match=r"a.mha: .*nothing, within 0.2 s \(--timeout\); expected an answer in time",
+        ):
             send(client, server.address, tmp_path / "a.mha", tmp_path / "out", "--timeout=0.2")
         assert time.monotonic() - begin < 2
         assert len(server.asked) == 1  # a busy server does not get the same work once more
@@ -329,15 +415,28 @@ def test_no_answer_in_time(client, models, tmp_path):
             return super().Predict(request, context)
 
     with grpc_server.serving(Slow(models)) as address:
-        with pytest.raises(errors.UserError, match="DEADLINE_EXCEEDED, .*; expected an answer in time"):
-            send(client, address, tmp_path / "a.mha", tmp_path / "out", "--protocol=grpc", "--timeout=0.2")
+        with pytest.raises(
+            errors.UserError, match="DEADLINE_EXCEEDED, .*; expected an answer in time"
+        ):
+            send(
+                client,
+                address,
+                tmp_path / "a.mha",
+                tmp_path / "out",
+                "--protocol=grpc",
+                "--timeout=0.2",
+            )
     assert written(tmp_path / "out") == []
 
 
 def test_a_restart_of_the_server_loses_and_doubles_nothing(client, models, tmp_path, monkeypatch):
-    scans = {f"case_{k:02d}": volume(tmp_path / "scans" / f"case_{k:02d}.mha", k) for k in range(12)}
+    scans = {
+        f"case_{k:02d}": volume(tmp_path / "scans" / f"case_{k:02d}.mha", k) for k in range(12)
+    }
     results, write = [], images.write
-    monkeypatch.setattr(images, "write", lambda image, path: (results.append(path.name), write(image, path)))
+    monkeypatch.setattr(
+        images, "write", lambda image, path: (results.append(path.name), write(image, path))
+    )
     first, second = Server(models), None
 
     def die(handler):
@@ -374,14 +473,30 @@ def test_a_half_done_folder_goes_on(client, models, tmp_path, capsys):
         send(client, server.address, tmp_path / "scans" / "a.mha", tmp_path / "out")
         before = (tmp_path / "out" / "a.nii.gz").stat().st_mtime_ns
         send(client, server.address, tmp_path / "scans", tmp_path / "out")
-        assert len(server.asked) == 3 and "1 of 3 images have their results already" in capsys.readouterr().out
-        send(client, server.address, tmp_path / "scans", tmp_path / "out", "--probabilities")  # these are missing
+        assert (
+            len(server.asked) == 3
+            and "1 of 3 images have their results already" in capsys.readouterr().out
+        )
+        send(
+            client, server.address, tmp_path / "scans", tmp_path / "out", "--probabilities"
+        )  # these are missing
         assert len(server.asked) == 6 and len(written(tmp_path / "out")) == 6
         assert (tmp_path / "out" / "a.nii.gz").stat().st_mtime_ns == before
-        send(client, server.address, tmp_path / "scans", tmp_path / "out", "--version=1", "--overwrite")
-        assert len(server.asked) == 9 and (tmp_path / "out" / "a.nii.gz").stat().st_mtime_ns > before
+        send(
+            client,
+            server.address,
+            tmp_path / "scans",
+            tmp_path / "out",
+            "--version=1",
+            "--overwrite",
+        )
+        assert (
+            len(server.asked) == 9 and (tmp_path / "out" / "a.nii.gz").stat().st_mtime_ns > before
+        )
         volume(tmp_path / "scans" / "d.nii.gz")
-        with pytest.raises(errors.UserError, match="d.nii.gz: is an input image and would be replaced"):
+        with pytest.raises(
+            errors.UserError, match="d.nii.gz: is an input image and would be replaced"
+        ):
             send(client, server.address, tmp_path / "scans" / "d.nii.gz", tmp_path / "scans")
 
 
@@ -390,7 +505,9 @@ def test_a_folder_of_folders(client, models, tmp_path):
         volume(tmp_path / "in" / name, seed=len(name))
     with Server(models) as server:
         for _ in range(2):  # results are no images
-            send(client, server.address, tmp_path / "in", tmp_path / "in" / "out", "--probabilities")
+            send(
+                client, server.address, tmp_path / "in", tmp_path / "in" / "out", "--probabilities"
+            )
         assert len(server.asked) == 2
         for name in ("one/a.mha", "two/a.nrrd"):
             image = images.read(tmp_path / "in" / name)
@@ -406,11 +523,19 @@ def test_a_folder_of_folders(client, models, tmp_path):
 def test_the_client_is_a_script(models, tmp_path):
     volume(tmp_path / "a.mha")
     with Server(models) as server:
-        where = [f"--server={server.address}", f"--input={tmp_path / 'a.mha'}", f"--output={tmp_path / 'out'}"]
+        where = [
+            f"--server={server.address}",
+            f"--input={tmp_path / 'a.mha'}",
+            f"--output={tmp_path / 'out'}",
+        ]
         done = running.script("serving/client.py", "--model=fetal_head", *where)
         assert done.returncode == 0 and written(tmp_path / "out") == ["a.nii.gz"], done.stderr
         failed = running.script("serving/client.py", "--model=heart", *where)
-    assert failed.returncode == 1 and failed.stderr.startswith("error: 127.0.0.1") and failed.stderr.count("\n") == 1
+    assert (
+        failed.returncode == 1
+        and failed.stderr.startswith("error: 127.0.0.1")
+        and failed.stderr.count("\n") == 1
+    )
 
 
 def ask(server, path, request=None):
@@ -428,28 +553,49 @@ def test_the_stand_in_has_both_formats_of_rest(models):
     predict = "/v1/models/fetal_head:predict"
     with Server(models) as server:
         server.faults = []
-        _, columns = ask(server, predict, {"signature_name": "serving_default", "inputs": {"image": image.tolist()}})
+        _, columns = ask(
+            server,
+            predict,
+            {"signature_name": "serving_default", "inputs": {"image": image.tolist()}},
+        )
         _, alone = ask(server, predict, {"signature_name": "", "inputs": image.tolist()})
         _, rows = ask(server, predict, {"signature_name": "", "instances": image.tolist()})
-        _, named = ask(server, predict, {"signature_name": "", "instances": [{"image": x.tolist()} for x in image]})
+        _, named = ask(
+            server,
+            predict,
+            {"signature_name": "", "instances": [{"image": x.tolist()} for x in image]},
+        )
         np.testing.assert_array_equal(columns["outputs"]["label"], image > 120)
         assert columns == alone and rows == named
         for k in range(2):
             assert rows["predictions"][k]["label"] == columns["outputs"]["label"][k]
         only = {"signature_name": "", "instances": image.tolist()}
         _, one = ask(server, "/v1/models/multi_organ:predict", only)
-        assert np.shape(one["predictions"]) == image.shape  # an output without others goes without its name
+        assert (
+            np.shape(one["predictions"]) == image.shape
+        )  # an output without others goes without its name
         for request, message in (
-            ({"signature_name": "x", "inputs": [1]}, 'Serving signature name: "x" not found in signature def'),
-            ({"signature_name": "", "inputs": {"volume": 1}}, "Missing named input: image in 'inputs' object."),
+            (
+                {"signature_name": "x", "inputs": [1]},
+                'Serving signature name: "x" not found in signature def',
+            ),
+            (
+                {"signature_name": "", "inputs": {"volume": 1}},
+                "Missing named input: image in 'inputs' object.",
+            ),
             ({"signature_name": ""}, "Missing 'inputs' or 'instances' key"),
             ({"signature_name": "", "inputs": [["a"]]}, "is not of expected type: float"),
-            ({"signature_name": "", "inputs": [[1, 2], [3]]}, "Encountered list at unexpected size"),
+            (
+                {"signature_name": "", "inputs": [[1, 2], [3]]},
+                "Encountered list at unexpected size",
+            ),
             ({"signature_name": "", "inputs": [1], "instances": [1]}, "only one of"),
         ):
             status, answer = ask(server, predict, request)
             assert status == 400 and message in answer["error"]
-        assert ask(server, "/v1/models/heart:predict", {"signature_name": "", "inputs": [1]})[0] == 404
+        assert (
+            ask(server, "/v1/models/heart:predict", {"signature_name": "", "inputs": [1]})[0] == 404
+        )
         assert ask(server, "/v1/models/fetal_head:regret", {})[0] == 400
 
 
@@ -479,13 +625,18 @@ def test_the_stand_in_watches_its_folder(folders, tmp_path):
 
 def readme(language):
     """The examples of serving/README.md in a language."""
-    return re.findall(rf"(?s)```{language}\n(.*?)```", (running.ROOT / "serving" / "README.md").read_text())
+    return re.findall(
+        rf"(?s)```{language}\n(.*?)```", (running.ROOT / "serving" / "README.md").read_text()
+    )
 
 
 def test_python_examples_of_the_readme(models):
     rest, grpc = readme("python")
     with Server(models) as server, grpc_server.serving(grpc_server.Service(models)) as address:
-        for example, written_for, here in ((rest, "localhost:8501", server.address), (grpc, "localhost:8500", address)):
+        for example, written_for, here in (
+            (rest, "localhost:8501", server.address),
+            (grpc, "localhost:8500", address),
+        ):
             assert written_for in example
             found = {}
             exec(example.replace(written_for, here), found)
@@ -496,20 +647,34 @@ def test_python_examples_of_the_readme(models):
 def test_curl_examples_of_the_readme_and_the_health_check(folders):
     server = "tests/rest_server.py --models=fetal_head=runs/fetal_head/saved_model --port=8501"
     assert f"python {server}" in (running.ROOT / "serving" / "README.md").read_text()
-    command = server.replace("runs/fetal_head/saved_model", str(folders["fetal_head"])).replace("8501", "0").split()
+    command = (
+        server.replace("runs/fetal_head/saved_model", str(folders["fetal_head"]))
+        .replace("8501", "0")
+        .split()
+    )
     stand_in = subprocess.Popen(
-        [sys.executable, *command], cwd=running.ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, encoding="utf-8"
+        [sys.executable, *command],
+        cwd=running.ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        encoding="utf-8",
     )
     try:
         address = stand_in.stdout.readline().strip()
 
         def bash(script):
-            script = re.sub("localhost:8501|127.0.0.1/8501", lambda at: address.replace(":", at[0][-5]), script)
-            return subprocess.run(["bash", "-c", script], capture_output=True, encoding="utf-8", timeout=60)
+            script = re.sub(
+                "localhost:8501|127.0.0.1/8501", lambda at: address.replace(":", at[0][-5]), script
+            )
+            return subprocess.run(
+                ["bash", "-c", script], capture_output=True, encoding="utf-8", timeout=60
+            )
 
         state, predict = (bash(example).stdout for example in readme("bash"))
         assert state.count('"AVAILABLE"') == 3 and "serving_bytes" in state
-        label = np.frombuffer(base64.b64decode(json.loads(predict)["outputs"]["label_bytes"][0]["b64"]), np.uint8)
+        label = np.frombuffer(
+            base64.b64decode(json.loads(predict)["outputs"]["label_bytes"][0]["b64"]), np.uint8
+        )
         assert label.size == 24 * 32 * 40 and 0 < label.mean() < 1
         compose = (running.ROOT / "serving" / "docker-compose.yml").read_text()
         check = json.loads(re.search(r'bash, -c, (".*")\]', compose)[1])  # YAML's quotes are JSON's
@@ -528,7 +693,9 @@ def test_warm_up_requests_can_be_batched(folders, models):
         records = list(tf.data.TFRecordDataset(str(folders[name] / str(version) / export.WARM_UP)))
         assert len(records) == signatures == len(model.signatures)
         for record in records:
-            request = prediction_log_pb2.PredictionLog.FromString(record.numpy()).predict_log.request
+            request = prediction_log_pb2.PredictionLog.FromString(
+                record.numpy()
+            ).predict_log.request
             inputs = {key: tf.make_ndarray(tensor) for key, tensor in request.inputs.items()}
             assert {value.shape[:1] for value in inputs.values()} == {(1,)}
             answer = models.run(model, request.model_spec.signature_name, inputs)
@@ -537,7 +704,9 @@ def test_warm_up_requests_can_be_batched(folders, models):
 
 def test_the_configuration_is_tensorflow_serving_s():
     serving = running.ROOT / "serving"
-    config = text_format.Parse((serving / "models.config").read_text(), model_server_config_pb2.ModelServerConfig())
+    config = text_format.Parse(
+        (serving / "models.config").read_text(), model_server_config_pb2.ModelServerConfig()
+    )
     compose = (serving / "docker-compose.yml").read_text()
     names = [model.name for model in config.model_config_list.config]
     assert names == ["fetal_head", "multi_organ", "embryo", "renderer"]
@@ -547,6 +716,11 @@ def test_the_configuration_is_tensorflow_serving_s():
     assert "runs}:/runs:ro" in compose
     for name in ("models.config", "batching.config"):
         assert f"/serving/{name}" in compose and (serving / name).exists()
-    (policy,) = re.findall("    model_version_policy.*\n    version_labels.*", (serving / "README.md").read_text())
+    (policy,) = re.findall(
+        "    model_version_policy.*\n    version_labels.*", (serving / "README.md").read_text()
+    )
     pinned = text_format.Parse(policy, model_server_config_pb2.ModelConfig())
-    assert list(pinned.model_version_policy.specific.versions) == [1, 2] and pinned.version_labels["stable"] == 1
+    assert (
+        list(pinned.model_version_policy.specific.versions) == [1, 2]
+        and pinned.version_labels["stable"] == 1
+    )

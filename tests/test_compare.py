@@ -16,9 +16,25 @@ def evaluation(folder, method="level 1", gain=0, cases=range(8), structures=("he
     rows = []
     for structure in structures:
         for case in cases:
-            row = {"system": "", "method": method, "case": f"case_{case}", "group": "", "structure": structure}
-            row |= {"DSC_percent": 80.0 + case + gain * (case + 1), "Hdb_mm": 10.0 - gain if case else np.inf}
-            rows.append(row | {"volume_mL": truth + gain, "truth_volume_mL": truth, "volume_error_percent": abs(gain)})
+            row = {
+                "system": "",
+                "method": method,
+                "case": f"case_{case}",
+                "group": "",
+                "structure": structure,
+            }
+            row |= {
+                "DSC_percent": 80.0 + case + gain * (case + 1),
+                "Hdb_mm": 10.0 - gain if case else np.inf,
+            }
+            rows.append(
+                row
+                | {
+                    "volume_mL": truth + gain,
+                    "truth_volume_mL": truth,
+                    "volume_error_percent": abs(gain),
+                }
+            )
     report.write(rows, folder)
     return folder
 
@@ -33,7 +49,9 @@ def script():
 def compare(script):
     def run(output, *folders):
         with flagsaver.flagsaver():
-            flags.FLAGS(["compare.py", f"--output={output}", f"--evaluations={','.join(map(str, folders))}"])
+            flags.FLAGS(
+                ["compare.py", f"--output={output}", f"--evaluations={','.join(map(str, folders))}"]
+            )
             errors.in_one_sentence(script.main)([])
 
     return run
@@ -70,14 +88,17 @@ def test_paired_differences(compare, tmp_path, capsys):
 
 def test_all_pairs_of_evaluations(compare, tmp_path):
     folders = [
-        evaluation(tmp_path / name, name, gain, structures=("a", "b")) for name, gain in (("x", 0), ("y", 1), ("z", 2))
+        evaluation(tmp_path / name, name, gain, structures=("a", "b"))
+        for name, gain in (("x", 0), ("y", 1), ("z", 2))
     ]
     rows = report.read(folders[2])
     report.write(rows + [row | {"method": "z again"} for row in rows], folders[2])
     compare(tmp_path / "out", *folders)
     pairs = [(row["method"], row["against"], row["structure"]) for row in read(tmp_path / "out")]
     expected = [("y", "x"), ("z", "x"), ("z again", "x"), ("z", "y"), ("z again", "y")]
-    assert list(dict.fromkeys(pairs)) == [(*pair, structure) for pair in expected for structure in "ab"]
+    assert list(dict.fromkeys(pairs)) == [
+        (*pair, structure) for pair in expected for structure in "ab"
+    ]
 
 
 @pytest.mark.parametrize(

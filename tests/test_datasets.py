@@ -13,7 +13,10 @@ LABELS = {0: "background", 1: "left", 2: "right"}
 
 def write_image(path, shape=(3, 4, 5)):
     path.parent.mkdir(parents=True, exist_ok=True)
-    sitk.WriteImage(sitk.GetImageFromArray(np.arange(np.prod(shape), dtype=np.float32).reshape(shape)), str(path))
+    sitk.WriteImage(
+        sitk.GetImageFromArray(np.arange(np.prod(shape), dtype=np.float32).reshape(shape)),
+        str(path),
+    )
 
 
 def write_label(path, values=(1, 2), dtype=np.uint8):
@@ -35,7 +38,9 @@ def decathlon(folder, train=("c", "a", "b"), **changes):
     description = {
         "modality": {"0": "MRI"},
         "labels": {str(value): name for value, name in LABELS.items()},
-        "training": [{"image": f"./imagesTr/{n}.nii.gz", "label": f"./labelsTr/{n}.nii.gz"} for n in train],
+        "training": [
+            {"image": f"./imagesTr/{n}.nii.gz", "label": f"./labelsTr/{n}.nii.gz"} for n in train
+        ],
         "test": [f"./imagesTs/{n}.nii.gz" for n in "ed"],
     }
     return describe(folder, description | changes)
@@ -50,12 +55,16 @@ def nnunet(folder, **changes):
         write_image(folder / f"imagesTs/{name}_0000.nrrd")
     write_label(folder / "labelsTs/d.nrrd")
     labels = {name: value for value, name in LABELS.items()}
-    return describe(folder, {"channel_names": {"0": "MRI"}, "labels": labels, "file_ending": ".nrrd"} | changes)
+    return describe(
+        folder, {"channel_names": {"0": "MRI"}, "labels": labels, "file_ending": ".nrrd"} | changes
+    )
 
 
 def describe(folder, description):
     folder.mkdir(exist_ok=True)
-    (folder / "dataset.json").write_text(json.dumps({k: v for k, v in description.items() if v is not None}))
+    (folder / "dataset.json").write_text(
+        json.dumps({k: v for k, v in description.items() if v is not None})
+    )
     return folder
 
 
@@ -80,7 +89,10 @@ def test_a_folder_gives_its_cases_by_split(tmp_path, make):
     assert data.name == "set" and data.labels == LABELS
     assert sorted(names(data.train) + names(data.validation)) == ["a", "b", "c"]
     assert len(data.validation) == 1
-    assert [(case.name, case.label is not None) for case in data.test] == [("d", True), ("e", False)]
+    assert [(case.name, case.label is not None) for case in data.test] == [
+        ("d", True),
+        ("e", False),
+    ]
     for case in data.train:
         image, label = datasets.read_case(case, labels=data.labels)
         assert image.GetSize() == (5, 4, 3)
@@ -90,20 +102,35 @@ def test_a_folder_gives_its_cases_by_split(tmp_path, make):
 def test_a_test_case_may_be_listed_with_its_label(tmp_path):
     listed = {"image": "imagesTs/e.nii.gz", "label": "labelsTs/d.nii.gz"}
     (case,) = datasets.load(decathlon(tmp_path, test=[listed]), seed=0).test
-    assert case == datasets.Case("e", str(tmp_path / listed["image"]), str(tmp_path / listed["label"]), "e")
+    assert case == datasets.Case(
+        "e", str(tmp_path / listed["image"]), str(tmp_path / listed["label"]), "e"
+    )
 
 
 def test_a_csv_gives_the_splits_it_states(tmp_path):
-    rows = ["b.png,bl.png,train,p", "a.png,al.png,train,q", "v.png,vl.png,validation,r", "t.png,,test,"]
+    rows = [
+        "b.png,bl.png,train,p",
+        "a.png,al.png,train,q",
+        "v.png,vl.png,validation,r",
+        "t.png,,test,",
+    ]
     data = datasets.load(table(tmp_path / "set", *rows), seed=0)
-    assert (names(data.train), names(data.validation), names(data.test)) == (["a", "b"], ["v"], ["t"])
-    assert data.train[0] == datasets.Case("a", str(tmp_path / "set/a.png"), str(tmp_path / "set/al.png"), "q")
+    assert (names(data.train), names(data.validation), names(data.test)) == (
+        ["a", "b"],
+        ["v"],
+        ["t"],
+    )
+    assert data.train[0] == datasets.Case(
+        "a", str(tmp_path / "set/a.png"), str(tmp_path / "set/al.png"), "q"
+    )
     assert data.test[0].label is None and data.test[0].group == "t"
     assert data.labels == {}
 
 
 def test_a_csv_from_excel_without_groups_is_read(tmp_path):
-    path = table(tmp_path, "a.png,al.png,train", "b.png,bl.png,train", header="\ufeffimage,label,split")
+    path = table(
+        tmp_path, "a.png,al.png,train", "b.png,bl.png,train", header="\ufeffimage,label,split"
+    )
     data = datasets.load(path, seed=0)
     assert {case.group for case in data.train + data.validation} == {"a", "b"}
 
@@ -114,8 +141,13 @@ def test_the_split_depends_on_the_seed_and_not_on_the_order(tmp_path):
     assert len(data.validation) == 4
     assert names(data.validation) == sorted(names(data.validation))
     again = datasets.load(table(tmp_path / "two", *reversed(rows)), seed=3)
-    assert names(again.validation) == names(data.validation) and names(again.train) == names(data.train)
-    splits = {tuple(names(datasets.load(tmp_path / "one/cases.csv", seed).validation)) for seed in range(5)}
+    assert names(again.validation) == names(data.validation) and names(again.train) == names(
+        data.train
+    )
+    splits = {
+        tuple(names(datasets.load(tmp_path / "one/cases.csv", seed).validation))
+        for seed in range(5)
+    }
     assert len(splits) > 1
 
 
@@ -124,7 +156,9 @@ def test_groups_stay_whole_and_each_side_has_one(tmp_path, fraction, expected):
     path = table(tmp_path, *[f"i{k}.png,l{k}.png,train,patient{k % 10}" for k in range(30)])
     for seed in range(5):
         data = datasets.load(path, seed, fraction)
-        train, validation = ({case.group for case in cases} for cases in (data.train, data.validation))
+        train, validation = (
+            {case.group for case in cases} for cases in (data.train, data.validation)
+        )
         assert len(validation) == expected and not train & validation
         assert len(data.validation) == 3 * expected and len(data.train) == 30 - 3 * expected
 
@@ -139,13 +173,25 @@ def test_a_single_case_validates_on_itself_with_a_warning(tmp_path, caplog):
     "change, sentence",
     [
         ({"labels": None}, "lacks the key 'labels'; expected"),
-        ({"training": None}, r"lacks 'training' \(Decathlon\) and 'channel_names' \(nnU-Net\); expected one"),
+        (
+            {"training": None},
+            r"lacks 'training' \(Decathlon\) and 'channel_names' \(nnU-Net\); expected one",
+        ),
         ({"labels": ["left"]}, r"has the labels \['left'\]; expected a whole number and a name"),
-        ({"labels": {"left": [1, 2]}}, r"has the labels {'left': \[1, 2\]}; expected a whole number"),
+        (
+            {"labels": {"left": [1, 2]}},
+            r"has the labels {'left': \[1, 2\]}; expected a whole number",
+        ),
         ({"modality": {"0": "T1", "1": "T2"}}, "describes 2 channels per image; expected one"),
-        ({"training": ["imagesTr/a.nii.gz"]}, "training image .*a.nii.gz has no label; expected one in labelsTr"),
+        (
+            {"training": ["imagesTr/a.nii.gz"]},
+            "training image .*a.nii.gz has no label; expected one in labelsTr",
+        ),
         ({"training": [{"label": "x"}]}, "'training' lists {'label': 'x'}; expected a path"),
-        ({"training": [{"image": "x.nii.gz", "label": "y"}]}, "lists .*x.nii.gz, which does not exist; expected a"),
+        (
+            {"training": [{"image": "x.nii.gz", "label": "y"}]},
+            "lists .*x.nii.gz, which does not exist; expected a",
+        ),
         ({"modality": 3}, "an entry is of another kind"),
         ({"training": [{"image": "imagesTr/a.nii.gz", "label": 3}]}, "an entry is of another kind"),
         ({"test": ["x.nii.gz"]}, "lists .*x.nii.gz, which does not exist; expected a file"),
@@ -163,7 +209,9 @@ def test_a_dataset_json_that_is_not_json_is_named(tmp_path):
 
 
 def test_what_is_no_data_set_is_named(tmp_path):
-    with pytest.raises(UserError, match="nowhere: no such file or folder; expected a data set folder or a CSV"):
+    with pytest.raises(
+        UserError, match="nowhere: no such file or folder; expected a data set folder or a CSV"
+    ):
         datasets.load(tmp_path / "nowhere", seed=0)
     with pytest.raises(UserError, match=f"{tmp_path.name}: has no dataset.json; expected"):
         datasets.load(tmp_path, seed=0)
@@ -175,17 +223,23 @@ def test_what_is_no_data_set_is_named(tmp_path):
 @pytest.mark.parametrize("channel", ["a_0001.nrrd", "plain.nrrd"])
 def test_an_nnunet_folder_has_one_channel(tmp_path, channel):
     write_image(nnunet(tmp_path) / "imagesTr" / channel)
-    with pytest.raises(UserError, match=f"{channel}: is not a first channel; expected .*_0000.nrrd"):
+    with pytest.raises(
+        UserError, match=f"{channel}: is not a first channel; expected .*_0000.nrrd"
+    ):
         datasets.load(tmp_path, seed=0)
 
 
 def test_an_nnunet_image_needs_its_label(tmp_path):
     (nnunet(tmp_path) / "labelsTr/b.nrrd").unlink()
-    with pytest.raises(UserError, match="training image .*b_0000.nrrd has no label; expected one in labelsTr"):
+    with pytest.raises(
+        UserError, match="training image .*b_0000.nrrd has no label; expected one in labelsTr"
+    ):
         datasets.load(tmp_path, seed=0)
 
 
-@pytest.mark.parametrize("make", [lambda path: decathlon(path, train=()), lambda path: table(path, "a.png,,test,")])
+@pytest.mark.parametrize(
+    "make", [lambda path: decathlon(path, train=()), lambda path: table(path, "a.png,,test,")]
+)
 def test_a_data_set_without_training_cases_is_refused(tmp_path, make):
     with pytest.raises(UserError, match="holds no training case; expected at least one"):
         datasets.load(make(tmp_path), seed=0)
@@ -194,13 +248,28 @@ def test_a_data_set_without_training_cases_is_refused(tmp_path, make):
 @pytest.mark.parametrize(
     "row, sentence",
     [
-        ("b.png,bl.png,val,", "cases.csv, line 3: unknown split 'val'; expected train, validation or test"),
+        (
+            "b.png,bl.png,val,",
+            "cases.csv, line 3: unknown split 'val'; expected train, validation or test",
+        ),
         ("b.png,,train,", "cases.csv, line 3: has no label; expected a path"),
         (",bl.png,train,", "cases.csv, line 3: has no image; expected a path"),
-        ("b.png,bl.png,test,p", "cases.csv, line 3: group 'p' is in test and train; expected it in one split"),
-        ("./a.png,bl.png,train,", "a.png in train has the image of .*a.png in train; expected every case once"),
-        ("a.png,,test,", "a.png in test has the image of .*a.png in train; expected every case once"),
-        ("a.nrrd,bl.png,train,", "a.nrrd in train has the name of .*a.png in train; expected every case once"),
+        (
+            "b.png,bl.png,test,p",
+            "cases.csv, line 3: group 'p' is in test and train; expected it in one split",
+        ),
+        (
+            "./a.png,bl.png,train,",
+            "a.png in train has the image of .*a.png in train; expected every case once",
+        ),
+        (
+            "a.png,,test,",
+            "a.png in test has the image of .*a.png in train; expected every case once",
+        ),
+        (
+            "a.nrrd,bl.png,train,",
+            "a.nrrd in train has the name of .*a.png in train; expected every case once",
+        ),
     ],
 )
 def test_a_bad_csv_row_is_named(tmp_path, row, sentence):
@@ -210,26 +279,37 @@ def test_a_bad_csv_row_is_named(tmp_path, row, sentence):
 
 def test_the_same_image_behind_a_link_is_found(tmp_path):
     (tmp_path / "b.png").symlink_to("a.png")
-    with pytest.raises(UserError, match="b.png in test has the image of .*a.png in train; expected every case once"):
+    with pytest.raises(
+        UserError, match="b.png in test has the image of .*a.png in train; expected every case once"
+    ):
         datasets.load(table(tmp_path, "a.png,al.png,train,", "b.png,,test,"), seed=0)
 
 
 def test_a_csv_with_missing_columns_or_files_is_named(tmp_path):
-    with pytest.raises(UserError, match=r"cases.csv: lacks \['label', 'split'\] among \['image', 'mask'\]; expected"):
+    with pytest.raises(
+        UserError,
+        match=r"cases.csv: lacks \['label', 'split'\] among \['image', 'mask'\]; expected",
+    ):
         datasets.load(table(tmp_path, header="image,mask"), seed=0)
 
     path = table(tmp_path, "a.png,al.png,train,")
     (tmp_path / "al.png").unlink()
-    with pytest.raises(UserError, match="cases.csv, line 2: lists .*al.png, which does not exist; expected a file"):
+    with pytest.raises(
+        UserError, match="cases.csv, line 2: lists .*al.png, which does not exist; expected a file"
+    ):
         datasets.load(path, seed=0)
 
 
 def case(folder, label=True):
     write_image(folder / "i.nrrd")
-    return datasets.Case("i", str(folder / "i.nrrd"), str(folder / "l.nrrd") if label else None, "i")
+    return datasets.Case(
+        "i", str(folder / "i.nrrd"), str(folder / "l.nrrd") if label else None, "i"
+    )
 
 
-@pytest.mark.parametrize("foreground, expected", [(None, [1, 1, 1, 0]), ((1,), [1, 0, 0, 0]), ((1, 7), [1, 0, 1, 0])])
+@pytest.mark.parametrize(
+    "foreground, expected", [(None, [1, 1, 1, 0]), ((1,), [1, 0, 0, 0]), ((1, 7), [1, 0, 1, 0])]
+)
 def test_foreground_values_merge_into_one_object(tmp_path, foreground, expected):
     write_label(tmp_path / "l.nrrd", values=(1, 2, 7))
     image, label = datasets.read_case(case(tmp_path), foreground)
@@ -244,10 +324,25 @@ def test_an_unlabelled_case_has_no_label(tmp_path):
 @pytest.mark.parametrize(
     "values, dtype, options, sentence",
     [
-        ((1, 7), np.uint8, {"labels": LABELS}, r"has the label values \[7\]; expected one of \[0, 1, 2\]"),
+        (
+            (1, 7),
+            np.uint8,
+            {"labels": LABELS},
+            r"has the label values \[7\]; expected one of \[0, 1, 2\]",
+        ),
         ((1, 0.5), np.float32, {}, r"has the label values \[0.5\]; expected whole numbers"),
-        ((), np.uint8, {}, r"the object is missing, the values are \[0\]; expected a value other than 0"),
-        ((1,), np.uint8, {"foreground": (2, 3)}, r"the object is missing, .* \[0, 1\]; expected one of \[2, 3\]"),
+        (
+            (),
+            np.uint8,
+            {},
+            r"the object is missing, the values are \[0\]; expected a value other than 0",
+        ),
+        (
+            (1,),
+            np.uint8,
+            {"foreground": (2, 3)},
+            r"the object is missing, .* \[0, 1\]; expected one of \[2, 3\]",
+        ),
     ],
 )
 def test_a_bad_label_is_named(tmp_path, values, dtype, options, sentence):
@@ -258,7 +353,9 @@ def test_a_bad_label_is_named(tmp_path, values, dtype, options, sentence):
 
 def test_a_label_on_another_grid_is_named(tmp_path):
     write_image(tmp_path / "l.nrrd", shape=(3, 4, 4))
-    with pytest.raises(UserError, match=r"l.nrrd: size \(4, 4, 3\) voxels does not match \(5, 4, 3\)"):
+    with pytest.raises(
+        UserError, match=r"l.nrrd: size \(4, 4, 3\) voxels does not match \(5, 4, 3\)"
+    ):
         datasets.read_case(case(tmp_path))
 
 
@@ -302,7 +399,10 @@ def test_images_beside_labels_are_training_cases(tmp_path):
     for kind in ("images", "labels"):
         (tmp_path / kind).mkdir()
         for name in ("b", "a"):
-            pixels = np.arange(64, dtype=np.uint8).reshape(8, 8) * (kind == "images") + (kind == "labels") * 255
+            pixels = (
+                np.arange(64, dtype=np.uint8).reshape(8, 8) * (kind == "images")
+                + (kind == "labels") * 255
+            )
             sitk.WriteImage(sitk.GetImageFromArray(pixels), str(tmp_path / kind / f"{name}.png"))
     found = datasets.load(tmp_path, 0, 0)
     assert [case.name for case in found.train] == ["a", "b"] and not found.test and not found.labels

@@ -19,7 +19,14 @@ STILL = augment.RigidMotion(rotation=0.0, shift=0, flips=False)
 
 
 def system(**fields):
-    tiny = {"low_size": 8, "body_box": 16, "ventricle_box": 8, "base_filters": 2, "depth": 2, "kernel": 3}
+    tiny = {
+        "low_size": 8,
+        "body_box": 16,
+        "ventricle_box": 8,
+        "base_filters": 2,
+        "depth": 2,
+        "kernel": 3,
+    }
     return Embryo(LABELS, **{**tiny, **fields})
 
 
@@ -30,8 +37,23 @@ def raw(*size, seed=0):
 
 
 def settings(**fields):
-    given = {"seed": 3, "steps": 2, "samples_per_epoch": 2, "checkpoint_steps": 100, "batch_size": 1, "patience": 0}
-    return loop.Settings(**{**given, "learning_rate": 1e-2, "learning_rate_decay": "constant", "beta_1": 0.9, **fields})
+    given = {
+        "seed": 3,
+        "steps": 2,
+        "samples_per_epoch": 2,
+        "checkpoint_steps": 100,
+        "batch_size": 1,
+        "patience": 0,
+    }
+    return loop.Settings(
+        **{
+            **given,
+            "learning_rate": 1e-2,
+            "learning_rate_decay": "constant",
+            "beta_1": 0.9,
+            **fields,
+        }
+    )
 
 
 def cases(folder, one, sizes=((18, 20, 22), (18, 20, 22), (15, 21, 17))):
@@ -53,7 +75,9 @@ def cases(folder, one, sizes=((18, 20, 22), (18, 20, 22), (15, 21, 17))):
 
 def train(stage, one, files, run, validation=(), **fields):
     strategy = devices.strategy("single")
-    return refinement.train(stage, one, files, list(validation), run, strategy, settings(**fields), STILL)
+    return refinement.train(
+        stage, one, files, list(validation), run, strategy, settings(**fields), STILL
+    )
 
 
 def weights(network, name):
@@ -79,7 +103,9 @@ def test_preprocessing_does_not_know_the_gain():
 
 
 def test_classes_are_above_a_half_and_the_ventricle_wins():
-    probability = np.array([[0.2, 0.3], [0.6, 0.5], [0.4, 0.51], [0.9, 0.8]], np.float32)[None, None, None]
+    probability = np.array([[0.2, 0.3], [0.6, 0.5], [0.4, 0.51], [0.9, 0.8]], np.float32)[
+        None, None, None
+    ]
     np.testing.assert_array_equal(system().classes(probability)[0, 0, 0, :, 0], [0, 1, 2, 2])
 
 
@@ -106,7 +132,9 @@ def test_answers_of_every_stage_are_on_the_original_grid(stage, size):
     assert answer["probability"].shape == (1, *size, 2)
     if stage != "initial":
         body, ventricle = np.moveaxis(answer["probability"] > 0.5, -1, 0)
-        np.testing.assert_array_equal(answer["label"][..., 0], np.where(ventricle, 5, np.where(body, 2, 0)))
+        np.testing.assert_array_equal(
+            answer["label"][..., 0], np.where(ventricle, 5, np.where(body, 2, 0))
+        )
     np.testing.assert_array_equal(answer["body"], answer["label"] == 2)
     np.testing.assert_array_equal(answer["ventricle"], answer["label"] == 5)
     assert {name: tensor.dtype for name, tensor in answer.items()} == {
@@ -128,7 +156,9 @@ def test_the_initial_answer_is_vnet_1_s():
     expected = ndimage.zoom(softmax, (2, 2, 2, 1), order=1, mode="nearest", grid_mode=True)
     np.testing.assert_allclose(upsampled[0], expected[..., 1:], atol=1e-5)
     np.testing.assert_array_equal(classes[0, ..., 0], np.argmax(expected, axis=-1))
-    assert np.any((expected.max(axis=-1) < 0.5) & (np.argmax(expected, axis=-1) > 0))  # no threshold
+    assert np.any(
+        (expected.max(axis=-1) < 0.5) & (np.argmax(expected, axis=-1) > 0)
+    )  # no threshold
 
 
 @pytest.mark.parametrize(
@@ -163,7 +193,9 @@ def test_stages_follow_each_other(tmp_path):
     whole = train("end_to_end", one, files, run)
     for name in ("vnet_1", "vnet_2", "vnet_3"):
         assert not same(weights(refined, name), weights(whole, name))
-    assert same(weights(train("end_to_end", one, files, run, steps=50), "vnet_1"), weights(whole, "vnet_1"))
+    assert same(
+        weights(train("end_to_end", one, files, run, steps=50), "vnet_1"), weights(whole, "vnet_1")
+    )
     assert refinement.finished(run) == list(embryo.STAGES)
 
     # Without a step it would be the network before: each stage starts there.
@@ -179,7 +211,8 @@ def test_stages_follow_each_other(tmp_path):
 def test_a_stage_needs_the_one_before(tmp_path, stage, before):
     one = system()
     with pytest.raises(
-        errors.UserError, match=f"{before}/model.keras: this stage is not finished; run --stage={before}"
+        errors.UserError,
+        match=f"{before}/model.keras: this stage is not finished; run --stage={before}",
     ):
         train(stage, one, cases(tmp_path, one), tmp_path / "run")
     with pytest.raises(errors.UserError, match="no stage is finished"):
@@ -197,7 +230,9 @@ def test_losses_of_a_stage(tmp_path, monkeypatch, stage):
     train(stage, one, files, tmp_path / "run")
     build, sample_losses = made[1], made[2]
     network, sample = build(), pipeline.sample(files[0])
-    answer = {name: np.array(p)[0] for name, p in network(sample["image"][None], training=True).items()}
+    answer = {
+        name: np.array(p)[0] for name, p in network(sample["image"][None], training=True).items()
+    }
     label = sample["label"].numpy()[..., 0]
 
     def dice(p, truth):
@@ -207,10 +242,16 @@ def test_losses_of_a_stage(tmp_path, monkeypatch, stage):
         low = np.array(one.low_label(label[None, ..., None]))[0, ..., 0]
         expected = -np.mean([dice(answer["initial"][..., k], low == k) for k in range(3)])
     else:
-        expected = -dice(answer["body"][..., 0], label == 1) - dice(answer["ventricle"][..., 0], label == 2)
+        expected = -dice(answer["body"][..., 0], label == 1) - dice(
+            answer["ventricle"][..., 0], label == 2
+        )
     batch = {name: tensor[None] for name, tensor in sample.items()}
     np.testing.assert_allclose(sample_losses(network, batch), [expected], rtol=1e-4)
-    names = {"initial": ["vnet_1"], "refine": ["vnet_2", "vnet_3"], "end_to_end": ["vnet_1", "vnet_2", "vnet_3"]}[stage]
+    names = {
+        "initial": ["vnet_1"],
+        "refine": ["vnet_2", "vnet_3"],
+        "end_to_end": ["vnet_1", "vnet_2", "vnet_3"],
+    }[stage]
     expected = {id(weight) for name in names for weight in network.get_layer(name).weights}
     assert {id(weight) for weight in network.trainable_variables} == expected
 
@@ -222,7 +263,9 @@ def test_the_gradient_of_the_refinement_reaches_vnet_1_only_end_to_end(tmp_path,
     with tf.GradientTape() as tape:
         answer = network(sample["image"][None], training=True)
         loss = -tf.reduce_sum(answer["body"] * tf.cast(sample["label"] == 1, tf.float32))
-    kernels = [w.value for w in network.get_layer("vnet_1").trainable_weights if w.path.endswith("kernel")]
+    kernels = [
+        w.value for w in network.get_layer("vnet_1").trainable_weights if w.path.endswith("kernel")
+    ]
     gradients = tape.gradient(loss, kernels)
     if reached:
         assert all(float(ops.max(ops.abs(gradient))) > 0 for gradient in gradients)
@@ -240,11 +283,16 @@ def test_validation_is_the_mean_dice_of_both_objects(tmp_path, monkeypatch):
         name: ops.cast(mask[None, ..., None], "float32") for name, mask in answer.items()
     }
     scores = []
-    monkeypatch.setattr(stages, "finished", lambda path: None if path.name == "refine" else types.SimpleNamespace())
+    monkeypatch.setattr(
+        stages, "finished", lambda path: None if path.name == "refine" else types.SimpleNamespace()
+    )
     monkeypatch.setattr(stages, "train", lambda *arguments, **_: scores.append(arguments[6]))
     train("refine", one, files, tmp_path / "run")
     expected = np.mean([metrics.dice(moved == k, label == k) for k in (1, 2)])
-    assert scores[0](network)(pipeline.sample(files[0])) == pytest.approx(expected) and 0.5 < expected < 0.95
+    assert (
+        scores[0](network)(pipeline.sample(files[0])) == pytest.approx(expected)
+        and 0.5 < expected < 0.95
+    )
 
 
 def test_exchanged_label_values_are_refused_and_a_missing_one_is_named(tmp_path, caplog):
@@ -255,7 +303,9 @@ def test_exchanged_label_values_are_refused_and_a_missing_one_is_named(tmp_path,
     for entry in files:
         label = pipeline.stored(entry["label"], "label").numpy()
         pipeline.store(entry["label"], np.where(label > 0, 3 - label, 0).astype(np.uint8))
-    with pytest.raises(errors.UserError, match="--foreground: the ventricle, 5, has more voxels than the body, 2;"):
+    with pytest.raises(
+        errors.UserError, match="--foreground: the ventricle, 5, has more voxels than the body, 2;"
+    ):
         refinement.check_structures(one, files)
     for entry in files:
         pipeline.store(entry["label"], np.minimum(pipeline.stored(entry["label"], "label"), 1))
@@ -265,7 +315,9 @@ def test_exchanged_label_values_are_refused_and_a_missing_one_is_named(tmp_path,
 
 def test_volumes_of_several_sizes_need_batches_of_one(tmp_path):
     one = system()
-    with pytest.raises(errors.UserError, match="--batch_size=2: training images have different sizes"):
+    with pytest.raises(
+        errors.UserError, match="--batch_size=2: training images have different sizes"
+    ):
         train("initial", one, cases(tmp_path, one), tmp_path / "run", batch_size=2)
 
 
@@ -298,7 +350,14 @@ def test_a_trained_cascade_moves_with_the_volume(tmp_path):
     here, there = (np.array(one.segment(network, x)["label"])[0, ..., 0] for x in (volume, shifted))
     assert metrics.dice(here == 2, label[0, ..., 0] == 2) > 0.8
     for value in LABELS:
-        assert metrics.dice(np.roll(here == value, (3, -5, 8), axis=(0, 1, 2)), there == value) > 0.97
+        assert (
+            metrics.dice(np.roll(here == value, (3, -5, 8), axis=(0, 1, 2)), there == value) > 0.97
+        )
     # At the border: the box is padded there.
     volume, label = scene((0, 20, 0))
-    assert metrics.dice(np.array(one.segment(network, volume)["label"])[0, ..., 0] > 0, label[0, ..., 0] > 0) > 0.8
+    assert (
+        metrics.dice(
+            np.array(one.segment(network, volume)["label"])[0, ..., 0] > 0, label[0, ..., 0] > 0
+        )
+        > 0.8
+    )

@@ -62,7 +62,9 @@ def written_out(model, x, without=()):
 
     def in_order(pattern):
         found = [layer for layer in model.layers if re.fullmatch(pattern + r"(_\d+)?", layer.name)]
-        return iter(sorted(found, key=lambda layer: int("0" + layer.name.removeprefix(pattern).lstrip("_"))))
+        return iter(
+            sorted(found, key=lambda layer: int("0" + layer.name.removeprefix(pattern).lstrip("_")))
+        )
 
     convs, deconvs = in_order("conv3d"), in_order("conv3d_transpose")
     norms, slopes, stages = in_order("group_normalization"), in_order("p_re_lu"), iter(range(7))
@@ -89,7 +91,10 @@ def written_out(model, x, without=()):
     def up(x):
         layer = next(deconvs)
         size = [x.shape[0], *(2 * n for n in x.shape[1:4]), layer.filters]
-        x = tf.nn.conv3d_transpose(x, layer.kernel.value, size, [1, 2, 2, 2, 1], "SAME") + layer.bias.value
+        x = (
+            tf.nn.conv3d_transpose(x, layer.kernel.value, size, [1, 2, 2, 2, 1], "SAME")
+            + layer.bias.value
+        )
         return prelu(normed(x))
 
     skips = [stage(x, 1)]
@@ -111,7 +116,11 @@ def test_the_network_is_the_one_of_the_paper(small):
     np.testing.assert_allclose(answer, expected, atol=1e-4 * np.abs(expected).max())
 
 
-PARTS = [f"{part} {n}" for part, count in (("residual", 7), ("skip", 3), ("deconv", 3)) for n in range(count)]
+PARTS = [
+    f"{part} {n}"
+    for part, count in (("residual", 7), ("skip", 3), ("deconv", 3))
+    for n in range(count)
+]
 
 
 def test_every_skip_and_residual_changes_the_answer(small):
@@ -125,7 +134,10 @@ def test_every_skip_and_residual_changes_the_answer(small):
 @pytest.mark.parametrize("channels", [1, 2, 3])
 def test_every_input_channel_and_weight_changes_the_answer(channels):
     keras.utils.set_random_seed(0)
-    model, x = vnet((None, None, None, channels), base_filters=2, depth=3, kernel=3), noise(1, 8, 8, 12, channels)
+    model, x = (
+        vnet((None, None, None, channels), base_filters=2, depth=3, kernel=3),
+        noise(1, 8, 8, 12, channels),
+    )
     x = tf.constant(x)
     # A bias before a normalization has no gradient.
     weights = [weight for weight in model.trainable_weights if not weight.path.endswith("/bias")]
@@ -161,7 +173,8 @@ def test_samples_of_a_batch_in_training(normalization, independent):
 def test_one_resolution_is_one_stage():
     # An image of the stage's width is added as it is: one convolution of kernel 5, a norm, a slope, a head of 2.
     assert (
-        vnet((None, None, None, 4), 2, base_filters=4, depth=1).count_params() == 125 * 16 + 4 + 2 * 4 + 4 + 4 * 2 + 2
+        vnet((None, None, None, 4), 2, base_filters=4, depth=1).count_params()
+        == 125 * 16 + 4 + 2 * 4 + 4 + 4 * 2 + 2
     )
 
 
@@ -178,13 +191,18 @@ def test_options_that_do_not_exist_are_refused():
 
 @pytest.mark.parametrize("size", [(16, 9, 16), (3, 1, 2)])
 def test_mixed_bfloat16_is_near_float32_with_its_gradients(small, size, bfloat16):
-    model, x = vnet((None, None, None, 3), 4, base_filters=2, depth=4, kernel=3), tf.constant(noise(2, *size, 3))
+    model, x = (
+        vnet((None, None, None, 3), 4, base_filters=2, depth=4, kernel=3),
+        tf.constant(noise(2, *size, 3)),
+    )
     model.set_weights(small.get_weights())
     assert all(weight.dtype == "float32" for weight in model.weights)
     assert any(layer.compute_dtype == "bfloat16" for layer in model.layers)
     answers, gradients = [], []
     for network in (small, model):
-        kernels = [weight.value for weight in network.trainable_weights if weight.path.endswith("/kernel")]
+        kernels = [
+            weight.value for weight in network.trainable_weights if weight.path.endswith("/kernel")
+        ]
         with tf.GradientTape() as tape:
             answers.append(network(x))
             total = tf.reduce_mean(answers[-1] * noise(2, *size, 4, seed=1))
@@ -200,7 +218,9 @@ def test_mixed_bfloat16_is_near_float32_with_its_gradients(small, size, bfloat16
 # Resampling.
 
 
-@pytest.mark.parametrize("old, new", [((5, 7, 6), (10, 21, 9)), ((3, 4, 9), (3, 7, 11)), ((8, 8, 8), (15, 8, 10))])
+@pytest.mark.parametrize(
+    "old, new", [((5, 7, 6), (10, 21, 9)), ((3, 4, 9), (3, 7, 11)), ((8, 8, 8), (15, 8, 10))]
+)
 def test_upsampling_equals_scipy(old, new):
     x = noise(2, *old, 3)
     factors = (1, *(n / o for n, o in zip(new, old)), 1)
@@ -217,7 +237,9 @@ def test_any_aspect_becomes_a_cube(free):
     answer = keras.Model(image, cube)(x)
     # Shrunk threefold by the triangle 1 2 3 2 1, as it was, and enlarged.
     inner = (x[:, :-4] + 2 * x[:, 1:-3] + 3 * x[:, 2:-2] + 2 * x[:, 3:-1] + x[:, 4:])[:, 2::3] / 9
-    expected = ndimage.zoom(inner, (1, 1, 1, 8 / 5, 1), order=1, mode="nearest", grid_mode=True, prefilter=False)
+    expected = ndimage.zoom(
+        inner, (1, 1, 1, 8 / 5, 1), order=1, mode="nearest", grid_mode=True, prefilter=False
+    )
     np.testing.assert_allclose(answer[:, 1:-1], expected, atol=1e-5)
 
 
@@ -242,7 +264,9 @@ def box_about(centroid, box):
 @pytest.mark.parametrize("seed", range(3))
 def test_the_box_is_about_the_centre_of_mass(seed, box):
     rng = np.random.default_rng(seed)
-    logits = ndimage.gaussian_filter(rng.normal(0, 1, (2, *rng.integers(5, 30, 3), 3)), (0, 2, 2, 2, 0))
+    logits = ndimage.gaussian_filter(
+        rng.normal(0, 1, (2, *rng.integers(5, 30, 3), 3)), (0, 2, 2, 2, 0)
+    )
     probability = special.softmax(20 * logits, axis=-1)
     for index in range(3):
         own = np.where(np.argmax(probability, axis=-1) == index, probability[..., index], 0)
@@ -272,7 +296,9 @@ def test_rounding_noise_never_moves_the_box_of_a_symmetrical_object():
         p = np.zeros((33, 40, 37))
         p[10:15, 20:29, 3:30] = 0.7
         p = p * (1 + 1e-5 * np.random.default_rng(seed).normal(size=p.shape))
-        np.testing.assert_array_equal(corner_of(maps(p), 1, 16), [[12 + 1 - 8, 24 + 1 - 8, 16 + 1 - 8]])
+        np.testing.assert_array_equal(
+            corner_of(maps(p), 1, 16), [[12 + 1 - 8, 24 + 1 - 8, 16 + 1 - 8]]
+        )
 
 
 @pytest.mark.parametrize("box", [8, 9])
@@ -289,7 +315,9 @@ def test_an_object_in_a_corner_of_the_volume_is_in_the_box():
     p[:6, -5:, :3] = 0.9
     ((z, y, x),) = corner_of(maps(p), 1, 8)
     assert (z, y, x) == (-1, 18, -2)
-    cut = np.array(Crop(8)([p[None, ..., None].astype(np.float32), np.array([[z, y, x]], np.int32)]))
+    cut = np.array(
+        Crop(8)([p[None, ..., None].astype(np.float32), np.array([[z, y, x]], np.int32)])
+    )
     assert cut.sum() == pytest.approx(p.sum())
 
 
@@ -303,7 +331,9 @@ def test_the_softmax_floor_elsewhere_does_not_drag_the_centre():
     # They decide where the object is nowhere the most probable class.
     p[4:8, 30:34, 10:14] = 0.4
     p[30:, :, :] = 0
-    np.testing.assert_array_equal(corner_of(maps(p), 1, 4), [box_about(ndimage.center_of_mass(p), 4)])
+    np.testing.assert_array_equal(
+        corner_of(maps(p), 1, 4), [box_about(ndimage.center_of_mass(p), 4)]
+    )
 
 
 def test_every_sample_has_its_own_fall_back():
@@ -360,7 +390,10 @@ def test_gradients_of_crop_and_uncrop_are_each_other(corner, box):
     y = tf.constant(noise(2, box, box, box, 3, seed=1))
     with tf.GradientTape(persistent=True) as tape:
         tape.watch([x, y])
-        cut, back = tf.reduce_sum(Crop(box)([x, corner]) * y), tf.reduce_sum(Uncrop()([y, corner, x]) * x)
+        cut, back = (
+            tf.reduce_sum(Crop(box)([x, corner]) * y),
+            tf.reduce_sum(Uncrop()([y, corner, x]) * x),
+        )
     np.testing.assert_array_equal(tape.gradient(cut, x), Uncrop()([y, corner, x]))
     np.testing.assert_array_equal(tape.gradient(back, y), Crop(box)([x, corner]))
 
@@ -377,7 +410,9 @@ def test_symbolic_shapes_and_types_are_the_real_ones(free):
         ((None, 4, 4, 4, 1), "float32"),
         ((None, *size, 1), "float32"),
     ]
-    answers = keras.Model([image, probability], [corner, cut, back])([noise(2, 9, 10, 11, 1), noise(2, 9, 10, 11, 3)])
+    answers = keras.Model([image, probability], [corner, cut, back])(
+        [noise(2, 9, 10, 11, 1), noise(2, 9, 10, 11, 3)]
+    )
     assert [(tuple(t.shape), t.dtype) for t in answers] == [
         ((2, 3), tf.int32),
         ((2, 4, 4, 4, 1), tf.float32),
@@ -387,7 +422,14 @@ def test_symbolic_shapes_and_types_are_the_real_ones(free):
 
 # The whole.
 
-TINY = {"low_size": 8, "body_box": 12, "ventricle_box": 6, "base_filters": 1, "depth": 2, "kernel": 3}
+TINY = {
+    "low_size": 8,
+    "body_box": 12,
+    "ventricle_box": 6,
+    "base_filters": 1,
+    "depth": 2,
+    "kernel": 3,
+}
 
 
 @pytest.fixture(scope="module")
@@ -402,7 +444,9 @@ def scene(*centres, size=(16, 18, 20), seed=0):
     grid = np.stack(np.meshgrid(*map(np.arange, size), indexing="ij"), axis=-1)
     far = np.stack([np.linalg.norm(grid - centre, axis=-1) for centre in centres])[..., None]
     label = np.where(far < 2.2, 2, np.where(far < 6, 1, 0))
-    return (np.array([0, 1, 3], np.float32)[label] + 0.2 * noise(*label.shape, seed=seed)).astype(np.float32), label
+    return (np.array([0, 1, 3], np.float32)[label] + 0.2 * noise(*label.shape, seed=seed)).astype(
+        np.float32
+    ), label
 
 
 def test_the_papers_sizes_by_default():
@@ -413,7 +457,11 @@ def test_the_papers_sizes_by_default():
         "ventricle": (None, None, None, None, 1),
     }
     networks = [model.get_layer(f"vnet_{number}") for number in (1, 2, 3)]
-    assert [(network.input_shape[-1], network.output_shape[-1]) for network in networks] == [(1, 3), (2, 1), (2, 1)]
+    assert [(network.input_shape[-1], network.output_shape[-1]) for network in networks] == [
+        (1, 3),
+        (2, 1),
+        (2, 1),
+    ]
     boxes = {layer.box for layer in model.layers if isinstance(layer, (BoxCorner, Crop))}
     assert boxes == {256, 160}
     assert model.count_params() == sum(network.count_params() for network in networks)
@@ -445,7 +493,9 @@ def test_auto_context_is_the_second_channel(auto_context):
     assert inputs == ([2, 2] if auto_context else [1, 1])
     # Two constant maps: both leave the boxes in the middle.
     image, _ = scene((7, 8, 9))
-    head = [layer for layer in model.get_layer("vnet_1").layers if isinstance(layer, layers.Conv3D)][-1]
+    head = [
+        layer for layer in model.get_layer("vnet_1").layers if isinstance(layer, layers.Conv3D)
+    ][-1]
     head.bias.assign([0, 0, 0])
     head.kernel.assign(0 * head.kernel)
     before = model(image)
@@ -470,7 +520,9 @@ def test_every_sample_has_its_own_boxes(tiny):
     image, _ = scene((5, 6, 12), (11, 12, 5))
     together, alone = tiny(image), [tiny(image[i : i + 1]) for i in range(2)]
     for name, answer in together.items():
-        np.testing.assert_allclose(answer, np.concatenate([single[name] for single in alone]), atol=1e-5)
+        np.testing.assert_allclose(
+            answer, np.concatenate([single[name] for single in alone]), atol=1e-5
+        )
     # A sigmoid is never 0: voxels at 0 are outside the box.
     boxes = np.array(together["ventricle"]) > 0
     assert boxes[0].any() and boxes[1].any() and np.any(boxes[0] != boxes[1])
@@ -480,7 +532,10 @@ def test_every_sample_has_its_own_boxes(tiny):
 def test_refined_losses_teach_vnet_1_end_to_end_only(end_to_end):
     keras.utils.set_random_seed(0)
     model, (image, label) = embryo(end_to_end=end_to_end, **TINY), scene((7, 8, 9))
-    first, others = ([w for n in numbers for w in model.get_layer(f"vnet_{n}").weights] for numbers in ((1,), (2, 3)))
+    first, others = (
+        [w for n in numbers for w in model.get_layer(f"vnet_{n}").weights]
+        for numbers in ((1,), (2, 3))
+    )
     loss = losses.SquaredDiceLoss()
     for name, truth in (("body", label > 0), ("ventricle", label > 1)):
         with tf.GradientTape() as tape:
@@ -489,7 +544,9 @@ def test_refined_losses_teach_vnet_1_end_to_end_only(end_to_end):
         of_first, of_others = gradients[: len(first)], gradients[len(first) :]
         assert any(gradient is not None and np.abs(gradient).max() > 0 for gradient in of_others)
         if end_to_end:
-            kernels = [np.abs(g).max() for g, w in zip(of_first, first) if w.path.endswith("/kernel")]
+            kernels = [
+                np.abs(g).max() for g, w in zip(of_first, first) if w.path.endswith("/kernel")
+            ]
             assert len(kernels) == 7 and min(kernels) > 0
         else:
             assert all(gradient is None or not np.any(gradient) for gradient in of_first)
@@ -508,7 +565,9 @@ def test_a_few_steps_of_adam_learn_an_embryo():
     def step():
         with tf.GradientTape() as tape:
             answers = model(image, training=True)
-            by_name = {name: tf.reduce_mean(loss(truth[name], answer)) for name, answer in answers.items()}
+            by_name = {
+                name: tf.reduce_mean(loss(truth[name], answer)) for name, answer in answers.items()
+            }
             value = sum(by_name.values())
         return tape.gradient(value, variables), by_name
 
@@ -521,7 +580,9 @@ def test_a_few_steps_of_adam_learn_an_embryo():
         assert values[-1][name] < values[0][name] - 0.1, values
 
 
-@pytest.mark.parametrize("options", [{}, {"end_to_end": False}, {"auto_context": False, "normalization": "batch"}])
+@pytest.mark.parametrize(
+    "options", [{}, {"end_to_end": False}, {"auto_context": False, "normalization": "batch"}]
+)
 def test_a_saved_model_answers_the_same(options, tmp_path):
     keras.utils.set_random_seed(0)
     model, x = embryo(**TINY, **options), noise(2, 9, 16, 13, 1)
@@ -548,7 +609,9 @@ def test_mixed_bfloat16_answers_float32_probabilities(tiny, bfloat16):
 
 
 def test_a_served_model_answers_as_in_this_process(tiny, tmp_path):
-    export.saved_model({"serving_default": lambda image: tiny(image, training=False)}, [tiny], tmp_path, card={})
+    export.saved_model(
+        {"serving_default": lambda image: tiny(image, training=False)}, [tiny], tmp_path, card={}
+    )
     x = noise(2, 9, 16, 13, 1)
     expected, answers = tiny(x, training=False), running.served(tmp_path / "1", x)
     assert answers.keys() == expected.keys()

@@ -13,7 +13,14 @@ from tf_autoctx.data import datasets, phantoms
 from tf_autoctx.systems import embryo, sliding_windows
 
 LABELS = {"1": "body", "2": "ventricle"}
-FIELDS = {"low_size": 8, "body_box": 16, "ventricle_box": 8, "base_filters": 2, "depth": 1, "kernel": 3}
+FIELDS = {
+    "low_size": 8,
+    "body_box": 16,
+    "ventricle_box": 8,
+    "base_filters": 2,
+    "depth": 1,
+    "kernel": 3,
+}
 BUILT = {"normalization": "instance", "initializer": "he"}
 SPLIT = {"data_dir": "", "validation_fraction": 0.0}
 
@@ -50,7 +57,13 @@ def make(folder, system, flags_, fingerprint, networks, shifts):
         (folder / stage).mkdir()
         network.save(folder / stage / "model.keras")
     rows = [
-        {"system": system, "method": method, "case": f"embryo_{case:03}", "group": "", "structure": structure}
+        {
+            "system": system,
+            "method": method,
+            "case": f"embryo_{case:03}",
+            "group": "",
+            "structure": structure,
+        }
         | metrics.compare(shifted(shift), shifted(0), (1, 1, 1))
         for method, cases in shifts.items()
         for case, both in enumerate(cases, start=2)
@@ -68,17 +81,34 @@ def made(tmp_path_factory):
     fingerprint = datasets.fingerprint(datasets.load(data, 0, 0.0))
     peer = sliding_windows.SlidingWindows(16, 3, 2, depth=1, kernel=3, **BUILT)
     for name, context, shifts in (
-        ("context", True, {"initial": [(1, 2), (1, 4)], "refine": [(1, 1), (0, 2)], "end_to_end": [(0, 0), (0, 1)]}),
+        (
+            "context",
+            True,
+            {
+                "initial": [(1, 2), (1, 4)],
+                "refine": [(1, 1), (0, 2)],
+                "end_to_end": [(0, 0), (0, 1)],
+            },
+        ),
         ("without", False, {"initial": [(1, 2), (1, 4)], "refine": [(1, 1), (1, 3)]}),
     ):
         given = {**FIELDS, **BUILT, **SPLIT, "auto_context": context, "seed": 0}
         if not context:
             given["data_dir"] = str(data)
         system = embryo.Embryo({1: "body", 2: "ventricle"}, auto_context=context, **FIELDS, **BUILT)
-        make(folder / name, "embryo", given, fingerprint, {stage: system.network(stage) for stage in shifts}, shifts)
+        make(
+            folder / name,
+            "embryo",
+            given,
+            fingerprint,
+            {stage: system.network(stage) for stage in shifts},
+            shifts,
+        )
     networks = {name: peer.network(name) for name in sliding_windows.NETWORKS}
     shifts = {"sliding windows": [(2, 1), (2, 0)]}
-    make(folder / "peer", "sliding_windows", {**vars(peer), "seed": 0}, fingerprint, networks, shifts)
+    make(
+        folder / "peer", "sliding_windows", {**vars(peer), "seed": 0}, fingerprint, networks, shifts
+    )
     return folder
 
 
@@ -94,7 +124,11 @@ def both(folder):
 
 def test_table_1(made, tmp_path, run_script, capsys):
     run_script(
-        both(made), f"--sliding_windows={made / 'peer'}", f"--output={tmp_path}", "--volumes=2", "--fraction=0.5"
+        both(made),
+        f"--sliding_windows={made / 'peer'}",
+        f"--output={tmp_path}",
+        "--volumes=2",
+        "--fraction=0.5",
     )
     rows = report.read(tmp_path)
     assert len(rows) == 5 * 2 * 2 and rows[0]["case"] == "seed 0/embryo_002"
@@ -113,7 +147,9 @@ def test_table_1(made, tmp_path, run_script, capsys):
     lines = [re.split(r"  +", line) for line in text.splitlines()[:7]]
     assert lines[0][1:] == ["n", "ventricle DSC (%)", "body DSC (%)", "s a volume", "times faster"]
     assert {line[0]: tuple(line[2:4]) for line in lines[2:]} == expected
-    assert [line[0] for line in lines[2:]] == list(expected) and {line[1] for line in lines[2:]} == {"2"}
+    assert [line[0] for line in lines[2:]] == list(expected) and {
+        line[1] for line in lines[2:]
+    } == {"2"}
     # (ventricle + body) / 2 of both cases: (100 + 100 + 75 + 100) / 4 - (75 + 75 + 50 + 100) / 4
     assert "end-to-end against with auto-context: Avg. +18.75 % [+12.50, +25.00], 2 pairs" in text
     summary = json.loads((tmp_path / "summary.json").read_text())["methods"]
@@ -125,17 +161,24 @@ def test_table_1(made, tmp_path, run_script, capsys):
         number = np.prod([max(n - 16, 0) // 3 + 1 for n in volume["size"]])
         assert volume["windows"] == number and volume["evaluated"] == max(1, round(0.5 * number))
         assert list(volume["seconds"]) == list(expected) and min(volume["seconds"].values()) > 0
-    seconds = {method: np.mean([volume["seconds"][method] for volume in timed]) for method in expected}
+    seconds = {
+        method: np.mean([volume["seconds"][method] for volume in timed]) for method in expected
+    }
     for line in lines[2:]:
         assert line[4] == f"{seconds[line[0]]:.3g}"
         assert line[5] == f"{seconds['sliding windows'] / seconds[line[0]]:.1f}"
-    assert re.search(r"sliding windows: \d+ of \d+ windows \([\d.]+ %\) were timed, the rest extrapolated", text)
+    assert re.search(
+        r"sliding windows: \d+ of \d+ windows \([\d.]+ %\) were timed, the rest extrapolated", text
+    )
 
 
 def test_without_the_peer_there_is_no_ratio(made, tmp_path, run_script, capsys):
     run_script(f"--runs={made / 'without'}", f"--output={tmp_path}")
     lines = [re.split(r"  +", line) for line in capsys.readouterr().out.splitlines()[:4]]
-    assert lines[0][-1] == "s a volume" and [line[0] for line in lines[2:]] == ["initial", "without auto-context"]
+    assert lines[0][-1] == "s a volume" and [line[0] for line in lines[2:]] == [
+        "initial",
+        "without auto-context",
+    ]
     (volume,) = json.loads((tmp_path / "times.json").read_text())
     assert set(volume) == {"case", "size", "seconds"}
 
@@ -148,11 +191,20 @@ def test_seeds_are_pooled(runs_, tables, tmp_path, run_script, capsys, monkeypat
     run_script(f"{both(runs_)},{runs_ / 'other_seed'}", f"--output={tmp_path / 'out'}")
     cases = {(row["method"], row["case"]) for row in report.read(tmp_path / "out")}
     for case in ("embryo_002", "embryo_003"):
-        assert {method for method, name in cases if name == f"seed 1/{case}"} == {"initial", "without auto-context"}
+        assert {method for method, name in cases if name == f"seed 1/{case}"} == {
+            "initial",
+            "without auto-context",
+        }
     table = {
-        words[0]: words[1] for words in (re.split(r"  +", line) for line in capsys.readouterr().out.splitlines()[2:6])
+        words[0]: words[1]
+        for words in (re.split(r"  +", line) for line in capsys.readouterr().out.splitlines()[2:6])
     }
-    assert table == {"initial": "4", "without auto-context": "4", "with auto-context": "2", "end-to-end": "2"}
+    assert table == {
+        "initial": "4",
+        "without auto-context": "4",
+        "with auto-context": "2",
+        "end-to-end": "2",
+    }
 
 
 def edit(folder, **changes):
@@ -182,21 +234,41 @@ def drop(folder, method):
             "without/config.json: 'NoneType' object has no attribute 'items'",
         ),
         (lambda made: edit(made / "without", labels={"1": "a", "2": "b"}), "expected the same"),
-        (lambda made: edit(made / "without", auto_context=True), "scores.csv: holds no case of 'end_to_end'"),
-        (lambda made: edit(made / "context", auto_context=False), "count cases twice; give one of the two"),
-        (lambda made: drop(made / "context" / "evaluation", "refine"), "scores.csv: holds no case of 'refine'"),
-        (lambda made: shutil.rmtree(made / "context" / "refine"), "refine/model.keras: this stage is not finished"),
+        (
+            lambda made: edit(made / "without", auto_context=True),
+            "scores.csv: holds no case of 'end_to_end'",
+        ),
+        (
+            lambda made: edit(made / "context", auto_context=False),
+            "count cases twice; give one of the two",
+        ),
+        (
+            lambda made: drop(made / "context" / "evaluation", "refine"),
+            "scores.csv: holds no case of 'refine'",
+        ),
+        (
+            lambda made: shutil.rmtree(made / "context" / "refine"),
+            "refine/model.keras: this stage is not finished",
+        ),
         (lambda made: shutil.rmtree(made / "peer" / "body"), "peer/body/model.keras: not finished"),
-        (lambda made: shutil.rmtree(made / "peer" / "evaluation"), "peer/evaluation/scores.csv: no such file"),
+        (
+            lambda made: shutil.rmtree(made / "peer" / "evaluation"),
+            "peer/evaluation/scores.csv: no such file",
+        ),
         (lambda made: edit(made / "peer", window=20), "window=20"),
-        (lambda made: edit(made / "without", data_dir="/no/such"), "/no/such: no such file or folder"),
+        (
+            lambda made: edit(made / "without", data_dir="/no/such"),
+            "/no/such: no such file or folder",
+        ),
         (lambda made: (made / "context" / "config.json").unlink(), "context: no config.json"),
     ],
 )
 def test_bad_runs_are_one_sentence(runs_, tmp_path, run_script, capsys, damage, told):
     damage(runs_)
     with pytest.raises(SystemExit) as ended:
-        run_script(both(runs_), f"--sliding_windows={runs_ / 'peer'}", f"--output={tmp_path / 'out'}")
+        run_script(
+            both(runs_), f"--sliding_windows={runs_ / 'peer'}", f"--output={tmp_path / 'out'}"
+        )
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert ended.value.code == 1 and told in line
     assert not (tmp_path / "out").exists()

@@ -28,13 +28,21 @@ def case(folder, name, label):
         image = sitk.GetImageFromArray(voxels)
         image.SetSpacing((1.0, 1.0, 2.0))
         sitk.WriteImage(image, str(folder / f"{name}_{kind}.nii.gz"))
-    return datasets.Case(name, str(folder / f"{name}_image.nii.gz"), str(folder / f"{name}_label.nii.gz"), f"of {name}")
+    return datasets.Case(
+        name,
+        str(folder / f"{name}_image.nii.gz"),
+        str(folder / f"{name}_label.nii.gz"),
+        f"of {name}",
+    )
 
 
 def shifted(voxels):
     """Two methods: a shift of two voxels, that is Dice 50 %, and the truth with a liver that is always there."""
     labels = voxels.astype(int)
-    return {"level 1": {"label": np.roll(labels, 2, axis=2)}, "level 2": {"label": np.maximum(labels, volume(v_3=16))}}
+    return {
+        "level 1": {"label": np.roll(labels, 2, axis=2)},
+        "level 2": {"label": np.maximum(labels, volume(v_3=16))},
+    }
 
 
 read = functools.partial(datasets.read_case, merge=False)
@@ -42,28 +50,46 @@ read = functools.partial(datasets.read_case, merge=False)
 
 def test_several_structures(tmp_path, capsys):
     cases = [case(tmp_path, "a", volume(v_1=2)), case(tmp_path, "b", volume(v_1=2, v_3=16))]
-    rows = evaluation.evaluate("fetal_head", cases, shifted, tmp_path / "evaluation", STRUCTURES, read, [])
+    rows = evaluation.evaluate(
+        "fetal_head", cases, shifted, tmp_path / "evaluation", STRUCTURES, read, []
+    )
     scores = [(row["method"], row["structure"], row["case"], row["DSC_percent"]) for row in rows]
     assert scores == [
         ("level 1", "liver", "b", 50),  # case a has no liver and none was found: no row
         ("level 1", "spleen", "a", 50),
         ("level 1", "spleen", "b", 50),
-        ("level 2", "liver", "a", pytest.approx(np.nan, nan_ok=True)),  # has none, but one was found
+        (
+            "level 2",
+            "liver",
+            "a",
+            pytest.approx(np.nan, nan_ok=True),
+        ),  # has none, but one was found
         ("level 2", "liver", "b", 100),
         ("level 2", "spleen", "a", 100),
         ("level 2", "spleen", "b", 100),
     ]
-    assert rows[0]["group"] == "of b" and rows[0]["Hdb_mm"] == 2 and rows[0]["volume_mL"] == pytest.approx(0.128)
+    assert (
+        rows[0]["group"] == "of b"
+        and rows[0]["Hdb_mm"] == 2
+        and rows[0]["volume_mL"] == pytest.approx(0.128)
+    )
     false = rows[3]
     assert false["volume_mL"] == pytest.approx(0.128) and false["truth_volume_mL"] == 0
-    assert all(np.isnan(value) for name, value in false.items() if name.endswith(("_percent", "_mm")))
+    assert all(
+        np.isnan(value) for name, value in false.items() if name.endswith(("_percent", "_mm"))
+    )
 
     text = capsys.readouterr().out
     assert report.dice_table(rows) in text
-    assert [line.split()[1:] for line in text.splitlines() if "  false" in line] == [["0", "0"], ["1", "0"]]
+    assert [line.split()[1:] for line in text.splitlines() if "  false" in line] == [
+        ["0", "0"],
+        ["1", "0"],
+    ]
     files = {path.name for path in (tmp_path / "evaluation").iterdir()}
     assert files == {"scores.csv", "cases.csv", "summary.json", "a.png", "b.png", "views"}
-    summary = json.loads((tmp_path / "evaluation" / "summary.json").read_text())["methods"]["level 2"]["liver"]
+    summary = json.loads((tmp_path / "evaluation" / "summary.json").read_text())["methods"][
+        "level 2"
+    ]["liver"]
     assert summary["n_false"] == 1 and summary["metrics"]["DSC_percent"]["mean"] == 100
     with open(tmp_path / "evaluation" / "cases.csv", newline="") as file:
         assert len(list(csv.DictReader(file))) == 7
@@ -73,7 +99,9 @@ def test_one_structure(tmp_path, capsys):
     cases = [case(tmp_path, "a", volume(v_3=2)), case(tmp_path, "b", volume(v_1=2, v_3=16))]
     segment = lambda voxels: {"level 1": {"label": np.roll(voxels, 1, axis=2) > 0}}
     read = functools.partial(datasets.read_case, foreground=[1, 3])
-    rows = evaluation.evaluate("fetal_head", cases, segment, tmp_path / "evaluation", {"head": 1}, read, [])
+    rows = evaluation.evaluate(
+        "fetal_head", cases, segment, tmp_path / "evaluation", {"head": 1}, read, []
+    )
     assert [row["DSC_percent"] for row in rows] == pytest.approx([75, 75])
     assert report.table(rows) in capsys.readouterr().out
 
@@ -88,17 +116,30 @@ def test_what_is_measured_stands_beside_the_truth(tmp_path, capsys):
     """Heads of radius 20, 24 and 15 mm, the first two of one fetus: 1 mm too large, 1 mm too large, and missed."""
     found = {20: 21, 24: 25, 15: 0}
     radius = lambda voxels: round((voxels.sum() / np.pi) ** 0.5)
-    segment = lambda voxels: {"exact": {"label": voxels}, "level 2": {"label": disc(found[radius(voxels)])}}
+    segment = lambda voxels: {
+        "exact": {"label": voxels},
+        "level 2": {"label": disc(found[radius(voxels)])},
+    }
     cases = [case(tmp_path, f"c{radius}", disc(radius)) for radius in found]
     cases[:2] = (dataclasses.replace(one, group="twice") for one in cases[:2])
     folder = tmp_path / "evaluation"
-    rows = evaluation.evaluate("fetal_head", cases, segment, folder, {"head": 1}, read, measure=biometry.compare)
+    rows = evaluation.evaluate(
+        "fetal_head", cases, segment, folder, {"head": 1}, read, measure=biometry.compare
+    )
 
     exact, (first, second, missed) = rows[:3], rows[3:]
     assert [row["HC_error_mm"] for row in exact] == [0, 0, 0]
-    assert first["truth_BPD_mm"] == pytest.approx(40, abs=0.3) and first["BPD_error_mm"] == pytest.approx(2, abs=0.3)
-    assert second["OFD_mm"] == pytest.approx(50, abs=0.3) and second["HC_error_mm"] == pytest.approx(2 * np.pi, abs=1)
-    assert missed["volume_mL"] == 0 and np.isnan(missed["BPD_mm"]) and missed["truth_BPD_mm"] == exact[2]["BPD_mm"] > 29
+    assert first["truth_BPD_mm"] == pytest.approx(40, abs=0.3) and first[
+        "BPD_error_mm"
+    ] == pytest.approx(2, abs=0.3)
+    assert second["OFD_mm"] == pytest.approx(50, abs=0.3) and second[
+        "HC_error_mm"
+    ] == pytest.approx(2 * np.pi, abs=1)
+    assert (
+        missed["volume_mL"] == 0
+        and np.isnan(missed["BPD_mm"])
+        and missed["truth_BPD_mm"] == exact[2]["BPD_mm"] > 29
+    )
 
     # The table of the scores is as it was, and what was written is read again.
     text = capsys.readouterr().out
@@ -134,7 +175,12 @@ def test_held_out(tmp_path, caplog):
     assert "1 of 2 test images have no label" in caplog.text
     assert evaluation.held_out(datasets.Dataset("d", (a,), (b,), (), {}), read) == [b]
     assert "the validation cases, which chose the checkpoints" in caplog.text
-    with pytest.raises(errors.UserError, match="d: neither a test case with a label nor a validation case"):
+    with pytest.raises(
+        errors.UserError, match="d: neither a test case with a label nor a validation case"
+    ):
         evaluation.held_out(datasets.Dataset("d", (a,), (), (), {}), read)
     with pytest.raises(errors.UserError, match="expected one of \\[0, 1\\]"):
-        evaluation.held_out(datasets.Dataset("d", (a,), (b,), (c,), {}), functools.partial(read, labels={1: "spleen"}))
+        evaluation.held_out(
+            datasets.Dataset("d", (a,), (b,), (c,), {}),
+            functools.partial(read, labels={1: "spleen"}),
+        )

@@ -20,7 +20,9 @@ from tf_autoctx.systems import prediction
 @pytest.fixture(scope="module")
 def network():
     keras.utils.set_random_seed(0)
-    return keras.Sequential([keras.Input((None, None, None, 1)), keras.layers.Conv3D(2, 3, padding="same")])
+    return keras.Sequential(
+        [keras.Input((None, None, None, 1)), keras.layers.Conv3D(2, 3, padding="same")]
+    )
 
 
 def functions(network):
@@ -28,12 +30,17 @@ def functions(network):
         logits = network(image, training=False)
         return {"logits": logits, "label": tf.cast(logits[..., :1] > 0, tf.uint8)}
 
-    return {"serving_default": segment, "logits": lambda image: {"logits": network(image, training=False)}}
+    return {
+        "serving_default": segment,
+        "logits": lambda image: {"logits": network(image, training=False)},
+    }
 
 
 def write(network, directory, **configuration):
     card = {"inputs": {"image": {"units": "HU"}}, "outputs": {"label": {"meaning": "of a test"}}}
-    return export.saved_model(functions(network), [network], directory, card, configuration=configuration)
+    return export.saved_model(
+        functions(network), [network], directory, card, configuration=configuration
+    )
 
 
 @pytest.fixture(scope="module")
@@ -50,14 +57,25 @@ def model(version):
 
 def request(image, **changes):
     array = np.asarray(image)
-    given = {"image_bytes": [array.tobytes()], "shape": np.array(array.shape, np.int32), "dtype": array.dtype.name}
-    return {name: value.encode() if isinstance(value, str) else value for name, value in (given | changes).items()}
+    given = {
+        "image_bytes": [array.tobytes()],
+        "shape": np.array(array.shape, np.int32),
+        "dtype": array.dtype.name,
+    }
+    return {
+        name: value.encode() if isinstance(value, str) else value
+        for name, value in (given | changes).items()
+    }
 
 
 @pytest.mark.parametrize("dtype", export.DTYPES)
 def test_bytes_of_every_type_are_the_numbers_that_they_hold(model, network, dtype):
     info = np.iinfo(dtype) if np.dtype(dtype).kind in "iu" else np.finfo(np.float32)
-    image = np.random.default_rng(0).uniform(max(info.min, -30_000), min(info.max, 30_000), (3, 4, 5)).astype(dtype)
+    image = (
+        np.random.default_rng(0)
+        .uniform(max(info.min, -30_000), min(info.max, 30_000), (3, 4, 5))
+        .astype(dtype)
+    )
     answer = model("serving_bytes", request(image))
     expected = functions(network)["serving_default"](image[None, ..., None].astype(np.float32))
     assert set(answer) == {"logits_bytes", "label_bytes", "shape"}
@@ -77,12 +95,21 @@ def test_no_image_no_answer(model):
     "changes, words",
     [
         ({"dtype": "float16"}, "dtype is] [float16] [; expected one of uint8, int8, uint16"),
-        ({"dtype": "int16"}, "image_bytes holds] [60] [bytes; expected] [120] [for a shape of] [3 4 5]"),
+        (
+            {"dtype": "int16"},
+            "image_bytes holds] [60] [bytes; expected] [120] [for a shape of] [3 4 5]",
+        ),
         ({"image_bytes": [b"\0" * 59]}, "image_bytes holds] [59] [bytes; expected] [60]"),
         ({"image_bytes": [b"\0" * 60, b""]}, "image_bytes holds] [0] [bytes; expected] [60]"),
         ({"shape": np.array([-3, -4, 5], np.int32)}, "for a shape of] [-3 -4 5]"),
-        ({"shape": np.array([12, 5], np.int32)}, "shape: expected 3 integers, or as many for each image, not] [12 5]"),
-        ({"shape": np.array(60, np.int32)}, "shape: expected 3 integers, or as many for each image, not] [60]"),
+        (
+            {"shape": np.array([12, 5], np.int32)},
+            "shape: expected 3 integers, or as many for each image, not] [12 5]",
+        ),
+        (
+            {"shape": np.array(60, np.int32)},
+            "shape: expected 3 integers, or as many for each image, not] [60]",
+        ),
         ({"shape": np.array([[3, 4, 5]] * 2, np.int32)}, "shape: expected 3 integers"),
         ({"dtype": np.array([b"uint8", b"uint8"], object)}, "dtype: expected one string"),
     ],
@@ -101,7 +128,9 @@ def test_versions_only_grow_and_never_repeat_the_newest(network, tmp_path):
     assert (tmp_path / "1" / "saved_model.pb").stat().st_mtime_ns == stamp
     assert write(network, tmp_path, precision="bfloat16") == tmp_path / "2"
     (tmp_path / "2").rename(tmp_path / "9")
-    assert write(network, tmp_path) == tmp_path / "10"  # the newest one is another, so this one must serve
+    assert (
+        write(network, tmp_path) == tmp_path / "10"
+    )  # the newest one is another, so this one must serve
     other = keras.models.clone_model(network)
     other.set_weights([1 + weights for weights in network.get_weights()])
     assert write(other, tmp_path) == tmp_path / "11" == export.newest(tmp_path)
@@ -139,7 +168,9 @@ def test_the_card_describes_inputs_and_outputs(version):
     card = json.loads((version / export.CARD).read_text())
     axes = ["batch", "depth", "height", "width", "channel"]
     free = [None] * 4
-    assert card["inputs"] == {"image": {"dtype": "float32", "shape": [*free, 1], "axes": axes, "units": "HU"}}
+    assert card["inputs"] == {
+        "image": {"dtype": "float32", "shape": [*free, 1], "axes": axes, "units": "HU"}
+    }
     assert card["outputs"] == {
         "logits": {"dtype": "float32", "shape": [*free, 2], "axes": axes},
         "label": {"dtype": "uint8", "shape": [*free, 1], "axes": axes, "meaning": "of a test"},
@@ -157,11 +188,15 @@ def test_warm_up_requests_run_every_signature(version, model):
     for record in records.as_numpy_iterator():
         request = prediction_log_pb2.PredictionLog.FromString(record).predict_log.request
         called.append(request.model_spec.signature_name)
-        assert model(called[-1], {name: tf.make_ndarray(value) for name, value in request.inputs.items()})
+        assert model(
+            called[-1], {name: tf.make_ndarray(value) for name, value in request.inputs.items()}
+        )
     assert sorted(called) == sorted(model.signatures)
 
 
-def test_without_the_extra_there_are_no_warm_up_requests_and_a_line_says_so(network, tmp_path, monkeypatch, caplog):
+def test_without_the_extra_there_are_no_warm_up_requests_and_a_line_says_so(
+    network, tmp_path, monkeypatch, caplog
+):
     monkeypatch.setitem(sys.modules, "tensorflow_serving.apis", None)
     version = write(network, tmp_path)
     assert [path.name for path in (version / "assets.extra").iterdir()] == ["model_card.json"]
@@ -183,7 +218,9 @@ def test_the_loader_says_what_tensorflow_says(version, model, tmp_path):
     with pytest.raises(RuntimeError, match="variable"):
         without_variables("serving_default", {"image": image})
     without_variables.close()
-    (tmp_path / "saved_model.pb").write_bytes(saved_model_pb2.SavedModel(meta_graphs=[{}]).SerializeToString())
+    (tmp_path / "saved_model.pb").write_bytes(
+        saved_model_pb2.SavedModel(meta_graphs=[{}]).SerializeToString()
+    )
     with pytest.raises(RuntimeError, match="serve"):
         cpp_loader.CppModel(tmp_path)
     with pytest.raises(RuntimeError, match="dtype is float64; expected float32"):

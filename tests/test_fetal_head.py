@@ -46,9 +46,13 @@ def graph(function):
 
 
 def test_intensities_are_scaled_by_the_volumes_own_range():
-    x = np.stack([np.reshape(values, (1, 2, 2, 1)) for values in ([-50, 0, 25, 150], [1, 1, 1, 3])]).astype(np.float32)
+    x = np.stack(
+        [np.reshape(values, (1, 2, 2, 1)) for values in ([-50, 0, 25, 150], [1, 1, 1, 3])]
+    ).astype(np.float32)
     answer = system(scale=1.0).preprocess(x)
-    np.testing.assert_allclose(np.reshape(answer, (2, 4)), [[0, 0.25, 0.375, 1], [0, 0, 0, 1]], atol=1e-6)
+    np.testing.assert_allclose(
+        np.reshape(answer, (2, 4)), [[0, 0.25, 0.375, 1], [0, 0, 0, 1]], atol=1e-6
+    )
 
 
 def test_a_constant_volume_becomes_0():
@@ -70,7 +74,9 @@ def test_a_constant_volume_becomes_0():
 )
 def test_network_size(scale, size, expected):
     assert system(scale=scale).network_size(size) == expected
-    dynamic = tf.function(lambda size: system(scale=scale).network_size(tf.unstack(size)))(tf.constant(size))
+    dynamic = tf.function(lambda size: system(scale=scale).network_size(tf.unstack(size)))(
+        tf.constant(size)
+    )
     assert tuple(int(n) for n in dynamic) == expected
 
 
@@ -78,13 +84,18 @@ def test_network_size(scale, size, expected):
 def test_known_and_unknown_sizes_round_alike(scale):
     sizes = np.arange(1, 600)
     known = [system(scale=scale).network_size((int(n),))[0] for n in sizes]
-    np.testing.assert_array_equal(known, system(scale=scale).network_size((tf.constant(sizes, tf.int32),))[0])
+    np.testing.assert_array_equal(
+        known, system(scale=scale).network_size((tf.constant(sizes, tf.int32),))[0]
+    )
 
 
 def test_preprocess_and_preprocess_label_meet_on_one_grid():
     label = np.zeros((1, 20, 13, 25, 1), np.uint8)
     label[:, 5:15] = 1
-    small, image = system().preprocess_label(label), system().preprocess(200 * label.astype(np.float32))
+    small, image = (
+        system().preprocess_label(label),
+        system().preprocess(200 * label.astype(np.float32)),
+    )
     assert small.shape == image.shape == (1, 8, 5, 10, 1) and small.dtype == "uint8"
     # Planes 1, 3, 6, 8, 11, 13, 16 and 18 of 20.
     np.testing.assert_array_equal(np.array(small)[0, :, 0, 0, 0], [0, 0, 1, 1, 1, 1, 0, 0])
@@ -100,7 +111,9 @@ def test_postprocess_thresholds_on_the_original_grid():
     line = lambda values, dtype: np.reshape(np.array(values, dtype), (1, 1, 1, -1, 1))
     answer = system(scale=0.5).postprocess(line([0, 1, 0.5], np.float32), (1, 1, 6))
     # Between 0, 1 and 1/2 at quarters; 0.5 itself is background.
-    np.testing.assert_allclose(answer["probability"], line([0, 0.25, 0.75, 0.875, 0.625, 0.5], np.float32), atol=1e-6)
+    np.testing.assert_allclose(
+        answer["probability"], line([0, 0.25, 0.75, 0.875, 0.625, 0.5], np.float32), atol=1e-6
+    )
     assert answer["label"].dtype == "uint8"
     np.testing.assert_array_equal(answer["label"], line([0, 0, 1, 1, 1, 0], np.uint8))
 
@@ -109,14 +122,21 @@ def test_postprocess_thresholds_on_the_original_grid():
 def test_patches_and_slices_are_of_the_original_grid(variant):
     x, label = raw(6, 7, 8), np.ones((1, 6, 7, 8, 1), np.uint8)
     assert system(variant).same_grid and not system().same_grid
-    assert system(variant).preprocess(x).shape == system(variant).preprocess_label(label).shape == (1, 6, 7, 8, 1)
+    assert (
+        system(variant).preprocess(x).shape
+        == system(variant).preprocess_label(label).shape
+        == (1, 6, 7, 8, 1)
+    )
 
 
 # Cascade.
 
 
 def test_join_by_hand():
-    image, context = np.full((1, 2, 2, 2, 1), 0.7, np.float32), np.full((1, 2, 2, 2, 1), 0.5, np.float32)
+    image, context = (
+        np.full((1, 2, 2, 2, 1), 0.7, np.float32),
+        np.full((1, 2, 2, 2, 1), 0.5, np.float32),
+    )
     np.testing.assert_allclose(system().joined(image, context), np.full((1, 2, 2, 2, 1), 1.2))
     channels = np.array(system(join="concat").joined(image, context))
     np.testing.assert_array_equal(channels[..., :1], image)
@@ -124,7 +144,9 @@ def test_join_by_hand():
     assert system().network().input_shape == (None, None, None, None, 1)
 
 
-@pytest.mark.parametrize("variant, rank", [("USegNet-DS-HAS-Ctx", 3), ("p-USegNet", 3), ("2D-USegNet", 2)])
+@pytest.mark.parametrize(
+    "variant, rank", [("USegNet-DS-HAS-Ctx", 3), ("p-USegNet", 3), ("2D-USegNet", 2)]
+)
 def test_a_concatenated_network_has_two_channels(variant, rank):
     one = system(variant, join="concat")
     network = one.network()
@@ -149,7 +171,9 @@ def test_the_cascade_written_out(networks):
 
 def test_level_2_depends_on_level_1(networks):
     x, (a, b, c) = raw(20, 30, 25), networks
-    after_a, after_b = (np.array(system().cascade([first, c], x)[1]["probability"]) for first in (a, b))
+    after_a, after_b = (
+        np.array(system().cascade([first, c], x)[1]["probability"]) for first in (a, b)
+    )
     alone = np.array(system().cascade([c], x)[0]["probability"])
     for one, other in ((after_a, after_b), (after_a, alone), (after_b, alone)):
         assert np.abs(one - other).max() > 1e-3
@@ -194,15 +218,21 @@ def test_slices_are_run_one_by_one():
 def test_a_volume_within_one_patch_is_not_tiled(patch_network, size):
     x = noise(1, *size, 1)
     expected = ops.softmax(patch_network(x)["logits"])[..., 1:]
-    np.testing.assert_allclose(system("p-USegNet").probability(patch_network, x, np.zeros_like(x)), expected, atol=1e-6)
+    np.testing.assert_allclose(
+        system("p-USegNet").probability(patch_network, x, np.zeros_like(x)), expected, atol=1e-6
+    )
 
 
 def test_patches_are_blended_over_half_of_them(patch_network):
     x = noise(1, 24, 16, 16, 1)
-    low, high = (np.array(ops.softmax(patch_network(x[:, z : z + 16])["logits"])[..., 1:]) for z in (0, 8))
+    low, high = (
+        np.array(ops.softmax(patch_network(x[:, z : z + 16])["logits"])[..., 1:]) for z in (0, 8)
+    )
     t = (np.arange(8, dtype=np.float32).reshape(1, 8, 1, 1, 1) + 0.5) / 8
     ramp = 3 * t**2 - 2 * t**3
-    expected = np.concatenate([low[:, :8], low[:, 8:] * (1 - ramp) + high[:, :8] * ramp, high[:, 8:]], axis=1)
+    expected = np.concatenate(
+        [low[:, :8], low[:, 8:] * (1 - ramp) + high[:, :8] * ramp, high[:, 8:]], axis=1
+    )
     answer = system("p-USegNet").probability(patch_network, x, np.zeros_like(x))
     np.testing.assert_allclose(answer, expected, atol=1e-5)
 

@@ -86,10 +86,20 @@ def value(command, flag):
 
 def test_a_killed_table_goes_on(made):
     first, killed, again = InProcess.commands
-    assert (value(first, "variant"), value(first, "steps"), value(first, "level")) == ("USegNet", "2", "1")
+    assert (value(first, "variant"), value(first, "steps"), value(first, "level")) == (
+        "USegNet",
+        "2",
+        "1",
+    )
     assert killed == again  # and the first is not trained again
-    assert (value(again, "variant"), value(again, "steps"), value(again, "level")) == ("USegNet-DS-HAS-Ctx", "1", "2")
-    assert value(first, "data_dir") == value(again, "data_dir") and value(again, "base_filters") == "2"
+    assert (value(again, "variant"), value(again, "steps"), value(again, "level")) == (
+        "USegNet-DS-HAS-Ctx",
+        "1",
+        "2",
+    )
+    assert (
+        value(first, "data_dir") == value(again, "data_dir") and value(again, "base_filters") == "2"
+    )
     config = json.loads((made / "runs" / "USegNet-DS-HAS-Ctx_seed_0" / "config.json").read_text())
     assert config["flags"]["preset"] == "demo" and config["flags"]["erase_probability"] == 0.3
 
@@ -105,13 +115,23 @@ def test_files(made):
     last = [row["DSC_percent"] for row in own if row["method"] == "level 2"]
     assert [row["DSC_percent"] for row in rows[4:8]] == last
     times = json.loads((made / "out" / "times.json").read_text())
-    assert set(times) == {"USegNet", "USegNet-DS-HAS-Ctx"} and all(0 < seconds < 10 for seconds in times.values())
+    assert set(times) == {"USegNet", "USegNet-DS-HAS-Ctx"} and all(
+        0 < seconds < 10 for seconds in times.values()
+    )
     names = {path.name for path in (made / "out").iterdir()}
     assert {"agreement_volume_mL.png", "repeatability_volume_mL.png", "summary.json"} <= names
     with open(made / "out" / "comparison.csv", newline="") as file:
         lines = list(csv.DictReader(file))
-    assert {(line["method"], line["against"], line["n"]) for line in lines} == {("USegNet-DS-HAS-Ctx", "USegNet", "4")}
-    assert [line["metric"] for line in lines] == ["DSC_percent", "Conf_percent", "Jacc_percent", "Adb_mm", "Hdb_mm"]
+    assert {(line["method"], line["against"], line["n"]) for line in lines} == {
+        ("USegNet-DS-HAS-Ctx", "USegNet", "4")
+    }
+    assert [line["metric"] for line in lines] == [
+        "DSC_percent",
+        "Conf_percent",
+        "Jacc_percent",
+        "Adb_mm",
+        "Hdb_mm",
+    ]
 
 
 def test_table(made):
@@ -123,8 +143,15 @@ def test_table(made):
     assert lines[2].split()[:2] == ["USegNet", "4"] and lines[2].split()[3:6] == spread
     assert lines[3].split() == ["paper", "50", "94.83", "89.06", "90.20", "0.6186", "5.4"]
     assert lines[5].split() == ["paper", "50", "96.05", "91.74", "92.42", "0.4793", "4.609"]
-    above = [line.split("  ")[0] for line, below in zip(lines, lines[1:]) if below.startswith("---")]
-    assert above[::2] == ["Table 1: methods", "against USegNet", "By seed", "Levels before the last"]
+    above = [
+        line.split("  ")[0] for line, below in zip(lines, lines[1:]) if below.startswith("---")
+    ]
+    assert above[::2] == [
+        "Table 1: methods",
+        "against USegNet",
+        "By seed",
+        "Levels before the last",
+    ]
     assert "nan" not in " ".join(lines)
 
 
@@ -133,14 +160,29 @@ def test_more_seeds_or_another_table_of_what_is_finished(made, run_script, tmp_p
     told = "USegNet-DS_seed_0: is not finished; 1 of 2 runs are not in the tables"
     refused(run_script, capsys, told, tmp_path, *arguments)
     assert {row["method"] for row in report.read(tmp_path / "out")} == {"USegNet"}
-    refused(run_script, capsys, "expected a finished run", tmp_path, *arguments[:2], "--variants=p-USegNet")
+    refused(
+        run_script,
+        capsys,
+        "expected a finished run",
+        tmp_path,
+        *arguments[:2],
+        "--variants=p-USegNet",
+    )
 
 
 @pytest.mark.parametrize(
     "arguments, steps, told",
     [
-        (("--learning_rate=0.1",), 2, "USegNet_seed_0: this run folder was made with --learning_rate 0.001 (now 0.1)"),
-        ((), 4, "USegNet_seed_0: this run folder was made with --steps 2 (now 4); give the same flags"),
+        (
+            ("--learning_rate=0.1",),
+            2,
+            "USegNet_seed_0: this run folder was made with --learning_rate 0.001 (now 0.1)",
+        ),
+        (
+            (),
+            4,
+            "USegNet_seed_0: this run folder was made with --steps 2 (now 4); give the same flags",
+        ),
         (("--phantom_cases=3,2",), 2, "phantoms_seed_0: holds phantoms with"),
         (("--validation_fraction=0",), 2, "(now 0.0), other data; give"),
         (("--seed=1",), 2, "--seed: the tables set this flag"),
@@ -155,7 +197,13 @@ def test_a_run_of_more_levels_is_refused(made, run_script, capsys):
     path = made / "runs" / "USegNet_seed_0" / "config.json"
     text = path.read_text()
     path.write_text(text.replace('"level": 1', '"level": 2'))
-    refused(run_script, capsys, "USegNet_seed_0: this run folder was made with --level 2 (now 1)", made, BOTH)
+    refused(
+        run_script,
+        capsys,
+        "USegNet_seed_0: this run folder was made with --level 2 (now 1)",
+        made,
+        BOTH,
+    )
     path.write_text(text)
 
 
@@ -169,7 +217,9 @@ def test_a_run_is_finished_when_scores_and_export_are_there(tables, tmp_path):
 
 def test_a_training_that_fails_is_told(tables, made, run_script, tmp_path, monkeypatch, capsys):
     script = tmp_path / "script.py"
-    script.write_text("import os, sys; sys.exit(f'error: bad luck on {os.environ[\"TF_NUM_INTRAOP_THREADS\"]} thread')")
+    script.write_text(
+        "import os, sys; sys.exit(f'error: bad luck on {os.environ[\"TF_NUM_INTRAOP_THREADS\"]} thread')"
+    )
     monkeypatch.setattr(tables.train_fetal_head, "__file__", str(script))
     arguments = (f"--runs={made / 'runs'}", "--jobs=2", "--variants=USegNet,2D-USegNet")
     told = "2D-USegNet_seed_0: error: bad luck on 1 thread; 1 of 2 runs are not in the tables."
@@ -196,7 +246,13 @@ def test_one_training_at_a_time_in_a_folder(tables, tmp_path, monkeypatch):
 
 def scores(method, gains):
     """Rows of six cases whose DSC is 80 % and so much more."""
-    about = {"system": "fetal_head", "group": "", "structure": "head", "volume_mL": 1.0, "truth_volume_mL": 1.0}
+    about = {
+        "system": "fetal_head",
+        "group": "",
+        "structure": "head",
+        "volume_mL": 1.0,
+        "truth_volume_mL": 1.0,
+    }
     return [
         {"method": method, "case": f"c{case}", "DSC_percent": 80.0 + case + gain} | about
         for case, gain in enumerate(gains)
@@ -221,6 +277,8 @@ def test_p_values_by_hand(tables):
         ("USegNet", "USegNet-DS-HAS-Ctx"): pytest.approx((0.03125, 0.03125)),
     }
     assert found["USegNet-DS", "USegNet-DS-HAS"]["mean_difference"] == pytest.approx(19 / 6)
-    (against, *lines), _ = tables.comparison_blocks(list(found.values()), {"DSC_percent": "DSC (%)"})
+    (against, *lines), _ = tables.comparison_blocks(
+        list(found.values()), {"DSC_percent": "DSC (%)"}
+    )
     assert against == ["against USegNet-DS", "n", "DSC (%)"]
     assert lines[1] == ["USegNet-DS-HAS", "6", "+3.167 (0.1250)"]

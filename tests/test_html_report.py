@@ -22,7 +22,12 @@ from tf_autoctx import errors, html_report, metrics, plots, report, views
 ROOT = pathlib.Path(__file__).parents[1]
 SHAPE, SPACING = (20, 24, 28), (2.0, 1.0, 1.0)
 STRUCTURES = {"head": 1, "<b>face</b>": 2}
-CONFIG = {"system": "fetal_head", "flags": {"steps": 3}, "data_fingerprint": "ab", "versions": {"keras": "3.15"}}
+CONFIG = {
+    "system": "fetal_head",
+    "flags": {"steps": 3},
+    "data_fingerprint": "ab",
+    "versions": {"keras": "3.15"},
+}
 SHIFTS = {"head_1": (2, 1), "head_2": (4, 0), "<i>&3": (3, 3)}  # of level 1 and level 2, in voxels
 
 
@@ -47,19 +52,30 @@ def evaluation(folder, shifts=SHIFTS, cases=None, truth_at=6, dimensions=3, prob
             if probability:
                 maps = {name: 0.9 * (prediction == value) for name, value in STRUCTURES.items()}
                 answers[f"level {level}"]["probability"] = maps
-        for (method, answer), (name, value) in itertools.product(answers.items(), STRUCTURES.items()):
+        for (method, answer), (name, value) in itertools.product(
+            answers.items(), STRUCTURES.items()
+        ):
             score = metrics.compare(answer["label"] == value, truth == value, spacing)
-            about = {"system": "fetal_head", "method": method, "case": case, "group": "", "structure": name}
+            about = {
+                "system": "fetal_head",
+                "method": method,
+                "case": case,
+                "group": "",
+                "structure": name,
+            }
             rows.append(about | score)
         views.write(
-            folder / "evaluation" / "views" / f"{case}.npz", views.of(flat(image), truth, answers, spacing, STRUCTURES)
+            folder / "evaluation" / "views" / f"{case}.npz",
+            views.of(flat(image), truth, answers, spacing, STRUCTURES),
         )
     rows.sort(key=lambda row: row["method"])
     report.write(rows, folder / "evaluation")
     (folder / "config.json").write_text(json.dumps(CONFIG))
     for level in (1, 2):
         (folder / f"level_{level}").mkdir(exist_ok=True)
-        (folder / f"level_{level}" / "history.csv").write_text("epoch,loss,val_DSC\n0,1.5,0.25\n1,0.5,NA\n")
+        (folder / f"level_{level}" / "history.csv").write_text(
+            "epoch,loss,val_DSC\n0,1.5,0.25\n1,0.5,NA\n"
+        )
     return folder / "evaluation"
 
 
@@ -81,13 +97,20 @@ def written(tmp_path, *folders):
 
 
 def embedded(page, name):
-    (text,) = re.findall(f'<script type="application/json" id="{name}">(.*?)</script>', page, re.DOTALL)
+    (text,) = re.findall(
+        f'<script type="application/json" id="{name}">(.*?)</script>', page, re.DOTALL
+    )
     return json.loads(text)
 
 
 def test_the_page_needs_nothing_else(tmp_path):
     page = written(tmp_path, evaluation(tmp_path / "run"))
-    links = [value for _, found in Elements(page).found for key, value in found.items() if key in ("src", "href")]
+    links = [
+        value
+        for _, found in Elements(page).found
+        for key, value in found.items()
+        if key in ("src", "href")
+    ]
     assert links and all(link.startswith("#") for link in links)
     assert not re.search(r"https?://|fetch\(|XMLHttpRequest|import\(|@import|url\(", page)
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["report.html"]
@@ -97,23 +120,31 @@ def test_numbers_are_those_of_the_report(tmp_path):
     folder = evaluation(tmp_path / "run")
     page = written(tmp_path, folder)
     # Cubes of 8 voxels shifted by 1, 0 and 3: Dice 87.5, 100 and 62.5 %.
-    values = report.summarize(report.read(folder))["methods"]["level 2"]["head"]["metrics"]["DSC_percent"]
+    values = report.summarize(report.read(folder))["methods"]["level 2"]["head"]["metrics"][
+        "DSC_percent"
+    ]
     mean, interval = report.spread(values)
     assert mean == "83.33 ± 19.09" and f"<td>{mean}<small>{interval}</small></td>" in page
     assert "level 2 against level 1, head: DSC +20.83 %" in page
     figures = embedded(page, "figures")
-    assert len(figures) == 2 + 4 + 2  # agreement of each structure, boxes of DSC, Adb, Hdb and volume, loss and DSC
+    assert (
+        len(figures) == 2 + 4 + 2
+    )  # agreement of each structure, boxes of DSC, Adb, Hdb and volume, loss and DSC
     loss, dsc = figures[-2:]
     assert [line["name"] for line in loss["data"]] == ["level 1", "level 2"]
     boxes = {box["name"]: box["marker"]["color"] for box in figures[2]["data"]}
-    assert {line["name"]: line["line"]["color"] for line in loss["data"]} == boxes  # a stage looks like its method
+    assert {
+        line["name"]: line["line"]["color"] for line in loss["data"]
+    } == boxes  # a stage looks like its method
     assert dsc["data"][0]["y"] == [0.25, None]
     assert "&quot;3.15&quot;" in page and "--steps" in page
 
 
 def test_the_worst_case_comes_first(tmp_path):
     page = written(tmp_path, evaluation(tmp_path / "run"))
-    found = re.findall(r'<tr data-view="(\d)" data-structure="(\d)"><td class="text" data-value="(.*?)"', page)
+    found = re.findall(
+        r'<tr data-view="(\d)" data-structure="(\d)"><td class="text" data-value="(.*?)"', page
+    )
     # The face is 4 voxels wide: a shift of 3 leaves 25 %, of 1 75 %.
     assert found == [
         ("2", "2", "&lt;i&gt;&amp;3"),
@@ -136,7 +167,9 @@ def test_a_view(tmp_path):
     assert view["shape"] == view["size"] == list(SHAPE) and view["spacing"] == list(SPACING)
     assert [method["name"] for method in view["methods"]] == ["level 1", "level 2"]
     assert [method["shown"] for method in view["methods"]] == [False, True]
-    assert view["methods"][1]["colour"] == plots.PREDICTION and view["truth"]["colour"] == plots.TRUTH
+    assert (
+        view["methods"][1]["colour"] == plots.PREDICTION and view["truth"]["colour"] == plots.TRUTH
+    )
     head, face = view["methods"][1]["surfaces"]
     assert head["vertices"]["unit"] * 65535 == pytest.approx(26)  # mm: the head's 13 voxels of 2 mm
     assert head["distances"]["unit"] * 65535 == pytest.approx(1) and face["distances"] is not None
@@ -147,7 +180,12 @@ def test_two_runs_lie_over_each_other(tmp_path):
     folders = [evaluation(tmp_path / name) for name in ("a", "b")]
     page = written(tmp_path, *folders)
     view = embedded(page, "view-1")
-    assert [method["name"] for method in view["methods"]] == ["a: level 1", "a: level 2", "b: level 1", "b: level 2"]
+    assert [method["name"] for method in view["methods"]] == [
+        "a: level 1",
+        "a: level 2",
+        "b: level 1",
+        "b: level 2",
+    ]
     assert [method["shown"] for method in view["methods"]] == [False, True, False, True]
     assert len({method["colour"] for method in view["methods"]}) == 4
     assert "b: level 2 against a: level 2, head: DSC +0.00 %" in page
@@ -159,13 +197,21 @@ def test_an_evaluation_without_views_or_run(tmp_path):
     shutil.rmtree(folder / "views")
     shutil.move(folder, tmp_path / "scores")
     page = written(tmp_path, tmp_path / "scores")
-    assert "<tr data-view=" not in page and 'href="#training"' not in page and "Evaluation of scores" in page
+    assert (
+        "<tr data-view=" not in page
+        and 'href="#training"' not in page
+        and "Evaluation of scores" in page
+    )
 
 
 def test_images(tmp_path):
-    view = embedded(written(tmp_path, evaluation(tmp_path / "run", dimensions=2, probability=False)), "view-0")
+    view = embedded(
+        written(tmp_path, evaluation(tmp_path / "run", dimensions=2, probability=False)), "view-0"
+    )
     assert view["shape"] == [1, 24, 28] and view["farthest"] is None
-    assert all(method["surfaces"] == [] and method["probability"] is None for method in view["methods"])
+    assert all(
+        method["surfaces"] == [] and method["probability"] is None for method in view["methods"]
+    )
 
 
 @pytest.mark.parametrize(
@@ -175,11 +221,20 @@ def test_images(tmp_path):
         (lambda a, b: (a, evaluation(b.parent, cases=["head_1"], truth_at=7)), "another truth"),
         (lambda a, b: (a, evaluation(b.parent, shifts={"head_9": (1, 1)})), "no case in common"),
         (lambda a, b: (b.parent,), "scores.csv: no such file"),
-        (lambda a, b: (a, b, (b.parent / "level_1" / "history.csv").write_text("epoch\n"))[:2], "history.csv"),
+        (
+            lambda a, b: (a, b, (b.parent / "level_1" / "history.csv").write_text("epoch\n"))[:2],
+            "history.csv",
+        ),
         (lambda a, b: (a, b, (b.parent / "config.json").write_text("{"))[:2], "config.json"),
         (lambda a, b: (a, b, (b / "views" / "head_1.npz").write_text(""))[:2], "head_1.npz"),
-        (lambda a, b: (a, b, (b / "scores.csv").write_text(",".join(report.LONG) + "\n"))[:2], "holds no case"),
-        (lambda a, b: (a, report.write(report.read(b)[:2], b) or b), "other methods than scores.csv"),
+        (
+            lambda a, b: (a, b, (b / "scores.csv").write_text(",".join(report.LONG) + "\n"))[:2],
+            "holds no case",
+        ),
+        (
+            lambda a, b: (a, report.write(report.read(b)[:2], b) or b),
+            "other methods than scores.csv",
+        ),
     ],
 )
 def test_a_mistake_is_one_sentence_and_writes_nothing(damage, told, tmp_path):
@@ -191,15 +246,31 @@ def test_a_mistake_is_one_sentence_and_writes_nothing(damage, told, tmp_path):
 
 def test_the_script(tmp_path):
     def script(evaluations, output):
-        command = [sys.executable, "eval/report.py", f"--evaluations={evaluations}", f"--output={tmp_path / output}"]
+        command = [
+            sys.executable,
+            "eval/report.py",
+            f"--evaluations={evaluations}",
+            f"--output={tmp_path / output}",
+        ]
         return subprocess.run(
-            command, cwd=ROOT, env={"PYTHONPATH": str(ROOT)}, capture_output=True, encoding="utf-8", timeout=60
+            command,
+            cwd=ROOT,
+            env={"PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            encoding="utf-8",
+            timeout=60,
         )
 
     done = script(evaluation(tmp_path / "run"), "new/report.html")
-    assert done.returncode == 0 and (tmp_path / "new" / "report.html").stat().st_size < 3e6, done.stderr
+    assert done.returncode == 0 and (tmp_path / "new" / "report.html").stat().st_size < 3e6, (
+        done.stderr
+    )
     done = script(tmp_path, "other.html")
-    assert done.returncode == 1 and done.stderr.count("\n") == 1 and "scores.csv: no such file" in done.stderr
+    assert (
+        done.returncode == 1
+        and done.stderr.count("\n") == 1
+        and "scores.csv: no such file" in done.stderr
+    )
     assert not (tmp_path / "other.html").exists()
 
 
@@ -209,14 +280,21 @@ def test_the_script(tmp_path):
 @pytest.fixture
 def browser():
     """Headless Chromium; what it writes to its console is kept."""
-    binary = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    binary = next(
+        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+    )
     driver = shutil.which("chromedriver")
     if not (binary and driver):
         pytest.skip("needs Chromium and its chromedriver")
     options = webdriver.ChromeOptions()
     options.binary_location = binary
     # WebGL without a GPU, and without a sandbox, as in a container of root's.
-    for flag in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--enable-unsafe-swiftshader"):
+    for flag in (
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-dev-shm-usage",
+        "--enable-unsafe-swiftshader",
+    ):
         options.add_argument(flag)
     options.add_argument("--window-size=1280,900")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
@@ -258,16 +336,26 @@ class Page:
                     heights.push(i / data.length);
             return heights;"""
         wanted = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
-        return self.browser.execute_script(script, wanted, self.one(f'figure[data-axis="{axis}"] canvas'))
+        return self.browser.execute_script(
+            script, wanted, self.one(f'figure[data-axis="{axis}"] canvas')
+        )
 
     def require_no_errors(self):
-        assert [entry for entry in self.browser.get_log("browser") if entry["level"] == "SEVERE"] == []
+        assert [
+            entry for entry in self.browser.get_log("browser") if entry["level"] == "SEVERE"
+        ] == []
         script = "return performance.getEntriesByType('resource').map((entry) => entry.name)"
-        assert [name for name in self.browser.execute_script(script) if name.startswith("http")] == []
+        assert [
+            name for name in self.browser.execute_script(script) if name.startswith("http")
+        ] == []
 
 
 def test_two_runs_in_a_browser(browser, tmp_path):
-    written(tmp_path, evaluation(tmp_path / "a"), evaluation(tmp_path / "b", {"head_1": (0, 0), "head_2": (1, 3)}))
+    written(
+        tmp_path,
+        evaluation(tmp_path / "a"),
+        evaluation(tmp_path / "b", {"head_1": (0, 0), "head_2": (1, 3)}),
+    )
     page = Page(browser, tmp_path / "report.html")
 
     # The table is sorted, worst first; a click on a heading sorts by it, another turns it around.
@@ -275,16 +363,28 @@ def test_two_runs_in_a_browser(browser, tmp_path):
     page.one("#cases th").click()
     assert [case for case, _ in page.cases()] == ["<i>&3"] * 2 + ["head_1"] * 2 + ["head_2"] * 2
     page.one("#cases th").click()
-    assert page.cases()[0][0] == "head_2" and page.one("#cases th").get_attribute("aria-sort") == "descending"
+    assert (
+        page.cases()[0][0] == "head_2"
+        and page.one("#cases th").get_attribute("aria-sort") == "descending"
+    )
 
     # A case opens on the structure of its row, with the truth and the last method of each run.
     page.one('tr[data-view="0"][data-structure="1"] button').click()
     page.until(lambda: page.one("#viewer h2").text == "head_1")
-    assert [box.is_selected() for box in page.all("#layers input")] == [True, False, True, False, True]
+    assert [box.is_selected() for box in page.all("#layers input")] == [
+        True,
+        False,
+        True,
+        False,
+        True,
+    ]
     before = page.picture()
     assert all(len(page.pixels(colour)) > 200 for colour in (plots.TRUTH, *html_report.COLOURS[:2]))
     assert not page.pixels(html_report.COLOURS[2])
-    for colour in (plots.TRUTH, "#ffffff"):  # the head is bright: from slice 5 to 13 of 20, counted from below
+    for colour in (
+        plots.TRUTH,
+        "#ffffff",
+    ):  # the head is bright: from slice 5 to 13 of 20, counted from below
         assert np.mean(page.pixels(colour, axis=1)) == pytest.approx(1 - 9 / 20, abs=0.02)
     page.all("#layers input")[0].click()
     assert not page.pixels(plots.TRUTH)
@@ -299,7 +399,9 @@ def test_two_runs_in_a_browser(browser, tmp_path):
     slider.send_keys(Keys.END)
     assert text.text == "z = 19 of 20" and not page.pixels(plots.TRUTH)
     coronal = page.one('figure[data-axis="1"] canvas')
-    ActionChains(browser).move_to_element_with_offset(coronal, 0, 25).click().perform()  # below the middle
+    ActionChains(browser).move_to_element_with_offset(
+        coronal, 0, 25
+    ).click().perform()  # below the middle
     assert text.text == "z = 8 of 20" and len(page.pixels(plots.TRUTH)) > 200
     assert page.one("#voxel").text.startswith("voxel (z, y, x): 8, 10, 14\ntruth: background")
 
@@ -309,19 +411,30 @@ def test_two_runs_in_a_browser(browser, tmp_path):
     assert len(page.pixels("#ffffff")) < white
     page.all("#structure option")[0].click()
     page.until(lambda: page.all("#surface canvas"))
-    meshes = "return document.querySelector('#surface').data.map((mesh) => Math.max(...mesh.intensity))"
+    meshes = (
+        "return document.querySelector('#surface').data.map((mesh) => Math.max(...mesh.intensity))"
+    )
     page.until(lambda: len(browser.execute_script(meshes)) == 2)
     assert browser.execute_script(meshes) == [0, 0]  # the last method of b is right
     extent = "const { x, y, z } = document.querySelector('#surface').data[0]; return [x, y, z].map((a) => [...a])"
-    x, y, z = browser.execute_script(extent)  # of the head: voxels 6 to 13 along x and y, 5 to 12 of 2 mm along z
-    assert [f(v) for v in (x, y, z) for f in (min, max)] == pytest.approx([6, 14, 6, 14, 10, 26], abs=1e-3)
+    x, y, z = browser.execute_script(
+        extent
+    )  # of the head: voxels 6 to 13 along x and y, 5 to 12 of 2 mm along z
+    assert [f(v) for v in (x, y, z) for f in (min, max)] == pytest.approx(
+        [6, 14, 6, 14, 10, 26], abs=1e-3
+    )
     page.all("#coloured option")[1].click()
-    page.until(lambda: browser.execute_script(meshes) == pytest.approx([1, 1], abs=1e-3))  # that of a is 1 mm off
+    page.until(
+        lambda: browser.execute_script(meshes) == pytest.approx([1, 1], abs=1e-3)
+    )  # that of a is 1 mm off
 
     # The next row, and back to the page with its charts
     page.one("#after").click()
     page.until(
-        lambda: page.one("#viewer h2").text != "head_1" or page.one("#structure select").get_property("value") == "2"
+        lambda: (
+            page.one("#viewer h2").text != "head_1"
+            or page.one("#structure select").get_property("value") == "2"
+        )
     )
     page.one("#close").click()
     assert not page.one("#viewer").is_displayed()

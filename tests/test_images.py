@@ -43,7 +43,9 @@ def write_series(folder, positions=(10.0, 12.0, 14.0), uid="1.2.3.4"):
         }
         for tag, value in tags.items():
             piece.SetMetaData(tag, value)
-        writer.SetFileName(str(folder / f"{uid}_{9 - number}.dcm"))  # the names run against the positions
+        writer.SetFileName(
+            str(folder / f"{uid}_{9 - number}.dcm")
+        )  # the names run against the positions
         writer.Execute(piece)
 
 
@@ -83,7 +85,9 @@ def picture(seed=0):
 @pytest.mark.parametrize("suffix", [".png", ".tif", ".nii.gz", ".mha", ".dcm"])
 def test_grey_levels_of_any_format_are_the_same(tmp_path, suffix):
     grey = picture()
-    image = sitk.GetImageFromArray(grey[None] if suffix in (".dcm", ".nii.gz") else grey)  # a volume of one slice
+    image = sitk.GetImageFromArray(
+        grey[None] if suffix in (".dcm", ".nii.gz") else grey
+    )  # a volume of one slice
     sitk.WriteImage(image, str(tmp_path / f"a{suffix}"))
     answer = images.read_2d(tmp_path / f"a{suffix}", grey_levels=True)
     assert answer.GetDimension() == 2
@@ -125,9 +129,13 @@ def test_a_jpeg_is_nearly_its_picture(tmp_path):
     ],
 )
 def test_other_pixels_are_taken_to_grey_levels(tmp_path, values, expected):
-    sitk.WriteImage(sitk.GetImageFromArray(np.array([values], np.float32)), str(tmp_path / "a.nii.gz"))
+    sitk.WriteImage(
+        sitk.GetImageFromArray(np.array([values], np.float32)), str(tmp_path / "a.nii.gz")
+    )
     np.testing.assert_allclose(images.array(images.read_2d(tmp_path / "a.nii.gz"))[0], values)
-    np.testing.assert_allclose(images.array(images.read_2d(tmp_path / "a.nii.gz", grey_levels=True))[0], expected)
+    np.testing.assert_allclose(
+        images.array(images.read_2d(tmp_path / "a.nii.gz", grey_levels=True))[0], expected
+    )
 
 
 def test_a_volume_is_no_picture(tmp_path):
@@ -203,8 +211,16 @@ def no_voxels(path):
     "name, make, sentence",
     [
         ("a.nii.gz", lambda path: None, "No such file or directory; expected an image file"),
-        ("a.nii.gz", lambda path: pathlib.Path(path).write_text("hello"), "not a readable image; expected an intact"),
-        ("a.png", lambda path: pathlib.Path(path).write_bytes(b""), "not a readable image; expected an intact"),
+        (
+            "a.nii.gz",
+            lambda path: pathlib.Path(path).write_text("hello"),
+            "not a readable image; expected an intact",
+        ),
+        (
+            "a.png",
+            lambda path: pathlib.Path(path).write_bytes(b""),
+            "not a readable image; expected an intact",
+        ),
         ("a.nii.gz", sheared, "the axes are sheared; expected axes at right angles"),
         ("a.mha", no_voxels, r"has size \(0, 3, 4\), no voxels; expected at least one"),
         ("a.nii.gz", not_finite, "3 of 24 voxels are NaN or infinite; expected finite numbers"),
@@ -256,7 +272,9 @@ def test_a_write_that_runs_out_of_space_leaves_the_old_file_alone(tmp_path, full
     path = tmp_path / f"a{suffix}"
     path.write_text("old")
     noise = np.random.default_rng(0).integers(0, 30000, (20, 30, 40), np.int16)
-    with pytest.raises(UserError, match=rf"a{suffix}: could not be written whole .*; expected disk space"):
+    with pytest.raises(
+        UserError, match=rf"a{suffix}: could not be written whole .*; expected disk space"
+    ):
         images.write(sitk.GetImageFromArray(noise), path)
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == [path.name]
@@ -267,7 +285,10 @@ def test_a_write_that_runs_out_of_space_leaves_the_old_file_alone(tmp_path, full
     [
         ("a.mhd", "cannot write this format; expected a name that ends in .*.mha"),
         ("a.jpg", "cannot write this format; expected a name that ends in .*.png"),
-        ("a.png", "could not be written whole .3D, 16-bit signed integer; .*; expected .* a format that holds such"),
+        (
+            "a.png",
+            "could not be written whole .3D, 16-bit signed integer; .*; expected .* a format that holds such",
+        ),
         ("nowhere/a.nrrd", "cannot be written, there is no folder .*nowhere; create it"),
     ],
 )
@@ -302,17 +323,23 @@ def test_find_sorts_by_name_and_passes_over_other_files(tmp_path):
         (tmp_path / name).touch()
     (tmp_path / "folder.mha").mkdir()
     expected = {"a.b": "a.b.NRRD", "b": "b.nii.gz", "c": "c.png"}
-    assert list(images.find(tmp_path).items()) == [(name, str(tmp_path / file)) for name, file in expected.items()]
+    assert list(images.find(tmp_path).items()) == [
+        (name, str(tmp_path / file)) for name, file in expected.items()
+    ]
 
 
 def test_find_says_what_is_wrong_with_a_folder(tmp_path):
     with pytest.raises(UserError, match="nowhere: no such folder; expected a folder of images"):
         images.find(tmp_path / "nowhere")
-    with pytest.raises(UserError, match=f"{tmp_path.name}: holds no image; expected files that end in .nii.gz"):
+    with pytest.raises(
+        UserError, match=f"{tmp_path.name}: holds no image; expected files that end in .nii.gz"
+    ):
         images.find(tmp_path)
     (tmp_path / "a.nii.gz").touch()
     (tmp_path / "a.nrrd").touch()
-    with pytest.raises(UserError, match="a.nrrd: has the same name as .*a.nii.gz; expected one image of each name"):
+    with pytest.raises(
+        UserError, match="a.nrrd: has the same name as .*a.nii.gz; expected one image of each name"
+    ):
         images.find(tmp_path)
 
 
@@ -321,15 +348,26 @@ def test_find_says_what_is_wrong_with_a_folder(tmp_path):
     [
         (lambda image: image[:, :, 1:], r"size \(6, 5, 3\) voxels does not match \(6, 5, 4\)"),
         (lambda image: image[:, :, 0], r"size \(6, 5\) voxels does not match \(6, 5, 4\)"),
-        (lambda image: image.SetSpacing((0.5, 0.75, 2.01)), r"spacing .*2.01\) mm does not match .* 2.0\)"),
-        (lambda image: image.SetOrigin((-120.5, 33.25, 871.2)), r"origin .*871.2\) mm does not match .*871.125\)"),
-        (lambda image: image.SetDirection(np.eye(3).ravel()), r"direction \(1.0, .* does not match \(0.9553, .*\)"),
+        (
+            lambda image: image.SetSpacing((0.5, 0.75, 2.01)),
+            r"spacing .*2.01\) mm does not match .* 2.0\)",
+        ),
+        (
+            lambda image: image.SetOrigin((-120.5, 33.25, 871.2)),
+            r"origin .*871.2\) mm does not match .*871.125\)",
+        ),
+        (
+            lambda image: image.SetDirection(np.eye(3).ravel()),
+            r"direction \(1.0, .* does not match \(0.9553, .*\)",
+        ),
     ],
 )
 def test_a_label_on_another_grid_is_refused(change, sentence):
     label = volume()
     label = change(label) or label
-    with pytest.raises(UserError, match=f"^l.nrrd: {sentence} of its image i.nrrd; resample the label or fix"):
+    with pytest.raises(
+        UserError, match=f"^l.nrrd: {sentence} of its image i.nrrd; resample the label or fix"
+    ):
         images.require_same_grid("l.nrrd", label, "i.nrrd", volume())
 
 

@@ -44,13 +44,25 @@ SIZES = [((5, 7, 6), (10, 21, 9)), ((3, 4, 9), (3, 7, 11)), ((1, 6, 2), (4, 6, 5
 def test_enlarging_equals_scipy(old, new):
     x = noise(2, *old, 3)
     expected = ndimage.zoom(
-        x, (1, *(n / o for n, o in zip(new, old)), 1), order=1, mode="nearest", grid_mode=True, prefilter=False
+        x,
+        (1, *(n / o for n, o in zip(new, old)), 1),
+        order=1,
+        mode="nearest",
+        grid_mode=True,
+        prefilter=False,
     )
     np.testing.assert_allclose(layers.resize_linear(x, new), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(
-    "old, new", [((39, 26), (16, 10)), ((20, 33), (10, 11)), ((17, 9), (3, 20)), ((10, 12), (25, 5)), ((6, 8), (1, 8))]
+    "old, new",
+    [
+        ((39, 26), (16, 10)),
+        ((20, 33), (10, 11)),
+        ((17, 9), (3, 20)),
+        ((10, 12), (25, 5)),
+        ((6, 8), (1, 8)),
+    ],
 )
 def test_shrinking_equals_tensorflows_antialiased_resize(old, new):
     x = noise(2, *old, 3)
@@ -108,13 +120,21 @@ def test_pad_to_multiple_repeats_the_edge_at_the_high_end(free):
     image = keras.Input((None, None, 1) if free else (2, 3, 1))
     x = np.reshape([[1, 2, 3], [4, 5, 6]], (1, 2, 3, 1)).astype(np.float32)
     padded = keras.Model(image, layers.PadToMultiple(4)(image))(x)
-    np.testing.assert_array_equal(padded[0, ..., 0], [[1, 2, 3, 3], [4, 5, 6, 6], [4, 5, 6, 6], [4, 5, 6, 6]])
+    np.testing.assert_array_equal(
+        padded[0, ..., 0], [[1, 2, 3, 3], [4, 5, 6, 6], [4, 5, 6, 6], [4, 5, 6, 6]]
+    )
 
 
 def test_pad_to_multiple_leaves_what_fits():
     x = noise(1, 8, 16, 4, 2)
     np.testing.assert_array_equal(layers.PadToMultiple(4)(x), x)
-    assert layers.PadToMultiple(4).compute_output_shape((None, 8, 9, None, 1)) == (None, 8, 12, None, 1)
+    assert layers.PadToMultiple(4).compute_output_shape((None, 8, 9, None, 1)) == (
+        None,
+        8,
+        12,
+        None,
+        1,
+    )
 
 
 @pytest.mark.parametrize("free", [True, False])
@@ -137,11 +157,15 @@ def gradients(layer, x, weights):
         tape.watch(x)
         answer = layer(x)
         loss = tf.reduce_sum(tf.cast(answer, "float32") * weights)
-    return [np.array(tf.cast(t, "float32")) for t in (answer, *tape.gradient(loss, [layer.kernel.value, x]))]
+    return [
+        np.array(tf.cast(t, "float32"))
+        for t in (answer, *tape.gradient(loss, [layer.kernel.value, x]))
+    ]
 
 
 @pytest.mark.parametrize(
-    "kind, kernel, arguments", [("Conv3D", 5, {}), ("Conv3D", 3, {}), ("Conv3DTranspose", 5, {"strides": 2})]
+    "kind, kernel, arguments",
+    [("Conv3D", 5, {}), ("Conv3D", 3, {}), ("Conv3DTranspose", 5, {"strides": 2})],
 )
 @pytest.mark.parametrize("size", [(2, 3, 4), (1, 1, 1), (6, 1, 7), (6, 7, 8)])
 def test_bfloat16_gradients_of_small_inputs_are_right(kind, kernel, arguments, size):
@@ -166,9 +190,14 @@ def test_bfloat16_gradients_of_small_inputs_are_right(kind, kernel, arguments, s
 def test_the_guard_changes_no_answer(size, dtype, tolerance):
     x = noise(2, *size, 4)
     for kind, arguments in (("Conv3D", {}), ("Conv3DTranspose", {"strides": 2})):
-        pair = [getattr(room, kind)(3, 5, padding="same", dtype=dtype, **arguments) for room in (layers, keras.layers)]
+        pair = [
+            getattr(room, kind)(3, 5, padding="same", dtype=dtype, **arguments)
+            for room in (layers, keras.layers)
+        ]
         for layer in pair:
             layer.build(x.shape)
         pair[1].set_weights(pair[0].get_weights())
         answers = [np.array(tf.cast(layer(x), "float32")) for layer in pair]
-        np.testing.assert_allclose(answers[0], answers[1], atol=tolerance * np.abs(answers[1]).max())
+        np.testing.assert_allclose(
+            answers[0], answers[1], atol=tolerance * np.abs(answers[1]).max()
+        )

@@ -37,14 +37,18 @@ def voxels(label, logits):
 
 
 def cross_entropy(label, logits, weights=None):
-    return np.mean([-np.log(p[k]) * (1 if weights is None else weights[k]) for k, p in voxels(label, logits)])
+    return np.mean(
+        [-np.log(p[k]) * (1 if weights is None else weights[k]) for k, p in voxels(label, logits)]
+    )
 
 
 def overlaps(label, logits, power):
     """2 sum(p l) / (sum(p^power) + sum(l)) of each class of one sample."""
     pairs = voxels(label, logits)
     return [
-        2 * sum(p[k] for truth, p in pairs if truth == k) / sum(p[k] ** power + (truth == k) for truth, p in pairs)
+        2
+        * sum(p[k] for truth, p in pairs if truth == k)
+        / sum(p[k] ** power + (truth == k) for truth, p in pairs)
         for k in range(logits.shape[-1])
     ]
 
@@ -54,7 +58,9 @@ def overlaps(label, logits, power):
 
 def test_cross_entropy_of_two_voxels():
     # -log(3/4) and -log(1/2), half of each.
-    np.testing.assert_allclose(losses.cross_entropy(LABEL, LOGITS), [(np.log(4 / 3) + LOG2) / 2], rtol=1e-5)
+    np.testing.assert_allclose(
+        losses.cross_entropy(LABEL, LOGITS), [(np.log(4 / 3) + LOG2) / 2], rtol=1e-5
+    )
     # Class 1 weighs 5, class 0 weighs 2.
     weighted = losses.cross_entropy(LABEL, LOGITS, np.array([[2, 5]], np.float32))
     np.testing.assert_allclose(weighted, [(5 * np.log(4 / 3) + 2 * LOG2) / 2], rtol=1e-5)
@@ -69,7 +75,9 @@ def test_deep_supervision_takes_every_2nd_and_4th_label(spatial):
     loss = losses.DeepSupervisedCrossEntropy()
     values = loss(label, {"logits": main, "logits_half": half, "logits_quarter": quarter})
     scales = [(label, main), (label[few], half), (label[fewer], quarter)]
-    expected = [sum(cross_entropy(truth[i], logits[i]) for truth, logits in scales) for i in range(2)]
+    expected = [
+        sum(cross_entropy(truth[i], logits[i]) for truth, logits in scales) for i in range(2)
+    ]
     np.testing.assert_allclose(values, expected, rtol=1e-5)
     alone = [cross_entropy(label[i], main[i]) for i in range(2)]
     np.testing.assert_allclose(loss(label, {"logits": main}), alone, rtol=1e-5)
@@ -116,7 +124,10 @@ def test_an_absent_class_counts_as_perfect():
 
 def test_a_missed_class_counts_as_0():
     # Class 0 found in 3 of 4 voxels with one false: 2 * 3 / (4 + 3); class 1 missed.
-    label, logits = np.reshape([0, 0, 0, 1], (1, 4, 1)).astype(np.uint8), np.tile(np.float32([50, 0]), (1, 4, 1))
+    label, logits = (
+        np.reshape([0, 0, 0, 1], (1, 4, 1)).astype(np.uint8),
+        np.tile(np.float32([50, 0]), (1, 4, 1)),
+    )
     np.testing.assert_allclose(losses.DiceLoss()(label, logits), [-(6 / 7 + 0) / 2], atol=1e-5)
 
 
@@ -133,7 +144,9 @@ def test_squared_dice_of_two_voxels():
     expected = -2 * 0.25 / (0.0625 + 0.25 + 1)
     np.testing.assert_allclose(losses.SquaredDiceLoss()(truth, p), [expected], atol=1e-5)
     # The complement beside it: p = 3/4, 1/2 and truth 0, 1.
-    both = losses.SquaredDiceLoss()(np.concatenate([truth, 1 - truth], -1), np.concatenate([p, 1 - p], -1))
+    both = losses.SquaredDiceLoss()(
+        np.concatenate([truth, 1 - truth], -1), np.concatenate([p, 1 - p], -1)
+    )
     np.testing.assert_allclose(both, [(expected - 2 * 0.5 / (0.5625 + 0.25 + 1)) / 2], atol=1e-5)
 
 
@@ -145,9 +158,14 @@ def test_squared_dice_equals_the_formula(spatial):
 
 
 @pytest.mark.parametrize("dtype", [bool, np.uint8, np.int64, np.float32])
-@pytest.mark.parametrize("found, expected", [([0, 1, 1, 0], -1), ([1, 0, 0, 1], 0), ([1, 1, 1, 1], -2 / 3)])
+@pytest.mark.parametrize(
+    "found, expected", [([0, 1, 1, 0], -1), ([1, 0, 0, 1], 0), ([1, 1, 1, 1], -2 / 3)]
+)
 def test_squared_dice_of_sure_answers(found, expected, dtype):
-    truth, p = np.reshape([0, 1, 1, 0], (1, 4, 1)).astype(dtype), np.reshape(found, (1, 4, 1)).astype(np.float32)
+    truth, p = (
+        np.reshape([0, 1, 1, 0], (1, 4, 1)).astype(dtype),
+        np.reshape(found, (1, 4, 1)).astype(np.float32),
+    )
     values, gradient = with_gradient(losses.SquaredDiceLoss(), truth, p)
     np.testing.assert_allclose(values, [expected], atol=1e-4)
     assert np.all(np.isfinite(gradient))
@@ -169,13 +187,21 @@ def test_hybrid_of_two_voxels():
     entropy = 0.5 * (np.log(4 / 3) + LOG2) / 2
     loss = losses.HybridLoss(dice_weight=10)
     np.testing.assert_allclose(loss(LABEL, {"logits": LOGITS}), [10 * dice + entropy], rtol=1e-4)
-    np.testing.assert_allclose(loss(LABEL, {"aux1": LOGITS}), [10 * 0.4 * dice + 0.6 * entropy], rtol=1e-4)
-    np.testing.assert_allclose(loss(LABEL, {"aux2": LOGITS}), [10 * 0.8 * dice + 0.9 * entropy], rtol=1e-4)
+    np.testing.assert_allclose(
+        loss(LABEL, {"aux1": LOGITS}), [10 * 0.4 * dice + 0.6 * entropy], rtol=1e-4
+    )
+    np.testing.assert_allclose(
+        loss(LABEL, {"aux2": LOGITS}), [10 * 0.8 * dice + 0.9 * entropy], rtol=1e-4
+    )
 
 
 def test_hybrid_equals_the_formula():
     label, main = random_case(4, 5, 6)
-    answers = {"logits": main, "aux1": random_case(4, 5, 6, seed=1)[1], "aux2": random_case(4, 5, 6, seed=2)[1]}
+    answers = {
+        "logits": main,
+        "aux1": random_case(4, 5, 6, seed=1)[1],
+        "aux2": random_case(4, 5, 6, seed=2)[1],
+    }
     expected = np.zeros(2)
     for name, of_dice, of_entropy in (("logits", 1, 1), ("aux1", 0.4, 0.6), ("aux2", 0.8, 0.9)):
         for i in range(2):
@@ -197,7 +223,9 @@ def test_hybrid_of_a_volume_of_one_class_is_finite():
 
 ALL = {
     "cross entropy": lambda label, logits: losses.cross_entropy(label, logits),
-    "deep supervision": lambda label, logits: losses.DeepSupervisedCrossEntropy()(label, {"logits": logits}),
+    "deep supervision": lambda label, logits: losses.DeepSupervisedCrossEntropy()(
+        label, {"logits": logits}
+    ),
     "dice": losses.DiceLoss(),
     "squared dice": squared_dice,
     "hybrid": lambda label, logits: losses.HybridLoss()(label, {"logits": logits}),
@@ -245,7 +273,9 @@ def test_a_step_down_the_gradient_lowers_the_loss(name):
 
 def test_l2_is_the_sum_of_squared_kernels():
     image = keras.Input((4, 4, 1))
-    x = keras.layers.Conv2D(1, 2, kernel_initializer=keras.initializers.Constant(3), bias_initializer="ones")(image)
+    x = keras.layers.Conv2D(
+        1, 2, kernel_initializer=keras.initializers.Constant(3), bias_initializer="ones"
+    )(image)
     x = keras.layers.GroupNormalization(groups=-1)(x)
     x = keras.layers.Conv2DTranspose(2, 1, kernel_initializer=keras.initializers.Constant(0.5))(x)
     # Four weights of 3 and two of 1/2; no bias, no norm.
@@ -255,17 +285,26 @@ def test_l2_is_the_sum_of_squared_kernels():
 def test_adversarial_terms_by_hand():
     zero, three = np.zeros((2, 1), np.float32), np.full((1, 1), LOG3, np.float32)
     np.testing.assert_allclose(losses.generator_adversarial(zero), [LOG2, LOG2], rtol=1e-5)
-    np.testing.assert_allclose(losses.discriminator_adversarial(zero, zero), [2 * LOG2, 2 * LOG2], rtol=1e-5)
+    np.testing.assert_allclose(
+        losses.discriminator_adversarial(zero, zero), [2 * LOG2, 2 * LOG2], rtol=1e-5
+    )
     # A logit of log 3 means real with 3/4.
     np.testing.assert_allclose(losses.generator_adversarial(three), [np.log(4 / 3)], rtol=1e-5)
-    np.testing.assert_allclose(losses.discriminator_adversarial(three, -three), [2 * np.log(4 / 3)], rtol=1e-5)
-    np.testing.assert_allclose(losses.discriminator_adversarial(-three, three), [2 * np.log(4)], rtol=1e-5)
+    np.testing.assert_allclose(
+        losses.discriminator_adversarial(three, -three), [2 * np.log(4 / 3)], rtol=1e-5
+    )
+    np.testing.assert_allclose(
+        losses.discriminator_adversarial(-three, three), [2 * np.log(4)], rtol=1e-5
+    )
 
 
 def test_adversarial_terms_mirror_each_other():
     real, fake = np.random.default_rng(0).normal(0, 4, (2, 5, 1)).astype(np.float32)
     # Swapping real and fake is changing the sign; the generator wants what the discriminator wants of a real one.
-    straight, mirrored = losses.discriminator_adversarial(real, fake), losses.discriminator_adversarial(-fake, -real)
+    straight, mirrored = (
+        losses.discriminator_adversarial(real, fake),
+        losses.discriminator_adversarial(-fake, -real),
+    )
     np.testing.assert_allclose(straight, mirrored, rtol=1e-6)
     both = losses.generator_adversarial(real) + losses.generator_adversarial(-fake)
     np.testing.assert_allclose(straight, both, rtol=1e-6)

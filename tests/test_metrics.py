@@ -39,12 +39,17 @@ def test_hand_computed_scores_of_a_shifted_cube(shift):
     assert scores["Jacc_percent"] == pytest.approx(100 * (10 - shift) / (10 + shift))
     assert scores["precision_percent"] == scores["recall_percent"] == pytest.approx(100 * dsc)
     assert scores["Hdb_mm"] == pytest.approx(0.5 * min(shift, 8) if shift else 0)
-    assert scores["volume_mL"] == scores["truth_volume_mL"] == pytest.approx(1.0)  # 1000 voxels of 1 mm3
+    assert (
+        scores["volume_mL"] == scores["truth_volume_mL"] == pytest.approx(1.0)
+    )  # 1000 voxels of 1 mm3
     assert scores["volume_error_percent"] == 0
 
 
 def test_mean_dice_counts_the_classes_of_the_truth_alone():
-    truth, prediction = np.array([[1, 1, 1, 0], [3, 3, 0, 0]]), np.array([[1, 1, 0, 0], [0, 3, 3, 2]])
+    truth, prediction = (
+        np.array([[1, 1, 1, 0], [3, 3, 0, 0]]),
+        np.array([[1, 1, 0, 0], [0, 3, 3, 2]]),
+    )
     assert metrics.mean_dice(prediction, truth) == pytest.approx((4 / 5 + 1 / 2) / 2)
 
 
@@ -74,12 +79,21 @@ def test_distances_equal_brute_force(spacing, seed):
     np.testing.assert_allclose(np.sort(to_b), np.sort(table.min(1)), atol=1e-6)
     np.testing.assert_allclose(np.sort(to_a), np.sort(table.min(0)), atol=1e-6)
     scores = metrics.compare(a, b, spacing)
-    assert scores["Adb_mm"] == pytest.approx((table.min(1).mean() + table.min(0).mean()) / 2, abs=1e-6)
+    assert scores["Adb_mm"] == pytest.approx(
+        (table.min(1).mean() + table.min(0).mean()) / 2, abs=1e-6
+    )
     assert scores["Hdb_mm"] == pytest.approx(max(table.min(1).max(), table.min(0).max()), abs=1e-6)
     percentiles = np.percentile(table.min(1), 95), np.percentile(table.min(0), 95)
     assert scores["Hdb95_mm"] == pytest.approx(max(percentiles), abs=1e-6)
     swapped = metrics.compare(b, a, spacing)
-    for symmetric in ("DSC_percent", "Conf_percent", "Jacc_percent", "Adb_mm", "Hdb_mm", "Hdb95_mm"):
+    for symmetric in (
+        "DSC_percent",
+        "Conf_percent",
+        "Jacc_percent",
+        "Adb_mm",
+        "Hdb_mm",
+        "Hdb95_mm",
+    ):
         assert swapped[symmetric] == pytest.approx(scores[symmetric])
 
 
@@ -121,7 +135,10 @@ def test_scores_agree_with_simpleitk_and_brute_force(dimensions):
         pair = [sitk.GetImageFromArray(mask.astype(np.uint8)) for mask in masks]
         for image in pair:
             image.SetSpacing(spacing[::-1].tolist())
-        overlap, swapped = sitk.LabelOverlapMeasuresImageFilter(), sitk.LabelOverlapMeasuresImageFilter()
+        overlap, swapped = (
+            sitk.LabelOverlapMeasuresImageFilter(),
+            sitk.LabelOverlapMeasuresImageFilter(),
+        )
         overlap.Execute(*pair)
         swapped.Execute(*reversed(pair))
         expected = {
@@ -135,7 +152,9 @@ def test_scores_agree_with_simpleitk_and_brute_force(dimensions):
         surfaces = [itk_surface(image) for image in pair]
         hausdorff = sitk.HausdorffDistanceImageFilter()
         hausdorff.Execute(*surfaces)
-        table = distance.cdist(*(np.argwhere(sitk.GetArrayViewFromImage(surface)) * spacing for surface in surfaces))
+        table = distance.cdist(
+            *(np.argwhere(sitk.GetArrayViewFromImage(surface)) * spacing for surface in surfaces)
+        )
         directed = table.min(axis=1), table.min(axis=0)
         expected["Adb_mm"] = np.mean([distances.mean() for distances in directed])
         expected["Hdb_mm"] = max(distances.max() for distances in directed)
@@ -205,7 +224,9 @@ def test_distances_of_an_empty_mask_are_refused():
 
 def test_a_whole_head_scores_within_three_seconds():
     z, y, x = np.ogrid[:388, :258, :440]
-    truth = (((z - 194) / 130) ** 2 + ((y - 129) / 95) ** 2 + ((x - 220) / 160) ** 2 <= 1).astype(np.uint8)
+    truth = (((z - 194) / 130) ** 2 + ((y - 129) / 95) ** 2 + ((x - 220) / 160) ** 2 <= 1).astype(
+        np.uint8
+    )
     prediction = np.roll(truth, (5, -4, 6), axis=(0, 1, 2))
     seconds = []
     while len(seconds) < 3 and min(seconds, default=INF) >= 3:
@@ -218,12 +239,16 @@ def test_a_whole_head_scores_within_three_seconds():
 
 def test_summary_of_known_values():
     summary = metrics.summarize([1, 2, 3, 4, INF, float("nan")])
-    assert summary["mean"] == 2.5 and summary["min"] == 1 and summary["max"] == 4 and summary["n"] == 4
+    assert (
+        summary["mean"] == 2.5 and summary["min"] == 1 and summary["max"] == 4 and summary["n"] == 4
+    )
     assert summary["sd"] == pytest.approx((5 / 3) ** 0.5)
     values = np.random.default_rng(1).normal(10, 2, 400)
     summary = metrics.summarize(values)
     # For many cases the bootstrap interval is mean -+ 1.96 SD / sqrt(n).
-    assert summary["ci_high"] - summary["mean"] == pytest.approx(1.96 * summary["sd"] / 20, rel=0.05)
+    assert summary["ci_high"] - summary["mean"] == pytest.approx(
+        1.96 * summary["sd"] / 20, rel=0.05
+    )
     assert summary["mean"] - summary["ci_low"] == pytest.approx(1.96 * summary["sd"] / 20, rel=0.05)
     assert summary == metrics.summarize(values, seed=0) != metrics.summarize(values, seed=1)
 
@@ -272,7 +297,11 @@ def test_agreement():
 def test_repeatability():
     result = metrics.repeatability([1, 3, 10, 10, 10, 99], ["a", "a", "b", "b", "b", "once"])
     assert result["sd"] == {"a": pytest.approx(2**0.5), "b": 0}
-    assert result["mean"] == pytest.approx(2**0.5 / 2) and result["min"] == 0 and result["max"] == pytest.approx(2**0.5)
+    assert (
+        result["mean"] == pytest.approx(2**0.5 / 2)
+        and result["min"] == 0
+        and result["max"] == pytest.approx(2**0.5)
+    )
     assert np.isnan(metrics.repeatability([1, 2], ["a", "b"])["mean"])
     with pytest.raises(ValueError):
         metrics.repeatability([1, 2], ["a"])

@@ -52,11 +52,17 @@ SIDE, SIDE_UAM = conv(1, 128, 2), conv(1, 64, 2)
 
 PARAMETERS = {
     # No skips: the decoders see 64, 64 and 32 channels.
-    "3D-DeconvNet": (BASE + conv(5, 64, 64) + conv(3, 64, 64) + conv(3, 32, 64) + 3 * norm(64), 4_002_114),
+    "3D-DeconvNet": (
+        BASE + conv(5, 64, 64) + conv(3, 64, 64) + conv(3, 32, 64) + 3 * norm(64),
+        4_002_114,
+    ),
     "USegNet": (BASE + PLAIN_1 + PLAIN_2 + PLAIN_3, 4_680_002),
     "USegNet-DS": (BASE + PLAIN_1 + PLAIN_2 + PLAIN_3 + 2 * SIDE, 4_680_518),
     "USegNet-DS-SAM-1": (BASE + PLAIN_1 + PLAIN_2 + PLAIN_3 + 2 * SIDE + attention(64), 4_848_614),
-    "USegNet-DS-SAM-12": (BASE + PLAIN_1 + PLAIN_2 + PLAIN_3 + 2 * SIDE + 2 * attention(64), 5_016_710),
+    "USegNet-DS-SAM-12": (
+        BASE + PLAIN_1 + PLAIN_2 + PLAIN_3 + 2 * SIDE + 2 * attention(64),
+        5_016_710,
+    ),
     "USegNet-DS-SAM": (
         BASE + PLAIN_1 + PLAIN_2 + PLAIN_3_SAM + 2 * SIDE + 2 * attention(64) + attention(32),
         5_239_078,
@@ -65,7 +71,12 @@ PARAMETERS = {
     "USegNet-DS-UAM-12": (BASE + 2 * attention(128) + PLAIN_3 + 2 * SIDE_UAM, 3_774_982),
     "USegNet-DS-UAM": (BASE + 2 * attention(128) + attention(64) + 2 * SIDE_UAM, 3_832_294),
     "USegNet-DS-HAS": (
-        BASE + 2 * attention(64) + attention(32) + 2 * attention(128) + attention(96) + 2 * SIDE_UAM,
+        BASE
+        + 2 * attention(64)
+        + attention(32)
+        + 2 * attention(128)
+        + attention(96)
+        + 2 * SIDE_UAM,
         4_336_582,
     ),
 }
@@ -82,9 +93,14 @@ CODER_WORK = (
     + 64 * 2  # main head
 )
 AM = 2 * 27 * 32 * 32 + 27 * 64 * 64  # an attention module after its 1x1x1 convolution: 165 888
-UAM_12_WORK = (128 * 32 + AM + 64 * 2) // 64 + (128 * 32 + AM + 64 * 2) // 8  # with their side heads
+UAM_12_WORK = (128 * 32 + AM + 64 * 2) // 64 + (
+    128 * 32 + AM + 64 * 2
+) // 8  # with their side heads
 WORK = {
-    "USegNet-DS": CODER_WORK + (125 * 128 * 64 + 128 * 2) // 64 + (27 * 128 * 64 + 128 * 2) // 8 + 27 * 64 * 64,
+    "USegNet-DS": CODER_WORK
+    + (125 * 128 * 64 + 128 * 2) // 64
+    + (27 * 128 * 64 + 128 * 2) // 8
+    + 27 * 64 * 64,
     "USegNet-DS-UAM": CODER_WORK + UAM_12_WORK + 64 * 32 + AM,
     "USegNet-DS-HAS": CODER_WORK
     + ((64 * 32 + AM) // 64 + (64 * 32 + AM) // 8 + 32 * 32 + AM)  # SAM 1, 2, 3
@@ -119,11 +135,17 @@ def test_the_overhead_of_attention_is_the_papers():
 
 def test_parameters_of_the_2d_network():
     conv = lambda kernel, channels, filters: kernel**2 * channels * filters + filters
-    encoder = conv(3, 1, 32) + conv(3, 32, 32) + conv(3, 32, 64) + conv(3, 64, 64) + 4 * conv(5, 64, 64)
+    encoder = (
+        conv(3, 1, 32) + conv(3, 32, 32) + conv(3, 32, 64) + conv(3, 64, 64) + 4 * conv(5, 64, 64)
+    )
     deconvs = 2 * conv(5, 64, 64) + conv(3, 64, 32)
     decoder = conv(5, 128, 64) + conv(3, 128, 64) + conv(3, 64, 64) + conv(1, 64, 2)
     norms = (2 * norm(32) + 6 * norm(64)) + (2 * norm(64) + norm(32)) + 3 * norm(64)
-    assert usegnet((None, None, 1), "USegNet").count_params() == encoder + deconvs + decoder + norms == 1_015_554
+    assert (
+        usegnet((None, None, 1), "USegNet").count_params()
+        == encoder + deconvs + decoder + norms
+        == 1_015_554
+    )
 
 
 def test_parameters_with_the_attention_kernels_of_the_authors_code():
@@ -140,7 +162,9 @@ def test_parameters_with_the_attention_kernels_of_the_authors_code():
 def models():
     """{variant: a model of 4 filters with free axes}, all of two input channels, built once."""
     keras.utils.set_random_seed(0)
-    return {variant: usegnet((None, None, None, 2), variant, base_filters=4) for variant in VARIANTS}
+    return {
+        variant: usegnet((None, None, None, 2), variant, base_filters=4) for variant in VARIANTS
+    }
 
 
 def noise(*shape, seed=0):
@@ -152,9 +176,15 @@ def written_out(model, x, sam, uam, skips=(1, 2, 3)):
 
     def in_order(pattern):
         found = [layer for layer in model.layers if re.fullmatch(pattern + r"(_\d+)?", layer.name)]
-        return iter(sorted(found, key=lambda layer: int("0" + layer.name.removeprefix(pattern).lstrip("_"))))
+        return iter(
+            sorted(found, key=lambda layer: int("0" + layer.name.removeprefix(pattern).lstrip("_")))
+        )
 
-    convs, deconvs, norms = in_order("conv3d"), in_order("conv3d_transpose"), in_order("group_normalization")
+    convs, deconvs, norms = (
+        in_order("conv3d"),
+        in_order("conv3d_transpose"),
+        in_order("group_normalization"),
+    )
 
     def conv(x):
         layer = next(convs)
@@ -163,12 +193,17 @@ def written_out(model, x, sam, uam, skips=(1, 2, 3)):
     def deconv(x):
         layer = next(deconvs)
         size = [x.shape[0], *(2 * n for n in x.shape[1:4]), layer.filters]
-        return tf.nn.conv3d_transpose(x, layer.kernel.value, size, [1, 2, 2, 2, 1], "SAME") + layer.bias.value
+        return (
+            tf.nn.conv3d_transpose(x, layer.kernel.value, size, [1, 2, 2, 2, 1], "SAME")
+            + layer.bias.value
+        )
 
     def normed(x):
         layer = next(norms)
         mean, variance = tf.nn.moments(x, [1, 2, 3], keepdims=True)
-        return tf.nn.relu((x - mean) / tf.sqrt(variance + 1e-5) * layer.gamma.value + layer.beta.value)
+        return tf.nn.relu(
+            (x - mean) / tf.sqrt(variance + 1e-5) * layer.gamma.value + layer.beta.value
+        )
 
     def attend(x):
         p = conv(x)
@@ -223,7 +258,11 @@ def test_every_channel_of_every_part_reaches_the_main_answer(models, variant):
         tape.watch(x)
         total = tf.reduce_sum(tf.square(model(x)["logits"]))
     *gradients, of_image = tape.gradient(total, [*(weight.value for weight in weights), x])
-    reached = {weight.path: gradient for weight, gradient in zip(weights, gradients) if gradient is not None}
+    reached = {
+        weight.path: gradient
+        for weight, gradient in zip(weights, gradients)
+        if gradient is not None
+    }
     side_heads = {head(model, name).kernel.path for name in model.output if name != "logits"}
     assert {weight.path for weight in weights} - set(reached) == side_heads
     for path, gradient in reached.items():
@@ -238,10 +277,13 @@ def head(model, name):
 
 
 @pytest.mark.parametrize(
-    "variant, attached", [("USegNet-DS", "concatenate"), ("USegNet-DS-UAM-1", "concatenate"), (HAS, "conv3d")]
+    "variant, attached",
+    [("USegNet-DS", "concatenate"), ("USegNet-DS-UAM-1", "concatenate"), (HAS, "conv3d")],
 )
 def test_side_answers_hang_on_the_concatenation_or_on_the_uam(models, variant, attached):
-    assert head(models[variant], "logits_half").input._keras_history.operation.name.startswith(attached)
+    assert head(models[variant], "logits_half").input._keras_history.operation.name.startswith(
+        attached
+    )
 
 
 def test_attention_is_a_softmax_over_the_channels_of_a_voxel(models):
@@ -263,7 +305,11 @@ def test_attention_is_a_softmax_over_the_channels_of_a_voxel(models):
 @pytest.mark.parametrize("free", [True, False])
 @pytest.mark.parametrize(
     "size, half, quarter",
-    [((9, 17, 23), (5, 9, 12), (3, 5, 6)), ((1, 8, 30), (1, 4, 15), (1, 2, 8)), ((13, 22), (7, 11), (4, 6))],
+    [
+        ((9, 17, 23), (5, 9, 12), (3, 5, 6)),
+        ((1, 8, 30), (1, 4, 15), (1, 2, 8)),
+        ((13, 22), (7, 11), (4, 6)),
+    ],
 )
 def test_any_size_works(size, half, quarter, free):
     model = usegnet((*(None for _ in size), 1) if free else (*size, 1), base_filters=2)
@@ -282,8 +328,12 @@ def test_an_odd_size_is_padded_with_edge_values_at_its_high_ends(models):
     padded = models[HAS](np.pad(x, [(0, 0), (0, 7), (0, 7), (0, 1), (0, 0)], mode="edge"))
     answer = models[HAS](x)
     np.testing.assert_allclose(answer["logits"], padded["logits"][:, :9, :17, :23], atol=1e-5)
-    np.testing.assert_allclose(answer["logits_half"], padded["logits_half"][:, :5, :9, :12], atol=1e-5)
-    np.testing.assert_allclose(answer["logits_quarter"], padded["logits_quarter"][:, :3, :5, :6], atol=1e-5)
+    np.testing.assert_allclose(
+        answer["logits_half"], padded["logits_half"][:, :5, :9, :12], atol=1e-5
+    )
+    np.testing.assert_allclose(
+        answer["logits_quarter"], padded["logits_quarter"][:, :3, :5, :6], atol=1e-5
+    )
 
 
 # Options.
@@ -299,13 +349,17 @@ def test_samples_of_a_batch_in_training(normalization, independent):
 
 def test_instance_normalization_has_no_second_mode(models):
     x = noise(1, 16, 16, 16, 2)
-    np.testing.assert_array_equal(models[HAS](x, training=True)["logits"], models[HAS](x, training=False)["logits"])
+    np.testing.assert_array_equal(
+        models[HAS](x, training=True)["logits"], models[HAS](x, training=False)["logits"]
+    )
     assert not models[HAS].non_trainable_weights
 
 
 def test_batch_normalization_moves_its_statistics_and_uses_them_at_test():
     model = usegnet(variant="USegNet", base_filters=2, normalization="batch")
-    first = next(layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization))
+    first = next(
+        layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)
+    )
     x = 3 + noise(1, 16, 16, 16, 1)
     before = model(x, training=False)["logits"]
     np.testing.assert_array_equal(first.moving_mean, [0, 0])
@@ -319,17 +373,29 @@ def test_batch_normalization_moves_its_statistics_and_uses_them_at_test():
 def test_the_papers_initializer():
     # A normal distribution cut at 2 SD has 0.88 of its SD.
     model = usegnet(initializer="paper", base_filters=8)
-    kernels = np.concatenate([np.ravel(w) for w in model.trainable_weights if w.path.endswith("/kernel")])
+    kernels = np.concatenate(
+        [np.ravel(w) for w in model.trainable_weights if w.path.endswith("/kernel")]
+    )
     assert kernels.std() == pytest.approx(0.88e-3, rel=0.01)
     assert np.abs(kernels).max() <= 2e-3
-    assert all(np.all(w.numpy() == np.float32(0.01)) for w in model.trainable_weights if w.path.endswith("/bias"))
+    assert all(
+        np.all(w.numpy() == np.float32(0.01))
+        for w in model.trainable_weights
+        if w.path.endswith("/bias")
+    )
 
 
 def test_he_initializer(models):
-    kernels = [w for w in models["USegNet"].trainable_weights if w.path.endswith("/kernel") and w.shape[0] == 5]
+    kernels = [
+        w
+        for w in models["USegNet"].trainable_weights
+        if w.path.endswith("/kernel") and w.shape[0] == 5
+    ]
     normed = np.concatenate([np.ravel(w) * np.sqrt(125 * w.shape[-2] / 2) for w in kernels])
     assert normed.std() == pytest.approx(1, rel=0.05)
-    assert not np.any(np.concatenate([w.numpy() for w in models["USegNet"].weights if w.path.endswith("/bias")]))
+    assert not np.any(
+        np.concatenate([w.numpy() for w in models["USegNet"].weights if w.path.endswith("/bias")])
+    )
 
 
 @pytest.mark.parametrize(
@@ -385,7 +451,11 @@ def test_networks_and_losses_run_on_any_backend():
 
 def test_a_few_steps_of_adam_learn_a_cube():
     keras.utils.set_random_seed(1)
-    model, loss, adam = usegnet(base_filters=4), losses.DeepSupervisedCrossEntropy(), keras.optimizers.Adam(5e-3)
+    model, loss, adam = (
+        usegnet(base_filters=4),
+        losses.DeepSupervisedCrossEntropy(),
+        keras.optimizers.Adam(5e-3),
+    )
     label = np.zeros((1, 16, 16, 16, 1), np.uint8)
     label[:, 4:12, 4:12, 4:12] = 1
     image = tf.constant(label + 0.3 * noise(*label.shape))

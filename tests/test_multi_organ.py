@@ -56,7 +56,11 @@ def randomize(network, seed=0):
             weight.assign(rng.normal(0, np.sqrt(3 / np.prod(weight.shape[:-1])), weight.shape))
     images = {f"image_{level}": rng.uniform(0, 1, (1, 16, 16, 16, 1)) for level in (1, 2)}
     for name in ("level_1", "level_2"):
-        head = [layer for layer in network.get_layer(name).layers if isinstance(layer, keras.layers.Conv3D)][-1]
+        head = [
+            layer
+            for layer in network.get_layer(name).layers
+            if isinstance(layer, keras.layers.Conv3D)
+        ][-1]
         head.bias.assign_sub(ops.mean(network(images, training=False)[name], axis=(0, 1, 2, 3)))
     return network
 
@@ -64,7 +68,9 @@ def randomize(network, seed=0):
 @pytest.fixture(scope="module")
 def unets():
     """Functions of two levels, as graphs."""
-    return pyramids.graphs(system(), randomize(system().network(), seed=2))  # both levels' answers follow the image
+    return pyramids.graphs(
+        system(), randomize(system().network(), seed=2)
+    )  # both levels' answers follow the image
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +80,9 @@ def other_unets():
 
 def graph(function, channels=1):
     """As a graph that knows no size."""
-    return tf.function(function, input_signature=[tf.TensorSpec([None, None, None, None, channels])])
+    return tf.function(
+        function, input_signature=[tf.TensorSpec([None, None, None, None, channels])]
+    )
 
 
 # Before the network.
@@ -114,7 +122,9 @@ def test_known_and_unknown_sizes_round_alike(scale):
     sizes = np.arange(1, 1300)
     known = [system().grid_size((int(n),), scale)[0] for n in sizes]
     np.testing.assert_array_equal(known, np.maximum(1, np.floor(sizes / scale + 0.5)))
-    np.testing.assert_array_equal(known, system().grid_size((tf.constant(sizes, tf.int32),), scale)[0])
+    np.testing.assert_array_equal(
+        known, system().grid_size((tf.constant(sizes, tf.int32),), scale)[0]
+    )
 
 
 def test_preprocess_is_the_same_in_a_graph_of_any_size():
@@ -139,7 +149,13 @@ def test_classes_are_label_values_in_order():
 
 
 @pytest.mark.parametrize(
-    "old, new", [((5, 6, 7), (9, 13, 13)), ((3, 3, 3), (11, 12, 9)), ((1, 2, 5), (1, 3, 5)), ((4, 6, 5), (4, 6, 5))]
+    "old, new",
+    [
+        ((5, 6, 7), (9, 13, 13)),
+        ((3, 3, 3), (11, 12, 9)),
+        ((1, 2, 5), (1, 3, 5)),
+        ((4, 6, 5), (4, 6, 5)),
+    ],
 )
 def test_labels_are_those_of_the_largest_probability(old, new):
     probability = np.array(ops.softmax(2 * noise(2, *old, 3)))
@@ -148,12 +164,16 @@ def test_labels_are_those_of_the_largest_probability(old, new):
     assert answer.shape == (2, *new, 1) and answer.dtype == "uint8"
     margin = np.diff(np.sort(fine, axis=-1)[..., -2:], axis=-1) > 1e-5
     assert margin.mean() > 0.99
-    np.testing.assert_array_equal(answer[margin], np.array([0, 2, 5])[fine.argmax(axis=-1)][..., None][margin])
+    np.testing.assert_array_equal(
+        answer[margin], np.array([0, 2, 5])[fine.argmax(axis=-1)][..., None][margin]
+    )
     in_graph = tf.function(
         lambda p, size: system().label(p, tf.unstack(size)),
         input_signature=[tf.TensorSpec([None, None, None, None, 3]), tf.TensorSpec([3], tf.int32)],
     )
-    np.testing.assert_array_equal(in_graph(probability, np.array(new, np.int32))[margin], answer[margin])
+    np.testing.assert_array_equal(
+        in_graph(probability, np.array(new, np.int32))[margin], answer[margin]
+    )
 
 
 # The cascade.
@@ -167,7 +187,12 @@ def test_the_cascade_written_out(unets, size):
     image = np.clip((x + 160) / 100, 0, 4)  # in hundreds of HU
     first = np.array(ops.softmax(unets[0](layers.resize_linear(image, half))))
     context = ndimage.zoom(
-        first, (1, *(n / h for n, h in zip(size, half)), 1), order=1, mode="nearest", grid_mode=True, prefilter=False
+        first,
+        (1, *(n / h for n, h in zip(size, half)), 1),
+        order=1,
+        mode="nearest",
+        grid_mode=True,
+        prefilter=False,
     )
     second = np.array(ops.softmax(unets[1](np.concatenate([image, context], axis=-1))))
     assert first.shape == (1, *half, 3) and second.shape == (1, *size, 3)
@@ -176,7 +201,9 @@ def test_the_cascade_written_out(unets, size):
     found = system().segment(unets, x, probability=True)
     np.testing.assert_allclose(found["probability"], second, atol=1e-4)
     sure = np.sort(second, axis=-1)[..., -1] - np.sort(second, axis=-1)[..., -2] > 1e-3
-    np.testing.assert_array_equal(found["label"][..., 0][sure], np.array([0, 2, 5])[second.argmax(axis=-1)][sure])
+    np.testing.assert_array_equal(
+        found["label"][..., 0][sure], np.array([0, 2, 5])[second.argmax(axis=-1)][sure]
+    )
     assert system().segment(unets, x).keys() == {"label"}
 
 
@@ -185,14 +212,18 @@ def test_the_answer_is_on_the_original_grid_where_the_last_level_is_not(unets):
     answers, found = coarse.cascade(unets, x), coarse.segment(unets, x, probability=True)
     assert [answer.shape for answer in answers] == [(1, 5, 6, 3, 3), (1, 10, 11, 7, 3)]
     assert found["label"].shape == (1, 19, 22, 13, 1) and found["label"].dtype == "uint8"
-    np.testing.assert_allclose(found["probability"], layers.resize_linear(answers[1], (19, 22, 13)), atol=1e-6)
+    np.testing.assert_allclose(
+        found["probability"], layers.resize_linear(answers[1], (19, 22, 13)), atol=1e-6
+    )
     np.testing.assert_allclose(ops.sum(found["probability"], axis=-1), 1, atol=1e-5)
     assert set(np.unique(found["label"])) <= {0, 2, 5} and len(np.unique(found["label"])) > 1
 
 
 def test_level_2_depends_on_level_1(unets, other_unets):
     x = raw(16, 13, 16)
-    own, other = (np.array(system().cascade([one[0], unets[1]], x)[1]) for one in (unets, other_unets))
+    own, other = (
+        np.array(system().cascade([one[0], unets[1]], x)[1]) for one in (unets, other_unets)
+    )
     assert np.abs(own - other).max() > 0.01
 
 
@@ -200,19 +231,26 @@ def test_tiles(unets):
     x, steps = raw(30, 17, 16), []
     one, whole = system(tile_size=16), system(tile_size=32)
     # Level 1: 15 x 9 x 8, one tile. Level 2: tiles of 16 that share 8, so 3 along 30 and 2 along 17.
-    assert (one.overlap, whole.overlap) == (8, 16) and (one.tiles((30, 17, 16)), whole.tiles((30, 17, 16))) == (7, 2)
+    assert (one.overlap, whole.overlap) == (8, 16) and (
+        one.tiles((30, 17, 16)),
+        whole.tiles((30, 17, 16)),
+    ) == (7, 2)
     tiled = [np.array(answer) for answer in one.cascade(unets, x, lambda: steps.append(None))]
     assert len(steps) == 7
     untiled = [np.array(answer) for answer in whole.cascade(unets, x)]
     np.testing.assert_array_equal(tiled[0], untiled[0])
     assert tiled[1].shape == untiled[1].shape and np.any(tiled[1] != untiled[1])
     # The context is resampled as a whole, and the first 8 voxels of the first tile are no other tile's.
-    joined = np.concatenate([one.preprocess(x, 1), layers.resize_linear(tiled[0], (30, 17, 16))], axis=-1)
+    joined = np.concatenate(
+        [one.preprocess(x, 1), layers.resize_linear(tiled[0], (30, 17, 16))], axis=-1
+    )
     corner = ops.softmax(unets[1](joined[:, :16, :16]))[:, :8, :8]
     np.testing.assert_allclose(tiled[1][:, :8, :8], corner, atol=1e-4)
 
 
-@pytest.mark.parametrize("tile_size, overlap", [(16, 8), (24, 8), (32, 16), (56, 16), (64, 16), (96, 24), (128, 32)])
+@pytest.mark.parametrize(
+    "tile_size, overlap", [(16, 8), (24, 8), (32, 16), (56, 16), (64, 16), (96, 24), (128, 32)]
+)
 def test_tiles_share_a_quarter_or_16_voxels(tile_size, overlap):
     assert system(tile_size=tile_size).overlap == overlap
 
@@ -225,7 +263,10 @@ def errors_at_tiles(answer, reference, tile, overlap):
         starts, edge = starts_and_edge(n, tile, overlap)
         assert len(starts) > 1
         borders = [*starts[1:], *(start + edge for start in starts[:-1])]
-        for mask, places in ((border, borders), (middle, [start + overlap // 2 for start in starts[1:]])):
+        for mask, places in (
+            (border, borders),
+            (middle, [start + overlap // 2 for start in starts[1:]]),
+        ):
             for at in places:
                 np.moveaxis(mask, axis, 0)[at - 2 : at + 2] = True
     return error[border].mean(), error[middle].mean(), error[~(border | middle)].mean()
@@ -241,12 +282,16 @@ def test_no_seams(far):
             weight.assign(far * weight)
     image = one.preprocess(raw(*size), 1)
     context = ops.softmax(ndimage.gaussian_filter(noise(1, *size, 3), (0, 2, 2, 2, 0)) * 30)
-    for unet, x in zip(one.unets(network), (image, np.concatenate([image, context], axis=-1)), strict=True):
+    for unet, x in zip(
+        one.unets(network), (image, np.concatenate([image, context], axis=-1)), strict=True
+    ):
         function = lambda x, unet=unet: ops.softmax(unet(x))
         reference = function(x)
         assert np.std(reference, axis=(0, 1, 2, 3)).max() > 0.1
         tiled = tiling.tiled(function, x, one.tile_size, one.overlap)
-        at_border, in_middle, elsewhere = errors_at_tiles(tiled, reference, one.tile_size, one.overlap)
+        at_border, in_middle, elsewhere = errors_at_tiles(
+            tiled, reference, one.tile_size, one.overlap
+        )
         assert 1e-3 < max(at_border, in_middle) < 2 * elsewhere
         # Tiles side by side have seams, and the measure sees them.
         side_by_side, elsewhere = seam(tiling.tiled(function, x, 32, 0), reference, 32, 0)
@@ -255,7 +300,10 @@ def test_no_seams(far):
 
 def test_a_graph_of_any_size_answers_as_eager(unets):
     coarse = system(downsampling=(3, 2))
-    served = tf.function(lambda image: coarse.segment(unets, image, probability=True), input_signature=[export.VOLUME])
+    served = tf.function(
+        lambda image: coarse.segment(unets, image, probability=True),
+        input_signature=[export.VOLUME],
+    )
     for size in ((37, 21, 12), (7, 8, 1)):
         expected, found = coarse.segment(unets, raw(*size), probability=True), served(raw(*size))
         np.testing.assert_allclose(found["probability"], expected["probability"], atol=1e-4)
@@ -288,7 +336,10 @@ def test_without_context_there_is_one_level():
 
 def test_networks_of_the_first_levels():
     one = system("separate", downsampling=(8, 4, 2))
-    assert [list(one.network(count).output) for count in (1, 2)] == [["level_1"], ["level_1", "level_2"]]
+    assert [list(one.network(count).output) for count in (1, 2)] == [
+        ["level_1"],
+        ["level_1", "level_2"],
+    ]
     assert len(one.unets(one.network(2))) == 2
     assert one.network(1).output["level_1"].shape[-1] == 3
 
@@ -327,7 +378,9 @@ def test_a_bad_configuration_names_its_field(field, value):
 @pytest.mark.parametrize("preset", multi_organ.PRESETS)
 def test_presets_are_configurations(preset):
     fields = {
-        name: value for name, value in multi_organ.PRESETS[preset].items() if name in MultiOrgan.__dataclass_fields__
+        name: value
+        for name, value in multi_organ.PRESETS[preset].items()
+        if name in MultiOrgan.__dataclass_fields__
     }
     one = MultiOrgan(LABELS, **fields)
     assert len(one.scales) == multi_organ.PRESETS[preset].get("levels", 2)
@@ -337,7 +390,8 @@ def test_presets_are_configurations(preset):
 
 
 @pytest.mark.parametrize(
-    "low, high, warns", [(-1000, 1500, False), (-200, 150, False), (0, 255, True), (-1000, 50, True), (24, 2000, True)]
+    "low, high, warns",
+    [(-1000, 1500, False), (-200, 150, False), (0, 255, True), (-1000, 50, True), (24, 2000, True)],
 )
 def test_a_warning_unless_hu(caplog, low, high, warns):
     pyramids.warn_unless_hu("ct.nii.gz", np.linspace(low, high, 27).reshape(3, 3, 3))
@@ -358,7 +412,10 @@ def cases(folder, one, count=3, size=(24, 20, 16)):
             "label": one.classes(label[..., None]),
             "places": subvolumes.places(label, one.values[1:], np.random.default_rng(number)),
             "spacing": np.array([1, 1, 1], np.float32),
-            **{f"image_{n}": one.preprocess(image[None, ..., None], s)[0] for n, s in enumerate(one.scales, start=1)},
+            **{
+                f"image_{n}": one.preprocess(image[None, ..., None], s)[0]
+                for n, s in enumerate(one.scales, start=1)
+            },
         }
         for name, tensor in tensors.items():
             pipeline.store(folder / f"{number}_{name}", tensor)
@@ -405,11 +462,17 @@ def test_the_loss_of_level_2_alone_moves_level_1_end_to_end():
     label = np.random.default_rng(0).integers(0, 3, (2, 8, 8, 8, 1))
     for mode in ("end_to_end", "separate"):
         network, adam = system(mode).network(), keras.optimizers.Adam(0.01)
-        first = [weight for weight in network.get_layer("level_1").trainable_weights if weight.path.endswith("/kernel")]
+        first = [
+            weight
+            for weight in network.get_layer("level_1").trainable_weights
+            if weight.path.endswith("/kernel")
+        ]
         before = [weight.numpy() for weight in first]
         images = {f"image_{n}": noise(2, 8, 8, 8, 1, seed=n) for n in (1, 2)}
         with tf.GradientTape() as tape:
-            loss = tf.reduce_mean(losses.DiceLoss()(label, network(images, training=True)["level_2"]))
+            loss = tf.reduce_mean(
+                losses.DiceLoss()(label, network(images, training=True)["level_2"])
+            )
         gradients = tape.gradient(loss, [weight.value for weight in first])
         if mode == "separate":
             assert all(gradient is None for gradient in gradients)
@@ -422,18 +485,27 @@ def test_the_loss_of_a_step_is_that_of_all_levels(tmp_path):
     downsampling, levels = (3, 2, 1), (1, 2, 3)
     one = system(downsampling=downsampling)
     files, once = cases(tmp_path, one), settings(steps=1)
-    trained = pyramids.train(one, files, [], tmp_path / "run", tf.distribute.get_strategy(), once, DEFORMATION)
+    trained = pyramids.train(
+        one, files, [], tmp_path / "run", tf.distribute.get_strategy(), once, DEFORMATION
+    )
     [history] = csv.DictReader(open(tmp_path / "run" / "pyramid" / "history.csv"))
 
     # The first weights and the batch once more.
     seed = once.seed * 1000 + len(levels)
     keras.utils.set_random_seed(seed)
     network = one.network()
-    draw = functools.partial(subvolumes.draw, scales=downsampling, unit=1, size=8, deformation=DEFORMATION)
+    draw = functools.partial(
+        subvolumes.draw, scales=downsampling, unit=1, size=8, deformation=DEFORMATION
+    )
     columns = {name: [entry[name] for entry in files] for name in files[0]}
-    [batch] = pipeline.training(columns, draw, seed=seed, first_step=0, steps=1, batch_size=3, replicas=1)
+    [batch] = pipeline.training(
+        columns, draw, seed=seed, first_step=0, steps=1, batch_size=3, replicas=1
+    )
     answers = network({f"image_{n}": batch[f"image_{n}"] for n in levels}, training=True)
-    dice = [float(ops.mean(losses.DiceLoss()(batch[f"label_{n}"], answers[f"level_{n}"]))) for n in levels]
+    dice = [
+        float(ops.mean(losses.DiceLoss()(batch[f"label_{n}"], answers[f"level_{n}"])))
+        for n in levels
+    ]
     assert max(dice) < -0.05  # none could be left out
     assert float(history["loss"]) == pytest.approx(sum(dice), rel=1e-4)
 
@@ -452,19 +524,26 @@ def separate(tmp_path_factory):
     folder, one = tmp_path_factory.mktemp("separate"), system("separate")
     files = cases(folder, one)
     single = tf.distribute.get_strategy()
-    return one, files, folder, pyramids.train(one, files, [], folder / "run", single, settings(), DEFORMATION)
+    return (
+        one,
+        files,
+        folder,
+        pyramids.train(one, files, [], folder / "run", single, settings(), DEFORMATION),
+    )
 
 
 def test_separate_trains_level_after_level(separate):
     one, files, folder, network = separate
     first, both = (
-        keras.models.load_model(folder / "run" / f"level_{n}" / "model.keras", compile=False) for n in (1, 2)
+        keras.models.load_model(folder / "run" / f"level_{n}" / "model.keras", compile=False)
+        for n in (1, 2)
     )
     assert list(first.output) == ["level_1"] and list(both.output) == ["level_1", "level_2"]
 
     def weights(network, level):
         return {
-            re.sub(r"_\d+(?=/)", "", w.path) + str(i): w.numpy() for i, w in enumerate(network.get_layer(level).weights)
+            re.sub(r"_\d+(?=/)", "", w.path) + str(i): w.numpy()
+            for i, w in enumerate(network.get_layer(level).weights)
         }
 
     # Level 1 was trained, then frozen to the bit, moving averages too; level 2 was trained on top.
@@ -473,7 +552,9 @@ def test_separate_trains_level_after_level(separate):
     for a, b in zip(alone.values(), below.values(), strict=True):
         np.testing.assert_array_equal(a, b)
     for trained, level in ((first, "level_1"), (both, "level_2")):
-        averages = [array for name, array in weights(trained, level).items() if "moving_mean" in name]
+        averages = [
+            array for name, array in weights(trained, level).items() if "moving_mean" in name
+        ]
         assert len(averages) == 14 and all(np.any(array) for array in averages)
     for name, array in weights(network, "level_2").items():
         np.testing.assert_array_equal(array, weights(both, "level_2")[name])
@@ -482,9 +563,14 @@ def test_separate_trains_level_after_level(separate):
         assert len(history) == 2
     # What is finished is not trained again.
     untouched = (folder / "run" / "level_2" / "model.keras").stat().st_mtime_ns
-    again = pyramids.train(one, files, [], folder / "run", tf.distribute.get_strategy(), settings(), DEFORMATION)
+    again = pyramids.train(
+        one, files, [], folder / "run", tf.distribute.get_strategy(), settings(), DEFORMATION
+    )
     assert (folder / "run" / "level_2" / "model.keras").stat().st_mtime_ns == untouched
-    assert all(np.array_equal(a, b) for a, b in zip(network.get_weights(), again.get_weights(), strict=True))
+    assert all(
+        np.array_equal(a, b)
+        for a, b in zip(network.get_weights(), again.get_weights(), strict=True)
+    )
 
 
 def test_a_run_of_separate_levels_is_found(separate, tmp_path):
@@ -503,11 +589,15 @@ def test_a_run_of_separate_levels_is_found(separate, tmp_path):
     assert found["label"].shape == (19, 18, 13) and found["label"].dtype == np.uint8
     assert set(np.unique(found["label"])) <= {0, 2, 5}
     for k, name in enumerate(("liver", "pancreas"), start=1):
-        np.testing.assert_allclose(found["probability"][name], expected["probability"][0, ..., k], atol=1e-5)
+        np.testing.assert_allclose(
+            found["probability"][name], expected["probability"][0, ..., k], atol=1e-5
+        )
 
 
 @pytest.mark.parametrize("downsampling", [(2, 1), (4, 2)])
-def test_validation_is_the_mean_dice_of_the_last_level_on_the_original_grid(tmp_path, monkeypatch, downsampling):
+def test_validation_is_the_mean_dice_of_the_last_level_on_the_original_grid(
+    tmp_path, monkeypatch, downsampling
+):
     one = system(downsampling=downsampling)
     files, classes = cases(tmp_path, one), np.arange(3, dtype=np.float32)
     # The first level finds nothing, the last one the class that is next to its image's value.
@@ -517,7 +607,9 @@ def test_validation_is_the_mean_dice_of_the_last_level_on_the_original_grid(tmp_
     network = types.SimpleNamespace(outputs=[None] * 2, get_layer=unets.get, trainable_variables=[])
     answers = []
     for entry in files:
-        image = 100 * pipeline.stored(entry["label"], "label").numpy()[None].astype(np.float32) - 160
+        image = (
+            100 * pipeline.stored(entry["label"], "label").numpy()[None].astype(np.float32) - 160
+        )
         for n, scale in enumerate(downsampling, start=1):
             pipeline.store(entry[f"image_{n}"], one.preprocess(image, scale)[0])
         answers.append(one.classes(one.segment(one.unets(network), image)["label"])[0].numpy())
@@ -547,7 +639,9 @@ def test_validation_is_the_mean_dice_of_the_last_level_on_the_original_grid(tmp_
     expected = np.mean([metrics.dice(answer == k, truth == k) for k in np.unique(truth) if k])
     assert 0.5 < expected < 0.95 and dsc(1)["DSC"] == pytest.approx(expected)
     if downsampling == (2, 1):
-        assert expected == pytest.approx((11 / 12 + 2 / 3) / 2)  # the liver has 12 slices, the pancreas 3
+        assert expected == pytest.approx(
+            (11 / 12 + 2 / 3) / 2
+        )  # the liver has 12 slices, the pancreas 3
     assert dsc(0, 1, 2)["DSC"] == pytest.approx((2 + expected) / 3)
     # What the truth lacks does not count.
     pipeline.store(files[1]["label"], np.where(answers[1] == 2, 0, answers[1]).astype(np.uint8))
@@ -580,7 +674,9 @@ REPLICAS = textwrap.dedent("""
 
 def test_replicas_keep_the_same_moving_averages(tmp_path):
     command = [sys.executable, "-c", REPLICAS, str(tmp_path)]
-    ended = subprocess.run(command, cwd=running.ROOT, capture_output=True, encoding="utf-8", timeout=300)
+    ended = subprocess.run(
+        command, cwd=running.ROOT, capture_output=True, encoding="utf-8", timeout=300
+    )
     assert ended.returncode == 0, ended.stderr[-3000:]
     weights = [line.split()[1:] for line in ended.stdout.splitlines() if line.startswith("WEIGHT ")]
     assert len(weights) == 3 * (14 * 6 + 3 * 2 + 2)  # of level 1, then of both
@@ -596,6 +692,8 @@ def test_every_level_answers_on_the_original_grid():
     found = pyramids.every_level(one, network)(x[0, ..., 0])
     assert list(found) == ["level 1", "level 2"]
     assert all(answer["label"].shape == (19, 16, 13) for answer in found.values())
-    np.testing.assert_array_equal(found["level 2"]["label"], one.segment(one.unets(network), x)["label"][0, ..., 0])
+    np.testing.assert_array_equal(
+        found["level 2"]["label"], one.segment(one.unets(network), x)["label"][0, ..., 0]
+    )
     alone = system("no_context", downsampling=(4, 2))
     assert list(pyramids.every_level(alone, alone.network())(x[0, ..., 0])) == ["level 2"]

@@ -46,8 +46,17 @@ def make_run(folder, mode, methods, seed=1, data="d" * 64):
     rows = []
     for method, shifts in methods.items():
         for structure, shift in zip(LABELS.values(), shifts):
-            about = {"system": "multi_organ", "method": method, "case": "abdomen_003", "group": "p3"}
-            rows.append(about | {"structure": structure} | metrics.compare(volume(4 + shift, 1), volume(4, 1), (1, 1, 1)))
+            about = {
+                "system": "multi_organ",
+                "method": method,
+                "case": "abdomen_003",
+                "group": "p3",
+            }
+            rows.append(
+                about
+                | {"structure": structure}
+                | metrics.compare(volume(4 + shift, 1), volume(4, 1), (1, 1, 1))
+            )
     config = {"system": "multi_organ", "flags": {"mode": mode, "seed": seed}, "labels": LABELS}
     report.write(rows, folder / "evaluation")
     (folder / "config.json").write_text(json.dumps(config | {"data_fingerprint": data}))
@@ -89,7 +98,12 @@ def averages(rows):
 
 
 def test_table_1(three, tmp_path):
-    command = [sys.executable, "eval/multi_organ_tables.py", joined(three), f"--output={tmp_path / 'out'}"]
+    command = [
+        sys.executable,
+        "eval/multi_organ_tables.py",
+        joined(three),
+        f"--output={tmp_path / 'out'}",
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8", timeout=120)
     assert done.returncode == 0, done.stderr
     rows = report.read(tmp_path / "out")
@@ -101,23 +115,38 @@ def test_table_1(three, tmp_path):
         ("level 2, without context", "seed 1/abdomen_003", 25),
     ]
     assert {row["group"] for row in rows} == {"p3"}
-    assert (tmp_path / "out" / "table.txt").read_text() == done.stdout == report.dice_table(rows) + "\n"
+    assert (
+        (tmp_path / "out" / "table.txt").read_text()
+        == done.stdout
+        == report.dice_table(rows) + "\n"
+    )
     assert "level 2, end-to-end against level 2, separate: Avg. +12.50 %" in done.stdout
     assert (tmp_path / "out" / "summary.json").exists()
 
 
 def test_seeds_are_pooled_and_modes_pair_up(three, tmp_path, run_script, capsys):
     more = [
-        make_run(tmp_path / "separate_2", "separate", {"level 1": (2, 2), "level 2": (2, 2)}, seed=2),
+        make_run(
+            tmp_path / "separate_2", "separate", {"level 1": (2, 2), "level 2": (2, 2)}, seed=2
+        ),
         make_run(tmp_path / "end_2", "end_to_end", {"level 1": (3, 3), "level 2": (1, 1)}, seed=2),
-        make_run(tmp_path / "end_other", "end_to_end", {"level 1": (3, 3), "level 2": (3, 3)}, seed=2, data="e" * 64),
+        make_run(
+            tmp_path / "end_other",
+            "end_to_end",
+            {"level 1": (3, 3), "level 2": (3, 3)},
+            seed=2,
+            data="e" * 64,
+        ),
     ]
     run_script(joined(three[1:] + more[:2]), f"--output={tmp_path / 'out'}")
     scores = dict((row[:2], row[2]) for row in averages(report.read(tmp_path / "out")))
     assert scores["level 2, end-to-end", "seed 2/abdomen_003"] == 75 and len(scores) == 8
     text = capsys.readouterr().out
     # end-to-end - separate: 100 - 87.5 for seed 1, 75 - 50 for seed 2
-    assert "level 2, end-to-end against level 2, separate: Avg. +18.75 % [+12.50, +25.00], 2 pairs" in text
+    assert (
+        "level 2, end-to-end against level 2, separate: Avg. +18.75 % [+12.50, +25.00], 2 pairs"
+        in text
+    )
 
     run_script(joined(three[1:] + more), f"--output={tmp_path / 'other'}")
     assert {row["case"] for row in report.read(tmp_path / "other")} == {
@@ -166,16 +195,25 @@ def networks(monkeypatch):
 
 
 def test_table_2(three, other, networks, tmp_path, run_script, capsys, caplog):
-    run_script(joined(three), f"--output={tmp_path / 'out'}", f"--data_dir={other}", "--label_map=5:1,1:2")
+    run_script(
+        joined(three), f"--output={tmp_path / 'out'}", f"--data_dir={other}", "--label_map=5:1,1:2"
+    )
     rows = report.read(tmp_path / "out")
     assert {row["method"] for row in rows} == {
         f"level 2, {mode}" for mode in ("separate", "end-to-end", "without context")
     }
-    dice = {(row["method"][len("level 2, ") :], row["structure"], row["case"]): row["DSC_percent"] for row in rows}
-    assert dice["separate", "liver", "seed 1/a"] == 50 and dice["separate", "liver", "seed 1/b"] == 50
+    dice = {
+        (row["method"][len("level 2, ") :], row["structure"], row["case"]): row["DSC_percent"]
+        for row in rows
+    }
+    assert (
+        dice["separate", "liver", "seed 1/a"] == 50 and dice["separate", "liver", "seed 1/b"] == 50
+    )
     assert dice["separate", "artery", "seed 1/b"] == 0  # missed
     assert ("separate", "artery", "seed 1/a") not in dice  # nothing there, nothing found
-    assert np.isnan(dice["without context", "artery", "seed 1/a"])  # nothing there, but found: false
+    assert np.isnan(
+        dice["without context", "artery", "seed 1/a"]
+    )  # nothing there, but found: false
     assert dice["without context", "artery", "seed 1/b"] == 100
     assert "no test case has a label; all 2 labelled cases are segmented" in caplog.text
     assert report.dice_table(rows) in capsys.readouterr().out
@@ -183,7 +221,9 @@ def test_table_2(three, other, networks, tmp_path, run_script, capsys, caplog):
 
 
 def test_a_map_leaves_out_what_it_does_not_name(three, other, networks, tmp_path, run_script):
-    run_script(joined(three), f"--output={tmp_path / 'out'}", f"--data_dir={other}", "--label_map=1:2")
+    run_script(
+        joined(three), f"--output={tmp_path / 'out'}", f"--data_dir={other}", "--label_map=1:2"
+    )
     assert {row["structure"] for row in report.read(tmp_path / "out")} == {"liver"}
 
 
@@ -192,7 +232,9 @@ def test_equal_values_are_the_default(three, other, networks, tmp_path, run_scri
     description["labels"] = {"1": "Artery", "2": "liver", "5": "aorta"}
     (other / "dataset.json").write_text(json.dumps(description))
     run_script(joined(three[1:2]), f"--output={tmp_path / 'out'}", f"--data_dir={other}")
-    dice = {(row["structure"], row["case"]): row["DSC_percent"] for row in report.read(tmp_path / "out")}
+    dice = {
+        (row["structure"], row["case"]): row["DSC_percent"] for row in report.read(tmp_path / "out")
+    }
     assert dice == {
         ("artery", "seed 1/a"): 0,
         ("artery", "seed 1/b"): 0,
@@ -214,13 +256,27 @@ def test_a_csv_whose_test_case_has_a_label(three, other, networks, tmp_path, run
 @pytest.mark.parametrize(
     "given, told",
     [
-        (["--label_map=1:2,3:1"], "--label_map: the data do not have the label values [3]; expected some of [1, 2, 5]"),
-        (["--label_map=1:2,5:7"], "--label_map: the runs do not have the label values [7]; expected some of [1, 2]."),
+        (
+            ["--label_map=1:2,3:1"],
+            "--label_map: the data do not have the label values [3]; expected some of [1, 2, 5]",
+        ),
+        (
+            ["--label_map=1:2,5:7"],
+            "--label_map: the runs do not have the label values [7]; expected some of [1, 2].",
+        ),
         ([], "label 1 is 'Liver', in the runs 'artery'; give --label_map."),
     ],
 )
 def test_a_bad_map_is_one_sentence(three, other, tmp_path, run_script, capsys, given, told):
-    refused(run_script, capsys, told, joined(three), f"--output={tmp_path / 'out'}", f"--data_dir={other}", *given)
+    refused(
+        run_script,
+        capsys,
+        told,
+        joined(three),
+        f"--output={tmp_path / 'out'}",
+        f"--data_dir={other}",
+        *given,
+    )
 
 
 @pytest.mark.parametrize("value", ["1", "1:", "a:1", "1:2:3", "0:1", "1:0", "1:2,1:3", ""])
@@ -237,16 +293,33 @@ def test_a_map_is_written_as_it_was_read(tables):
 @pytest.mark.parametrize(
     "damage, told",
     [
-        (lambda run: edit(run, system="fetal_head"), "end: a run of 'fetal_head'; expected one of 'multi_organ'."),
-        (lambda run: edit(run, labels=None), "end/config.json: 'NoneType' object has no attribute 'items' is missing"),
-        (lambda run: edit(run, flags={"seed": 1}), "end/config.json: 'mode' is missing or wrong"),
-        (lambda run: edit(run, flags={"seed": 1, "mode": "fast"}), "end/config.json: unknown mode 'fast'"),
-        (lambda run: edit(run, labels={"1": "liver", "2": "artery"}), "expected the same"),
-        (lambda run: edit(run, flags={"seed": 1, "mode": "separate"}), "count cases twice; give one of the two"),
-        (lambda run: (run / "config.json").unlink(), "end: no config.json"),
-        (lambda run: (run / "evaluation" / "scores.csv").unlink(), "end/evaluation/scores.csv: no such file"),
         (
-            lambda run: (run / "evaluation" / "scores.csv").write_text(",".join(report.LONG) + "\n"),
+            lambda run: edit(run, system="fetal_head"),
+            "end: a run of 'fetal_head'; expected one of 'multi_organ'.",
+        ),
+        (
+            lambda run: edit(run, labels=None),
+            "end/config.json: 'NoneType' object has no attribute 'items' is missing",
+        ),
+        (lambda run: edit(run, flags={"seed": 1}), "end/config.json: 'mode' is missing or wrong"),
+        (
+            lambda run: edit(run, flags={"seed": 1, "mode": "fast"}),
+            "end/config.json: unknown mode 'fast'",
+        ),
+        (lambda run: edit(run, labels={"1": "liver", "2": "artery"}), "expected the same"),
+        (
+            lambda run: edit(run, flags={"seed": 1, "mode": "separate"}),
+            "count cases twice; give one of the two",
+        ),
+        (lambda run: (run / "config.json").unlink(), "end: no config.json"),
+        (
+            lambda run: (run / "evaluation" / "scores.csv").unlink(),
+            "end/evaluation/scores.csv: no such file",
+        ),
+        (
+            lambda run: (run / "evaluation" / "scores.csv").write_text(
+                ",".join(report.LONG) + "\n"
+            ),
             "scores.csv: holds no case",
         ),
     ],
@@ -259,7 +332,9 @@ def test_bad_runs_are_one_sentence(three, tmp_path, run_script, capsys, damage, 
 
 def test_bad_flags(three, tmp_path, run_script, capsys):
     told = "--label_map: there is no --data_dir"
-    refused(run_script, capsys, told, joined(three), f"--output={tmp_path / 'out'}", "--label_map=1:2")
+    refused(
+        run_script, capsys, told, joined(three), f"--output={tmp_path / 'out'}", "--label_map=1:2"
+    )
     (tmp_path / "taken").write_text("")
     refused(run_script, capsys, "taken", joined(three), f"--output={tmp_path / 'taken'}")
     with pytest.raises(flags.IllegalFlagValueError, match="at least one run folder"):

@@ -12,8 +12,20 @@ from tf_autoctx.errors import UserError
 
 TINY = (24, 28, 40), 6.0  # voxels, mm
 NAMES = phantoms.ABDOMEN_LABELS
-HU = dict(zip(NAMES, ((130, 175), (130, 180), (93, 118), (103, 130), (15, 75), (0, 20), (75, 105)), strict=True))
-ML = dict(zip(NAMES, ((35, 110), (12, 50), (300, 1100), (20, 170), (70, 400), (6, 45), (20, 110)), strict=True))
+HU = dict(
+    zip(
+        NAMES,
+        ((130, 175), (130, 180), (93, 118), (103, 130), (15, 75), (0, 20), (75, 105)),
+        strict=True,
+    )
+)
+ML = dict(
+    zip(
+        NAMES,
+        ((35, 110), (12, 50), (300, 1100), (20, 170), (70, 400), (6, 45), (20, 110)),
+        strict=True,
+    )
+)
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +52,11 @@ def test_tiny_is_fast_and_of_the_promised_types():
     start = time.process_time()
     image, label, spacing = phantoms.abdomen(*TINY, seed=0)
     assert time.process_time() - start < 3  # about 0.3 s; room for a busy machine
-    assert image.dtype == np.int16 and label.dtype == np.uint8 and image.shape == label.shape == TINY[0]
+    assert (
+        image.dtype == np.int16
+        and label.dtype == np.uint8
+        and image.shape == label.shape == TINY[0]
+    )
     assert spacing == (6.0, 6.0, 6.0)
 
 
@@ -72,7 +88,10 @@ def test_organs_move_between_patients(cases):
     for _, label, _ in cases:  # and yet everything is on its side: z up, y back, x left
         middle = {name: centre_mm(label == value, spacing) for value, name in enumerate(NAMES, 1)}
         assert middle["liver"][2] < middle["portal vein"][2] < middle["spleen"][2]
-        assert middle["stomach"][1] < middle["artery"][1] and middle["gallbladder"][0] < middle["liver"][0]
+        assert (
+            middle["stomach"][1] < middle["artery"][1]
+            and middle["gallbladder"][0] < middle["liver"][0]
+        )
 
 
 def test_hounsfield_units(cases):
@@ -121,12 +140,19 @@ def test_folder_is_a_decathlon_task_reused_or_refused(tmp_path, monkeypatch):
     task = json.loads((folder / "dataset.json").read_text())
     assert task["labels"] == {"0": "background"} | {str(n): name for n, name in enumerate(NAMES, 1)}
     assert task["modality"] == {"0": "CT"} and task["test"] == ["./imagesTs/abdomen_002.nii.gz"]
-    assert [entry["label"] for entry in task["training"]] == [f"./labelsTr/abdomen_00{n}.nii.gz" for n in (0, 1)]
+    assert [entry["label"] for entry in task["training"]] == [
+        f"./labelsTr/abdomen_00{n}.nii.gz" for n in (0, 1)
+    ]
     image, label, _ = phantoms.abdomen(*TINY, (4, 2))  # the test case's own seed
     read = images.read(folder / "imagesTs" / "abdomen_002.nii.gz")
-    assert read.GetSpacing() == (6.0, 6.0, 6.0) and read.GetPixelIDTypeAsString() == "16-bit signed integer"
+    assert (
+        read.GetSpacing() == (6.0, 6.0, 6.0)
+        and read.GetPixelIDTypeAsString() == "16-bit signed integer"
+    )
     np.testing.assert_array_equal(images.array(read), image)
-    np.testing.assert_array_equal(images.array(images.read(folder / "labelsTs" / "abdomen_002.nii.gz")), label)
+    np.testing.assert_array_equal(
+        images.array(images.read(folder / "labelsTs" / "abdomen_002.nii.gz")), label
+    )
     monkeypatch.setattr(phantoms, "abdomen", lambda *_: pytest.fail("made again"))
     assert phantoms.write_abdomens(folder, *TINY, (2, 1), seed=4) == folder
     with pytest.raises(UserError, match=r"abdomens: .*'spacing': 6.0.*'spacing': 5.0"):

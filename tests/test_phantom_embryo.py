@@ -9,7 +9,9 @@ from tf_autoctx.data import datasets, images, phantoms
 from tf_autoctx.data.phantoms import pieces
 from tf_autoctx.errors import UserError
 
-module = importlib.import_module("tf_autoctx.data.phantoms.embryo")  # the package's attribute is the function
+module = importlib.import_module(
+    "tf_autoctx.data.phantoms.embryo"
+)  # the package's attribute is the function
 VIEW = np.array((9.0, 11.0, 9.0))  # mm
 TINY, SMALL = ((36, 44, 36), 0.25), ((60, 73, 60), 0.15)  # voxels, mm
 SEEDS = range(3)
@@ -31,7 +33,9 @@ def dice(a, b):
 
 
 def positions(size, spacing):
-    return pieces.grid(*((np.arange(n, dtype=np.float32) + 0.5) * np.float32(spacing) for n in size))
+    return pieces.grid(
+        *((np.arange(n, dtype=np.float32) + 0.5) * np.float32(spacing) for n in size)
+    )
 
 
 def scan(scene, size, spacing):
@@ -40,12 +44,19 @@ def scan(scene, size, spacing):
 
 def best_threshold_dice(image, mask):
     """Of all voxels darker than the one threshold that suits the truth."""
-    return max(dice(image <= threshold, mask) for threshold in np.linspace(image.min(), image.max(), 66)[1:-1])
+    return max(
+        dice(image <= threshold, mask)
+        for threshold in np.linspace(image.min(), image.max(), 66)[1:-1]
+    )
 
 
 def test_types_range_and_spacing():
     image, label, spacing = phantoms.embryo(*TINY, seed=0)
-    assert image.dtype == np.float32 and label.dtype == np.uint8 and image.shape == label.shape == TINY[0]
+    assert (
+        image.dtype == np.float32
+        and label.dtype == np.uint8
+        and image.shape == label.shape == TINY[0]
+    )
     assert 0 <= image.min() and 200 < image.max() <= 255
     assert spacing == (0.25, 0.25, 0.25) and np.unique(label).tolist() == [0, 1, 2]
     assert phantoms.EMBRYO_LABELS == ("body", "ventricle")
@@ -99,12 +110,19 @@ def test_ventricle_is_as_dark_as_the_fluid_around_the_body(cases, seed):
     fluid = image[(pose.sac(points) < -0.6) & (pose.distances(points)[1] > 0.4)]
     ventricle = image[ndimage.binary_erosion(label == 2)]
     assert ventricle.mean() < image[label == 1].mean() - 30
-    assert abs(np.median(ventricle) - np.median(fluid)) < 40 < np.median(image[label == 1]) - np.median(fluid)
+    assert (
+        abs(np.median(ventricle) - np.median(fluid))
+        < 40
+        < np.median(image[label == 1]) - np.median(fluid)
+    )
     assert best_threshold_dice(ndimage.median_filter(image, 3), label == 2) < 0.3
 
 
 def test_same_anatomy_at_any_spacing():
-    fine, coarse = phantoms.embryo((64, 80, 64), 0.14, seed=5), phantoms.embryo((32, 40, 32), 0.28, seed=5)
+    fine, coarse = (
+        phantoms.embryo((64, 80, 64), 0.14, seed=5),
+        phantoms.embryo((32, 40, 32), 0.28, seed=5),
+    )
     again = coarse[1].repeat(2, 0).repeat(2, 1).repeat(2, 2)
     assert dice(fine[1] > 0, again > 0) > 0.9 and dice(fine[1] == 2, again == 2) > 0.6
     halves = fine[0].reshape(32, 2, 40, 2, 32, 2).mean((1, 3, 5))
@@ -117,7 +135,9 @@ def test_some_mothers_breathe_and_some_embryos_have_company(scenes):
     assert 0.1 * SCENES < sum(breathing) < 0.55 * SCENES
     assert 0.1 * SCENES < sum(company) < 0.5 * SCENES
     for scene in scenes:
-        assert (np.abs(scene.jumps[:, 2:]) <= 0.35).all() and (np.diff(scene.jumps[:, :2]) <= 0.6).all()
+        assert (np.abs(scene.jumps[:, 2:]) <= 0.35).all() and (
+            np.diff(scene.jumps[:, :2]) <= 0.6
+        ).all()
 
 
 def test_motion_shifts_slices_of_the_image_and_not_of_the_truth(scenes):
@@ -142,7 +162,10 @@ def test_motion_shifts_slices_of_the_image_and_not_of_the_truth(scenes):
 
 def test_second_embryo_is_partial_seen_and_without_a_label(scenes):
     scene = next(scene for scene in scenes if scene.second)._replace(jumps=np.empty((0, 4)))
-    (image, label), (alone, same_label) = scan(scene, *TINY), scan(scene._replace(second=None), *TINY)
+    (image, label), (alone, same_label) = (
+        scan(scene, *TINY),
+        scan(scene._replace(second=None), *TINY),
+    )
     np.testing.assert_array_equal(label, same_label)
     second = scene.second.distances(positions(*TINY))[1] < 0
     assert module.SECOND_SHARE[0] / 2 < second.mean() < 2 * module.SECOND_SHARE[1]
@@ -156,7 +179,9 @@ def test_folder_holds_cases_of_various_sizes(tmp_path, monkeypatch):
     most = (36, 44, 30)
     folder = phantoms.write_embryos(tmp_path / "embryos", most, 0.25, (4, 1), seed=4)
     task = json.loads((folder / "dataset.json").read_text())
-    assert task["labels"] == {"0": "background", "1": "body", "2": "ventricle"} and task["modality"] == {"0": "US"}
+    assert task["labels"] == {"0": "background", "1": "body", "2": "ventricle"} and task[
+        "modality"
+    ] == {"0": "US"}
     assert task["test"] == ["./imagesTs/embryo_004.nii.gz"]
     dataset = datasets.load(folder, seed=0)
     assert dataset.labels == {0: "background", 1: "body", 2: "ventricle"}
@@ -166,12 +191,17 @@ def test_folder_holds_cases_of_various_sizes(tmp_path, monkeypatch):
     shapes = set()
     for case in cases:
         image, label = datasets.read_case(case, labels=dataset.labels, merge=False)
-        assert image.GetSpacing() == (0.25, 0.25, 0.25) and image.GetPixelIDTypeAsString() == "8-bit unsigned integer"
+        assert (
+            image.GetSpacing() == (0.25, 0.25, 0.25)
+            and image.GetPixelIDTypeAsString() == "8-bit unsigned integer"
+        )
         assert np.unique(label).tolist() == [0, 1, 2]
         shapes.add(label.shape)
     assert len(shapes) == 5
     lowest = (150 / 210, 161 / 281, 81 / 282)
-    assert all(low * n <= m <= n for shape in shapes for low, n, m in zip(lowest, most, shape, strict=True))
+    assert all(
+        low * n <= m <= n for shape in shapes for low, n, m in zip(lowest, most, shape, strict=True)
+    )
     read = images.array(images.read(folder / "imagesTs" / "embryo_004.nii.gz"))
     expected = phantoms.embryo(read.shape, 0.25, (4, 4))[0]  # the test case's own seed
     np.testing.assert_array_equal(read, np.rint(expected))

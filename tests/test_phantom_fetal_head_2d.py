@@ -25,7 +25,10 @@ def grain_width(image, axis):
     """Lag in pixels at which the autocorrelation along an axis falls to one half."""
     texture = image - ndimage.uniform_filter(image, 31)
     texture = np.moveaxis(texture[16:-16, 16:-16], axis, 0)
-    correlation = [np.corrcoef(texture[: -lag or None].ravel(), texture[lag:].ravel())[0, 1] for lag in range(12)]
+    correlation = [
+        np.corrcoef(texture[: -lag or None].ravel(), texture[lag:].ravel())[0, 1]
+        for lag in range(12)
+    ]
     return np.interp(-0.5, -np.array(correlation), range(12))
 
 
@@ -55,7 +58,9 @@ def test_truth_is_one_ellipse_of_a_heads_size_inside_the_image(seed):
 
     points = np.argwhere(label) * spacing
     width, length = 4 * np.sqrt(np.linalg.eigvalsh(np.cov(points.T)))  # the axes of an even ellipse
-    assert np.pi / 4 * width * length == pytest.approx(label.sum() * np.prod(spacing), rel=0.01)  # and it is one
+    assert np.pi / 4 * width * length == pytest.approx(
+        label.sum() * np.prod(spacing), rel=0.01
+    )  # and it is one
     assert 80 < length < 106 and 0.73 < width / length < 0.87
     assert np.abs(points.mean(0) - 65).max() < 6
 
@@ -65,7 +70,9 @@ def test_skull_ends_where_the_truth_ends(scanner):
     shells = []  # of 1 mm, from 4 mm outside to 6 mm inside
     for seed in range(6):
         image, label, spacing = phantoms.fetal_head_2d((200, 200), seed, scanner)
-        outside, inside = (ndimage.distance_transform_edt(side, spacing) for side in (label == 0, label))
+        outside, inside = (
+            ndimage.distance_transform_edt(side, spacing) for side in (label == 0, label)
+        )
         depth = np.where(label, inside, -outside)
         shells.append([image[(depth >= low) & (depth < low + 1)].mean() for low in range(-4, 6)])
     profile = np.mean(shells, 0)
@@ -81,7 +88,10 @@ def test_geometry_is_the_same_under_every_scanner():
         )
         np.testing.assert_array_equal(label, same_label)
         assert np.abs(source.astype(float) - target).mean() > 20
-        edges = [ndimage.gaussian_gradient_magnitude(image.astype(float), 1) for image in (source, target)]
+        edges = [
+            ndimage.gaussian_gradient_magnitude(image.astype(float), 1)
+            for image in (source, target)
+        ]
         similar = {
             (dy, dx): np.corrcoef(edges[0][20:-20, 20:-20].ravel(), np.roll(edges[1], (dy, dx), (0, 1))[20:-20, 20:-20].ravel())[0, 1]
             for dy in range(-3, 4)
@@ -122,8 +132,12 @@ def test_target_is_brighter_with_less_skull_contrast_and_text_in_it():
     for name in ("source", "target"):
         cases = [phantoms.fetal_head_2d(SIZE, seed, SCANNERS[name]) for seed in range(10)]
         mean[name] = np.mean([image[label > 0].mean() for image, label, _ in cases])
-        contrast[name] = np.mean([np.subtract(*np.percentile(image[label > 0], (95, 30))) for image, label, _ in cases])
-        marked[name] = np.mean([image[10:-10, 0] > 230 for image, _, _ in cases])  # the scale at the left edge
+        contrast[name] = np.mean(
+            [np.subtract(*np.percentile(image[label > 0], (95, 30))) for image, label, _ in cases]
+        )
+        marked[name] = np.mean(
+            [image[10:-10, 0] > 230 for image, _, _ in cases]
+        )  # the scale at the left edge
     assert mean["target"] > mean["source"] + 40
     assert contrast["target"] < 0.8 * contrast["source"]
     assert marked["target"] > 0.15 and marked["source"] < 0.02
@@ -147,13 +161,17 @@ def test_time_gain_is_in_dB_at_the_depth_of_its_sliders():
 def test_another_scanner_is_seeded_and_keeps_shape_and_type(shape):
     image = scanned_picture(*shape)
     before = image.copy()
-    shown, again, other = (phantoms.another_scanner(image, seed) for seed in ((4, 0), (4, 0), (4, 1)))
+    shown, again, other = (
+        phantoms.another_scanner(image, seed) for seed in ((4, 0), (4, 0), (4, 1))
+    )
     assert shown.dtype == np.uint8 and shown.shape == shape
     np.testing.assert_array_equal(shown, again)
     np.testing.assert_array_equal(image, before)
     assert (shown != other)[30:, 40:].mean() > 0.5
     assert np.abs(shown.astype(float) - image)[30:, 40:].mean() > 20
-    assert not shown[:29, :39].any() and shown[31:, 41:].min() > 0  # what was not scanned stays black
+    assert (
+        not shown[:29, :39].any() and shown[31:, 41:].min() > 0
+    )  # what was not scanned stays black
 
 
 @each_scanner
@@ -164,7 +182,9 @@ def test_nothing_moves(scanner):
         wall[:, place:] = 200
         profile = phantoms.another_scanner(wall, 0, scanner).mean(0)
         low, high = profile[place - 30 : place - 10].mean(), profile[place + 10 : place + 30].mean()
-        middle = np.interp((low + high) / 2, profile[place - 10 : place + 10], np.arange(place - 10, place + 10))
+        middle = np.interp(
+            (low + high) / 2, profile[place - 10 : place + 10], np.arange(place - 10, place + 10)
+        )
         assert high > low + 25 and abs(middle - (place - 0.5)) < 1
 
         line = np.full((320, 320), 40, np.uint8)
@@ -176,10 +196,13 @@ def test_nothing_moves(scanner):
 
 @each_scanner
 def test_sides_are_treated_alike(scanner):
-    quiet = dataclasses.replace(scanner, speckle=0.0, noise=-np.inf, overlay=False)  # what is random falls where it may
+    quiet = dataclasses.replace(
+        scanner, speckle=0.0, noise=-np.inf, overlay=False
+    )  # what is random falls where it may
     image = scanned_picture()
     np.testing.assert_array_equal(
-        phantoms.another_scanner(image[:, ::-1], 0, quiet), phantoms.another_scanner(image, 0, quiet)[:, ::-1]
+        phantoms.another_scanner(image[:, ::-1], 0, quiet),
+        phantoms.another_scanner(image, 0, quiet)[:, ::-1],
     )
 
 
@@ -194,7 +217,9 @@ def test_settings_vary_a_little_from_patient_to_patient(scanner):
     assert 2 < np.std(brightness) < 20
 
 
-@pytest.mark.parametrize("image", [np.zeros((8, 8)), np.zeros((8, 8, 1), np.uint8)], ids=["float", "channels"])
+@pytest.mark.parametrize(
+    "image", [np.zeros((8, 8)), np.zeros((8, 8, 1), np.uint8)], ids=["float", "channels"]
+)
 def test_another_scanner_takes_uint8_images_only(image):
     with pytest.raises(ValueError, match="expected uint8"):
         phantoms.another_scanner(image, 0)
@@ -207,11 +232,15 @@ def test_folders_are_decathlon_tasks_without_a_head_in_common(tmp_path):
     for number, (folder, scanner) in enumerate(zip(folders, (phantoms.SOURCE, phantoms.TARGET)), 1):
         task = json.loads((folder / "dataset.json").read_text())
         assert task["tensorImageSize"] == "2D" and task["file_ending"] == ".png"
-        assert task["labels"] == {"0": "background", "255": "head"} and task["modality"] == {"0": "US"}
+        assert task["labels"] == {"0": "background", "255": "head"} and task["modality"] == {
+            "0": "US"
+        }
         assert task["test"] == [f"./imagesTs/{folder.name}_00{n}.png" for n in (3, 4)]
         dataset = datasets.load(folder, seed=0)
         assert dataset.labels == {0: "background", 255: "head"} and len(dataset.test) == 2
-        cases = sorted((*dataset.train, *dataset.validation, *dataset.test), key=lambda case: case.name)
+        cases = sorted(
+            (*dataset.train, *dataset.validation, *dataset.test), key=lambda case: case.name
+        )
         for n, case in enumerate(cases):
             image, label = (images.array(images.read(path)) for path in (case.image, case.label))
             expected = phantoms.fetal_head_2d(SIZE, (4, n, number), scanner)
@@ -249,5 +278,7 @@ def test_folders_are_reused_or_refused(tmp_path, monkeypatch):
         phantoms.write_fetal_heads_2d(tmp_path, SIZE, (1, 1), seed=4)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["aside", "source"]
     monkeypatch.undo()
-    phantoms.write_fetal_heads_2d(tmp_path, SIZE, (1, 1), seed=4)  # what is missing is made, what is there is found
+    phantoms.write_fetal_heads_2d(
+        tmp_path, SIZE, (1, 1), seed=4
+    )  # what is missing is made, what is there is found
     assert (target / "imagesTs" / "target_001.png").read_bytes() == written

@@ -31,23 +31,34 @@ def best_threshold_dice(image, head):
 
 
 def test_ellipsoid_distance_is_in_mm_along_its_turned_axes():
-    axes = np.array(((0, 1, 0), (0, 0, 1), (1, 0, 0)))  # first radius along y, second along x, third along z
+    axes = np.array(
+        ((0, 1, 0), (0, 0, 1), (1, 0, 0))
+    )  # first radius along y, second along x, third along z
     points = np.array(((5, 5 + 12, 5), (5, 5, 5 + 18), (5 + 31, 5, 5), (5, 5, 5)), np.float32).T
-    np.testing.assert_allclose(phantoms.ellipsoid(points, (5, 5, 5), (10, 20, 30), axes), (2, -2, 1, -10), atol=1e-4)
+    np.testing.assert_allclose(
+        phantoms.ellipsoid(points, (5, 5, 5), (10, 20, 30), axes), (2, -2, 1, -10), atol=1e-4
+    )
 
 
 def test_speckle_is_rayleigh_and_wider_across_the_beam():
-    echo = phantoms.speckle(np.random.default_rng(0), np.full((60, 60, 60), 3, np.float32), (1, 2, 3))
+    echo = phantoms.speckle(
+        np.random.default_rng(0), np.full((60, 60, 60), 3, np.float32), (1, 2, 3)
+    )
     magnitude = np.abs(echo)[4:-4, 8:-8, 12:-12]
     assert np.sqrt((magnitude**2).mean()) == pytest.approx(3, rel=0.04)
-    assert magnitude.mean() / magnitude.std() == pytest.approx(1.91, abs=0.05)  # Rayleigh: sqrt(pi / (4 - pi))
+    assert magnitude.mean() / magnitude.std() == pytest.approx(
+        1.91, abs=0.05
+    )  # Rayleigh: sqrt(pi / (4 - pi))
     along = np.corrcoef(magnitude[:-2].ravel(), magnitude[2:].ravel())[0, 1]
     across = np.corrcoef(magnitude[..., :-2].ravel(), magnitude[..., 2:].ravel())[0, 1]
     assert along < 0.3 < 0.6 < across
 
 
 def test_smooth_field_is_one_function_at_any_size():
-    fine, coarse = (phantoms.smooth_field(np.random.default_rng(3), shape) for shape in ((60, 90, 30), (20, 30, 10)))
+    fine, coarse = (
+        phantoms.smooth_field(np.random.default_rng(3), shape)
+        for shape in ((60, 90, 30), (20, 30, 10))
+    )
     np.testing.assert_allclose(fine[1::3, 1::3, 1::3], coarse, atol=1e-5)
     assert fine.mean() == pytest.approx(0, abs=1e-4) and 0.5 < fine.std() < 2
 
@@ -63,7 +74,11 @@ def test_seed_decides_everything():
 @pytest.mark.parametrize("seed", range(6))
 def test_truth_is_one_head_of_20_to_31_weeks(seed):
     image, label, spacing = phantoms.fetal_head(SMALL, seed)
-    assert image.dtype == np.float32 and label.dtype == np.uint8 and image.shape == label.shape == SMALL
+    assert (
+        image.dtype == np.float32
+        and label.dtype == np.uint8
+        and image.shape == label.shape == SMALL
+    )
     assert image.min() == 0 and 200 < image.max() <= 255
     np.testing.assert_allclose(np.multiply(SMALL, spacing), (147.44, 98.04, 167.2))
     assert ndimage.label(label)[1] == 1
@@ -86,7 +101,9 @@ def test_no_single_threshold_finds_the_head(seed):
 
 def test_baseline_finds_a_head_that_a_threshold_can_find():
     _, label, _ = phantoms.fetal_head(SMALL, 0)
-    assert best_threshold_dice(100.0 * label, label > 0) > 0.9  # so its failure above is the phantom's doing
+    assert (
+        best_threshold_dice(100.0 * label, label > 0) > 0.9
+    )  # so its failure above is the phantom's doing
 
 
 def test_shadow_hides_part_of_the_head_but_not_of_the_truth():
@@ -101,12 +118,21 @@ def test_folder_is_a_decathlon_task(tmp_path):
     folder = phantoms.write_fetal_heads(tmp_path / "new" / "heads", SMALL, (2, 1), seed=4)
     task = json.loads((folder / "dataset.json").read_text())
     assert task["labels"] == {"0": "background", "1": "head"}
-    assert [entry["image"] for entry in task["training"]] == [f"./imagesTr/head_00{n}.nii.gz" for n in (0, 1)]
+    assert [entry["image"] for entry in task["training"]] == [
+        f"./imagesTr/head_00{n}.nii.gz" for n in (0, 1)
+    ]
     assert task["test"] == ["./imagesTs/head_002.nii.gz"]
     heads = []
-    for entry in (*task["training"], {"image": task["test"][0], "label": "./labelsTs/head_002.nii.gz"}):
+    for entry in (
+        *task["training"],
+        {"image": task["test"][0], "label": "./labelsTs/head_002.nii.gz"},
+    ):
         image, label = images.read(folder / entry["image"]), images.read(folder / entry["label"])
-        assert image.GetSpacing() == pytest.approx((3.04, 3.06375, 3.00898), abs=1e-4) == label.GetSpacing()
+        assert (
+            image.GetSpacing()
+            == pytest.approx((3.04, 3.06375, 3.00898), abs=1e-4)
+            == label.GetSpacing()
+        )
         heads.append((images.array(image), images.array(label)))
     expected = phantoms.fetal_head(SMALL, (4, 2))  # the test case's own seed
     np.testing.assert_array_equal(heads[2][1], expected[1])
@@ -132,7 +158,9 @@ def test_interrupted_writing_leaves_nothing(tmp_path, monkeypatch):
     make, made = phantoms.fetal_head, []
 
     def interrupted(size, seed, direction):
-        assert not (tmp_path / "heads").exists()  # so even a kill that cleans nothing up leaves no finished folder
+        assert not (
+            tmp_path / "heads"
+        ).exists()  # so even a kill that cleans nothing up leaves no finished folder
         if made:
             raise KeyboardInterrupt
         made.append(seed)
@@ -143,7 +171,9 @@ def test_interrupted_writing_leaves_nothing(tmp_path, monkeypatch):
         phantoms.write_fetal_heads(tmp_path / "heads", SMALL, (2, 1), seed=4)
     assert made and not list(tmp_path.iterdir())
     monkeypatch.undo()
-    assert (phantoms.write_fetal_heads(tmp_path / "heads", SMALL, (1, 0), seed=4) / "dataset.json").exists()
+    assert (
+        phantoms.write_fetal_heads(tmp_path / "heads", SMALL, (1, 0), seed=4) / "dataset.json"
+    ).exists()
 
 
 def test_scans_of_one_head_share_its_size_and_are_a_group(tmp_path):
@@ -154,10 +184,19 @@ def test_scans_of_one_head_share_its_size_and_are_a_group(tmp_path):
     assert [case.group for case in cases.test] == ["fetus 001"] * 3 + ["fetus 002"] * 3
     scans = [datasets.read_case(case) for case in cases.test]
     sizes = [millilitres(label, images.spacing(image)) for image, label in scans]
-    assert np.ptp(sizes[:3]) < 0.02 * sizes[0] and np.ptp(sizes[3:]) < 0.02 * sizes[3] and sizes[0] != sizes[3]
+    assert (
+        np.ptp(sizes[:3]) < 0.02 * sizes[0]
+        and np.ptp(sizes[3:]) < 0.02 * sizes[3]
+        and sizes[0] != sizes[3]
+    )
     for first, second in ((0, 1), (1, 2), (0, 2)):  # another pose, another picture
         assert dice(scans[first][1] > 0, scans[second][1] > 0) < 0.97
-        assert np.abs(images.array(scans[first][0]) - images.array(scans[second][0]).astype(float)).mean() > 5
+        assert (
+            np.abs(
+                images.array(scans[first][0]) - images.array(scans[second][0]).astype(float)
+            ).mean()
+            > 5
+        )
     np.testing.assert_array_equal(scans[4][1], phantoms.fetal_head(SMALL, (4, 2), 1)[1])
     with pytest.raises(UserError, match="heads: holds phantoms"):
         phantoms.write_fetal_heads(tmp_path / "heads", SMALL, (1, 6), seed=4)

@@ -28,7 +28,10 @@ def drawn(files, **settings):
     settings = {"seed": 7, "first_step": 0, "steps": 10, "batch_size": 1, "replicas": 1, **settings}
     batches = pipeline.training(files, lambda sample, seed: {**sample, "seed": seed}, **settings)
     return [
-        tuple((int(image), *map(int, seed)) for image, seed in zip(batch["image"][:, 0, 0, 0, 0], batch["seed"]))
+        tuple(
+            (int(image), *map(int, seed))
+            for image, seed in zip(batch["image"][:, 0, 0, 0, 0], batch["seed"])
+        )
         for batch in batches.as_numpy_iterator()
     ]
 
@@ -40,7 +43,9 @@ def merged(batches):
 # Files.
 
 
-@pytest.mark.parametrize("kind, dtype", [("image", "float32"), ("label", "uint8"), ("context", "float32")])
+@pytest.mark.parametrize(
+    "kind, dtype", [("image", "float32"), ("label", "uint8"), ("context", "float32")]
+)
 def test_a_stored_tensor_comes_back(kind, dtype, tmp_path):
     tensor = tf.cast(tf.reshape(tf.range(24), (2, 3, 4, 1)), dtype)
     pipeline.store(str(tmp_path / "tensor"), tensor)
@@ -72,7 +77,9 @@ def test_every_case_once_an_epoch_in_a_new_order(files):
 
 
 def test_every_sample_has_a_seed_of_its_own(files):
-    assert [seed for _, *seed in merged(drawn(files, steps=12))] == [[7, number] for number in range(12)]
+    assert [seed for _, *seed in merged(drawn(files, steps=12))] == [
+        [7, number] for number in range(12)
+    ]
 
 
 @pytest.mark.parametrize("batch_size, replicas", [(1, 1), (3, 1), (2, 2)])
@@ -84,13 +91,20 @@ def test_a_resumed_run_sees_what_an_unbroken_run_sees(files, batch_size, replica
     assert drawn(files, first_step=10, **settings) == []
 
 
-@pytest.mark.parametrize("workers, replicas, batch_size", [(2, 2, 1), (2, 4, 1), (2, 4, 3), (3, 3, 2)])
+@pytest.mark.parametrize(
+    "workers, replicas, batch_size", [(2, 2, 1), (2, 4, 1), (2, 4, 3), (3, 3, 2)]
+)
 def test_workers_together_see_what_one_sees(files, workers, replicas, batch_size):
     alone = drawn(files, batch_size=batch_size, replicas=replicas)
     settings = {"batch_size": batch_size, "replicas": replicas, "workers": workers}
     parts = [drawn(files, worker=worker, **settings) for worker in range(workers)]
     each = replicas // workers  # batches of a worker in a step
-    together = [batch for step in range(10) for part in parts for batch in part[step * each : (step + 1) * each]]
+    together = [
+        batch
+        for step in range(10)
+        for part in parts
+        for batch in part[step * each : (step + 1) * each]
+    ]
     assert together == alone
     # Or one replica with a batch as large as all of theirs.
     assert merged(alone) == merged(drawn(files, batch_size=batch_size * replicas))
@@ -98,7 +112,9 @@ def test_workers_together_see_what_one_sees(files, workers, replicas, batch_size
 
 def test_augmentation_changes_what_is_drawn(files):
     settings = {"seed": 7, "first_step": 0, "steps": 2, "batch_size": 2, "replicas": 1}
-    batches = pipeline.training(files, lambda sample, seed: {**sample, "image": 100 + sample["image"]}, **settings)
+    batches = pipeline.training(
+        files, lambda sample, seed: {**sample, "image": 100 + sample["image"]}, **settings
+    )
     for batch in batches:
         assert batch["image"].shape == (2, 2, 3, 4, 1)
         np.testing.assert_array_equal(batch["image"], 100 + np.float32(batch["label"]))
@@ -118,14 +134,20 @@ def test_a_patch_is_a_piece_of_the_volume_at_one_place():
         cut = pipeline.random_patch(sample, (1, number), (3, 4, 4))
         assert cut["image"].shape == cut["label"].shape == (3, 4, 4, 1)
         z, y, x = np.unravel_index(int(cut["image"][0, 0, 0, 0]), (5, 6, 4))
-        np.testing.assert_array_equal(cut["image"], sample["image"][z : z + 3, y : y + 4, x : x + 4])
-        np.testing.assert_array_equal(cut["label"], sample["label"][z : z + 3, y : y + 4, x : x + 4])
+        np.testing.assert_array_equal(
+            cut["image"], sample["image"][z : z + 3, y : y + 4, x : x + 4]
+        )
+        np.testing.assert_array_equal(
+            cut["label"], sample["label"][z : z + 3, y : y + 4, x : x + 4]
+        )
         corners.add((z, y, x))
     assert corners == {(z, y, 0) for z in range(3) for y in range(3)}
 
 
 def test_a_patch_is_the_same_for_the_same_seed():
-    first, again = (pipeline.random_patch(place(9, 9, 2), (1, 5), (2, 2, 2))["image"] for _ in range(2))
+    first, again = (
+        pipeline.random_patch(place(9, 9, 2), (1, 5), (2, 2, 2))["image"] for _ in range(2)
+    )
     np.testing.assert_array_equal(first, again)
 
 

@@ -12,21 +12,36 @@ from tf_autoctx import plots
 def drawn(monkeypatch):
     """The figures that were written."""
     figures, savefig = [], Figure.savefig
-    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: figures.append(self) or savefig(self, *a, **k))
+    monkeypatch.setattr(
+        Figure, "savefig", lambda self, *a, **k: figures.append(self) or savefig(self, *a, **k)
+    )
     return figures
 
 
 def test_agreement_figure(tmp_path, drawn):
     """Differences of 1, 2, 3 and 4 have a mean of 2.5 and an SD of 1.29; the fifth pair is not finite."""
-    plots.agreement(tmp_path / "a.png", [11, 22, 33, 44, 50], [10, 20, 30, 40, np.nan], "head volume (mL)")
-    assert png.imread(tmp_path / "a.png").shape[:2] == (500, 1100) and len(list(tmp_path.iterdir())) == 1
+    plots.agreement(
+        tmp_path / "a.png", [11, 22, 33, 44, 50], [10, 20, 30, 40, np.nan], "head volume (mL)"
+    )
+    assert (
+        png.imread(tmp_path / "a.png").shape[:2] == (500, 1100)
+        and len(list(tmp_path.iterdir())) == 1
+    )
     identity, bland_altman = drawn[0].axes
-    np.testing.assert_array_equal(identity.collections[0].get_offsets(), [[10, 11], [20, 22], [30, 33], [40, 44]])
+    np.testing.assert_array_equal(
+        identity.collections[0].get_offsets(), [[10, 11], [20, 22], [30, 33], [40, 44]]
+    )
     np.testing.assert_array_equal(identity.lines[0].get_xydata(), [[10, 10], [44, 44]])
     assert identity.get_legend().get_title().get_text() == "r = 1.000, 4 cases"
     np.testing.assert_array_equal(bland_altman.collections[0].get_offsets()[0], [10.5, 1])
-    assert [line.get_ydata()[0] for line in bland_altman.lines] == pytest.approx([0, 5.03, 2.5, -0.03], abs=0.01)
-    assert [text.get_text() for text in bland_altman.texts] == ["+1.96 SD\n5.03", "bias\n2.50", "-1.96 SD\n-0.03"]
+    assert [line.get_ydata()[0] for line in bland_altman.lines] == pytest.approx(
+        [0, 5.03, 2.5, -0.03], abs=0.01
+    )
+    assert [text.get_text() for text in bland_altman.texts] == [
+        "+1.96 SD\n5.03",
+        "bias\n2.50",
+        "-1.96 SD\n-0.03",
+    ]
     with pytest.raises(ValueError, match="1 finite pair"):
         plots.agreement(tmp_path / "b.png", [1, 2], [1, np.inf], "one")
 
@@ -35,7 +50,10 @@ def test_repeatability_figure(tmp_path, drawn):
     """Two scans 2 mL apart have an SD of 1.41 mL; a patient of one scan has none."""
     groups = ["a", "a", "b", "b", "once"]
     plots.repeatability(
-        tmp_path / "a.png", {"truth": [5, 5, 6, 6, 7], "level 1": [4, 6, 9, 9, 9]}, groups, "volume (mL)"
+        tmp_path / "a.png",
+        {"truth": [5, 5, 6, 6, 7], "level 1": [4, 6, 9, 9, 9]},
+        groups,
+        "volume (mL)",
     )
     (ax,) = drawn[0].axes
     assert [label.get_text() for label in ax.get_xticklabels()] == [
@@ -61,7 +79,9 @@ def test_picture_shows_both_outlines(dimensions, tmp_path):
     spacing = (2.0, 1.0, 1.0)[-dimensions:]
     plots.picture(tmp_path / "both.png", image, prediction, truth, spacing, "case_0", {"head": 1})
     plots.picture(tmp_path / "alone.png", image, prediction, None, spacing, "case_0", {"head": 1})
-    plots.picture(tmp_path / "nothing.png", image, 0 * prediction, 0 * truth, None, "case_0", {"head": 1})
+    plots.picture(
+        tmp_path / "nothing.png", image, 0 * prediction, 0 * truth, None, "case_0", {"head": 1}
+    )
     both, alone = (png.imread(tmp_path / f"{name}.png") for name in ("both", "alone"))
     assert has(both, plots.TRUTH) and has(both, plots.PREDICTION)
     assert has(alone, plots.PREDICTION) and not has(alone, plots.TRUTH)
@@ -71,7 +91,9 @@ def test_picture_shows_both_outlines(dimensions, tmp_path):
 def test_picture_keeps_the_proportions(tmp_path):
     image = np.ones((10, 40))
     plots.picture(tmp_path / "wide.png", image, image, image, (3.0, 1.5), "case_0", {"head": 1})
-    outline = np.abs(png.imread(tmp_path / "wide.png")[..., :3] - to_rgb(plots.PREDICTION)).max(-1) < 0.02
+    outline = (
+        np.abs(png.imread(tmp_path / "wide.png")[..., :3] - to_rgb(plots.PREDICTION)).max(-1) < 0.02
+    )
     outline[-outline.shape[0] // 8 :] = False  # the legend
     high, wide = (np.ptp(np.flatnonzero(outline.any(axis))) for axis in (1, 0))
     assert wide / high == pytest.approx(40 * 1.5 / (10 * 3), rel=0.05)
@@ -79,14 +101,24 @@ def test_picture_keeps_the_proportions(tmp_path):
 
 def test_picture_refuses_another_shape(tmp_path):
     with pytest.raises(ValueError, match=r"\(12, 16, 20\)"):
-        plots.picture(tmp_path / "a.png", np.zeros((12, 16, 21)), cube(at=5), None, (1, 1, 1), "case_0", {"head": 1})
+        plots.picture(
+            tmp_path / "a.png",
+            np.zeros((12, 16, 21)),
+            cube(at=5),
+            None,
+            (1, 1, 1),
+            "case_0",
+            {"head": 1},
+        )
 
 
 @pytest.mark.parametrize("dimensions", [2, 3])
 def test_picture_of_several_structures(dimensions, tmp_path, monkeypatch):
     """Truth above, prediction below, a colour each; the slices pass through what the truth has, the liver alone."""
     titles, suptitle = [], Figure.suptitle
-    monkeypatch.setattr(Figure, "suptitle", lambda self, text, **k: titles.append(text) or suptitle(self, text, **k))
+    monkeypatch.setattr(
+        Figure, "suptitle", lambda self, text, **k: titles.append(text) or suptitle(self, text, **k)
+    )
     image = np.random.default_rng(0).normal(size=(12, 16, 20))
     truth, prediction = 7 * cube(at=1), 7 * cube(at=4) + 2 * cube(at=12)
     image, prediction, truth = (v if dimensions == 3 else v[5] for v in (image, prediction, truth))

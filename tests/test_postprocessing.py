@@ -57,4 +57,6 @@ def test_a_cavity_of_a_volume_is_a_hole_and_a_tunnel_is_none():
 def test_a_part_that_goes_leaves_a_hole_to_fill():
     before = label("1111000 1021000 1111000 0000022")
     expected = label("1111000 1111000 1111000 0000022")
-    np.testing.assert_array_equal(postprocess(before, largest_component=True, fill_holes=True), expected)
+    np.testing.assert_array_equal(
+        postprocess(before, largest_component=True, fill_holes=True), expected
+    )

@@ -18,14 +18,27 @@ def predict(tmp_path_factory):
     directory = tmp_path_factory.mktemp("model")
 
     def segment(image):
-        return {"label": tf.cast(image > 100, tf.uint8), "probability": tf.cast(image > 100, tf.float32)}
+        return {
+            "label": tf.cast(image > 100, tf.uint8),
+            "probability": tf.cast(image > 100, tf.float32),
+        }
 
-    export.saved_model({"serving_default": segment}, [], directory, {"system": "fetal_head", "labels": {1: "head"}})
+    export.saved_model(
+        {"serving_default": segment}, [], directory, {"system": "fetal_head", "labels": {1: "head"}}
+    )
     with running.user_of_models("predict") as module:
 
         def run(source, output, *arguments):
             with flagsaver.flagsaver():
-                flags.FLAGS(["predict.py", f"--model={directory}", f"--input={source}", f"--output={output}", *arguments])
+                flags.FLAGS(
+                    [
+                        "predict.py",
+                        f"--model={directory}",
+                        f"--input={source}",
+                        f"--output={output}",
+                        *arguments,
+                    ]
+                )
                 module.main([])
 
         yield run
@@ -49,10 +62,16 @@ def test_results_lie_in_the_same_folders(predict, scans):
     predict(scans, scans / "out", "--output_format=mha", "--masks")
     names = ["b.mha", "one/a.mha", "two/a.mha"]
     assert found(scans / "out") == sorted([*names, *(f"masks/{name}" for name in names)])
-    for name, source in (("one/a.mha", "one/a.mha"), ("two/a.mha", "two/a.nrrd"), ("b.mha", "b.nii.gz")):
+    for name, source in (
+        ("one/a.mha", "one/a.mha"),
+        ("two/a.mha", "two/a.nrrd"),
+        ("b.mha", "b.nii.gz"),
+    ):
         expected = images.array(images.read(scans / source)) > 100
         np.testing.assert_array_equal(images.array(images.read(scans / "out" / name)), expected)
-        np.testing.assert_array_equal(images.array(images.read(scans / "out" / "masks" / name)), expected)
+        np.testing.assert_array_equal(
+            images.array(images.read(scans / "out" / "masks" / name)), expected
+        )
 
 
 def test_resume_writes_what_is_missing_and_nothing_else(predict, scans, tmp_path, capsys):

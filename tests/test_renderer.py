@@ -30,7 +30,11 @@ SETTINGS = loop.Settings(
     patience=0,
 )
 OBJECTIVE = self_play.Objective(
-    rendering_weight=1.0, rendering_aux_weight=1.0, dice_weight=10.0, update_order="shared", generator_updates=2
+    rendering_weight=1.0,
+    rendering_aux_weight=1.0,
+    dice_weight=10.0,
+    update_order="shared",
+    generator_updates=2,
 )
 ONCE = dataclasses.replace(OBJECTIVE, generator_updates=1)
 PUBLISHED = self_play.Objective(1.0, 1.0, 10.0, "published", 2)
@@ -48,8 +52,15 @@ def noise(*shape, seed=0):
 def batch(names=renderer.DISCRIMINATORS, size=16):
     label = np.zeros((2, size, size, 1), np.uint8)
     label[:, 4:11, 3:13] = 1
-    real = {name: noise(2, size, size, renderer.DISCRIMINATORS[name], seed=k) for k, name in enumerate(names, start=1)}
-    return {"image": tf.constant(noise(2, size, size, 1)), "label": tf.constant(label), "real": real}
+    real = {
+        name: noise(2, size, size, renderer.DISCRIMINATORS[name], seed=k)
+        for k, name in enumerate(names, start=1)
+    }
+    return {
+        "image": tf.constant(noise(2, size, size, 1)),
+        "label": tf.constant(label),
+        "real": real,
+    }
 
 
 def networks(variant="S2T", seed=0):
@@ -62,7 +73,9 @@ def weights(found):
 
 
 def changed(before, after):
-    return {name for name in before if any((a != b).any() for a, b in zip(before[name], after[name]))}
+    return {
+        name for name in before if any((a != b).any() for a, b in zip(before[name], after[name]))
+    }
 
 
 # Terms.
@@ -99,7 +112,11 @@ def test_every_loss_by_hand():
     made = {name: x.numpy() for name, x in found["renderer"](image).items()}
     logits = {name: x.numpy() for name, x in found["segmentor"](made["rendered"]).items()}
     map_ = tf.nn.softmax(logits["logits"]).numpy()[..., 1:]
-    fakes = {"d_app": made["rendered"], "d_struct": map_, "d_pair": np.concatenate([made["rendered"], map_], -1)}
+    fakes = {
+        "d_app": made["rendered"],
+        "d_struct": map_,
+        "d_pair": np.concatenate([made["rendered"], map_], -1),
+    }
     distance = sum(np.abs(image - made[name]).mean(axis=(1, 2, 3)) for name in ("rendered", "aux"))
     np.testing.assert_allclose(values["rendering"], distance, rtol=1e-5)
     expected = losses.HybridLoss(10.0)(given["label"], logits)
@@ -124,13 +141,33 @@ def test_weights_of_the_rendering_loss():
 
 
 def test_groups_of_an_iteration():
-    generators = ["rendering", "d_app_generator", "segmentation", "d_struct_generator", "d_pair_generator"]
+    generators = [
+        "rendering",
+        "d_app_generator",
+        "segmentation",
+        "d_struct_generator",
+        "d_pair_generator",
+    ]
     found = self_play.groups(renderer.VARIANTS["S2T"], OBJECTIVE)
     assert found == [generators, list(self_play.TRAINING)]
-    assert self_play.groups(renderer.VARIANTS["S2T"], PUBLISHED) == [[term] for term in self_play.TRAINING]
-    counted = [term for (term,) in self_play.groups(renderer.VARIANTS["S2T"], PUBLISHED, online=True)]
-    counts = {"rendering": 1, "d_app_generator": 2, "d_app": 1, "d_struct_generator": 3, "d_struct": 1}
-    assert {term: counted.count(term) for term in counted} == {**counts, "d_pair_generator": 2, "d_pair": 1}
+    assert self_play.groups(renderer.VARIANTS["S2T"], PUBLISHED) == [
+        [term] for term in self_play.TRAINING
+    ]
+    counted = [
+        term for (term,) in self_play.groups(renderer.VARIANTS["S2T"], PUBLISHED, online=True)
+    ]
+    counts = {
+        "rendering": 1,
+        "d_app_generator": 2,
+        "d_app": 1,
+        "d_struct_generator": 3,
+        "d_struct": 1,
+    }
+    assert {term: counted.count(term) for term in counted} == {
+        **counts,
+        "d_pair_generator": 2,
+        "d_pair": 1,
+    }
     without = self_play.groups(renderer.VARIANTS["S2T-sp"], OBJECTIVE, online=True)
     assert without == [["rendering", "d_app_generator"], ["rendering", "d_app_generator", "d_app"]]
     assert self_play.groups(renderer.VARIANTS["Orig-S2T"], OBJECTIVE) == [["segmentation"]] * 2
@@ -178,31 +215,41 @@ def test_the_sum_of_terms_has_one_optimizer():
 
     generators = [term for term in self_play.ONLINE if term not in renderer.DISCRIMINATORS]
     segmentor = alone["segmentor"]
-    main = keras.Model(segmentor.input, segmentor.output["logits"]).trainable_variables  # no term reaches the others
+    main = keras.Model(
+        segmentor.input, segmentor.output["logits"]
+    ).trainable_variables  # no term reaches the others
     variables = [*alone["renderer"].trainable_variables, *main]
     with tf.GradientTape() as tape:
         evaluation = self_play.Evaluation(alone, given, training=False)
         total = sum(tf.reduce_mean(evaluation.losses(term, order)) for term in generators)
     gradients = tape.gradient(total, [variable.value for variable in variables])
-    keras.optimizers.Adam(SETTINGS.learning_rate, beta_1=SETTINGS.beta_1).apply(gradients, variables)
+    keras.optimizers.Adam(SETTINGS.learning_rate, beta_1=SETTINGS.beta_1).apply(
+        gradients, variables
+    )
     for name in ("renderer", "segmentor"):
         for mine, expected in zip(weights(found)[name], weights(alone)[name]):
             np.testing.assert_allclose(mine, expected, atol=1e-5)
-    assert float(seen["loss"]) == pytest.approx(sum(float(seen[term]) for term in self_play.ONLINE), rel=1e-5)
+    assert float(seen["loss"]) == pytest.approx(
+        sum(float(seen[term]) for term in self_play.ONLINE), rel=1e-5
+    )
 
 
 def test_batch_norm_has_moving_statistics_online():
     given = batch()
     for online_ in (False, True):
         found = networks("S2T-sp")
-        averages = lambda: [w.numpy() for n in found.values() for w in n.weights if "moving" in w.path]
+        averages = lambda: [
+            w.numpy() for n in found.values() for w in n.weights if "moving" in w.path
+        ]
         before = averages()
         plan = self_play.groups(found, OBJECTIVE, online_)[1:]
         self_play.updates(found, plan, OBJECTIVE, SETTINGS, online_)[1](given)
         assert any((a != b).any() for a, b in zip(before, averages())) != online_
 
 
-@pytest.mark.parametrize("plan", [["rendering", "segmentation"], ["d_app"], ["d_struct"], ["d_pair"]])
+@pytest.mark.parametrize(
+    "plan", [["rendering", "segmentation"], ["d_app"], ["d_struct"], ["d_pair"]]
+)
 def test_losses_fall_on_a_fixed_batch(plan):
     found, given = networks(), batch()
     iteration = tf.function(self_play.updates(found, [plan], OBJECTIVE, SETTINGS)[1])
@@ -252,7 +299,11 @@ def test_real_samples_are_never_of_the_step(tmp_path, workers):
         steps = list(batches.as_numpy_iterator())
         assert len(steps) == 40 and steps[0]["real"].shape == (2 // workers, 3)
         seen |= {(step, float(fake)) for step, drawn in enumerate(steps) for fake in drawn["fake"]}
-        reals |= {(step, float(real)) for step, drawn in enumerate(steps) for real in drawn["real"].ravel()}
+        reals |= {
+            (step, float(real))
+            for step, drawn in enumerate(steps)
+            for real in drawn["real"].ravel()
+        }
     assert not seen & reals
     assert all(len({fake for at, fake in seen if at == step}) == 2 for step in range(40))
     assert len({real for _, real in reals}) == 5
@@ -283,7 +334,9 @@ REPLICAS = textwrap.dedent("""
 def test_replicas_stay_alike(tmp_path):
     """Synchronized batch norm makes replicas wait for each other while the graph is made: nothing may lock them out."""
     command = [sys.executable, "-c", REPLICAS]
-    ended = subprocess.run(command, cwd=running.ROOT, capture_output=True, encoding="utf-8", timeout=300)
+    ended = subprocess.run(
+        command, cwd=running.ROOT, capture_output=True, encoding="utf-8", timeout=300
+    )
     assert ended.returncode == 0, ended.stderr[-3000:]
     lines = [line.split() for line in ended.stdout.splitlines()]
     assert ["CHANGED", "d_app", "renderer"] in lines
@@ -306,7 +359,10 @@ def test_every_image_starts_from_the_trained_weights(rendering):
     before = {name: network.get_weights() for name, network in found.items()}
     first, other, again = (render(tf.constant(noise(16, 16, 1, seed=seed))) for seed in (1, 2, 1))
     moved = weights(render._networks)
-    assert changed(weights(found), moved) == {"renderer", "d_app"}  # without D_struct nothing moves the segmentor
+    assert changed(weights(found), moved) == {
+        "renderer",
+        "d_app",
+    }  # without D_struct nothing moves the segmentor
     assert len(first) == SETTINGS.steps + 1
     for a, b in zip(first, again):
         np.testing.assert_array_equal(a.rendered, b.rendered)
@@ -378,7 +434,9 @@ def test_images_at_their_own_size():
     image = noise(2, 13, 22, 1) * 255
     np.testing.assert_array_equal(one.preprocess(image), image / np.float32(255))
     answer = one.segment(one.networks(), image)
-    assert {name: tuple(x.shape) for name, x in answer.items()} == dict.fromkeys(answer, (2, 13, 22, 1))
+    assert {name: tuple(x.shape) for name, x in answer.items()} == dict.fromkeys(
+        answer, (2, 13, 22, 1)
+    )
 
 
 def test_segment_without_a_renderer_renders_nothing():
@@ -390,10 +448,16 @@ def test_segment_without_a_renderer_renders_nothing():
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"variant": "S2S"}, "variant='S2S': expected one of S2T, S2T-p, S2T-sp, Orig-S2T, Orig-T2T"),
+        (
+            {"variant": "S2S"},
+            "variant='S2S': expected one of S2T, S2T-p, S2T-sp, Orig-S2T, Orig-T2T",
+        ),
         ({"size": 4}, "size=4: expected at least 8"),
         ({"size": 0}, "size=0: images of any size need discriminator_head=pool"),
-        ({"discriminator_head": "max"}, "discriminator_head='max': expected one of scaled, flatten, pool"),
+        (
+            {"discriminator_head": "max"},
+            "discriminator_head='max': expected one of scaled, flatten, pool",
+        ),
     ],
 )
 def test_bad_configurations(changes, message):
@@ -411,7 +475,13 @@ def test_images_of_several_sizes_do_not_stack(tmp_path):
 def test_too_few_images_to_have_a_real_one(tmp_path):
     with pytest.raises(UserError, match="all 2 training images are fakes at once"):
         self_play.train(
-            system(), OBJECTIVE, corpus(tmp_path, 2), [], tmp_path / "run", tf.distribute.get_strategy(), SETTINGS
+            system(),
+            OBJECTIVE,
+            corpus(tmp_path, 2),
+            [],
+            tmp_path / "run",
+            tf.distribute.get_strategy(),
+            SETTINGS,
         )
 
 

@@ -25,7 +25,9 @@ def widths(model):
     found = []
     for layer in model.layers:
         if isinstance(layer, keras.layers.Conv2DTranspose):
-            found.append(("up", layer.kernel.shape[0], layer.kernel.shape[3], layer.kernel.shape[2]))
+            found.append(
+                ("up", layer.kernel.shape[0], layer.kernel.shape[3], layer.kernel.shape[2])
+            )
         elif isinstance(layer, keras.layers.Conv2D):
             found.append(("conv", layer.kernel.shape[0], *layer.kernel.shape[2:]))
     return sorted(found)
@@ -33,27 +35,60 @@ def widths(model):
 
 def test_widths_are_the_specification():
     assert widths(renderer(32)) == sorted(
-        [("conv", 3, 1, 32), ("conv", 3, 32, 32), ("conv", 3, 32, 64), ("conv", 3, 64, 64), ("conv", 3, 64, 128)]
-        + [("up", 4, 128, 128), ("conv", 3, 192, 64), ("up", 4, 64, 64), ("conv", 3, 96, 32), ("conv", 1, 32, 1)]
+        [
+            ("conv", 3, 1, 32),
+            ("conv", 3, 32, 32),
+            ("conv", 3, 32, 64),
+            ("conv", 3, 64, 64),
+            ("conv", 3, 64, 128),
+        ]
+        + [
+            ("up", 4, 128, 128),
+            ("conv", 3, 192, 64),
+            ("up", 4, 64, 64),
+            ("conv", 3, 96, 32),
+            ("conv", 1, 32, 1),
+        ]
         + [("conv", 1, 64, 16), ("up", 4, 16, 1)]
     )
     assert widths(segmentor2d(32)) == sorted(
-        [("conv", 3, 1, 32), ("conv", 3, 32, 64), ("conv", 3, 64, 128), ("conv", 3, 128, 128), ("conv", 3, 128, 256)]
+        [
+            ("conv", 3, 1, 32),
+            ("conv", 3, 32, 64),
+            ("conv", 3, 64, 128),
+            ("conv", 3, 128, 128),
+            ("conv", 3, 128, 256),
+        ]
         + [("up", 4, 256, 256), ("conv", 3, 384, 128), ("up", 4, 128, 128), ("conv", 3, 192, 64)]
         + [("up", 4, 64, 64), ("conv", 3, 96, 32), ("conv", 1, 32, 2)]
-        + [("conv", 1, 128, 2), ("up", 4, 2, 2), ("up", 4, 2, 2), ("conv", 1, 64, 2), ("up", 4, 2, 2)]
+        + [
+            ("conv", 1, 128, 2),
+            ("up", 4, 2, 2),
+            ("up", 4, 2, 2),
+            ("conv", 1, 64, 2),
+            ("up", 4, 2, 2),
+        ]
     )
     pair = discriminator(2, 320, head="flatten")
-    assert widths(pair) == [("conv", 3, 2, 32), ("conv", 3, 32, 32), ("conv", 3, 32, 64), ("conv", 3, 64, 64)]
+    assert widths(pair) == [
+        ("conv", 3, 2, 32),
+        ("conv", 3, 32, 32),
+        ("conv", 3, 32, 64),
+        ("conv", 3, 64, 64),
+    ]
     assert pair.layers[-1].kernel.shape == (320 * 320 * 64, 1)
     assert discriminator(1, head="pool").layers[-1].kernel.shape == (64, 1)
 
 
 def test_batch_norm_and_initializer_of_the_authors():
     network = segmentor2d(16)
-    norms = [layer for layer in network.layers if isinstance(layer, keras.layers.BatchNormalization)]
+    norms = [
+        layer for layer in network.layers if isinstance(layer, keras.layers.BatchNormalization)
+    ]
     assert len(norms) == 11 and {(norm.momentum, norm.epsilon) for norm in norms} == {(0.9, 1e-5)}
-    kernels = np.concatenate([w.numpy().ravel() for w in network.trainable_weights if w.path.endswith("kernel")])
+    kernels = np.concatenate(
+        [w.numpy().ravel() for w in network.trainable_weights if w.path.endswith("kernel")]
+    )
     # A normal of SD 0.01 cut at two of them has an SD of 0.0088; Keras makes up for the cut.
     assert np.std(kernels) == pytest.approx(0.01, rel=0.15) and np.abs(kernels).max() < 0.0231
 
@@ -73,8 +108,14 @@ def test_any_size(name, size):
 @pytest.mark.parametrize(
     "call, message",
     [
-        (lambda: discriminator(1, 16, head="mean"), "head='mean': expected one of scaled, flatten, pool"),
-        (lambda: discriminator(1), "head='scaled' with size=None: expected the size of the images, or the head 'pool'"),
+        (
+            lambda: discriminator(1, 16, head="mean"),
+            "head='mean': expected one of scaled, flatten, pool",
+        ),
+        (
+            lambda: discriminator(1),
+            "head='scaled' with size=None: expected the size of the images, or the head 'pool'",
+        ),
         (lambda: discriminator(1, head="flatten"), "head='flatten' with size=None"),
         (lambda: renderer(initializer="zeros"), "expected one of he, paper, truncated_normal"),
     ],
@@ -89,7 +130,9 @@ def test_every_skip_and_branch_changes_the_answer(name):
     """A scaled feature map before each concatenation changes the main answer; each side branch hears its own layers."""
     keras.utils.set_random_seed(0)
     network, image = BUILT[name](16), noise(1, 16, 16, 1)
-    concatenations = [layer for layer in network.layers if isinstance(layer, keras.layers.Concatenate)]
+    concatenations = [
+        layer for layer in network.layers if isinstance(layer, keras.layers.Concatenate)
+    ]
     assert len(concatenations) == {"renderer": 2, "segmentor": 3}[name]
     inputs = [tensor for layer in concatenations for tensor in layer.input]
     main = "rendered" if name == "renderer" else "logits"
@@ -111,8 +154,14 @@ def test_each_answer_depends_on_its_own_weights():
         with tf.GradientTape() as tape:
             target = tf.reduce_sum(network(image)[name])
         gradients = tape.gradient(target, [w.value for w in network.trainable_weights])
-        heard[name] = {w.path for w, g in zip(network.trainable_weights, gradients) if g is not None}
-    assert heard["aux1"] - heard["logits"] and heard["aux2"] - heard["logits"] and heard["logits"] - heard["aux2"]
+        heard[name] = {
+            w.path for w, g in zip(network.trainable_weights, gradients) if g is not None
+        }
+    assert (
+        heard["aux1"] - heard["logits"]
+        and heard["aux2"] - heard["logits"]
+        and heard["logits"] - heard["aux2"]
+    )
     assert len(heard["aux2"] - heard["logits"]) == 4 and len(heard["aux1"] - heard["logits"]) == 6
 
 
@@ -126,7 +175,10 @@ def test_the_pair_discriminator_sees_both():
 
 
 def test_the_scaled_head_is_the_authors_on_features_divided_by_the_root_of_their_number():
-    scaled, authors = (discriminator(2, 16, head=head, base_filters=2, initializer="he") for head in ("scaled", "flatten"))
+    scaled, authors = (
+        discriminator(2, 16, head=head, base_filters=2, initializer="he")
+        for head in ("scaled", "flatten")
+    )
     *others, kernel, bias = scaled.get_weights()
     authors.set_weights([*others, kernel / np.sqrt(16 * 16 * 4), bias])
     assert kernel.shape == (16 * 16 * 4, 1)
@@ -161,6 +213,7 @@ def test_saved_and_loaded(name, tmp_path):
     network.save(tmp_path / "model.keras")
     image = noise(1, 16, 16, network.input_shape[-1])
     for a, b in zip(
-        tf.nest.flatten(network(image)), tf.nest.flatten(keras.models.load_model(tmp_path / "model.keras")(image))
+        tf.nest.flatten(network(image)),
+        tf.nest.flatten(keras.models.load_model(tmp_path / "model.keras")(image)),
     ):
         np.testing.assert_array_equal(a, b)

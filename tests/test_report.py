@@ -19,14 +19,26 @@ def rows(method, shifts, structure="head"):
     found = []
     for case, shift in enumerate(shifts):
         prediction = cube(at=5, edge=0) if shift is None else cube(at=5 + shift)
-        row = {"system": "fetal_head", "method": method, "case": f"case_{case}", "group": "", "structure": structure}
+        row = {
+            "system": "fetal_head",
+            "method": method,
+            "case": f"case_{case}",
+            "group": "",
+            "structure": structure,
+        }
         found.append(row | metrics.compare(prediction, cube(at=5), (1, 1, 1)))
     return found
 
 
 @pytest.fixture
 def results():
-    false = {"system": "fetal_head", "method": "level 2", "case": "empty", "group": "", "structure": "head"}
+    false = {
+        "system": "fetal_head",
+        "method": "level 2",
+        "case": "empty",
+        "group": "",
+        "structure": "head",
+    }
     false |= metrics.compare(cube(at=5), cube(at=5, edge=0), (1, 1, 1))
     return rows("level 1", [3, 3, 3, None]) + rows("level 2", [0, 1, 2, 3]) + [false]
 
@@ -49,18 +61,40 @@ def test_files(results, tmp_path):
     first, second = (summary["methods"][method]["head"] for method in ("level 1", "level 2"))
     assert (first["n"], first["n_missed"], first["n_false"]) == (4, 1, 0)
     assert (second["n"], second["n_missed"], second["n_false"]) == (5, 0, 1)
-    assert first["metrics"]["DSC_percent"]["mean"] == pytest.approx(37.5)  # the missed object counts as 0
-    assert first["metrics"]["Hdb_mm"] == {"mean": 3, "sd": 0, "min": 3, "max": 3, "ci_low": 3, "ci_high": 3, "n": 3}
+    assert first["metrics"]["DSC_percent"]["mean"] == pytest.approx(
+        37.5
+    )  # the missed object counts as 0
+    assert first["metrics"]["Hdb_mm"] == {
+        "mean": 3,
+        "sd": 0,
+        "min": 3,
+        "max": 3,
+        "ci_low": 3,
+        "ci_high": 3,
+        "n": 3,
+    }
     (pair,) = summary["paired"]
     assert (pair["method"], pair["against"], pair["structure"]) == ("level 2", "level 1", "head")
     assert pair["metrics"]["DSC_percent"]["n"] == 4  # the case of one method alone is left out
-    assert pair["metrics"]["DSC_percent"]["mean_difference"] == pytest.approx((50 + 100 / 3 + 50 / 3 + 50) / 4)
+    assert pair["metrics"]["DSC_percent"]["mean_difference"] == pytest.approx(
+        (50 + 100 / 3 + 50 / 3 + 50) / 4
+    )
 
 
 def test_nothing_finite_is_null(tmp_path):
     report.write(rows("level 1", [None]), tmp_path)
-    hdb = json.loads((tmp_path / "summary.json").read_text())["methods"]["level 1"]["head"]["metrics"]["Hdb_mm"]
-    assert hdb == {"mean": None, "sd": None, "min": None, "max": None, "ci_low": None, "ci_high": None, "n": 0}
+    hdb = json.loads((tmp_path / "summary.json").read_text())["methods"]["level 1"]["head"][
+        "metrics"
+    ]["Hdb_mm"]
+    assert hdb == {
+        "mean": None,
+        "sd": None,
+        "min": None,
+        "max": None,
+        "ci_low": None,
+        "ci_high": None,
+        "n": 0,
+    }
 
 
 def test_table(results):
@@ -72,7 +106,10 @@ def test_table(results):
     )
     assert lines[2].split()[:8] == ["level", "1", "4", "1", "0", "37.50", "±", "25.00"]
     assert lines[3].split()[:2] == ["[12.50,", "50.00]"]
-    assert "level 2 against level 1: DSC +37.50 % [" in lines[-1] and "p = 0.1250 (Wilcoxon, 4 pairs)" in lines[-1]
+    assert (
+        "level 2 against level 1: DSC +37.50 % [" in lines[-1]
+        and "p = 0.1250 (Wilcoxon, 4 pairs)" in lines[-1]
+    )
     assert "nan" not in text and "inf" not in text
 
 
@@ -80,7 +117,9 @@ def test_table_of_several_structures():
     text = report.table(rows("ours", [0, 1]) + rows("ours", [2], structure="brain"))
     lines = text.splitlines()
     assert lines[0].split()[:2] == ["method", "structure"]
-    assert lines[4].split()[:6] == ["ours", "brain", "1", "0", "0", "66.67"] and "against" not in text
+    assert (
+        lines[4].split()[:6] == ["ours", "brain", "1", "0", "0", "66.67"] and "against" not in text
+    )
     assert "nan" not in text
 
 
@@ -98,7 +137,13 @@ def cells(text):
 
 def test_dice_table():
     """Cubes of 6 voxels shifted by 0, 1, 2, 3 have Dice scores of 100, 83.33, 66.67 and 50 %."""
-    false = {"system": "fetal_head", "method": "new", "case": "case_1", "group": "", "structure": "spleen"}
+    false = {
+        "system": "fetal_head",
+        "method": "new",
+        "case": "case_1",
+        "group": "",
+        "structure": "spleen",
+    }
     false |= metrics.compare(cube(at=5), cube(at=5, edge=0), (1, 1, 1)) | {"DSC_percent": np.nan}
     old = rows("old", [0, 3], "liver") + rows("old", [3], "spleen")
     new = rows("new", [0, 0], "liver") + rows("new", [0], "spleen") + [false]
@@ -114,13 +159,23 @@ def test_dice_table():
     assert found["new", "n"] == ["2", "1", "0", "2"] and found["new", "false"] == ["0", "1", "0"]
     assert "new against old: Avg. +37.50 % [+25.00, +50.00], 2 pairs" in lines
     assert found["new against old", "change"] == ["+25.00", "+50.00", "-", "+37.50"]
-    assert found["new against old", "p"] == ["1.0000", "1.0000", "-", "0.5000"]  # 2 / 2 ** n for n gains
-    assert "other against old: no case in common" in lines and "other against new: no case in common" in lines
+    assert found["new against old", "p"] == [
+        "1.0000",
+        "1.0000",
+        "-",
+        "0.5000",
+    ]  # 2 / 2 ** n for n gains
+    assert (
+        "other against old: no case in common" in lines
+        and "other against new: no case in common" in lines
+    )
     assert "nan" not in text
 
 
 def test_dice_table_averages_what_both_methods_have():
-    text = report.dice_table(rows("old", [3], "liver") + rows("new", [3], "liver") + rows("new", [0], "spleen"))
+    text = report.dice_table(
+        rows("old", [3], "liver") + rows("new", [3], "liver") + rows("new", [0], "spleen")
+    )
     assert cells(text)["new", "mean"] == ["50.00", "100.00", "75.00"]
     assert cells(text)["new against old", "change"] == ["+0.00", "-", "+0.00"]
 
@@ -128,9 +183,13 @@ def test_dice_table_averages_what_both_methods_have():
 def test_dice_table_of_the_paper_fits():
     organs = ("artery", "portal vein", "liver", "spleen", "stomach", "gallbladder", "pancreas")
     methods = ("level 1", "level 2, separate", "level 2, end-to-end", "level 2, without context")
-    text = report.dice_table([row for m in methods for organ in organs for row in rows(m, [0, 1, 2], organ)])
+    text = report.dice_table(
+        [row for m in methods for organ in organs for row in rows(m, [0, 1, 2], organ)]
+    )
     assert max(map(len, text.splitlines())) <= 150
-    assert len([line for line in text.splitlines() if " against " in line]) == 6  # every pair of four
+    assert (
+        len([line for line in text.splitlines() if " against " in line]) == 6
+    )  # every pair of four
     assert cells(text)["level 1", "mean"] == ["83.33"] * 8
     assert cells(text)["level 1", "SD"] == ["16.67"] * 7 + ["16.67"]
 
@@ -152,9 +211,25 @@ def test_read_is_the_inverse_of_write(results, tmp_path):
 def test_the_long_table_by_hand(tmp_path):
     """A line per row and metric; a metric that a row lacks has no line."""
     about = {"system": "embryo", "method": "initial", "group": "litter 2"}
-    body = {"case": "a, left", "structure": "body", "DSC_percent": 87.5, "volume_mL": 1.25, "truth_volume_mL": 1.0}
-    other = {"case": "b", "structure": "body", "DSC_percent": 0.0, "volume_mL": 0.0, "truth_volume_mL": 2.0}
-    given = [about | body, about | other | {"Hdb_mm": np.inf}, about | other | {"case": "c", "group": ""}]
+    body = {
+        "case": "a, left",
+        "structure": "body",
+        "DSC_percent": 87.5,
+        "volume_mL": 1.25,
+        "truth_volume_mL": 1.0,
+    }
+    other = {
+        "case": "b",
+        "structure": "body",
+        "DSC_percent": 0.0,
+        "volume_mL": 0.0,
+        "truth_volume_mL": 2.0,
+    }
+    given = [
+        about | body,
+        about | other | {"Hdb_mm": np.inf},
+        about | other | {"case": "c", "group": ""},
+    ]
     report.write(given, tmp_path)
     assert (tmp_path / "scores.csv").read_text().splitlines() == [
         "system,method,case,group,structure,metric,value",
@@ -170,12 +245,20 @@ def test_the_long_table_by_hand(tmp_path):
         "embryo,initial,c,,body,truth_volume_mL,2.0",
     ]
     found = report.read(tmp_path)
-    assert found == given and [list(row)[5:] for row in found] == [list(row)[5:] for row in given]  # metrics in order
+    assert found == given and [list(row)[5:] for row in found] == [
+        list(row)[5:] for row in given
+    ]  # metrics in order
 
 
 def test_names_with_commas_stay_apart(tmp_path):
     """Methods are called "S2T, iteration 0", and a file may be called "iteration 0, a"."""
-    about = {"system": "renderer", "group": "", "structure": "head", "area_pixel": 1.0, "truth_area_pixel": 1.0}
+    about = {
+        "system": "renderer",
+        "group": "",
+        "structure": "head",
+        "area_pixel": 1.0,
+        "truth_area_pixel": 1.0,
+    }
     given = [
         about | {"method": "S2T", "case": "iteration 0, a", "DSC_percent": 1.0},
         about | {"method": "S2T, iteration 0", "case": "a", "DSC_percent": 2.0},
@@ -197,7 +280,11 @@ def test_a_table_sorted_by_metric_says_the_same(tmp_path):
 
 def test_a_2d_case_with_and_one_without_millimetres_have_one_size():
     pixels = {"area_pixel": 4, "truth_area_pixel": 4}
-    assert report.size_of({"area_mm2": 1, "truth_area_mm2": 1} | pixels) == report.size_of(pixels) == "area_pixel"
+    assert (
+        report.size_of({"area_mm2": 1, "truth_area_mm2": 1} | pixels)
+        == report.size_of(pixels)
+        == "area_pixel"
+    )
 
 
 HEADER = b"system,method,case,group,structure,metric,value\n"
@@ -209,15 +296,33 @@ HEADER = b"system,method,case,group,structure,metric,value\n"
         (None, "no such file"),
         (b"", "has the columns ; expected system, method"),
         (b"method,case,group,structure,DSC_percent\na,b,,c,100\n", "has the columns method, case"),
-        (HEADER + b"s,a,b,,c,DSC_percent,100\ns,a,d,,c,DSC_percent,much\n", "line 3: DSC_percent of a, d, c is 'much'"),
-        (HEADER + b"s,a,b,,c,DSC_percent,100\ns,a,b,,c,DSC_percent,99\n", "line 3: DSC_percent of a, b, c a second"),
+        (
+            HEADER + b"s,a,b,,c,DSC_percent,100\ns,a,d,,c,DSC_percent,much\n",
+            "line 3: DSC_percent of a, d, c is 'much'",
+        ),
+        (
+            HEADER + b"s,a,b,,c,DSC_percent,100\ns,a,b,,c,DSC_percent,99\n",
+            "line 3: DSC_percent of a, b, c a second",
+        ),
         (HEADER + b"s,a,b,,c,DSC_percent\n", "line 2: has not one value a column"),
         (HEADER + b"s,a,b,,c,DSC_percent,100,1\n", "line 2: has not one value a column"),
-        (HEADER + b"s,a,b,,c,DSC_percent,100\n\nt,a,b,,c,volume_mL,1\n", "line 4: a, b, c has another system"),
-        (HEADER + b"s,a,b,,c,DSC_percent,100\ns,a,b,g,c,volume_mL,1\n", "line 3: a, b, c has another system or group"),
+        (
+            HEADER + b"s,a,b,,c,DSC_percent,100\n\nt,a,b,,c,volume_mL,1\n",
+            "line 4: a, b, c has another system",
+        ),
+        (
+            HEADER + b"s,a,b,,c,DSC_percent,100\ns,a,b,g,c,volume_mL,1\n",
+            "line 3: a, b, c has another system or group",
+        ),
         (HEADER + b"s,a,b,,c,DSC_percent,100\ns,a,b,,c,truth_volume_mL,1\n", "a, b, c has no size"),
-        (HEADER + b"s,a,b,,c,DSC_percent,100\ns,a,b,,c,volume_mL,1\n", "a, b, c has no truth_volume_mL"),
-        (HEADER + b"s,a,b,,c,volume_mL,1\ns,a,b,,c,truth_volume_mL,1\n", "a, b, c has no DSC_percent"),
+        (
+            HEADER + b"s,a,b,,c,DSC_percent,100\ns,a,b,,c,volume_mL,1\n",
+            "a, b, c has no truth_volume_mL",
+        ),
+        (
+            HEADER + b"s,a,b,,c,volume_mL,1\ns,a,b,,c,truth_volume_mL,1\n",
+            "a, b, c has no DSC_percent",
+        ),
         (b"\xff\x00", "not a text file"),
     ],
 )

@@ -33,9 +33,18 @@ def folders(tmp_path):
 
 def score(folders, *flags):
     command = [sys.executable, "eval/score.py", "--workers=1", *flags]
-    command += [f"--predictions={folders}/ours", f"--labels={folders}/labels", f"--output={folders}/scores"]
+    command += [
+        f"--predictions={folders}/ours",
+        f"--labels={folders}/labels",
+        f"--output={folders}/scores",
+    ]
     return subprocess.run(
-        command, cwd=ROOT, env={"PYTHONPATH": str(ROOT)}, capture_output=True, encoding="utf-8", timeout=60
+        command,
+        cwd=ROOT,
+        env={"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        encoding="utf-8",
+        timeout=60,
     )
 
 
@@ -45,10 +54,16 @@ def test_scores_two_folders(folders):
     with open(folders / "scores" / "cases.csv", newline="") as file:
         a, b = csv.DictReader(file)
     assert (a["method"], a["case"], b["case"]) == ("ours", "a", "b")
-    assert [float(a[name]) for name in ("DSC_percent", "Hdb_mm", "volume_mL")] == pytest.approx([100, 0, 0.128])
-    assert [float(b[name]) for name in ("DSC_percent", "Hdb_mm", "volume_mL")] == pytest.approx([50, 2, 0.128])
+    assert [float(a[name]) for name in ("DSC_percent", "Hdb_mm", "volume_mL")] == pytest.approx(
+        [100, 0, 0.128]
+    )
+    assert [float(b[name]) for name in ("DSC_percent", "Hdb_mm", "volume_mL")] == pytest.approx(
+        [50, 2, 0.128]
+    )
     summary = json.loads((folders / "scores" / "summary.json").read_text())
-    assert summary["methods"]["ours"]["object"]["metrics"]["DSC_percent"]["mean"] == pytest.approx(75)
+    assert summary["methods"]["ours"]["object"]["metrics"]["DSC_percent"]["mean"] == pytest.approx(
+        75
+    )
     assert "75.00 ± 35.36" in done.stdout
 
 
@@ -82,10 +97,18 @@ def test_a_case_that_cannot_be_scored_is_listed_and_the_rest_scored(folders):
     (folders / "ours" / "c.nii.gz").write_bytes(b"no image")
     done = score(folders, "--foreground=1,2", "--workers=2")
     assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert "scores/failed.csv: 2 of 3 cases are not scored; " in done.stderr and len(done.stderr.splitlines()) == 1
-    assert [row["case"] for row in rows(folders)] == ["b"] and float(rows(folders)[0]["DSC_percent"]) == 50
+    assert (
+        "scores/failed.csv: 2 of 3 cases are not scored; " in done.stderr
+        and len(done.stderr.splitlines()) == 1
+    )
+    assert [row["case"] for row in rows(folders)] == ["b"] and float(
+        rows(folders)[0]["DSC_percent"]
+    ) == 50
     a, c = rows(folders, "failed.csv")
-    assert a["case"] == "a" and "ours/a.nii.gz: spacing (1.0, 1.0, 1.0) mm does not match" in a["reason"]
+    assert (
+        a["case"] == "a"
+        and "ours/a.nii.gz: spacing (1.0, 1.0, 1.0) mm does not match" in a["reason"]
+    )
     assert c["case"] == "c" and "ours/c.nii.gz" in c["reason"]
     assert "3/3" in done.stdout and "50.00" in done.stdout
 
@@ -114,15 +137,29 @@ def test_post_processing_is_scored_side_by_side(tmp_path):
         ("ours, largest component, fill holes", "a", 100),
         ("ours, largest component, fill holes", "b", 100),
     ]
-    assert "ours, largest component, fill holes against ours: DSC +0.78 %" in done.stdout  # half of 100 - 98.45
+    assert (
+        "ours, largest component, fill holes against ours: DSC +0.78 %" in done.stdout
+    )  # half of 100 - 98.45
 
 
 @pytest.mark.parametrize(
     "damage, flags, told",
     [
-        (lambda f: (f / "ours" / "b.nrrd").unlink(), (), "labels/b.nii.gz: no image of the same name"),
-        (lambda f: (f / "labels" / "a.mha").unlink(), (), "ours/a.nii.gz: no image of the same name"),
-        (lambda f: [path.write_bytes(b"no image") for path in (f / "ours").iterdir()], (), "2 of 2 cases"),
+        (
+            lambda f: (f / "ours" / "b.nrrd").unlink(),
+            (),
+            "labels/b.nii.gz: no image of the same name",
+        ),
+        (
+            lambda f: (f / "labels" / "a.mha").unlink(),
+            (),
+            "ours/a.nii.gz: no image of the same name",
+        ),
+        (
+            lambda f: [path.write_bytes(b"no image") for path in (f / "ours").iterdir()],
+            (),
+            "2 of 2 cases",
+        ),
         (lambda f: None, ("--foreground=7",), "labels: no voxel has a value of --foreground=7"),
         (lambda f: None, ("--foreground=head",), "expected integers"),
         (lambda f: (f / "scores").write_text(""), (), "scores"),

@@ -48,11 +48,17 @@ def test_run_folder_is_complete(run):
     config = json.loads((run / "config.json").read_text())
     assert config["system"] == "fetal_head" and len(config["data_fingerprint"]) == 64
     assert config["flags"]["steps"] == 3 and config["flags"]["variant"] == "USegNet-DS-HAS-Ctx"
-    assert {"learning_rate", "erase_probability", "phantom_size", "foreground"} <= config["flags"].keys()
+    assert {"learning_rate", "erase_probability", "phantom_size", "foreground"} <= config[
+        "flags"
+    ].keys()
     card = json.loads((run / "saved_model" / "1" / "assets.extra" / "model_card.json").read_text())
     for name in ("system", "labels", "spacing", "data_fingerprint", "git_revision"):
         assert card[name] == config[name]
-    assert card["labels"] == {"1": "head"} and card["precision"] == "float32" and card["config"] == config["flags"]
+    assert (
+        card["labels"] == {"1": "head"}
+        and card["precision"] == "float32"
+        and card["config"] == config["flags"]
+    )
     assert card["versions"] == {"tf_autoctx": tf_autoctx.__version__, **config["versions"]}
     assert card["inputs"]["image"]["axes"][1:4] == ["depth", "height", "width"]
     assert "0.5" in card["outputs"]["label"]["meaning"]
@@ -78,13 +84,19 @@ def test_export_equals_the_run_through_the_loader_of_tensorflow_serving(run):
     random = np.random.default_rng(0)
     for size in ((24, 16, 28), (31, 17, 22)):
         volume = random.normal(100, 30, size).astype(np.float32)
-        mine, theirs = probability(segment, volume), running.served(run / "saved_model" / "1", volume[None, ..., None])
+        mine, theirs = (
+            probability(segment, volume),
+            running.served(run / "saved_model" / "1", volume[None, ..., None]),
+        )
         assert mine["probability"].std() > 0
         np.testing.assert_allclose(theirs["probability"][0, ..., 0], mine["probability"], atol=1e-5)
         sure = np.abs(mine["probability"] - 0.5) > 1e-4
         np.testing.assert_array_equal(theirs["label"][0, ..., 0][sure], mine["label"][sure])
     pair = random.normal(size=(2, 16, 16, 16, 1)).astype(np.float32)
-    both, first = running.served(run / "saved_model" / "1", pair), running.served(run / "saved_model" / "1", pair[:1])
+    both, first = (
+        running.served(run / "saved_model" / "1", pair),
+        running.served(run / "saved_model" / "1", pair[:1]),
+    )
     np.testing.assert_allclose(both["probability"][:1], first["probability"], atol=1e-5)
     assert both["probability"].dtype == np.float32
 
@@ -103,8 +115,9 @@ def test_level_2_matters(run, tmp_path, caplog):
     config = json.loads((run / "config.json").read_text())
     config["flags"]["level"] = 1
     (tmp_path / "one" / "config.json").write_text(json.dumps(config))
-    one, two = probability(prediction.segmentor(tmp_path / "one"), volume), probability(
-        prediction.segmentor(run), volume
+    one, two = (
+        probability(prediction.segmentor(tmp_path / "one"), volume),
+        probability(prediction.segmentor(run), volume),
     )
     assert np.abs(one["probability"] - two["probability"]).max() > 1e-4
     np.testing.assert_array_equal(one["probability"], partial["probability"])
@@ -118,7 +131,10 @@ def test_a_level_more_trains_that_level_alone_and_serves_next(run, tmp_path, cap
     assert len(before) == 2 and before == {path: path.stat().st_mtime_ns for path in before}
     assert (copy / "level_3" / "model.keras").exists()
     printed = capsys.readouterr().out
-    assert "level 3 against level 2" in printed and "saved_model: version 2 serves (bfloat16)" in printed
+    assert (
+        "level 3 against level 2" in printed
+        and "saved_model: version 2 serves (bfloat16)" in printed
+    )
     running.check_bfloat16(copy, np.random.default_rng(6).normal(size=(24, 16, 28)))
 
 
@@ -141,7 +157,9 @@ def test_other_ways_of_running(tmp_path, changes):
     train(f"--work_dir={tmp_path}", *TINY, "--level=1", *changes)
     volume = np.random.default_rng(2).normal(size=(17, 16, 19)).astype(np.float32)
     np.testing.assert_allclose(
-        running.served(tmp_path / "saved_model" / "1", volume[None, ..., None])["probability"][0, ..., 0],
+        running.served(tmp_path / "saved_model" / "1", volume[None, ..., None])["probability"][
+            0, ..., 0
+        ],
         probability(prediction.segmentor(tmp_path), volume)["probability"],
         atol=1e-5,
     )
@@ -151,28 +169,40 @@ def test_other_ways_of_running(tmp_path, changes):
 def test_the_paper_s_constants_are_a_preset_and_the_command_line_wins(tmp_path):
     train(f"--work_dir={tmp_path}", *TINY, "--preset=paper", "--level=1", "--scale=0.5")
     config = json.loads((tmp_path / "config.json").read_text())["flags"]
-    assert {name: config[name] for name in ("learning_rate", "beta_1", "batch_size", "initializer", "flips")} == {
+    assert {
+        name: config[name]
+        for name in ("learning_rate", "beta_1", "batch_size", "initializer", "flips")
+    } == {
         "learning_rate": 1e-5,
         "beta_1": 0.5,
         "batch_size": 1,
         "initializer": "paper",
         "flips": True,
     }
-    assert config["erase_probability"] == pytest.approx(1512 / 2112) and config["learning_rate_decay"] == "constant"
+    assert (
+        config["erase_probability"] == pytest.approx(1512 / 2112)
+        and config["learning_rate_decay"] == "constant"
+    )
     assert (config["scale"], config["steps"], config["base_filters"]) == (0.5, 3, 2)
 
 
 def test_predict_writes_labels_on_each_image_s_own_grid(run, tmp_path):
     folder = tmp_path / "scans"
     folder.mkdir()
-    image = sitk.GetImageFromArray(np.random.default_rng(3).normal(size=(18, 20, 22)).astype(np.float32))
+    image = sitk.GetImageFromArray(
+        np.random.default_rng(3).normal(size=(18, 20, 22)).astype(np.float32)
+    )
     image.SetSpacing((0.5, 0.7, 1.1))
     image.SetOrigin((10, -20, 30))
     image.SetDirection((0, 1, 0, -1, 0, 0, 0, 0, 1))
     images.write(image, folder / "a.mha")
     images.write(image, folder / "b.nrrd")
     from_run = running.script(
-        "predict.py", f"--model={run}", f"--input={folder}", f"--output={tmp_path / 'run'}", "--probabilities"
+        "predict.py",
+        f"--model={run}",
+        f"--input={folder}",
+        f"--output={tmp_path / 'run'}",
+        "--probabilities",
     )
     assert from_run.returncode == 0, from_run.stderr
     exported = running.script(
@@ -182,7 +212,9 @@ def test_predict_writes_labels_on_each_image_s_own_grid(run, tmp_path):
         f"--output={tmp_path / 'export'}",
     )
     assert exported.returncode == 0, exported.stderr
-    written = sorted(str(path.relative_to(tmp_path / "run")) for path in (tmp_path / "run").rglob("*.*"))
+    written = sorted(
+        str(path.relative_to(tmp_path / "run")) for path in (tmp_path / "run").rglob("*.*")
+    )
     assert written == ["a.nii.gz", "b.nii.gz", "probabilities/a.nii.gz", "probabilities/b.nii.gz"]
     label = images.read(tmp_path / "run" / "a.nii.gz")
     probability = images.read(tmp_path / "run" / "probabilities" / "a.nii.gz")
@@ -190,8 +222,12 @@ def test_predict_writes_labels_on_each_image_s_own_grid(run, tmp_path):
         images.require_same_grid("result", result, "image", image)
     assert images.array(label).dtype == np.uint8 and images.array(probability).dtype == np.float32
     np.testing.assert_array_equal(images.array(label), images.array(probability) > 0.5)
-    np.testing.assert_array_equal(images.array(label), images.array(images.read(tmp_path / "export" / "a.nii.gz")))
-    again = running.script("predict.py", f"--model={run}", f"--input={folder}", f"--output={tmp_path / 'run'}")
+    np.testing.assert_array_equal(
+        images.array(label), images.array(images.read(tmp_path / "export" / "a.nii.gz"))
+    )
+    again = running.script(
+        "predict.py", f"--model={run}", f"--input={folder}", f"--output={tmp_path / 'run'}"
+    )
     assert again.returncode == 1 and "--overwrite" in again.stderr
 
 
@@ -221,7 +257,9 @@ def describe(folder, names, **changes):
             {
                 "name": "tiny",
                 "labels": {"0": "background", "1": "head"},
-                "training": [{"image": f"imagesTr/{name}", "label": f"labelsTr/{name}"} for name in names[:3]],
+                "training": [
+                    {"image": f"imagesTr/{name}", "label": f"labelsTr/{name}"} for name in names[:3]
+                ],
                 "test": [f"imagesTs/{name}" for name in names[3:]],
                 **changes,
             }
@@ -244,18 +282,30 @@ def with_nan(voxels):
 
 
 SPOILED = {
-    "missing file": (lambda d: (d / "imagesTr" / "c1.nii.gz").unlink(), r"c1\.nii\.gz.*does not exist"),
+    "missing file": (
+        lambda d: (d / "imagesTr" / "c1.nii.gz").unlink(),
+        r"c1\.nii\.gz.*does not exist",
+    ),
     "not an image": (
         lambda d: (d / "imagesTr" / "c1.nii.gz").write_bytes(b"hello"),
         r"c1\.nii\.gz: not a readable image",
     ),
-    "4D": (lambda d: replace(d / "imagesTr" / "c1.nii.gz", lambda v: np.stack([v, v])), r"c1\.nii\.gz.*(4|four)"),
+    "4D": (
+        lambda d: replace(d / "imagesTr" / "c1.nii.gz", lambda v: np.stack([v, v])),
+        r"c1\.nii\.gz.*(4|four)",
+    ),
     "2D": (
         lambda d: [replace(d / f / "c1.nii.gz", lambda v: v[8]) for f in ("imagesTr", "labelsTr")],
         r"c1\.nii\.gz: has 2 dimensions",
     ),
-    "NaN": (lambda d: replace(d / "imagesTr" / "c1.nii.gz", with_nan), r"c1\.nii\.gz: 1 of 4096 voxels are NaN"),
-    "constant": (lambda d: replace(d / "imagesTr" / "c1.nii.gz", np.zeros_like), r"c1\.nii\.gz: every voxel is 0"),
+    "NaN": (
+        lambda d: replace(d / "imagesTr" / "c1.nii.gz", with_nan),
+        r"c1\.nii\.gz: 1 of 4096 voxels are NaN",
+    ),
+    "constant": (
+        lambda d: replace(d / "imagesTr" / "c1.nii.gz", np.zeros_like),
+        r"c1\.nii\.gz: every voxel is 0",
+    ),
     "geometry": (
         lambda d: replace(d / "labelsTr" / "c1.nii.gz", np.array, (2, 2, 2)),
         r"labelsTr/c1\.nii\.gz: spacing \(2\.0",
@@ -273,11 +323,20 @@ SPOILED = {
         r"c3\.nii\.gz: the object is missing",
     ),
     "empty set": (lambda d: describe(d, [], training=[]), "no training case"),
-    "case twice": (lambda d: describe(d, ["c0.nii.gz", "c0.nii.gz", "c1.nii.gz"]), r"c0\.nii\.gz.*every case once"),
+    "case twice": (
+        lambda d: describe(d, ["c0.nii.gz", "c0.nii.gz", "c1.nii.gz"]),
+        r"c0\.nii\.gz.*every case once",
+    ),
     "no dataset.json": (lambda d: (d / "dataset.json").unlink(), "has no dataset.json"),
-    "wrong dataset.json": (lambda d: (d / "dataset.json").write_text("[1"), "dataset.json: is not JSON"),
+    "wrong dataset.json": (
+        lambda d: (d / "dataset.json").write_text("[1"),
+        "dataset.json: is not JSON",
+    ),
     "object too small": (
-        lambda d: replace(d / "labelsTr" / "c1.nii.gz", lambda v: np.eye(4096)[0].reshape(v.shape).astype(np.uint8)),
+        lambda d: replace(
+            d / "labelsTr" / "c1.nii.gz",
+            lambda v: np.eye(4096)[0].reshape(v.shape).astype(np.uint8),
+        ),
         "vanishes at --scale",
     ),
 }
@@ -361,17 +420,29 @@ def test_a_damaged_network_is_named(run, tmp_path, capsys):
     file.unlink()  # as the sentence says
     capsys.readouterr()
     train(f"--work_dir={broken}", "--level=2", *TINY)
-    assert "saved_model: version 1 serves already, with the same weights (float32)" in capsys.readouterr().out
+    assert (
+        "saved_model: version 1 serves already, with the same weights (float32)"
+        in capsys.readouterr().out
+    )
     assert [path.name for path in (broken / "saved_model").iterdir()] == ["1"]
-    for a, b in zip(*(keras.models.load_model(r / "level_2" / "model.keras").get_weights() for r in (run, broken))):
+    for a, b in zip(
+        *(
+            keras.models.load_model(r / "level_2" / "model.keras").get_weights()
+            for r in (run, broken)
+        )
+    ):
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("mount"), reason="needs to mount a small disk")
+@pytest.mark.skipif(
+    os.geteuid() != 0 or not shutil.which("mount"), reason="needs to mount a small disk"
+)
 def test_a_full_disk_is_one_sentence(tmp_path, capsys):
     small = tmp_path / "small"
     small.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", small], capture_output=True).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", small], capture_output=True
+    ).returncode:
         pytest.skip("may not mount")
     try:
         with pytest.raises(SystemExit):
@@ -393,9 +464,14 @@ def test_bad_models_for_prediction(run, tmp_path):
     tf.saved_model.save(tf.Module(), str(other))
     with pytest.raises(errors.UserError, match="not a SavedModel of ours"):
         prediction.segmentor(other)
-    ended = running.script("predict.py", f"--model={run}", f"--input={image}", f"--output={tmp_path}", "--overwrite")
+    ended = running.script(
+        "predict.py", f"--model={run}", f"--input={image}", f"--output={tmp_path}", "--overwrite"
+    )
     assert ended.returncode == 1 and "is an input image" in ended.stderr
     ended = running.script(
-        "predict.py", f"--model={run}", f"--input={tmp_path / 'b.nii.gz'}", f"--output={tmp_path / 'out'}"
+        "predict.py",
+        f"--model={run}",
+        f"--input={tmp_path / 'b.nii.gz'}",
+        f"--output={tmp_path / 'out'}",
     )
     assert ended.returncode == 1 and "b.nii.gz" in ended.stderr and "Traceback" not in ended.stderr

@@ -20,7 +20,9 @@ from tf_autoctx.systems import embryo, refinement, sliding_windows, stages
 from tf_autoctx.training import loop
 
 STILL = augment.RigidMotion(rotation=0.0, shift=0, flips=False)
-PEER = sliding_windows.SlidingWindows(16, 3, 2, depth=1, kernel=3, normalization="instance", initializer="he")
+PEER = sliding_windows.SlidingWindows(
+    16, 3, 2, depth=1, kernel=3, normalization="instance", initializer="he"
+)
 TINY = (
     "--low_size=8 --body_box=16 --ventricle_box=8 --base_filters=4 --depth=1 --kernel=3 --steps=3 "
     "--samples_per_epoch=3 --precision=float32 --phantom_size=24,28,24 --phantom_spacing=0.4 --phantom_cases=2,1"
@@ -46,13 +48,20 @@ def test_corners_by_hand():
     assert len(sliding_windows.corners((210, 281, 282), 64, 3)) == 49 * 73 * 73
 
 
-@pytest.mark.parametrize("low, high", [((2, 5, 0), (6, 9, 4)), ((0, 1, 3), (8, 3, 10)), ((1, 0, 2), (2, 12, 3))])
+@pytest.mark.parametrize(
+    "low, high", [((2, 5, 0), (6, 9, 4)), ((0, 1, 3), (8, 3, 10)), ((1, 0, 2), (2, 12, 3))]
+)
 def test_a_window_holds_a_mask_exactly_when_all_its_voxels_are_inside(low, high):
     size, window = (9, 12, 10), 8
     mask = box(size, low, high)
     mask[low] = mask[tuple(n - 1 for n in high)] = True
     every = sliding_windows.corners(size, window, 1)
-    brute = np.array([mask[z : z + window, y : y + window, x : x + window].sum() == mask.sum() for z, y, x in every])
+    brute = np.array(
+        [
+            mask[z : z + window, y : y + window, x : x + window].sum() == mask.sum()
+            for z, y, x in every
+        ]
+    )
     np.testing.assert_array_equal(sliding_windows.inside(tf.constant(mask), window, every), brute)
     first, last = (corner.numpy() for corner in sliding_windows.holding(tf.constant(mask), window))
     if brute.any():
@@ -64,7 +73,9 @@ def test_a_window_holds_a_mask_exactly_when_all_its_voxels_are_inside(low, high)
 
 def test_no_window_holds_what_is_not_there():
     mask = tf.zeros((9, 12, 10), tf.bool)
-    assert not sliding_windows.inside(mask, 8, sliding_windows.corners(mask.shape, 8, 1)).numpy().any()
+    assert (
+        not sliding_windows.inside(mask, 8, sliding_windows.corners(mask.shape, 8, 1)).numpy().any()
+    )
     low, high = sliding_windows.holding(mask, 8)
     assert low.numpy().tolist() == [0, 0, 0] and high.numpy().tolist() == [1, 4, 2]
 
@@ -109,7 +120,11 @@ def test_a_fraction_of_the_windows_is_evaluated_and_extrapolated():
 def sample(ventricle):
     """A case whose image tells how many ventricle voxels a window holds."""
     label = np.where(ventricle, 2, 1).astype(np.uint8)[..., None]
-    return {"image": (label == 2).astype(np.float32), "label": label, "spacing": np.full(3, 0.1, np.float32)}
+    return {
+        "image": (label == 2).astype(np.float32),
+        "label": label,
+        "spacing": np.full(3, 0.1, np.float32),
+    }
 
 
 @pytest.mark.parametrize("size", [(24, 28, 30), (12, 28, 24)])
@@ -141,7 +156,10 @@ def test_the_loss_falls_on_a_fixed_batch(name):
     keras.utils.set_random_seed(1)
     ventricle = box((24, 28, 24), (4, 17, 3), (10, 26, 9))
     batch = {
-        key: tensor[None] for key, tensor in sliding_windows.samples(name, 16, STILL)(sample(ventricle), (0, 1)).items()
+        key: tensor[None]
+        for key, tensor in sliding_windows.samples(name, 16, STILL)(
+            sample(ventricle), (0, 1)
+        ).items()
     }
     if name == "localiser":
         batch["target"] = tf.constant([[1.0, 1, 1, 1, 0, 0, 0, 0]])
@@ -150,7 +168,9 @@ def test_the_loss_falls_on_a_fixed_batch(name):
     optimizer.build(network.trainable_variables)
     losses = functools.partial(sliding_windows.sample_losses, name, network, batch)
     assert losses().shape == (1,)
-    step = tf.function(lambda: loop.minimize({"loss": (optimizer, network.trainable_variables, losses)}))
+    step = tf.function(
+        lambda: loop.minimize({"loss": (optimizer, network.trainable_variables, losses)})
+    )
     seen = [float(step()["loss"]) for _ in range(30)]
     assert seen[-1] < seen[0] - 0.1, seen
 
@@ -177,14 +197,20 @@ def test_folded_answers_the_same_without_batch_norm():
 
 def test_a_ventricle_larger_than_the_window_is_named(tmp_path, caplog):
     for case, last in (("small", 20), ("large", 21)):
-        pipeline.store(tmp_path / case / "label", sample(box((24, 28, 24), (4, 4, 4), (9, last, 9)))["label"])
-    sliding_windows.warn_of_large(16, [{"label": str(tmp_path / case / "label")} for case in ("small", "large")])
+        pipeline.store(
+            tmp_path / case / "label", sample(box((24, 28, 24), (4, 4, 4), (9, last, 9)))["label"]
+        )
+    sliding_windows.warn_of_large(
+        16, [{"label": str(tmp_path / case / "label")} for case in ("small", "large")]
+    )
     assert [record.getMessage() for record in caplog.records] == [
         "large: the ventricle is [5, 17, 5] voxels; no window of 16 holds it."
     ]
 
 
-@pytest.mark.parametrize("fields, told", [({"window": 24}, "window=24"), ({"stride": 0}, "stride=0")])
+@pytest.mark.parametrize(
+    "fields, told", [({"window": 24}, "window=24"), ({"stride": 0}, "stride=0")]
+)
 def test_bad_fields_are_named(fields, told):
     with pytest.raises(ValueError, match=told):
         sliding_windows.SlidingWindows(**{**vars(PEER), **fields})
@@ -196,10 +222,15 @@ def test_bad_fields_are_named(fields, told):
 def test_segmentation_by_hand_made_networks(monkeypatch):
     """A volume flatter than the window; what is brighter than 0.5 is body, than 2 ventricle, after scaling to RMS 1."""
     monkeypatch.setattr(sliding_windows, "folded", lambda network: network)
-    ventricle, body = box((12, 28, 24), (6, 12, 6), (10, 16, 10)), box((12, 28, 24), (4, 4, 4), (12, 27, 20))
+    ventricle, body = (
+        box((12, 28, 24), (6, 12, 6), (10, 16, 10)),
+        box((12, 28, 24), (4, 4, 4), (12, 27, 20)),
+    )
     stray = box((12, 28, 24), (0, 27, 22), (1, 28, 24))
     raw = (20.0 * body + 30.0 * ventricle + 50.0 * stray).astype(np.float32)
-    brighter = lambda level: lambda x, training: 20.0 * (x * float(np.sqrt(np.mean(raw**2))) - level)
+    brighter = lambda level: (
+        lambda x, training: 20.0 * (x * float(np.sqrt(np.mean(raw**2))) - level)
+    )
     networks = {"localiser": centre, "body": brighter(10), "ventricle": brighter(40)}
     system = embryo.Embryo({3: "body", 7: "ventricle"})
     classes, found = sliding_windows.segmentor(system, PEER, networks, 8)(raw)
@@ -248,10 +279,22 @@ def test_the_peer_is_trained_and_scored_on_the_runs_cases(run, train, tmp_path, 
     arguments = (f"--run={run}", f"--output={tmp_path}", "--window=16")
     train(*arguments)
     config = json.loads((tmp_path / "config.json").read_text())
-    assert config["system"] == "sliding_windows" and config["labels"] == {"1": "body", "2": "ventricle"}
+    assert config["system"] == "sliding_windows" and config["labels"] == {
+        "1": "body",
+        "2": "ventricle",
+    }
     theirs = json.loads((run / "config.json").read_text())
-    expected = {"window": 16, "stride": 3, "base_filters": 2, "steps": 6, "learning_rate": 0.01, "shift": 6}
-    assert {name: config["flags"][name] for name in expected} == expected  # 2 stages of 3 steps, half of 4 filters
+    expected = {
+        "window": 16,
+        "stride": 3,
+        "base_filters": 2,
+        "steps": 6,
+        "learning_rate": 0.01,
+        "shift": 6,
+    }
+    assert {
+        name: config["flags"][name] for name in expected
+    } == expected  # 2 stages of 3 steps, half of 4 filters
     assert config["data_fingerprint"] == theirs["data_fingerprint"]
     rows = report.read(tmp_path / "evaluation")
     assert [(row["method"], row["case"], row["structure"]) for row in rows] == [
@@ -270,7 +313,11 @@ def test_other_settings_need_another_folder(run, train, tmp_path, capsys, monkey
         raise errors.UserError("stopped before training")
 
     monkeypatch.setattr(sliding_windows, "train", stop)
-    for steps, told in ((3, "stopped before training"), (3, "stopped before training"), (4, "--steps 3 (now 4)")):
+    for steps, told in (
+        (3, "stopped before training"),
+        (3, "stopped before training"),
+        (4, "--steps 3 (now 4)"),
+    ):
         with pytest.raises(SystemExit):
             train(f"--run={run}", f"--output={tmp_path}", "--window=16", f"--steps={steps}")
         assert told in capsys.readouterr().err
@@ -289,10 +336,19 @@ def edited(run, change):
             lambda run: edited(run, lambda c: c.update(system="fetal_head")),
             r"a run of 'fetal_head'; expected one of 'embr",
         ),
-        (lambda run: edited(run, lambda c: c["flags"].pop("kernel")), r"config\.json: 'kernel' is missing or wrong"),
-        (lambda run: edited(run, lambda c: c.update(data_fingerprint="0")), "phantoms: other data than those of "),
+        (
+            lambda run: edited(run, lambda c: c["flags"].pop("kernel")),
+            r"config\.json: 'kernel' is missing or wrong",
+        ),
+        (
+            lambda run: edited(run, lambda c: c.update(data_fingerprint="0")),
+            "phantoms: other data than those of ",
+        ),
         (lambda run: shutil.rmtree(run / "phantoms"), "phantoms: no such file or folder"),
-        (lambda run: [shutil.rmtree(run / stage) for stage in ("initial", "refine")], "no stage is finished"),
+        (
+            lambda run: [shutil.rmtree(run / stage) for stage in ("initial", "refine")],
+            "no stage is finished",
+        ),
         (lambda run: (run / "config.json").unlink(), "no config.json"),
     ],
 )
@@ -320,4 +376,6 @@ def test_benchmark_at_a_small_size():
     assert ended.returncode == 0, ended.stderr
     assert re.search(r"cascade: [\d.]+ s, peak of the whole process [\d.]+ GiB", ended.stdout)
     assert re.search(r"localiser: [\d.]+ s for 9 of 45 windows \(20\.0 %\)", ended.stdout)
-    assert re.search(r"sliding windows, extrapolated: \d+ s, [\d.]+ times the cascade", ended.stdout)
+    assert re.search(
+        r"sliding windows, extrapolated: \d+ s, [\d.]+ times the cascade", ended.stdout
+    )

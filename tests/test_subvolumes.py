@@ -22,7 +22,9 @@ def seeds(count):
 
 def drawn(sample, seed, deformation=STILL, scales=(1,), unit=None, size=8):
     """As numpy arrays without channels."""
-    cut = subvolumes.draw(sample, seed, scales=scales, unit=unit or scales[-1], size=size, deformation=deformation)
+    cut = subvolumes.draw(
+        sample, seed, scales=scales, unit=unit or scales[-1], size=size, deformation=deformation
+    )
     assert all(tensor.shape == (size, size, size, 1) for tensor in cut.values())
     assert [tensor.dtype for tensor in cut.values()] == [tf.float32, tf.uint8] * len(scales)
     return {name: np.array(tensor)[..., 0] for name, tensor in cut.items()}
@@ -31,7 +33,9 @@ def drawn(sample, seed, deformation=STILL, scales=(1,), unit=None, size=8):
 def case(image, label, scales=(1,), values=(1,), spacing=(1.0, 1.0, 1.0)):
     """A cached case of a full-size image and its label, both (depth, height, width)."""
     small = {
-        f"image_{level}": layers.resize_linear(image[None, ..., None], [max(1, round(n / s)) for n in image.shape])[0]
+        f"image_{level}": layers.resize_linear(
+            image[None, ..., None], [max(1, round(n / s)) for n in image.shape]
+        )[0]
         for level, s in enumerate(scales, start=1)
     }
     return {
@@ -110,7 +114,9 @@ def test_labels_at_the_faces_between_voxels_come_from_either_side():
     assert len(found) == 40 and np.all(np.abs(np.mean(found, axis=0) - 0.5) < 0.3)
 
 
-@pytest.mark.parametrize("size, scales", [((24, 28, 32), (4, 2)), ((21, 27, 30), (4, 2)), ((21, 26, 19), (3, 2, 1))])
+@pytest.mark.parametrize(
+    "size, scales", [((24, 28, 32), (4, 2)), ((21, 27, 30), (4, 2)), ((21, 26, 19), (3, 2, 1))]
+)
 def test_every_level_is_interpolated_about_the_same_centre(size, scales):
     # Sizes that are not multiples: the shrunk volume still covers all of the full one.
     place, image = (11, 14, 13), 5 + noise(*size)
@@ -155,14 +161,18 @@ def test_structures_are_drawn_evenly_whatever_their_size():
 
 def drawn_label(sample, seed):
     """The label at the centre."""
-    return subvolumes.draw(sample, seed, scales=(1,), unit=1, size=8, deformation=STILL)["label_1"][4, 4, 4, 0]
+    return subvolumes.draw(sample, seed, scales=(1,), unit=1, size=8, deformation=STILL)["label_1"][
+        4, 4, 4, 0
+    ]
 
 
 def test_all_voxels_of_a_structure_come_to_the_centre():
     label = np.zeros((8, 8, 8), np.uint8)
     label[2, 3:5, 4:6] = 1
     sample = case(np.arange(512, dtype=np.float32).reshape(8, 8, 8), label)
-    graph = tf.function(lambda seed: subvolumes.draw(sample, seed, scales=(1,), unit=1, size=8, deformation=STILL))
+    graph = tf.function(
+        lambda seed: subvolumes.draw(sample, seed, scales=(1,), unit=1, size=8, deformation=STILL)
+    )
     centres = {int(graph(seed)["image_1"][4, 4, 4, 0]) for seed in seeds(60)}
     assert centres == set(np.flatnonzero(label))
 
@@ -179,13 +189,19 @@ def linear_case(scales, spacing=(1.0, 1.0, 1.0)):
     return case(z + 2 * y - 0.5 * x, label, scales, spacing=spacing)
 
 
-@pytest.mark.parametrize("scales, spacing", [((4, 2), (1, 1, 1)), ((3, 2), (2, 0.8, 0.8)), ((2, 1), (3, 1, 1))])
+@pytest.mark.parametrize(
+    "scales, spacing", [((4, 2), (1, 1, 1)), ((3, 2), (2, 0.8, 0.8)), ((2, 1), (3, 1, 1))]
+)
 def test_levels_share_their_centre_and_their_deformation(scales, spacing):
     sample = linear_case(scales, spacing)
     still = drawn(sample, seeds(1)[0], scales=scales)["image_2"]
     for seed in seeds(5):
-        cut = {name: x[None, ..., None] for name, x in drawn(sample, seed, EVERYTHING, scales).items()}
-        context = layers.ResampleAboutCentre(scales[0] / scales[1])([cut["image_1"], cut["image_2"]])
+        cut = {
+            name: x[None, ..., None] for name, x in drawn(sample, seed, EVERYTHING, scales).items()
+        }
+        context = layers.ResampleAboutCentre(scales[0] / scales[1])(
+            [cut["image_1"], cut["image_2"]]
+        )
         # The deformation bends within a voxel of level 1 too: u'' h^2 / 8, here below a fifth of a voxel.
         np.testing.assert_allclose(context, cut["image_2"], atol=0.25 * scales[-1])
         assert np.abs(cut["image_2"][0, ..., 0] - still).max() > 2 * scales[-1]
@@ -204,7 +220,9 @@ def test_image_and_label_move_together():
 
 def test_the_same_seed_draws_the_same_subvolumes():
     rng = np.random.default_rng(0)
-    sample = case(noise(20, 24, 28), rng.integers(0, 3, (20, 24, 28)).astype(np.uint8), (2, 1), (1, 2))
+    sample = case(
+        noise(20, 24, 28), rng.integers(0, 3, (20, 24, 28)).astype(np.uint8), (2, 1), (1, 2)
+    )
     draw = lambda seed: drawn(sample, seed, EVERYTHING, (2, 1))
     again, eager = draw(seeds(1)[0]), [draw(seed) for seed in seeds(4)]
     assert all(np.array_equal(again[name], eager[0][name]) for name in again)
@@ -212,7 +230,9 @@ def test_the_same_seed_draws_the_same_subvolumes():
         assert all(np.any(a[name] != b[name]) for name in a)
     # In an input pipeline, as training draws them.
     in_a_map = tf.data.Dataset.from_tensor_slices(tf.stack(seeds(4))).map(
-        lambda seed: subvolumes.draw(sample, seed, scales=(2, 1), unit=1, size=8, deformation=EVERYTHING)
+        lambda seed: subvolumes.draw(
+            sample, seed, scales=(2, 1), unit=1, size=8, deformation=EVERYTHING
+        )
     )
     for mapped, expected in zip(in_a_map.batch(4).get_single_element()["image_2"], eager):
         np.testing.assert_allclose(mapped[..., 0], expected["image_2"], atol=1e-3)
@@ -238,9 +258,13 @@ def test_without_any_part_nothing_moves():
 def test_shift_is_one_translation(unit):
     offsets = []
     for seed in seeds(100):
-        before, after = moved(augment.Deformation(shift=3, rotation=0.0, elastic=0.0), seed, unit=unit)
+        before, after = moved(
+            augment.Deformation(shift=3, rotation=0.0, elastic=0.0), seed, unit=unit
+        )
         offsets.append((after - before)[0, 0, 0])
-        np.testing.assert_allclose(after - before, np.broadcast_to(offsets[-1], before.shape), atol=1e-5)
+        np.testing.assert_allclose(
+            after - before, np.broadcast_to(offsets[-1], before.shape), atol=1e-5
+        )
     offsets = np.array(offsets)
     assert np.all(np.abs(offsets) <= 3 * unit) and np.all(np.abs(offsets).max(axis=0) > 2.8 * unit)
     # Uniform: SD of the mean of 100 is 0.17 units. Every axis by itself.
@@ -252,7 +276,9 @@ def test_rotation_is_rigid_in_mm():
     spacing, angles = np.array([2.5, 0.8, 1.1]), []
     deformation = augment.Deformation(shift=0, rotation=20.0, elastic=0.0)
     for seed in seeds(100):
-        before, after = (x.reshape(-1, 3) * spacing for x in moved(deformation, seed, spacing=spacing))
+        before, after = (
+            x.reshape(-1, 3) * spacing for x in moved(deformation, seed, spacing=spacing)
+        )
         # The rotation is what takes three independent points (mm) to where they landed.
         turn = np.linalg.lstsq(before, after, rcond=None)[0].T
         np.testing.assert_allclose(before @ turn.T, after, atol=1e-3)
@@ -260,7 +286,13 @@ def test_rotation_is_rigid_in_mm():
         assert np.linalg.det(turn) == pytest.approx(1, abs=1e-5)
         # R = R_2 R_1 R_0 by angles about the axes 0, 1, 2.
         angles.append(
-            np.degrees([np.arctan2(turn[2, 1], turn[2, 2]), np.arcsin(turn[2, 0]), np.arctan2(turn[1, 0], turn[0, 0])])
+            np.degrees(
+                [
+                    np.arctan2(turn[2, 1], turn[2, 2]),
+                    np.arcsin(turn[2, 0]),
+                    np.arctan2(turn[1, 0], turn[0, 0]),
+                ]
+            )
         )
     angles = np.array(angles)
     assert np.all(np.abs(angles) <= 20.01) and np.all(np.abs(angles).max(axis=0) > 18)
@@ -271,7 +303,9 @@ def test_rotation_is_rigid_in_mm():
 def test_rotation_keeps_distances_in_mm():
     spacing = np.array([5.0, 0.7, 0.9])
     for seed in seeds(5):
-        before, after = moved(augment.Deformation(shift=5, rotation=30.0, elastic=0.0), seed, spacing=spacing)
+        before, after = moved(
+            augment.Deformation(shift=5, rotation=30.0, elastic=0.0), seed, spacing=spacing
+        )
         pairs = [np.linalg.norm((x[0, 0, 0] - x[-1, -2, -3]) * spacing) for x in (before, after)]
         assert pairs[0] == pytest.approx(pairs[1], rel=1e-5)
 
@@ -303,7 +337,9 @@ def test_elastic_displacements_have_the_spread_of_the_b_spline(unit):
 
 def test_elastic_displacements_are_smooth():
     grid = np.arange(-31.5, 32)
-    before, after = moved(augment.Deformation(shift=0, rotation=0.0, elastic=4.0), seeds(1)[0], grid)
+    before, after = moved(
+        augment.Deformation(shift=0, rotation=0.0, elastic=4.0), seeds(1)[0], grid
+    )
     displacement = after - before
     assert displacement.std() > 0.5
     for axis in range(3):
@@ -336,7 +372,11 @@ def test_sampling_equals_scipy(kind, order):
     assert answer.shape == (4, 300, 2) and answer.dtype == volume.dtype
     for channel in range(2):
         expected = ndimage.map_coordinates(
-            volume[..., channel], np.moveaxis(index, -1, 0), order=order, mode="grid-constant", cval=0
+            volume[..., channel],
+            np.moveaxis(index, -1, 0),
+            order=order,
+            mode="grid-constant",
+            cval=0,
         )
         np.testing.assert_allclose(answer[..., channel], expected, atol=1e-4)
 
@@ -346,6 +386,10 @@ def test_sampling_by_hand():
     index = np.zeros((8, 3), np.float32)
     index[:, 2] = [-1, -0.5, 0, 0.25, 1, 1.5, 2.5, 3]
     # Half a voxel beyond the edge it is half air.
-    np.testing.assert_allclose(np.ravel(augment.sample_linear(line, index)), [0, 4, 8, 7, 4, 5, 3, 0])
+    np.testing.assert_allclose(
+        np.ravel(augment.sample_linear(line, index)), [0, 4, 8, 7, 4, 5, 3, 0]
+    )
     index[:, 2] = [-1, -0.51, -0.49, 0.49, 0.51, 2.49, 2.51, 1e6]
-    np.testing.assert_array_equal(np.ravel(augment.sample_nearest(line, index)), [0, 0, 8, 8, 4, 6, 0, 0])
+    np.testing.assert_array_equal(
+        np.ravel(augment.sample_nearest(line, index)), [0, 0, 8, 8, 4, 6, 0, 0]
+    )

@@ -100,7 +100,10 @@ def test_layout(tile, overlap):
         assert (number, stride + shared) == (len(starts), edge) and edge <= tile
         assert all(start % 8 == 0 for start in starts)
         # The last tile has voxels of its own, together they have all, and no voxel is in three.
-        assert starts[-1] + (overlap if number > 1 else 0) < n <= starts[-1] + edge and stride >= shared
+        assert (
+            starts[-1] + (overlap if number > 1 else 0) < n <= starts[-1] + edge
+            and stride >= shared
+        )
         dynamic = tiling._layout(tf.constant(n), tile, overlap)
         assert tuple(int(value) for value in dynamic) == (number, stride, shared)
         assert tiling.count(np.array([n, 1, n]), tile, overlap) == number**2
@@ -177,7 +180,9 @@ def test_one_tile_at_a_time_in_a_graph():
         return ops.reshape(y, ops.shape(x))
 
     x = noise(1, 40, 40, 24, 1)
-    np.testing.assert_allclose(graph(lambda x: tiling.tiled(function, x, 16, 8))(x), x + 1, atol=1e-6)
+    np.testing.assert_allclose(
+        graph(lambda x: tiling.tiled(function, x, 16, 8))(x), x + 1, atol=1e-6
+    )
     assert len(most) == tiling.count((40, 40, 24), 16, 8) == 32
     assert max(most) == 1
 

@@ -47,13 +47,20 @@ def noise(*size, seed=0):
 
 
 def methods(run):
-    return list(dict.fromkeys(row["method"] for row in csv.DictReader(open(run / "evaluation" / "cases.csv"))))
+    return list(
+        dict.fromkeys(
+            row["method"] for row in csv.DictReader(open(run / "evaluation" / "cases.csv"))
+        )
+    )
 
 
 def test_run_folder_is_complete(run):
     config = json.loads((run / "config.json").read_text())
     assert config["system"] == "embryo" and config["flags"]["body_box"] == 16
-    assert config["labels"] == {"1": "body", "2": "ventricle"} and config["spacing"] == [[0.4, 0.4, 0.4]] * 2
+    assert (
+        config["labels"] == {"1": "body", "2": "ventricle"}
+        and config["spacing"] == [[0.4, 0.4, 0.4]] * 2
+    )
     kept = {"best", "last", "history.csv", "history.png", "model.keras", "tensorboard"}
     for stage in embryo.STAGES:
         assert {path.name for path in (run / stage).iterdir()} == kept
@@ -71,7 +78,9 @@ def test_stages_one_by_one_are_all_stages(run, tmp_path):
     for count, stage in enumerate(embryo.STAGES[:2], start=1):
         train(f"--work_dir={tmp_path}", *TINY, f"--stage={stage}")
         assert methods(tmp_path) == list(embryo.STAGES[:count])
-        one, all_ = (stages.load(folder / stage / "model.keras").get_weights() for folder in (tmp_path, run))
+        one, all_ = (
+            stages.load(folder / stage / "model.keras").get_weights() for folder in (tmp_path, run)
+        )
         for a, b in zip(one, all_):
             np.testing.assert_array_equal(a, b)
     last, export = prediction.segmentor(tmp_path), prediction.segmentor(tmp_path / "saved_model")
@@ -79,13 +88,18 @@ def test_stages_one_by_one_are_all_stages(run, tmp_path):
     a, b = (segment(volume, (0.4,) * 3, probabilities=True) for segment in (last, export))
     np.testing.assert_allclose(a["probability"]["body"], b["probability"]["body"], atol=1e-5)
     c = prediction.segmentor(run)(volume, (0.4,) * 3, probabilities=True)
-    assert np.abs(a["probability"]["body"] - c["probability"]["body"]).max() > 1e-4  # not the last stage's
+    assert (
+        np.abs(a["probability"]["body"] - c["probability"]["body"]).max() > 1e-4
+    )  # not the last stage's
 
 
 def test_a_stage_without_the_one_before_is_refused(tmp_path, capsys):
     with pytest.raises(SystemExit):
         train(f"--work_dir={tmp_path}", *TINY, "--stage=refine")
-    assert "initial/model.keras: this stage is not finished; run --stage=initial" in capsys.readouterr().err
+    assert (
+        "initial/model.keras: this stage is not finished; run --stage=initial"
+        in capsys.readouterr().err
+    )
 
 
 @pytest.mark.usefixtures("unexported")
@@ -94,12 +108,19 @@ def test_without_auto_context_the_same_vnet_1_and_another_refinement(run, tmp_pa
     assert methods(tmp_path) == ["initial", "refine"]
     assert not (tmp_path / "initial" / "history.csv").exists()  # it was not trained here
     mine, theirs = (stages.load(folder / "refine" / "model.keras") for folder in (tmp_path, run))
-    for a, b in zip(mine.get_layer("vnet_1").get_weights(), theirs.get_layer("vnet_1").get_weights()):
+    for a, b in zip(
+        mine.get_layer("vnet_1").get_weights(), theirs.get_layer("vnet_1").get_weights()
+    ):
         np.testing.assert_array_equal(a, b)
-    assert mine.get_layer("vnet_2").input_shape[-1] == 1 and theirs.get_layer("vnet_2").input_shape[-1] == 2
+    assert (
+        mine.get_layer("vnet_2").input_shape[-1] == 1
+        and theirs.get_layer("vnet_2").input_shape[-1] == 2
+    )
     with pytest.raises(SystemExit):
         train(f"--work_dir={tmp_path}", *TINY, "--noauto_context", "--stage=end_to_end")
-    assert "--stage=end_to_end --noauto_context: no gradient reaches VNet I" in capsys.readouterr().err
+    assert (
+        "--stage=end_to_end --noauto_context: no gradient reaches VNet I" in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize(
@@ -107,7 +128,10 @@ def test_without_auto_context_the_same_vnet_1_and_another_refinement(run, tmp_pa
     [
         (lambda run: ["--low_size=16"], "made with --low_size=8, now 16"),
         (lambda run: ["--seed=1"], "a run of another system or other data"),
-        (lambda run: shutil.rmtree(run / "initial") or [], "initial/model.keras: this stage is not finished"),
+        (
+            lambda run: shutil.rmtree(run / "initial") or [],
+            "initial/model.keras: this stage is not finished",
+        ),
     ],
     ids=["network", "data", "unfinished"],
 )
@@ -117,7 +141,9 @@ def test_an_initial_stage_that_does_not_fit_is_refused(run, tmp_path, capsys, ch
     with pytest.raises(SystemExit):
         train(f"--work_dir={tmp_path / 'run'}", *TINY, f"--initial_from={source}", *change(source))
     assert sentence in capsys.readouterr().err
-    assert not (tmp_path / "run" / "config.json").exists()  # the corrected command may have this folder
+    assert not (
+        tmp_path / "run" / "config.json"
+    ).exists()  # the corrected command may have this folder
 
 
 @pytest.mark.parametrize("size", [(24, 28, 20), (13, 31, 9)])
@@ -132,7 +158,9 @@ def test_export_equals_the_run_through_the_loader_of_tensorflow_serving(run, siz
         "probability": ((1, *size, 2), np.float32),
     }
     for k, name in enumerate(("body", "ventricle")):
-        np.testing.assert_allclose(theirs["probability"][0, ..., k], mine["probability"][name], atol=1e-4)
+        np.testing.assert_allclose(
+            theirs["probability"][0, ..., k], mine["probability"][name], atol=1e-4
+        )
     sure = np.abs(theirs["probability"][0] - 0.5).min(axis=-1) > 2e-4
     assert sure.mean() > 0.5
     np.testing.assert_array_equal(theirs["label"][0, ..., 0][sure], mine["label"][sure])
@@ -153,12 +181,16 @@ def test_predict_from_the_run_and_from_the_export(run, tmp_path):
     images.write(image, tmp_path / "embryo.nii.gz")
     arguments = [f"--input={tmp_path / 'embryo.nii.gz'}", "--probabilities", "--masks"]
     for name, model in (("run", run), ("export", run / "saved_model" / "1")):
-        ended = running.script("predict.py", f"--model={model}", f"--output={tmp_path / name}", *arguments)
+        ended = running.script(
+            "predict.py", f"--model={model}", f"--output={tmp_path / name}", *arguments
+        )
         assert ended.returncode == 0, ended.stderr
     labels = {name: images.read(tmp_path / name / "embryo.nii.gz") for name in ("run", "export")}
     images.require_same_grid("result", labels["run"], "image", image)
     np.testing.assert_array_equal(*(images.array(label) for label in labels.values()))
-    found = {path.parent.name for path in (tmp_path / "run" / "probabilities").rglob("embryo.nii.gz")}
+    found = {
+        path.parent.name for path in (tmp_path / "run" / "probabilities").rglob("embryo.nii.gz")
+    }
     assert found == {"body", "ventricle"}
     for value, name in enumerate(("body", "ventricle"), start=1):
         mask = images.read(tmp_path / "run" / "masks" / name / "embryo.nii.gz")
@@ -167,7 +199,13 @@ def test_predict_from_the_run_and_from_the_export(run, tmp_path):
 
 def test_a_killed_stage_goes_on_to_the_same_weights(tmp_path):
     """With the checkpoints of an earlier step alone, as after a kill."""
-    once = (f"--work_dir={tmp_path}", *TINY, "--stage=initial", "--checkpoint_steps=1", "--samples_per_epoch=9")
+    once = (
+        f"--work_dir={tmp_path}",
+        *TINY,
+        "--stage=initial",
+        "--checkpoint_steps=1",
+        "--samples_per_epoch=9",
+    )
     with running.unexported():
         train(*once)
     finished = tmp_path / "initial" / "model.keras"
@@ -235,7 +273,10 @@ def data(tmp_path):
         label = np.zeros((14, 16, 18 + case), np.uint8)
         label[3:11, 3:12, 3:12] = 3
         label[5:8, 5:8, 5:9] = 1
-        for kind, voxels in (("image", np.rint(noise(*label.shape, seed=case) / 2 + 40 * label)), ("label", label)):
+        for kind, voxels in (
+            ("image", np.rint(noise(*label.shape, seed=case) / 2 + 40 * label)),
+            ("label", label),
+        ):
             volume = sitk.GetImageFromArray(voxels.astype(np.uint8))
             volume.SetSpacing((0.1, 0.1, 0.1))
             images.write(volume, folder / f"{kind}_{case}.nii.gz")
@@ -254,17 +295,28 @@ def rewrite(path, change):
 @pytest.mark.usefixtures("unexported")
 def test_foreground_says_which_is_the_body_and_a_missing_ventricle_is_named(data, tmp_path, caplog):
     for case in (0, 1, 2):
-        rewrite(data / f"label_{case}.nii.gz", lambda label: np.where(label == 1, 3, label).astype(np.uint8))
+        rewrite(
+            data / f"label_{case}.nii.gz",
+            lambda label: np.where(label == 1, 3, label).astype(np.uint8),
+        )
     (data / "dataset.json").write_text(
         json.dumps(
             {
                 "labels": {"background": 0, "ventricle": 1, "body": 3},
-                "training": [{"image": f"image_{i}.nii.gz", "label": f"label_{i}.nii.gz"} for i in range(3)],
+                "training": [
+                    {"image": f"image_{i}.nii.gz", "label": f"label_{i}.nii.gz"} for i in range(3)
+                ],
                 "test": [{"image": "image_3.nii.gz", "label": "label_3.nii.gz"}],
             }
         )
     )
-    train(f"--work_dir={tmp_path / 'run'}", f"--data_dir={data}", *TINY, "--stage=initial", "--foreground=3,1")
+    train(
+        f"--work_dir={tmp_path / 'run'}",
+        f"--data_dir={data}",
+        *TINY,
+        "--stage=initial",
+        "--foreground=3,1",
+    )
     assert "No training case has ventricle (label 1)" in caplog.text
     segment = prediction.segmentor(tmp_path / "run")
     assert list(segment.labels.items()) == [(3, "body"), (1, "ventricle")]
@@ -297,8 +349,14 @@ def test_wrong_flags_are_named(tmp_path, capsys, arguments, sentence):
 
 
 SPOILED = {
-    "not an image": (lambda d: (d / "image_1.nii.gz").write_bytes(b"hello"), r"image_1\.nii\.gz: not a readable image"),
-    "no object": (lambda d: rewrite(d / "label_1.nii.gz", np.zeros_like), r"label_1\.nii\.gz: the object is missing"),
+    "not an image": (
+        lambda d: (d / "image_1.nii.gz").write_bytes(b"hello"),
+        r"image_1\.nii\.gz: not a readable image",
+    ),
+    "no object": (
+        lambda d: rewrite(d / "label_1.nii.gz", np.zeros_like),
+        r"label_1\.nii\.gz: the object is missing",
+    ),
     "grid": (lambda d: rewrite(d / "label_3.nii.gz", lambda v: v[1:]), r"label_3\.nii\.gz: size"),
 }
 
@@ -308,7 +366,12 @@ def test_bad_data_ends_in_one_sentence_before_training(data, tmp_path, capsys, w
     spoil, sentence = SPOILED[what]
     spoil(data)
     with pytest.raises(SystemExit) as ended:
-        train(f"--work_dir={tmp_path / 'run'}", f"--data_dir={data / 'cases.csv'}", *TINY, "--foreground=3,1")
+        train(
+            f"--work_dir={tmp_path / 'run'}",
+            f"--data_dir={data / 'cases.csv'}",
+            *TINY,
+            "--foreground=3,1",
+        )
     assert ended.value.code == 1
     message = capsys.readouterr().err.strip().splitlines()[-1]
     assert message.startswith("error: ") and re.search(sentence, message), message

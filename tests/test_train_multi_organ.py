@@ -59,7 +59,9 @@ def test_run_folder_is_complete(run):
 def test_without_context_there_is_the_last_level_alone(run, tmp_path):
     train(f"--work_dir={tmp_path}", *TINY, "--mode=no_context")
     assert (tmp_path / "level_2" / "model.keras").exists() and not (tmp_path / "level_1").exists()
-    assert {row["method"] for row in csv.DictReader(open(tmp_path / "evaluation" / "cases.csv"))} == {"level 2"}
+    assert {
+        row["method"] for row in csv.DictReader(open(tmp_path / "evaluation" / "cases.csv"))
+    } == {"level 2"}
     volume = noise(20, 24, 28)
     a, b = (
         prediction.segmentor(path)(volume, (6, 6, 6), probabilities=True)["probability"]["liver"]
@@ -73,9 +75,13 @@ def test_export_equals_the_run_through_the_loader_of_tensorflow_serving(run, siz
     volume = noise(*size)
     mine = prediction.segmentor(run)(volume, (6, 6, 6), probabilities=True)
     theirs = running.served(run / "saved_model" / "1", volume[None, ..., None], "probabilities")
-    assert theirs["probability"].shape == (1, *size, 8) and theirs["probability"].dtype == np.float32
+    assert (
+        theirs["probability"].shape == (1, *size, 8) and theirs["probability"].dtype == np.float32
+    )
     for k, name in enumerate(NAMES, start=1):
-        np.testing.assert_allclose(theirs["probability"][0, ..., k], mine["probability"][name], atol=1e-4)
+        np.testing.assert_allclose(
+            theirs["probability"][0, ..., k], mine["probability"][name], atol=1e-4
+        )
     label = running.served(run / "saved_model" / "1", volume[None, ..., None])
     assert list(label) == ["label"] and label["label"].dtype == np.uint8
     best = np.sort(theirs["probability"][0], axis=-1)
@@ -98,7 +104,9 @@ def test_predict_writes_label_values_and_a_probability_a_structure(run, tmp_path
     images.write(image, tmp_path / "ct.nii.gz")
     arguments = [f"--input={tmp_path / 'ct.nii.gz'}", "--probabilities"]
     for name, model in (("run", run), ("export", run / "saved_model" / "1")):
-        ended = running.script("predict.py", f"--model={model}", f"--output={tmp_path / name}", *arguments)
+        ended = running.script(
+            "predict.py", f"--model={model}", f"--output={tmp_path / name}", *arguments
+        )
         assert ended.returncode == 0, ended.stderr
         assert "HU" not in ended.stderr and "trained on" not in ended.stderr
         assert ("tile" in ended.stdout) == (name == "run")  # a graph has no progress to show
@@ -132,33 +140,59 @@ def test_a_killed_run_goes_on_to_the_same_weights(tmp_path):
 def test_the_paper_s_constants_are_a_preset_and_the_command_line_wins(tmp_path, capsys):
     """Ended before training by --patience, as the preset has no validation case; config.json is there already."""
     with pytest.raises(SystemExit):
-        train(f"--work_dir={tmp_path}", *TINY, "--preset=paper", "--downsampling=4,2", "--patience=2")
+        train(
+            f"--work_dir={tmp_path}", *TINY, "--preset=paper", "--downsampling=4,2", "--patience=2"
+        )
     assert "--patience=2: there is no validation case" in capsys.readouterr().err
     config = json.loads((tmp_path / "config.json").read_text())["flags"]
-    expected = {"mode": "end_to_end", "levels": 2, "downsampling": [4, 2], "normalization": "batch", "shift": 4}
+    expected = {
+        "mode": "end_to_end",
+        "levels": 2,
+        "downsampling": [4, 2],
+        "normalization": "batch",
+        "shift": 4,
+    }
     assert {name: config[name] for name in expected} == expected
-    assert (config["base_filters"], config["steps"], config["learning_rate_decay"]) == (2, 4, "constant")
+    assert (config["base_filters"], config["steps"], config["learning_rate_decay"]) == (
+        2,
+        4,
+        "constant",
+    )
 
 
 @pytest.mark.parametrize(
-    "preset, levels, downsampling", [("paper", 2, [4, 2]), ("paper", 3, [8, 4, 2]), ("demo", 1, [2])]
+    "preset, levels, downsampling",
+    [("paper", 2, [4, 2]), ("paper", 3, [8, 4, 2]), ("demo", 1, [2])],
 )
 def test_presets_at_other_numbers_of_levels(tmp_path, capsys, preset, levels, downsampling):
     """Ended before training, as above."""
     tiny = [flag for flag in TINY if not flag.startswith("--downsampling")]
     given = [] if levels == multi_organ.PRESETS[preset].get("levels") else [f"--levels={levels}"]
     with pytest.raises(SystemExit):
-        train(f"--work_dir={tmp_path}", *tiny, f"--preset={preset}", *given, "--patience=2", "--validation_fraction=0")
+        train(
+            f"--work_dir={tmp_path}",
+            *tiny,
+            f"--preset={preset}",
+            *given,
+            "--patience=2",
+            "--validation_fraction=0",
+        )
     assert "--patience=2: there is no validation case" in capsys.readouterr().err
     config = json.loads((tmp_path / "config.json").read_text())["flags"]
-    assert (config["preset"], config["levels"], config["downsampling"]) == (preset, levels, downsampling)
+    assert (config["preset"], config["levels"], config["downsampling"]) == (
+        preset,
+        levels,
+        downsampling,
+    )
     assert config["learning_rate"] == multi_organ.PRESETS[preset]["learning_rate"]
     assert not (tmp_path / "pyramid").exists()
 
 
 def test_the_paper_preset_untouched():
     paper = multi_organ.PRESETS["paper"]
-    assert {k: paper[k] for k in ("steps", "batch_size", "patch_size", "base_filters", "levels")} == {
+    assert {
+        k: paper[k] for k in ("steps", "batch_size", "patch_size", "base_filters", "levels")
+    } == {
         "steps": 20_000,
         "batch_size": 3,
         "patch_size": 64,
@@ -188,7 +222,9 @@ def test_a_run_of_other_flags_is_refused(run, capsys, flag, sentence):
 
 
 @pytest.mark.parametrize(
-    "change", [{"3": "hepar"}, {"3": "spleen", "4": "liver"}], ids=["another name", "names exchanged"]
+    "change",
+    [{"3": "hepar"}, {"3": "spleen", "4": "liver"}],
+    ids=["another name", "names exchanged"],
 )
 def test_a_run_of_other_labels_is_refused(run, tmp_path, capsys, change):
     copy = tmp_path / "run"
@@ -205,19 +241,23 @@ def test_a_run_of_other_labels_is_refused(run, tmp_path, capsys, change):
 def test_the_tile_size_of_a_run_is_free(run, tmp_path):
     volume = noise(30, 28, 40)
     small, large, whole = (
-        prediction.segmentor(run, tile_size=tile_size)(volume, (6, 6, 6), probabilities=True)["probability"]["liver"]
+        prediction.segmentor(run, tile_size=tile_size)(volume, (6, 6, 6), probabilities=True)[
+            "probability"
+        ]["liver"]
         for tile_size in (None, 32, 48)
     )
     assert small.shape == large.shape == volume.shape
     assert np.abs(small - large).max() > 1e-4 and np.abs(large - whole).max() > 1e-4
     with pytest.raises(
-        errors.UserError, match="--tile_size=32: .* is a SavedModel, in which this is fixed; expected a run"
+        errors.UserError,
+        match="--tile_size=32: .* is a SavedModel, in which this is fixed; expected a run",
     ):
         prediction.segmentor(run / "saved_model" / "1", tile_size=32)
     other = {"system": "fetal_head", "flags": {"level": 2}, "data_fingerprint": ""}
     (tmp_path / "config.json").write_text(json.dumps(other))
     with pytest.raises(
-        errors.UserError, match="--tile_size=32: .* is a run of 'fetal_head'; expected one of 'multi_organ'"
+        errors.UserError,
+        match="--tile_size=32: .* is a run of 'fetal_head'; expected one of 'multi_organ'",
     ):
         prediction.segmentor(tmp_path, tile_size=32)
 
@@ -256,18 +296,25 @@ def rewrite(path, change):
 def test_label_values_come_back_and_warnings_name_what_is_odd(data, tmp_path, caplog):
     rewrite(data / "image_1.nii.gz", lambda voxels: np.clip(voxels + 1024, 0, 4095))
     for case in (0, 1, 2):
-        rewrite(data / f"label_{case}.nii.gz", lambda label: np.where(label == 5, 0, label).astype(np.uint8))
+        rewrite(
+            data / f"label_{case}.nii.gz",
+            lambda label: np.where(label == 5, 0, label).astype(np.uint8),
+        )
     (data / "dataset.json").write_text(
         json.dumps(
             {
                 "labels": {"background": 0, "liver": 2, "spleen": 5},
-                "training": [{"image": f"image_{i}.nii.gz", "label": f"label_{i}.nii.gz"} for i in range(3)],
+                "training": [
+                    {"image": f"image_{i}.nii.gz", "label": f"label_{i}.nii.gz"} for i in range(3)
+                ],
                 "test": [{"image": "image_3.nii.gz", "label": "label_3.nii.gz"}],
             }
         )
     )
     train(f"--work_dir={tmp_path / 'run'}", f"--data_dir={data}", *TINY, *ONE, "--steps=2")
-    assert re.search(r"image_1\.nii\.gz: intensities from \d+ to \d+ do not look like a CT in HU", caplog.text)
+    assert re.search(
+        r"image_1\.nii\.gz: intensities from \d+ to \d+ do not look like a CT in HU", caplog.text
+    )
     assert "image_0.nii.gz: intensities" not in caplog.text
     assert "No training case has spleen (label 5)" in caplog.text
     caplog.clear()
@@ -276,7 +323,10 @@ def test_label_values_come_back_and_warnings_name_what_is_odd(data, tmp_path, ca
     answer = segment(noise(18, 20, 22), (2.0, 1.5, 1.0))
     assert set(np.unique(answer["label"])) <= {0, 2, 5} and not caplog.text
     segment(noise(18, 20, 22) + 5000, (2.0, 1.5, 1.3), "other.nii.gz")
-    assert "other.nii.gz: voxels of 2 x 1.5 x 1.3 mm (z, y, x); the model was trained on 2 x 1.5 x 1 to" in caplog.text
+    assert (
+        "other.nii.gz: voxels of 2 x 1.5 x 1.3 mm (z, y, x); the model was trained on 2 x 1.5 x 1 to"
+        in caplog.text
+    )
     assert "other.nii.gz: intensities from" in caplog.text
 
 
@@ -285,14 +335,22 @@ def test_without_names_the_values_name_themselves_and_foreground_chooses(data):
     assert datasets.structures(cases) == {2: "label 2", 5: "label 5"}
     assert datasets.structures(cases, [5]) == {5: "label 5"}
     assert list(datasets.structures(cases, [5, 2])) == [2, 5]  # the order of the network's channels
-    with pytest.raises(errors.UserError, match=r"--foreground=5,7: no label is \[7\]; expected some of \[2, 5\]"):
+    with pytest.raises(
+        errors.UserError, match=r"--foreground=5,7: no label is \[7\]; expected some of \[2, 5\]"
+    ):
         datasets.structures(cases, [5, 7])
 
 
 @pytest.mark.usefixtures("unexported")
 def test_one_case_trains_and_validates_on_itself(data, tmp_path, caplog):
     (data / "cases.csv").write_text("image,label,split\nimage_0.nii.gz,label_0.nii.gz,train\n")
-    train(f"--work_dir={tmp_path / 'run'}", f"--data_dir={data / 'cases.csv'}", *TINY, *ONE, "--foreground=5")
+    train(
+        f"--work_dir={tmp_path / 'run'}",
+        f"--data_dir={data / 'cases.csv'}",
+        *TINY,
+        *ONE,
+        "--foreground=5",
+    )
     assert "which also validates" in caplog.text
     rows = list(csv.DictReader(open(tmp_path / "run" / "evaluation" / "cases.csv")))
     assert {(row["case"], row["structure"]) for row in rows} == {("image_0", "label 5")}
@@ -303,7 +361,10 @@ def test_one_case_trains_and_validates_on_itself(data, tmp_path, caplog):
     [
         (["--levels=0"], "--levels=0"),
         (["--mode=both"], "--mode=both"),
-        (["--downsampling=1,2"], "--downsampling=1,2: expected factors that fall from level to level"),
+        (
+            ["--downsampling=1,2"],
+            "--downsampling=1,2: expected factors that fall from level to level",
+        ),
         (["--downsampling=4"], "--downsampling has 1 factors; expected --levels=2"),
         (["--downsampling=2,0"], "at least 1"),
         (["--patch_size=20"], "must be a multiple of 8"),
@@ -320,9 +381,18 @@ def test_wrong_flags_are_named(tmp_path, capsys, arguments, sentence):
 
 
 SPOILED = {
-    "not an image": (lambda d: (d / "image_1.nii.gz").write_bytes(b"hello"), r"image_1\.nii\.gz: not a readable image"),
-    "no organ": (lambda d: rewrite(d / "label_1.nii.gz", np.zeros_like), r"label_1\.nii\.gz: the object is missing"),
-    "test label": (lambda d: rewrite(d / "label_3.nii.gz", np.zeros_like), r"label_3\.nii\.gz: the object is missing"),
+    "not an image": (
+        lambda d: (d / "image_1.nii.gz").write_bytes(b"hello"),
+        r"image_1\.nii\.gz: not a readable image",
+    ),
+    "no organ": (
+        lambda d: rewrite(d / "label_1.nii.gz", np.zeros_like),
+        r"label_1\.nii\.gz: the object is missing",
+    ),
+    "test label": (
+        lambda d: rewrite(d / "label_3.nii.gz", np.zeros_like),
+        r"label_3\.nii\.gz: the object is missing",
+    ),
     "grid": (lambda d: rewrite(d / "label_1.nii.gz", lambda v: v[1:]), r"label_1\.nii\.gz: size"),
     "value": (
         lambda d: rewrite(d / "label_0.nii.gz", lambda v: v.astype(np.int16) * 100),

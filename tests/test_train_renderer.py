@@ -69,9 +69,13 @@ def test_run_folder_is_complete(run):
     assert len(list((run / "rendered").iterdir())) == 5  # of six, one validates
     network = self_play.finished(run)["renderer"]
     for entry in self_play.rendered(run):
-        image, label = (pipeline.stored(entry[name], name).numpy() for name in ("image2d", "label2d"))
+        image, label = (
+            pipeline.stored(entry[name], name).numpy() for name in ("image2d", "label2d")
+        )
         source = run / "cache" / pathlib.Path(entry["image2d"]).parent.name
-        expected = network(pipeline.stored(str(source / "image2d"), "image2d")[None])["rendered"].numpy()[0]
+        expected = network(pipeline.stored(str(source / "image2d"), "image2d")[None])[
+            "rendered"
+        ].numpy()[0]
         expected = (expected - expected.min()) / np.ptp(expected)
         np.testing.assert_allclose(image, expected, atol=1e-4)
         np.testing.assert_array_equal(label, pipeline.stored(str(source / "label2d"), "label2d"))
@@ -118,9 +122,15 @@ def test_export_answers_as_predict(which, request):
         ("rendered", "probability", "label"), image.shape
     )
     mine = prediction.segmentor(folder, iterations=0)(image[0, ..., 0], (1, 1), probabilities=True)
-    np.testing.assert_allclose(answer["probability"][0, ..., 0], mine["probability"]["head"], atol=1e-5)
-    loaded = prediction.segmentor(folder / "saved_model" / "1")(image[0, ..., 0], (1, 1), probabilities=True)
-    np.testing.assert_allclose(loaded["probability"]["head"], mine["probability"]["head"], atol=1e-5)
+    np.testing.assert_allclose(
+        answer["probability"][0, ..., 0], mine["probability"]["head"], atol=1e-5
+    )
+    loaded = prediction.segmentor(folder / "saved_model" / "1")(
+        image[0, ..., 0], (1, 1), probabilities=True
+    )
+    np.testing.assert_allclose(
+        loaded["probability"]["head"], mine["probability"]["head"], atol=1e-5
+    )
     if which == "plain":
         np.testing.assert_allclose(answer["rendered"].mean(), image.mean(), rtol=0.02)
 
@@ -135,16 +145,26 @@ def test_predict_on_files_of_every_kind(light, tmp_path):
     grey = pixels(20, 26)
     write(source / "grey.png", grey)
     write(source / "colour.png", np.repeat(grey[..., None], 3, axis=-1))
-    sitk.WriteImage(sitk.GetImageFromArray(grey[None].astype(np.float32)), str(source / "volume.nii.gz"))
+    sitk.WriteImage(
+        sitk.GetImageFromArray(grey[None].astype(np.float32)), str(source / "volume.nii.gz")
+    )
     sitk.WriteImage(sitk.GetImageFromArray(grey[None]), str(source / "frame.dcm"))
     before = {path: path.read_bytes() for path in (light / "networks").iterdir()}
-    command = ["predict.py", f"--model={light}", f"--input={source}", f"--output={output}", "--iterations=1"]
+    command = [
+        "predict.py",
+        f"--model={light}",
+        f"--input={source}",
+        f"--output={output}",
+        "--iterations=1",
+    ]
     done = running.script(*command, "--every_iteration", "--masks", "--probabilities")
     assert done.returncode == 0, done.stderr
     found = sorted(str(path.relative_to(output)) for path in output.rglob("*") if path.is_file())
     names = {"grey": ".png", "colour": ".png", "frame": ".nii.gz", "volume": ".nii.gz"}
     expected = [f"{kind}{name}{end}" for name, end in names.items() for kind in ("", "masks/")]
-    expected += [f"probabilities/{name}.nii.gz" for name in names] + [f"strips/{name}.png" for name in names]
+    expected += [f"probabilities/{name}.nii.gz" for name in names] + [
+        f"strips/{name}.png" for name in names
+    ]
     expected += [
         f"iterations/{name}/{k:02d}_{kind}{end}"
         for name, end in names.items()
@@ -163,19 +183,27 @@ def test_predict_on_files_of_every_kind(light, tmp_path):
 def test_online_rendering_is_repeatable_and_depends_on_its_seed(light):
     image = pixels(20, 26).astype(np.float32)
     one, two = (prediction.segmentor(light, iterations=2, online_seed=seed) for seed in (1, 2))
-    first, other, again = (segment(image, (1, 1), probabilities=True) for segment in (one, two, one))
+    first, other, again = (
+        segment(image, (1, 1), probabilities=True) for segment in (one, two, one)
+    )
     for a, b in zip(first["iterations"], again["iterations"]):
         np.testing.assert_array_equal(a["probability"], b["probability"])
         np.testing.assert_array_equal(a["rendered"], b["rendered"])
     assert len(first["iterations"]) == 3
     assert (first["iterations"][2]["rendered"] != other["iterations"][2]["rendered"]).any()
-    np.testing.assert_array_equal(first["probability"]["head"], first["iterations"][first["kept"]]["probability"])
+    np.testing.assert_array_equal(
+        first["probability"]["head"], first["iterations"][first["kept"]]["probability"]
+    )
 
 
 def test_tables_of_a_corpus(run, plain, tmp_path):
     sizes = tmp_path / "sizes.csv"
     sizes.write_text("name,millimetres_per_pixel\ntarget_006,0.5\ntarget_007,0.5\n")
-    command = ["eval/renderer_tables.py", f"--runs={run},{plain}", f"--corpus={run / 'phantoms' / 'target'}"]
+    command = [
+        "eval/renderer_tables.py",
+        f"--runs={run},{plain}",
+        f"--corpus={run / 'phantoms' / 'target'}",
+    ]
     command += [f"--output={tmp_path / 'tables'}", "--iterations=2", f"--pixel_sizes={sizes}"]
     done = running.script(*command)
     assert done.returncode == 0, done.stderr
@@ -190,7 +218,11 @@ def test_tables_of_a_corpus(run, plain, tmp_path):
     assert len(lines) == 2 * (3 + 1)
     for case in ("target_006", "target_007"):
         dice = {row["method"]: float(row["DSC_percent"]) for row in rows if row["case"] == case}
-        curve = [float(line["DSC_percent"]) for line in lines if line["case"] == case and line["variant"] == "S2T"]
+        curve = [
+            float(line["DSC_percent"])
+            for line in lines
+            if line["case"] == case and line["variant"] == "S2T"
+        ]
         assert dice["S2T, iteration 0"] == curve[0] and dice["S2T, best iteration"] == max(curve)
         assert dice["S2T"] in curve
         for row in rows:
@@ -201,7 +233,9 @@ def test_tables_of_a_corpus(run, plain, tmp_path):
 
     file = tmp_path / "tables" / "cases" / "s2t" / "target_006.json"
     stamp = file.stat().st_mtime_ns
-    assert running.script(*command).returncode == 0 and file.stat().st_mtime_ns == stamp  # scored once
+    assert (
+        running.script(*command).returncode == 0 and file.stat().st_mtime_ns == stamp
+    )  # scored once
     assert (tmp_path / "tables" / "table.txt").read_text(encoding="utf-8") == table
     assert "S2T against Orig-S2T" in table and "S2T against S2T, iteration 0" in table
     assert "best iteration against" not in table and "against S2T, best" not in table
@@ -233,7 +267,10 @@ def test_images_beside_labels_are_a_corpus(run, tmp_path):
 def test_the_target_corpus_trains_orig_t2t(tmp_path):
     train(f"--work_dir={tmp_path}", *TINY, "--variant=Orig-T2T")
     rows = list(csv.DictReader(open(tmp_path / "evaluation" / "cases.csv")))
-    assert {(row["method"], row["case"]) for row in rows} == {("Orig-T2T", "target_006"), ("Orig-T2T", "target_007")}
+    assert {(row["method"], row["case"]) for row in rows} == {
+        ("Orig-T2T", "target_006"),
+        ("Orig-T2T", "target_007"),
+    }
 
 
 @pytest.mark.parametrize(
@@ -241,7 +278,10 @@ def test_the_target_corpus_trains_orig_t2t(tmp_path):
     [
         ([], {"dice_weight": 10, "size": 96, "discriminator_head": "scaled"}),
         (["--corpus=a"], {"dice_weight": 100, "steps": 6000, "discriminator_head": "scaled"}),
-        (["--preset=paper"], {"dice_weight": 100, "size": 320, "base_filters": 32, "discriminator_head": "flatten"}),
+        (
+            ["--preset=paper"],
+            {"dice_weight": 100, "size": 320, "base_filters": 32, "discriminator_head": "flatten"},
+        ),
     ],
 )
 def test_presets(tmp_path, monkeypatch, given, expected):
@@ -288,6 +328,12 @@ def test_a_volume_is_refused(plain, tmp_path):
     sitk.WriteImage(sitk.GetImageFromArray(pixels(4, 20, 20)), str(volume))
     command = ["predict.py", f"--model={plain}", f"--output={tmp_path / 'out'}"]
     done = running.script(*command, f"--input={volume}")
-    assert done.returncode == 1 and "has 3 dimensions" in done.stderr and "Traceback" not in done.stderr
-    done = running.script(*command, f"--input={write(tmp_path / 'a.png', pixels(20, 20))}", "--every_iteration")
+    assert (
+        done.returncode == 1
+        and "has 3 dimensions" in done.stderr
+        and "Traceback" not in done.stderr
+    )
+    done = running.script(
+        *command, f"--input={write(tmp_path / 'a.png', pixels(20, 20))}", "--every_iteration"
+    )
     assert done.returncode == 1 and "does not render online" in done.stderr

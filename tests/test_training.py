@@ -33,7 +33,9 @@ SETTINGS = {
 
 def line_stage(settings, stop_at=None, truth=3.0, scores=None):
     """Fits y = truth * x: sample n of the data is x = n % 5 - 2. `stop_at`: raise in that step, as if killed."""
-    network = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, kernel_initializer="ones")])
+    network = keras.Sequential(
+        [keras.Input((1,)), keras.layers.Dense(1, kernel_initializer="ones")]
+    )
     optimizer = loop.adam(settings, network.trainable_variables)
     scores = iter(scores or [])
 
@@ -45,7 +47,10 @@ def line_stage(settings, stop_at=None, truth=3.0, scores=None):
         data = tf.data.Dataset.from_tensor_slices({"x": x[:, None], "y": truth * x[:, None]})
         if stop_at is not None:
             data = data.enumerate().map(
-                lambda i, d: {"x": d["x"] / tf.where(i + first_step < stop_at, 1.0, 0.0), "y": d["y"]}
+                lambda i, d: {
+                    "x": d["x"] / tf.where(i + first_step < stop_at, 1.0, 0.0),
+                    "y": d["y"],
+                }
             )
         return data.batch(settings.batch_size, drop_remainder=True).shard(
             context.num_input_pipelines, context.input_pipeline_id
@@ -98,7 +103,9 @@ def test_adam_is_that_of_keras(decay):
     settings = loop.Settings(**{**SETTINGS, "learning_rate_decay": decay, "beta_1": 0.5})
     rng = np.random.default_rng(0)
     start, gradients = rng.normal(size=(3, 4)), rng.normal(size=(6, 3, 4))
-    schedule = keras.optimizers.schedules.PolynomialDecay(0.1, settings.steps, end_learning_rate=0.0)
+    schedule = keras.optimizers.schedules.PolynomialDecay(
+        0.1, settings.steps, end_learning_rate=0.0
+    )
     ends = []
     for make in (
         lambda variables: loop.adam(settings, variables),
@@ -129,7 +136,9 @@ def test_a_stopped_run_ends_in_the_same_weights(tmp_path, stop_at):
         fit(tmp_path / "broken", lambda settings: line_stage(settings, stop_at))
     resumed, resumed_history = fit(tmp_path / "broken")
     np.testing.assert_array_equal(whole, resumed)
-    clock = lambda logs: {name: value for name, value in logs.items() if not name.startswith("seconds")}
+    clock = lambda logs: {
+        name: value for name, value in logs.items() if not name.startswith("seconds")
+    }
     assert [clock(logs) for logs in history] == [clock(logs) for logs in resumed_history]
     a, b = last_weights(tmp_path / "whole"), last_weights(tmp_path / "broken")
     assert a.keys() == b.keys() and len(a) >= 6  # two weights, two slots of Adam each
@@ -159,7 +168,9 @@ def test_the_best_weights_win(tmp_path):
     constant = {"learning_rate_decay": "constant"}
     after_one_epoch, _ = fit(tmp_path / "one", steps=4, **constant)
     after_three, _ = fit(tmp_path / "three", **constant)
-    best, _ = fit(tmp_path / "best", lambda settings: line_stage(settings, scores=[0.9, 0.5, 0.8]), **constant)
+    best, _ = fit(
+        tmp_path / "best", lambda settings: line_stage(settings, scores=[0.9, 0.5, 0.8]), **constant
+    )
     np.testing.assert_array_equal(best, after_one_epoch)
     assert not np.array_equal(best, after_three)
 
@@ -188,7 +199,9 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(tmp_path, capl
 def test_a_damaged_list_of_checkpoints_does_not_hide_them(tmp_path):
     fit(tmp_path)
     (tmp_path / "last" / "checkpoint").write_text("model_checkpo")
-    _, history = fit(tmp_path, lambda settings: line_stage(settings, stop_at=0))  # nothing is trained again
+    _, history = fit(
+        tmp_path, lambda settings: line_stage(settings, stop_at=0)
+    )  # nothing is trained again
     assert len(history) == 3
 
 
@@ -297,7 +310,11 @@ def test_mirrored_replicas_train_what_one_device_trains_with_twice_the_batch(tmp
 
 def cluster(index, ports):
     workers = [f"localhost:{port}" for port in ports]
-    return {"TF_CONFIG": json.dumps({"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}})}
+    return {
+        "TF_CONFIG": json.dumps(
+            {"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}}
+        )
+    }
 
 
 def free_ports(count):
@@ -319,7 +336,9 @@ def test_two_workers_train_what_one_process_trains_with_twice_the_batch(tmp_path
     # The mean over two samples is summed in another order: one rounding.
     np.testing.assert_allclose(first["WEIGHTS"], one["WEIGHTS"], rtol=1e-6)
     again = [worker(tmp_path / "two", "multi_worker", 1, **cluster(i, ports)) for i in range(2)]
-    assert [outcome(process)["WEIGHTS"] for process in again] == [first["WEIGHTS"]] * 2  # each finds the best weights
+    assert [outcome(process)["WEIGHTS"] for process in again] == [
+        first["WEIGHTS"]
+    ] * 2  # each finds the best weights
     with pytest.raises(UserError, match="began on 2 replicas, now there are 1"):
         fit(tmp_path / "two", batch_size=2)
 
@@ -335,7 +354,13 @@ def test_multi_worker_without_a_cluster_is_one_sentence(monkeypatch):
 
 
 def test_run_folder_refuses_other_flags_and_data(tmp_path):
-    flags = {"seed": 1, "variant": "USegNet", "level": 2, "work_dir": "a", "phantom_size": [1, 2, 3]}
+    flags = {
+        "seed": 1,
+        "variant": "USegNet",
+        "level": 2,
+        "work_dir": "a",
+        "phantom_size": [1, 2, 3],
+    }
     run = runs.open_run(tmp_path / "run", "fetal_head", flags, "abc")
     assert json.loads((run / "config.json").read_text())["flags"] == flags
     runs.open_run(run, "fetal_head", {**flags, "level": 3}, "abc")  # more levels are welcome

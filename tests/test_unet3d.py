@@ -57,11 +57,17 @@ def test_more_than_19_million_parameters():
     trainable += sum(8 * width * width + width for width in deconvs) + 64 * 8 + 8
     averages = sum(2 * new for _, new in convs)
     network = unet3d((64, 64, 64, 1), classes=8)
-    assert sum(np.prod(weight.shape) for weight in network.trainable_weights) == trainable == 19_074_120
+    assert (
+        sum(np.prod(weight.shape) for weight in network.trainable_weights)
+        == trainable
+        == 19_074_120
+    )
     assert network.count_params() == trainable + averages == 19_078_792
     assert network.output_shape == (None, 64, 64, 64, 8)
     found = [
-        ("up", layer.filters) if isinstance(layer, keras.layers.Conv3DTranspose) else tuple(layer.kernel.shape[3:])
+        ("up", layer.filters)
+        if isinstance(layer, keras.layers.Conv3DTranspose)
+        else tuple(layer.kernel.shape[3:])
         for layer in convolutions(network)
     ]
     assert found == [*ANALYSIS, *SYNTHESIS, (64, 8)]
@@ -70,7 +76,9 @@ def test_more_than_19_million_parameters():
 def written_out(model, x):
     """The specification in bare TensorFlow ops with the weights of `model`, for sizes of multiples of 8."""
     convs = iter(convolutions(model))
-    norms = iter([layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)])
+    norms = iter(
+        [layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)]
+    )
 
     def conv(x):
         layer = next(convs)
@@ -80,7 +88,10 @@ def written_out(model, x):
         layer = next(convs)
         assert layer.kernel_size == (2, 2, 2)
         size = [x.shape[0], *(2 * n for n in x.shape[1:4]), layer.filters]
-        return tf.nn.conv3d_transpose(x, layer.kernel.value, size, [1, 2, 2, 2, 1], "SAME") + layer.bias.value
+        return (
+            tf.nn.conv3d_transpose(x, layer.kernel.value, size, [1, 2, 2, 2, 1], "SAME")
+            + layer.bias.value
+        )
 
     def block(x):
         x, layer = conv(x), next(norms)
@@ -156,14 +167,22 @@ def test_an_unknown_option_lists_the_known_ones():
 
 def about_centre(x, factor, size):
     """(batch, *spatial, channels) on a grid of `size` voxels that are `factor` times finer, by SciPy."""
-    axes = [(np.arange(new) + 0.5 - new / 2) / factor + old / 2 - 0.5 for new, old in zip(size, x.shape[1:4])]
+    axes = [
+        (np.arange(new) + 0.5 - new / 2) / factor + old / 2 - 0.5
+        for new, old in zip(size, x.shape[1:4])
+    ]
     at = np.stack(np.meshgrid(*axes, indexing="ij"))
-    maps = [[ndimage.map_coordinates(c, at, order=1, mode="nearest") for c in np.moveaxis(one, -1, 0)] for one in x]
+    maps = [
+        [ndimage.map_coordinates(c, at, order=1, mode="nearest") for c in np.moveaxis(one, -1, 0)]
+        for one in x
+    ]
     return np.moveaxis(np.array(maps), 1, -1)
 
 
 def resampled(x, factor, size):
-    return np.array(layers.ResampleAboutCentre(factor)([x, np.zeros((len(x), *size, 1), np.float32)]))
+    return np.array(
+        layers.ResampleAboutCentre(factor)([x, np.zeros((len(x), *size, 1), np.float32)])
+    )
 
 
 def test_a_context_twice_as_fine_is_cropped_to_its_centre():
@@ -182,20 +201,28 @@ def test_a_context_that_is_too_small_goes_on_with_its_edge_values():
 def test_an_uncropped_context_is_what_inference_resamples():
     # Subvolumes and whole volumes see the previous level alike.
     x = noise(2, 5, 6, 8, 3)
-    np.testing.assert_allclose(resampled(x, 2, (10, 12, 16)), layers.resize_linear(x, (10, 12, 16)), atol=1e-6)
+    np.testing.assert_allclose(
+        resampled(x, 2, (10, 12, 16)), layers.resize_linear(x, (10, 12, 16)), atol=1e-6
+    )
     np.testing.assert_allclose(
         resampled(x[:, :4], 1.5, (6, 9, 12)), layers.resize_linear(x[:, :4], (6, 9, 12)), atol=1e-5
     )
 
 
 @pytest.mark.parametrize("factor", [2.0, 1.5, 4.0, 1.0])
-@pytest.mark.parametrize("old, new", [((8, 8, 8), (8, 8, 8)), ((7, 8, 5), (8, 9, 11)), ((1, 2, 3), (6, 3, 3))])
+@pytest.mark.parametrize(
+    "old, new", [((8, 8, 8), (8, 8, 8)), ((7, 8, 5), (8, 9, 11)), ((1, 2, 3), (6, 3, 3))]
+)
 def test_any_factor_and_size_about_one_centre(factor, old, new):
     x = noise(1, *old, 2)
     np.testing.assert_allclose(resampled(x, factor, new), about_centre(x, factor, new), atol=1e-5)
     unknown = tf.TensorSpec([None, None, None, None, 2])
-    graph = tf.function(lambda x, like: layers.ResampleAboutCentre(factor)([x, like]), input_signature=[unknown] * 2)
-    np.testing.assert_allclose(graph(x, np.zeros((1, *new, 2), np.float32)), resampled(x, factor, new), atol=1e-5)
+    graph = tf.function(
+        lambda x, like: layers.ResampleAboutCentre(factor)([x, like]), input_signature=[unknown] * 2
+    )
+    np.testing.assert_allclose(
+        graph(x, np.zeros((1, *new, 2), np.float32)), resampled(x, factor, new), atol=1e-5
+    )
 
 
 def test_the_context_is_where_the_image_is():
@@ -217,7 +244,9 @@ def three_levels():
 
 
 def images(levels, *size, seed=0):
-    return {f"image_{level}": noise(1, *size, 1, seed=seed + level) for level in range(1, levels + 1)}
+    return {
+        f"image_{level}": noise(1, *size, 1, seed=seed + level) for level in range(1, levels + 1)
+    }
 
 
 @pytest.mark.parametrize("downsampling", [(1,), (4, 2), (3, 2), (8, 4, 2)])
@@ -246,13 +275,21 @@ def test_the_pyramid_written_out(three_levels):
         for level, (name, image) in enumerate(images(3, 16, 16, 16).items())
     }
     answers, context = three_levels(x, training=False), None
-    assert [x[f"image_{level}"].shape[1:4] for level in (1, 2, 3)] == [(16, 14, 16), (11, 14, 15), (6, 14, 14)]
+    assert [x[f"image_{level}"].shape[1:4] for level in (1, 2, 3)] == [
+        (16, 14, 16),
+        (11, 14, 15),
+        (6, 14, 14),
+    ]
     for level, factor in ((1, None), (2, 6 / 4), (3, 4 / 1)):
         joined = image = x[f"image_{level}"]
         if level > 1:
-            joined = np.concatenate([image, about_centre(context, factor, image.shape[1:4])], axis=-1)
+            joined = np.concatenate(
+                [image, about_centre(context, factor, image.shape[1:4])], axis=-1
+            )
         logits = np.array(three_levels.get_layer(f"level_{level}")(joined, training=False))
-        np.testing.assert_allclose(answers[f"level_{level}"], logits, atol=1e-4 * np.abs(logits).max())
+        np.testing.assert_allclose(
+            answers[f"level_{level}"], logits, atol=1e-4 * np.abs(logits).max()
+        )
         context = np.array(ops.softmax(logits))
 
 
@@ -297,7 +334,10 @@ def test_factors_that_do_not_fall_are_refused(downsampling):
 @pytest.mark.parametrize("end_to_end", [True, False])
 def test_a_saved_pyramid_answers_the_same(end_to_end, tmp_path):
     keras.utils.set_random_seed(0)
-    model, x = randomize(pyramid((3, 2), 3, base_filters=1, end_to_end=end_to_end)), images(2, 9, 16, 13)
+    model, x = (
+        randomize(pyramid((3, 2), 3, base_filters=1, end_to_end=end_to_end)),
+        images(2, 9, 16, 13),
+    )
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras", compile=False)
     expected = model(x, training=False)
@@ -305,7 +345,9 @@ def test_a_saved_pyramid_answers_the_same(end_to_end, tmp_path):
     for name, logits in loaded(x, training=False).items():
         np.testing.assert_array_equal(logits, expected[name])
     unet, x = loaded.get_layer("level_2"), noise(1, 9, 16, 13, 4)
-    np.testing.assert_array_equal(unet(x, training=False), model.get_layer("level_2")(x, training=False))
+    np.testing.assert_array_equal(
+        unet(x, training=False), model.get_layer("level_2")(x, training=False)
+    )
 
 
 def test_a_saved_unet_answers_the_same(unet, tmp_path):
@@ -329,10 +371,16 @@ def test_mixed_bfloat16_answers_float32_near_the_float32_network(three_levels, b
 @pytest.mark.parametrize("network", ["unet3d", "pyramid"])
 def test_a_few_steps_of_adam_learn_a_cube(network):
     keras.utils.set_random_seed(1)
-    label = {"level_1": np.zeros((2, 16, 16, 16, 1), np.uint8), "level_2": np.zeros((2, 16, 16, 16, 1), np.uint8)}
+    label = {
+        "level_1": np.zeros((2, 16, 16, 16, 1), np.uint8),
+        "level_2": np.zeros((2, 16, 16, 16, 1), np.uint8),
+    }
     label["level_1"][:, 6:10, 6:10, 6:10] = 1
     label["level_2"][:, 4:12, 4:12, 4:12] = 1
-    image = {name.replace("level", "image"): tf.constant(l + 0.3 * noise(*l.shape)) for name, l in label.items()}
+    image = {
+        name.replace("level", "image"): tf.constant(l + 0.3 * noise(*l.shape))
+        for name, l in label.items()
+    }
     if network == "unet3d":
         model = unet3d(classes=2, base_filters=2)
         answer = lambda: {"level_2": model(image["image_2"], training=True)}
@@ -343,7 +391,9 @@ def test_a_few_steps_of_adam_learn_a_cube(network):
     variables = [variable.value for variable in model.trainable_variables]
     for _ in range(8):
         with tf.GradientTape() as tape:
-            value = sum(tf.reduce_mean(loss(label[name], logits)) for name, logits in answer().items())
+            value = sum(
+                tf.reduce_mean(loss(label[name], logits)) for name, logits in answer().items()
+            )
         adam.apply(tape.gradient(value, variables), model.trainable_variables)
         values.append(float(value) / (1 if network == "unet3d" else 2))
     # -1 is perfect.

@@ -20,7 +20,12 @@ def test_a_large_volume_is_reduced_and_keeps_its_extent():
     voxels = np.broadcast_to(np.arange(160.0)[:, None, None], (160, 30, 120))
     odd = 3 * (np.arange(160) % 2)[:, None, None] * np.ones(voxels.shape, int)
     view = views.of(voxels, odd, {"ours": answer(odd)}, (0.5, 1.0, 2.0), {"liver": 3})
-    assert view["image"].shape == view["truth"].shape == (80, 30, 80) and view["labels"].shape == (1, 80, 30, 80)
+    assert view["image"].shape == view["truth"].shape == (80, 30, 80) and view["labels"].shape == (
+        1,
+        80,
+        30,
+        80,
+    )
     assert view["spacing"].tolist() == [1.0, 1.0, 3.0] and view["size"].tolist() == [160, 30, 120]
     assert np.all(view["truth"] == 1) and np.all(view["labels"] == 1)
     expected = np.clip(255 * (np.arange(80) - 0.4) / (79 - 0.8), 0, 255)  # between the percentiles
@@ -41,7 +46,9 @@ def test_structures_are_counted_in_their_order():
     label[0], label[1], label[2] = 3, 1, 9
     view = views.of(label, label, {"ours": answer(label)}, (1, 1, 1), {"liver": 3, "spleen": 1})
     assert view["truth"][:, 0, 0].tolist() == [1, 2, 0]
-    assert view["structures"].tolist() == ["liver", "spleen"] and view["methods"].tolist() == ["ours"]
+    assert view["structures"].tolist() == ["liver", "spleen"] and view["methods"].tolist() == [
+        "ours"
+    ]
 
 
 def test_probabilities_may_lie_on_a_coarser_grid():
@@ -49,13 +56,18 @@ def test_probabilities_may_lie_on_a_coarser_grid():
     label = np.zeros((8, 8, 8), int)
     step = np.zeros((4, 4, 4), np.float32)
     step[2:] = 1
-    answers = {"a": answer(label, liver=step, spleen=1 - step), "b": answer(label, liver=step, spleen=step)}
+    answers = {
+        "a": answer(label, liver=step, spleen=1 - step),
+        "b": answer(label, liver=step, spleen=step),
+    }
     view = views.of(label, label, answers, (1, 1, 1), {"spleen": 1, "liver": 2})
     assert view["probabilities"].shape == (2, 2, 8, 8, 8)
     assert view["probabilities"][0, 1, :, 4, 4].tolist() == [0, 0, 0, 64, 191, 255, 255, 255]
     np.testing.assert_allclose(view["probabilities"][0].sum(axis=0, dtype=int), 255, atol=1)
     del answers["b"]["probability"]
-    assert "probabilities" not in views.of(label, label, answers, (1, 1, 1), {"spleen": 1, "liver": 2})
+    assert "probabilities" not in views.of(
+        label, label, answers, (1, 1, 1), {"spleen": 1, "liver": 2}
+    )
 
 
 def test_another_shape_is_refused():
@@ -64,7 +76,13 @@ def test_another_shape_is_refused():
 
 
 def test_read_is_the_inverse_of_write(tmp_path):
-    view = views.of(1.0 * cube(), cube(), {"level 1": answer(cube(7), head=1.0 * cube())}, (1, 1, 2), {"head": 1})
+    view = views.of(
+        1.0 * cube(),
+        cube(),
+        {"level 1": answer(cube(7), head=1.0 * cube())},
+        (1, 1, 2),
+        {"head": 1},
+    )
     views.write(tmp_path / "views" / "a.npz", view)
     found = views.read(tmp_path / "views" / "a.npz")
     assert list(found) == list(view)
@@ -78,7 +96,9 @@ def test_something_else_is_one_sentence(damage, tmp_path):
     if damage == "other arrays":
         np.savez(path, image=np.zeros((2, 2, 2)))
     elif damage == "half":
-        views.write(path, views.of(1.0 * cube(), cube(), {"ours": answer(cube())}, (1, 1, 1), {"head": 1}))
+        views.write(
+            path, views.of(1.0 * cube(), cube(), {"ours": answer(cube())}, (1, 1, 1), {"head": 1})
+        )
         path.write_bytes(path.read_bytes()[:-200])
     elif damage is not None:
         path.write_bytes(damage)
@@ -89,7 +109,11 @@ def test_something_else_is_one_sentence(damage, tmp_path):
 def test_the_surface_lies_between_voxels():
     surface = views.surface(cube(), cube(), (2.0, 1.0, 0.5))
     low, high = surface["vertices"].min(axis=0), surface["vertices"].max(axis=0)
-    assert low.tolist() == [8, 5, 2.5] and high.tolist() == [20, 11, 5.5]  # mm from the corner of the volume
+    assert low.tolist() == [8, 5, 2.5] and high.tolist() == [
+        20,
+        11,
+        5.5,
+    ]  # mm from the corner of the volume
     assert np.all(surface["distances"] == 0)
     assert set(surface["faces"].ravel()) == set(range(len(surface["vertices"])))
 

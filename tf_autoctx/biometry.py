@@ -28,7 +28,9 @@ def head(mask, spacing):
     """
     mask = np.asarray(mask) != 0
     if mask.ndim not in (2, 3) or len(spacing) != mask.ndim:
-        raise ValueError(f"mask {mask.shape} and spacing {tuple(spacing)} need two or three axes, the same.")
+        raise ValueError(
+            f"mask {mask.shape} and spacing {tuple(spacing)} need two or three axes, the same."
+        )
     section = mask[mask.sum(axis=(1, 2)).argmax()] if mask.ndim == 3 else mask
     section = ndimage.binary_fill_holes(section)
     ellipse = None
@@ -59,5 +61,9 @@ def compare(prediction, truth, spacing):
     found = {}
     for name in measured:
         error = name.replace("_mm", "_error_mm")
-        found |= {name: measured[name], f"truth_{name}": true[name], error: abs(measured[name] - true[name])}
+        found |= {
+            name: measured[name],
+            f"truth_{name}": true[name],
+            error: abs(measured[name] - true[name]),
+        }
     return found

@@ -1,36 +1,38 @@
 """How a user's mistake reaches the user: one sentence, exit code 1, no traceback."""
 
-import errno
-import functools
-import sys
+from __future__ import annotations
 
-from absl import flags, logging
+import errno
 
 
 class UserError(Exception):
-    """Bad input. The message is one sentence: the file or flag, what was found, what was expected."""
+    """Bad input. The message is one sentence: the file or field, what was found, what was expected."""
 
 
-def in_one_sentence(main):
-    """Wraps a script's `main`: a `UserError`, a path in the way or a full disk is one sentence and exit code 1."""
+class FieldError(UserError, ValueError):
+    """A configuration field has a value that cannot be used; a command shows the field as its flag.
 
-    @functools.wraps(main)
-    def wrapped(argv):
-        # TensorFlow's import turns on its own log of every step of a save.
-        logging.set_verbosity(flags.FLAGS.verbosity if flags.FLAGS["verbosity"].present else logging.WARNING)
-        try:
-            return main(argv)
-        except UserError as error:
-            message = str(error)
-        except (FileExistsError, PermissionError, NotADirectoryError, IsADirectoryError) as error:
-            if error.filename is None or error.strerror is None:
-                raise
-            message = f"{error.filename}: {error.strerror.lower()}; expected a path that can be read or written."
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            message = f"{error.filename or 'output folder'}: no disk space is left; free some and run again to go on."
-        print(f"error: {message}", file=sys.stderr)
-        sys.exit(1)
+    Attributes:
+      field: its name.
+    """
 
-    return wrapped
+    def __init__(self, field: str, value: object, message: str) -> None:
+        shown = ",".join(map(str, value)) if isinstance(value, list | tuple) else value
+        super().__init__(f"{field}={shown}: {message}")
+        self.field = field
+
+
+def sentence(error: BaseException) -> str | None:
+    """What to tell the user of an exception; None where it is no mistake of the user's but a fault of ours."""
+    if isinstance(error, FieldError):
+        return f"--{error}"
+    if isinstance(error, UserError):
+        return str(error)
+    in_the_way = FileExistsError | PermissionError | NotADirectoryError | IsADirectoryError
+    if isinstance(error, in_the_way) and error.filename is not None and error.strerror is not None:
+        reason = error.strerror.lower()
+        return f"{error.filename}: {reason}; expected a path that can be read or written."
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        where = error.filename or "output folder"
+        return f"{where}: no disk space is left; free some and run again to go on."
+    return None

@@ -27,7 +27,10 @@ from tf_autoctx.files import replacing
 # A volume or a 2D image of any size; the name is that of the signatures' input.
 VOLUME = tf.TensorSpec((None, None, None, None, 1), tf.float32, name="image")
 IMAGE = tf.TensorSpec((None, None, None, 1), tf.float32, name="image")
-AXES = {5: ["batch", "depth", "height", "width", "channel"], 4: ["batch", "height", "width", "channel"]}
+AXES = {
+    5: ["batch", "depth", "height", "width", "channel"],
+    4: ["batch", "height", "width", "channel"],
+}
 DTYPES = ("uint8", "int8", "uint16", "int16", "int32", "float32", "float64")
 CARD = pathlib.PurePath("assets.extra") / "model_card.json"
 WARM_UP = pathlib.PurePath("assets.extra") / "tf_serving_warmup_requests"
@@ -78,7 +81,9 @@ def saved_model(functions, networks, directory, card, spec=VOLUME, configuration
     given = {kind: card.get(kind, {}) for kind in ("inputs", "outputs")}
     card = card | {
         "inputs": {spec.name: _described(spec) | given["inputs"].get(spec.name, {})},
-        "outputs": {name: _described(x) | given["outputs"].get(name, {}) for name, x in outputs.items()},
+        "outputs": {
+            name: _described(x) | given["outputs"].get(name, {}) for name, x in outputs.items()
+        },
         "signatures": signatures,
         "bytes": {
             "dtypes": DTYPES,
@@ -87,11 +92,15 @@ def saved_model(functions, networks, directory, card, spec=VOLUME, configuration
         "fingerprint": fingerprint,
     }
     version = pathlib.Path(directory) / str(int(last.name) + 1 if last else 1)
-    with replacing(version, keep=True) as partial:  # never in the place of one that another process wrote
+    with replacing(
+        version, keep=True
+    ) as partial:  # never in the place of one that another process wrote
         try:
             tf.saved_model.save(module, str(partial), signatures=graphs)
         except tf.errors.OpError as error:
-            raise OSError(f"the SavedModel could not be written ({type(error).__name__})") from error
+            raise OSError(
+                f"the SavedModel could not be written ({type(error).__name__})"
+            ) from error
         (partial / CARD).parent.mkdir()
         (partial / CARD).write_text(json.dumps(card, indent=1) + "\n")
         _write_warm_up(partial / WARM_UP, functions, spec)
@@ -122,7 +131,11 @@ def _fingerprint(networks, configuration):
 
 def _described(tensor):
     """What a card says of a signature's input or output; the axes that are free are null."""
-    return {"dtype": tensor.dtype.name, "shape": list(tensor.shape), "axes": AXES[tensor.shape.rank]}
+    return {
+        "dtype": tensor.dtype.name,
+        "shape": list(tensor.shape),
+        "axes": AXES[tensor.shape.rank],
+    }
 
 
 def _write_warm_up(path, functions, spec):
@@ -130,7 +143,9 @@ def _write_warm_up(path, functions, spec):
     try:
         from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
     except ImportError:
-        logging.warning("No warm-up requests for TensorFlow Serving: install tf_autoctx[serving] to have them written.")
+        logging.warning(
+            "No warm-up requests for TensorFlow Serving: install tf_autoctx[serving] to have them written."
+        )
         return
     size = [WARM_UP_EDGE] * (spec.shape.rank - 2)
     image = np.random.default_rng(0).integers(0, 256, size, np.uint8)
@@ -149,7 +164,9 @@ def _write_warm_up(path, functions, spec):
             request.model_spec.signature_name = signature
             for name, value in inputs.items():
                 request.inputs[name].CopyFrom(tf.make_tensor_proto(value))
-            log = prediction_log_pb2.PredictionLog(predict_log=prediction_log_pb2.PredictLog(request=request))
+            log = prediction_log_pb2.PredictionLog(
+                predict_log=prediction_log_pb2.PredictLog(request=request)
+            )
             file.write(log.SerializeToString())
 
 
@@ -175,7 +192,9 @@ def _of_bytes(function, spec):
         return {f"{name}_bytes": _raw(x) for name, x in answer.items()}
 
     def all_(image_bytes, shape, dtype):
-        shapes = _one_each(shape, (dimensions,), image_bytes, f"shape: expected {dimensions} integers")
+        shapes = _one_each(
+            shape, (dimensions,), image_bytes, f"shape: expected {dimensions} integers"
+        )
         dtypes = _one_each(dtype, (), image_bytes, "dtype: expected one string")
         names = [f"{name}_bytes" for name in function.structured_outputs]
         answers = tf.map_fn(
@@ -203,17 +222,29 @@ def _decoded(image_bytes, shape, dtype):
     """The image of raw bytes as float32 of `shape`; the graph stops where they do not fit."""
     known = tf.equal(dtype, DTYPES)
     expected = f"; expected one of {', '.join(DTYPES)}."
-    with tf.control_dependencies([tf.debugging.Assert(tf.reduce_any(known), ["dtype is", dtype, expected])]):
+    with tf.control_dependencies(
+        [tf.debugging.Assert(tf.reduce_any(known), ["dtype is", dtype, expected])]
+    ):
         number = tf.argmax(known, output_type=tf.int32)
     size = tf.gather([tf.as_dtype(name).size for name in DTYPES], number)
     needed = tf.reduce_prod(tf.cast(shape, tf.int64)) * tf.cast(size, tf.int64)
     found = tf.strings.length(image_bytes)
     fits = tf.logical_and(tf.reduce_all(shape > 0), tf.equal(tf.cast(found, tf.int64), needed))
-    told = ["image_bytes holds", found, "bytes; expected", needed, "for a shape of", shape, "and the dtype", dtype]
+    told = [
+        "image_bytes holds",
+        found,
+        "bytes; expected",
+        needed,
+        "for a shape of",
+        shape,
+        "and the dtype",
+        dtype,
+    ]
     with tf.control_dependencies([tf.debugging.Assert(fits, told, summarize=3)]):
         image_bytes = tf.identity(image_bytes)
     readers = [
-        lambda name=name: tf.cast(tf.io.decode_raw(image_bytes, tf.as_dtype(name)), tf.float32) for name in DTYPES
+        lambda name=name: tf.cast(tf.io.decode_raw(image_bytes, tf.as_dtype(name)), tf.float32)
+        for name in DTYPES
     ]
     return tf.reshape(tf.switch_case(number, readers), shape)
 

@@ -34,7 +34,9 @@ def replacing(path, keep=False):
                 raise
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
-        raise UserError(f"{path}: {reason}; expected a folder that can be written, with disk space.") from error
+        raise UserError(
+            f"{path}: {reason}; expected a folder that can be written, with disk space."
+        ) from error
     finally:
         with contextlib.suppress(OSError):
             shutil.rmtree(partial) if partial.is_dir() else partial.unlink()

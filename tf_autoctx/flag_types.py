@@ -11,7 +11,9 @@ class _Integers(flags.ArgumentParser):
     syntactic_help = "integers separated by commas, such as 1,2,3"
 
     def parse(self, argument):
-        words = argument.split(",") if isinstance(argument, str) else [str(word) for word in argument]
+        words = (
+            argument.split(",") if isinstance(argument, str) else [str(word) for word in argument]
+        )
         if not all(word.strip().isdecimal() for word in words):
             raise ValueError(f"expected {self.syntactic_help}")
         return [int(word) for word in words]
@@ -27,7 +29,10 @@ class _LabelMap(flags.ArgumentParser):
 
     def parse(self, argument):
         pairs = [[word.strip() for word in pair.split(":")] for pair in argument.split(",")]
-        if not all(len(pair) == 2 and all(word.isdecimal() and int(word) for word in pair) for pair in pairs):
+        if not all(
+            len(pair) == 2 and all(word.isdecimal() and int(word) for word in pair)
+            for pair in pairs
+        ):
             raise ValueError(f"expected {self.syntactic_help}")
         values = {int(old): int(new) for old, new in pairs}
         if len(values) < len(pairs):
@@ -51,7 +56,10 @@ class _LabelMapSerializer(flags.ArgumentSerializer):
 def define_integers(name, default, help_text, length=None, least=0):
     """Defines a flag whose value is a list of integers of `least` and more, `length` of them if given."""
     flags.DEFINE(_Integers(), name, default, help_text, serializer=_Serializer())
-    good = lambda values: values is None or (length in (None, len(values)) and all(value >= least for value in values))
+    good = lambda values: (
+        values is None
+        or (length in (None, len(values)) and all(value >= least for value in values))
+    )
     expected = f"expected {length or 'some'} integers of at least {least}, separated by commas"
     flags.register_validator(name, good, expected)
 

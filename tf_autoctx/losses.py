@@ -31,7 +31,9 @@ def one_hot(labels, logits):
 def l2(model):
     """Sum of squared convolution kernels: the term after lambda in Yang et al. 2019, equation 2. Scalar, float32."""
     return sum(
-        ops.sum(ops.square(ops.cast(w, "float32"))) for w in model.trainable_weights if w.path.endswith("/kernel")
+        ops.sum(ops.square(ops.cast(w, "float32")))
+        for w in model.trainable_weights
+        if w.path.endswith("/kernel")
     )
 
 
@@ -54,7 +56,9 @@ class DeepSupervisedCrossEntropy(keras.losses.Loss):
         total = 0.0
         for name, logits in y_pred.items():
             every = slice(None, None, self.STRIDES[name])
-            total += cross_entropy(y_true[(slice(None), *(every for _ in _spatial(logits)))], logits)
+            total += cross_entropy(
+                y_true[(slice(None), *(every for _ in _spatial(logits)))], logits
+            )
         return total
 
 
@@ -145,7 +149,8 @@ def discriminator_adversarial(real_logits, fake_logits):
     Args: real_logits, fake_logits (batch, 1). Returns (batch,) float32.
     """
     return (
-        ops.softplus(-ops.cast(real_logits, "float32"))[..., 0] + ops.softplus(ops.cast(fake_logits, "float32"))[..., 0]
+        ops.softplus(-ops.cast(real_logits, "float32"))[..., 0]
+        + ops.softplus(ops.cast(fake_logits, "float32"))[..., 0]
     )
 
 

@@ -49,7 +49,9 @@ def surface_distances(prediction, truth, spacing=None):
     union = prediction | truth
     box = []
     for axis in range(union.ndim):
-        filled = np.flatnonzero(union.any(axis=tuple(other for other in range(union.ndim) if other != axis)))
+        filled = np.flatnonzero(
+            union.any(axis=tuple(other for other in range(union.ndim) if other != axis))
+        )
         box.append(slice(filled[0], filled[-1] + 1))
 
     scale = np.ones(truth.ndim) if spacing is None else np.asarray(spacing, float)
@@ -91,7 +93,9 @@ def compare(prediction, truth, spacing=None):
         adb = hdb = hdb95 = 0.0 if size == true_size else np.inf
 
     def ratio(part, whole):
-        return part / whole if whole else float(size == true_size)  # 0/0 is perfect only if both masks are empty
+        return (
+            part / whole if whole else float(size == true_size)
+        )  # 0/0 is perfect only if both masks are empty
 
     dsc = ratio(2 * both, size + true_size)
     length = "pixel" if spacing is None else "mm"
@@ -181,7 +185,10 @@ def holm(p_values):
       (tests,) float.
     """
     p = np.asarray(p_values, float)
-    corrected, rank = np.full_like(p, np.nan), np.argsort(p)[: np.count_nonzero(~np.isnan(p))]  # NaN come last
+    corrected, rank = (
+        np.full_like(p, np.nan),
+        np.argsort(p)[: np.count_nonzero(~np.isnan(p))],
+    )  # NaN come last
     corrected[rank] = np.minimum(1, np.maximum.accumulate(p[rank] * np.arange(len(rank), 0, -1)))
     return corrected
 
@@ -238,15 +245,21 @@ def repeatability(values, groups):
 def _masks(prediction, truth, spacing=None):
     prediction, truth = np.asarray(prediction) != 0, np.asarray(truth) != 0
     if prediction.shape != truth.shape or truth.ndim not in (2, 3):
-        raise ValueError(f"masks need one 2D or 3D shape; prediction is {prediction.shape}, truth is {truth.shape}.")
+        raise ValueError(
+            f"masks need one 2D or 3D shape; prediction is {prediction.shape}, truth is {truth.shape}."
+        )
     if spacing is not None and len(spacing) != truth.ndim:
-        raise ValueError(f"spacing {tuple(spacing)} needs one value per axis of masks of shape {truth.shape}.")
+        raise ValueError(
+            f"spacing {tuple(spacing)} needs one value per axis of masks of shape {truth.shape}."
+        )
     return prediction, truth
 
 
 def _pairs(a, b):
     a, b = np.asarray(a, float), np.asarray(b, float)
     if a.shape != b.shape:
-        raise ValueError(f"pairs need two series of equal length, not shapes {a.shape} and {b.shape}.")
+        raise ValueError(
+            f"pairs need two series of equal length, not shapes {a.shape} and {b.shape}."
+        )
     finite = np.isfinite(a) & np.isfinite(b)
     return a[finite], b[finite]

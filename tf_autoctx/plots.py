@@ -33,29 +33,45 @@ def picture(path, image, prediction, truth, spacing, title, structures):
       UserError: the file cannot be written.
     """
     image = np.asarray(image)
-    labels = {"prediction": prediction} if truth is None else {"truth": truth, "prediction": prediction}
+    labels = (
+        {"prediction": prediction} if truth is None else {"truth": truth, "prediction": prediction}
+    )
     labels = {name: np.asarray(label) for name, label in labels.items()}
     if any(label.shape != image.shape for label in labels.values()):
-        raise ValueError(f"image {image.shape} and labels {[v.shape for v in labels.values()]} need one shape.")
+        raise ValueError(
+            f"image {image.shape} and labels {[v.shape for v in labels.values()]} need one shape."
+        )
     values = list(structures.values())
     if truth is not None:
         inside = [value for value in values if np.any(labels["truth"] == value)] or values
-        dsc = 100 * np.mean([metrics.dice(*(label == value for label in labels.values())) for value in inside])
+        dsc = 100 * np.mean(
+            [metrics.dice(*(label == value for label in labels.values())) for value in inside]
+        )
         title = f"{title}   {'mean ' * (len(values) > 1)}DSC {dsc:.1f} %"
 
     # Rows of panels, each with its outlines: (name, colour, style, label value, labels).
     if len(structures) == 1:
         colours = {"truth": TRUTH, "prediction": PREDICTION}
-        rows = {"": [(name, colours[name], "solid", values[0], label) for name, label in labels.items()]}
-    else:
-        look = [(PALETTE[i % len(PALETTE)], LINES[i // len(PALETTE) % len(LINES)]) for i in range(len(values))]
         rows = {
-            name: [(structure, *look[i], value, label) for i, (structure, value) in enumerate(structures.items())]
+            "": [(name, colours[name], "solid", values[0], label) for name, label in labels.items()]
+        }
+    else:
+        look = [
+            (PALETTE[i % len(PALETTE)], LINES[i // len(PALETTE) % len(LINES)])
+            for i in range(len(values))
+        ]
+        rows = {
+            name: [
+                (structure, *look[i], value, label)
+                for i, (structure, value) in enumerate(structures.items())
+            ]
             for name, label in labels.items()
         }
     spacing = np.ones(image.ndim) if spacing is None else np.asarray(spacing, float)
     objects = [found for label in labels.values() if (found := np.isin(label, values)).any()]
-    centre = [np.mean(at) for at in np.nonzero(objects[0])] if objects else [n // 2 for n in image.shape]
+    centre = (
+        [np.mean(at) for at in np.nonzero(objects[0])] if objects else [n // 2 for n in image.shape]
+    )
     centre = [round(at) for at in centre]
 
     # Panels: the index of the slice, the voxel edges (down, right) in mm. All panels have one scale.
@@ -74,7 +90,14 @@ def picture(path, image, prediction, truth, spacing, title, structures):
         for axis, (ax, (index, voxel)) in enumerate(zip(axes, panels)):
             # z grows towards the head, so the slices that show it are drawn with z upwards.
             origin = "lower" if axis else "upper"
-            ax.imshow(image[index], cmap="gray", vmin=low, vmax=high, aspect=voxel[0] / voxel[1], origin=origin)
+            ax.imshow(
+                image[index],
+                cmap="gray",
+                vmin=low,
+                vmax=high,
+                aspect=voxel[0] / voxel[1],
+                origin=origin,
+            )
             for _, colour, style, value, label in outlines:
                 mask = label[index] == value
                 if mask.any():
@@ -82,14 +105,18 @@ def picture(path, image, prediction, truth, spacing, title, structures):
                     _outline(ax, mask, colour, style, filled=len(structures) > 1)
             ax.set_axis_off()
             if image.ndim == 3:
-                ax.set_title(f"{row}  {'zyx'[axis]} = {centre[axis]}".strip(), color=GREY, fontsize=9)
+                ax.set_title(
+                    f"{row}  {'zyx'[axis]} = {centre[axis]}".strip(), color=GREY, fontsize=9
+                )
             else:
                 ax.set_title(row, color=GREY, fontsize=9)
     figure.suptitle(title, color="white", fontsize=12)
     for name, colour, style, _, _ in next(iter(rows.values())):
         grid[0, 0].plot([], [], color=colour, linestyle=style, label=name)
     columns = int(size[0] / 1.6)  # inches for a name
-    figure.legend(loc="outside lower center", ncols=columns, frameon=False, labelcolor=GREY, fontsize=9)
+    figure.legend(
+        loc="outside lower center", ncols=columns, frameon=False, labelcolor=GREY, fontsize=9
+    )
     with replacing(path) as partial:
         figure.savefig(partial, format="png", dpi=120)
 
@@ -234,19 +261,24 @@ def repeatability(path, values_by_method, groups, title):
       ValueError: a method's values and the groups differ in length, or no group has a second scan.
       UserError: the file cannot be written.
     """
-    found = {method: metrics.repeatability(values, groups) for method, values in values_by_method.items()}
+    found = {
+        method: metrics.repeatability(values, groups) for method, values in values_by_method.items()
+    }
     spread = [list(one["sd"].values()) for one in found.values()]
     if not any(spread):
         raise ValueError("no group has a second scan; expected at least one.")
     figure = Figure(figsize=(2.5 + 2 * len(found), 5), layout="constrained")
     ax = figure.subplots()
     names = [
-        f"{method}\nmean {{mean:.2f}}\n{{min:.2f}} to {{max:.2f}}".format_map(one) for method, one in found.items()
+        f"{method}\nmean {{mean:.2f}}\n{{min:.2f}} to {{max:.2f}}".format_map(one)
+        for method, one in found.items()
     ]
     ax.boxplot(spread, widths=0.5, showfliers=False, medianprops={"color": PALETTE[5]})
     ax.set_xticks(range(1, len(found) + 1), names)
     for number, values in enumerate(spread, start=1):
-        aside = np.linspace(-0.12, 0.12, len(values))  # a group stands at the same place in every box
+        aside = np.linspace(
+            -0.12, 0.12, len(values)
+        )  # a group stands at the same place in every box
         ax.scatter(number + aside, values, color=PALETTE[4], alpha=0.6, s=16, zorder=3)
     ax.set(title=title, ylabel=f"SD within a group (groups: {len(spread[0])})", ylim=(0, None))
     ax.grid(axis="y", alpha=0.3)
@@ -277,7 +309,12 @@ def history(path, epochs, title):
     figure = Figure(figsize=(12, 3.6), layout="constrained")
     for ax, (name, lines) in zip(figure.subplots(1, 3), panels):
         for line in lines:
-            ax.plot(number, column.get(line, np.full(len(epochs), np.nan)), marker=".", label=line.replace("_", " "))
+            ax.plot(
+                number,
+                column.get(line, np.full(len(epochs), np.nan)),
+                marker=".",
+                label=line.replace("_", " "),
+            )
         ax.set(title=name, xlabel="epoch")
         ax.grid(alpha=0.3)
     ax.set_ylim(bottom=0)
@@ -290,6 +327,8 @@ def history(path, epochs, title):
 def _outline(ax, mask, colour, style="solid", filled=False):
     """Draws the outline of a mask (height, width), closed where the object touches the border."""
     down, right = (np.arange(-1, n + 1) for n in mask.shape)
-    ax.contour(right, down, np.pad(mask, 1), levels=[0.5], colors=colour, linewidths=1.6, linestyles=style)
+    ax.contour(
+        right, down, np.pad(mask, 1), levels=[0.5], colors=colour, linewidths=1.6, linestyles=style
+    )
     if filled:
         ax.contourf(right, down, np.pad(mask, 1), levels=[0.5, 1], colors=colour, alpha=0.3)

@@ -23,11 +23,14 @@ def postprocess(label, largest_component=False, fill_holes=False):
     mask = lambda value: sitk.GetImageFromArray((label == value).astype(np.uint8))
     if largest_component:
         for value in values:
-            components = sitk.RelabelComponent(sitk.ConnectedComponent(mask(value)))  # 1 is the largest
+            components = sitk.RelabelComponent(
+                sitk.ConnectedComponent(mask(value))
+            )  # 1 is the largest
             label[sitk.GetArrayViewFromImage(components) > 1] = 0
     if fill_holes:
         filled = [
-            (value, sitk.GetArrayFromImage(sitk.BinaryFillhole(mask(value), foregroundValue=1))) for value in values
+            (value, sitk.GetArrayFromImage(sitk.BinaryFillhole(mask(value), foregroundValue=1)))
+            for value in values
         ]
         for value, voxels in sorted(filled, key=lambda found: np.count_nonzero(found[1])):
             label[(voxels == 1) & (label == 0)] = value

@@ -16,9 +16,22 @@ from tf_autoctx.errors import UserError
 from tf_autoctx.files import replacing
 
 LABELS = ("system", "method", "case", "group", "structure")
-SIZES = ("volume_mL", "volume_pixel", "area_pixel", "area_mm2")  # in 2D some cases have pixels alone
+SIZES = (
+    "volume_mL",
+    "volume_pixel",
+    "area_pixel",
+    "area_mm2",
+)  # in 2D some cases have pixels alone
 LONG = (*LABELS, "metric", "value")  # columns of the long table
-COLUMNS = ("DSC", "Conf", "Jacc", "Adb", "Hdb", "volume_error", "area_error")  # of the printed table
+COLUMNS = (
+    "DSC",
+    "Conf",
+    "Jacc",
+    "Adb",
+    "Hdb",
+    "volume_error",
+    "area_error",
+)  # of the printed table
 NOTES = (  # below the printed table
     "mean ± SD over the cases where the value is finite; below it the 95 % confidence interval of the mean",
     "missed: truth without prediction; false: prediction without truth",
@@ -43,8 +56,14 @@ def write(rows, directory, pairs=None):
         for metric, value in row.items()
         if metric not in LABELS
     ]
-    for name, columns, lines in ("scores.csv", LONG, long), ("cases.csv", (*LABELS, *_metric_names(rows)), rows):
-        with replacing(directory / name) as path, open(path, "w", newline="", encoding="utf-8") as file:
+    for name, columns, lines in (
+        ("scores.csv", LONG, long),
+        ("cases.csv", (*LABELS, *_metric_names(rows)), rows),
+    ):
+        with (
+            replacing(directory / name) as path,
+            open(path, "w", newline="", encoding="utf-8") as file,
+        ):
             table = csv.DictWriter(file, columns, lineterminator="\n")
             table.writeheader()
             table.writerows(lines)
@@ -61,15 +80,23 @@ def read(directory):
     """
     path = pathlib.Path(directory) / "scores.csv"
     try:
-        with open(path, newline="", encoding="utf-8-sig") as file:  # spreadsheets write a mark at the beginning
+        with open(
+            path, newline="", encoding="utf-8-sig"
+        ) as file:  # spreadsheets write a mark at the beginning
             table = csv.DictReader(file)
             columns, lines = table.fieldnames or [], [(table.line_num, line) for line in table]
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file; give the command that evaluates again, which writes it.") from None
+        raise UserError(
+            f"{path}: no such file; give the command that evaluates again, which writes it."
+        ) from None
     except (UnicodeDecodeError, csv.Error):
-        raise UserError(f"{path}: is not a text file; expected the results of an evaluation.") from None
+        raise UserError(
+            f"{path}: is not a text file; expected the results of an evaluation."
+        ) from None
     if set(columns) != set(LONG):
-        raise UserError(f"{path}: has the columns {', '.join(columns)}; expected {', '.join(LONG)}.")
+        raise UserError(
+            f"{path}: has the columns {', '.join(columns)}; expected {', '.join(LONG)}."
+        )
     rows = {}
     for number, line in lines:
         where = f"{path}, line {number}"
@@ -79,13 +106,17 @@ def read(directory):
         names = line["method"], line["case"], line["structure"]
         row, about = rows.setdefault(names, dict(line)), ", ".join(names)
         if row | line != row:
-            raise UserError(f"{where}: {about} has another system or group than above; expected one.")
+            raise UserError(
+                f"{where}: {about} has another system or group than above; expected one."
+            )
         if metric in row:
             raise UserError(f"{where}: {metric} of {about} a second time; expected one value.")
         try:
             row[metric] = float(text)
         except ValueError:
-            raise UserError(f"{where}: {metric} of {about} is {text!r}; expected a number.") from None
+            raise UserError(
+                f"{where}: {metric} of {about} is {text!r}; expected a number."
+            ) from None
     for names, row in rows.items():
         try:
             _sizes(row), row["DSC_percent"]
@@ -121,7 +152,10 @@ def summarize(rows, pairs=None):
                 "n": len(cases),
                 "n_missed": sum(truth > 0 and size == 0 for size, truth in sizes),
                 "n_false": _n_false(cases),
-                "metrics": {m: metrics.summarize([row[m] for row in cases.values() if m in row]) for m in names},
+                "metrics": {
+                    m: metrics.summarize([row[m] for row in cases.values() if m in row])
+                    for m in names
+                },
             }
     for after, before in pairs if pairs is not None else zip(list(methods)[1:], methods):
         for structure in methods[after]:
@@ -131,7 +165,9 @@ def summarize(rows, pairs=None):
             for m in names:
                 values = [(a[m], b[m]) for a, b in both if m in a and m in b]
                 tests[m] = metrics.paired([a for a, _ in values], [b for _, b in values])
-            summary["paired"].append({"method": after, "against": before, "structure": structure, "metrics": tests})
+            summary["paired"].append(
+                {"method": after, "against": before, "structure": structure, "metrics": tests}
+            )
     return summary
 
 
@@ -156,7 +192,10 @@ def table(rows, columns=COLUMNS, pairs=None):
             values = [cell["metrics"][name] for name in shown]
             counts = [str(cell[count]) for count in ("n", "n_missed", "n_false")]
             means, intervals = zip(*map(spread, values))
-            lines += [[method, *[structure] * several, *counts, *means], [*[""] * len(header), *intervals]]
+            lines += [
+                [method, *[structure] * several, *counts, *means],
+                [*[""] * len(header), *intervals],
+            ]
 
     text = aligned(lines, words=1 + several)
     return "\n".join([text, *NOTES, *(comparisons(summary) if "DSC" in columns else [])])
@@ -174,7 +213,10 @@ def aligned(lines, words=1):
     widths = [max(map(len, column)) for column in zip(*lines)]
     text = []
     for line in lines:
-        cells = [cell.ljust(w) if i < words else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths))]
+        cells = [
+            cell.ljust(w) if i < words else cell.rjust(w)
+            for i, (cell, w) in enumerate(zip(line, widths))
+        ]
         text.append("  ".join(cells).rstrip())
     rule = "-" * max(map(len, text))
     return "\n".join([text[0], rule, *text[1:], rule])
@@ -200,7 +242,9 @@ def comparisons(summary):
         where = f", {pair['structure']}" if several else ""
         if dsc["n"]:
             p = "p < 0.0001" if dsc["p"] < 1e-4 else f"p = {dsc['p']:.4f}"
-            result = "DSC {mean_difference:+.2f} % [{ci_low:+.2f}, {ci_high:+.2f}], ".format_map(dsc) + p
+            result = (
+                "DSC {mean_difference:+.2f} % [{ci_low:+.2f}, {ci_high:+.2f}], ".format_map(dsc) + p
+            )
             result += f" (Wilcoxon, {dsc['n']} pairs)"
         else:
             result = "no case in common"
@@ -223,7 +267,11 @@ def dice_table(rows):
     structures = list(dict.fromkeys(row["structure"] for row in rows))
     dice = {  # {method: {structure: {case: percent}}}
         method: {
-            name: {case: row["DSC_percent"] for case, row in found.get(name, {}).items() if _defined(row)}
+            name: {
+                case: row["DSC_percent"]
+                for case, row in found.get(name, {}).items()
+                if _defined(row)
+            }
             for name in structures
         }
         for method, found in methods.items()
@@ -235,23 +283,52 @@ def dice_table(rows):
         values = [metrics.summarize(list(cases.values())) for cases in _with_average(columns)]
         lines.append([method])
         for name in ("mean", "sd", "min", "max"):
-            lines.append([name.replace("sd", "SD"), *("-" if np.isnan(v[name]) else f"{v[name]:.2f}" for v in values)])
+            lines.append(
+                [
+                    name.replace("sd", "SD"),
+                    *("-" if np.isnan(v[name]) else f"{v[name]:.2f}" for v in values),
+                ]
+            )
         lines.append(["n", *(str(v["n"]) for v in values)])
-        lines.append(["false", *(str(_n_false(methods[method].get(name, {}))) for name in structures), ""])
+        lines.append(
+            ["false", *(str(_n_false(methods[method].get(name, {}))) for name in structures), ""]
+        )
     pairs = [(new, old) for i, new in enumerate(dice) for old in list(dice)[:i]]
     if pairs:
         lines.append(["Wilcoxon signed-rank test, two-sided"])
     for new, old in pairs:
-        shared = {name: [case for case in dice[new][name] if case in dice[old][name]] for name in structures}
+        shared = {
+            name: [case for case in dice[new][name] if case in dice[old][name]]
+            for name in structures
+        }
         sides = [
-            _with_average({name: {case: dice[side][name][case] for case in shared[name]} for name in structures})
+            _with_average(
+                {
+                    name: {case: dice[side][name][case] for case in shared[name]}
+                    for name in structures
+                }
+            )
             for side in (new, old)
         ]
         tests = [metrics.paired(list(a.values()), list(b.values())) for a, b in zip(*sides)]
-        average = "Avg. {mean_difference:+.2f} % [{ci_low:+.2f}, {ci_high:+.2f}], {n} pairs".format_map(tests[-1])
+        average = (
+            "Avg. {mean_difference:+.2f} % [{ci_low:+.2f}, {ci_high:+.2f}], {n} pairs".format_map(
+                tests[-1]
+            )
+        )
         lines.append([f"{new} against {old}: {average if tests[-1]['n'] else 'no case in common'}"])
-        lines.append(["change", *(f"{t['mean_difference']:+.2f}" if t["n"] else "-" for t in tests)])
-        lines.append(["p", *(("<0.0001" if t["p"] < 1e-4 else f"{t['p']:.4f}") if t["n"] else "-" for t in tests)])
+        lines.append(
+            ["change", *(f"{t['mean_difference']:+.2f}" if t["n"] else "-" for t in tests)]
+        )
+        lines.append(
+            [
+                "p",
+                *(
+                    ("<0.0001" if t["p"] < 1e-4 else f"{t['p']:.4f}") if t["n"] else "-"
+                    for t in tests
+                ),
+            ]
+        )
 
     columns = list(zip(*(line for line in lines if len(line) > 1)))
     widths = [max(map(len, column)) for column in columns]
@@ -280,7 +357,9 @@ def _by_method(rows):
     for row in rows:
         cases = methods.setdefault(row["method"], {}).setdefault(row["structure"], {})
         if row["case"] in cases:
-            raise ValueError(f"two rows for {row['method']}, {row['structure']}, {row['case']}; expected one.")
+            raise ValueError(
+                f"two rows for {row['method']}, {row['structure']}, {row['case']}; expected one."
+            )
         cases[row["case"]] = row
     return methods
 
@@ -304,7 +383,9 @@ def _n_false(cases):
 
 
 def _metric_names(rows):
-    return [name for name in dict.fromkeys(name for row in rows for name in row) if name not in LABELS]
+    return [
+        name for name in dict.fromkeys(name for row in rows for name in row) if name not in LABELS
+    ]
 
 
 def size_of(row):

@@ -42,9 +42,13 @@ def of(voxels, truth, answers, spacing, structures):
       ValueError: a label is not of the image's shape.
     """
     voxels = np.asarray(voxels)
-    labels = [np.asarray(label) for label in (truth, *(answer["label"] for answer in answers.values()))]
+    labels = [
+        np.asarray(label) for label in (truth, *(answer["label"] for answer in answers.values()))
+    ]
     if any(label.shape != voxels.shape for label in labels):
-        raise ValueError(f"image {voxels.shape} and labels {[label.shape for label in labels]} need one shape.")
+        raise ValueError(
+            f"image {voxels.shape} and labels {[label.shape for label in labels]} need one shape."
+        )
     flat = (1,) * (3 - voxels.ndim)
     size = flat + voxels.shape
     samples = tuple(min(n, SAMPLES[voxels.ndim]) for n in size)
@@ -53,7 +57,9 @@ def of(voxels, truth, answers, spacing, structures):
     def mean(array):
         array = np.asarray(array, np.float32)
         array = array.reshape(flat + array.shape)
-        array = transform.resize_local_mean(array, np.minimum(array.shape, samples), preserve_range=True)
+        array = transform.resize_local_mean(
+            array, np.minimum(array.shape, samples), preserve_range=True
+        )
         return transform.resize(array, samples, order=1, mode="edge", preserve_range=True)
 
     def classes(label):
@@ -70,11 +76,16 @@ def of(voxels, truth, answers, spacing, structures):
         "labels": np.stack([classes(label) for label in labels[1:]]),
         "methods": np.array(list(answers)),
         "structures": np.array(list(structures)),
-        "spacing": np.array(flat + tuple((1,) * voxels.ndim if spacing is None else spacing)) * size / samples,
+        "spacing": np.array(flat + tuple((1,) * voxels.ndim if spacing is None else spacing))
+        * size
+        / samples,
         "size": np.array(size),
     }
     if all("probability" in answer for answer in answers.values()):
-        maps = [[mean(answer["probability"][name]) for name in structures] for answer in answers.values()]
+        maps = [
+            [mean(answer["probability"][name]) for name in structures]
+            for answer in answers.values()
+        ]
         view["probabilities"] = np.rint(255 * np.array(maps)).astype(np.uint8)
     return view
 
@@ -102,9 +113,13 @@ def read(path):
         if view["truth"].shape != shape or view["labels"].shape != (*view["methods"].shape, *shape):
             raise ValueError
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file; expected the view of a case of an evaluation.") from None
+        raise UserError(
+            f"{path}: no such file; expected the view of a case of an evaluation."
+        ) from None
     except (AttributeError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile):
-        raise UserError(f"{path}: not the view of a case; run the evaluation again, which writes it.") from None
+        raise UserError(
+            f"{path}: not the view of a case; run the evaluation again, which writes it."
+        ) from None
     return view
 
 
@@ -133,7 +148,10 @@ def surface(mask, truth, spacing):
         edge += 1
         cells = np.ravel_multi_index((vertices // edge).astype(int).T, np.array(mask.shape) + 1)
         _, cell = np.unique(cells, return_inverse=True)
-        points = np.stack([np.bincount(cell, column) for column in values.T], axis=1) / np.bincount(cell)[:, None]
+        points = (
+            np.stack([np.bincount(cell, column) for column in values.T], axis=1)
+            / np.bincount(cell)[:, None]
+        )
         triangles = cell[faces]
     a, b, c = triangles.T
     whole = (a != b) & (b != c) & (c != a)

@@ -132,19 +132,25 @@ class Deformation:
         """
         seeds = tf.unstack(tf.random.experimental.stateless_split(seed, 3))
         translation = tf.random.stateless_uniform([3], seeds[0], -1.0, 1.0) * self.shift * unit
-        angles = tf.random.stateless_uniform([3], seeds[1], -1.0, 1.0) * (self.rotation * math.pi / 180)
+        angles = tf.random.stateless_uniform([3], seeds[1], -1.0, 1.0) * (
+            self.rotation * math.pi / 180
+        )
         turn = _rotation(angles) * spacing / spacing[:, None]
         interval = self.elastic_spacing * unit
         reach = max(abs(offset) for grid in grids for offset in grid)
         intervals = max(1, math.ceil(2 * reach / interval))
-        points = tf.random.stateless_normal([intervals + 3] * 3 + [3], seeds[2]) * self.elastic * unit
+        points = (
+            tf.random.stateless_normal([intervals + 3] * 3 + [3], seeds[2]) * self.elastic * unit
+        )
         moved = []
         for grid in grids:
             offsets = tf.constant(grid, tf.float32)
             at = tf.stack(tf.meshgrid(offsets, offsets, offsets, indexing="ij"), axis=-1)
             if self.elastic:
                 weights = _cubic_b_spline(
-                    (offsets[:, None] + reach) / interval + 1.0 - tf.range(intervals + 3, dtype=tf.float32)
+                    (offsets[:, None] + reach) / interval
+                    + 1.0
+                    - tf.range(intervals + 3, dtype=tf.float32)
                 )
                 at += tf.einsum("ai,bj,ck,ijkd->abcd", weights, weights, weights, points)
             moved.append(translation + tf.einsum("de,abce->abcd", turn, at))
@@ -178,9 +184,13 @@ class RigidMotion:
         """
         image, label, spacing = sample["image"], sample["label"], sample["spacing"]
         seeds = tf.unstack(tf.random.experimental.stateless_split(seed, 3))
-        angles = tf.random.stateless_uniform([3], seeds[0], -1.0, 1.0) * (self.rotation * math.pi / 180)
+        angles = tf.random.stateless_uniform([3], seeds[0], -1.0, 1.0) * (
+            self.rotation * math.pi / 180
+        )
         translation = tf.random.stateless_uniform([3], seeds[1], -1.0, 1.0) * self.shift
-        mirrored = tf.cast(tf.random.stateless_uniform([3], seeds[2]) < 0.5, tf.float32) * float(self.flips)
+        mirrored = tf.cast(tf.random.stateless_uniform([3], seeds[2]) < 0.5, tf.float32) * float(
+            self.flips
+        )
         # Where a voxel comes from: flipped back, moved back, turned back.
         turn = tf.transpose(_rotation(angles)) * spacing / spacing[:, None]
         centre = tf.cast(tf.shape(image)[:3] - 1, tf.float32) / 2
@@ -189,7 +199,9 @@ class RigidMotion:
         def slice_(z):
             at = tf.stack(tf.meshgrid(z, y, x, indexing="ij"), axis=-1)[0] - centre
             at = tf.einsum("de,abe->abd", turn, at * (1 - 2 * mirrored) - translation) + centre
-            return sample_linear(image, tf.clip_by_value(at, 0, 2 * centre)), sample_nearest(label, at)
+            return sample_linear(image, tf.clip_by_value(at, 0, 2 * centre)), sample_nearest(
+                label, at
+            )
 
         # One slice at a time: the points of a whole volume would take several times its memory.
         moved = tf.map_fn(
@@ -197,7 +209,10 @@ class RigidMotion:
             tf.range(tf.cast(tf.shape(image)[0], tf.float32)),
             fn_output_signature=(tf.float32, label.dtype),
         )
-        return {"image": tf.ensure_shape(moved[0], image.shape), "label": tf.ensure_shape(moved[1], label.shape)}
+        return {
+            "image": tf.ensure_shape(moved[0], image.shape),
+            "label": tf.ensure_shape(moved[1], label.shape),
+        }
 
 
 def _rotation(angles):
@@ -205,7 +220,9 @@ def _rotation(angles):
     turn = tf.eye(3)
     for axis, (cos, sin) in enumerate(zip(tf.unstack(tf.cos(angles)), tf.unstack(tf.sin(angles)))):
         a, b = [other for other in range(3) if other != axis]
-        plane = tf.scatter_nd([[a, a], [b, b], [a, b], [b, a], [axis, axis]], [cos, cos, -sin, sin, 1.0], [3, 3])
+        plane = tf.scatter_nd(
+            [[a, a], [b, b], [a, b], [b, a], [axis, axis]], [cos, cos, -sin, sin, 1.0], [3, 3]
+        )
         turn = tf.matmul(plane, turn)
     return turn
 
@@ -230,7 +247,9 @@ def sample_linear(volume, index):
     part = index - low
     total = 0.0
     for corner in itertools.product((0, 1), repeat=3):
-        weight = tf.reduce_prod(tf.where(tf.constant(corner) == 1, part, 1 - part), axis=-1, keepdims=True)
+        weight = tf.reduce_prod(
+            tf.where(tf.constant(corner) == 1, part, 1 - part), axis=-1, keepdims=True
+        )
         total += weight * _gather(volume, tf.cast(low, tf.int32) + tf.constant(corner))
     return total
 

@@ -67,7 +67,9 @@ def load(source, seed, validation_fraction=0.2, training=True):
                 "names by label value."
             ) from None
     elif not source.exists():
-        raise UserError(f"{source}: no such file or folder; expected a data set folder or a CSV file.")
+        raise UserError(
+            f"{source}: no such file or folder; expected a data set folder or a CSV file."
+        )
     else:
         splits, labels = _read_csv(source), {}
     splits = {split: sorted(cases, key=lambda case: case.name) for split, cases in splits.items()}
@@ -75,8 +77,12 @@ def load(source, seed, validation_fraction=0.2, training=True):
         raise UserError(f"{source}: holds no training case; expected at least one.")
     _require_distinct(source, splits)
     if splits["train"] and not splits["validation"] and validation_fraction:
-        splits["train"], splits["validation"] = _split_off(splits["train"], seed, validation_fraction)
-    return Dataset(source.resolve().stem, **{split: tuple(splits[split]) for split in SPLITS}, labels=labels)
+        splits["train"], splits["validation"] = _split_off(
+            splits["train"], seed, validation_fraction
+        )
+    return Dataset(
+        source.resolve().stem, **{split: tuple(splits[split]) for split in SPLITS}, labels=labels
+    )
 
 
 def read_case(case, foreground=None, labels=None, dimensions=3, merge=True):
@@ -97,15 +103,21 @@ def read_case(case, foreground=None, labels=None, dimensions=3, merge=True):
       UserError: unreadable file, image of other dimensions, constant image, label on another grid, of unknown values,
         without the object or in JPEG.
     """
-    image = images.read(case.image) if dimensions == 3 else images.read_2d(case.image, grey_levels=True)
+    image = (
+        images.read(case.image) if dimensions == 3 else images.read_2d(case.image, grey_levels=True)
+    )
     images.require_dimensions(case.image, image, dimensions)
     voxels = images.array(image)
     if voxels.min() == voxels.max():
-        raise UserError(f"{case.image}: every voxel is {voxels.min()}; expected varying intensities.")
+        raise UserError(
+            f"{case.image}: every voxel is {voxels.min()}; expected varying intensities."
+        )
     if case.label is None:
         return image, None
     if case.label.lower().endswith((".jpg", ".jpeg")):
-        raise UserError(f"{case.label}: JPEG changes label values; expected a lossless format such as PNG.")
+        raise UserError(
+            f"{case.label}: JPEG changes label values; expected a lossless format such as PNG."
+        )
     label = images.read(case.label) if dimensions == 3 else images.read_2d(case.label)
     images.require_same_grid(case.label, label, case.image, image)
     label = images.array(label)
@@ -114,11 +126,15 @@ def read_case(case, foreground=None, labels=None, dimensions=3, merge=True):
     unknown = np.setdiff1d(found, known)
     if unknown.size:
         expected = f"one of {known.tolist()}" if labels else "whole numbers"
-        raise UserError(f"{case.label}: has the label values {unknown[:5].tolist()}; expected {expected}.")
+        raise UserError(
+            f"{case.label}: has the label values {unknown[:5].tolist()}; expected {expected}."
+        )
     mask = label != 0 if foreground is None else np.isin(label, foreground)
     if not mask.any():
         wanted = "a value other than 0" if foreground is None else f"one of {list(foreground)}"
-        raise UserError(f"{case.label}: the object is missing, the values are {found.tolist()}; expected {wanted}.")
+        raise UserError(
+            f"{case.label}: the object is missing, the values are {found.tolist()}; expected {wanted}."
+        )
     if merge:
         return image, mask.astype(np.uint8)
     _require_bytes(case.label, found)
@@ -145,7 +161,9 @@ def structures(dataset, foreground=None):
         )
     chosen = {value: named[value] for value in sorted(foreground or named)}
     names = list(chosen.values())
-    bad = [name for name in names if names.count(name) > 1 or "/" in name or name in ("", ".", "..")]
+    bad = [
+        name for name in names if names.count(name) > 1 or "/" in name or name in ("", ".", "..")
+    ]
     if not chosen or max(chosen) > 255 or min(chosen) < 1 or bad:
         raise UserError(
             f"{dataset.name}: has the labels {chosen}; expected one at least, values from 1 to 255, and names that differ "
@@ -156,7 +174,9 @@ def structures(dataset, foreground=None):
 
 def _require_bytes(path, values):
     if values[0] < 0 or values[-1] > 255:
-        raise UserError(f"{path}: has the label values {values[0]} to {values[-1]}; expected values from 0 to 255.")
+        raise UserError(
+            f"{path}: has the label values {values[0]} to {values[-1]}; expected values from 0 to 255."
+        )
 
 
 def fingerprint(dataset):
@@ -186,23 +206,35 @@ def _read_folder(folder):
     if not path.is_file():
         if (folder / "images").is_dir():
             return {"train": _same_named(folder), "validation": [], "test": []}, {}
-        raise UserError(f"{folder}: has no dataset.json; expected a Decathlon or nnU-Net folder, or a CSV file.")
+        raise UserError(
+            f"{folder}: has no dataset.json; expected a Decathlon or nnU-Net folder, or a CSV file."
+        )
     try:
         description = json.loads(path.read_bytes())
     except ValueError as error:
-        raise UserError(f"{path}: is not JSON ({error}); expected a data set's description.") from None
+        raise UserError(
+            f"{path}: is not JSON ({error}); expected a data set's description."
+        ) from None
     if not isinstance(description, dict) or "labels" not in description:
-        raise UserError(f"{path}: lacks the key 'labels'; expected the label values and their names.")
+        raise UserError(
+            f"{path}: lacks the key 'labels'; expected the label values and their names."
+        )
     if "training" not in description and "channel_names" not in description:
-        raise UserError(f"{path}: lacks 'training' (Decathlon) and 'channel_names' (nnU-Net); expected one of them.")
+        raise UserError(
+            f"{path}: lacks 'training' (Decathlon) and 'channel_names' (nnU-Net); expected one of them."
+        )
     channels = description.get("channel_names", description.get("modality", {}))
     if len(channels) > 1:
         raise UserError(f"{path}: describes {len(channels)} channels per image; expected one.")
     pairs = _listed(path, description) if "training" in description else _nnunet(path, description)
-    cases = {split: [_case(path, folder, *pair) for pair in pairs[split]] for split in ("train", "test")}
+    cases = {
+        split: [_case(path, folder, *pair) for pair in pairs[split]] for split in ("train", "test")
+    }
     for case in cases["train"]:
         if case.label is None:
-            raise UserError(f"{path}: training image {case.image} has no label; expected one in labelsTr.")
+            raise UserError(
+                f"{path}: training image {case.image} has no label; expected one in labelsTr."
+            )
     return cases | {"validation": []}, _labels(path, description["labels"])
 
 
@@ -226,7 +258,9 @@ def _listed(path, description):
             item = item if isinstance(item, dict) else {"image": item}
             image, label = item.get("image"), item.get("label")
             if not isinstance(image, str):
-                raise UserError(f"{path}: {key!r} lists {item}; expected a path or an image with its label.")
+                raise UserError(
+                    f"{path}: {key!r} lists {item}; expected a path or an image with its label."
+                )
             name = pathlib.PurePosixPath(image).name
             if label is None and split == "test" and (path.parent / "labelsTs" / name).exists():
                 label = f"labelsTs/{name}"
@@ -243,7 +277,9 @@ def _nnunet(path, description):
         for file in sorted((path.parent / f"images{end}").glob(f"[!.]*{ending}")):
             name, _, channel = file.name.removesuffix(ending).rpartition("_")
             if channel != "0000":
-                raise UserError(f"{file}: is not a first channel; expected one channel, named <case>_0000{ending}.")
+                raise UserError(
+                    f"{file}: is not a first channel; expected one channel, named <case>_0000{ending}."
+                )
             label = f"labels{end}/{name}{ending}"
             label = label if (path.parent / label).exists() else None
             pairs[split].append((name, f"images{end}/{file.name}", label))
@@ -257,7 +293,9 @@ def _labels(path, labels):
             return {int(value): str(name) for value, name in labels.items()}
         return {int(value): name for name, value in labels.items()}
     except (AttributeError, TypeError, ValueError):
-        raise UserError(f"{path}: has the labels {labels}; expected a whole number and a name for each.") from None
+        raise UserError(
+            f"{path}: has the labels {labels}; expected a whole number and a name for each."
+        ) from None
 
 
 def _read_csv(path):
@@ -265,25 +303,41 @@ def _read_csv(path):
     splits = {split: [] for split in SPLITS}
     split_of = {}
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:  # Excel begins a file with a byte order mark
+        with path.open(
+            newline="", encoding="utf-8-sig"
+        ) as file:  # Excel begins a file with a byte order mark
             reader = csv.DictReader(file)
             columns = reader.fieldnames or []
             missing = [column for column in ("image", "label", "split") if column not in columns]
             if missing:
-                raise UserError(f"{path}: lacks {missing} among {columns}; expected image,label,split[,group].")
+                raise UserError(
+                    f"{path}: lacks {missing} among {columns}; expected image,label,split[,group]."
+                )
             rows = [(f"{path}, line {reader.line_num}", row) for row in reader]
     except (UnicodeDecodeError, csv.Error):
-        raise UserError(f"{path}: is not a text file; expected a CSV file or a data set folder.") from None
+        raise UserError(
+            f"{path}: is not a text file; expected a CSV file or a data set folder."
+        ) from None
     for where, row in rows:
-        image, label, split, group = ((row.get(key) or "").strip() for key in ("image", "label", "split", "group"))
+        image, label, split, group = (
+            (row.get(key) or "").strip() for key in ("image", "label", "split", "group")
+        )
         if split not in SPLITS:
-            raise UserError(f"{where}: unknown split {split!r}; expected train, validation or test.")
+            raise UserError(
+                f"{where}: unknown split {split!r}; expected train, validation or test."
+            )
         if not image or not (label or split == "test"):
             what = "label" if image else "image"
-            raise UserError(f"{where}: has no {what}; expected a path (only a test image may lack its label).")
+            raise UserError(
+                f"{where}: has no {what}; expected a path (only a test image may lack its label)."
+            )
         if group and split_of.setdefault(group, split) != split:
-            raise UserError(f"{where}: group {group!r} is in {split} and {split_of[group]}; expected it in one split.")
-        splits[split].append(_case(where, path.parent, images.stem(image), image, label or None, group))
+            raise UserError(
+                f"{where}: group {group!r} is in {split} and {split_of[group]}; expected it in one split."
+            )
+        splits[split].append(
+            _case(where, path.parent, images.stem(image), image, label or None, group)
+        )
     return splits
 
 
@@ -318,7 +372,12 @@ def _split_off(cases, seed, fraction):
 
     groups = sorted({case.group for case in cases}, key=rank)
     if len(groups) == 1:
-        logging.warning("All training cases are one group, %s, which also validates: the scores flatter.", groups[0])
+        logging.warning(
+            "All training cases are one group, %s, which also validates: the scores flatter.",
+            groups[0],
+        )
         return cases, cases
     chosen = groups[: min(max(1, round(fraction * len(groups))), len(groups) - 1)]
-    return [case for case in cases if case.group not in chosen], [case for case in cases if case.group in chosen]
+    return [case for case in cases if case.group not in chosen], [
+        case for case in cases if case.group in chosen
+    ]

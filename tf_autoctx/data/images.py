@@ -16,7 +16,20 @@ from absl import logging
 
 from tf_autoctx.errors import UserError
 
-SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".dcm")
+SUFFIXES = (
+    ".nii.gz",
+    ".nii",
+    ".nrrd",
+    ".nhdr",
+    ".mha",
+    ".mhd",
+    ".png",
+    ".jpg",
+    ".jpeg",
+    ".tif",
+    ".tiff",
+    ".dcm",
+)
 # Lossless and in one file, so that one rename puts the whole image in place.
 WRITABLE = (".nii.gz", ".nii", ".nrrd", ".mha", ".png", ".tif", ".tiff")
 PIXELS_ONLY = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
@@ -43,11 +56,17 @@ def read(path, colour=False):
     try:
         image = _read_series(path, colour) if path.is_dir() else _read_file(path, colour)
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror or error}; expected an image file or a DICOM folder.") from None
+        raise UserError(
+            f"{path}: {error.strerror or error}; expected an image file or a DICOM folder."
+        ) from None
     except RuntimeError as error:  # all that SimpleITK raises
         if "orthonormal" in str(error):
-            raise UserError(f"{path}: the axes are sheared; expected axes at right angles, resample it.") from None
-        raise UserError(f"{path}: not a readable image; expected an intact {', '.join(SUFFIXES)} file.") from None
+            raise UserError(
+                f"{path}: the axes are sheared; expected axes at right angles, resample it."
+            ) from None
+        raise UserError(
+            f"{path}: not a readable image; expected an intact {', '.join(SUFFIXES)} file."
+        ) from None
     _require_finite(path, sitk.GetArrayViewFromImage(image))
     return image
 
@@ -72,12 +91,16 @@ def read_2d(path, grey_levels=False):
     require_dimensions(path, image, 2)
     channels, kind = image.GetNumberOfComponentsPerPixel(), image.GetPixelID()
     if channels in (3, 4):
-        red, green, blue = (sitk.VectorIndexSelectionCast(image, k, sitk.sitkFloat32) for k in range(3))
+        red, green, blue = (
+            sitk.VectorIndexSelectionCast(image, k, sitk.sitkFloat32) for k in range(3)
+        )
         image = 0.299 * red + 0.587 * green + 0.114 * blue
         if kind == sitk.sitkVectorUInt8:
             image = sitk.Cast(sitk.Round(image), sitk.sitkUInt8)
     elif channels > 1:
-        raise UserError(f"{path}: has {channels} values per pixel; expected one (grey), three (RGB) or four (RGBA).")
+        raise UserError(
+            f"{path}: has {channels} values per pixel; expected one (grey), three (RGB) or four (RGBA)."
+        )
     low, high = (float(extreme(sitk.GetArrayViewFromImage(image))) for extreme in (np.min, np.max))
     if grey_levels and image.GetPixelID() != sitk.sitkUInt8 and not (0 <= low and 1 < high <= 255):
         logging.warning("%s: pixels of %g to %g are taken to 0 to 255.", path, low, high)
@@ -94,8 +117,12 @@ def write(image, path):
     """
     path = pathlib.Path(path)
     if not path.name.lower().endswith(WRITABLE):
-        raise UserError(f"{path}: cannot write this format; expected a name that ends in {', '.join(WRITABLE)}.")
-    partial = path.with_name(f".{uuid.uuid4().hex}-{path.name}")  # the suffix tells SimpleITK the format
+        raise UserError(
+            f"{path}: cannot write this format; expected a name that ends in {', '.join(WRITABLE)}."
+        )
+    partial = path.with_name(
+        f".{uuid.uuid4().hex}-{path.name}"
+    )  # the suffix tells SimpleITK the format
     try:
         with _quiet():
             sitk.WriteImage(image, str(partial), useCompression=True)
@@ -106,7 +133,9 @@ def write(image, path):
         os.replace(partial, path)
     except (OSError, RuntimeError):
         if not path.parent.is_dir():
-            raise UserError(f"{path}: cannot be written, there is no folder {path.parent}; create it first.") from None
+            raise UserError(
+                f"{path}: cannot be written, there is no folder {path.parent}; create it first."
+            ) from None
         free = shutil.disk_usage(path.parent).free / 1e6
         raise UserError(
             f"{path}: could not be written whole ({image.GetDimension()}D, {image.GetPixelIDTypeAsString()}; "
@@ -142,7 +171,9 @@ def like(array, reference):
     vectors = array.ndim == len(shape) + 1
     if array.shape[: array.ndim - vectors] != shape:
         raise ValueError(f"array has shape {array.shape}, the reference image {shape}")
-    image = sitk.GetImageFromArray(array.astype(np.uint8) if array.dtype == bool else array, isVector=vectors)
+    image = sitk.GetImageFromArray(
+        array.astype(np.uint8) if array.dtype == bool else array, isVector=vectors
+    )
     image.CopyInformation(reference)
     return image
 
@@ -175,30 +206,47 @@ def find(directory, series=True, below=False, without=None):
     if not directory.is_dir():
         raise UserError(f"{directory}: no such folder; expected a folder of images.")
     if skipped == directory.resolve():
-        raise UserError(f"{without}: is the folder of the input images; expected another one for the results.")
+        raise UserError(
+            f"{without}: is the folder of the input images; expected another one for the results."
+        )
 
     def unreadable(error):
-        raise UserError(f"{error.filename}: {error.strerror.lower()}; expected a folder that can be read.")
+        raise UserError(
+            f"{error.filename}: {error.strerror.lower()}; expected a folder that can be read."
+        )
 
     for folder, folders, names in os.walk(directory, onerror=unreadable):
         # A leading dot marks our own unfinished files and what macOS leaves behind.
         folder, names = pathlib.Path(folder), [name for name in names if not name.startswith(".")]
-        inner = [name for name in folders if not name.startswith(".") and (folder / name).resolve() != skipped]
+        inner = [
+            name
+            for name in folders
+            if not name.startswith(".") and (folder / name).resolve() != skipped
+        ]
         folders[:] = inner if below else []
         files = [folder / name for name in names if name.lower().endswith(SUFFIXES)]
-        only_dicom = all(file.suffix.lower() == ".dcm" for file in files)  # also true of slices without a suffix
+        only_dicom = all(
+            file.suffix.lower() == ".dcm" for file in files
+        )  # also true of slices without a suffix
         if series and names and len(files) != 1 and only_dicom and len(_series(folder)) == 1:
             files = [folder]
         for file in sorted(files):
             if file == directory:
                 name = directory.resolve().name
             else:  # A folder's name is whole, whatever follows its last dot.
-                name = (file.relative_to(directory).parent / (file.name if file == folder else stem(file))).as_posix()
+                name = (
+                    file.relative_to(directory).parent
+                    / (file.name if file == folder else stem(file))
+                ).as_posix()
             if name in found:
-                raise UserError(f"{file}: has the same name as {found[name]}; expected one image of each name.")
+                raise UserError(
+                    f"{file}: has the same name as {found[name]}; expected one image of each name."
+                )
             found[name] = str(file)
     if not found:
-        raise UserError(f"{directory}: holds no image; expected files that end in {', '.join(SUFFIXES)}.")
+        raise UserError(
+            f"{directory}: holds no image; expected files that end in {', '.join(SUFFIXES)}."
+        )
     return dict(sorted(found.items()))
 
 
@@ -219,13 +267,17 @@ def require_own_files(results):
                     f"{file}: is an input image and would be replaced by its result; expected another --output."
                 )
             if owners.setdefault(file, path) != path:
-                raise UserError(f"{file}: is a result of both {owners[file]} and {path}; rename one of them.")
+                raise UserError(
+                    f"{file}: is a result of both {owners[file]} and {path}; rename one of them."
+                )
 
 
 def require_dimensions(path, image, dimensions):
     """Raises a `UserError` unless the image has 2 or 3 `dimensions`."""
     if image.GetDimension() != dimensions:
-        raise UserError(f"{path}: has {image.GetDimension()} dimensions, {image.GetSize()}; expected {dimensions}.")
+        raise UserError(
+            f"{path}: has {image.GetDimension()} dimensions, {image.GetSize()}; expected {dimensions}."
+        )
 
 
 def require_same_grid(label_path, label, image_path, image):
@@ -240,13 +292,21 @@ def require_same_grid(label_path, label, image_path, image):
         ("size", "voxels", label.GetSize(), image.GetSize(), {"rtol": 0, "atol": 0}),
         ("spacing", "mm", label.GetSpacing(), image.GetSpacing(), {"rtol": 1e-3, "atol": 0}),
         ("origin", "mm", label.GetOrigin(), image.GetOrigin(), {"rtol": 0, "atol": tenth}),
-        ("direction", "(cosines)", label.GetDirection(), image.GetDirection(), {"rtol": 0, "atol": 1e-3}),
+        (
+            "direction",
+            "(cosines)",
+            label.GetDirection(),
+            image.GetDirection(),
+            {"rtol": 0, "atol": 1e-3},
+        ),
     ]
     if None in (millimetres(label_path, label), millimetres(image_path, image)):
         checks = checks[:1]
     for what, unit, found, expected, tolerance in checks:
         if len(found) != len(expected) or not np.allclose(found, expected, **tolerance):
-            found, expected = (tuple(round(value, 4) for value in values) for values in (found, expected))
+            found, expected = (
+                tuple(round(value, 4) for value in values) for values in (found, expected)
+            )
             raise UserError(
                 f"{label_path}: {what} {found} {unit} does not match {expected} of its image {image_path}; "
                 "resample the label or fix the file."
@@ -261,9 +321,13 @@ def _read_file(path, colour=False):
         reader.ReadImageInformation()
     size = reader.GetSize()
     if 0 in size:
-        raise UserError(f"{path}: has size {size}, no voxels; expected at least one along each axis.")
+        raise UserError(
+            f"{path}: has size {size}, no voxels; expected at least one along each axis."
+        )
     if reader.GetDimension() > 3:
-        raise UserError(f"{path}: has {reader.GetDimension()} dimensions, size {size}; expected two or three.")
+        raise UserError(
+            f"{path}: has {reader.GetDimension()} dimensions, size {size}; expected two or three."
+        )
     if reader.GetNumberOfComponents() > 1 and not colour:
         kind = sitk.GetPixelIDValueAsString(reader.GetPixelID())
         raise UserError(
@@ -281,13 +345,17 @@ def _check_nifti(path, reader):
     start, count = int(float(reader.GetMetaData("vox_offset"))), math.prod(reader.GetSize())
     try:
         with (gzip.open if path.name.lower().endswith(".gz") else open)(path, "rb") as file:
-            order = "<" if int.from_bytes(file.read(4), "little") in (348, 540) else ">"  # the header's own size
+            order = (
+                "<" if int.from_bytes(file.read(4), "little") in (348, 540) else ">"
+            )  # the header's own size
             file.seek(start)
             data = file.read(count * bits // 8)
     except (EOFError, gzip.BadGzipFile, zlib.error):
         data = b""
     if start < 348 or len(data) < count * bits // 8:  # a header has 348 bytes
-        raise UserError(f"{path}: cut off or damaged; expected {start + count * bits // 8} bytes once unpacked.")
+        raise UserError(
+            f"{path}: cut off or damaged; expected {start + count * bits // 8} bytes once unpacked."
+        )
     if kind in (16, 64):  # float32, float64
         _require_finite(path, np.frombuffer(data, f"{order}f{bits // 8}"))
 
@@ -295,7 +363,9 @@ def _check_nifti(path, reader):
 def _require_finite(path, voxels):
     bad = voxels.size - np.count_nonzero(np.isfinite(voxels))
     if bad:
-        raise UserError(f"{path}: {bad} of {voxels.size} voxels are NaN or infinite; expected finite numbers.")
+        raise UserError(
+            f"{path}: {bad} of {voxels.size} voxels are NaN or infinite; expected finite numbers."
+        )
 
 
 def _series(folder):
@@ -306,7 +376,9 @@ def _series(folder):
 def _read_series(folder, colour):
     series = _series(folder)
     if len(series) != 1:
-        raise UserError(f"{folder}: holds {len(series)} DICOM series; expected one series or an image file.")
+        raise UserError(
+            f"{folder}: holds {len(series)} DICOM series; expected one series or an image file."
+        )
     files = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), series[0])
     if len(files) == 1:
         return _read_file(pathlib.Path(files[0]), colour)
@@ -315,7 +387,9 @@ def _read_series(folder, colour):
     reader.MetaDataDictionaryArrayUpdateOn()
     with _quiet():
         image = reader.Execute()
-    if image.HasMetaDataKey("ITK_non_uniform_sampling_deviation"):  # a rounded header may do that; look closer
+    if image.HasMetaDataKey(
+        "ITK_non_uniform_sampling_deviation"
+    ):  # a rounded header may do that; look closer
         positions = [reader.GetMetaData(i, "0020|0032").split("\\") for i in range(len(files))]
         steps = np.linalg.norm(np.diff(np.asarray(positions, float), axis=0), axis=1)
         if np.ptp(steps) > 0.1 * np.median(steps):

@@ -40,13 +40,17 @@ def sample(files):
     loaded = {name: stored(path, name) for name, path in files.items() if name != "context"}
     if "context" in files:
         context = tf.cond(
-            files["context"] == "", lambda: tf.zeros_like(loaded["image"]), lambda: stored(files["context"], "context")
+            files["context"] == "",
+            lambda: tf.zeros_like(loaded["image"]),
+            lambda: stored(files["context"], "context"),
         )
         loaded["context"] = tf.ensure_shape(context, KINDS["context"].shape)
     return loaded
 
 
-def training(files, augment, *, seed, first_step, steps, batch_size, replicas, worker=0, workers=1, others=0):
+def training(
+    files, augment, *, seed, first_step, steps, batch_size, replicas, worker=0, workers=1, others=0
+):
     """Batches of the steps `first_step` .. `steps`.
 
     Every epoch is a new permutation of the cases; step n takes samples n * batch_size * replicas and on. What does not
@@ -69,7 +73,9 @@ def training(files, augment, *, seed, first_step, steps, batch_size, replicas, w
     per_epoch = cases // per_step * per_step or cases
     columns = {kind: tf.constant(paths) for kind, paths in files.items()}
     index = (
-        np.arange(first_step * per_step, steps * per_step).reshape(-1, workers, per_step // workers)[:, worker].ravel()
+        np.arange(first_step * per_step, steps * per_step)
+        .reshape(-1, workers, per_step // workers)[:, worker]
+        .ravel()
     )
 
     @tf.autograph.experimental.do_not_convert  # takes longer than the tracing itself, and changes nothing
@@ -80,7 +86,9 @@ def training(files, augment, *, seed, first_step, steps, batch_size, replicas, w
         draw = lambda place: sample({kind: paths[order[place]] for kind, paths in columns.items()})
         drawn = draw(place)
         if others:
-            after = place // per_step * per_step + per_step  # the first place that is not in this step
+            after = (
+                place // per_step * per_step + per_step
+            )  # the first place that is not in this step
             away = tf.random.stateless_uniform([others], own_seed, 0, cases - per_step, tf.int32)
             drawn["others"] = tuple(draw((after + away[i]) % cases) for i in range(others))
         return augment(drawn, own_seed)
@@ -96,7 +104,10 @@ def random_patch(sample, seed, size):
     whole = tf.shape(sample["image"])[:3]
     edges = tf.stack([whole[axis] if edge is None else edge for axis, edge in enumerate(size)])
     corner = tf.random.stateless_uniform([3], seed, 0, tf.int32.max, tf.int32) % (whole - edges + 1)
-    cut = {k: tf.slice(v, tf.concat([corner, [0]], 0), tf.concat([edges, [1]], 0)) for k, v in sample.items()}
+    cut = {
+        k: tf.slice(v, tf.concat([corner, [0]], 0), tf.concat([edges, [1]], 0))
+        for k, v in sample.items()
+    }
     return {k: tf.ensure_shape(v, [*size, 1]) for k, v in cut.items()}
 
 

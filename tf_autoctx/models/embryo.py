@@ -42,7 +42,11 @@ def embryo(
     Raises:
       ValueError: an edge below 1, or arguments that `vnet` refuses.
     """
-    for name, edge in {"low_size": low_size, "body_box": body_box, "ventricle_box": ventricle_box}.items():
+    for name, edge in {
+        "low_size": low_size,
+        "body_box": body_box,
+        "ventricle_box": ventricle_box,
+    }.items():
         if edge < 1:
             raise ValueError(f"{name}={edge}: expected at least 1 voxel.")
     image = keras.Input((*input_shape, 1), name="image")
@@ -53,9 +57,14 @@ def embryo(
     initial = keras.layers.Softmax(dtype="float32")(logits)
 
     # Refinement (sections 2.2 and 2.3)
-    context = ResizeLike(dtype="float32")([initial if end_to_end else ops.stop_gradient(initial), image])
+    context = ResizeLike(dtype="float32")(
+        [initial if end_to_end else ops.stop_gradient(initial), image]
+    )
     answers = {"initial": initial}
-    for name, network, box in (("body", "vnet_2", body_box), ("ventricle", "vnet_3", ventricle_box)):
+    for name, network, box in (
+        ("body", "vnet_2", body_box),
+        ("ventricle", "vnet_3", ventricle_box),
+    ):
         x, corner = loc_con(image, context, CLASSES.index(name), box, auto_context)
         logits = vnet((None, None, None, x.shape[-1]), 1, name=network, **arguments)(x)
         probability = keras.layers.Activation("sigmoid", dtype="float32")(logits)

@@ -28,7 +28,9 @@ def initializers(name):
     """
     if name not in INITIALIZERS:
         raise ValueError(f"initializer={name!r}: expected one of {', '.join(INITIALIZERS)}.")
-    return {role: keras.initializers.get(value).clone() for role, value in INITIALIZERS[name].items()}
+    return {
+        role: keras.initializers.get(value).clone() for role, value in INITIALIZERS[name].items()
+    }
 
 
 def rank(x):
@@ -45,7 +47,9 @@ def conv(x, filters, kernel, initializer, **arguments):
 def deconv(x, filters, kernel, initializer, **arguments):
     """Transposed convolution of stride 2 in 2D or 3D: doubles every spatial axis."""
     layer = {2: keras.layers.Conv2DTranspose, 3: Conv3DTranspose}[rank(x)]
-    return layer(filters, kernel, strides=2, padding="same", **initializers(initializer), **arguments)(x)
+    return layer(
+        filters, kernel, strides=2, padding="same", **initializers(initializer), **arguments
+    )(x)
 
 
 def max_pool(x):
@@ -68,7 +72,9 @@ def normalize(x, normalization):
     if normalization == "batch":
         # Replicas with averages of their own would drift apart; other backends than TensorFlow have one anyway.
         synchronized = keras.backend.backend() == "tensorflow"
-        return keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-5, synchronized=synchronized)(x)
+        return keras.layers.BatchNormalization(
+            momentum=0.9, epsilon=1e-5, synchronized=synchronized
+        )(x)
     raise ValueError(f"normalization={normalization!r}: expected 'instance' or 'batch'.")
 
 
@@ -134,7 +140,9 @@ class Conv3DTranspose(keras.layers.Conv3DTranspose):
         if self.compute_dtype != "bfloat16":
             return super().call(x)
         depth, height, width = ops.shape(x)[1:-1]
-        return super().call(_at_least(x, (self.kernel_size[0] + 1) // 2))[:, : 2 * depth, : 2 * height, : 2 * width]
+        return super().call(_at_least(x, (self.kernel_size[0] + 1) // 2))[
+            :, : 2 * depth, : 2 * height, : 2 * width
+        ]
 
 
 @keras.saving.register_keras_serializable("tf_autoctx")
@@ -201,7 +209,9 @@ class ResampleAboutCentre(keras.layers.Layer):
         for axis in range(1, len(x.shape) - 1):
             old, new = ops.shape(x)[axis], ops.shape(reference)[axis]
             from_centre = (_positions(new) - ops.cast(new, "float32") / 2) / self.factor
-            at = ops.clip(from_centre + ops.cast(old, "float32") / 2, 0.5, ops.cast(old, "float32") - 0.5)
+            at = ops.clip(
+                from_centre + ops.cast(old, "float32") / 2, 0.5, ops.cast(old, "float32") - 0.5
+            )
             x = _weighted(x, axis, 1.0 - ops.abs(at[:, None] - _positions(old)))
         return x
 

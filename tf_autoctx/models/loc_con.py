@@ -26,7 +26,9 @@ def loc_con(image, probability, index, box, auto_context=True):
     crop = Crop(box, dtype="float32")
     x = crop([image, corner])
     if auto_context:
-        x = keras.layers.Concatenate(dtype="float32")([x, crop([probability[..., index : index + 1], corner])])
+        x = keras.layers.Concatenate(dtype="float32")(
+            [x, crop([probability[..., index : index + 1], corner])]
+        )
     return x, corner
 
 
@@ -83,7 +85,11 @@ class BoxCorner(keras.layers.Layer):
         weights = ops.where(ops.sum(weights, axis=(1, 2, 3), keepdims=True) > 0, weights, p)
         over_width, over_height = ops.sum(weights, axis=3), ops.sum(weights, axis=2)
         # Axis after axis: a float32 that adds up a whole slice voxel by voxel rounds too much away.
-        margins = [ops.sum(over_width, axis=2), ops.sum(over_width, axis=1), ops.sum(over_height, axis=1)]
+        margins = [
+            ops.sum(over_width, axis=2),
+            ops.sum(over_width, axis=1),
+            ops.sum(over_height, axis=1),
+        ]
         # The nearest whole voxel; a symmetrical object lies midway between two, where rounding noise must not decide.
         low = ops.stack([_centroid(margin) for margin in margins], axis=-1) - self.box / 2
         return ops.cast(ops.floor(low + 0.5 + 1e-3), "int32")
@@ -102,7 +108,9 @@ def _centroid(margin):
     """Centroid of weights (batch, size) in voxels from the low edge: voxel i is at i + 1/2; all 0: the middle."""
     size, total = ops.shape(margin)[1], ops.sum(margin, axis=1)
     moment = ops.sum(margin * (ops.cast(ops.arange(size), "float32") + 0.5), axis=1)
-    return ops.where(total > 0, moment / ops.where(total > 0, total, 1.0), ops.cast(size, "float32") / 2)
+    return ops.where(
+        total > 0, moment / ops.where(total > 0, total, 1.0), ops.cast(size, "float32") / 2
+    )
 
 
 @keras.saving.register_keras_serializable("tf_autoctx")

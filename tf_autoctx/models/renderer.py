@@ -40,7 +40,9 @@ def renderer(size=None, *, base_filters=32, initializer="truncated_normal"):
 
     # Heads; float32 under mixed precision too, for the losses
     x = layers.conv(x, 1, 1, initializer, dtype="float32")
-    aux = layers.deconv(layers.conv(half, f // 2 or 1, 1, initializer), 1, 4, initializer, dtype="float32")
+    aux = layers.deconv(
+        layers.conv(half, f // 2 or 1, 1, initializer), 1, 4, initializer, dtype="float32"
+    )
     return keras.Model(image, _at_size_of(image, {"rendered": x, "aux": aux}), name="renderer")
 
 
@@ -79,10 +81,20 @@ def segmentor2d(size=None, *, base_filters=32, initializer="truncated_normal"):
     aux1 = layers.deconv(layers.conv(quarter, 2, 1, initializer), 2, 4, initializer)
     aux1 = layers.deconv(aux1, 2, 4, initializer, dtype="float32")
     aux2 = layers.deconv(layers.conv(half, 2, 1, initializer), 2, 4, initializer, dtype="float32")
-    return keras.Model(image, _at_size_of(image, {"logits": x, "aux1": aux1, "aux2": aux2}), name="segmentor")
+    return keras.Model(
+        image, _at_size_of(image, {"logits": x, "aux1": aux1, "aux2": aux2}), name="segmentor"
+    )
 
 
-def discriminator(channels, size=None, *, head="scaled", base_filters=32, initializer="truncated_normal", name=None):
+def discriminator(
+    channels,
+    size=None,
+    *,
+    head="scaled",
+    base_filters=32,
+    initializer="truncated_normal",
+    name=None,
+):
     """Tells real from fake (section 2.1, figure 3c): four convolutions at full resolution and one linear unit.
 
     Args:
@@ -104,7 +116,9 @@ def discriminator(channels, size=None, *, head="scaled", base_filters=32, initia
     if head not in HEADS:
         raise ValueError(f"head={head!r}: expected one of {', '.join(HEADS)}.")
     if head != "pool" and size is None:
-        raise ValueError(f"head={head!r} with size=None: expected the size of the images, or the head 'pool'.")
+        raise ValueError(
+            f"head={head!r} with size=None: expected the size of the images, or the head 'pool'."
+        )
     block, _ = _blocks(initializer)
     x = image = keras.Input((size, size, channels), name="image")
     for filters in (base_filters, base_filters, 2 * base_filters, 2 * base_filters):
@@ -112,7 +126,11 @@ def discriminator(channels, size=None, *, head="scaled", base_filters=32, initia
     x = keras.layers.GlobalAveragePooling2D()(x) if head == "pool" else keras.layers.Flatten()(x)
     if head == "scaled":
         x = keras.layers.Rescaling(x.shape[-1] ** -0.5, dtype="float32")(x)
-    return keras.Model(image, keras.layers.Dense(1, **layers.initializers(initializer), dtype="float32")(x), name=name)
+    return keras.Model(
+        image,
+        keras.layers.Dense(1, **layers.initializers(initializer), dtype="float32")(x),
+        name=name,
+    )
 
 
 def _blocks(initializer):
@@ -125,4 +143,6 @@ def _blocks(initializer):
 
 def _at_size_of(image, answers):
     """{name: answer}, without what the image was padded with."""
-    return {name: layers.CropLike(name=name, dtype="float32")([x, image]) for name, x in answers.items()}
+    return {
+        name: layers.CropLike(name=name, dtype="float32")([x, image]) for name, x in answers.items()
+    }

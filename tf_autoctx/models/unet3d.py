@@ -60,7 +60,9 @@ def unet3d(
     return keras.Model(image, layers.CropLike(dtype="float32")([logits, image]), name=name)
 
 
-def pyramid(downsampling=(4, 2), classes=8, *, input_shape=(None, None, None), end_to_end=True, **arguments):
+def pyramid(
+    downsampling=(4, 2), classes=8, *, input_shape=(None, None, None), end_to_end=True, **arguments
+):
     """Multi-scale pyramid of 3D U-Nets with auto-context, as one model (Roth et al. 2018, section 2.2, figure 1).
 
     Level s sees its own image and, from the second level on, the class probabilities of the level before, resampled to
@@ -80,8 +82,12 @@ def pyramid(downsampling=(4, 2), classes=8, *, input_shape=(None, None, None), e
     Raises:
       ValueError: no level, or factors that do not fall from level to level.
     """
-    if not downsampling or any(fine >= coarse for coarse, fine in zip(downsampling, downsampling[1:])):
-        raise ValueError(f"downsampling={downsampling}: expected factors that fall from level to level, such as 4,2.")
+    if not downsampling or any(
+        fine >= coarse for coarse, fine in zip(downsampling, downsampling[1:])
+    ):
+        raise ValueError(
+            f"downsampling={downsampling}: expected factors that fall from level to level, such as 4,2."
+        )
     images, answers = {}, {}
     for level, factor in enumerate(downsampling, start=1):
         x = images[f"image_{level}"] = keras.Input((*input_shape, 1), name=f"image_{level}")
@@ -89,7 +95,9 @@ def pyramid(downsampling=(4, 2), classes=8, *, input_shape=(None, None, None), e
             context = keras.layers.Softmax(dtype="float32")(logits)
             if not end_to_end:
                 context = ops.stop_gradient(context)
-            context = layers.ResampleAboutCentre(downsampling[level - 2] / factor, dtype="float32")([context, x])
+            context = layers.ResampleAboutCentre(downsampling[level - 2] / factor, dtype="float32")(
+                [context, x]
+            )
             x = keras.layers.Concatenate()([x, context])
         unet = unet3d((None, None, None, x.shape[-1]), classes, name=f"level_{level}", **arguments)
         logits = answers[f"level_{level}"] = unet(x)

@@ -22,7 +22,12 @@ VARIANTS = {
     "USegNet-DS-UAM-1": {"skips": (1, 2, 3), "sam": (), "uam": (1,), "deep_supervision": True},
     "USegNet-DS-UAM-12": {"skips": (1, 2, 3), "sam": (), "uam": (1, 2), "deep_supervision": True},
     "USegNet-DS-UAM": {"skips": (1, 2, 3), "sam": (), "uam": (1, 2, 3), "deep_supervision": True},
-    "USegNet-DS-HAS": {"skips": (1, 2, 3), "sam": (1, 2, 3), "uam": (1, 2, 3), "deep_supervision": True},
+    "USegNet-DS-HAS": {
+        "skips": (1, 2, 3),
+        "sam": (1, 2, 3),
+        "uam": (1, 2, 3),
+        "deep_supervision": True,
+    },
 }
 
 # Kernel of each attention module: the paper's 3 everywhere, or the authors' code.
@@ -65,7 +70,9 @@ def usegnet(
     if variant not in VARIANTS:
         raise ValueError(f"variant={variant!r}: expected one of {', '.join(VARIANTS)}.")
     if attention_kernel not in ATTENTION_KERNELS:
-        raise ValueError(f"attention_kernel={attention_kernel!r}: expected one of {', '.join(ATTENTION_KERNELS)}.")
+        raise ValueError(
+            f"attention_kernel={attention_kernel!r}: expected one of {', '.join(ATTENTION_KERNELS)}."
+        )
     parts, kernels = VARIANTS[variant], ATTENTION_KERNELS[attention_kernel]
     block = {"normalization": normalization, "initializer": initializer}
     attention = {"initializer": initializer, "filters": 2 * base_filters, "inner": base_filters}

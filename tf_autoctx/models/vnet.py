@@ -60,7 +60,9 @@ def vnet(
     # Decompression
     for resolution in reversed(range(depth - 1)):
         skip = skips[resolution]
-        x = _prelu(layers.normalize(layers.deconv(x, skip.shape[-1], 2, initializer), normalization))
+        x = _prelu(
+            layers.normalize(layers.deconv(x, skip.shape[-1], 2, initializer), normalization)
+        )
         x = keras.layers.Concatenate()([x, skip])
         x = _stage(x, x.shape[-1], convolutions[resolution], kernel, **block)
 

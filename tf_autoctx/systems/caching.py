@@ -26,10 +26,16 @@ def cached(cases, directory, read, prepare):
         folder = pathlib.Path(directory) / case.name
         if not (folder / "spacing").exists():
             image, label = read(case)
-            tensors = prepare(case, images.array(image).astype(np.float32)[None, ..., None], label[None, ..., None])
+            tensors = prepare(
+                case,
+                images.array(image).astype(np.float32)[None, ..., None],
+                label[None, ..., None],
+            )
             for name, tensor in tensors.items():
                 pipeline.store(folder / name, tensor)
-            pipeline.store(folder / "spacing", np.array(images.spacing(image), np.float32))  # last: all is there
+            pipeline.store(
+                folder / "spacing", np.array(images.spacing(image), np.float32)
+            )  # last: all is there
         files.append({path.name: str(path) for path in sorted(folder.glob("[!.]*"))})
         progress.add(1)
     return files

@@ -25,7 +25,9 @@ def held_out(cases, read):
     test = [case for case in cases.test if case.label]
     if len(test) < len(cases.test):
         logging.warning(
-            "%d of %d test images have no label and are not scored.", len(cases.test) - len(test), len(cases.test)
+            "%d of %d test images have no label and are not scored.",
+            len(cases.test) - len(test),
+            len(cases.test),
         )
     if not test and cases.validation:
         logging.warning(
@@ -33,7 +35,9 @@ def held_out(cases, read):
         )
         test = list(cases.validation)
     if not test:
-        raise UserError(f"{cases.name}: neither a test case with a label nor a validation case; expected one to score.")
+        raise UserError(
+            f"{cases.name}: neither a test case with a label nor a validation case; expected one to score."
+        )
     for case in test:
         read(case)
     return test
@@ -61,12 +65,24 @@ def scores(prediction, truth, spacing, structures, measure=None):
                 score |= measure(mask, true_mask, spacing)
             if not true_mask.any():
                 sizes = ("volume_mL", "area_mm2", "area_pixel")
-                score = {key: number if key.endswith(sizes) else np.nan for key, number in score.items()}
+                score = {
+                    key: number if key.endswith(sizes) else np.nan for key, number in score.items()
+                }
             found.append({"structure": name, **score})
     return found
 
 
-def evaluate(system, cases, segment, directory, structures, read, trained=(), window=(-np.inf, np.inf), measure=None):
+def evaluate(
+    system,
+    cases,
+    segment,
+    directory,
+    structures,
+    read,
+    trained=(),
+    window=(-np.inf, np.inf),
+    measure=None,
+):
     """Scores methods on cases and prints the table.
 
     Writes the tables of `report.write`, a picture a case (last method), and in views/ what `html_report` shows of it.
@@ -95,21 +111,36 @@ def evaluate(system, cases, segment, directory, structures, read, trained=(), wi
     methods, progress = {}, keras.utils.Progbar(len(cases), unit_name="case")
     for case in cases:
         image, truth = read(case)
-        voxels, spacing = images.array(image).astype(np.float32), images.millimetres(case.image, image)
+        voxels, spacing = (
+            images.array(image).astype(np.float32),
+            images.millimetres(case.image, image),
+        )
         caching.warn_of_spacing(case.image, spacing, trained)
         answers = segment(voxels)
         for method, answer in answers.items():
             prediction = np.asarray(answer["label"])
             for score in scores(prediction, truth, spacing, structures, measure):
-                row = {"system": system, "method": method, "case": case.name, "group": case.group, **score}
+                row = {
+                    "system": system,
+                    "method": method,
+                    "case": case.name,
+                    "group": case.group,
+                    **score,
+                }
                 methods.setdefault(method, []).append(row)
         shown = np.clip(voxels, *window)
-        plots.picture(directory / f"{case.name}.png", shown, prediction, truth, spacing, case.name, structures)
+        plots.picture(
+            directory / f"{case.name}.png", shown, prediction, truth, spacing, case.name, structures
+        )
         view = views.of(shown, truth, answers, spacing, structures)
         views.write(directory / "views" / f"{case.name}.npz", view)
         progress.add(1)
     order = list(structures)
-    rows = [row for found in methods.values() for row in sorted(found, key=lambda row: order.index(row["structure"]))]
+    rows = [
+        row
+        for found in methods.values()
+        for row in sorted(found, key=lambda row: order.index(row["structure"]))
+    ]
     report.write(rows, directory)
     print(report.table(rows) if len(structures) == 1 else report.dice_table(rows))
     if measure:
@@ -126,12 +157,19 @@ def draw_measurements(methods, directory):
     last = list(methods)[-1]
     for name in (name for name in columns if f"truth_{name}" in columns):
         # Every method has a row for every case that has the structure.
-        found = {m: [row for row in scored if row.get(f"truth_{name}", 0) > 0] for m, scored in methods.items()}
+        found = {
+            m: [row for row in scored if row.get(f"truth_{name}", 0) > 0]
+            for m, scored in methods.items()
+        }
         truth, groups = ([row[key] for row in found[last]] for key in (f"truth_{name}", "group"))
         values = {m: [row[name] for row in scored] for m, scored in found.items()}
         title = "{0[0]} ({0[2]})".format(name.rpartition("_"))
         if np.count_nonzero(np.isfinite(values[last])) > 1:
-            plots.agreement(directory / f"agreement_{name}.png", values[last], truth, f"{title}, {last}")
+            plots.agreement(
+                directory / f"agreement_{name}.png", values[last], truth, f"{title}, {last}"
+            )
         if name.startswith(("volume", "area")) and len(set(groups)) < len(groups):
             path = directory / f"repeatability_{name}.png"
-            plots.repeatability(path, {"truth": truth, **values}, groups, f"{title} of repeated scans")
+            plots.repeatability(
+                path, {"truth": truth, **values}, groups, f"{title} of repeated scans"
+            )

@@ -116,7 +116,9 @@ class FetalHead:
 
     def __post_init__(self):
         if self.variant not in (*VARIANTS, *WAYS):
-            raise ValueError(f"variant={self.variant!r}: expected one of {', '.join((*VARIANTS, *WAYS))}.")
+            raise ValueError(
+                f"variant={self.variant!r}: expected one of {', '.join((*VARIANTS, *WAYS))}."
+            )
         if self.join not in ("sum", "concat"):
             raise ValueError(f"join={self.join!r}: expected 'sum' or 'concat'.")
         if not 0 < self.scale <= 1:
@@ -168,13 +170,24 @@ class FetalHead:
         Returns:
           (batch, *network_size, 1) float32.
         """
-        low, high = ops.min(image, axis=(1, 2, 3, 4), keepdims=True), ops.max(image, axis=(1, 2, 3, 4), keepdims=True)
+        low, high = (
+            ops.min(image, axis=(1, 2, 3, 4), keepdims=True),
+            ops.max(image, axis=(1, 2, 3, 4), keepdims=True),
+        )
         image = (image - low) / ops.where(high > low, high - low, ops.ones_like(low))
-        return image if self.same_grid else layers.resize_linear(image, self.network_size(ops.shape(image)[1:4]))
+        return (
+            image
+            if self.same_grid
+            else layers.resize_linear(image, self.network_size(ops.shape(image)[1:4]))
+        )
 
     def preprocess_label(self, label):
         """Label (batch, depth, height, width, 1) shrunk to the network's grid, nearest neighbour."""
-        return label if self.same_grid else layers.resize_nearest(label, self.network_size(ops.shape(label)[1:4]))
+        return (
+            label
+            if self.same_grid
+            else layers.resize_nearest(label, self.network_size(ops.shape(label)[1:4]))
+        )
 
     def postprocess(self, probability, size):
         """Probability linearly resampled to the original grid, and the label: where it is above 0.5.
@@ -247,7 +260,11 @@ class FetalHead:
             raise UserError(
                 f"--patch_size={self.patch_size}: a training volume has {tuple(size)} voxels; expected at most half of each axis."
             )
-        return {"volume": tuple(size), "patches": (self.patch_size,) * 3, "slices": tuple(size[1:])}[self.view]
+        return {
+            "volume": tuple(size),
+            "patches": (self.patch_size,) * 3,
+            "slices": tuple(size[1:]),
+        }[self.view]
 
     def training_view(self, sample, random_patch):
         """What one training pass sees of a sample: all of it, a random patch or a random slice.
@@ -259,5 +276,7 @@ class FetalHead:
         if self.view == "patches":
             return random_patch(sample, (self.patch_size,) * 3)
         if self.view == "slices":
-            return {name: tensor[0] for name, tensor in random_patch(sample, (1, None, None)).items()}
+            return {
+                name: tensor[0] for name, tensor in random_patch(sample, (1, None, None)).items()
+            }
         return sample

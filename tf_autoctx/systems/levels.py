@@ -30,7 +30,9 @@ def cached(cases, system, directory, read):
     def prepare(case, voxels, label):
         label = system.preprocess_label(tf.constant(label))
         if not tf.reduce_any(label > 0):
-            raise UserError(f"{case.label}: the object vanishes at --scale={system.scale}; use a larger scale.")
+            raise UserError(
+                f"{case.label}: the object vanishes at --scale={system.scale}; use a larger scale."
+            )
         return {"image": system.preprocess(tf.constant(voxels))[0], "label": label[0]}
 
     files = caching.cached(cases, directory, read, prepare)
@@ -71,7 +73,9 @@ def train(level, system, training, validation, directory, strategy, settings, au
     if network := stages.finished(directory):
         return network
     directory = pathlib.Path(directory)
-    shutil.rmtree(directory / "probability", ignore_errors=True)  # of an earlier training of this level
+    shutil.rmtree(
+        directory / "probability", ignore_errors=True
+    )  # of an earlier training of this level
     sizes = [tuple(pipeline.stored(entry["image"], "image").shape[:3]) for entry in training]
     shapes = {system.training_shape(size) for size in sizes}
     pipeline.require_one_shape(shapes, settings.batch_size)
@@ -88,8 +92,13 @@ def train(level, system, training, validation, directory, strategy, settings, au
     shape = shapes.pop() if len(shapes) == 1 else [None] * len(next(iter(shapes)))
 
     def prepared(sample, seed):
-        sample = system.training_view(sample, lambda whole, size: pipeline.random_patch(whole, seed, size))
-        return {name: tf.ensure_shape(tensor, [*shape, 1]) for name, tensor in augmentation(sample, seed).items()}
+        sample = system.training_view(
+            sample, lambda whole, size: pipeline.random_patch(whole, seed, size)
+        )
+        return {
+            name: tf.ensure_shape(tensor, [*shape, 1])
+            for name, tensor in augmentation(sample, seed).items()
+        }
 
     def score(network):
         run = _probability(system, network)
@@ -136,5 +145,6 @@ def _probability(system, network):
     """`system.probability` of one network as a graph for any size."""
     volume = tf.TensorSpec((None, None, None, None, 1))
     return tf.function(
-        lambda image, context: system.probability(network, image, context), input_signature=[volume, volume]
+        lambda image, context: system.probability(network, image, context),
+        input_signature=[volume, volume],
     )

@@ -29,8 +29,14 @@ SERVED = {
         "units": "HU",
         "rule": "any size; the CT's own grid",
     },
-    "label": {"range": [0, 255], "meaning": "value of the most probable structure, see labels; 0: background"},
-    "probability": {"range": [0, 1], "meaning": "of the background, then of each structure, label values ascending"},
+    "label": {
+        "range": [0, 255],
+        "meaning": "value of the most probable structure, see labels; 0: background",
+    },
+    "probability": {
+        "range": [0, 1],
+        "meaning": "of the background, then of each structure, label values ascending",
+    },
 }
 
 # Flag values by name; the command line wins. "paper" holds every constant of the paper.
@@ -103,7 +109,9 @@ class MultiOrgan:
 
     def __post_init__(self):
         if not self.labels or not all(0 < value < 256 for value in self.labels):
-            raise ValueError(f"labels={self.labels}: expected label values from 1 to 255 and their names.")
+            raise ValueError(
+                f"labels={self.labels}: expected label values from 1 to 255 and their names."
+            )
         if self.mode not in MODES:
             raise ValueError(f"mode={self.mode!r}: expected one of {', '.join(MODES)}.")
         factors = self.downsampling
@@ -114,9 +122,13 @@ class MultiOrgan:
         if self.patch_size < 8 or self.patch_size % 8:
             raise ValueError(f"patch_size={self.patch_size}: expected a positive multiple of 8.")
         if self.tile_size < 16 or self.tile_size % 8:
-            raise ValueError(f"tile_size={self.tile_size}: expected a multiple of 8 of at least 16.")
+            raise ValueError(
+                f"tile_size={self.tile_size}: expected a multiple of 8 of at least 16."
+            )
         if not -math.inf < self.window_low < self.window_high < math.inf:
-            raise ValueError(f"window_low={self.window_low}: expected less than window_high={self.window_high}.")
+            raise ValueError(
+                f"window_low={self.window_low}: expected less than window_high={self.window_high}."
+            )
 
     @property
     def scales(self):
@@ -147,7 +159,10 @@ class MultiOrgan:
     def unets(self, network):
         """The U-Nets of a pyramid of this system, level 1 first, each a function from its input to logits."""
         levels = range(1, len(network.outputs) + 1)
-        return [functools.partial(network.get_layer(f"level_{level}"), training=False) for level in levels]
+        return [
+            functools.partial(network.get_layer(f"level_{level}"), training=False)
+            for level in levels
+        ]
 
     def grid_size(self, size, scale):
         """Spatial size of a level's grid for a volume of spatial `size` (integers or integer tensors)."""
@@ -193,17 +208,26 @@ class MultiOrgan:
         answers = []
         for unet, x in zip(unets, images):
             if answers:
-                x = ops.concatenate([x, layers.resize_linear(answers[-1], ops.shape(x)[1:4])], axis=-1)
+                x = ops.concatenate(
+                    [x, layers.resize_linear(answers[-1], ops.shape(x)[1:4])], axis=-1
+                )
             answers.append(
                 tiling.tiled(
-                    lambda tile, unet=unet: ops.softmax(unet(tile), axis=-1), x, self.tile_size, self.overlap, progress
+                    lambda tile, unet=unet: ops.softmax(unet(tile), axis=-1),
+                    x,
+                    self.tile_size,
+                    self.overlap,
+                    progress,
                 )
             )
         return answers
 
     def tiles(self, size):
         """Number of tiles of all levels together for a volume of spatial `size` (integers)."""
-        return sum(tiling.count(self.grid_size(size, scale), self.tile_size, self.overlap) for scale in self.scales)
+        return sum(
+            tiling.count(self.grid_size(size, scale), self.tile_size, self.overlap)
+            for scale in self.scales
+        )
 
     def label(self, probability, size):
         """Label values on the original grid: the class of the largest probability, linearly resampled.
@@ -222,19 +246,25 @@ class MultiOrgan:
 
         def slice_(z):
             # Two slices weigh in; a product with the matrix of all weights would read all of them for every slice.
-            at = ops.clip((ops.cast(z, "float32") + 0.5) * factor - 0.5, 0.0, ops.cast(old - 1, "float32"))
+            at = ops.clip(
+                (ops.cast(z, "float32") + 0.5) * factor - 0.5, 0.0, ops.cast(old - 1, "float32")
+            )
             low = ops.cast(ops.floor(at), "int32")
             low_part = ops.take(probability, low, axis=1)
             high_part = ops.take(probability, ops.minimum(low + 1, old - 1), axis=1)
             part = at - ops.cast(low, "float32")
             p = layers.resize_linear(low_part * (1 - part) + high_part * part, size[1:])
-            return ops.take(ops.convert_to_tensor(np.array(self.values, np.uint8)), ops.argmax(p, axis=-1))[..., None]
+            return ops.take(
+                ops.convert_to_tensor(np.array(self.values, np.uint8)), ops.argmax(p, axis=-1)
+            )[..., None]
 
         return ops.moveaxis(ops.map(slice_, ops.arange(size[0])), 0, 1)
 
     def cascade(self, unets, image, progress=None):
         """Class probabilities of every level on its own grid for a raw volume: HU (batch, depth, height, width, 1)."""
-        return self.probabilities(unets, [self.preprocess(image, scale) for scale in self.scales], progress)
+        return self.probabilities(
+            unets, [self.preprocess(image, scale) for scale in self.scales], progress
+        )
 
     def segment(self, unets, image, probability=False, progress=None):
         """What is served for a raw volume.

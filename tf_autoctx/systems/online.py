@@ -57,7 +57,9 @@ def of_run(run, system, given, iterations, seed):
       KeyError, TypeError, ValueError: a flag is missing or wrong.
     """
     if not system.renders:
-        raise UserError(f"{run}: a run of the variant {system.variant}, without a renderer; expected --iterations=0.")
+        raise UserError(
+            f"{run}: a run of the variant {system.variant}, without a renderer; expected --iterations=0."
+        )
     settings = dataclasses.replace(
         runs.configured(loop.Settings, given),
         steps=iterations,
@@ -66,7 +68,9 @@ def of_run(run, system, given, iterations, seed):
         learning_rate_decay="constant",
     )
     objective = runs.configured(self_play.Objective, given)
-    return OnlineRendering(system, objective, self_play.finished(run), self_play.rendered(run), settings)
+    return OnlineRendering(
+        system, objective, self_play.finished(run), self_play.rendered(run), settings
+    )
 
 
 class OnlineRendering:
@@ -87,10 +91,13 @@ class OnlineRendering:
         for name, network in self._networks.items():
             network.set_weights(networks[name].get_weights())
         self._images, self._labels = (
-            [pipeline.stored(entry[kind], kind).numpy() for entry in source] for kind in ("image2d", "label2d")
+            [pipeline.stored(entry[kind], kind).numpy() for entry in source]
+            for kind in ("image2d", "label2d")
         )
         plan = self_play.groups(self._networks, objective, online=True)
-        optimizers, update = self_play.updates(self._networks, plan, objective, settings, online=True)
+        optimizers, update = self_play.updates(
+            self._networks, plan, objective, settings, online=True
+        )
         self._update = tf.function(update, reduce_retracing=True, autograph=False)
         self._answer = self_play.graph(system, self._networks)
         changing = [*self._networks.values(), *optimizers.values()]
@@ -125,9 +132,15 @@ class OnlineRendering:
         real = {}
         for name in self._system.discriminators:
             first = rng.integers(len(self._images))
-            stack = [i for i, image in enumerate(self._images) if image.shape == self._images[first].shape]
+            stack = [
+                i
+                for i, image in enumerate(self._images)
+                if image.shape == self._images[first].shape
+            ]
             pair = first, rng.choice([i for i in stack if i != first] or stack)
-            image, label = (np.stack([found[i] for i in pair]) for found in (self._images, self._labels))
+            image, label = (
+                np.stack([found[i] for i in pair]) for found in (self._images, self._labels)
+            )
             real[name] = self_play.seen_by(name, image, label.astype(np.float32))
         return real
 

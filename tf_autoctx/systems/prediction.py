@@ -74,11 +74,14 @@ class Segmentor:
         found = {"label": np.asarray(answer["label"])[0, ..., 0]}
         if probabilities:
             foreground = np.asarray(answer["probability"])[0, ..., -len(self.labels) :]
-            found["probability"] = {name: foreground[..., k] for k, name in enumerate(self.labels.values())}
+            found["probability"] = {
+                name: foreground[..., k] for k, name in enumerate(self.labels.values())
+            }
         if "iterations" in answer:
             found["kept"] = answer["kept"]
             found["iterations"] = [
-                {name: np.asarray(x)[0, ..., 0] for name, x in iteration.items()} for iteration in answer["iterations"]
+                {name: np.asarray(x)[0, ..., 0] for name, x in iteration.items()}
+                for iteration in answer["iterations"]
             ]
         return found
 
@@ -96,12 +99,17 @@ def segmentor(path, **options):
     Raises:
       UserError: neither; no level is finished; a damaged network; an option that the model does not have.
     """
-    path, options = pathlib.Path(path), {name: value for name, value in options.items() if value is not None}
+    path, options = (
+        pathlib.Path(path),
+        {name: value for name, value in options.items() if value is not None},
+    )
     if not (path / "saved_model.pb").exists() and not (path / "config.json").exists():
         path = export.newest(path) or path
     if (path / "saved_model.pb").exists():
         for name, value in options.items():
-            raise UserError(f"--{name}={value}: {path} is a SavedModel, in which this is fixed; expected a run folder.")
+            raise UserError(
+                f"--{name}={value}: {path} is a SavedModel, in which this is fixed; expected a run folder."
+            )
         return _from_saved_model(path)
     if not (path / "config.json").exists():
         raise UserError(
@@ -109,7 +117,9 @@ def segmentor(path, **options):
         )
     config = runs.load_config(path)
     if config["system"] not in SYSTEMS:
-        raise UserError(f"{path}: a run of {config['system']!r}; expected one of {', '.join(SYSTEMS)}.")
+        raise UserError(
+            f"{path}: a run of {config['system']!r}; expected one of {', '.join(SYSTEMS)}."
+        )
     for name, value in options.items():
         if OPTIONS[name] != config["system"]:
             raise UserError(
@@ -118,21 +128,30 @@ def segmentor(path, **options):
     try:
         made = SYSTEMS[config["system"]](path, config, **options)
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path / 'config.json'}: {error} is missing or wrong; expected the flags of a run.") from error
+        raise UserError(
+            f"{path / 'config.json'}: {error} is missing or wrong; expected the flags of a run."
+        ) from error
     return Segmentor(**made, spacing=config.get("spacing", []), system=config["system"])
 
 
 def _fetal_head(run, config):
     system = runs.configured(fetal_head.FetalHead, config["flags"])
     networks = _networks(run, config["flags"]["level"])
-    answer = tf.function(lambda image: system.segment(networks, image), input_signature=[export.VOLUME])
-    return {"labels": {1: fetal_head.STRUCTURE}, "answer": lambda image, probabilities, progress: answer(image)}
+    answer = tf.function(
+        lambda image: system.segment(networks, image), input_signature=[export.VOLUME]
+    )
+    return {
+        "labels": {1: fetal_head.STRUCTURE},
+        "answer": lambda image, probabilities, progress: answer(image),
+    }
 
 
 def _multi_organ(run, config, **options):
     labels = dict(sorted(runs.labels(config).items()))
     system = runs.configured(multi_organ.MultiOrgan, config["flags"] | options, labels=labels)
-    network = stages.load(_finished(run / pyramids.stage(system, len(system.scales)) / "model.keras"))
+    network = stages.load(
+        _finished(run / pyramids.stage(system, len(system.scales)) / "model.keras")
+    )
     unets = pyramids.graphs(system, network)
 
     def answer(image, probabilities, progress):
@@ -145,7 +164,9 @@ def _multi_organ(run, config, **options):
 def _embryo(run, config):
     system = refinement.configured(config)
     network = stages.load(run / refinement.finished(run)[-1] / "model.keras")
-    answer = tf.function(lambda image: system.segment(network, image), input_signature=[export.VOLUME])
+    answer = tf.function(
+        lambda image: system.segment(network, image), input_signature=[export.VOLUME]
+    )
     return {"labels": system.labels, "answer": lambda image, probabilities, progress: answer(image)}
 
 
@@ -157,7 +178,9 @@ def _renderer(run, config, iterations=None, online_seed=0):
         render = online.of_run(run, system, config["flags"], iterations, online_seed)
     else:
         networks = self_play.finished(run)
-        segment = tf.function(lambda image: system.segment(networks, image), input_signature=[export.IMAGE])
+        segment = tf.function(
+            lambda image: system.segment(networks, image), input_signature=[export.IMAGE]
+        )
 
     def answer(image, probabilities, progress):
         if not iterations:
@@ -186,7 +209,9 @@ def _from_saved_model(path):
         labels, spacing = runs.labels(card), card.get("spacing", [])
         signatures = {False: loaded.signatures["serving_default"]}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, tf.errors.OpError) as error:
-        raise UserError(f"{path}: not a SavedModel of ours ({type(error).__name__}); export it again.") from error
+        raise UserError(
+            f"{path}: not a SavedModel of ours ({type(error).__name__}); export it again."
+        ) from error
     signatures[True] = loaded.signatures.get("probabilities", signatures[False])
 
     def answer(image, probabilities, progress):
@@ -202,12 +227,16 @@ def _networks(run, level):
     finished = list(itertools.takewhile(pathlib.Path.exists, files))
     _finished(files[0])
     if len(finished) < level:
-        logging.warning("%s: %d of %d levels are finished; these answer.", run, len(finished), level)
+        logging.warning(
+            "%s: %d of %d levels are finished; these answer.", run, len(finished), level
+        )
     return [stages.load(file) for file in finished]
 
 
 def _finished(file):
     """The file of a network, if it is there."""
     if not file.exists():
-        raise UserError(f"{file}: this level is not finished; run the training script with the same flags to go on.")
+        raise UserError(
+            f"{file}: this level is not finished; run the training script with the same flags to go on."
+        )
     return file

@@ -21,7 +21,10 @@ def prepared(system, seed):
         return {
             "label": system.classes(label)[0],
             "places": subvolumes.places(label[0, ..., 0], system.values[1:], rng),
-            **{f"image_{level}": system.preprocess(voxels, s)[0] for level, s in enumerate(system.scales, start=1)},
+            **{
+                f"image_{level}": system.preprocess(voxels, s)[0]
+                for level, s in enumerate(system.scales, start=1)
+            },
         }
 
     return prepare
@@ -40,7 +43,10 @@ def warn_unless_hu(path, voxels):
     low, high = voxels.min(), voxels.max()
     if low > -50 or high < 100:
         logging.warning(
-            "%s: intensities from %g to %g do not look like a CT in HU, such as -1000 to 1500.", path, low, high
+            "%s: intensities from %g to %g do not look like a CT in HU, such as -1000 to 1500.",
+            path,
+            low,
+            high,
         )
 
 
@@ -48,7 +54,9 @@ def warn_of_missing(system, training):
     """Warns of structures that no training case has."""
     places = np.stack([pipeline.stored(entry["places"], "places")[:, 0, 0] for entry in training])
     present = ~np.isnan(places).all(axis=0)
-    caching.warn_of_missing(system.labels, [value for value, there in zip(system.values[1:], present) if there])
+    caching.warn_of_missing(
+        system.labels, [value for value, there in zip(system.values[1:], present) if there]
+    )
 
 
 def stage(system, count):
@@ -97,7 +105,9 @@ def _stage(count, below, system, training, validation, run, strategy, settings, 
         return network
 
     def sample_losses(network, batch):
-        answers = network({f"image_{level}": batch[f"image_{level}"] for level in levels}, training=True)
+        answers = network(
+            {f"image_{level}": batch[f"image_{level}"] for level in levels}, training=True
+        )
         return sum(loss(batch[f"label_{level}"], answers[f"level_{level}"]) for level in learning)
 
     def prepare(sample, seed):
@@ -114,7 +124,9 @@ def _stage(count, below, system, training, validation, run, strategy, settings, 
         unets = graphs(system, network)
 
         def dice_of(sample):
-            answer = system.probabilities(unets, [sample[f"image_{level}"][None] for level in levels])[-1]
+            answer = system.probabilities(
+                unets, [sample[f"image_{level}"][None] for level in levels]
+            )[-1]
             truth = sample["label"][..., 0].numpy()
             label = system.classes(system.label(answer, truth.shape))[0, ..., 0].numpy()
             return metrics.mean_dice(label, truth)
@@ -160,7 +172,9 @@ def every_level(system, network):
             f"level {level}": {
                 "label": system.label(answer, voxels.shape)[0, ..., 0].numpy(),
                 "probability": {
-                    system.labels[value]: answer[0, ..., k] for k, value in enumerate(system.values) if value
+                    system.labels[value]: answer[0, ..., k]
+                    for k, value in enumerate(system.values)
+                    if value
                 },
             }
             for level, answer in enumerate(answers, start=first)

@@ -18,7 +18,9 @@ def prepared(system):
     """A `prepare` of `caching.cached`: the preprocessed image, and the label as classes 0, 1 (body), 2 (ventricle)."""
 
     def prepare(case, voxels, label):
-        classes = sum((label == value).astype(np.uint8) * k for k, value in enumerate(system.labels, start=1))
+        classes = sum(
+            (label == value).astype(np.uint8) * k for k, value in enumerate(system.labels, start=1)
+        )
         return {"image": system.preprocess(tf.constant(voxels))[0], "label": classes[0]}
 
     return prepare
@@ -31,9 +33,12 @@ def check_structures(system, training):
       UserError: the ventricles are larger than the bodies: the two label values are exchanged.
     """
     counts = sum(
-        np.bincount(pipeline.stored(entry["label"], "label").numpy().ravel(), minlength=3) for entry in training
+        np.bincount(pipeline.stored(entry["label"], "label").numpy().ravel(), minlength=3)
+        for entry in training
     )
-    caching.warn_of_missing(system.labels, [value for value, count in zip(system.labels, counts[1:]) if count])
+    caching.warn_of_missing(
+        system.labels, [value for value, count in zip(system.labels, counts[1:]) if count]
+    )
     if counts[2] > counts[1] > 0:
         body, ventricle = system.labels
         raise UserError(
@@ -59,11 +64,15 @@ def run_of(folder):
     """
     config = runs.load_config(folder)
     if config["system"] != embryo.NAME:
-        raise UserError(f"{folder}: a run of {config['system']!r}; expected one of {embryo.NAME!r}.")
+        raise UserError(
+            f"{folder}: a run of {config['system']!r}; expected one of {embryo.NAME!r}."
+        )
     try:
         return config, configured(config)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{folder}/config.json: {error} is missing or wrong; expected the flags of a run.") from error
+        raise UserError(
+            f"{folder}/config.json: {error} is missing or wrong; expected the flags of a run."
+        ) from error
 
 
 def cases_of(folder, config):
@@ -76,7 +85,9 @@ def cases_of(folder, config):
     source = given["data_dir"] or pathlib.Path(folder) / "phantoms"
     cases = datasets.load(source, given["seed"], given["validation_fraction"])
     if datasets.fingerprint(cases) != config["data_fingerprint"]:
-        raise UserError(f"{source}: other data than those of {folder}; expected the files that it was trained on.")
+        raise UserError(
+            f"{source}: other data than those of {folder}; expected the files that it was trained on."
+        )
     return cases
 
 
@@ -88,7 +99,9 @@ def initial_of(source, system, fingerprint):
     """
     config = runs.load_config(source)
     if config["system"] != embryo.NAME or config["data_fingerprint"] != fingerprint:
-        raise UserError(f"--initial_from={source}: a run of another system or other data; expected those of this run.")
+        raise UserError(
+            f"--initial_from={source}: a run of another system or other data; expected those of this run."
+        )
     for name in ("low_size", "base_filters", "depth", "kernel", "normalization"):
         if config["flags"].get(name) != getattr(system, name):
             raise UserError(
@@ -97,7 +110,9 @@ def initial_of(source, system, fingerprint):
             )
     file = pathlib.Path(source) / "initial" / "model.keras"
     if not file.exists():
-        raise UserError(f"{file}: this stage is not finished; finish it, or leave --initial_from out.")
+        raise UserError(
+            f"{file}: this stage is not finished; finish it, or leave --initial_from out."
+        )
     return file
 
 
@@ -144,14 +159,19 @@ def train(stage, system, training, validation, run, strategy, settings, motion):
     def sample_losses(network, batch):
         answer, label = network(batch["image"], training=True), batch["label"]
         if stage == "initial":
-            return dice(losses.one_hot(system.low_label(label), answer["initial"]), answer["initial"])
+            return dice(
+                losses.one_hot(system.low_label(label), answer["initial"]), answer["initial"]
+            )
         return dice(label == 1, answer["body"]) + dice(label == 2, answer["ventricle"])
 
     def score(network):
         segment = graph(system, network)
 
         def dice_of(sample):
-            answer, truth = segment(sample["image"][None])[1][0, ..., 0].numpy(), sample["label"][..., 0].numpy()
+            answer, truth = (
+                segment(sample["image"][None])[1][0, ..., 0].numpy(),
+                sample["label"][..., 0].numpy(),
+            )
             return metrics.mean_dice(answer, truth)
 
         return dice_of
@@ -176,9 +196,13 @@ def finished(run):
     Raises:
       UserError: there is none.
     """
-    found = [stage for stage in embryo.STAGES if (pathlib.Path(run) / stage / "model.keras").exists()]
+    found = [
+        stage for stage in embryo.STAGES if (pathlib.Path(run) / stage / "model.keras").exists()
+    ]
     if not found:
-        raise UserError(f"{run}: no stage is finished; run the training script with the same flags to go on.")
+        raise UserError(
+            f"{run}: no stage is finished; run the training script with the same flags to go on."
+        )
     return found
 
 
@@ -192,7 +216,10 @@ def every_stage(system, networks):
 
     A graph each: in one, TensorFlow would run several at once, in several times the memory.
     """
-    values, graphs = np.array([0, *system.labels], np.uint8), {m: graph(system, n) for m, n in networks.items()}
+    values, graphs = (
+        np.array([0, *system.labels], np.uint8),
+        {m: graph(system, n) for m, n in networks.items()},
+    )
 
     def segment(voxels):
         image, answers = system.preprocess(tf.constant(voxels[None, ..., None])), {}
@@ -200,7 +227,9 @@ def every_stage(system, networks):
             probability, classes = answer(image)
             answers[method] = {
                 "label": values[classes[0, ..., 0]],
-                "probability": {name: probability[0, ..., k] for k, name in enumerate(system.labels.values())},
+                "probability": {
+                    name: probability[0, ..., k] for k, name in enumerate(system.labels.values())
+                },
             }
         return answers
 

@@ -17,7 +17,11 @@ DISCRIMINATORS = {"d_app": 1, "d_struct": 1, "d_pair": 2}  # {name: channels}
 # What a client should know of the export beside dtypes and shapes.
 SERVED = {
     "image": {"range": [0, 255], "units": "grey levels", "rule": "any size; the image's own grid"},
-    "rendered": {"range": None, "units": "grey levels, mostly from 0 to 255", "meaning": "image in the source's look"},
+    "rendered": {
+        "range": None,
+        "units": "grey levels, mostly from 0 to 255",
+        "meaning": "image in the source's look",
+    },
     "label": {"range": [0, 1], "meaning": "1 where the head's probability is above 0.5"},
     "probability": {"range": [0, 1], "meaning": "of the head"},
 }
@@ -96,11 +100,17 @@ class Renderer:
         if self.variant not in VARIANTS:
             raise ValueError(f"variant={self.variant!r}: expected one of {', '.join(VARIANTS)}.")
         if self.discriminator_head not in HEADS:
-            raise ValueError(f"discriminator_head={self.discriminator_head!r}: expected one of {', '.join(HEADS)}.")
+            raise ValueError(
+                f"discriminator_head={self.discriminator_head!r}: expected one of {', '.join(HEADS)}."
+            )
         if self.size < 0 or 0 < self.size < 8:
-            raise ValueError(f"size={self.size}: expected at least 8 pixels, or 0 for images at their own size.")
+            raise ValueError(
+                f"size={self.size}: expected at least 8 pixels, or 0 for images at their own size."
+            )
         if not self.size and self.discriminator_head != "pool" and self.discriminators:
-            raise ValueError("size=0: images of any size need discriminator_head=pool; expected a size or that head.")
+            raise ValueError(
+                "size=0: images of any size need discriminator_head=pool; expected a size or that head."
+            )
 
     @property
     def discriminators(self):
@@ -114,11 +124,17 @@ class Renderer:
 
     def networks(self):
         """{name: new network} of the variant, under the current Keras dtype policy."""
-        given = {"size": self.size or None, "base_filters": self.base_filters, "initializer": self.initializer}
+        given = {
+            "size": self.size or None,
+            "base_filters": self.base_filters,
+            "initializer": self.initializer,
+        }
         made = {"renderer": models.renderer(**given)} if self.renders else {}
         made["segmentor"] = models.segmentor2d(**given)
         for name in self.discriminators:
-            made[name] = models.discriminator(DISCRIMINATORS[name], head=self.discriminator_head, name=name, **given)
+            made[name] = models.discriminator(
+                DISCRIMINATORS[name], head=self.discriminator_head, name=name, **given
+            )
         return made
 
     def preprocess(self, image):
@@ -140,7 +156,9 @@ class Renderer:
         Returns:
           {"rendered", "probability": (batch, height, width, 1) float32}; without a renderer, the image is "rendered".
         """
-        rendered = networks["renderer"](image, training=False)["rendered"] if self.renders else image
+        rendered = (
+            networks["renderer"](image, training=False)["rendered"] if self.renders else image
+        )
         logits = networks["segmentor"](rendered, training=False)["logits"]
         return {"rendered": rendered, "probability": ops.softmax(logits, axis=-1)[..., 1:]}
 
@@ -158,8 +176,14 @@ class Renderer:
         if self.size:
             answer = {name: layers.resize_linear(x, size) for name, x in answer.items()}
         rendered, probability = 255 * answer["rendered"], answer["probability"]
-        return {"rendered": rendered, "probability": probability, "label": ops.cast(probability > 0.5, "uint8")}
+        return {
+            "rendered": rendered,
+            "probability": probability,
+            "label": ops.cast(probability > 0.5, "uint8"),
+        }
 
     def segment(self, networks, image):
         """What is served: `postprocess` of the `answer` for raw images (batch, height, width, 1), grey levels."""
-        return self.postprocess(self.answer(networks, self.preprocess(image)), ops.shape(image)[1:3])
+        return self.postprocess(
+            self.answer(networks, self.preprocess(image)), ops.shape(image)[1:3]
+        )

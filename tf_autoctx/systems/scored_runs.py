@@ -47,7 +47,9 @@ def load(folder, system, mode):
         ) from None
     rows = report.read(pathlib.Path(folder) / "evaluation")
     if not rows:
-        raise UserError(f"{folder}/evaluation/scores.csv: holds no case; expected the results of a finished run.")
+        raise UserError(
+            f"{folder}/evaluation/scores.csv: holds no case; expected the results of a finished run."
+        )
     return Run(str(folder), chosen, seed, config["data_fingerprint"], labels, rows)
 
 
@@ -78,4 +80,6 @@ def in_order(found, modes):
                 f"{run.folder}: has the labels {run.labels}, {found[0].folder} {found[0].labels}; expected the same."
             )
     sets = collections.Counter(seed for seed, _ in {(run.seed, run.data) for run in found})
-    return found, [f"seed {run.seed}" + f", data {run.data[:8]}" * (sets[run.seed] > 1) for run in found]
+    return found, [
+        f"seed {run.seed}" + f", data {run.data[:8]}" * (sets[run.seed] > 1) for run in found
+    ]

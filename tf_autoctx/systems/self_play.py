@@ -40,7 +40,10 @@ TRAINING = {
 }
 ONLINE = {name: networks for name, networks in TRAINING.items() if name != "segmentation"}
 ONLINE["d_pair_generator"] = ("renderer",)
-ANSWERS = {"renderer": ("rendered", "rendering"), "segmentor": ("logits", "segmentation")}  # main answer, own term
+ANSWERS = {
+    "renderer": ("rendered", "rendering"),
+    "segmentor": ("logits", "segmentation"),
+}  # main answer, own term
 # How often the authors' code updates by each term in an iteration online; while training it is once.
 PUBLISHED_ONLINE = {"d_app_generator": 2, "d_struct_generator": 3, "d_pair_generator": 2}
 
@@ -90,14 +93,20 @@ class Evaluation:
     def segmentation(self):
         """What the segmentor answers to the rendered image; without a renderer, to the image."""
         rendered = "renderer" in self._networks
-        return self._once("segmentor", lambda: self.rendering["rendered"] if rendered else self._batch["image"])
+        return self._once(
+            "segmentor", lambda: self.rendering["rendered"] if rendered else self._batch["image"]
+        )
 
     def fake(self, name):
         """Logits of a discriminator for what renderer and segmentor made."""
 
         def made():
             image = self.rendering["rendered"] if name != "d_struct" else None
-            map_ = ops.softmax(self.segmentation["logits"], axis=-1)[..., 1:] if name != "d_app" else None
+            map_ = (
+                ops.softmax(self.segmentation["logits"], axis=-1)[..., 1:]
+                if name != "d_app"
+                else None
+            )
             return seen_by(name, image, map_)
 
         return self._once(name, made)
@@ -109,8 +118,12 @@ class Evaluation:
     def losses(self, term, objective):
         """(batch,) float32 of a term."""
         if term == "rendering":
-            distance = lambda name: ops.mean(ops.abs(self._batch["image"] - self.rendering[name]), axis=(1, 2, 3))
-            return objective.rendering_weight * distance("rendered") + objective.rendering_aux_weight * distance("aux")
+            distance = lambda name: ops.mean(
+                ops.abs(self._batch["image"] - self.rendering[name]), axis=(1, 2, 3)
+            )
+            return objective.rendering_weight * distance(
+                "rendered"
+            ) + objective.rendering_aux_weight * distance("aux")
         if term == "segmentation":
             return losses.HybridLoss(objective.dice_weight)(self._batch["label"], self.segmentation)
         if term.endswith("_generator"):
@@ -138,7 +151,9 @@ def groups(names, objective, online=False):
     """
     terms = [term for term in (ONLINE if online else TRAINING) if _needed(term) in names]
     if objective.update_order == "published":
-        return [[term] for term in terms for _ in range(PUBLISHED_ONLINE.get(term, 1) if online else 1)]
+        return [
+            [term] for term in terms for _ in range(PUBLISHED_ONLINE.get(term, 1) if online else 1)
+        ]
     generators = [term for term in terms if term not in DISCRIMINATORS]
     return [generators] * (objective.generator_updates - 1) + [terms]
 
@@ -170,8 +185,15 @@ def updates(networks, plan, objective, settings, online=False):
 
     variables = {}  # of every optimizer, each once: {name: {id: variable}}
     for term in (term for group in plan for term in group):
-        found = [variable for name in updated[term] if name in networks for variable in reached(term, name)]
-        variables.setdefault(optimizer_of(term), {}).update({id(variable): variable for variable in found})
+        found = [
+            variable
+            for name in updated[term]
+            if name in networks
+            for variable in reached(term, name)
+        ]
+        variables.setdefault(optimizer_of(term), {}).update(
+            {id(variable): variable for variable in found}
+        )
     variables = {name: list(found.values()) for name, found in variables.items()}
     optimizers = {name: loop.adam(settings, found) for name, found in variables.items()}
 
@@ -196,7 +218,9 @@ def updates(networks, plan, objective, settings, online=False):
 
 def _needed(term):
     """Name of the network without which there is no such term."""
-    return {"segmentation": "segmentor", "rendering": "renderer"}.get(term, term.removesuffix("_generator"))
+    return {"segmentation": "segmentor", "rendering": "renderer"}.get(
+        term, term.removesuffix("_generator")
+    )
 
 
 def cached(cases, system, directory, read):
@@ -207,7 +231,10 @@ def cached(cases, system, directory, read):
     """
 
     def prepare(case, pixels, label):
-        image, label = system.preprocess(tf.constant(pixels)), system.preprocess_label(tf.constant(label))
+        image, label = (
+            system.preprocess(tf.constant(pixels)),
+            system.preprocess_label(tf.constant(label)),
+        )
         return {"image2d": image[0], "label2d": label[0]}
 
     files = caching.cached(cases, directory, read, prepare)
@@ -245,7 +272,10 @@ def train(system, objective, training, validation, run, strategy, settings):
         )
 
     def prepare(sample, seed):
-        shape = (*[system.size or None] * 2, 1)  # sizes that are known let XLA compile the step on a GPU
+        shape = (
+            *[system.size or None] * 2,
+            1,
+        )  # sizes that are known let XLA compile the step on a GPU
         drawn = [
             [tf.ensure_shape(one[name], shape) for name in ("image2d", "label2d")]
             for one in (sample, *sample.get("others", ()))
@@ -260,7 +290,8 @@ def train(system, objective, training, validation, run, strategy, settings):
     def score(networks):
         answer = graph(system, networks)
         return lambda sample: metrics.dice(
-            answer(sample["image2d"][None])["probability"][0, ..., 0].numpy() > 0.5, sample["label2d"][..., 0].numpy()
+            answer(sample["image2d"][None])["probability"][0, ..., 0].numpy() > 0.5,
+            sample["label2d"][..., 0].numpy(),
         )
 
     networks = stages.train_together(
@@ -298,7 +329,9 @@ def finished(run):
     """
     directory = pathlib.Path(run) / "networks"
     if not directory.exists():
-        raise UserError(f"{directory}: is not there; run the training script with the same flags to finish the run.")
+        raise UserError(
+            f"{directory}: is not there; run the training script with the same flags to finish the run."
+        )
     names = renderer.VARIANTS[runs.load_config(run)["flags"]["variant"]]
     return {name: stages.load(directory / f"{name}.keras") for name in names}
 
@@ -335,7 +368,10 @@ def compare_source(training, run, shown=6):
     """
     images = {
         name: [pipeline.stored(entry["image2d"], "image2d").numpy()[..., 0] for entry in files]
-        for name, files in (("S", sorted(training, key=_case)), ("S'", sorted(rendered(run), key=_case)))
+        for name, files in (
+            ("S", sorted(training, key=_case)),
+            ("S'", sorted(rendered(run), key=_case)),
+        )
     }
     # S' has every image from 0 to 1; the same of S, for a fair comparison
     images["S"] = [(image - image.min()) / max(np.ptp(image), 1e-6) for image in images["S"]]
@@ -343,14 +379,20 @@ def compare_source(training, run, shown=6):
     for name, found in images.items():
         for what, value in (("mean", np.mean), ("SD", np.std)):
             values = [float(value(image)) for image in found]
-            spread[f"{what} of {name}"] = {"mean": float(np.mean(values)), "sd": float(np.std(values))}
+            spread[f"{what} of {name}"] = {
+                "mean": float(np.mean(values)),
+                "sd": float(np.std(values)),
+            }
         text = ", ".join(
-            f"{what} {{mean:.3f}} ± {{sd:.3f}}".format_map(spread[f"{what} of {name}"]) for what in ("mean", "SD")
+            f"{what} {{mean:.3f}} ± {{sd:.3f}}".format_map(spread[f"{what} of {name}"])
+            for what in ("mean", "SD")
         )
         print(f"intensities of {len(found)} images of {name}, from 0 to 1: {text}")
     with replacing(pathlib.Path(run) / "source.json") as path:
         path.write_text(json.dumps(spread, indent=1) + "\n")
-    plots.before_and_after(pathlib.Path(run) / "source.png", list(zip(*images.values()))[:shown], "S above, S' below")
+    plots.before_and_after(
+        pathlib.Path(run) / "source.png", list(zip(*images.values()))[:shown], "S above, S' below"
+    )
 
 
 def _case(entry):
@@ -366,5 +408,7 @@ def rendered(run):
     """
     folders = sorted((pathlib.Path(run) / "rendered").glob("[!.]*"))
     if not folders:
-        raise UserError(f"{run}/rendered: is not there; run the training script with the same flags to finish the run.")
+        raise UserError(
+            f"{run}/rendered: is not there; run the training script with the same flags to finish the run."
+        )
     return [{name: str(folder / name) for name in ("image2d", "label2d")} for folder in folders]

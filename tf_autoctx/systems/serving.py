@@ -12,7 +12,9 @@ from tf_autoctx.training import devices, runs
 POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16"}
 
 
-def export_run(run, system, networks, build, functions, served, precision="float32", spec=export.VOLUME):
+def export_run(
+    run, system, networks, build, functions, served, precision="float32", spec=export.VOLUME
+):
     """Writes the next version of `run/saved_model`, unless the newest one is of the same weights, and says which serves.
 
     Args:

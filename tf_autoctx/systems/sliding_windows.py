@@ -73,8 +73,12 @@ class SlidingWindows:
 
 def beside(system, window, stride):
     """`SlidingWindows` that go with an `embryo.Embryo`: its VNets at half their width."""
-    fields = {name: getattr(system, name) for name in ("depth", "kernel", "normalization", "initializer")}
-    return SlidingWindows(window=window, stride=stride, base_filters=max(1, system.base_filters // 2), **fields)
+    fields = {
+        name: getattr(system, name) for name in ("depth", "kernel", "normalization", "initializer")
+    }
+    return SlidingWindows(
+        window=window, stride=stride, base_filters=max(1, system.base_filters // 2), **fields
+    )
 
 
 # Windows
@@ -102,7 +106,10 @@ def padded(volume, window):
 
 def extent(mask):
     """First and last index, (3,) int32 each, of a bool mask (depth, height, width); an empty one counts as full."""
-    covered = [tf.cast(tf.reduce_any(mask, [a for a in range(3) if a != axis]), tf.int32) for axis in range(3)]
+    covered = [
+        tf.cast(tf.reduce_any(mask, [a for a in range(3) if a != axis]), tf.int32)
+        for axis in range(3)
+    ]
     first = tf.stack([tf.argmax(line, output_type=tf.int32) for line in covered])
     after = tf.stack([tf.argmax(line[::-1], output_type=tf.int32) for line in covered])
     return first, tf.shape(mask) - 1 - after
@@ -154,10 +161,15 @@ def samples(name, window, motion):
         half = tf.range(number)[:, None] < about
         low = tf.where(half, low, 0)
         high = tf.where(half, high, tf.shape(ventricle) - window)
-        drawn = low + tf.random.stateless_uniform([number, 3], seeds[1], 0, tf.int32.max, tf.int32) % (high - low + 1)
+        drawn = low + tf.random.stateless_uniform(
+            [number, 3], seeds[1], 0, tf.int32.max, tf.int32
+        ) % (high - low + 1)
         if name == "localiser":
             windows = tf.stack([cut(image, corner, window) for corner in tf.unstack(drawn)])
-            return {"windows": windows, "target": tf.cast(inside(ventricle, window, drawn), tf.float32)}
+            return {
+                "windows": windows,
+                "target": tf.cast(inside(ventricle, window, drawn), tf.float32),
+            }
         return {"image": cut(image, drawn[0], window), "label": cut(label, drawn[0], window)}
 
     return prepare
@@ -177,11 +189,15 @@ def sample_losses(name, network, batch):
 def warn_of_large(window, training):
     """Warns of every training case whose ventricle is larger than the window."""
     for entry in training:
-        first, last = extent(pipeline.stored(entry["label"], "label")[..., 0] == CLASSES["ventricle"])
+        first, last = extent(
+            pipeline.stored(entry["label"], "label")[..., 0] == CLASSES["ventricle"]
+        )
         edges = (last - first + 1).numpy().tolist()
         if max(edges) > window:
             case = pathlib.Path(entry["label"]).parent.name
-            logging.warning("%s: the ventricle is %s voxels; no window of %d holds it.", case, edges, window)
+            logging.warning(
+                "%s: the ventricle is %s voxels; no window of %d holds it.", case, edges, window
+            )
 
 
 def train(name, peer, training, validation, run, strategy, settings, motion):
@@ -214,7 +230,10 @@ def train(name, peer, training, validation, run, strategy, settings, motion):
             truth = truth[..., 0] == CLASSES[name]
             if name == "ventricle":
                 corner = tf.add(*holding(truth, peer.window)) // 2
-                image, truth = cut(image, corner, peer.window), cut(truth[..., None], corner, peer.window)[..., 0]
+                image, truth = (
+                    cut(image, corner, peer.window),
+                    cut(truth[..., None], corner, peer.window)[..., 0],
+                )
             return metrics.dice(answer(image)[..., 0].numpy() > 0.5, truth.numpy())
 
         return dice
@@ -242,7 +261,9 @@ def finished(run):
     networks = {name: stages.finished(pathlib.Path(run) / name) for name in NETWORKS}
     for name, network in networks.items():
         if network is None:
-            raise UserError(f"{run}/{name}/model.keras: not finished; run eval/sliding_windows.py again to go on.")
+            raise UserError(
+                f"{run}/{name}/model.keras: not finished; run eval/sliding_windows.py again to go on."
+            )
     return networks
 
 
@@ -288,7 +309,10 @@ def localiser(network, window, stride, window_batch):
         every = corners(image.shape[:3], window, stride)
         number = max(1, round(fraction * len(every)))
         chosen = every[np.linspace(0, len(every) - 1, number).round().astype(int)]
-        found = [logits(image, chosen[i : i + window_batch]).numpy() for i in range(0, number, window_batch)]
+        found = [
+            logits(image, chosen[i : i + window_batch]).numpy()
+            for i in range(0, number, window_batch)
+        ]
         corner = chosen[np.argmax(np.concatenate(found))]
         return Localised(corner, time.perf_counter() - begin, number, len(every))
 
@@ -327,7 +351,10 @@ def segmentor(system, peer, networks, window_batch):
       voxels (depth, height, width) float32, raw; `fraction` of the localiser's windows.
     """
     localise = localiser(folded(networks["localiser"]), peer.window, peer.stride, window_batch)
-    ventricle_in, body_in = probability(networks["ventricle"]), probability(networks["body"], peer.window)
+    ventricle_in, body_in = (
+        probability(networks["ventricle"]),
+        probability(networks["body"], peer.window),
+    )
 
     def segment(voxels, fraction=1.0):
         image = padded(system.preprocess(tf.constant(voxels)[None, ..., None])[0], peer.window)

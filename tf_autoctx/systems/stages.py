@@ -34,7 +34,9 @@ def train(directory, build, losses, files, prepare, validation, score, *, seed, 
         network = networks["network"]
         variables = network.trainable_variables
         optimizer = loop.adam(settings, variables)
-        step = lambda batch: loop.minimize({"loss": (optimizer, variables, lambda: losses(network, batch))})
+        step = lambda batch: loop.minimize(
+            {"loss": (optimizer, variables, lambda: losses(network, batch))}
+        )
         return {"adam": optimizer}, step
 
     network = train_together(

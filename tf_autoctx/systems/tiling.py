@@ -33,7 +33,9 @@ def tiled(function, x, tile, overlap, progress=None):
     """
     x = ops.convert_to_tensor(x)
     # Traced, not run: loops must know the channels and the type of what they carry before the first tile.
-    spec = _Traced(function).compute_output_spec(keras.KerasTensor((*4 * (None,), x.shape[4]), x.dtype))
+    spec = _Traced(function).compute_output_spec(
+        keras.KerasTensor((*4 * (None,), x.shape[4]), x.dtype)
+    )
 
     def answer(x):
         y = function(x)
@@ -97,14 +99,17 @@ def _along(axis, function, tile, overlap, spec):
             blended = cut(y, 0, shared) * rise + cut(last, stride - shared, stride) * (1 - rise)
             # Carried and collected must be of one shape: all but the first `shared` voxels, though the next tile needs
             # the last `shared` only.
-            return cut(y, shared, stride + shared), ops.concatenate([blended, cut(y, shared, stride)], axis=axis)
+            return cut(y, shared, stride + shared), ops.concatenate(
+                [blended, cut(y, shared, stride)], axis=axis
+            )
 
         # `scan` waits for a tile before it starts the next (unroll=1 is TensorFlow's parallel_iterations=1), where
         # `map` and `while_loop` would hold ten tiles' activations at once in a graph.
         start = ops.zeros((*size[:axis], stride, *size[axis + 1 : 4], spec.shape[4]), spec.dtype)
         last, blocks = ops.scan(step, start, ops.arange(number), unroll=1)
         blocks = ops.reshape(
-            ops.moveaxis(blocks, 0, axis), (*size[:axis], number * stride, *size[axis + 1 : 4], spec.shape[4])
+            ops.moveaxis(blocks, 0, axis),
+            (*size[:axis], number * stride, *size[axis + 1 : 4], spec.shape[4]),
         )
         # Cut before they are joined: each copy is as large as the volume.
         rest = cut(last, stride - shared, n - (number - 1) * stride - shared)

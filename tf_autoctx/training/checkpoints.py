@@ -34,7 +34,9 @@ class Checkpoints:
         self.directory = pathlib.Path(directory)
         self._state, self._writes = _State({}), writes
         checkpoint = tf.train.Checkpoint(
-            networks=tf.train.Checkpoint(**networks), optimizers=tf.train.Checkpoint(**optimizers), state=self._state
+            networks=tf.train.Checkpoint(**networks),
+            optimizers=tf.train.Checkpoint(**optimizers),
+            state=self._state,
         )
         self._checkpoint = checkpoint
         self._last = tf.train.CheckpointManager(
@@ -76,15 +78,26 @@ class Checkpoints:
     def _restore(self, manager):
         # The files themselves, not TensorFlow's list of them: another process may have written since, or cut it short.
         files = pathlib.Path(manager.directory).glob("step-*.index")
-        paths = sorted((str(file.with_suffix("")) for file in files), key=lambda path: int(path.rpartition("-")[2]))
+        paths = sorted(
+            (str(file.with_suffix("")) for file in files),
+            key=lambda path: int(path.rpartition("-")[2]),
+        )
         for path in reversed(paths):
             # TensorFlow's reader answers a damaged file with whatever built-in exception is nearest.
             try:
                 self._checkpoint.restore(path).assert_existing_objects_matched()
                 return self._state.value
-            except (tf.errors.OpError, IndexError, RuntimeError, ValueError, AssertionError) as error:
+            except (
+                tf.errors.OpError,
+                IndexError,
+                RuntimeError,
+                ValueError,
+                AssertionError,
+            ) as error:
                 logging.warning(
-                    "%s: this checkpoint is damaged (%s); going back to the one before.", path, type(error).__name__
+                    "%s: this checkpoint is damaged (%s); going back to the one before.",
+                    path,
+                    type(error).__name__,
                 )
         if paths:
             raise UserError(

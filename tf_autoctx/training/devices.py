@@ -20,9 +20,19 @@ def strategy(name):
     Raises:
       UserError: "multi_worker" without a TF_CONFIG that names the cluster and this task.
     """
-    gpus = tf.config.list_logical_devices("GPU") if name != "multi_worker" and "TF_CONFIG" not in os.environ else []
+    gpus = (
+        tf.config.list_logical_devices("GPU")
+        if name != "multi_worker" and "TF_CONFIG" not in os.environ
+        else []
+    )
     if name == "auto":
-        name = "multi_worker" if "TF_CONFIG" in os.environ else "mirrored" if len(gpus) > 1 else "single"
+        name = (
+            "multi_worker"
+            if "TF_CONFIG" in os.environ
+            else "mirrored"
+            if len(gpus) > 1
+            else "single"
+        )
     if name == "multi_worker":
         try:
             json.loads(os.environ["TF_CONFIG"])["task"]["index"]
@@ -47,7 +57,9 @@ def has_bfloat16():
     """Whether the first GPU (compute capability 8 on) or else the CPU (AVX-512 BF16, AMX) multiplies in bfloat16."""
     gpus = tf.config.list_physical_devices("GPU")
     if gpus:
-        return tf.config.experimental.get_device_details(gpus[0]).get("compute_capability", (0, 0)) >= (8, 0)
+        return tf.config.experimental.get_device_details(gpus[0]).get(
+            "compute_capability", (0, 0)
+        ) >= (8, 0)
     try:
         with open("/proc/cpuinfo") as file:
             return re.search(r"\b(avx512_bf16|amx_bf16)\b", file.read()) is not None

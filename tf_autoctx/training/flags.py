@@ -6,7 +6,9 @@ from tf_autoctx import flag_types
 from tf_autoctx.training import runs
 
 flags.DEFINE_string(
-    "data_dir", "", "Your data: a Decathlon or nnU-Net folder, or a CSV of image,label,split[,group]. Empty: phantoms."
+    "data_dir",
+    "",
+    "Your data: a Decathlon or nnU-Net folder, or a CSV of image,label,split[,group]. Empty: phantoms.",
 )
 flag_types.define_integers(
     "foreground",
@@ -14,17 +16,37 @@ flag_types.define_integers(
     "Label values that make up the object or objects, such as 1,2. Default: every non-zero one.",
     least=1,
 )
-flags.DEFINE_float("validation_fraction", 0.2, "Share of the training cases that choose the best checkpoint.", 0.0, 0.9)
-flags.DEFINE_integer("seed", 0, "Of splits, phantoms, weights, sample order and augmentation.", 0, 4_000_000)
+flags.DEFINE_float(
+    "validation_fraction",
+    0.2,
+    "Share of the training cases that choose the best checkpoint.",
+    0.0,
+    0.9,
+)
+flags.DEFINE_integer(
+    "seed", 0, "Of splits, phantoms, weights, sample order and augmentation.", 0, 4_000_000
+)
 flags.DEFINE_integer("steps", None, "Optimizer steps per level or stage.", 1)
 flags.DEFINE_integer("samples_per_epoch", None, "Samples between two validations.", 1)
 flags.DEFINE_integer("checkpoint_steps", 100, "Steps between two checkpoints within an epoch.", 1)
 flags.DEFINE_integer("batch_size", 1, "Samples per replica.", 1)
 flags.DEFINE_float("learning_rate", None, "Of Adam, at the start.", 0.0)
-flags.DEFINE_enum("learning_rate_decay", None, ["constant", "polynomial"], "polynomial falls to 0 at the last step.")
+flags.DEFINE_enum(
+    "learning_rate_decay",
+    None,
+    ["constant", "polynomial"],
+    "polynomial falls to 0 at the last step.",
+)
 flags.DEFINE_float("beta_1", 0.9, "Adam's momentum.", 0.0, 0.9999)
-flags.DEFINE_integer("patience", 0, "Epochs without a better validation score after which training stops; 0: never.", 0)
-flags.DEFINE_enum("strategy", "auto", ["auto", "single", "mirrored", "multi_worker"], "tf.distribute strategy.")
+flags.DEFINE_integer(
+    "patience",
+    0,
+    "Epochs without a better validation score after which training stops; 0: never.",
+    0,
+)
+flags.DEFINE_enum(
+    "strategy", "auto", ["auto", "single", "mirrored", "multi_worker"], "tf.distribute strategy."
+)
 flags.DEFINE_enum(
     "precision",
     "auto",

@@ -71,7 +71,9 @@ def minimize(terms):
         for name, (optimizer, variables, losses) in terms.items():
             means[name] = tf.reduce_mean(losses())
             # Keras sums the gradients of all replicas.
-            scaled = optimizer.scale_loss(means[name] / tf.distribute.get_strategy().num_replicas_in_sync)
+            scaled = optimizer.scale_loss(
+                means[name] / tf.distribute.get_strategy().num_replicas_in_sync
+            )
             _, _, before = sums.get(id(optimizer), (None, None, 0.0))
             sums[id(optimizer)] = optimizer, variables, before + scaled
     updates = [
@@ -87,7 +89,9 @@ def adam(settings, variables):
     """Adam with a constant or a linearly falling learning rate, built, with loss scaling under mixed float16."""
     learning_rate = settings.learning_rate
     if settings.learning_rate_decay == "polynomial":
-        learning_rate = keras.optimizers.schedules.PolynomialDecay(learning_rate, settings.steps, end_learning_rate=0.0)
+        learning_rate = keras.optimizers.schedules.PolynomialDecay(
+            learning_rate, settings.steps, end_learning_rate=0.0
+        )
     optimizer = FusedAdam(learning_rate, beta_1=settings.beta_1)
     if keras.config.dtype_policy().name == "mixed_float16":
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
@@ -100,7 +104,10 @@ class FusedAdam(keras.optimizers.Adam):
     and nearly all of its tracing."""
 
     def update_step(self, gradient, variable, learning_rate):
-        index, step = self._get_variable_index(variable), tf.cast(self.iterations.value + 1, variable.dtype)
+        index, step = (
+            self._get_variable_index(variable),
+            tf.cast(self.iterations.value + 1, variable.dtype),
+        )
         tf.raw_ops.ResourceApplyAdam(
             var=variable.handle,
             m=self._momentums[index].value.handle,
@@ -147,9 +154,13 @@ def fit(stage, directory, strategy, settings):
     step, history, sums = state["step"], state["history"], state["sums"]
     epoch_steps = math.ceil(settings.samples_per_epoch / (settings.batch_size * replicas))
 
-    reported = types.SimpleNamespace(stop_training=False, optimizer=next(iter(stage.optimizers.values())))
+    reported = types.SimpleNamespace(
+        stop_training=False, optimizer=next(iter(stage.optimizers.values()))
+    )
     remembering = (
-        [keras.callbacks.EarlyStopping("val_DSC", mode="max", patience=settings.patience)] if settings.patience else []
+        [keras.callbacks.EarlyStopping("val_DSC", mode="max", patience=settings.patience)]
+        if settings.patience
+        else []
     )
     live = []
     if chief:
@@ -163,11 +174,17 @@ def fit(stage, directory, strategy, settings):
     past = keras.callbacks.CallbackList(remembering, model=reported, **params)
     present = keras.callbacks.CallbackList(live, model=reported, **params)
 
-    batches = iter(strategy.distribute_datasets_from_function(lambda context: stage.batches(step, context)))
+    batches = iter(
+        strategy.distribute_datasets_from_function(lambda context: stage.batches(step, context))
+    )
     # XLA pays on one GPU, and only where no new shape makes it compile again; it cannot reach the variables of several
     # replicas, and on CPUs its 3D convolutions are far slower.
     shapes = [spec.shape for spec in tf.nest.flatten(batches.element_spec, expand_composites=True)]
-    compile_ = replicas == 1 and tf.config.list_logical_devices("GPU") and all(s.is_fully_defined() for s in shapes)
+    compile_ = (
+        replicas == 1
+        and tf.config.list_logical_devices("GPU")
+        and all(s.is_fully_defined() for s in shapes)
+    )
 
     # One graph for all shapes: tracing takes longer than many steps.
     @tf.function(
@@ -195,9 +212,15 @@ def fit(stage, directory, strategy, settings):
 
     def save(best=False):
         # A gradient that is not finite shows in the weights before it shows in a loss.
-        if not all(np.isfinite(array).all() for network in stage.networks.values() for array in network.get_weights()):
+        if not all(
+            np.isfinite(array).all()
+            for network in stage.networks.values()
+            for array in network.get_weights()
+        ):
             raise diverged("a weight was no longer finite", step)
-        checkpoints.save({"step": step, "history": history, "sums": sums, "replicas": replicas}, best=best)
+        checkpoints.save(
+            {"step": step, "history": history, "sums": sums, "replicas": replicas}, best=best
+        )
 
     past.on_train_begin()
     for epoch, logs in enumerate(history):
@@ -214,7 +237,10 @@ def fit(stage, directory, strategy, settings):
             logs = {name: float(value) for name, value in train(batch).items()}
             if not math.isfinite(logs["loss"]):
                 raise diverged(f"the loss became {logs['loss']}", step + 1)
-            logs |= {"seconds_per_step": time.perf_counter() - begin, "seconds_waiting_for_data": waited}
+            logs |= {
+                "seconds_per_step": time.perf_counter() - begin,
+                "seconds_waiting_for_data": waited,
+            }
             sums = {name: sums.get(name, 0.0) + value for name, value in logs.items()}
             step += 1
             done = step - epoch * epoch_steps
@@ -226,7 +252,9 @@ def fit(stage, directory, strategy, settings):
         best = True
         if stage.validate:
             logs |= {f"val_{name}": agreed(value) for name, value in stage.validate().items()}
-            best = stage.keeps_last or all(logs["val_DSC"] > past_logs["val_DSC"] for past_logs in history)
+            best = stage.keeps_last or all(
+                logs["val_DSC"] > past_logs["val_DSC"] for past_logs in history
+            )
         history, sums = [*history, logs], {}
         save(best)
         past.on_epoch_end(epoch, logs)

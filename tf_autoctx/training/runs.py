@@ -65,7 +65,11 @@ def open_run(directory, system, flags, fingerprint):
         # What trained the first level stays on record.
         now = {name: config[name] for name in ("git_revision", "versions")}
         earlier = [{name: before.get(name) for name in now}, *before.get("resumed", [])]
-        config = {**before, "flags": flags, "resumed": earlier[1:] if earlier[-1] == now else [*earlier[1:], now]}
+        config = {
+            **before,
+            "flags": flags,
+            "resumed": earlier[1:] if earlier[-1] == now else [*earlier[1:], now],
+        }
     _write(run, config)
     return run
 
@@ -126,7 +130,9 @@ def load_config(directory):
         config = json.loads(path.read_text())
         config["system"], config["flags"], config["data_fingerprint"]
     except FileNotFoundError as error:
-        raise UserError(f"{directory}: no config.json; expected a run folder of a training script.") from error
+        raise UserError(
+            f"{directory}: no config.json; expected a run folder of a training script."
+        ) from error
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{path}: not a run's configuration; expected JSON with system, flags and data_fingerprint."

@@ -105,7 +105,9 @@ def write_abdomens(directory, size=(112, 128, 176), spacing=1.5, cases=(40, 10),
     }
     make = lambda size, seed: abdomen(size, float(spacing), seed)
     given = {"size": size, "spacing": float(spacing), "cases": cases, "seed": seed}
-    return folder.write(directory, make, "abdomen", about, dict(enumerate(ABDOMEN_LABELS, 1)), **given)
+    return folder.write(
+        directory, make, "abdomen", about, dict(enumerate(ABDOMEN_LABELS, 1)), **given
+    )
 
 
 def write_embryos(directory, size=(72, 88, 72), spacing=0.125, cases=(40, 10), seed=0):
@@ -139,7 +141,9 @@ def write_embryos(directory, size=(72, 88, 72), spacing=0.125, cases=(40, 10), s
         "modality": {"0": "US"},
     }
     given = {"size": size, "spacing": float(spacing), "cases": cases, "seed": seed}
-    return folder.write(directory, make, "embryo", about, dict(enumerate(EMBRYO_LABELS, 1)), **given)
+    return folder.write(
+        directory, make, "embryo", about, dict(enumerate(EMBRYO_LABELS, 1)), **given
+    )
 
 
 def write_fetal_heads_2d(directory, size=(320, 320), cases=(100, 20), seed=0):

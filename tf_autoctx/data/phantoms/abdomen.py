@@ -10,7 +10,15 @@ from scipy.spatial.transform import Rotation
 
 from tf_autoctx.data.phantoms.pieces import ellipsoid, grid, into_frame, smooth_union
 
-LABELS = ("artery", "portal vein", "liver", "spleen", "stomach", "gallbladder", "pancreas")  # 1 and on
+LABELS = (
+    "artery",
+    "portal vein",
+    "liver",
+    "spleen",
+    "stomach",
+    "gallbladder",
+    "pancreas",
+)  # 1 and on
 ARTERY, PORTAL_VEIN, LIVER, SPLEEN, STOMACH, GALLBLADDER, PANCREAS = range(1, 8)
 
 AORTA = (
@@ -18,9 +26,26 @@ AORTA = (
     + ((-20, 16, 9, 9.9), (-60, 17, 8, 9.8), (-170, 18, 7, 9.7))
 )  # fmt: skip
 COELIAC = (
-    ((8, 14, 10, 4.8), (12, -2, 9, 4.3), (13, -9, 7, 3.8)),  # trunk, and from it to spleen, liver and stomach
-    ((13, -9, 7, 3.2), (17, -6, 22, 3), (16, 5, 42, 2.8), (24, 16, 60, 2.6), (23, 30, 78, 2.3), (30, 37, 90, 2)),
-    ((13, -9, 7, 3), (11, -16, -8, 2.8), (16, -20, -22, 2.5), (29, -21, -34, 2.2), (37, -18, -48, 2)),
+    (
+        (8, 14, 10, 4.8),
+        (12, -2, 9, 4.3),
+        (13, -9, 7, 3.8),
+    ),  # trunk, and from it to spleen, liver and stomach
+    (
+        (13, -9, 7, 3.2),
+        (17, -6, 22, 3),
+        (16, 5, 42, 2.8),
+        (24, 16, 60, 2.6),
+        (23, 30, 78, 2.3),
+        (30, 37, 90, 2),
+    ),
+    (
+        (13, -9, 7, 3),
+        (11, -16, -8, 2.8),
+        (16, -20, -22, 2.5),
+        (29, -21, -34, 2.2),
+        (37, -18, -48, 2),
+    ),
     ((13, -9, 7, 2.5), (24, -16, 14, 2.2), (36, -20, 26, 2)),
 )
 SUPERIOR_MESENTERIC_ARTERY = (
@@ -38,7 +63,12 @@ PORTAL_VEIN_TREE = (
     ((46, -40, -18, 2.8), (52, -46, 4, 2.4), (52, -48, 20, 2)),
     ((45, -46, -16, 2.6), (36, -54, -30, 2.3), (28, -58, -38, 2)),
 )
-SUPERIOR_MESENTERIC_VEIN = ((-110, -21, -24, 3.2), (-75, -18, -17, 4.2), (-45, -15, -12, 5), (-6, -8, -9, 5.7))
+SUPERIOR_MESENTERIC_VEIN = (
+    (-110, -21, -24, 3.2),
+    (-75, -18, -17, 4.2),
+    (-45, -15, -12, 5),
+    (-6, -8, -9, 5.7),
+)
 SPLENIC_VEIN = (
     ((30, 38, 88, 2.2), (20, 30, 76, 3.2), (12, 16, 56, 4))
     + ((6, 3, 34, 4.4), (1, -5, 12, 4.6), (-4, -8, -7, 4.9))
@@ -53,7 +83,13 @@ HEPATIC_VEINS = (
     ((66, -2, -22, 4), (62, -22, -8, 3.2), (54, -40, 8, 2)),
 )
 RENAL_VEINS = (
-    ((-14, 44, 46, 4.5), (-15, 20, 28, 4.5), (-16, 3, 10, 4.2), (-15, 8, -8, 4.8), (-14, 15, -16, 5)),
+    (
+        (-14, 44, 46, 4.5),
+        (-15, 20, 28, 4.5),
+        (-16, 3, 10, 4.2),
+        (-15, 8, -8, 4.8),
+        (-14, 15, -16, 5),
+    ),
     ((-24, 42, -46, 4.5), (-22, 30, -32, 4.5), (-20, 20, -20, 4.5)),
 )
 RENAL_ARTERIES = (
@@ -73,7 +109,13 @@ DUODENUM = (
     + ((-50, -4, -32, 11), (-50, -4, 0, 9), (-44, -4, 28, 10), (-34, -16, 42, 11))
 )  # fmt: skip
 JEJUNUM = (  # against the pancreas: below its tail, in front of its body
-    ((-34, -16, 42, 11), (-14, -22, 56, 12), (-4, -8, 72, 12), (-12, 12, 84, 11), (-36, 10, 78, 12)),
+    (
+        (-34, -16, 42, 11),
+        (-14, -22, 56, 12),
+        (-4, -8, 72, 12),
+        (-12, 12, 84, 11),
+        (-36, 10, 78, 12),
+    ),
     ((-30, -44, 70, 12), (-16, -30, 44, 11), (-18, -34, 18, 12), (-36, -40, 6, 11)),
 )
 COLON = (
@@ -87,7 +129,11 @@ ERECTOR = ((-170, 77, 30, 19), (170, 77, 28, 17))
 
 WALL = 10.0  # of muscle
 CAVITY = np.array((78.0, 117.0))  # half (depth, width) inside the abdominal wall
-DOMES = ((78, 0, -60, 45), (66, 0, 60, 45), (70, -25, 5, 70))  # diaphragm: right, left, under the heart; width
+DOMES = (
+    (78, 0, -60, 45),
+    (66, 0, 60, 45),
+    (70, -25, 5, 70),
+)  # diaphragm: right, left, under the heart; width
 # Name -> HU in the middle and how far a patient may differ; there is no telling the vessels apart by these.
 ATTENUATION = {
     "artery": (150, 12), "portal vein": (160, 12), "vena cava": (137, 10), "hepatic vein": (148, 10),
@@ -123,7 +169,9 @@ def abdomen(size=(112, 128, 176), spacing=1.5, seed=0):
 
     blur = np.sqrt(1.0 + spacing**2 / 12) / spacing  # a scanner's 1 mm and a voxel's own width
     image = ndimage.gaussian_filter(canvas.hu, blur, mode="nearest", truncate=3)
-    noise = ndimage.gaussian_filter(rng.standard_normal(canvas.hu.shape, np.float32), 0.5, truncate=3)
+    noise = ndimage.gaussian_filter(
+        rng.standard_normal(canvas.hu.shape, np.float32), 0.5, truncate=3
+    )
     image += noise * np.float32(rng.uniform(15, 20) / noise.std())
     image = np.rint(np.clip(image, -1024, 3071)).astype(np.int16)
     return image, canvas.label, (float(spacing),) * 3
@@ -146,7 +194,8 @@ class _Subject:
         self.shifts = rng.normal(size=(4, 3)) * (4, 4, 4.5)
         timing = rng.uniform(-0.5, 0.5)  # of the contrast agent: brighter or darker all at once
         self.hu = {
-            name: middle + spread * (rng.uniform(-1, 1) if middle < 80 else timing + rng.uniform(-0.5, 0.5))
+            name: middle
+            + spread * (rng.uniform(-1, 1) if middle < 80 else timing + rng.uniform(-0.5, 0.5))
             for name, (middle, spread) in ATTENUATION.items()
         }
         self.domes = [(self.place(dome[:3]) + rng.uniform(-3, 3, 3), dome[3]) for dome in DOMES]
@@ -175,7 +224,10 @@ class _Canvas:
         self.label = np.zeros(tuple(size), np.uint8)
         self.cavity = _outline(self.points, subject.cavity)  # distance in mm, negative inside
         z, y, x = self.points
-        tops = [top[0] - (y - top[1]) ** 2 / 80 - (x - top[2]) ** 2 / width for top, width in subject.domes]
+        tops = [
+            top[0] - (y - top[1]) ** 2 / 80 - (x - top[2]) ** 2 / width
+            for top, width in subject.domes
+        ]
         self.above = (z - np.max(tops, 0)).astype(np.float32)  # mm above the diaphragm
         self.fine = _texture(rng, self.ticks, 6)
         self.coarse = _texture(rng, self.ticks, 20)
@@ -197,20 +249,32 @@ class _Canvas:
     def blob(self, centre, radii, rotation=None, ripple=0.0, margin=6.0):
         """Box of voxels and distance in mm there to an ellipsoid with an uneven surface."""
         box = self.box(centre, np.asarray(radii) + margin, rotation)
-        return box, ellipsoid(self.points[:, *box], centre, radii, rotation) + ripple * self.coarse[box]
+        return box, ellipsoid(self.points[:, *box], centre, radii, rotation) + ripple * self.coarse[
+            box
+        ]
 
     def tube(self, course, ripple=0.0, margin=1.5):
         """Box of voxels and distance in mm there, at most `margin`, to a tube along a course (n, 4)."""
-        along = np.concatenate(((0,), np.cumsum(np.linalg.norm(np.diff(course[:, :3], axis=0), axis=1))))
-        t = np.linspace(0, along[-1], 2 + int(3 * along[-1] / course[:, 3].min()))  # balls this close leave no beads
-        course = interpolate.CubicHermiteSpline(along, course, np.gradient(course, along, axis=0))(t)
+        along = np.concatenate(
+            ((0,), np.cumsum(np.linalg.norm(np.diff(course[:, :3], axis=0), axis=1)))
+        )
+        t = np.linspace(
+            0, along[-1], 2 + int(3 * along[-1] / course[:, 3].min())
+        )  # balls this close leave no beads
+        course = interpolate.CubicHermiteSpline(along, course, np.gradient(course, along, axis=0))(
+            t
+        )
         middles, radii = course[:, :3] @ self.subject.axes + self.subject.centre, course[:, 3:]
         starts, stops = self.bounds(middles - radii - margin, middles + radii + margin)
         first = starts.min(0)
         box = _slices(first, stops.max(0))
         distance = np.full(self.label[box].shape, margin, np.float32)
-        for start, stop, middle, radius in zip(starts, stops, middles.astype("f4"), radii.astype("f4")):
-            z, y, x = ((tick[a:b] - m) ** 2 for tick, a, b, m in zip(self.ticks, start, stop, middle))
+        for start, stop, middle, radius in zip(
+            starts, stops, middles.astype("f4"), radii.astype("f4")
+        ):
+            z, y, x = (
+                (tick[a:b] - m) ** 2 for tick, a, b, m in zip(self.ticks, start, stop, middle)
+            )
             near = distance[_slices(start - first, stop - first)]
             np.minimum(near, np.sqrt(z[:, None, None] + y[:, None] + x) - radius, out=near)
         return box, distance + ripple * self.coarse[box] if ripple else distance
@@ -231,16 +295,22 @@ def _texture(rng, ticks, pitch):
     knots = 512 // pitch  # then it repeats
     field = rng.standard_normal((knots,) * 3, np.float32)
     for tick in ticks:
-        away = np.abs((tick[:, None] / np.float32(pitch) - np.arange(knots) + knots / 2) % knots - knots / 2)
+        away = np.abs(
+            (tick[:, None] / np.float32(pitch) - np.arange(knots) + knots / 2) % knots - knots / 2
+        )
         weight = np.where(away < 1, 2 / 3 - away**2 + away**3 / 2, np.maximum(2 - away, 0) ** 3 / 6)
         field = np.tensordot(field, weight.astype(np.float32), (0, 1))
-    return field / np.float32((151 / 315) ** 1.5)  # mean square of a cubic spline's weights, three axes
+    return field / np.float32(
+        (151 / 315) ** 1.5
+    )  # mean square of a cubic spline's weights, three axes
 
 
 def _outline(points, half):
     """Distance in mm, about, to a cylinder along z with a rounded section of half (depth, width)."""
     _, y, x = points
-    norm = ((np.abs(y) / np.float32(half[0])) ** 2.4 + (np.abs(x) / np.float32(half[1])) ** 2.4) ** np.float32(1 / 2.4)
+    norm = (
+        (np.abs(y) / np.float32(half[0])) ** 2.4 + (np.abs(x) / np.float32(half[1])) ** 2.4
+    ) ** np.float32(1 / 2.4)
     return np.sqrt(y * y + x * x) * (1 - 1 / np.maximum(norm, 1e-6))
 
 
@@ -257,7 +327,9 @@ def _trunk(canvas, subject):
     canvas.paint(everything, cavity < WALL, hu["muscle"], rough=8)
     canvas.paint(everything, cavity < 0, hu["fat"], rough=10)
     canvas.paint(everything, (above > 0) & (cavity < -1), -850, rough=30)
-    canvas.paint(everything, (np.abs(above + 3) < 3) & (cavity < 0), hu["muscle"], rough=8)  # diaphragm
+    canvas.paint(
+        everything, (np.abs(above + 3) < 3) & (cavity < 0), hu["muscle"], rough=8
+    )  # diaphragm
     heart = subject.place((112, -22, 18))
     box, distance = canvas.blob(heart, (32, 38, 50), ripple=2)
     canvas.paint(box, (distance < 0) & (canvas.above[box] > -2), 105, rough=8)
@@ -266,7 +338,9 @@ def _trunk(canvas, subject):
 
     for mirror in (1, -1):
         for rows in (PSOAS, ERECTOR):
-            box, distance = canvas.tube(subject.course(np.multiply(rows, (1, 1, mirror, 1))), ripple=1, margin=4.0)
+            box, distance = canvas.tube(
+                subject.course(np.multiply(rows, (1, 1, mirror, 1))), ripple=1, margin=4.0
+            )
             distance = np.maximum(distance, canvas.cavity[box] - WALL - 0.6 * subject.fat)
             canvas.paint(box, distance < 0, hu["muscle"], rough=10)
     for rows in (CRUS, np.multiply(CRUS, (1, 1, 0, 1)) + (0, 4, -6, 0)):
@@ -280,15 +354,22 @@ def _bowel(canvas, subject, rng):
     box, distance = canvas.tube(subject.course(OESOPHAGUS))
     canvas.paint(box, distance < 0, hu["muscle"] + 5)
 
-    box, distance = canvas.tube(subject.course(COLON, rng.uniform(-7, 7, (len(COLON), 3))), ripple=2, margin=6.0)
+    box, distance = canvas.tube(
+        subject.course(COLON, rng.uniform(-7, 7, (len(COLON), 3))), ripple=2, margin=6.0
+    )
     distance = np.maximum(distance, canvas.cavity[box] + 2)
     canvas.paint(box, distance < 0, hu["bowel wall"], rough=8)
     canvas.paint(box, distance < -2.5, 40 + 25 * canvas.fine[box][distance < -2.5])
     canvas.paint(box, (distance < -3) & (canvas.coarse[box] > 0.3), -850, rough=60)
 
-    loops = [(rng.uniform((-115, -62, -62), (-28, 14, 82), (9, 3)), rng.uniform(9, 14, 9)) for _ in range(6)]
+    loops = [
+        (rng.uniform((-115, -62, -62), (-28, 14, 82), (9, 3)), rng.uniform(9, 14, 9))
+        for _ in range(6)
+    ]
     courses = [subject.course(np.column_stack(loop)) for loop in loops]
-    courses += [subject.course(rows, rng.uniform(-5, 5, (len(rows), 3))) for rows in (*JEJUNUM, DUODENUM)]
+    courses += [
+        subject.course(rows, rng.uniform(-5, 5, (len(rows), 3))) for rows in (*JEJUNUM, DUODENUM)
+    ]
     for course in courses:
         wall, content = hu["bowel wall"] + rng.uniform(-8, 8), hu["bowel"] + rng.uniform(-15, 15)
         box, distance = canvas.tube(course, ripple=1.5, margin=5.0)
@@ -306,7 +387,9 @@ def _organs(canvas, subject, rng):
         return _cap(distance, np.maximum(canvas.cavity[box] + 2, 0.7 * (canvas.above[box] + 6)))
 
     def tilted(degrees, spread=8):
-        return Rotation.from_euler("xyz", np.add(degrees, rng.uniform(-spread, spread, 3)), degrees=True).as_matrix()
+        return Rotation.from_euler(
+            "xyz", np.add(degrees, rng.uniform(-spread, spread, 3)), degrees=True
+        ).as_matrix()
 
     def shape(radii, spread=0.1):
         return np.multiply(radii, rng.uniform(1 - spread, 1 + spread, 3) * rng.uniform(0.95, 1.05))
@@ -326,7 +409,9 @@ def _organs(canvas, subject, rng):
     canvas.paint(box, (distance < -3.5) & (canvas.points[1][box] < level), -950, STOMACH)
 
     # Spleen
-    box, distance = canvas.blob(at((30, 30, 87)), shape((50, 38, 24), 0.15), tilted((12, 0, 0)), ripple=1.5)
+    box, distance = canvas.blob(
+        at((30, 30, 87)), shape((50, 38, 24), 0.15), tilted((12, 0, 0)), ripple=1.5
+    )
     distance = inside(box, distance)
     canvas.paint(box, distance < 1, hu["fat"])
     canvas.paint(box, distance < 0, hu["spleen"], SPLEEN, rough=4)
@@ -336,10 +421,14 @@ def _organs(canvas, subject, rng):
     box = canvas.box(centre + (0, 0, 40), radii + (20, 20, 60))
     points = canvas.points[:, *box]
     slant = np.array((-0.62, rng.uniform(-0.1, 0.2), 0.78), np.float32)
-    right = _cap(ellipsoid(points, centre, radii), np.tensordot(slant, points, 1) - slant @ at((-15, 0, -52)))
+    right = _cap(
+        ellipsoid(points, centre, radii), np.tensordot(slant, points, 1) - slant @ at((-15, 0, -52))
+    )
     left = ellipsoid(points, at((44, -46, -12), 3), shape((34, 26, 56), 0.18), tilted((-8, 0, 0)))
     caudate = ellipsoid(points, at((40, 6, -14), 3), shape((20, 13, 14)))
-    distance = inside(box, smooth_union(smooth_union(right, left, 10.0), caudate, 6.0) + 1.5 * canvas.coarse[box])
+    distance = inside(
+        box, smooth_union(smooth_union(right, left, 10.0), caudate, 6.0) + 1.5 * canvas.coarse[box]
+    )
     canvas.paint(box, distance < 0, hu["liver"], LIVER, rough=5)
 
     # Kidneys
@@ -350,19 +439,25 @@ def _organs(canvas, subject, rng):
         canvas.paint(box, distance < 3, hu["fat"], rough=10)
         canvas.paint(box, distance < 0, hu["cortex"], rough=6)
         canvas.paint(box, (distance < -6) & (canvas.coarse[box] > -0.3), hu["medulla"], rough=6)
-        box, distance = canvas.blob(centre + (0, -4, 9 * mirror), radii * (0.5, 0.45, 0.6), rotation)
+        box, distance = canvas.blob(
+            centre + (0, -4, 9 * mirror), radii * (0.5, 0.45, 0.6), rotation
+        )
         canvas.paint(box, distance < 0, hu["fat"], rough=15)
         box, distance = canvas.blob(centre + (0, -4, 9 * mirror), radii * (0.3, 0.2, 0.3), rotation)
         canvas.paint(box, distance < 0, 15)
 
     # Gallbladder, in the liver's lower face
-    box, distance = canvas.blob(at((-10, -42, -54), 3), shape((26, 13, 13), 0.15), tilted((-25, 20, 0), 12))
+    box, distance = canvas.blob(
+        at((-10, -42, -54), 3), shape((26, 13, 13), 0.15), tilted((-25, 20, 0), 12)
+    )
     canvas.paint(box, distance < 1.5, 60)
     canvas.paint(box, distance < 0, hu["gallbladder"], GALLBLADDER, rough=3)
 
     # Pancreas: lobules with fat between them
     wobble = rng.uniform(-2, 2, (len(PANCREAS_AXIS), 3))
-    box, distance = canvas.tube(subject.course(PANCREAS_AXIS, wobble, rng.uniform(0.92, 1.18)), ripple=1.2, margin=4.0)
+    box, distance = canvas.tube(
+        subject.course(PANCREAS_AXIS, wobble, rng.uniform(0.92, 1.18)), ripple=1.2, margin=4.0
+    )
     canvas.paint(box, distance < 1, hu["fat"])
     canvas.paint(box, distance < 0, hu["pancreas"], PANCREAS, rough=13)
 
@@ -383,7 +478,12 @@ def _skeleton(canvas, subject):
     canvas.paint(box, (body < -2) & (phase > 10) & (phase < 32), hu["marrow"], rough=40)
     arch = np.abs(np.hypot(y - 25, x) - 11.5) < 2.5
     process = (np.abs(x) < 3.5) & (y > 35) & (y < 50) & (phase > 10) & (phase < 28)
-    wing = (np.abs(y - 27 - np.abs(x) / 8) < 4) & (np.abs(x) < 38) & (np.abs(x) > 12) & (np.abs(phase - 20) < 6)
+    wing = (
+        (np.abs(y - 27 - np.abs(x) / 8) < 4)
+        & (np.abs(x) < 38)
+        & (np.abs(x) > 12)
+        & (np.abs(phase - 20) < 6)
+    )
     canvas.paint(box, (arch & ~disc) | process | wing, hu["bone"] * 0.85)
     canvas.paint(box, np.hypot(y - 25, x) < 9, 25)
 
@@ -404,7 +504,9 @@ def _vessels(canvas, subject, rng):
             shift = rng.uniform(-wobble, wobble, (len(rows), 3))
             shift[[0, -1]] = 0  # where others join
             box, distance = canvas.tube(subject.course(rows, shift, width))
-            within = (canvas.above[box] < -6) & (canvas.cavity[box] < -2) | great  # only those go on into the chest
+            within = (canvas.above[box] < -6) & (
+                canvas.cavity[box] < -2
+            ) | great  # only those go on into the chest
             canvas.paint(box, (distance < 0) & within, hu[name], label, rough=2)
 
     branches = []  # to and from the bowel

@@ -10,7 +10,14 @@ import numpy as np
 from scipy import interpolate, spatial
 from scipy.spatial.transform import Rotation
 
-from tf_autoctx.data.phantoms.pieces import ellipsoid, grid, into_frame, smooth_field, smooth_union, speckle
+from tf_autoctx.data.phantoms.pieces import (
+    ellipsoid,
+    grid,
+    into_frame,
+    smooth_field,
+    smooth_union,
+    speckle,
+)
 
 LABELS = ("body", "ventricle")  # 1 and on
 BODY, VENTRICLE = 1, 2
@@ -81,23 +88,36 @@ class _Embryo:
         self.head = rng.uniform(0.95, 1.1)  # the younger, the larger
         self.bend = rng.uniform(-0.03, 0.05)  # 1/mm
         waves = rng.normal(size=(3, 3))
-        self.waves = waves / np.linalg.norm(waves, axis=1, keepdims=True) * 2 * np.pi / rng.uniform(5, 9, (3, 1))
+        self.waves = (
+            waves
+            / np.linalg.norm(waves, axis=1, keepdims=True)
+            * 2
+            * np.pi
+            / rng.uniform(5, 9, (3, 1))
+        )
         self.phases = rng.uniform(0, 2 * np.pi, 3)
         self.shifts = rng.uniform(-0.22, 0.22, 3)
         self.swelling = 0.0  # of the ventricles
 
         step = 0.14
-        points = grid(*(np.arange(-reach, reach, step) for reach in (4.2, 2.6, 5.2))).astype(np.float32)
+        points = grid(*(np.arange(-reach, reach, step) for reach in (4.2, 2.6, 5.2))).astype(
+            np.float32
+        )
         points = points[:, self.body(self.relaxed(points)) < 0]
         self.volume = points.shape[1] * step**3
         self.sample = points.T  # (n, 3), evenly spread
         self.hull = self.sample[spatial.ConvexHull(self.sample).vertices]
 
         step = 0.1
-        points = grid(*(np.arange(-reach, reach, step) for reach in (2.6, 1.7, 2.2))) + HEAD[:, None, None, None]
+        points = (
+            grid(*(np.arange(-reach, reach, step) for reach in (2.6, 1.7, 2.2)))
+            + HEAD[:, None, None, None]
+        )
         q = self.relaxed(points.astype(np.float32))
         wanted = rng.uniform(*VENTRICLE_SHARE) * self.volume / step**3
-        self.swelling = float(np.partition(self.ventricles(q, self.body(q)), int(wanted), axis=None)[int(wanted)])
+        self.swelling = float(
+            np.partition(self.ventricles(q, self.body(q)), int(wanted), axis=None)[int(wanted)]
+        )
 
     def relaxed(self, points):
         """Positions (3, ...) in the embryo as the module describes it, for positions in this one: all parts move."""
@@ -125,9 +145,13 @@ class _Embryo:
         """One system of fluid, with tissue between it and the skin."""
         head = self.in_head(q)
         slit = head * np.array((1, 1.2, 1), np.float32).reshape(3, *[1] * (q.ndim - 1))
-        fluid = smooth_union(_tube(slit, MIDLINE_VENTRICLES), _tube(_sides(head), LATERAL_VENTRICLE), 0.1)
+        fluid = smooth_union(
+            _tube(slit, MIDLINE_VENTRICLES), _tube(_sides(head), LATERAL_VENTRICLE), 0.1
+        )
         fluid = smooth_union(fluid, _tube(_sides(head), LATERAL_RECESS), 0.1)
-        return np.maximum(fluid * np.float32(self.head) - np.float32(self.swelling), body + np.float32(0.22))
+        return np.maximum(
+            fluid * np.float32(self.head) - np.float32(self.swelling), body + np.float32(0.22)
+        )
 
 
 class _Pose(NamedTuple):
@@ -171,7 +195,11 @@ class _Scene(NamedTuple):
 def _draw(rng, view):
     """A scene for a field of view (3,) in mm; what is drawn does not depend on the voxels."""
     first = _complete(rng, view)
-    scene = {"view": view, "first": first, "second": _partial(rng, view, first) if rng.uniform() < 0.25 else None}
+    scene = {
+        "view": view,
+        "first": first,
+        "second": _partial(rng, view, first) if rng.uniform() < 0.25 else None,
+    }
 
     breaths = rng.integers(3, 8) if rng.uniform() < 0.3 else 0
     start = rng.uniform(0, view[1], breaths)
@@ -181,7 +209,9 @@ def _draw(rng, view):
     aside = rng.normal(size=3)
     scene["placenta"] = aside / np.linalg.norm(aside)
     turns = Rotation.from_quat(rng.normal(size=(7, 4))).as_matrix()
-    scene["pockets"] = [(rng.uniform(0, view), first.scale * rng.uniform(0.3, 1.3, 3), turn) for turn in turns]
+    scene["pockets"] = [
+        (rng.uniform(0, view), first.scale * rng.uniform(0.3, 1.3, 3), turn) for turn in turns
+    ]
     scene["vessels"] = [
         np.column_stack((
             rng.uniform(0, view) + first.scale * np.cumsum(rng.normal(0, 0.8, (4, 3)), 0),
@@ -229,7 +259,10 @@ def _partial(rng, view, first):
         points = pose.place(embryo.sample)
         seen = points[((points > 0) & (points < view)).all(1)].T
         share = seen.shape[1] / len(points) * embryo.volume * scale**3 / view.prod()
-        if SECOND_SHARE[0] < share < SECOND_SHARE[1] and first.distances(seen.astype(np.float32))[1].min() > 0.3:
+        if (
+            SECOND_SHARE[0] < share < SECOND_SHARE[1]
+            and first.distances(seen.astype(np.float32))[1].min() > 0.3
+        ):
             return pose
     return None
 
@@ -238,7 +271,11 @@ def _in_sac(rng, embryo, centre, axes, scale):
     """The pose with a sac so close around the embryo that parts of it touch the wall."""
     low, high = embryo.hull.min(0), embryo.hull.max(0)
     middle, radii = (low + high) / 2, (high - low) / 2
-    radii = radii * np.linalg.norm((embryo.hull - middle) / radii, axis=1).max() * rng.uniform(0.95, 1.1)
+    radii = (
+        radii
+        * np.linalg.norm((embryo.hull - middle) / radii, axis=1).max()
+        * rng.uniform(0.95, 1.1)
+    )
     return _Pose(embryo, centre, axes, scale, scale * middle @ axes + centre, scale * radii)
 
 
@@ -251,7 +288,9 @@ def _tube(points, course):
     """Distance in mm to a tube along a course (n, 4), smooth between its rows."""
     course = np.asarray(course, float)
     at = np.arange(len(course))
-    rows = interpolate.PchipInterpolator(at, course)(np.linspace(0, at[-1], 2 * at[-1] + 1)).astype(np.float32)
+    rows = interpolate.PchipInterpolator(at, course)(np.linspace(0, at[-1], 2 * at[-1] + 1)).astype(
+        np.float32
+    )
     nearest = None
     for (*start, thick), (*stop, thin) in zip(rows[:-1], rows[1:]):
         way = np.subtract(stop, start)
@@ -277,20 +316,29 @@ def _scan(rng, scene, size, spacing):
         label[slab] = seen.label
         shift = _motion(scene, y[slab[1]])
         if shift.any():  # in the image alone: the truth is the embryo at rest
-            seen = _tissue(scene, points + shift[:, None, :, None], texture[slab], ripple[slab], spacing)
+            seen = _tissue(
+                scene, points + shift[:, None, :, None], texture[slab], ripple[slab], spacing
+            )
         weakened = 10 ** (-np.cumsum(seen.loss, 0) * np.float32(spacing / 20))
         amplitude[slab] = 10 ** (seen.db / 20) * weakened
         mirror[slab] = seen.mirror * weakened
 
     # The array is focused at one depth: brightest and sharpest there
-    focus, depth_of_field = rng.uniform(0.35, 0.65) * scene.view[0], rng.uniform(0.3, 0.45) * scene.view[0]
+    focus, depth_of_field = (
+        rng.uniform(0.35, 0.65) * scene.view[0],
+        rng.uniform(0.3, 0.45) * scene.view[0],
+    )
     sharp = np.exp(-0.5 * ((z - focus) / depth_of_field) ** 2).astype(np.float32)[:, None, None]
     psf = np.maximum(PSF / spacing, 0.5)
     echo = speckle(rng, amplitude * sharp, psf)
-    echo += speckle(rng, amplitude * np.sqrt(1 - sharp**2), np.maximum(PSF * (1, 2.5, 2.5) / spacing, 0.5))
+    echo += speckle(
+        rng, amplitude * np.sqrt(1 - sharp**2), np.maximum(PSF * (1, 2.5, 2.5) / spacing, 0.5)
+    )
     echo = np.abs(echo + mirror) * (0.3 + 0.7 * sharp) * np.float32(10 ** (rng.uniform(0, 5) / 20))
     echo += np.float32(10 ** (-58 / 20))  # the receiver's noise
-    return np.clip(255 * (1 + 20 * np.log10(echo) / DYNAMIC_RANGE), 0, 255).astype(np.float32), label
+    return np.clip(255 * (1 + 20 * np.log10(echo) / DYNAMIC_RANGE), 0, 255).astype(
+        np.float32
+    ), label
 
 
 def _motion(scene, y):
@@ -330,14 +378,19 @@ def _tissue(scene, points, texture, ripple, spacing):
         """A boundary is bright where it is normal to the beam."""
         width = max(width, 0.6 * spacing)
         facing = np.abs(np.gradient(distance, axis=0)) / spacing
-        seen.mirror[:] += strength * np.exp(-0.5 * (distance / width) ** 2) * np.minimum(facing, 1) ** 2
+        seen.mirror[:] += (
+            strength * np.exp(-0.5 * (distance / width) ** 2) * np.minimum(facing, 1) ** 2
+        )
 
     # Around the sacs: decidua and placenta, vessels and pockets of fluid
     poses = [pose for pose in (scene.second, scene.first) if pose]
     sacs = [pose.sac(points) + ripple for pose in poses]
     if scene.second:  # with a septum between the two
         half = (sacs[0] - sacs[1]) / 2
-        sacs = [np.maximum(sacs[0], half + np.float32(0.08)), np.maximum(sacs[1], np.float32(0.08) - half)]
+        sacs = [
+            np.maximum(sacs[0], half + np.float32(0.08)),
+            np.maximum(sacs[1], np.float32(0.08) - half),
+        ]
     away = points - scene.first.sac_centre.astype(np.float32)[:, None, None, None]
     away /= np.sqrt((away**2).sum(0)) + np.float32(1e-6)
     attached = np.clip(4 * np.tensordot(scene.placenta.astype(np.float32), away, 1) - 2, 0, 1)
@@ -370,7 +423,12 @@ def _cord(scene, pose, points, fill):
     wall = pose.sac_centre + pose.axes.T @ (pose.sac_radii * (pose.axes @ scene.placenta))
     middle = (navel + wall) / 2 + 0.5 * pose.scale * pose.axes[1]
     for radius, name in ((0.28, "soft"), (0.13, "blood")):
-        fill(_tube(points, np.column_stack(((navel, middle, wall), np.full(3, radius * pose.scale)))), scene.db[name])
+        fill(
+            _tube(
+                points, np.column_stack(((navel, middle, wall), np.full(3, radius * pose.scale)))
+            ),
+            scene.db[name],
+        )
 
 
 def _organs(scene, pose, q, body, fill):
@@ -382,16 +440,29 @@ def _organs(scene, pose, q, body, fill):
     def paint(distance, **what):
         fill(distance * scale, **what)
 
-    skull = smooth_union(*(ellipsoid(head, *part) for part in SKULL), 0.5) * np.float32(pose.embryo.head)
-    paint(np.maximum(skull + np.float32(0.15), body / scale + np.float32(0.1)), db=db["brain"], loss=0.8, rough=0.7)
-    paint(ellipsoid(sides_head, (1.05, 0.92, -0.3), (0.26, 0.19, 0.26)), db=db["fluid"] + 4)  # eyes, then the lenses
+    skull = smooth_union(*(ellipsoid(head, *part) for part in SKULL), 0.5) * np.float32(
+        pose.embryo.head
+    )
+    paint(
+        np.maximum(skull + np.float32(0.15), body / scale + np.float32(0.1)),
+        db=db["brain"],
+        loss=0.8,
+        rough=0.7,
+    )
+    paint(
+        ellipsoid(sides_head, (1.05, 0.92, -0.3), (0.26, 0.19, 0.26)), db=db["fluid"] + 4
+    )  # eyes, then the lenses
     paint(ellipsoid(sides_head, (1.08, 0.98, -0.3), (0.12, 0.1, 0.12)), db=db["soft"] + 6)
     paint(_tube(head, MOUTH), db=db["fluid"])
     paint(_tube(sides_head, JAW), **bone)
     paint(_tube(head, SKULL_BASE), **bone)
 
-    paint(ellipsoid(q, (0.1, 0, -0.75), (0.95, 1.0, 0.6)), db=db["soft"] + 4, loss=1.4, rough=0.7)  # liver
-    paint(ellipsoid(q, (-0.05, 0.05, 0.45), (0.65, 0.65, 0.55)), db=db["soft"] + 3, loss=1.2)  # heart, its chambers
+    paint(
+        ellipsoid(q, (0.1, 0, -0.75), (0.95, 1.0, 0.6)), db=db["soft"] + 4, loss=1.4, rough=0.7
+    )  # liver
+    paint(
+        ellipsoid(q, (-0.05, 0.05, 0.45), (0.65, 0.65, 0.55)), db=db["soft"] + 3, loss=1.2
+    )  # heart, its chambers
     paint(ellipsoid(q, (0.05, -0.22, 0.45), (0.42, 0.2, 0.36)), db=db["blood"])
     paint(ellipsoid(q, (-0.1, 0.32, 0.45), (0.38, 0.22, 0.32)), db=db["blood"])
     paint(ellipsoid(q, (0.75, 0, -2.15), (0.3, 0.28, 0.35)), db=db["fluid"])  # bladder

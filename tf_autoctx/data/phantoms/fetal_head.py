@@ -6,15 +6,30 @@ import numpy as np
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from tf_autoctx.data.phantoms.pieces import ellipsoid, grid, into_frame, smooth_field, smooth_union, speckle
+from tf_autoctx.data.phantoms.pieces import (
+    ellipsoid,
+    grid,
+    into_frame,
+    smooth_field,
+    smooth_union,
+    speckle,
+)
 
-FETAL_HEAD_VIEW = np.array((388, 258, 440)) * 0.38  # (z, y, x) mm, the volumes of Yang et al. 2019, section 2.1
+FETAL_HEAD_VIEW = (
+    np.array((388, 258, 440)) * 0.38
+)  # (z, y, x) mm, the volumes of Yang et al. 2019, section 2.1
 APEX = 28.0  # the beams meet this many mm above the first slice, so z is depth
-SLOPES = np.tan(np.radians((34.0, 37.5)))  # half angles of the sweep (y) and of the 75 degree sector (x)
-PSF = np.array((0.6, 2.2, 1.5))  # mm (range, y, x) in mid-volume: ultrasound is sharp along the beam, blurred across it
+SLOPES = np.tan(
+    np.radians((34.0, 37.5))
+)  # half angles of the sweep (y) and of the 75 degree sector (x)
+PSF = np.array(
+    (0.6, 2.2, 1.5)
+)  # mm (range, y, x) in mid-volume: ultrasound is sharp along the beam, blurred across it
 DYNAMIC_RANGE = 60.0  # dB from black to white
 # Of scans of one head: thirds of a turn about the diagonal bring the beam along three axes of the head in turn.
-DIRECTIONS = Rotation.from_rotvec(np.outer((0, 1, 2), np.full(3, 2 * np.pi / 3 / np.sqrt(3)))).as_matrix()
+DIRECTIONS = Rotation.from_rotvec(
+    np.outer((0, 1, 2), np.full(3, 2 * np.pi / 3 / np.sqrt(3)))
+).as_matrix()
 
 
 class _Head(NamedTuple):
@@ -85,7 +100,12 @@ def _pose(rng, direction):
     ofd, bpd = (62, 48) + age * np.array((38, 32))
     radii = np.array((ofd, bpd, bpd * rng.uniform(0.98, 1.08))) / 2 * rng.uniform(0.97, 1.03, 3)
     radii = radii.astype(np.float32)
-    head = _Head(np.zeros(3), Rotation.from_quat(rng.normal(size=4)).as_matrix(), radii, rng.uniform(-0.08, 0.08, 3))
+    head = _Head(
+        np.zeros(3),
+        Rotation.from_quat(rng.normal(size=4)).as_matrix(),
+        radii,
+        rng.uniform(-0.08, 0.08, 3),
+    )
     box = grid(*(np.linspace(-1.6, 1.6, 40) * r for r in radii)).astype(np.float32)
     body = box[:, _head_distance(box, head) < 1]
     poses = [head.axes @ turn for turn in (DIRECTIONS if direction is not None else DIRECTIONS[:1])]
@@ -94,30 +114,44 @@ def _pose(rng, direction):
     low, high = reach[direction or 0].min(1), reach[direction or 0].max(1)
     room = FETAL_HEAD_VIEW - fit * (high - low)
     centre = room * rng.uniform(0.3, 0.7, 3) - fit * low
-    return head._replace(centre=centre, axes=poses[direction or 0], radii=(radii * fit).astype(np.float32))
+    return head._replace(
+        centre=centre, axes=poses[direction or 0], radii=(radii * fit).astype(np.float32)
+    )
 
 
 def _to_beam(points, shape):
     """Fractional index (range, y slope, x slope) into an echo array for points (3, ...)."""
     z, y, x = points - np.array((-APEX, *FETAL_HEAD_VIEW[1:] / 2), np.float32)[:, None, None, None]
     depth = np.sqrt(z * z + y * y + x * x) - np.float32(APEX)
-    unit = np.stack((depth / FETAL_HEAD_VIEW[0], (y / z / SLOPES[0] + 1) / 2, (x / z / SLOPES[1] + 1) / 2))
+    unit = np.stack(
+        (depth / FETAL_HEAD_VIEW[0], (y / z / SLOPES[0] + 1) / 2, (x / z / SLOPES[1] + 1) / 2)
+    )
     return unit * (np.array(shape, np.float32) - 1)[:, None, None, None]
 
 
 def _along_beams(shape):
     """Positions (3, range, y slope, x slope) float32 of the samples of every beam: the inverse of `_to_beam`."""
-    r = np.linspace(0, FETAL_HEAD_VIEW[0], shape[0], dtype=np.float32)[:, None, None] + np.float32(APEX)
+    r = np.linspace(0, FETAL_HEAD_VIEW[0], shape[0], dtype=np.float32)[:, None, None] + np.float32(
+        APEX
+    )
     y = np.linspace(-SLOPES[0], SLOPES[0], shape[1], dtype=np.float32)[:, None]
     x = np.linspace(-SLOPES[1], SLOPES[1], shape[2], dtype=np.float32)
     z = r / np.sqrt(1 + y * y + x * x)
-    return np.stack((z - np.float32(APEX), z * y + FETAL_HEAD_VIEW[1] / 2, z * x + FETAL_HEAD_VIEW[2] / 2), dtype="f4")
+    return np.stack(
+        (z - np.float32(APEX), z * y + FETAL_HEAD_VIEW[1] / 2, z * x + FETAL_HEAD_VIEW[2] / 2),
+        dtype="f4",
+    )
 
 
 def _echo(rng, head, size, direction):
     """What the scanner shows along its beams: grey values (range, y slope, x slope) in [0, 255], float32."""
-    width = np.array((1, *(2 * SLOPES))) * (FETAL_HEAD_VIEW[0], *[APEX + FETAL_HEAD_VIEW[0] / 2] * 2)  # at mid-depth
-    shape = tuple(np.minimum(size, np.ceil(2 * width / PSF)).astype(int))  # finer sampling would show nothing more
+    width = np.array((1, *(2 * SLOPES))) * (
+        FETAL_HEAD_VIEW[0],
+        *[APEX + FETAL_HEAD_VIEW[0] / 2] * 2,
+    )  # at mid-depth
+    shape = tuple(
+        np.minimum(size, np.ceil(2 * width / PSF)).astype(int)
+    )  # finer sampling would show nothing more
     pitch = width / (np.array(shape) - 1)
     step = float(pitch[0])
     points = _along_beams(shape)
@@ -158,9 +192,15 @@ def _echo(rng, head, size, direction):
     db[whole < 0] = soft - 2
     inside = skull < -1
     db[inside] = brain
-    db[inside & (ellipsoid(q, (-0.5, 0, -0.5) * r, (0.3, 0.5, 0.25) * r) < 0)] = brain + 6  # cerebellum
-    db[inside & (ellipsoid(sides, (-0.1, 0.3, 0.15) * r, (0.5, 0.2, 0.24) * r) < 0)] = -48  # ventricles
-    db[inside & (ellipsoid(sides, (-0.15, 0.28, 0.1) * r, (0.25, 0.09, 0.11) * r) < 0)] = brain + 10  # choroid plexus
+    db[inside & (ellipsoid(q, (-0.5, 0, -0.5) * r, (0.3, 0.5, 0.25) * r) < 0)] = (
+        brain + 6
+    )  # cerebellum
+    db[
+        inside & (ellipsoid(sides, (-0.1, 0.3, 0.15) * r, (0.5, 0.2, 0.24) * r) < 0)
+    ] = -48  # ventricles
+    db[inside & (ellipsoid(sides, (-0.15, 0.28, 0.1) * r, (0.25, 0.09, 0.11) * r) < 0)] = (
+        brain + 10
+    )  # choroid plexus
     db[ellipsoid(sides, (0.78, 0.36, -0.62) * r, (0.15, 0.2, 0.17) * r) < 0] = -46  # eyes
     midline, _ = wall(q[1], 0.7)
     scalp, _ = wall(whole, 0.8)

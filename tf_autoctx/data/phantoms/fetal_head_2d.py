@@ -110,7 +110,9 @@ def _plane(y, x):
 def _to_beam(points, probe, shape):
     """Fractional index (range, angle) into an array of beams for positions (3, ...)."""
     y, x = points[1] - probe.apex[0], points[2] - probe.apex[1]
-    unit = np.stack(((np.hypot(y, x) - probe.radius) / probe.depth, (np.arctan2(x, y) / probe.angle + 1) / 2))
+    unit = np.stack(
+        ((np.hypot(y, x) - probe.radius) / probe.depth, (np.arctan2(x, y) / probe.angle + 1) / 2)
+    )
     return unit * np.subtract(shape, 1).reshape(2, *[1] * y.ndim)
 
 
@@ -129,7 +131,9 @@ def _echo(rng, head, probe, shape):
     points = _along_beams(probe, shape)
     q = into_frame(points, head.centre, head.axes)
     coarse, texture, fine = (smooth_field(rng, shape, waves) for waves in (5, 12, 40))
-    bent = q + 2.5 * np.stack((np.zeros(shape), smooth_field(rng, shape, 6), smooth_field(rng, shape, 6)))
+    bent = q + 2.5 * np.stack(
+        (np.zeros(shape), smooth_field(rng, shape, 6), smooth_field(rng, shape, 6))
+    )
     sides = np.stack((bent[0], np.abs(bent[1]), bent[2]))  # left and right in one go
     mirror, loss = np.zeros(shape), np.zeros(shape)  # amplitude; dB/mm
 
@@ -164,8 +168,12 @@ def _echo(rng, head, probe, shape):
     mirror[skull < scalp] = loss[skull < scalp] = 0
     db[skull < scalp] = rng.uniform(-36, -28)
     brain = rng.uniform(-46, -36)
-    near = into_frame(points, head.centre, np.eye(3))[1] / head.radii[1]  # -1 at the wall under the probe
-    haze = rng.uniform(2, 9) / (1 + np.exp(6 * near))  # echoes back and forth between that wall and the probe
+    near = (
+        into_frame(points, head.centre, np.eye(3))[1] / head.radii[1]
+    )  # -1 at the wall under the probe
+    haze = rng.uniform(2, 9) / (
+        1 + np.exp(6 * near)
+    )  # echoes back and forth between that wall and the probe
     db = np.where(inside, brain + 2.5 * texture + 2 * fine + haze, db)
     db[part((0.15, -0.05), (0.13, 0.2)) < 0] -= 5  # thalami
     for reach, strength in ((0.62, 0.12), (0.8, 0.05)):  # insula, gyri
@@ -175,11 +183,17 @@ def _echo(rng, head, probe, shape):
     db[ventricle < 0] = brain - 8
     mirror += 0.1 * line(ventricle, 0.5) * facing(ventricle)
     db[part((0.4, -0.42), (0.09, 0.17)) < 0] = brain + rng.uniform(6, 14)  # choroid plexus
-    falx = line(bent[1], 0.5) * np.clip(0.7 + 0.6 * texture, 0, 1.5) * (np.abs(q[2]) < 0.85 * head.radii[2])
+    falx = (
+        line(bent[1], 0.5)
+        * np.clip(0.7 + 0.6 * texture, 0, 1.5)
+        * (np.abs(q[2]) < 0.85 * head.radii[2])
+    )
     cavum = part((0, 0.45), (0.07, 0.14))
     falx[cavum < 0] = 0
     db[cavum < 0] = brain - 8
-    mirror += rng.uniform(0.1, 0.3) * inside * (falx + line(cavum, 0.5)) * (0.2 + 0.8 * facing(bent[1]))
+    mirror += (
+        rng.uniform(0.1, 0.3) * inside * (falx + line(cavum, 0.5)) * (0.2 + 0.8 * facing(bent[1]))
+    )
 
     # Skull: bright where hit squarely, dark behind, thick and thin, open at sutures
     thick = rng.uniform(1.8, 3.4) * np.clip(1 + 0.35 * texture, 0.4, 1.8)
@@ -187,10 +201,17 @@ def _echo(rng, head, probe, shape):
     bone = inside * line(skull + thick / 2, thick / 2.5)
     for at, width in zip(rng.uniform(-np.pi, np.pi, 4), rng.uniform(0.04, 0.16, 4)):
         bone *= 1 - np.exp(-0.5 * ((np.angle(np.exp(1j * (around - at)))) / width) ** 2)
-    mirror += rng.uniform(0.5, 1.2) * bone * (0.12 + 0.88 * facing(skull)) * np.clip(1 + 0.4 * coarse, 0.2, 2)
+    mirror += (
+        rng.uniform(0.5, 1.2)
+        * bone
+        * (0.12 + 0.88 * facing(skull))
+        * np.clip(1 + 0.4 * coarse, 0.2, 2)
+    )
     loss += bone * rng.uniform(1, 3)
 
     # Sound weakens on its way, more in some beams: poor contact, gas
     passed = np.cumsum(loss, 0) * step + depth * rng.uniform(0.04, 0.12)
-    passed += rng.uniform(0, 16) * np.exp(-0.5 * ((angle - rng.uniform(-1, 1)) / rng.uniform(0.05, 0.15)) ** 2)
+    passed += rng.uniform(0, 16) * np.exp(
+        -0.5 * ((angle - rng.uniform(-1, 1)) / rng.uniform(0.05, 0.15)) ** 2
+    )
     return ((10 ** (db / 20) + mirror) * 10 ** (-passed / 20)).astype(np.float32)

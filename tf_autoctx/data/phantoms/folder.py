@@ -43,7 +43,9 @@ def write(directory, make, prefix, about, labels, *, size, cases, seed, group=No
         "seed": int(seed),
     }
     settings = json.loads(json.dumps(settings))  # as they will be found: tuples become lists
-    about = about | {"labels": {str(value): name for value, name in ({0: "background"} | labels).items()}}
+    about = about | {
+        "labels": {str(value): name for value, name in ({0: "background"} | labels).items()}
+    }
     directory = Path(directory)
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         found = _recorded_settings(directory)
@@ -82,19 +84,25 @@ def _write_cases(folder, make, settings, prefix, about, group):
         "tensorImageSize": f"{len(settings['size'])}D",
         "numTraining": train,
         "numTest": test,
-        "training": [{"image": f"./imagesTr/{name}", "label": f"./labelsTr/{name}"} for name in entries["Tr"]],
+        "training": [
+            {"image": f"./imagesTr/{name}", "label": f"./labelsTr/{name}"} for name in entries["Tr"]
+        ],
         "test": [f"./imagesTs/{name}" for name in entries["Ts"]],
         "phantom": settings,
     }
     (folder / "dataset.json").write_text(json.dumps(task, indent=2) + "\n")
     if group:
-        parts = [("Tr", "train", name) for name in entries["Tr"]] + [("Ts", "test", name) for name in entries["Ts"]]
+        parts = [("Tr", "train", name) for name in entries["Tr"]] + [
+            ("Ts", "test", name) for name in entries["Ts"]
+        ]
         lines = [
             (f"images{part}/{name}", f"labels{part}/{name}", split, group(number))
             for number, (part, split, name) in enumerate(parts)
         ]
         with open(folder / "cases.csv", "w", newline="", encoding="utf-8") as file:
-            csv.writer(file, lineterminator="\n").writerows([("image", "label", "split", "group"), *lines])
+            csv.writer(file, lineterminator="\n").writerows(
+                [("image", "label", "split", "group"), *lines]
+            )
 
 
 def _recorded_settings(folder):

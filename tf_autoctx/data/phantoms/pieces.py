@@ -18,7 +18,9 @@ def ellipsoid(points, centre, radii, rotation=None):
     q *= q
     norm = np.sqrt(q.sum(0))
     slope = np.sqrt(np.tensordot(1 / radii**2, q, 1))
-    return (norm - 1) * np.maximum(norm, 1e-6) / np.maximum(slope, 1e-6 / radii.min())  # no 0/0 at the centre
+    return (
+        (norm - 1) * np.maximum(norm, 1e-6) / np.maximum(slope, 1e-6 / radii.min())
+    )  # no 0/0 at the centre
 
 
 def into_frame(points, centre, axes):
@@ -57,10 +59,14 @@ def speckle(rng, amplitude, psf):
       amplitude**2, for a psf of about a sample or more and away from the array's faces.
     """
     parts = [
-        ndimage.gaussian_filter(amplitude * rng.standard_normal(amplitude.shape, np.float32), psf, truncate=2.5)
+        ndimage.gaussian_filter(
+            amplitude * rng.standard_normal(amplitude.shape, np.float32), psf, truncate=2.5
+        )
         for _ in range(2)
     ]
-    gain = np.prod(np.sqrt(2 * np.sqrt(np.pi) * np.asarray(psf))) / np.sqrt(2)  # the blur averages noise away
+    gain = np.prod(np.sqrt(2 * np.sqrt(np.pi) * np.asarray(psf))) / np.sqrt(
+        2
+    )  # the blur averages noise away
     return (parts[0] + 1j * parts[1]) * np.float32(gain)
 
 

@@ -101,7 +101,9 @@ def another_scanner(image, seed, scanner=ANOTHER):
     """
     image = np.asarray(image)
     if image.dtype != np.uint8 or image.ndim != 2:
-        raise ValueError(f"image is {image.dtype} of shape {image.shape}; expected uint8 (height, width)")
+        raise ValueError(
+            f"image is {image.dtype} of shape {image.shape}; expected uint8 (height, width)"
+        )
     rng = np.random.default_rng(seed)
     return scanner.varied(rng).show(echoes(image), rng)
 
@@ -121,7 +123,9 @@ def _burn_in(grey, rng):
     for corner in (np.s_[2 * dot :, 2 * dot :], np.s_[-7 * lines * dot :, -4 * letters * dot :]):
         dots = rng.random((lines, 7, letters, 4)) < 0.55
         dots[:, 5:] = dots[..., 3] = False  # letters of 5 by 3 dots
-        dots &= (np.arange(letters) < rng.integers(letters // 2, letters + 1, (lines, 1)))[:, None, :, None]
+        dots &= (np.arange(letters) < rng.integers(letters // 2, letters + 1, (lines, 1)))[
+            :, None, :, None
+        ]
         text = np.kron(dots.reshape(7 * lines, 4 * letters), np.ones((dot, dot), bool))
         grey[corner][: len(text), : text.shape[1]][text] = 0.95
     for number, row in enumerate(np.linspace(0.12, 0.88, 21) * height):

@@ -1,0 +1,232 @@
+"""Flags from configuration dataclasses, and how a command starts and ends."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import sys
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from absl import app, flags, logging
+
+from tf_autoctx import configuration, errors
+
+T = TypeVar("T")
+Presets = Mapping[str, Mapping[str, Any]]
+HELP = ("--help", "-h", "--helpfull", "--helpshort", "-help")
+
+
+class _Integers(flags.ArgumentParser):
+    """Parses 1,2,3 (or a list of numbers) into a list of integers of 0 and more."""
+
+    syntactic_help = "integers separated by commas, such as 1,2,3"
+
+    def parse(self, argument: Any) -> list[int]:
+        listed = argument.split(",") if isinstance(argument, str) else map(str, argument)
+        words = list(listed)
+        if not all(word.strip().isdecimal() for word in words):
+            raise ValueError(f"expected {self.syntactic_help}")
+        return [int(word) for word in words]
+
+    def flag_type(self) -> str:
+        return "comma separated integers"
+
+
+class _LabelMap(flags.ArgumentParser):
+    """Parses 3:1,4:2 into {3: 1, 4: 2}, positive integers."""
+
+    syntactic_help = "pairs old:new of label values from 1, each old one once, such as 3:1,4:2"
+
+    def parse(self, argument: Any) -> dict[int, int]:
+        if isinstance(argument, dict):
+            return argument
+        pairs = [[word.strip() for word in pair.split(":")] for pair in argument.split(",")]
+        good = all(len(pair) == 2 and all(w.isdecimal() and int(w) for w in pair) for pair in pairs)
+        if not good or len({old for old, _ in pairs}) < len(pairs):
+            raise ValueError(f"expected {self.syntactic_help}")
+        return {int(old): int(new) for old, new in pairs}
+
+    def flag_type(self) -> str:
+        return "comma separated pairs of integers"
+
+
+class _Commas(flags.ArgumentSerializer):
+    """Writes a list or a label map as it is typed."""
+
+    def serialize(self, value: Any) -> str:
+        pairs = value.items() if isinstance(value, dict) else [(one,) for one in value]
+        return ",".join(":".join(map(str, pair)) for pair in pairs)
+
+
+class Given(dict[str, Any]):
+    """{flag: value} of a command line.
+
+    Attributes:
+      typed: names of the flags that the user gave.
+    """
+
+    def __init__(self, values: Mapping[str, Any], typed: frozenset[str]) -> None:
+        super().__init__(values)
+        self.typed = typed
+
+    def configured(self, kind: type[T]) -> T:
+        """An instance of a configuration, each field from the flag of its name."""
+        return configuration.configured(kind, self)
+
+
+def define_flags(kind: type, values: flags.FlagValues, presets: Presets | None = None) -> None:
+    """Defines a flag for every field of a configuration.
+
+    Args:
+      kind: the dataclass, whose fields are of `configuration.field`.
+      values: what holds the flags.
+      presets: {preset: {flag: value}}, shown behind the help.
+    """
+    types = configuration.types(kind)
+    for field in dataclasses.fields(kind):
+        rule: configuration.Rules = field.metadata["rules"]
+        shown = {name: preset.get(field.name) for name, preset in (presets or {}).items()}
+        text = rule.help
+        if told := ", ".join(f"{k} {_shown(v)}" for k, v in shown.items() if v is not None):
+            text = f"{text} ({told})"
+        default = None if rule.required else field.default
+        _define(field.name, types[field.name], default, text, rule, values)
+        if rule.required and not any(field.name in preset for preset in (presets or {}).values()):
+            flags.mark_flag_as_required(field.name, values)
+        flags.register_validator(field.name, rule.allows, f"expected {rule.expected()}", values)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return ",".join(map(str, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _define(
+    name: str, kind: Any, default: Any, text: str, rule: configuration.Rules, values: Any
+) -> None:
+    """Defines one flag of the type of a field."""
+    if rule.choices:
+        flags.DEFINE_enum(name, default, list(rule.choices), text, values)
+    elif kind is bool:
+        flags.DEFINE_bool(name, default, text, values)
+    elif kind is int:
+        flags.DEFINE_integer(name, default, text, flag_values=values)
+    elif kind is float:
+        flags.DEFINE_float(name, default, text, flag_values=values)
+    elif kind is str:
+        flags.DEFINE_string(name, default, text, values)
+    elif kind == tuple[str, ...]:
+        flags.DEFINE_list(name, None if default is None else list(default), text, values)
+    else:
+        parser = _LabelMap() if kind == dict[int, int] else _Integers()
+        listed = list(default) if isinstance(default, tuple) else default
+        flags.DEFINE(parser, name, listed, text, flag_values=values, serializer=_Commas())
+
+
+class Command:
+    """A command: called without arguments it runs as a program does, with sys.argv and an exit code.
+
+    Args:
+      main: takes what the command line says.
+      kinds: the configurations whose fields are its flags, in the order of `--help`.
+      doc: what `--help` shows first: the docstring of the command's module.
+      presets: {preset: {flag: value}}, for the help texts.
+      aliases: {another name: flag}.
+    """
+
+    def __init__(
+        self,
+        main: Callable[[Given], None],
+        kinds: Sequence[type],
+        doc: str | None,
+        presets: Presets | None = None,
+        aliases: Mapping[str, str] | None = None,
+    ) -> None:
+        self.main, self.kinds, self.doc = main, tuple(kinds), inspect.cleandoc(doc or "")
+        self.presets, self.aliases = presets or {}, aliases or {}
+
+    def __call__(self) -> None:
+        app.run(self.perform, flags_parser=self._parser)
+
+    def _parser(self, argv: list[str]) -> list[str]:
+        flags.FLAGS(argv[:1])  # absl's own, at their defaults
+        return argv[1:]
+
+    def perform(self, arguments: Sequence[str]) -> None:
+        """Runs the command with these arguments; a user's mistake is one sentence and exit code 1."""
+        if any(word in HELP for word in arguments):
+            print(self.help())
+            sys.exit(0)
+        try:
+            given = self.parse(arguments)
+            self.main(given)
+        except (Exception, KeyboardInterrupt) as error:
+            told = errors.sentence(error)
+            if told is None:
+                raise
+            print(f"error: {told}", file=sys.stderr)
+            sys.exit(1)
+
+    def parse(self, arguments: Sequence[str]) -> Given:
+        """What a command line says.
+
+        Raises:
+          UserError: a flag that is unknown, missing or out of range; words that belong to no flag.
+        """
+        values = self.flags()
+        try:
+            left = values([self.name, *arguments])[1:]
+        except flags.Error as error:
+            raise errors.UserError(f"{' '.join(str(error).split())}") from None
+        if left:
+            raise errors.UserError(
+                f"{' '.join(left)}: belongs to no flag; expected flags alone, such as --name=value."
+            )
+        # TensorFlow's import turns on its own log of every step of a save.
+        verbosity = values["verbosity"]
+        logging.set_verbosity(verbosity.value if verbosity.present else logging.WARNING)
+        names = [name for kind in self.kinds for name in configuration.rules(kind)]
+        typed = frozenset(name for name in names if values[name].present)
+        return Given({name: values[name].value for name in names}, typed)
+
+    @property
+    def name(self) -> str:
+        """What the user typed, or the module's name."""
+        return self.main.__module__.rpartition(".")[2]
+
+    def flags(self) -> flags.FlagValues:
+        """The flags, apart from those of any other program."""
+        values = flags.FlagValues()
+        values["verbosity"] = flags.FLAGS["verbosity"]
+        for kind in self.kinds:
+            define_flags(kind, values, self.presets)
+        for alias, name in self.aliases.items():
+            flags.DEFINE_alias(alias, name, flag_values=values)
+        return values
+
+    def serialized(self, given: Given, without: Sequence[str] = ()) -> list[str]:
+        """The flags that the user gave as words of a command line."""
+        values = self.flags()
+        names = [name for name in given if name in given.typed and name not in without]
+        for name in names:
+            values[name].value = given[name]
+        return [values[name].serialize() for name in names]
+
+    def help(self) -> str:
+        """The docstring, and every flag with its help and default, group by group."""
+        values, lines = self.flags(), [self.doc]
+        for kind in self.kinds:
+            lines.append(f"\n{(inspect.getdoc(kind) or kind.__name__).splitlines()[0]}")
+            for name in configuration.rules(kind):
+                flag = values[name]
+                switch = f"--[no]{name}" if flag.boolean else f"--{name}"
+                default = flag.default_as_str
+                known = default not in (None, "''") and flag.default is not None
+                text = flag.help + (f" Default: {default.strip(chr(39))}." if known else "")
+                lines.append(textwrap.fill(f"  {switch}  {text}", 100, subsequent_indent=" " * 6))
+        for alias, name in self.aliases.items():
+            lines.append(f"\n  --{alias}  is --{name} under another name.")
+        return "\n".join(lines)

@@ -1,0 +1,125 @@
+"""Configuration dataclasses: every field declares its help, range and default once, and becomes a flag of its name.
+
+No module that declares one imports Keras or TensorFlow, so that `--help` need not wait for them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import typing
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
+
+from tf_autoctx.errors import FieldError
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class Rules:
+    """What a field allows, beside its type.
+
+    Attributes:
+      help: a sentence for `--help`.
+      choices: the values allowed; empty: any.
+      least, most: range of a number, or of every number of a list.
+      multiple: of which a number must be a multiple.
+      length: of a list; None: one value or more.
+      may_change: whether a run goes on with another value.
+      required: whether there is no default.
+    """
+
+    help: str
+    choices: tuple[str, ...] = ()
+    least: float | None = None
+    most: float | None = None
+    multiple: int | None = None
+    length: int | None = None
+    may_change: bool = False
+    required: bool = False
+
+    def expected(self) -> str:
+        """The allowed values in words."""
+        if self.choices:
+            return f"one of {', '.join(self.choices)}"
+        number = f"a multiple of {self.multiple}" if self.multiple else "a number"
+        if self.length is not None:
+            number = f"{self.length} numbers, each {number}".replace("each a number", "each")
+        least, most = self.least, self.most
+        limits = f" from {least:g} to {most:g}" if least is not None and most is not None else ""
+        if least is not None and most is None:
+            limits = f" of at least {least:g}"
+        return number + limits
+
+    def allows(self, value: object) -> bool:
+        """Whether a value keeps to the rules; None, a value left open, does."""
+        if value is None:
+            return True
+        if self.choices:
+            return value in self.choices
+        if isinstance(value, list | tuple):
+            whole = self.length in (None, len(value)) and len(value) > 0
+            return whole and all(map(self.allows_number, value))
+        return not isinstance(value, int | float) or self.allows_number(value)
+
+    def allows_number(self, value: float) -> bool:
+        """Whether one number lies in the range."""
+        if not math.isfinite(value) or self.multiple and value % self.multiple:
+            return False
+        low, high = self.least, self.most
+        return (low is None or value >= low) and (high is None or value <= high)
+
+
+def field(default: Any, help: str, **rules: Any) -> Any:
+    """A dataclass field with `Rules`; a default of `...` makes it required."""
+    declared = Rules(help, required=default is ..., **rules)
+    given = {} if default is ... else {"default": default}
+    return dataclasses.field(metadata={"rules": declared}, **given)
+
+
+def rules(kind: type) -> dict[str, Rules]:
+    """{field: `Rules`} of a configuration."""
+    return {field.name: field.metadata["rules"] for field in dataclasses.fields(kind)}
+
+
+def types(kind: type) -> dict[str, Any]:
+    """{field: type} of a configuration, without `| None`."""
+    hints = typing.get_type_hints(kind)
+    found = {}
+    for field in dataclasses.fields(kind):
+        options = [one for one in typing.get_args(hints[field.name]) if one is not type(None)]
+        optional = type(None) in typing.get_args(hints[field.name])
+        found[field.name] = options[0] if optional else hints[field.name]
+    return found
+
+
+def check(configuration: object) -> None:
+    """Checks every field of a configuration against its rules; called in `__post_init__`.
+
+    Raises:
+      FieldError: a value out of range.
+    """
+    for name, rule in rules(type(configuration)).items():
+        value = getattr(configuration, name)
+        if not rule.allows(value):
+            raise FieldError(name, value, f"expected {rule.expected()}.")
+
+
+def configured(kind: type[T], values: Mapping[str, Any]) -> T:
+    """An instance of a configuration from {name: value} of the flags or of config.json; lists become tuples.
+
+    Raises:
+      KeyError: a name is missing.
+      FieldError: a value out of range.
+    """
+    names = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    given = {name: values[name] for name in names}
+    return kind(**{n: tuple(v) if isinstance(v, list) else v for n, v in given.items()})
+
+
+def changeable(kinds: Iterable[type]) -> frozenset[str]:
+    """Names of the fields with which a run goes on whatever their value."""
+    return frozenset(
+        name for kind in kinds for name, rule in rules(kind).items() if rule.may_change
+    )

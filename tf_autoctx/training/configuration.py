@@ -1,0 +1,79 @@
+"""Where and how a run trains. No TensorFlow in this module."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from tf_autoctx.configuration import check, field
+
+PRECISIONS = ("auto", "float32", "mixed_bfloat16", "mixed_float16")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """Run: its folder, devices and precision."""
+
+    work_dir: str = field(
+        "",
+        "Run folder; a run that is there goes on. By default runs/ and the name of the system.",
+        may_change=True,
+    )
+    preset: str | None = field(
+        None,
+        "Values of the flags that are not given: demo, standard or paper. By default demo on "
+        "phantoms, standard on your data.",
+        choices=("demo", "standard", "paper"),
+        may_change=True,
+    )
+    strategy: str = field(
+        "auto",
+        "The tf.distribute strategy; auto takes all GPUs, or the cluster that TF_CONFIG names.",
+        choices=("auto", "single", "mirrored", "multi_worker"),
+        may_change=True,
+    )
+    precision: str = field(
+        "auto", "Of training; auto is bfloat16 where the hardware has it.", choices=PRECISIONS
+    )
+    export_precision: str = field(
+        "float32",
+        "Of the networks in the SavedModel, whose inputs and outputs are float32. bfloat16 is faster "
+        "where the server has it.",
+        choices=("float32", "bfloat16"),
+        may_change=True,
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Training: how long, how fast, and from which seed."""
+
+    seed: int = field(
+        0,
+        "Seed of splits, phantoms, weights, sample order and augmentation.",
+        least=0,
+        most=4_000_000,
+    )
+    steps: int = field(..., "Optimizer steps per level or stage.", least=1)
+    samples_per_epoch: int = field(..., "Samples between two validations.", least=1)
+    checkpoint_steps: int = field(
+        100, "Steps between two checkpoints within an epoch.", least=1, may_change=True
+    )
+    batch_size: int = field(1, "Samples per replica.", least=1)
+    learning_rate: float = field(..., "Of Adam, at the start.", least=0.0)
+    learning_rate_decay: str = field(
+        ...,
+        "How the rate changes; polynomial falls to 0 at the last step.",
+        choices=("constant", "polynomial"),
+    )
+    beta_1: float = field(0.9, "Adam's momentum.", least=0.0, most=0.9999)
+    patience: int = field(
+        0,
+        "Epochs without a better validation score after which training stops; 0 never stops early.",
+        least=0,
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
