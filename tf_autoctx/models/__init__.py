@@ -1,10 +1,48 @@
-"""Network families in plain Keras: each a function that returns a functional `keras.Model`. No TensorFlow in this
-room."""
+"""Network families in plain Keras: each a module whose function returns a functional `keras.Model`.
 
-from tf_autoctx.models.embryo import embryo
-from tf_autoctx.models.loc_con import loc_con
-from tf_autoctx.models.localiser import localiser
-from tf_autoctx.models.renderer import discriminator, renderer, segmentor2d
-from tf_autoctx.models.unet3d import pyramid, unet3d
-from tf_autoctx.models.usegnet import usegnet
-from tf_autoctx.models.vnet import vnet
+No TensorFlow in this room. A submodule is imported when it is first used, so that `options` can be
+read without Keras; a function is found in its module, as `models.usegnet.usegnet`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import types
+import typing
+
+if typing.TYPE_CHECKING:
+    from tf_autoctx.models import (
+        embryo,
+        layers,
+        loc_con,
+        localiser,
+        options,
+        renderer,
+        tiling,
+        unet3d,
+        usegnet,
+        vnet,
+    )
+
+__all__ = [
+    "embryo",
+    "layers",
+    "loc_con",
+    "localiser",
+    "options",
+    "renderer",
+    "tiling",
+    "unet3d",
+    "usegnet",
+    "vnet",
+]
+
+
+def __getattr__(name: str) -> types.ModuleType:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return importlib.import_module(f"{__name__}.{name}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

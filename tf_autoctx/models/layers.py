@@ -1,10 +1,22 @@
-"""What the network families share: blocks, the attention module, and resampling. Two- or three-dimensional by input
-rank."""
+"""What the network families share: blocks, guarded convolutions, padding and resampling.
+
+Two- or three-dimensional by the rank of the input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 from keras import ops
 
-INITIALIZERS = {
+from tf_autoctx.models.options import INITIALIZERS
+
+Tensor = Any  # of whichever backend, or symbolic
+Shape = tuple[int | None, ...]  # None: a free axis
+
+_ARGUMENTS = {
     # He et al. 2015: learns sooner in small budgets.
     "he": {"kernel_initializer": "he_normal", "bias_initializer": "zeros"},
     # Yang et al. 2019, section 3.1, with the values of the authors' code.
@@ -20,31 +32,29 @@ INITIALIZERS = {
 }
 
 
-def initializers(name):
-    """Arguments of a convolution for an initializer of `INITIALIZERS`; every layer gets its own copy.
+def initializers(name: str) -> dict[str, keras.initializers.Initializer]:
+    """Arguments of a convolution for one of `INITIALIZERS`; every layer gets its own copy.
 
     Raises:
       ValueError: unknown name (the message lists the known ones).
     """
     if name not in INITIALIZERS:
         raise ValueError(f"initializer={name!r}: expected one of {', '.join(INITIALIZERS)}.")
-    return {
-        role: keras.initializers.get(value).clone() for role, value in INITIALIZERS[name].items()
-    }
+    return {role: keras.initializers.get(value).clone() for role, value in _ARGUMENTS[name].items()}
 
 
-def rank(x):
+def rank(x: Tensor) -> int:
     """Spatial axes of a channels-last tensor: 2 or 3."""
     return len(x.shape) - 2
 
 
-def conv(x, filters, kernel, initializer, **arguments):
+def conv(x: Tensor, filters: int, kernel: int, initializer: str, **arguments: Any) -> Tensor:
     """`same` convolution in 2D or 3D."""
     layer = {2: keras.layers.Conv2D, 3: Conv3D}[rank(x)]
     return layer(filters, kernel, padding="same", **initializers(initializer), **arguments)(x)
 
 
-def deconv(x, filters, kernel, initializer, **arguments):
+def deconv(x: Tensor, filters: int, kernel: int, initializer: str, **arguments: Any) -> Tensor:
     """Transposed convolution of stride 2 in 2D or 3D: doubles every spatial axis."""
     layer = {2: keras.layers.Conv2DTranspose, 3: Conv3DTranspose}[rank(x)]
     return layer(
@@ -52,17 +62,17 @@ def deconv(x, filters, kernel, initializer, **arguments):
     )(x)
 
 
-def max_pool(x):
+def max_pool(x: Tensor) -> Tensor:
     """2x max pooling in 2D or 3D."""
     return {2: keras.layers.MaxPooling2D, 3: keras.layers.MaxPooling3D}[rank(x)](2)(x)
 
 
-def normalize(x, normalization):
+def normalize(x: Tensor, normalization: str) -> Tensor:
     """Batch norm's place in a block.
 
-    "instance" takes the statistics of the volume at hand, in training and at test time, as the authors of the fetal
-    head system ran their batch norm at batch 1; "batch" takes those of the batch over all replicas and keeps moving
-    averages (momentum 0.9) for test time.
+    "instance" takes the statistics of the volume at hand, in training and at test time, as the
+    authors of the fetal head system ran their batch norm at batch 1; "batch" takes those of the
+    batch over all replicas and keeps moving averages (momentum 0.9) for test time.
 
     Raises:
       ValueError: another normalization.
@@ -70,7 +80,8 @@ def normalize(x, normalization):
     if normalization == "instance":
         return keras.layers.GroupNormalization(groups=-1, epsilon=1e-5)(x)
     if normalization == "batch":
-        # Replicas with averages of their own would drift apart; other backends than TensorFlow have one anyway.
+        # Replicas with averages of their own would drift apart; backends other than TensorFlow
+        # have one replica anyway.
         synchronized = keras.backend.backend() == "tensorflow"
         return keras.layers.BatchNormalization(
             momentum=0.9, epsilon=1e-5, synchronized=synchronized
@@ -78,39 +89,21 @@ def normalize(x, normalization):
     raise ValueError(f"normalization={normalization!r}: expected 'instance' or 'batch'.")
 
 
-def conv_block(x, filters, kernel, normalization, initializer):
+def conv_block(
+    x: Tensor, filters: int, kernel: int, normalization: str, initializer: str
+) -> Tensor:
     """Conv, normalization, ReLU."""
     return keras.layers.ReLU()(normalize(conv(x, filters, kernel, initializer), normalization))
 
 
-def deconv_block(x, filters, kernel, normalization, initializer):
+def deconv_block(
+    x: Tensor, filters: int, kernel: int, normalization: str, initializer: str
+) -> Tensor:
     """Deconv of stride 2, normalization, ReLU."""
     return keras.layers.ReLU()(normalize(deconv(x, filters, kernel, initializer), normalization))
 
 
-def attention_module(x, kernel, initializer, *, filters=64, inner=32):
-    """Attention module (Yang et al. 2019, section 2.4, equations 3-4, figure 3); no normalization, no ReLU inside.
-
-    P = 1x1x1 conv of x; W = two convs on P; A = softmax of W over the channels of each voxel; the answer is a conv of
-    concat(P, P * A).
-
-    Args:
-      x: feature map (batch, *spatial, channels).
-      kernel: edge of the weight and output convolutions; the paper has 3.
-      filters: channels of the answer; the paper has 64.
-      inner: channels of P, W and A; the paper has 32.
-
-    Returns:
-      Feature map (batch, *spatial, filters).
-    """
-    p = conv(x, inner, 1, initializer)
-    w = conv(conv(p, inner, kernel, initializer), inner, kernel, initializer)
-    attention = keras.layers.Softmax(axis=-1)(w)
-    t = keras.layers.Multiply()([p, attention])
-    return conv(keras.layers.Concatenate()([p, t]), filters, kernel, initializer)
-
-
-def _at_least(x, size):
+def _at_least(x: Tensor, size: int) -> Tensor:
     """x with zeros at the high end of every spatial axis that is shorter than `size` voxels."""
     missing = [[0, ops.maximum(size - n, 0)] for n in ops.shape(x)[1:-1]]
     return ops.pad(x, [[0, 0], *missing, [0, 0]])
@@ -120,12 +113,12 @@ def _at_least(x, size):
 class Conv3D(keras.layers.Conv3D):
     """`same` convolution of stride 1 whose bfloat16 gradient can be trusted.
 
-    On CPUs, TensorFlow 2.21 fills the bfloat16 gradient of a kernel with stray memory where the input is smaller than
-    the kernel. Zeros at the high end are what `same` padding puts there anyway, so enlarging such an input changes no
-    answer.
+    On CPUs, TensorFlow 2.21 fills the bfloat16 gradient of a kernel with stray memory where the
+    input is smaller than the kernel. Zeros at the high end are what `same` padding puts there
+    anyway, so enlarging such an input changes no output.
     """
 
-    def call(self, x):
+    def call(self, x: Tensor) -> Tensor:
         if self.compute_dtype != "bfloat16" or self.kernel_size[0] == 1:
             return super().call(x)
         depth, height, width = ops.shape(x)[1:-1]
@@ -134,9 +127,12 @@ class Conv3D(keras.layers.Conv3D):
 
 @keras.saving.register_keras_serializable("tf_autoctx")
 class Conv3DTranspose(keras.layers.Conv3DTranspose):
-    """`same` deconvolution of stride 2, guarded as `Conv3D`: its output must not be smaller than the kernel."""
+    """`same` deconvolution of stride 2, guarded as `Conv3D`.
 
-    def call(self, x):
+    Its output must not be smaller than the kernel.
+    """
+
+    def call(self, x: Tensor) -> Tensor:
         if self.compute_dtype != "bfloat16":
             return super().call(x)
         depth, height, width = ops.shape(x)[1:-1]
@@ -149,11 +145,11 @@ class Conv3DTranspose(keras.layers.Conv3DTranspose):
 class PadToMultiple(keras.layers.Layer):
     """Pads every spatial axis at its high end with edge values up to a multiple of `multiple`."""
 
-    def __init__(self, multiple, **kwargs):
+    def __init__(self, multiple: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.multiple = multiple
 
-    def call(self, x):
+    def call(self, x: Tensor) -> Tensor:
         for axis in range(1, len(x.shape) - 1):
             if x.shape[axis] is not None and x.shape[axis] % self.multiple == 0:
                 continue
@@ -162,72 +158,46 @@ class PadToMultiple(keras.layers.Layer):
             x = ops.take(x, ops.minimum(ops.arange(padded), size - 1), axis=axis)
         return x
 
-    def compute_output_shape(self, shape):
-        up = lambda size: None if size is None else -(-size // self.multiple) * self.multiple
-        return (shape[0], *map(up, shape[1:-1]), shape[-1])
+    def compute_output_shape(self, shape: Shape) -> Shape:
+        padded = [n if n is None else -(-n // self.multiple) * self.multiple for n in shape[1:-1]]
+        return (shape[0], *padded, shape[-1])
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "multiple": self.multiple}
 
 
 @keras.saving.register_keras_serializable("tf_autoctx")
 class CropLike(keras.layers.Layer):
-    """Crops (x, reference) to x[:ceil(reference / stride)] on every spatial axis: undoes `PadToMultiple` at that
-    scale."""
+    """Crops (x, reference) to x[:ceil(reference / stride)] on every spatial axis.
 
-    def __init__(self, stride=1, **kwargs):
+    This undoes `PadToMultiple` at that scale.
+    """
+
+    def __init__(self, stride: int = 1, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.stride = stride
 
-    def call(self, inputs):
+    def call(self, inputs: Sequence[Tensor]) -> Tensor:
         x, reference = inputs
         size = [-(-n // self.stride) for n in ops.shape(reference)[1:-1]]
         return x[(slice(None), *(slice(0, n) for n in size))]
 
-    def compute_output_shape(self, shapes):
+    def compute_output_shape(self, shapes: Sequence[Shape]) -> Shape:
         shape, reference = shapes
-        down = lambda size: None if size is None else -(-size // self.stride)
-        return (shape[0], *map(down, reference[1:-1]), shape[-1])
+        cropped = [n if n is None else -(-n // self.stride) for n in reference[1:-1]]
+        return (shape[0], *cropped, shape[-1])
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "stride": self.stride}
 
 
-@keras.saving.register_keras_serializable("tf_autoctx")
-class ResampleAboutCentre(keras.layers.Layer):
-    """Resamples (x, reference) to x on the reference's grid, whose voxels are `factor` times finer, linearly.
+def resize_linear(x: Tensor, size: Sequence[Any]) -> Tensor:
+    """Linear resampling of every spatial axis.
 
-    Both grids have one centre: x is upsampled and cropped (or continued by its edge values) in one step.
-    """
-
-    def __init__(self, factor, **kwargs):
-        super().__init__(**kwargs)
-        self.factor = factor
-
-    def call(self, inputs):
-        x, reference = inputs
-        for axis in range(1, len(x.shape) - 1):
-            old, new = ops.shape(x)[axis], ops.shape(reference)[axis]
-            from_centre = (_positions(new) - ops.cast(new, "float32") / 2) / self.factor
-            at = ops.clip(
-                from_centre + ops.cast(old, "float32") / 2, 0.5, ops.cast(old, "float32") - 0.5
-            )
-            x = _weighted(x, axis, 1.0 - ops.abs(at[:, None] - _positions(old)))
-        return x
-
-    def compute_output_shape(self, shapes):
-        shape, reference = shapes
-        return (shape[0], *reference[1:-1], shape[-1])
-
-    def get_config(self):
-        return {**super().get_config(), "factor": self.factor}
-
-
-def resize_linear(x, size):
-    """Linear resampling of every spatial axis; shrinking is anti-aliased by a triangle filter widened by the factor.
-
-    Axes are aligned at their outer edges (voxel i covers [i, i + 1)), values beyond an edge do not weigh in. Each axis
-    is one matrix product with a small (new, old) matrix, so sizes may be tensors and any Keras backend can run it.
+    Shrinking is anti-aliased by a triangle filter widened by the factor. Axes are aligned at their
+    outer edges (voxel i covers [i, i + 1)), values beyond an edge do not weigh in. Each axis is one
+    matrix product with a small (new, old) matrix, so sizes may be tensors and any Keras backend can
+    run it.
 
     Args:
       x: (batch, *spatial, channels) float.
@@ -241,24 +211,27 @@ def resize_linear(x, size):
         if isinstance(new, int) and isinstance(old, int) and new == old:
             continue
         factor = ops.cast(old, "float32") / ops.cast(new, "float32")
-        distance = ops.abs(_positions(new)[:, None] * factor - _positions(old))
-        x = _weighted(x, axis, 1.0 - distance / ops.maximum(factor, 1.0))
+        distance = ops.abs(positions(new)[:, None] * factor - positions(old))
+        x = weighted(x, axis, 1.0 - distance / ops.maximum(factor, 1.0))
     return x
 
 
-def _positions(size):
+def positions(size: Any) -> Tensor:
     """Centres of the voxels of an axis, in voxels from its edge: 0.5, 1.5, ..."""
     return ops.cast(ops.arange(size), "float32") + 0.5
 
 
-def _weighted(x, axis, weights):
-    """x with an axis replaced by weighted means of its voxels; weights (new, old) below 0 count as 0."""
+def weighted(x: Tensor, axis: int, weights: Tensor) -> Tensor:
+    """x with an axis replaced by weighted means of its voxels.
+
+    Weights (new, old) below 0 count as 0.
+    """
     weights = ops.maximum(weights, 0.0)
     weights = ops.cast(weights / ops.sum(weights, axis=1, keepdims=True), x.dtype)
     return ops.moveaxis(ops.tensordot(weights, x, axes=[[1], [axis]]), 0, axis)
 
 
-def resize_nearest(x, size):
+def resize_nearest(x: Tensor, size: Sequence[Any]) -> Tensor:
     """Nearest-neighbour resampling of every spatial axis, aligned as `resize_linear`; for labels.
 
     Args:

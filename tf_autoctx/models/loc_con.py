@@ -1,4 +1,9 @@
-"""Localisation and auto-context: a box about an object, cut from the image and the object's map (Xu et al. 2020)."""
+"""Localisation and auto-context (Xu et al. 2020): a box about an object, cut from image and map."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 from keras import ops
@@ -6,8 +11,14 @@ from keras import ops
 from tf_autoctx.models import layers
 
 
-def loc_con(image, probability, index, box, auto_context=True):
-    """Loc-Con module of one object, from an upsampled map (Xu et al. 2020, section 2.2, figure 3, steps 2 and 3).
+def loc_con(
+    image: layers.Tensor,
+    probability: layers.Tensor,
+    index: int,
+    box: int,
+    auto_context: bool = True,
+) -> tuple[layers.Tensor, layers.Tensor]:
+    """Loc-Con module of one object, from an upsampled map (section 2.2, figure 3, steps 2 and 3).
 
     Step 1, the upsampling, is `ResizeLike`: one call serves all objects.
 
@@ -19,8 +30,8 @@ def loc_con(image, probability, index, box, auto_context=True):
       auto_context: whether the object's map goes along; without it the map only places the box.
 
     Returns:
-      (input of the object's network: (batch, box, box, box, 2), image and map, or 1 channel without auto-context;
-      low corner of the box, (batch, 3) int32).
+      (input of the object's network: (batch, box, box, box, 2), image and map, or 1 channel without
+      auto-context; low corner of the box, (batch, 3) int32).
     """
     corner = BoxCorner(index, box, dtype="float32")(probability)
     crop = Crop(box, dtype="float32")
@@ -34,19 +45,22 @@ def loc_con(image, probability, index, box, auto_context=True):
 
 @keras.saving.register_keras_serializable("tf_autoctx")
 class ResizeToCube(keras.layers.Layer):
-    """Resizes (batch, *spatial, channels) to `edge` voxels on every spatial axis, see `layers.resize_linear`."""
+    """Resizes (batch, *spatial, channels) to `edge` voxels on every spatial axis.
 
-    def __init__(self, edge, **kwargs):
+    See `layers.resize_linear`.
+    """
+
+    def __init__(self, edge: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.edge = edge
 
-    def call(self, x):
+    def call(self, x: layers.Tensor) -> layers.Tensor:
         return layers.resize_linear(x, [self.edge] * layers.rank(x))
 
-    def compute_output_shape(self, shape):
+    def compute_output_shape(self, shape: layers.Shape) -> layers.Shape:
         return (shape[0], *(self.edge for _ in shape[1:-1]), shape[-1])
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "edge": self.edge}
 
 
@@ -54,11 +68,11 @@ class ResizeToCube(keras.layers.Layer):
 class ResizeLike(keras.layers.Layer):
     """Resizes (x, reference) to x on the reference's spatial sizes, see `layers.resize_linear`."""
 
-    def call(self, inputs):
+    def call(self, inputs: Sequence[layers.Tensor]) -> layers.Tensor:
         x, reference = inputs
         return layers.resize_linear(x, ops.shape(reference)[1:-1])
 
-    def compute_output_shape(self, shapes):
+    def compute_output_shape(self, shapes: Sequence[layers.Shape]) -> layers.Shape:
         shape, reference = shapes
         return (shape[0], *reference[1:-1], shape[-1])
 
@@ -67,19 +81,20 @@ class ResizeLike(keras.layers.Layer):
 class BoxCorner(keras.layers.Layer):
     """Low corner of the box whose centre is nearest to an object's centroid.
 
-    A voxel weighs its probability of the object where the object is the most probable class: the softmax floor of the
-    whole background would drag the centroid of a small object to the middle. Where the object is nowhere the most
-    probable class every voxel weighs in, and without any probability the box is at the centre of the volume.
+    A voxel weighs its probability of the object where the object is the most probable class: the
+    softmax floor of the whole background would drag the centroid of a small object to the middle.
+    Where the object is nowhere the most probable class every voxel weighs in, and without any
+    probability the box is at the centre of the volume.
 
-    call: probability (batch, depth, height, width, classes) -> (batch, 3) int32, below 0 where the box begins outside
-    the volume. Integers are constants for the gradient.
+    call: probability (batch, depth, height, width, classes) -> (batch, 3) int32, below 0 where the
+    box begins outside the volume. Integers are constants for the gradient.
     """
 
-    def __init__(self, index, box, **kwargs):
+    def __init__(self, index: int, box: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.index, self.box = index, box
 
-    def call(self, probability):
+    def call(self, probability: layers.Tensor) -> layers.Tensor:
         p = probability[..., self.index]
         weights = ops.where(p >= ops.max(probability, axis=-1), p, 0.0)
         weights = ops.where(ops.sum(weights, axis=(1, 2, 3), keepdims=True) > 0, weights, p)
@@ -90,22 +105,26 @@ class BoxCorner(keras.layers.Layer):
             ops.sum(over_width, axis=1),
             ops.sum(over_height, axis=1),
         ]
-        # The nearest whole voxel; a symmetrical object lies midway between two, where rounding noise must not decide.
+        # The nearest whole voxel; a symmetrical object lies midway between two, where rounding
+        # noise must not decide.
         low = ops.stack([_centroid(margin) for margin in margins], axis=-1) - self.box / 2
         return ops.cast(ops.floor(low + 0.5 + 1e-3), "int32")
 
-    def compute_output_shape(self, shape):
+    def compute_output_shape(self, shape: layers.Shape) -> layers.Shape:
         return (shape[0], 3)
 
-    def compute_output_spec(self, probability):
+    def compute_output_spec(self, probability: layers.Tensor) -> keras.KerasTensor:
         return keras.KerasTensor(self.compute_output_shape(probability.shape), dtype="int32")
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "index": self.index, "box": self.box}
 
 
-def _centroid(margin):
-    """Centroid of weights (batch, size) in voxels from the low edge: voxel i is at i + 1/2; all 0: the middle."""
+def _centroid(margin: layers.Tensor) -> layers.Tensor:
+    """Centroid of weights (batch, size) in voxels from the low edge; the middle if all are 0.
+
+    Voxel i is at i + 1/2.
+    """
     size, total = ops.shape(margin)[1], ops.sum(margin, axis=1)
     moment = ops.sum(margin * (ops.cast(ops.arange(size), "float32") + 0.5), axis=1)
     return ops.where(
@@ -117,25 +136,26 @@ def _centroid(margin):
 class Crop(keras.layers.Layer):
     """Cuts a cube of `box` voxels out of every sample, zeros where it leaves the volume.
 
-    call: x (batch, depth, height, width, channels) and low corners (batch, 3) int32 -> (batch, box, box, box,
-    channels), same dtype. Each axis is one product with a 0/1 matrix: the gradient is exact, any backend can run it.
+    call: x (batch, depth, height, width, channels) and low corners (batch, 3) int32 -> (batch, box,
+    box, box, channels), same dtype. Each axis is one product with a 0/1 matrix: the gradient is
+    exact, any backend can run it.
     """
 
-    def __init__(self, box, **kwargs):
+    def __init__(self, box: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.box = box
 
-    def call(self, inputs):
+    def call(self, inputs: Sequence[layers.Tensor]) -> layers.Tensor:
         x, corner = inputs
         for axis in (1, 2, 3):
             x = _product(_inside(corner, axis, self.box, ops.shape(x)[axis], x.dtype), x, axis)
         return x
 
-    def compute_output_shape(self, shapes):
+    def compute_output_shape(self, shapes: Sequence[layers.Shape]) -> layers.Shape:
         shape, _ = shapes
         return (shape[0], self.box, self.box, self.box, shape[-1])
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "box": self.box}
 
 
@@ -143,29 +163,33 @@ class Crop(keras.layers.Layer):
 class Uncrop(keras.layers.Layer):
     """Puts what `Crop` cut out back on the reference's grid, zeros outside the box.
 
-    call: x (batch, box, box, box, channels), low corners (batch, 3) int32, reference (batch, depth, height, width, any)
-    -> (batch, depth, height, width, channels), same dtype. The matrices are those of `Crop`, transposed.
+    call: x (batch, box, box, box, channels), low corners (batch, 3) int32, reference (batch, depth,
+    height, width, any) -> (batch, depth, height, width, channels), same dtype. The matrices are
+    those of `Crop`, transposed.
     """
 
-    def call(self, inputs):
+    def call(self, inputs: Sequence[layers.Tensor]) -> layers.Tensor:
         x, corner, reference = inputs
         for axis in (1, 2, 3):
             inside = _inside(corner, axis, ops.shape(x)[axis], ops.shape(reference)[axis], x.dtype)
             x = _product(ops.transpose(inside, (0, 2, 1)), x, axis)
         return x
 
-    def compute_output_shape(self, shapes):
+    def compute_output_shape(self, shapes: Sequence[layers.Shape]) -> layers.Shape:
         shape, _, reference = shapes
         return (shape[0], *reference[1:-1], shape[-1])
 
 
-def _inside(corner, axis, box, size, dtype):
-    """(batch, box, size), 1 where voxel i of the box is voxel j of the volume's axis: j = corner + i."""
+def _inside(corner: layers.Tensor, axis: int, box: Any, size: Any, dtype: str) -> layers.Tensor:
+    """(batch, box, size), 1 where voxel i of the box is voxel j of the axis: j = corner + i."""
     at = corner[:, axis - 1, None] + ops.arange(box, dtype="int32")
     return ops.cast(at[:, :, None] == ops.arange(size, dtype="int32"), dtype)
 
 
-def _product(matrix, x, axis):
-    """x (batch, depth, height, width, channels) with an axis multiplied by each sample's matrix (batch, new, old)."""
+def _product(matrix: layers.Tensor, x: layers.Tensor, axis: int) -> layers.Tensor:
+    """x (batch, depth, height, width, channels) with an axis multiplied by each sample's matrix.
+
+    The matrices are (batch, new, old).
+    """
     old = "bdhwc"
     return ops.einsum(f"bn{old[axis]},{old}->{old.replace(old[axis], 'n')}", matrix, x)

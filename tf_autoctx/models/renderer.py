@@ -1,25 +1,37 @@
-"""Renderer, segmentor and discriminator of online adversarial rendering in 2D (Yang et al. 2018, figure 3).
+"""Networks of online adversarial rendering in 2D (Yang et al. 2018, figure 3).
 
-Widths are those of the authors' code; convolutions are 3x3 and deconvolutions 4x4, with batch norm and ReLU.
+Renderer, segmentor and discriminator. Widths are those of the authors' code; convolutions are 3x3
+and deconvolutions 4x4, with batch norm and ReLU.
 """
+
+from __future__ import annotations
+
+from collections.abc import Callable
 
 import keras
 
 from tf_autoctx.models import layers
+from tf_autoctx.models.options import HEADS
 
-HEADS = ("scaled", "flatten", "pool")
+Block = Callable[[layers.Tensor, int], layers.Tensor]  # (x, filters) -> feature map
 
 
-def renderer(size=None, *, base_filters=32, initializer="truncated_normal"):
-    """Gives an image the look of another corpus (section 2.1, figure 3a): a light U-Net with one side branch.
+def renderer(
+    size: int | None = None, *, base_filters: int = 32, initializer: str = "truncated_normal"
+) -> keras.Model:
+    """Gives an image the look of another corpus (section 2.1, figure 3a).
+
+    A light U-Net with one side branch.
 
     Args:
-      size: edge of the images in pixels; None for images of any size, which are padded inside to a multiple of 4.
+      size: edge of the images in pixels; None for images of any size, which are padded inside to a
+        multiple of 4.
       base_filters: channels of the first stage; the authors have 32, all others follow.
-      initializer: see `layers.INITIALIZERS`.
+      initializer: see `layers.initializers`.
 
     Returns:
-      Functional model: image (batch, height, width, 1) -> {"rendered", "aux": (batch, height, width, 1) float32}.
+      Functional model: image (batch, height, width, 1) -> {"rendered", "aux": (batch, height,
+        width, 1) float32}.
 
     Raises:
       ValueError: unknown initializer (the message lists the known ones).
@@ -46,16 +58,19 @@ def renderer(size=None, *, base_filters=32, initializer="truncated_normal"):
     return keras.Model(image, _at_size_of(image, {"rendered": x, "aux": aux}), name="renderer")
 
 
-def segmentor2d(size=None, *, base_filters=32, initializer="truncated_normal"):
+def segmentor2d(
+    size: int | None = None, *, base_filters: int = 32, initializer: str = "truncated_normal"
+) -> keras.Model:
     """Segments a rendered image (section 2.1, figure 3b): a U-Net with two side branches.
 
     Args:
-      size: edge of the images in pixels; None for images of any size, which are padded inside to a multiple of 8.
+      size: edge of the images in pixels; None for images of any size, which are padded inside to a
+        multiple of 8.
       base_filters, initializer: as in `renderer`.
 
     Returns:
-      Functional model: image (batch, height, width, 1) -> {"logits", "aux1" (from 1/4 of the size), "aux2" (from half):
-      (batch, height, width, 2) float32}.
+      Functional model: image (batch, height, width, 1) -> {"logits", "aux1" (from 1/4 of the size),
+        "aux2" (from half): (batch, height, width, 2) float32}.
 
     Raises:
       ValueError: unknown initializer (the message lists the known ones).
@@ -87,31 +102,35 @@ def segmentor2d(size=None, *, base_filters=32, initializer="truncated_normal"):
 
 
 def discriminator(
-    channels,
-    size=None,
+    channels: int,
+    size: int | None = None,
     *,
-    head="scaled",
-    base_filters=32,
-    initializer="truncated_normal",
-    name=None,
-):
-    """Tells real from fake (section 2.1, figure 3c): four convolutions at full resolution and one linear unit.
+    head: str = "scaled",
+    base_filters: int = 32,
+    initializer: str = "truncated_normal",
+    name: str | None = None,
+) -> keras.Model:
+    """Tells real from fake (section 2.1, figure 3c).
+
+    Four convolutions at full resolution and one linear unit.
 
     Args:
       channels: 1 for an image or a map, 2 for a pair of both.
       size: edge of the images in pixels; None for images of any size, with the head "pool" alone.
-      head: "flatten", the authors' unit on all n features (6.5 million at 320 pixels); "scaled", the same on features
-        divided by sqrt(n) (the equalized learning rate of Karras et al. 2018): Adam moves every weight by the learning
-        rate, so that the unit of "flatten" makes steps as long as there are pixels; or "pool", a unit on the features'
-        mean over the image.
+      head: "flatten", the authors' unit on all n features (6.5 million at 320 pixels); "scaled",
+        the same on features divided by sqrt(n) (the equalized learning rate of Karras et al. 2018):
+        Adam moves every weight by the learning rate, so that the unit of "flatten" makes steps as
+        long as there are pixels; or "pool", a unit on the features' mean over the image.
       base_filters, initializer: as in `renderer`.
       name: of the model.
 
     Returns:
-      Functional model: (batch, height, width, channels) -> float32 logits (batch, 1), positive for real.
+      Functional model: (batch, height, width, channels) -> float32 logits (batch, 1), positive for
+        real.
 
     Raises:
-      ValueError: unknown head or initializer (the message lists the known ones), or a head other than "pool" without a size.
+      ValueError: unknown head or initializer (the message lists the known ones), or a head other
+        than "pool" without a size.
     """
     if head not in HEADS:
         raise ValueError(f"head={head!r}: expected one of {', '.join(HEADS)}.")
@@ -126,23 +145,26 @@ def discriminator(
     x = keras.layers.GlobalAveragePooling2D()(x) if head == "pool" else keras.layers.Flatten()(x)
     if head == "scaled":
         x = keras.layers.Rescaling(x.shape[-1] ** -0.5, dtype="float32")(x)
-    return keras.Model(
-        image,
-        keras.layers.Dense(1, **layers.initializers(initializer), dtype="float32")(x),
-        name=name,
-    )
+    logits = keras.layers.Dense(1, **layers.initializers(initializer), dtype="float32")(x)
+    return keras.Model(image, logits, name=name)
 
 
-def _blocks(initializer):
-    """Convolution and deconvolution with batch norm and ReLU, each (x, filters) -> feature map."""
-    return (
-        lambda x, filters: layers.conv_block(x, filters, 3, "batch", initializer),
-        lambda x, filters: layers.deconv_block(x, filters, 4, "batch", initializer),
-    )
+def _blocks(initializer: str) -> tuple[Block, Block]:
+    """Convolution and deconvolution with batch norm and ReLU."""
+
+    def block(x: layers.Tensor, filters: int) -> layers.Tensor:
+        return layers.conv_block(x, filters, 3, "batch", initializer)
+
+    def deblock(x: layers.Tensor, filters: int) -> layers.Tensor:
+        return layers.deconv_block(x, filters, 4, "batch", initializer)
+
+    return block, deblock
 
 
-def _at_size_of(image, answers):
-    """{name: answer}, without what the image was padded with."""
+def _at_size_of(
+    image: keras.KerasTensor, outputs: dict[str, layers.Tensor]
+) -> dict[str, layers.Tensor]:
+    """The outputs by name, without what the image was padded with."""
     return {
-        name: layers.CropLike(name=name, dtype="float32")([x, image]) for name, x in answers.items()
+        name: layers.CropLike(name=name, dtype="float32")([x, image]) for name, x in outputs.items()
     }

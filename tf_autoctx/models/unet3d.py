@@ -1,4 +1,10 @@
-"""3D U-Net and the multi-scale pyramid of them: the segmentors of the multi-organ system (Roth et al. 2018)."""
+"""3D U-Net and the pyramid of them: the segmentors of the multi-organ system (Roth et al. 2018)."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 from keras import ops
@@ -9,29 +15,31 @@ RESOLUTIONS = 4
 
 
 def unet3d(
-    input_shape=(None, None, None, 1),
-    classes=8,
+    input_shape: layers.Shape = (None, None, None, 1),
+    classes: int = 8,
     *,
-    base_filters=32,
-    normalization="batch",
-    initializer="he",
-    name="unet3d",
-):
+    base_filters: int = 32,
+    normalization: str = "batch",
+    initializer: str = "he",
+    name: str = "unet3d",
+) -> keras.Model:
     """3D U-Net of four resolutions (Cicek et al. 2016, as in Roth et al. 2018, section 2.1).
 
-    Any spatial size works: the image is padded at its high ends to a multiple of 8 inside, and the answer is cropped.
-    Convolutions are `same`, so that 64^3 voxels in are 64^3 out.
+    Any spatial size works: the image is padded at its high ends to a multiple of 8 inside, and the
+    output is cropped. Convolutions are `same`, so that 64^3 voxels in are 64^3 out.
 
     Args:
       input_shape: (depth, height, width, channels); None leaves an axis free.
       classes: K, background included.
       base_filters: channels of the first convolution; the paper has 32, all others follow.
-      normalization: "batch" (moving averages, so that a tile's answer does not depend on its size) or "instance".
-      initializer: see `layers.INITIALIZERS`.
+      normalization: "batch" (moving averages, so that the output of a tile does not depend on its
+        size) or "instance".
+      initializer: see `layers.initializers`.
+      name: of the model.
 
     Returns:
-      Functional model: image (batch, depth, height, width, channels) -> float32 logits (batch, depth, height, width,
-        classes).
+      Functional model: image (batch, depth, height, width, channels) -> float32 logits (batch,
+        depth, height, width, classes).
 
     Raises:
       ValueError: unknown normalization or initializer (the message lists the known ones).
@@ -61,44 +69,83 @@ def unet3d(
 
 
 def pyramid(
-    downsampling=(4, 2), classes=8, *, input_shape=(None, None, None), end_to_end=True, **arguments
-):
-    """Multi-scale pyramid of 3D U-Nets with auto-context, as one model (Roth et al. 2018, section 2.2, figure 1).
+    downsampling: Sequence[float] = (4, 2),
+    classes: int = 8,
+    *,
+    input_shape: layers.Shape = (None, None, None),
+    end_to_end: bool = True,
+    **arguments: Any,
+) -> keras.Model:
+    """Pyramid of 3D U-Nets with auto-context, one model (Roth et al. 2018, 2.2, figure 1).
 
-    Level s sees its own image and, from the second level on, the class probabilities of the level before, resampled to
-    its grid and concatenated as channels. The images of all levels share their centre.
+    Level s sees its own image and, from the second level on, the class probabilities of the level
+    before, resampled to its grid and concatenated as channels. The images of all levels share their
+    centre.
 
     Args:
-      downsampling: factor of every level, coarsest first; the paper has (4, 2). One level is a plain U-Net.
+      downsampling: factor of every level, coarsest first; the paper has (4, 2). One level is a
+        plain U-Net.
       classes: K, background included.
       input_shape: (depth, height, width) of every level's image; None leaves an axis free.
       end_to_end: whether the gradient of a level flows through its context into the levels before.
       **arguments: of `unet3d`.
 
     Returns:
-      Functional model: {"image_1": (batch, depth, height, width, 1), ..., one a level} -> {"level_1": float32 logits
-        (batch, depth, height, width, classes), ...}; `get_layer("level_1")` is the U-Net of level 1.
+      Functional model: {"image_1": (batch, depth, height, width, 1), ..., one a level} ->
+        {"level_1": float32 logits (batch, depth, height, width, classes), ...};
+        `get_layer("level_1")` is the U-Net of level 1.
 
     Raises:
       ValueError: no level, or factors that do not fall from level to level.
     """
-    if not downsampling or any(
-        fine >= coarse for coarse, fine in zip(downsampling, downsampling[1:])
-    ):
+    steps = itertools.pairwise(downsampling)
+    if not downsampling or any(fine >= coarse for coarse, fine in steps):
         raise ValueError(
-            f"downsampling={downsampling}: expected factors that fall from level to level, such as 4,2."
+            f"downsampling={downsampling}: expected factors that fall from level to level, "
+            "such as 4,2."
         )
-    images, answers = {}, {}
+    images, outputs = {}, {}
+    logits = None  # of the level before
     for level, factor in enumerate(downsampling, start=1):
         x = images[f"image_{level}"] = keras.Input((*input_shape, 1), name=f"image_{level}")
-        if level > 1:
+        if logits is not None:
             context = keras.layers.Softmax(dtype="float32")(logits)
             if not end_to_end:
                 context = ops.stop_gradient(context)
-            context = layers.ResampleAboutCentre(downsampling[level - 2] / factor, dtype="float32")(
-                [context, x]
-            )
+            finer = downsampling[level - 2] / factor
+            context = ResampleAboutCentre(finer, dtype="float32")([context, x])
             x = keras.layers.Concatenate()([x, context])
         unet = unet3d((None, None, None, x.shape[-1]), classes, name=f"level_{level}", **arguments)
-        logits = answers[f"level_{level}"] = unet(x)
-    return keras.Model(images, answers, name="pyramid")
+        logits = outputs[f"level_{level}"] = unet(x)
+    return keras.Model(images, outputs, name="pyramid")
+
+
+@keras.saving.register_keras_serializable("tf_autoctx")
+class ResampleAboutCentre(keras.layers.Layer):
+    """Resamples (x, reference) to x on the reference's grid, linearly.
+
+    The reference's voxels are `factor` times finer. Both grids have one centre: x is upsampled and
+    cropped (or continued by its edge values) in one step.
+    """
+
+    def __init__(self, factor: float, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.factor = factor
+
+    def call(self, inputs: Sequence[layers.Tensor]) -> layers.Tensor:
+        x, reference = inputs
+        for axis in range(1, len(x.shape) - 1):
+            old, new = ops.shape(x)[axis], ops.shape(reference)[axis]
+            from_centre = (layers.positions(new) - ops.cast(new, "float32") / 2) / self.factor
+            at = ops.clip(
+                from_centre + ops.cast(old, "float32") / 2, 0.5, ops.cast(old, "float32") - 0.5
+            )
+            x = layers.weighted(x, axis, 1.0 - ops.abs(at[:, None] - layers.positions(old)))
+        return x
+
+    def compute_output_shape(self, shapes: Sequence[layers.Shape]) -> layers.Shape:
+        shape, reference = shapes
+        return (shape[0], *reference[1:-1], shape[-1])
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "factor": self.factor}

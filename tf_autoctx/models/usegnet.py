@@ -1,122 +1,139 @@
 """USegNet and its variants: the segmentors of the whole fetal head system (Yang et al. 2019)."""
 
+from __future__ import annotations
+
 import keras
 
 from tf_autoctx.models import layers
+from tf_autoctx.models.options import ATTENTION_KERNELS, VARIANTS
 
-# (channels in units of `base_filters`, kernel) of each stage, full size first (section 2.3; widths of the authors'
-# code).
+# (channels in units of `base_filters`, kernel) of each stage, full size first (section 2.3; widths
+# of the authors' code).
 ENCODER = ((1, 3), (2, 3), (2, 5))
 BOTTOM = (2, 5)
 DECODER = ((1, 3), (2, 5), (2, 5))
 
-# A row of tables 1 and 2: where skips, attention and deep supervision sit. Scales count as in the paper: 1 is the
-# deepest (quarter size), 3 the full size.
-VARIANTS = {
-    "3D-DeconvNet": {"skips": (), "sam": (), "uam": (), "deep_supervision": False},
-    "USegNet": {"skips": (1, 2, 3), "sam": (), "uam": (), "deep_supervision": False},
-    "USegNet-DS": {"skips": (1, 2, 3), "sam": (), "uam": (), "deep_supervision": True},
-    "USegNet-DS-SAM-1": {"skips": (1, 2, 3), "sam": (1,), "uam": (), "deep_supervision": True},
-    "USegNet-DS-SAM-12": {"skips": (1, 2, 3), "sam": (1, 2), "uam": (), "deep_supervision": True},
-    "USegNet-DS-SAM": {"skips": (1, 2, 3), "sam": (1, 2, 3), "uam": (), "deep_supervision": True},
-    "USegNet-DS-UAM-1": {"skips": (1, 2, 3), "sam": (), "uam": (1,), "deep_supervision": True},
-    "USegNet-DS-UAM-12": {"skips": (1, 2, 3), "sam": (), "uam": (1, 2), "deep_supervision": True},
-    "USegNet-DS-UAM": {"skips": (1, 2, 3), "sam": (), "uam": (1, 2, 3), "deep_supervision": True},
-    "USegNet-DS-HAS": {
-        "skips": (1, 2, 3),
-        "sam": (1, 2, 3),
-        "uam": (1, 2, 3),
-        "deep_supervision": True,
-    },
-}
-
-# Kernel of each attention module: the paper's 3 everywhere, or the authors' code.
-ATTENTION_KERNELS = {
-    "paper": {"sam": {1: 3, 2: 3, 3: 3}, "uam": {1: 3, 2: 3, 3: 3}},
-    "code": {"sam": {1: 5, 2: 3, 3: 3}, "uam": {1: 5, 2: 5, 3: 3}},
-}
-
 
 def usegnet(
-    input_shape=(None, None, None, 1),
-    variant="USegNet-DS-HAS",
+    input_shape: layers.Shape = (None, None, None, 1),
+    variant: str = "USegNet-DS-HAS",
     *,
-    base_filters=32,
-    attention_kernel="paper",
-    normalization="instance",
-    initializer="he",
-):
-    """Whole fetal head segmentor with hybrid attention (Yang et al. 2019, sections 2.3-2.4, figure 2a).
+    base_filters: int = 32,
+    attention_kernel: str = "paper",
+    normalization: str = "instance",
+    initializer: str = "he",
+) -> keras.Model:
+    """Whole fetal head segmentor with hybrid attention (Yang et al. 2019, 2.3-2.4, figure 2a).
 
-    Any spatial size works: the image is padded at its high ends to a multiple of 8 inside, and the answers are cropped.
+    Any spatial size works: the image is padded at its high ends to a multiple of 8 inside, and the
+    outputs are cropped.
 
     Args:
-      input_shape: (depth, height, width, channels), or (height, width, channels) for the 2D network of table 1; None
-        leaves an axis free.
-      variant: a row of tables 1 and 2, see `VARIANTS`.
+      input_shape: (depth, height, width, channels), or (height, width, channels) for the 2D network
+        of table 1; None leaves an axis free.
+      variant: a row of tables 1 and 2, see `options.VARIANTS`.
       base_filters: channels of the first stage; the paper has 32, all others follow.
-      attention_kernel: "paper" (3 in every module) or "code" (5 in SAM 1, UAM 1 and UAM 2, as the authors published).
+      attention_kernel: "paper" (3 in every module) or "code" (5 in SAM 1, UAM 1 and UAM 2, as the
+        authors published).
       normalization: "instance" (statistics of the volume, as the authors ran it) or "batch".
       initializer: "he" or "paper" (truncated normal of SD 0.001, bias 0.01).
 
     Returns:
-      Functional model: image (batch, *spatial, channels) -> dict of float32 logits with 2 channels: "logits" at the
-        same
-      size and, where the variant is deeply supervised, "logits_half" and "logits_quarter" at ceil(size / 2) and / 4.
+      Functional model: image (batch, *spatial, channels) -> dict of float32 logits with 2 channels:
+      "logits" at the same size and, where the variant is deeply supervised, "logits_half" and
+      "logits_quarter" at ceil(size / 2) and / 4.
 
     Raises:
-      ValueError: unknown variant, attention kernel, normalization or initializer (the message lists the known ones).
+      ValueError: unknown variant, attention kernel, normalization or initializer (the message lists
+        the known ones).
     """
     if variant not in VARIANTS:
         raise ValueError(f"variant={variant!r}: expected one of {', '.join(VARIANTS)}.")
     if attention_kernel not in ATTENTION_KERNELS:
-        raise ValueError(
-            f"attention_kernel={attention_kernel!r}: expected one of {', '.join(ATTENTION_KERNELS)}."
-        )
-    parts, kernels = VARIANTS[variant], ATTENTION_KERNELS[attention_kernel]
+        known = ", ".join(ATTENTION_KERNELS)
+        raise ValueError(f"attention_kernel={attention_kernel!r}: expected one of {known}.")
+    kernels = ATTENTION_KERNELS[attention_kernel]
     block = {"normalization": normalization, "initializer": initializer}
-    attention = {"initializer": initializer, "filters": 2 * base_filters, "inner": base_filters}
-
     image = keras.Input(input_shape, name="image")
     x = layers.PadToMultiple(8)(image)
+    features = _encoder(x, base_filters, block)
+    x, supervised = _decoder(features, variant, kernels, base_filters, block)
 
-    # Encoder
-    features = []
-    for units, kernel in ENCODER:
+    # Heads; float32 under mixed precision too, for the softmax
+    def head(x: layers.Tensor, stride: int, name: str) -> layers.Tensor:
+        logits = layers.conv(x, 2, 1, initializer, dtype="float32")
+        return layers.CropLike(stride, name=name, dtype="float32")([logits, image])
+
+    outputs = {"logits": head(x, 1, "logits")}
+    if VARIANTS[variant].deep_supervision:
+        outputs["logits_half"] = head(supervised[1], 2, "logits_half")
+        outputs["logits_quarter"] = head(supervised[0], 4, "logits_quarter")
+    return keras.Model(image, outputs, name=variant)
+
+
+def _encoder(x: layers.Tensor, base_filters: int, block: dict[str, str]) -> list[layers.Tensor]:
+    """Features of each stage, full size first, and of the bottom last."""
+    features: list[layers.Tensor] = []
+    for units, kernel in (*ENCODER, BOTTOM):
+        x = layers.max_pool(x) if features else x
         x = layers.conv_block(x, units * base_filters, kernel, **block)
         x = layers.conv_block(x, units * base_filters, kernel, **block)
         features.append(x)
-        x = layers.max_pool(x)
-    units, kernel = BOTTOM
-    x = layers.conv_block(x, units * base_filters, kernel, **block)
-    x = layers.conv_block(x, units * base_filters, kernel, **block)
+    return features
 
-    # Decoder: deepest scale first
+
+def _decoder(
+    features: list[layers.Tensor],
+    variant: str,
+    kernels: dict[str, dict[int, int]],
+    base_filters: int,
+    block: dict[str, str],
+) -> tuple[layers.Tensor, list[layers.Tensor]]:
+    """Features at full size, and what the side branches hang on, deepest scale first."""
+    parts = VARIANTS[variant]
+    sizes = {"filters": 2 * base_filters, "inner": base_filters}
+    initializer = block["initializer"]
+    *features, x = features
     supervised = []
     for scale in (1, 2, 3):
         stage = 3 - scale
         units, kernel = DECODER[stage]
         x = layers.deconv_block(x, units * base_filters, kernel, **block)
-        if scale in parts["skips"]:
+        if scale in parts.skips:
             skip = features[stage]
-            if scale in parts["sam"]:
-                skip = layers.attention_module(skip, kernels["sam"][scale], **attention)
+            if scale in parts.sam:
+                skip = attention_module(skip, kernels["sam"][scale], initializer, **sizes)
             x = keras.layers.Concatenate()([x, skip])
-        if scale in parts["uam"]:
-            x = layers.attention_module(x, kernels["uam"][scale], **attention)
+        if scale in parts.uam:
+            x = attention_module(x, kernels["uam"][scale], initializer, **sizes)
             supervised.append(x)
         else:
             # Table 2's note: without the UAM, the side branch hangs on the concatenation itself.
             supervised.append(x)
             x = layers.conv_block(x, 2 * base_filters, ENCODER[stage][1], **block)
+    return x, supervised
 
-    # Heads; float32 under mixed precision too, for the softmax
-    def head(x, stride, name):
-        logits = layers.conv(x, 2, 1, initializer, dtype="float32")
-        return layers.CropLike(stride, name=name, dtype="float32")([logits, image])
 
-    outputs = {"logits": head(x, 1, "logits")}
-    if parts["deep_supervision"]:
-        outputs["logits_half"] = head(supervised[1], 2, "logits_half")
-        outputs["logits_quarter"] = head(supervised[0], 4, "logits_quarter")
-    return keras.Model(image, outputs, name=variant)
+def attention_module(
+    x: layers.Tensor, kernel: int, initializer: str, *, filters: int = 64, inner: int = 32
+) -> layers.Tensor:
+    """Attention module (Yang et al. 2019, section 2.4, equations 3-4, figure 3).
+
+    P = 1x1x1 conv of x; W = two convs on P; A = softmax of W over the channels of each voxel; the
+    output is a conv of concat(P, P * A). No normalization, no ReLU inside.
+
+    Args:
+      x: feature map (batch, *spatial, channels).
+      kernel: edge of the weight and output convolutions; the paper has 3.
+      initializer: see `layers.initializers`.
+      filters: channels of the output; the paper has 64.
+      inner: channels of P, W and A; the paper has 32.
+
+    Returns:
+      Feature map (batch, *spatial, filters).
+    """
+    p = layers.conv(x, inner, 1, initializer)
+    w = layers.conv(layers.conv(p, inner, kernel, initializer), inner, kernel, initializer)
+    attention = keras.layers.Softmax(axis=-1)(w)
+    t = keras.layers.Multiply()([p, attention])
+    return layers.conv(keras.layers.Concatenate()([p, t]), filters, kernel, initializer)

@@ -1,4 +1,6 @@
-"""VNet: the segmentor that the embryo system runs three times (Milletari et al. 2016; Xu et al. 2020)."""
+"""VNet, which the embryo system runs three times (Milletari et al. 2016; Xu et al. 2020)."""
+
+from __future__ import annotations
 
 import keras
 from keras import ops
@@ -7,37 +9,41 @@ from tf_autoctx.models import layers
 
 
 def vnet(
-    input_shape=(None, None, None, 1),
-    outputs=3,
+    input_shape: layers.Shape = (None, None, None, 1),
+    outputs: int = 3,
     *,
-    base_filters=16,
-    depth=5,
-    kernel=5,
-    normalization="instance",
-    initializer="he",
-    name="vnet",
-):
+    base_filters: int = 16,
+    depth: int = 5,
+    kernel: int = 5,
+    normalization: str = "instance",
+    initializer: str = "he",
+    name: str = "vnet",
+) -> keras.Model:
     """VNet (Milletari et al. 2016, section 2, figure 2), with normalization.
 
-    Residual stages of 1, 2, 3, 3, 3 convolutions on the way down and 3, 3, 2, 1 on the way up. Up there, a stage has
-    the width of its concatenated input: 256, 128, 64 and 32 channels. Any spatial size works: the image is padded at
-    its high ends to a multiple of 2^(depth - 1) inside, and the answer is cropped.
+    Residual stages of 1, 2, 3, 3, 3 convolutions on the way down and 3, 3, 2, 1 on the way up. Up
+    there, a stage has the width of its concatenated input: 256, 128, 64 and 32 channels. Any
+    spatial size works: the image is padded at its high ends to a multiple of 2^(depth - 1) inside,
+    and the output is cropped.
 
     Args:
       input_shape: (depth, height, width, channels); None leaves an axis free.
-      outputs: channels of the answer.
-      base_filters: channels of the first stage; the paper has 16, and every resolution doubles them.
+      outputs: channels of the output.
+      base_filters: channels of the first stage; the paper has 16, and every resolution doubles
+        them.
       depth: resolutions; the paper has 5.
       kernel: edge of the convolutions in a stage; the paper has 5.
       normalization: "instance" (statistics of the volume, for batches of 1) or "batch".
-      initializer: see `layers.INITIALIZERS`.
+      initializer: see `layers.initializers`.
+      name: of the model.
 
     Returns:
-      Functional model: image (batch, depth, height, width, channels) -> float32 logits (batch, depth, height, width,
-        outputs).
+      Functional model: image (batch, depth, height, width, channels) -> float32 logits (batch,
+        depth, height, width, outputs).
 
     Raises:
-      ValueError: depth below 1; unknown normalization or initializer (the message lists the known ones).
+      ValueError: depth below 1; unknown normalization or initializer (the message lists the known
+        ones).
     """
     if depth < 1:
         raise ValueError(f"depth={depth}: expected at least 1 resolution.")
@@ -60,9 +66,8 @@ def vnet(
     # Decompression
     for resolution in reversed(range(depth - 1)):
         skip = skips[resolution]
-        x = _prelu(
-            layers.normalize(layers.deconv(x, skip.shape[-1], 2, initializer), normalization)
-        )
+        x = layers.deconv(x, skip.shape[-1], 2, initializer)
+        x = _prelu(layers.normalize(x, normalization))
         x = keras.layers.Concatenate()([x, skip])
         x = _stage(x, x.shape[-1], convolutions[resolution], kernel, **block)
 
@@ -71,11 +76,19 @@ def vnet(
     return keras.Model(image, layers.CropLike(dtype="float32")([logits, image]), name=name)
 
 
-def _stage(x, filters, convolutions, kernel, normalization, initializer):
-    """Conv, normalization, PReLU, so many times; the stage's input is added before the last PReLU.
+def _stage(
+    x: layers.Tensor,
+    filters: int,
+    convolutions: int,
+    kernel: int,
+    normalization: str,
+    initializer: str,
+) -> layers.Tensor:
+    """Conv, normalization, PReLU, `convolutions` times; the input is added before the last PReLU.
 
-    Milletari et al. repeat their one input channel to the width of the first stage. Here a 1x1x1 convolution takes the
-    input to another width, which is the same with learned weights and fits any number of channels.
+    Milletari et al. repeat their one input channel to the width of the first stage. Here a 1x1x1
+    convolution takes the input to another width, which is the same with learned weights and fits
+    any number of channels.
     """
     stage_input = x if x.shape[-1] == filters else layers.conv(x, filters, 1, initializer)
     for number in range(1, convolutions + 1):
@@ -84,7 +97,7 @@ def _stage(x, filters, convolutions, kernel, normalization, initializer):
     return x
 
 
-def _prelu(x):
+def _prelu(x: layers.Tensor) -> layers.Tensor:
     """PReLU with one slope a channel, so that sizes stay free; 0.25 at first (He et al. 2015)."""
     return PReLU(alpha_initializer=keras.initializers.Constant(0.25), shared_axes=(1, 2, 3))(x)
 
@@ -93,9 +106,9 @@ def _prelu(x):
 class PReLU(keras.layers.PReLU):
     """PReLU that keeps x and a mask for the gradient.
 
-    Keras' own keeps relu(x) and relu(-x), 1 GB each for 16 channels of 256^3 voxels, and its pair of ReLUs makes an
-    optimizer of TensorFlow 2.21's graphs fail now and then ("remapper failed").
+    Keras' own keeps relu(x) and relu(-x), 1 GB each for 16 channels of 256^3 voxels, and its pair
+    of ReLUs makes an optimizer of TensorFlow 2.21's graphs fail now and then ("remapper failed").
     """
 
-    def call(self, x):
+    def call(self, x: layers.Tensor) -> layers.Tensor:
         return ops.where(x > 0, x, self.alpha * x)

@@ -1,0 +1,52 @@
+"""Names of what the networks can be built with, for configurations: no Keras in this module."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+# Of convolutions, see `layers.initializers`.
+INITIALIZERS = ("he", "paper", "truncated_normal")
+
+# See `layers.normalize`.
+NORMALIZATIONS = ("instance", "batch")
+
+# What a discriminator decides from, see `renderer.discriminator`.
+HEADS = ("scaled", "flatten", "pool")
+
+
+class Parts(NamedTuple):
+    """Where a USegNet has skips, attention modules and deep supervision.
+
+    Scales count as in the paper: 1 is the deepest (quarter size), 3 the full size.
+
+    Attributes:
+      skips: scales with a skip connection.
+      sam, uam: scales with an attention module on the skip, and on the upsampled features.
+      deep_supervision: whether there are side branches at half and a quarter of the size.
+    """
+
+    skips: tuple[int, ...] = (1, 2, 3)
+    sam: tuple[int, ...] = ()
+    uam: tuple[int, ...] = ()
+    deep_supervision: bool = True
+
+
+# Rows of tables 1 and 2 (Yang et al. 2019), see `usegnet.usegnet`.
+VARIANTS = {
+    "3D-DeconvNet": Parts(skips=(), deep_supervision=False),
+    "USegNet": Parts(deep_supervision=False),
+    "USegNet-DS": Parts(),
+    "USegNet-DS-SAM-1": Parts(sam=(1,)),
+    "USegNet-DS-SAM-12": Parts(sam=(1, 2)),
+    "USegNet-DS-SAM": Parts(sam=(1, 2, 3)),
+    "USegNet-DS-UAM-1": Parts(uam=(1,)),
+    "USegNet-DS-UAM-12": Parts(uam=(1, 2)),
+    "USegNet-DS-UAM": Parts(uam=(1, 2, 3)),
+    "USegNet-DS-HAS": Parts(sam=(1, 2, 3), uam=(1, 2, 3)),
+}
+
+# Kernel of USegNet's attention modules by scale: the paper's 3 everywhere, or the authors' code.
+ATTENTION_KERNELS = {
+    "paper": {"sam": {1: 3, 2: 3, 3: 3}, "uam": {1: 3, 2: 3, 3: 3}},
+    "code": {"sam": {1: 5, 2: 3, 3: 3}, "uam": {1: 5, 2: 5, 3: 3}},
+}
