@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import errno
+import re
+
+
+FIELD = re.compile(r"`([a-z0-9_]+(?:=[^`]*)?)`")
 
 
 class UserError(Exception):
-    """Bad input. The message is one sentence: the file or field, what was found, what was expected."""
+    """Bad input. The message is one sentence: the file or field, what is wrong, what was expected.
+
+    Configuration fields stand in backquotes, such as `batch_size=1`; a command shows them as flags.
+    """
 
 
 class FieldError(UserError, ValueError):
@@ -25,9 +32,9 @@ class FieldError(UserError, ValueError):
 def sentence(error: BaseException) -> str | None:
     """What to tell the user of an exception; None where it is no mistake of the user's but a fault of ours."""
     if isinstance(error, FieldError):
-        return f"--{error}"
+        return "--" + FIELD.sub(r"--\1", str(error))
     if isinstance(error, UserError):
-        return str(error)
+        return FIELD.sub(r"--\1", str(error))
     in_the_way = FileExistsError | PermissionError | NotADirectoryError | IsADirectoryError
     if isinstance(error, in_the_way) and error.filename is not None and error.strerror is not None:
         reason = error.strerror.lower()

@@ -1,23 +1,33 @@
 """A SavedModel that TensorFlow's C++ loader, and so TensorFlow Serving, can run; stock ops alone.
 
-Every signature has a twin for clients that hold arrays rather than numbers in JSON: `serving_bytes` beside
-`serving_default`, and NAME_bytes beside any other. It takes
+Every signature has a twin for clients that hold arrays rather than numbers in JSON: `serving_bytes`
+beside `serving_default`, and NAME_bytes beside any other. It takes
 
-  image_bytes: string (batch,), each an image's voxels as they lie in memory: little-endian, C order, no header.
-  shape: int32, voxels along (depth, height, width), or (height, width); one for all images, or one each: (batch, 3 or 2).
-  dtype: string, of `DTYPES`; one for all images, or one each: (batch,). TensorFlow Serving's own batching and the row
-    format of its REST interface know no input without a batch axis.
+  image_bytes: string (batch,), each an image's voxels as they lie in memory: little-endian, C order,
+    no header.
+  shape: int32, voxels along (depth, height, width), or (height, width); one for all images, or one
+    each: (batch, 3 or 2).
+  dtype: string, of `DTYPES`; one for all images, or one each: (batch,). TensorFlow Serving's own
+    batching and the row format of its REST interface know no input without a batch axis.
 
-and answers OUTPUT_bytes, string (batch,), for every OUTPUT of its twin: the voxels likewise, in the dtype that the card
-names, without the channel where there is one only; and `shape` as it was given. Images go through one at a time, so
-those of a request may be of different sizes, and it takes the memory of one.
+and returns OUTPUT_bytes, string (batch,), for every OUTPUT of its twin: the voxels likewise, in the
+dtype that the card names, without the channel where there is one only; and `shape` as it was given.
+Images go through one at a time, so those of a request may be of different sizes, and it takes the
+memory of one.
 """
 
+from __future__ import annotations
+
+import dataclasses
+import functools
 import hashlib
 import json
 import math
 import pathlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 from absl import logging
@@ -37,90 +47,110 @@ WARM_UP = pathlib.PurePath("assets.extra") / "tf_serving_warmup_requests"
 WARM_UP_EDGE = 32  # voxels along each axis of a warm-up request
 
 
-def saved_model(functions, networks, directory, card, spec=VOLUME, configuration=None):
-    """Writes functions as the signatures of a SavedModel, a new version, unless the newest one is the very same.
+@dataclasses.dataclass(frozen=True)
+class Exported:
+    """What goes into a SavedModel.
 
-    The version is one more than the highest that is there, and its folder appears whole or not at all: until then its
-    name is no number, which a server that watches `directory` passes over.
-
-    Weights stay variables. Frozen into the graph as constants they are not faster: USegNet-DS-HAS at the paper's widths
-    on 32x24x40 voxels took 0.277 s of one core with variables and 0.279 s with constants, in bfloat16 0.152 and 0.151 s
-    (medians of 9 alternating runs); and every signature would hold a copy.
-
-    Args:
-      functions: {signature: function}, "serving_default" among them: a raw image of `spec` -> {name: tensor}; the names
-        become the signature's outputs. The one argument must be called `image`.
+    Attributes:
+      functions: {signature: function}, "serving_default" among them: a raw image of `spec` -> {name:
+        tensor}; the names become the signature's outputs. The one argument must be called `image`.
       networks: the Keras models that they run, with all their variables.
-      directory: of all versions, such as `run/saved_model`.
-      card: JSON-like dict of what a client should know; becomes the file `CARD`, with "fingerprint" (of weights and
-        configuration) and "signatures"; "inputs" and "outputs" may describe these by name, and get dtype, shape and axes.
+      card: JSON-like dict of what a client should know; becomes the file `CARD`, with "fingerprint"
+        (of weights and configuration) and "signatures"; "inputs" and "outputs" may describe these
+        by name, and get dtype, shape and axes.
       spec: `VOLUME` or `IMAGE`.
       configuration: JSON-like, whatever besides the weights makes the functions what they are.
+    """
+
+    functions: Mapping[str, Callable[[Any], dict[str, Any]]]
+    networks: Sequence[keras.Model]
+    card: Mapping[str, Any]
+    spec: tf.TensorSpec = VOLUME
+    configuration: Any = None
+
+
+def write(directory: str | pathlib.Path, exported: Exported) -> pathlib.Path:
+    """Writes a SavedModel as a new version, unless the newest one is the very same.
+
+    The version is one more than the highest that is there, and its folder appears whole or not at
+    all: until then its name is no number, which a server that watches the folder passes over.
+
+    Weights stay variables. Frozen into the graph as constants they are not faster: USegNet-DS-HAS at
+    the paper's widths on 32x24x40 voxels took 0.277 s of one core with variables and 0.279 s with
+    constants, in bfloat16 0.152 and 0.151 s (medians of 9 alternating runs); and every signature
+    would hold a copy.
+
+    Args:
+      directory: of all versions, such as `run/saved_model`.
+      exported: the functions that become signatures, and what they run.
 
     Returns:
-      pathlib.Path of the version.
+      Folder of the version.
     """
-    fingerprint, last = _fingerprint(networks, configuration), newest(directory)
+    fingerprint = _fingerprint(exported.networks, exported.configuration)
+    last = newest(directory)
     if last and _card(last).get("fingerprint") == fingerprint:
         return last
     # keras.export.ExportArchive would trace every layer a second time, which no server calls.
-    module, graphs, signatures, outputs = tf.Module(), {}, {}, {}
-    module.weights = [weights.value for network in networks for weights in network.weights]
-    for signature, function in functions.items():
+    module = tf.Module()
+    module.weights = [w.value for network in exported.networks for w in network.weights]
+    graphs, described = _graphs(exported)
+    card = {**exported.card, **described, "fingerprint": fingerprint}
+    version = pathlib.Path(directory) / str(int(last.name) + 1 if last else 1)
+    with replacing(version, keep=True) as partial:  # never in place of another process's version
+        try:
+            tf.saved_model.save(module, str(partial), signatures=graphs)
+        except tf.errors.OpError as error:
+            reason = type(error).__name__
+            raise OSError(f"the SavedModel could not be written ({reason})") from error
+        (partial / CARD).parent.mkdir()
+        (partial / CARD).write_text(json.dumps(card, indent=1) + "\n")
+        _write_warm_up(partial / WARM_UP, exported.functions, exported.spec)
+    return version
+
+
+def _graphs(exported: Exported) -> tuple[dict[str, Any], dict[str, Any]]:
+    """{signature: graph}, those for bytes among them, and what the card says of them."""
+    spec, graphs, signatures, outputs = exported.spec, {}, {}, {}
+    for signature, function in exported.functions.items():
         # Concrete, since saving would trace a tf.function once more.
         graph = tf.function(function, input_signature=[spec]).get_concrete_function()
         of_bytes = tf.function(_of_bytes(graph, spec), input_signature=_bytes_spec())
         graphs |= {signature: graph, twin(signature): of_bytes.get_concrete_function()}
-        answer = graph.structured_outputs
-        signatures[signature] = {"inputs": [spec.name], "outputs": list(answer)}
+        output = graph.structured_outputs
+        signatures[signature] = {"inputs": [spec.name], "outputs": list(output)}
         signatures[twin(signature)] = {
-            "inputs": [one.name for one in _bytes_spec()],
-            "outputs": [*(f"{name}_bytes" for name in answer), "shape"],
+            "inputs": [tensor.name for tensor in _bytes_spec()],
+            "outputs": [*(f"{name}_bytes" for name in output), "shape"],
         }
-        outputs |= answer
-    given = {kind: card.get(kind, {}) for kind in ("inputs", "outputs")}
-    card = card | {
-        "inputs": {spec.name: _described(spec) | given["inputs"].get(spec.name, {})},
+        outputs |= output
+    inputs, results = (exported.card.get(kind, {}) for kind in ("inputs", "outputs"))
+    order = "little-endian, C order, axes as above but for batch and for a channel that is alone"
+    described = {
+        "inputs": {spec.name: _described(spec) | dict(inputs.get(spec.name, {}))},
         "outputs": {
-            name: _described(x) | given["outputs"].get(name, {}) for name, x in outputs.items()
+            name: _described(x) | dict(results.get(name, {})) for name, x in outputs.items()
         },
         "signatures": signatures,
-        "bytes": {
-            "dtypes": DTYPES,
-            "order": "little-endian, C order, axes as above but for batch and for a channel that is alone",
-        },
-        "fingerprint": fingerprint,
+        "bytes": {"dtypes": DTYPES, "order": order},
     }
-    version = pathlib.Path(directory) / str(int(last.name) + 1 if last else 1)
-    with replacing(
-        version, keep=True
-    ) as partial:  # never in the place of one that another process wrote
-        try:
-            tf.saved_model.save(module, str(partial), signatures=graphs)
-        except tf.errors.OpError as error:
-            raise OSError(
-                f"the SavedModel could not be written ({type(error).__name__})"
-            ) from error
-        (partial / CARD).parent.mkdir()
-        (partial / CARD).write_text(json.dumps(card, indent=1) + "\n")
-        _write_warm_up(partial / WARM_UP, functions, spec)
-    return version
+    return graphs, described
 
 
-def newest(directory):
+def newest(directory: str | pathlib.Path) -> pathlib.Path | None:
     """The folder of the highest version in the folder of all versions; None where there is none."""
     versions = [path for path in pathlib.Path(directory).glob("[0-9]*") if path.name.isdecimal()]
     return max(versions, key=lambda path: int(path.name), default=None)
 
 
-def _card(version):
+def _card(version: pathlib.Path) -> dict[str, Any]:
     try:
         return json.loads((version / CARD).read_text())
     except (OSError, ValueError):
         return {}
 
 
-def _fingerprint(networks, configuration):
+def _fingerprint(networks: Sequence[keras.Model], configuration: Any) -> str:
     digest = hashlib.sha256(json.dumps(configuration, sort_keys=True).encode())
     for network in networks:
         for weights in network.get_weights():
@@ -129,7 +159,7 @@ def _fingerprint(networks, configuration):
     return digest.hexdigest()
 
 
-def _described(tensor):
+def _described(tensor: Any) -> dict[str, Any]:
     """What a card says of a signature's input or output; the axes that are free are null."""
     return {
         "dtype": tensor.dtype.name,
@@ -138,21 +168,23 @@ def _described(tensor):
     }
 
 
-def _write_warm_up(path, functions, spec):
-    """A request for every signature, which TensorFlow Serving runs once before it calls a version available."""
+def _write_warm_up(path: pathlib.Path, signatures: Iterable[str], spec: tf.TensorSpec) -> None:
+    """A request for every signature, which TensorFlow Serving runs before a version is available."""
     try:
         from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
     except ImportError:
         logging.warning(
-            "No warm-up requests for TensorFlow Serving: install tf_autoctx[serving] to have them written."
+            "No warm-up requests for TensorFlow Serving: install tf_autoctx[serving] to have them "
+            "written."
         )
         return
     size = [WARM_UP_EDGE] * (spec.shape.rank - 2)
     image = np.random.default_rng(0).integers(0, 256, size, np.uint8)
     requests = {}
-    for signature in functions:
+    for signature in signatures:
         requests[signature] = {spec.name: image[None, ..., None].astype(np.float32)}
-        # With a batch axis each: a server that batches would fail to load a model whose warm-up it cannot batch.
+        # With a batch axis each: a server that batches would fail to load a model whose warm-up it
+        # cannot batch.
         requests[twin(signature)] = {
             "image_bytes": [image.tobytes()],
             "shape": np.array([size], np.int32),
@@ -170,12 +202,12 @@ def _write_warm_up(path, functions, spec):
             file.write(log.SerializeToString())
 
 
-def twin(signature):
+def twin(signature: str) -> str:
     """Name of the signature for bytes beside another."""
     return "serving_bytes" if signature == "serving_default" else f"{signature}_bytes"
 
 
-def _bytes_spec():
+def _bytes_spec() -> list[tf.TensorSpec]:
     return [
         tf.TensorSpec((None,), tf.string, name="image_bytes"),
         tf.TensorSpec(None, tf.int32, name="shape"),
@@ -183,32 +215,35 @@ def _bytes_spec():
     ]
 
 
-def _of_bytes(function, spec):
+def _of_bytes(function: Any, spec: tf.TensorSpec) -> Callable[..., dict[str, tf.Tensor]]:
     """The twin for bytes of a concrete function of images of `spec`."""
     dimensions = spec.shape.rank - 2
 
-    def one(image_bytes, shape, dtype):
-        answer = function(_decoded(image_bytes, shape, dtype)[None, ..., None])
-        return {f"{name}_bytes": _raw(x) for name, x in answer.items()}
+    def of_image(
+        image_bytes: tf.Tensor, shape: tf.Tensor, dtype: tf.Tensor
+    ) -> dict[str, tf.Tensor]:
+        output = function(_decoded(image_bytes, shape, dtype)[None, ..., None])
+        return {f"{name}_bytes": _raw(x) for name, x in output.items()}
 
-    def all_(image_bytes, shape, dtype):
-        shapes = _one_each(
-            shape, (dimensions,), image_bytes, f"shape: expected {dimensions} integers"
-        )
+    def of_images(image_bytes: tf.Tensor, shape: tf.Tensor, dtype: tf.Tensor) -> dict[str, Any]:
+        expected = f"shape: expected {dimensions} integers"
+        shapes = _one_each(shape, (dimensions,), image_bytes, expected)
         dtypes = _one_each(dtype, (), image_bytes, "dtype: expected one string")
         names = [f"{name}_bytes" for name in function.structured_outputs]
-        answers = tf.map_fn(
-            lambda given: one(*given),
+        outputs = tf.map_fn(
+            lambda image: of_image(*image),
             (image_bytes, shapes, dtypes),
             fn_output_signature=dict.fromkeys(names, tf.string),
             parallel_iterations=1,  # the memory of one image
         )
-        return answers | {"shape": tf.identity(shape)}
+        return outputs | {"shape": tf.identity(shape)}
 
-    return all_
+    return of_images
 
 
-def _one_each(value, inner, images, expected):
+def _one_each(
+    value: tf.Tensor, inner: tuple[int, ...], images: tf.Tensor, expected: str
+) -> tf.Tensor:
     """A value of shape (*inner) for all images, or (batch, *inner) for each -> (batch, *inner)."""
     batch = tf.shape(images)[0]
     count = math.prod(inner)
@@ -218,7 +253,7 @@ def _one_each(value, inner, images, expected):
         return tf.broadcast_to(tf.reshape(value, (-1, *inner)), (batch, *inner))
 
 
-def _decoded(image_bytes, shape, dtype):
+def _decoded(image_bytes: tf.Tensor, shape: tf.Tensor, dtype: tf.Tensor) -> tf.Tensor:
     """The image of raw bytes as float32 of `shape`; the graph stops where they do not fit."""
     known = tf.equal(dtype, DTYPES)
     expected = f"; expected one of {', '.join(DTYPES)}."
@@ -228,28 +263,21 @@ def _decoded(image_bytes, shape, dtype):
         number = tf.argmax(known, output_type=tf.int32)
     size = tf.gather([tf.as_dtype(name).size for name in DTYPES], number)
     needed = tf.reduce_prod(tf.cast(shape, tf.int64)) * tf.cast(size, tf.int64)
-    found = tf.strings.length(image_bytes)
-    fits = tf.logical_and(tf.reduce_all(shape > 0), tf.equal(tf.cast(found, tf.int64), needed))
-    told = [
-        "image_bytes holds",
-        found,
-        "bytes; expected",
-        needed,
-        "for a shape of",
-        shape,
-        "and the dtype",
-        dtype,
-    ]
+    held = tf.strings.length(image_bytes)
+    fits = tf.logical_and(tf.reduce_all(shape > 0), tf.equal(tf.cast(held, tf.int64), needed))
+    told = ["image_bytes holds", held, "bytes; expected", needed, "for a shape of", shape]
+    told += ["and the dtype", dtype]
     with tf.control_dependencies([tf.debugging.Assert(fits, told, summarize=3)]):
         image_bytes = tf.identity(image_bytes)
-    readers = [
-        lambda name=name: tf.cast(tf.io.decode_raw(image_bytes, tf.as_dtype(name)), tf.float32)
-        for name in DTYPES
-    ]
+
+    def read_as(name: str) -> tf.Tensor:
+        return tf.cast(tf.io.decode_raw(image_bytes, tf.as_dtype(name)), tf.float32)
+
+    readers = [functools.partial(read_as, name) for name in DTYPES]
     return tf.reshape(tf.switch_case(number, readers), shape)
 
 
-def _raw(x):
+def _raw(x: tf.Tensor) -> tf.Tensor:
     """The values of a tensor as they lie in memory: a tensor is serialized with them at its end."""
     size = tf.size(x, tf.int64) * x.dtype.size
     return tf.strings.substr(tf.io.serialize_tensor(x), -size, size)

@@ -1,1 +1,1 @@
-"""One module per published system: the only room that knows a paper."""
+"""A wing per published system, the only rooms that know a paper, and `shared/`, which all go through."""

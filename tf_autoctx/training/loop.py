@@ -1,11 +1,13 @@
 """The one training loop, for any system and any strategy."""
 
+from __future__ import annotations
+
 import dataclasses
 import math
 import pathlib
 import time
-import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Protocol
 
 import keras
 import numpy as np
@@ -13,80 +15,89 @@ import tensorflow as tf
 
 from tf_autoctx.errors import UserError
 from tf_autoctx.training.checkpoints import Checkpoints
+from tf_autoctx.training.configuration import Settings
 from tf_autoctx.training.devices import is_chief
+
+Batch = Any  # nested tensors of one replica
+Logs = dict[str, float]
+
+
+class Task(Protocol):
+    """What the loop trains: networks, their optimizers, and one step of one replica.
+
+    Attributes:
+      networks: {name: network}, all that is saved.
+      optimizers: {name: optimizer}, already built; the first one's learning rate is logged.
+      keeps_last: whether the last weights are kept in place of the best.
+      validates: whether there is anything to validate on.
+    """
+
+    networks: Mapping[str, keras.Model]
+    optimizers: Mapping[str, keras.optimizers.Optimizer]
+    keeps_last: bool
+    validates: bool
+
+    def step(self, batch: Batch) -> dict[str, tf.Tensor]:
+        """Applies one replica's updates (see `minimize`), on a replica, in a graph.
+
+        Returns:
+          {name: scalar} to log, "loss" among them.
+        """
+
+    def batches(self, first_step: int, context: tf.distribute.InputContext) -> tf.data.Dataset:
+        """Batches from a step on, one a replica and step; called once, in every process."""
+
+    def validate(self) -> Logs:
+        """Scores of the networks as they are, after every epoch; "DSC" picks the best checkpoint."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
-    """The flags of the same names, see `flags.py`."""
-
-    seed: int
-    steps: int
-    samples_per_epoch: int
-    checkpoint_steps: int
-    batch_size: int
-    learning_rate: float
-    learning_rate_decay: str
-    beta_1: float
-    patience: int
-
-
-@dataclasses.dataclass
-class Stage:
-    """What a system hands to the loop.
+class Term:
+    """A term of a loss and what it updates.
 
     Attributes:
-      networks: {name: keras.Model}, all that is saved.
-      optimizers: {name: optimizer}, already built; the first one's learning rate is logged.
-      step: batch -> {name: scalar}; runs on a replica, applies its updates (see `minimize`) and returns what to log,
-        "loss" among it.
-      batches: (first_step, input context of `tf.distribute`) -> tf.data.Dataset of batches, one a replica and step.
-      validate: () -> {"DSC": ..., ...}, or None; the DSC chooses the best checkpoint.
-      keeps_last: whether the last checkpoint is kept in its place.
+      optimizer: a Keras optimizer; terms that share one have their sum taken.
+      variables: what it updates.
+      losses: () -> (batch,) float32, this replica's loss of each of its samples.
     """
 
-    networks: dict[str, keras.Model]
-    optimizers: dict[str, keras.optimizers.Optimizer]
-    step: Callable
-    batches: Callable
-    validate: Callable | None
-    keeps_last: bool = False
+    optimizer: keras.optimizers.Optimizer
+    variables: list[Any]
+    losses: Callable[[], tf.Tensor]
 
 
-def minimize(terms):
-    """One update by each of some optimizers, all at the weights before, under any strategy and precision.
+def minimize(terms: Mapping[str, Term]) -> dict[str, tf.Tensor]:
+    """One update by each optimizer, all at the weights before, under any strategy and precision.
 
     Args:
-      terms: {name: (optimizer, variables, losses)}: a Keras optimizer (a `LossScaleOptimizer` scales the loss), the list
-        of variables that it updates, and () -> (batch,) float32, this replica's loss of each of its samples. Of terms
-        that share an optimizer, it takes the sum.
+      terms: {name: term}.
 
     Returns:
       {name: mean loss of this replica, scalar float32}.
     """
-    means, sums = {}, {}  # by term, by optimizer
+    means: dict[str, tf.Tensor] = {}
+    sums: dict[int, tuple[Term, Any]] = {}  # by optimizer
     with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
-        for variable in (variable for _, variables, _ in terms.values() for variable in variables):
+        for variable in (variable for term in terms.values() for variable in term.variables):
             tape.watch(variable.value)
-        for name, (optimizer, variables, losses) in terms.items():
-            means[name] = tf.reduce_mean(losses())
-            # Keras sums the gradients of all replicas.
-            scaled = optimizer.scale_loss(
-                means[name] / tf.distribute.get_strategy().num_replicas_in_sync
-            )
-            _, _, before = sums.get(id(optimizer), (None, None, 0.0))
-            sums[id(optimizer)] = optimizer, variables, before + scaled
-    updates = [
-        (optimizer, tape.gradient(scaled, [variable.value for variable in variables]), variables)
-        for optimizer, variables, scaled in sums.values()
+        for name, term in terms.items():
+            means[name] = tf.reduce_mean(term.losses())
+            # Keras sums the gradients of all replicas; a LossScaleOptimizer scales the loss.
+            replicas = tf.distribute.get_strategy().num_replicas_in_sync
+            scaled = term.optimizer.scale_loss(means[name] / replicas)
+            _, before = sums.get(id(term.optimizer), (term, 0.0))
+            sums[id(term.optimizer)] = term, before + scaled
+    gradients = [
+        tape.gradient(total, [variable.value for variable in term.variables])
+        for term, total in sums.values()
     ]
-    for optimizer, gradients, variables in updates:
-        optimizer.apply(gradients, variables)
+    for (term, _), of_term in zip(sums.values(), gradients):
+        term.optimizer.apply(of_term, term.variables)
     return means
 
 
-def adam(settings, variables):
-    """Adam with a constant or a linearly falling learning rate, built, with loss scaling under mixed float16."""
+def adam(settings: Settings, variables: list[Any]) -> keras.optimizers.Optimizer:
+    """Adam with a constant or a linearly falling learning rate, built; float16 scales its loss."""
     learning_rate = settings.learning_rate
     if settings.learning_rate_decay == "polynomial":
         learning_rate = keras.optimizers.schedules.PolynomialDecay(
@@ -100,14 +111,14 @@ def adam(settings, variables):
 
 
 class FusedAdam(keras.optimizers.Adam):
-    """Adam by TensorFlow's one operation a variable in place of Keras' 35, which take most of a small network's step
-    and nearly all of its tracing."""
+    """Adam by TensorFlow's one operation a variable in place of Keras' 35.
 
-    def update_step(self, gradient, variable, learning_rate):
-        index, step = (
-            self._get_variable_index(variable),
-            tf.cast(self.iterations.value + 1, variable.dtype),
-        )
+    Those take most of a small network's step and nearly all of its tracing.
+    """
+
+    def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+        index = self._get_variable_index(variable)
+        step = tf.cast(self.iterations.value + 1, variable.dtype)
         tf.raw_ops.ResourceApplyAdam(
             var=variable.handle,
             m=self._momentums[index].value.handle,
@@ -122,145 +133,208 @@ class FusedAdam(keras.optimizers.Adam):
         )
 
 
-def fit(stage, directory, strategy, settings):
-    """Trains a stage for its steps, or goes on where a killed run stopped; its networks end with the best weights
-    (or the last, where the stage keeps those).
+def fit(
+    task: Task, directory: pathlib.Path, strategy: tf.distribute.Strategy, settings: Settings
+) -> list[Logs]:
+    """Trains a task for its steps, or goes on where a killed run stopped; its networks end with the
+    best weights (or the last, where the task keeps those).
 
-    An epoch is `samples_per_epoch` samples. After each the stage is validated and everything is saved; in between a
-    checkpoint is saved every `checkpoint_steps`. The history of all epochs is in the checkpoint: a resumed run shows
-    it again to the callbacks that remember something (CSV log, early stopping), so that they are where they were.
+    An epoch is `samples_per_epoch` samples. After each the task is validated and everything is
+    saved; in between a checkpoint is saved every `checkpoint_steps`. The history of all epochs is
+    in the checkpoint: a resumed run shows it again to the callbacks that remember something (CSV
+    log, early stopping), so that they are where they were.
 
     Args:
-      stage: a `Stage`, made under `strategy.scope()`.
+      task: made under `strategy.scope()`.
       directory: gets last/, best/ (checkpoints), history.csv and tensorboard/.
       strategy: `tf.distribute` strategy.
-      settings: `Settings`.
+      settings: how long and how fast.
 
     Returns:
-      History, a list of dicts, one an epoch.
+      History, a dict an epoch.
 
     Raises:
-      UserError: the loss or a weight is no longer finite; no checkpoint can be read; other replicas than before.
+      UserError: the loss or a weight is no longer finite; no checkpoint can be read; other
+        replicas than before.
     """
-    directory = pathlib.Path(directory)
-    chief, replicas = is_chief(strategy), strategy.num_replicas_in_sync
-    checkpoints = Checkpoints(directory, stage.networks, stage.optimizers, writes=chief)
-    state = checkpoints.restore() or {"step": 0, "history": [], "sums": {}, "replicas": replicas}
-    if state.get("replicas", replicas) != replicas:
-        raise UserError(
-            f"{directory}: this training began on {state['replicas']} replicas, now there are {replicas}; expected as many "
-            "as before, or another --work_dir."
+    return _Fit(task, directory, strategy, settings).run()
+
+
+class _Fit:
+    """One call of `fit`: where the training is, and what it reports to."""
+
+    def __init__(
+        self,
+        task: Task,
+        directory: pathlib.Path,
+        strategy: tf.distribute.Strategy,
+        settings: Settings,
+    ) -> None:
+        self.task, self.directory = task, directory
+        self.strategy, self.settings = strategy, settings
+        self.replicas = strategy.num_replicas_in_sync
+        per_step = settings.batch_size * self.replicas
+        self.epoch_steps = math.ceil(settings.samples_per_epoch / per_step)
+        self.checkpoints = Checkpoints(
+            directory, task.networks, task.optimizers, writes=is_chief(strategy)
         )
-    step, history, sums = state["step"], state["history"], state["sums"]
-    epoch_steps = math.ceil(settings.samples_per_epoch / (settings.batch_size * replicas))
+        self.step, self.history, self.sums = self._restored()
+        self.callbacks = _Callbacks(self)
 
-    reported = types.SimpleNamespace(
-        stop_training=False, optimizer=next(iter(stage.optimizers.values()))
-    )
-    remembering = (
-        [keras.callbacks.EarlyStopping("val_DSC", mode="max", patience=settings.patience)]
-        if settings.patience
-        else []
-    )
-    live = []
-    if chief:
-        directory.mkdir(parents=True, exist_ok=True)
-        remembering.append(keras.callbacks.CSVLogger(directory / "history.csv"))
-        live = [
-            keras.callbacks.ProgbarLogger(),
-            keras.callbacks.TensorBoard(directory / "tensorboard", write_graph=False),
-        ]
-    params = {"verbose": 1, "epochs": math.ceil(settings.steps / epoch_steps), "steps": epoch_steps}
-    past = keras.callbacks.CallbackList(remembering, model=reported, **params)
-    present = keras.callbacks.CallbackList(live, model=reported, **params)
+    def _restored(self) -> tuple[int, list[Logs], Logs]:
+        """Step, history and sums over the epoch so far, of the newest checkpoint or of a start."""
+        state = self.checkpoints.restore()
+        if state is None:
+            return 0, [], {}
+        if state.get("replicas", self.replicas) != self.replicas:
+            raise UserError(
+                f"{self.directory}: this training began on {state['replicas']} replicas, now there "
+                f"are {self.replicas}; expected as many as before, or another `work_dir`."
+            )
+        return state["step"], state["history"], state["sums"]
 
-    batches = iter(
-        strategy.distribute_datasets_from_function(lambda context: stage.batches(step, context))
-    )
-    # XLA pays on one GPU, and only where no new shape makes it compile again; it cannot reach the variables of several
-    # replicas, and on CPUs its 3D convolutions are far slower.
-    shapes = [spec.shape for spec in tf.nest.flatten(batches.element_spec, expand_composites=True)]
-    compile_ = (
-        replicas == 1
-        and tf.config.list_logical_devices("GPU")
-        and all(s.is_fully_defined() for s in shapes)
-    )
+    def run(self) -> list[Logs]:
+        batches = iter(
+            self.strategy.distribute_datasets_from_function(
+                lambda context: self.task.batches(self.step, context)
+            )
+        )
+        train = self._graph(batches.element_spec)
+        self.callbacks.begin(self.history)
+        while self.step < self.settings.steps and not self.callbacks.stopped:
+            epoch = self.step // self.epoch_steps
+            end = min((epoch + 1) * self.epoch_steps, self.settings.steps)
+            self.callbacks.present.on_epoch_begin(epoch)
+            while self.step < end:
+                self._train_step(train, batches, epoch)
+                if self.step % self.settings.checkpoint_steps == 0 and self.step < end:
+                    self._save()
+            self._end_epoch(epoch)
+        self.callbacks.end()
+        self._agreed(0.0)  # The chief has saved before any process reads.
+        self.checkpoints.restore_best()
+        return self.history
 
-    # One graph for all shapes: tracing takes longer than many steps.
-    @tf.function(
-        input_signature=[batches.element_spec],
-        jit_compile=True if compile_ else None,
-        autograph=False,  # nothing here is Python's control flow on tensors, and conversion takes a sixth of the tracing
-    )
-    def train(batch):
-        logs = strategy.run(stage.step, args=(batch,))
-        return {name: strategy.reduce("MEAN", value, axis=None) for name, value in logs.items()}
+    def _graph(self, spec: Any) -> Callable[[Batch], dict[str, tf.Tensor]]:
+        """A step of all replicas; one graph for all shapes: tracing takes longer than many steps."""
+        # XLA pays on one GPU, and only where no new shape makes it compile again; it cannot reach
+        # the variables of several replicas, and on CPUs its 3D convolutions are far slower.
+        shapes = [tensor.shape for tensor in tf.nest.flatten(spec, expand_composites=True)]
+        on_gpu = self.replicas == 1 and bool(tf.config.list_logical_devices("GPU"))
+        compile_ = on_gpu and all(shape.is_fully_defined() for shape in shapes)
+
+        # autograph: nothing here is Python's control flow on tensors, and conversion takes a sixth
+        # of the tracing.
+        @tf.function(input_signature=[spec], jit_compile=compile_ or None, autograph=False)
+        def train(batch: Batch) -> dict[str, tf.Tensor]:
+            logs = self.strategy.run(self.task.step, args=(batch,))
+            return {
+                name: self.strategy.reduce("MEAN", value, axis=None) for name, value in logs.items()
+            }
+
+        return train
+
+    def _train_step(
+        self, train: Callable[[Batch], dict[str, tf.Tensor]], batches: Any, epoch: int
+    ) -> None:
+        begin = time.perf_counter()
+        batch = next(batches)
+        waited = time.perf_counter() - begin
+        logs = {name: float(value) for name, value in train(batch).items()}
+        if not math.isfinite(logs["loss"]):
+            raise self._diverged(f"the loss became {logs['loss']}", self.step + 1)
+        logs |= {
+            "seconds_per_step": time.perf_counter() - begin,
+            "seconds_waiting_for_data": waited,
+        }
+        self.sums = {name: self.sums.get(name, 0.0) + value for name, value in logs.items()}
+        self.step += 1
+        done = self.step - epoch * self.epoch_steps
+        self.callbacks.present.on_train_batch_end(done - 1, {"loss": self.sums["loss"] / done})
+
+    def _end_epoch(self, epoch: int) -> None:
+        """Validates, saves and reports."""
+        done = self.step - epoch * self.epoch_steps
+        logs = {name: value / done for name, value in self.sums.items()}
+        best = True
+        if self.task.validates:
+            scores = self.task.validate()
+            logs |= {f"val_{name}": self._agreed(value) for name, value in scores.items()}
+            best = self.task.keeps_last or all(
+                logs["val_DSC"] > past["val_DSC"] for past in self.history
+            )
+        self.history, self.sums = [*self.history, logs], {}
+        self._save(best)
+        self.callbacks.past.on_epoch_end(epoch, logs)
+        self.callbacks.present.on_epoch_end(epoch, logs)
+
+    def _save(self, best: bool = False) -> None:
+        # A gradient that is not finite shows in the weights before it shows in a loss.
+        weights: Iterable[np.ndarray] = (
+            array for network in self.task.networks.values() for array in network.get_weights()
+        )
+        if not all(np.isfinite(array).all() for array in weights):
+            raise self._diverged("a weight was no longer finite", self.step)
+        state = {"step": self.step, "history": self.history, "sums": self.sums}
+        self.checkpoints.save(state | {"replicas": self.replicas}, best=best)
+
+    def _diverged(self, what: str, step: int) -> UserError:
+        return UserError(
+            f"{self.directory}: {what} at step {step}; the last good checkpoint is kept. Try a "
+            "lower `learning_rate` or `precision=float32` in another `work_dir`."
+        )
+
+    def _agreed(self, value: float) -> float:
+        """Mean over all processes: they must stop and choose alike, whatever their rounding."""
+        return float(self._mean_of_replicas(tf.constant(value, tf.float64)))
 
     @tf.function(autograph=False)
-    def mean_of_replicas(value):
-        return strategy.reduce("MEAN", strategy.run(tf.identity, args=(value,)), axis=None)
+    def _mean_of_replicas(self, value: tf.Tensor) -> tf.Tensor:
+        of_replicas = self.strategy.run(tf.identity, args=(value,))
+        return self.strategy.reduce("MEAN", of_replicas, axis=None)
 
-    def agreed(value):
-        """Mean over all processes: they must stop and choose alike, whatever their rounding."""
-        return float(mean_of_replicas(tf.constant(value, tf.float64)))
 
-    def diverged(what, at):
-        return UserError(
-            f"{directory}: {what} at step {at}; the last good checkpoint is kept. Try a lower --learning_rate or "
-            "--precision=float32 in another --work_dir."
-        )
+class _Reported:
+    """What Keras' callbacks take for the model: they read its optimizer and tell it to stop."""
 
-    def save(best=False):
-        # A gradient that is not finite shows in the weights before it shows in a loss.
-        if not all(
-            np.isfinite(array).all()
-            for network in stage.networks.values()
-            for array in network.get_weights()
-        ):
-            raise diverged("a weight was no longer finite", step)
-        checkpoints.save(
-            {"step": step, "history": history, "sums": sums, "replicas": replicas}, best=best
-        )
+    def __init__(self, optimizer: keras.optimizers.Optimizer) -> None:
+        self.stop_training, self.optimizer = False, optimizer
 
-    past.on_train_begin()
-    for epoch, logs in enumerate(history):
-        past.on_epoch_end(epoch, logs)
-    present.on_train_begin()
-    while step < settings.steps and not reported.stop_training:
-        epoch = step // epoch_steps
-        end = min((epoch + 1) * epoch_steps, settings.steps)
-        present.on_epoch_begin(epoch)
-        while step < end:
-            begin = time.perf_counter()
-            batch = next(batches)
-            waited = time.perf_counter() - begin
-            logs = {name: float(value) for name, value in train(batch).items()}
-            if not math.isfinite(logs["loss"]):
-                raise diverged(f"the loss became {logs['loss']}", step + 1)
-            logs |= {
-                "seconds_per_step": time.perf_counter() - begin,
-                "seconds_waiting_for_data": waited,
-            }
-            sums = {name: sums.get(name, 0.0) + value for name, value in logs.items()}
-            step += 1
-            done = step - epoch * epoch_steps
-            present.on_train_batch_end(done - 1, {"loss": sums["loss"] / done})
-            if step % settings.checkpoint_steps == 0 and step < end:
-                save()
 
-        logs = {name: value / done for name, value in sums.items()}
-        best = True
-        if stage.validate:
-            logs |= {f"val_{name}": agreed(value) for name, value in stage.validate().items()}
-            best = stage.keeps_last or all(
-                logs["val_DSC"] > past_logs["val_DSC"] for past_logs in history
+class _Callbacks:
+    """Keras' callbacks: those that remember past epochs, and those that show the present one."""
+
+    def __init__(self, fit: _Fit) -> None:
+        settings, directory = fit.settings, fit.directory
+        self._reported = _Reported(next(iter(fit.task.optimizers.values())))
+        remembering: list[keras.callbacks.Callback] = []
+        if settings.patience:
+            remembering.append(
+                keras.callbacks.EarlyStopping("val_DSC", mode="max", patience=settings.patience)
             )
-        history, sums = [*history, logs], {}
-        save(best)
-        past.on_epoch_end(epoch, logs)
-        present.on_epoch_end(epoch, logs)
-    past.on_train_end()
-    present.on_train_end()
-    agreed(0.0)  # The chief has saved before any process reads.
-    checkpoints.restore_best()
-    return history
+        live: list[keras.callbacks.Callback] = []
+        if is_chief(fit.strategy):
+            directory.mkdir(parents=True, exist_ok=True)
+            remembering.append(keras.callbacks.CSVLogger(directory / "history.csv"))
+            board = keras.callbacks.TensorBoard(directory / "tensorboard", write_graph=False)
+            live = [keras.callbacks.ProgbarLogger(), board]
+        epochs = math.ceil(settings.steps / fit.epoch_steps)
+        params = {"verbose": 1, "epochs": epochs, "steps": fit.epoch_steps}
+        self.past = keras.callbacks.CallbackList(remembering, model=self._reported, **params)
+        self.present = keras.callbacks.CallbackList(live, model=self._reported, **params)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a callback ended the training."""
+        return self._reported.stop_training
+
+    def begin(self, history: list[Logs]) -> None:
+        """Shows the epochs so far to the callbacks that remember."""
+        self.past.on_train_begin()
+        for epoch, logs in enumerate(history):
+            self.past.on_epoch_end(epoch, logs)
+        self.present.on_train_begin()
+
+    def end(self) -> None:
+        self.past.on_train_end()
+        self.present.on_train_end()

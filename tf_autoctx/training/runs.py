@@ -1,150 +1,223 @@
 """The run folder: one folder a run, whose config.json says how it was made."""
 
+from __future__ import annotations
+
 import dataclasses
 import importlib.metadata
 import json
 import pathlib
 import platform
 import subprocess
+from collections.abc import Collection, Mapping
+from typing import Any, TypeVar
 
+from tf_autoctx import configuration
 from tf_autoctx.errors import UserError
 from tf_autoctx.files import replacing
 
-# A run folder may be opened again with other values of these. (A strategy with other replicas is refused by the loop.)
-FREE = (
-    "work_dir",
-    "data_dir",
-    "level",
-    "strategy",
-    "checkpoint_steps",
-    "preset",
-    "tile_size",
-    "stage",
-    "initial_from",
-    "corpus",
-    "phantom_scans",  # the fingerprint of the data tells
-    "export_precision",
-)
 PACKAGES = ("tensorflow", "keras", "numpy", "scipy", "SimpleITK")
+PACKAGE = pathlib.Path(__file__).parent.parent  # of tf_autoctx
+
+T = TypeVar("T")
+Path = str | pathlib.Path
 
 
-def open_run(directory, system, flags, fingerprint):
-    """Opens the run folder `directory`, or makes it.
+@dataclasses.dataclass(frozen=True)
+class Making:
+    """What a run is made from, and what its folder therefore binds.
 
-    Args:
-      directory: path.
-      system: name of a module of `tf_autoctx.systems`.
+    Attributes:
+      system: name of the system.
       flags: {name: value} of every flag.
-      fingerprint: of the data set.
+      fingerprint: of the data set, see `datasets.fingerprint`.
+      changeable: names of the flags with which the run goes on whatever their value.
+    """
 
-    Returns:
-      pathlib.Path of the folder; config.json is written.
+    system: str
+    flags: Mapping[str, Any]
+    fingerprint: str
+    changeable: Collection[str] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run folder and what its config.json says.
+
+    Attributes:
+      folder: path.
+      facts: config.json.
+    """
+
+    folder: pathlib.Path
+    facts: dict[str, Any]
+
+    @property
+    def system(self) -> str:
+        """Name of the system that made it."""
+        return self.facts["system"]
+
+    @property
+    def flags(self) -> dict[str, Any]:
+        """{name: value} of every flag."""
+        return self.facts["flags"]
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the data set that it was trained on."""
+        return self.facts["data_fingerprint"]
+
+    @property
+    def spacing(self) -> list[list[float]]:
+        """[(z, y, x) smallest, (z, y, x) largest] in mm of its training cases; empty if unknown."""
+        return self.facts.get("spacing", [])
+
+    @property
+    def labels(self) -> dict[int, str]:
+        """{label value: name} of the structures.
+
+        Raises:
+          UserError: config.json does not tell.
+        """
+        try:
+            return labels(self.facts)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise self.broken(error) from None
+
+    def configured(self, kind: type[T], **changes: Any) -> T:
+        """An instance of a configuration from the run's flags, with changes.
+
+        Raises:
+          UserError: a flag is missing or has no value that it can have.
+        """
+        try:
+            return configuration.configured(kind, self.flags | changes)
+        except (KeyError, TypeError, ValueError) as error:
+            raise self.broken(error) from None
+
+    def broken(self, error: Exception) -> UserError:
+        """What to tell of a config.json that lacks something."""
+        path = self.folder / "config.json"
+        return UserError(f"{path}: {error} is missing or wrong; expected the flags of a run.")
+
+    def note(self, **facts: Any) -> Run:
+        """The run with facts added to its config.json, such as the names of its labels.
+
+        Raises:
+          UserError: a fact is another than before.
+        """
+        new = json.loads(json.dumps(facts))
+        for name, value in new.items():
+            before = self.facts.get(name, value)
+            if before != value:
+                raise UserError(
+                    f"{self.folder}: this run folder was made with the {name} {before}, now they "
+                    f"are {value}; expected the same, or another `work_dir`."
+                )
+        return _written(self.folder, self.facts | new)
+
+
+def open_run(folder: Path, making: Making) -> Run:
+    """Opens a run folder, or makes it; config.json is written.
 
     Raises:
-      UserError: the folder holds a run of another system, other flags or other data (those of `FREE` may differ).
+      UserError: the folder holds a run of another system, other flags or other data.
     """
-    run = pathlib.Path(directory)
-    config = {
-        "system": system,
-        "flags": flags,
-        "data_fingerprint": fingerprint,
-        "seed": flags["seed"],
+    folder = pathlib.Path(folder)
+    flags = dict(making.flags)
+    made_by = {
         "git_revision": _git_revision(),
         "versions": {
             "python": platform.python_version(),
             **{name: importlib.metadata.version(name) for name in PACKAGES},
         },
     }
-    if (run / "config.json").exists():
-        before = load_config(run)
-        if found := differences(before, system, flags, fingerprint):
-            raise UserError(
-                f"{run}: this run folder was made with {', '.join(found)}; give the same flags to go on with it, or "
-                "another --work_dir."
-            )
-        # What trained the first level stays on record.
-        now = {name: config[name] for name in ("git_revision", "versions")}
-        earlier = [{name: before.get(name) for name in now}, *before.get("resumed", [])]
-        config = {
-            **before,
+    if not (folder / "config.json").exists():
+        facts = {
+            "system": making.system,
             "flags": flags,
-            "resumed": earlier[1:] if earlier[-1] == now else [*earlier[1:], now],
+            "data_fingerprint": making.fingerprint,
+            "seed": flags["seed"],
         }
-    _write(run, config)
+        return _written(folder, facts | made_by)
+    before = load(folder)
+    if different := differences(before, making):
+        raise UserError(
+            f"{folder}: this run folder was made with {', '.join(different)}; give the same flags "
+            "to go on with it, or another `work_dir`."
+        )
+    # What trained the first level stays on record.
+    earlier = [{name: before.facts.get(name) for name in made_by}]
+    earlier += before.facts.get("resumed", [])
+    resumed = earlier[1:] if earlier[-1] == made_by else [*earlier[1:], made_by]
+    return _written(folder, {**before.facts, "flags": flags, "resumed": resumed})
+
+
+def differences(run: Run, making: Making) -> list[str]:
+    """What sets a run apart from one made so, in phrases such as "`scale` 0.4 (now 1.0)"."""
+    if run.system != making.system:
+        return [f"system {run.system} (now {making.system})"]
+    flags = json.loads(json.dumps(dict(making.flags)))
+    different = [
+        f"`{name}` {run.flags.get(name)!r} (now {value!r})"
+        for name, value in flags.items()
+        if name not in making.changeable and run.flags.get(name) != value
+    ]
+    return different + ["other data"] * (run.fingerprint != making.fingerprint)
+
+
+def load(folder: Path) -> Run:
+    """The run of a folder.
+
+    Raises:
+      UserError: no config.json, or not one of ours.
+    """
+    folder = pathlib.Path(folder)
+    path = folder / "config.json"
+    try:
+        facts = json.loads(path.read_text())
+        facts["system"], facts["flags"].keys(), facts["data_fingerprint"]  # all there
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{folder}: no config.json; expected a run folder of a training command."
+        ) from error
+    except (AttributeError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path}: not a run's configuration; expected JSON with system, flags and "
+            "data_fingerprint."
+        ) from error
+    return Run(folder, facts)
+
+
+def load_of(folder: Path, system: str) -> Run:
+    """`load` of a run of one system.
+
+    Raises:
+      UserError: see `load`; a run of another system.
+    """
+    run = load(folder)
+    if run.system != system:
+        raise UserError(f"{folder}: a run of {run.system!r}; expected one of {system!r}.")
     return run
 
 
-def differences(config, system, flags, fingerprint):
-    """What sets the run of a config.json apart from one of this system, with these flags, on these data: a list of
-    phrases, such as "--scale 0.4 (now 1.0)"; those of `FREE` do not count. Arguments are those of `open_run`."""
-    if config["system"] != system:
-        return [f"system {config['system']} (now {system})"]
-    found = [
-        f"--{name} {config['flags'].get(name)!r} (now {value!r})"
-        for name, value in json.loads(json.dumps(flags)).items()
-        if name not in FREE and config["flags"].get(name) != value
-    ]
-    return found + ["other data"] * (config["data_fingerprint"] != fingerprint)
-
-
-def note(run, **facts):
-    """Adds facts to config.json of a run folder, such as the names of its labels.
-
-    Raises:
-      UserError: a fact is another than before.
-    """
-    config, facts = load_config(run), json.loads(json.dumps(facts))
-    for name, value in facts.items():
-        if config.get(name, value) != value:
-            raise UserError(
-                f"{run}: this run folder was made with the {name} {config[name]}, now they are {value}; expected the same, or "
-                "another --work_dir."
-            )
-    _write(run, config | facts)
-
-
-def _write(run, config):
-    with replacing(run / "config.json") as path:
-        path.write_text(json.dumps(config, indent=1) + "\n")
-
-
-def configured(kind, values, **others):
-    """An instance of the dataclass `kind`, each field but `others` from {name: value} of the flags or of config.json."""
-    names = [field.name for field in dataclasses.fields(kind) if field.name not in others]
-    return kind(**{name: values[name] for name in names}, **others)
-
-
-def labels(facts):
+def labels(facts: Mapping[str, Any]) -> dict[int, str]:
     """{label value: name} of config.json or a model card, whose keys JSON made strings."""
     return {int(value): name for value, name in facts["labels"].items()}
 
 
-def load_config(directory):
-    """config.json of a run folder.
+def _written(folder: pathlib.Path, facts: dict[str, Any]) -> Run:
+    with replacing(folder / "config.json") as path:
+        path.write_text(json.dumps(facts, indent=1) + "\n")
+    return Run(folder, json.loads(json.dumps(facts)))
 
-    Raises:
-      UserError: no such file, or not one of ours.
-    """
-    path = pathlib.Path(directory) / "config.json"
+
+def _git_revision() -> str | None:
+    """Revision of the checkout that this package is the source of; None where it is installed."""
+    git = ["git", "-C", str(PACKAGE)]
     try:
-        config = json.loads(path.read_text())
-        config["system"], config["flags"], config["data_fingerprint"]
-    except FileNotFoundError as error:
-        raise UserError(
-            f"{directory}: no config.json; expected a run folder of a training script."
-        ) from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{path}: not a run's configuration; expected JSON with system, flags and data_fingerprint."
-        ) from error
-    return config
-
-
-def _git_revision():
-    """Revision of the source tree, None outside git."""
-    here = pathlib.Path(__file__).parent
-    git = ["git", "-C", str(here), "rev-parse", "HEAD"]
-    try:
-        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+        # A repository around the environment does not track the package.
+        for question in (["ls-files", "--error-unmatch", "__init__.py"], ["rev-parse", "HEAD"]):
+            asked = subprocess.run([*git, *question], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
+    return asked.stdout.strip()

@@ -1,0 +1,119 @@
+"""What can be chosen of the fetal head system. No Keras in this module."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from tf_autoctx.configuration import check, field
+from tf_autoctx.data.configuration import Augmentation
+from tf_autoctx.models.options import ATTENTION_KERNELS, INITIALIZERS, NORMALIZATIONS, VARIANTS
+from tf_autoctx.systems.fetal_head.presets import PRESETS
+from tf_autoctx.systems.shared.declaration import Declaration
+
+# Rows of tables 1 and 2 that are a way of running a network rather than a network of their own.
+WAYS = {
+    "USegNet-DS-HAS-Ctx": ("USegNet-DS-HAS", "volume"),
+    "p-USegNet": ("USegNet", "patches"),
+    "2D-USegNet": ("USegNet", "slices"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class FetalHead:
+    """System: the network, its levels, and the grid that it sees.
+
+    Raises:
+      FieldError: a value out of range.
+    """
+
+    level: int | None = field(
+        None,
+        "Auto-context levels to train. By default 2 for -Ctx, 1 for other variants.",
+        least=1,
+        may_change=True,
+    )
+    variant: str = field(
+        "USegNet-DS-HAS-Ctx",
+        "Row of the paper's tables 1 and 2: a network, or a way of running one.",
+        choices=(*VARIANTS, *WAYS),
+    )
+    join: str = field(
+        "sum",
+        "How a level sees the last one's probability: added to the volume, or beside it.",
+        choices=("sum", "concat"),
+    )
+    scale: float = field(
+        0.4,
+        "Factor on every axis from the original grid to the network's; p- and 2D- work on the "
+        "original grid.",
+        least=0.01,
+        most=1.0,
+    )
+    patch_size: int = field(
+        64, "Edge of a p-USegNet patch in voxels, a multiple of 8.", multiple=8, least=8
+    )
+    base_filters: int = field(32, "Channels of the first stage; all others follow.", least=1)
+    normalization: str = field(
+        "instance",
+        "Statistics of the volume at hand, or moving averages.",
+        choices=NORMALIZATIONS,
+    )
+    initializer: str = field("he", "Initializer of convolutions.", choices=INITIALIZERS)
+    attention_kernel: str = field(
+        "paper",
+        "Kernels of the attention modules: 3 everywhere, or as in the authors' code.",
+        choices=tuple(ATTENTION_KERNELS),
+    )
+    l2: float = field(0.0, "Lambda of equation 2, on the sum of squared kernels.", least=0.0)
+
+    def __post_init__(self) -> None:
+        check(self)
+
+    @property
+    def network(self) -> str:
+        """The variant of `models.usegnet` that a level runs."""
+        return WAYS.get(self.variant, (self.variant, ""))[0]
+
+    @property
+    def view(self) -> str:
+        """What one pass of the network sees: the "volume", "patches" or "slices" of it."""
+        return WAYS.get(self.variant, (self.variant, "volume"))[1]
+
+    @property
+    def same_grid(self) -> bool:
+        """Whether the network works on the original grid."""
+        return self.view != "volume" or self.scale == 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Phantoms:
+    """Phantoms: made-up ultrasound volumes, where data_dir is empty."""
+
+    phantom_size: tuple[int, ...] = field(
+        (97, 64, 110), "Voxels of a phantom along z, y, x.", length=3, least=8
+    )
+    phantom_cases: tuple[int, ...] = field(
+        (100, 10), "Phantoms to train on and to hold out.", length=2, least=1
+    )
+    phantom_scans: int = field(
+        1,
+        "Scans of a phantom that is held out, each along another direction.",
+        least=1,
+        most=3,
+        may_change=True,  # the fingerprint of the data tells
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+DECLARATION = Declaration(
+    name="fetal_head",
+    title="whole fetal head, 3D ultrasound",
+    dimensions=3,
+    configuration=FetalHead,
+    training=(Augmentation,),
+    phantoms=Phantoms,
+    presets=PRESETS,
+    implementation="tf_autoctx.systems.fetal_head.system:FetalHeadSystem",
+)

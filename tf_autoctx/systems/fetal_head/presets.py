@@ -1,0 +1,56 @@
+"""Flag values by name; the command line wins.
+
+"paper" holds every constant of the paper and of the authors' code.
+"""
+
+from typing import Any
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "demo": {
+        "base_filters": 16,
+        "patch_size": 32,
+        "steps": 900,
+        "samples_per_epoch": 180,
+        "validation_fraction": 0.1,
+        "learning_rate": 1e-3,
+        "learning_rate_decay": "polynomial",
+        # A phantom's probe is always above the head: mirrored shadows would only have to be
+        # unlearnt.
+        "flips": False,
+        "erase_probability": 0.3,
+    },
+    "standard": {
+        "steps": 2000,
+        "samples_per_epoch": 250,
+        "learning_rate": 1e-3,
+        "learning_rate_decay": "polynomial",
+        "erase_probability": 0.3,
+        "intensity_jitter": 0.1,
+    },
+    "paper": {
+        "variant": "USegNet-DS-HAS-Ctx",
+        "level": 2,
+        "join": "sum",
+        "scale": 0.4,
+        "normalization": "instance",
+        "attention_kernel": "paper",
+        "initializer": "paper",
+        "base_filters": 32,
+        "patch_size": 64,
+        "batch_size": 1,
+        "steps": 30 * 2112,
+        "samples_per_epoch": 2112,
+        "learning_rate": 1e-5,
+        "learning_rate_decay": "constant",
+        "beta_1": 0.5,
+        "l2": 0.0,
+        "flips": True,
+        # 600 volumes of flips and half-turns became 2112 by erasing, so 1512 of 2112 are erased.
+        "erase_probability": 1512 / 2112,
+        "shift": 0,
+        "intensity_jitter": 0.0,
+        "patience": 0,
+        "phantom_size": [388, 258, 440],
+        "phantom_cases": [50, 50],
+    },
+}

@@ -1,0 +1,187 @@
+"""How the fetal head system segments a volume (Yang et al. 2019, "Hybrid Attention for Automatic
+Segmentation of Whole Fetal Head in Prenatal Ultrasound Volumes").
+
+Level k of the auto-context cascade sees the volume joined with the head probability of level k - 1,
+on the same grid (section 2.5). Everything that changes voxel values is here, in Keras ops:
+training, prediction and the exported graph run the very same functions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from tf_autoctx.errors import FieldError
+from tf_autoctx.models import layers, tiling
+from tf_autoctx.models.usegnet import usegnet
+from tf_autoctx.systems.fetal_head.configuration import FetalHead
+
+Tensor = Any
+Size = Sequence[Any]  # spatial size, integers or integer tensors
+Sample = dict[str, Tensor]
+
+
+class Cascade:
+    """Levels of one network structure, each of which sees the probability of the one before.
+
+    Attributes:
+      configuration: what the networks are and which grid they see.
+    """
+
+    def __init__(self, configuration: FetalHead) -> None:
+        self.configuration = configuration
+
+    def network(self) -> keras.Model:
+        """A new network of one level, under the current Keras dtype policy."""
+        chosen = self.configuration
+        channels = 2 if chosen.join == "concat" else 1
+        spatial = (None, None) if chosen.view == "slices" else (None, None, None)
+        return usegnet(
+            (*spatial, channels),
+            chosen.network,
+            base_filters=chosen.base_filters,
+            attention_kernel=chosen.attention_kernel,
+            normalization=chosen.normalization,
+            initializer=chosen.initializer,
+        )
+
+    def network_size(self, size: Size) -> tuple[Any, ...]:
+        """Spatial size on the network's grid of a volume of spatial `size`."""
+        scale = self.configuration.scale
+
+        def shrunk(n: Any) -> Any:
+            # Float32 for both, or a known and an unknown size could round differently.
+            if isinstance(n, int):
+                return max(1, int(np.float32(n) * np.float32(scale) + np.float32(0.5)))
+            return ops.maximum(1, ops.cast(ops.cast(n, "float32") * scale + 0.5, "int32"))
+
+        return tuple(map(shrunk, size))
+
+    def preprocess(self, image: Tensor) -> Tensor:
+        """Intensities scaled to [0, 1] by the volume's own range, shrunk with anti-aliasing
+        (section 3.1).
+
+        Args:
+          image: raw voxels (batch, depth, height, width, 1) float32. A constant volume becomes 0.
+
+        Returns:
+          (batch, *network_size, 1) float32.
+        """
+        axes = (1, 2, 3, 4)
+        low, high = (
+            ops.min(image, axis=axes, keepdims=True),
+            ops.max(image, axis=axes, keepdims=True),
+        )
+        image = (image - low) / ops.where(high > low, high - low, ops.ones_like(low))
+        if self.configuration.same_grid:
+            return image
+        return layers.resize_linear(image, self.network_size(ops.shape(image)[1:4]))
+
+    def preprocess_label(self, label: Tensor) -> Tensor:
+        """Label (batch, depth, height, width, 1) on the network's grid, nearest neighbour."""
+        if self.configuration.same_grid:
+            return label
+        return layers.resize_nearest(label, self.network_size(ops.shape(label)[1:4]))
+
+    def postprocess(self, probability: Tensor, size: Size) -> dict[str, Tensor]:
+        """Probability linearly resampled to the original grid, and the label: where it is above
+        0.5.
+
+        Args:
+          probability: (batch, depth, height, width, 1) float32.
+          size: spatial size of the original grid.
+
+        Returns:
+          {"probability": (batch, *size, 1) float32, "label": (batch, *size, 1) uint8}.
+        """
+        if not self.configuration.same_grid:
+            probability = layers.resize_linear(probability, size)
+        return {"probability": probability, "label": ops.cast(probability > 0.5, "uint8")}
+
+    def joined(self, image: Tensor, context: Tensor) -> Tensor:
+        """Input of a level: J(X, Y), equation 5. Both (batch, *spatial, 1)."""
+        if self.configuration.join == "sum":
+            return image + context
+        return ops.concatenate([image, context], axis=-1)
+
+    def probability(self, network: keras.Model, image: Tensor, context: Tensor) -> Tensor:
+        """One level: head probability on the network's grid.
+
+        Args:
+          network: a model of `self.network()`.
+          image, context: preprocessed volume and the last level's probability (zeros for level 1),
+            (batch, depth, height, width, 1) float32.
+
+        Returns:
+          (batch, depth, height, width, 1) float32.
+        """
+
+        def head(x: Tensor) -> Tensor:
+            return ops.softmax(network(x, training=False)["logits"], axis=-1)[..., 1:]
+
+        def head_of_slice(image: Tensor) -> Tensor:
+            return head(image[None])[0]
+
+        x = self.joined(image, context)
+        patch = self.configuration.patch_size
+        if self.configuration.view == "patches":
+            # Half a patch, rounded down to whole pooling cells; the paper's 64 is shared by exactly
+            # half.
+            return tiling.tiled(head, x, patch, patch // 16 * 8)
+        if self.configuration.view == "slices":
+            shape = ops.shape(x)
+            slices = ops.map(head_of_slice, ops.reshape(x, (-1, *shape[2:])))
+            return ops.reshape(slices, (*shape[:4], 1))
+        return head(x)
+
+    def levels(self, networks: Iterable[keras.Model], image: Tensor) -> list[dict[str, Tensor]]:
+        """`postprocess` of every level on the original grid, level 1 first.
+
+        Args:
+          networks: one model a level.
+          image: raw voxels (batch, depth, height, width, 1) float32.
+        """
+        size, x = ops.shape(image)[1:4], self.preprocess(image)
+        context, outputs = ops.zeros_like(x), []
+        for network in networks:
+            context = self.probability(network, x, context)
+            outputs.append(self.postprocess(context, size))
+        return outputs
+
+    def training_shape(self, size: Sequence[int]) -> tuple[int, ...]:
+        """Spatial shape of what one training pass sees of a volume of spatial `size` on the
+        network's grid.
+
+        Raises:
+          FieldError: a patch of more than half the volume's edge: no patch network any more.
+        """
+        view, patch = self.configuration.view, self.configuration.patch_size
+        if view == "patches" and 2 * patch > min(size):
+            raise FieldError(
+                "patch_size",
+                patch,
+                f"a training volume has {tuple(size)} voxels; expected at most half of each axis.",
+            )
+        shapes = {"volume": tuple(size), "patches": (patch,) * 3, "slices": tuple(size[1:])}
+        return shapes[view]
+
+    def training_view(
+        self, sample: Sample, random_patch: Callable[[Sample, Sequence[int | None]], Sample]
+    ) -> Sample:
+        """What one training pass sees of a sample: all of it, a random patch or a random slice.
+
+        Args:
+          sample: {name: (depth, height, width, 1)}.
+          random_patch: (sample, size) -> sample, cut at a random place; None in a size keeps an
+            axis.
+        """
+        if self.configuration.view == "patches":
+            return random_patch(sample, (self.configuration.patch_size,) * 3)
+        if self.configuration.view == "slices":
+            plane = random_patch(sample, (1, None, None))
+            return {name: tensor[0] for name, tensor in plane.items()}
+        return sample

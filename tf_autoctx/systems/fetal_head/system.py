@@ -1,0 +1,143 @@
+"""The fetal head system as all others see it."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from absl import logging
+
+from tf_autoctx import biometry
+from tf_autoctx.data import datasets, phantoms
+from tf_autoctx.errors import FieldError, UserError
+from tf_autoctx.systems.fetal_head import training
+from tf_autoctx.systems.fetal_head.configuration import DECLARATION
+from tf_autoctx.systems.fetal_head.segmentation import Cascade
+from tf_autoctx.systems.shared import stages
+from tf_autoctx.systems.shared.caching import Files
+from tf_autoctx.systems.shared.session import Session
+from tf_autoctx.systems.shared.system import Networks, Segmentations, System, Tensor
+from tf_autoctx.training.runs import Run
+
+STRUCTURE = "head"
+
+
+class FetalHeadSystem(System):
+    """USegNet-DS-HAS-Ctx and all rows of the paper's tables (Yang et al. 2019)."""
+
+    declaration = DECLARATION
+    # What a client should know of the export beside dtypes and shapes.
+    served = {  # noqa: RUF012
+        "image": {
+            "range": None,
+            "units": "raw intensities; each volume is scaled by its own smallest and largest",
+            "rule": "any size; the volume's own grid",
+        },
+        "label": {"range": [0, 1], "meaning": "1 where the head's probability is above 0.5"},
+        "probability": {"range": [0, 1], "meaning": "of the head"},
+    }
+    measure = staticmethod(biometry.compare)
+
+    def __init__(self, configuration: Any, labels: Mapping[int, str]) -> None:
+        super().__init__(configuration, labels)
+        self.cascade = Cascade(configuration)
+
+    # What a user hands in
+
+    @classmethod
+    def implied(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        if values["level"] is not None:
+            return {}
+        return {"level": 2 if values["variant"].endswith("-Ctx") else 1}
+
+    @classmethod
+    def write_phantoms(cls, folder: pathlib.Path, values: Mapping[str, Any]) -> pathlib.Path:
+        names = ("phantom_size", "phantom_cases", "seed", "phantom_scans")
+        return phantoms.write_fetal_heads(folder, *(values[name] for name in names))
+
+    @classmethod
+    def structures(
+        cls, cases: datasets.Dataset, foreground: Sequence[int] | None
+    ) -> dict[int, str]:
+        return {1: STRUCTURE}
+
+    # Training
+
+    def prepare(self, case: datasets.Case, voxels: Tensor, label: Tensor) -> dict[str, Tensor]:
+        """Image and label on the network's grid.
+
+        Raises:
+          FieldError: the object is lost at the network's scale.
+        """
+        label = self.cascade.preprocess_label(tf.constant(label))
+        if not tf.reduce_any(label > 0):
+            scale = self.configuration.scale
+            raise FieldError(
+                "scale", scale, f"the object of {case.label} vanishes; expected a larger scale."
+            )
+        return {"image": self.cascade.preprocess(tf.constant(voxels))[0], "label": label[0]}
+
+    def train(self, session: Session) -> Networks:
+        first = session.with_files(*map(_without_context, (session.training, session.validation)))
+        return training.train(self.cascade, first)
+
+    def finished(self, run: Run) -> Networks:
+        """The finished levels, level 1 first, with a warning where one is missing.
+
+        Raises:
+          UserError: see `System.finished`.
+        """
+        names = [f"level_{level}" for level in range(1, run.flags["level"] + 1)]
+        files = {name: run.folder / name / "model.keras" for name in names}
+        missing = [name for name, file in files.items() if not file.exists()]
+        done = names[: names.index(missing[0])] if missing else names
+        if not done:
+            raise UserError(
+                f"{files['level_1']}: this level is not finished; run the training command with "
+                "the same flags to go on."
+            )
+        if missing:
+            logging.warning(
+                "%s: %d of %d levels are finished; these are used.",
+                run.folder,
+                len(done),
+                len(names),
+            )
+        return {name: stages.load(files[name]) for name in done}
+
+    # Segmentation
+
+    def segment(self, networks: Networks, image: Tensor) -> dict[str, Tensor]:
+        """The last level's output.
+
+        Returns:
+          {"label": (batch, depth, height, width, 1) uint8, "probability": likewise, float32}.
+        """
+        return self.cascade.levels(networks.values(), image)[-1]
+
+    def evaluator(self, networks: Networks) -> Callable[[np.ndarray], Segmentations]:
+        @tf.function(input_signature=[tf.TensorSpec((None, None, None))])
+        def segment(voxels: Tensor) -> Segmentations:
+            outputs = self.cascade.levels(networks.values(), voxels[None, ..., None])
+            return {
+                f"level {level}": {
+                    "label": output["label"][0, ..., 0],
+                    "probability": {STRUCTURE: output["probability"][0, ..., 0]},
+                }
+                for level, output in enumerate(outputs, start=1)
+            }
+
+        return segment
+
+    # Export
+
+    def new_networks(self, names: Sequence[str]) -> Networks:
+        return {name: self.cascade.network() for name in names}
+
+
+def _without_context(files: Files) -> Files:
+    """The files as level 1 sees them."""
+    return [{**entry, "context": ""} for entry in files]

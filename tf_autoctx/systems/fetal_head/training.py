@@ -1,0 +1,124 @@
+"""How the cascade is trained: level after level, each frozen once it is finished (section 2.5)."""
+
+from __future__ import annotations
+
+import pathlib
+import shutil
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tf_autoctx import losses, metrics
+from tf_autoctx.data import augment, pipeline
+from tf_autoctx.data.configuration import Augmentation
+from tf_autoctx.systems.fetal_head.segmentation import Cascade
+from tf_autoctx.systems.shared import stages
+from tf_autoctx.systems.shared.caching import Files, case_of
+from tf_autoctx.systems.shared.session import Session
+from tf_autoctx.systems.shared.stage import Networks, Sample, Stage, Tensor
+
+Level = Callable[[Tensor, Tensor], Tensor]  # image, context -> probability
+
+
+class LevelStage(Stage):
+    """One level of the cascade; its name is level_1, level_2, ...
+
+    Args:
+      level: 1 is the first.
+      cascade: what the levels are.
+      session: whose files have the last level's context.
+
+    Raises:
+      FieldError: samples that do not stack to a batch; a patch that is too large.
+    """
+
+    columns = ("image", "label", "context")
+
+    def __init__(self, level: int, cascade: Cascade, session: Session) -> None:
+        self.name, self._cascade = f"level_{level}", cascade
+        # Each level has its own seed, so that it does not matter which levels were trained in the
+        # same process.
+        self.seed = session.settings.seed * 1000 + level
+        self._augmentation = session.configured(Augmentation)
+        self._loss = losses.DeepSupervisedCrossEntropy()
+        sizes = stages.sizes(session.training, "image")
+        shapes = {cascade.training_shape(size) for size in sizes}
+        pipeline.require_one_shape(shapes, session.settings.batch_size)
+        # Sizes that are known let XLA compile the step on a GPU.
+        unknown = [None] * len(next(iter(shapes)))
+        self._shape = [*(next(iter(shapes)) if len(shapes) == 1 else unknown), 1]
+
+    def build(self) -> Networks:
+        return {"network": self._cascade.network()}
+
+    def losses(self, networks: Networks, batch: Mapping[str, Tensor]) -> Tensor:
+        network, l2 = networks["network"], self._cascade.configuration.l2
+        x = self._cascade.joined(batch["image"], batch["context"])
+        fit = self._loss(batch["label"], network(x, training=True))
+        return fit + l2 * losses.l2(network) if l2 else fit
+
+    def augment(self, sample: Sample, seed: Tensor) -> Sample:
+        def random_patch(whole: Sample, size: Any) -> Sample:
+            return pipeline.random_patch(whole, seed, size)
+
+        view = self._cascade.training_view(sample, random_patch)
+        changed = augment.augmented(view, seed, self._augmentation)
+        return {name: tf.ensure_shape(tensor, self._shape) for name, tensor in changed.items()}
+
+    def graph(self, networks: Networks) -> Level:
+        return level_graph(self._cascade, networks["network"])
+
+    def score(self, graph: Level, sample: Sample) -> float:
+        head = graph(sample["image"][None], sample["context"][None])[0] > 0.5
+        return metrics.dice(head[..., 0].numpy(), sample["label"][..., 0].numpy())
+
+
+def train(cascade: Cascade, session: Session) -> Networks:
+    """Trains level k after level k - 1 is finished, on its probability: {level_k: network}."""
+    networks: Networks = {}
+    for level in range(1, cascade.configuration.level + 1):
+        folder = session.folder / f"level_{level}"
+        if not (folder / "model.keras").exists():  # of an earlier training of this level
+            shutil.rmtree(folder / "probability", ignore_errors=True)
+        network = stages.train_network(LevelStage(level, cascade, session), session)
+        networks[folder.name] = network
+        if level < cascade.configuration.level:
+            session = session.with_files(
+                *(
+                    with_context(files, cascade, network, folder / "probability")
+                    for files in (session.training, session.validation)
+                )
+            )
+    return networks
+
+
+def with_context(
+    files: Files, cascade: Cascade, network: keras.Model, directory: pathlib.Path
+) -> Files:
+    """The files with a level's probability as context, computed once by its network into
+    `directory`."""
+    level, changed = level_graph(cascade, network), []
+    progress = keras.utils.Progbar(len(files), unit_name="case")
+    for entry in files:
+        path = directory / case_of(entry)
+        if not path.exists():
+            columns = {name: entry[name] for name in LevelStage.columns}
+            sample = pipeline.sample(columns)
+            pipeline.store(path, level(sample["image"][None], sample["context"][None])[0])
+        changed.append({**entry, "context": str(path)})
+        progress.add(1)
+    return changed
+
+
+def level_graph(cascade: Cascade, network: keras.Model) -> Level:
+    """`Cascade.probability` of one network as a graph for any size."""
+
+    volume = tf.TensorSpec((None, None, None, None, 1))
+
+    @tf.function(input_signature=[volume, volume])
+    def probability(image: Tensor, context: Tensor) -> Tensor:
+        return cascade.probability(network, image, context)
+
+    return probability

@@ -1,0 +1,1 @@
+"""What every system goes through, written against the declared `System` and `Stage`."""

@@ -1,0 +1,43 @@
+"""What can be said of a system without Keras: its name, its flags and their presets."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Declaration:
+    """A system as the registry and the command line know it, importable without Keras.
+
+    Attributes:
+      name: in config.json, tables and model cards; the default run folder is runs/NAME.
+      title: a few words for pictures and messages.
+      dimensions: of the images that it takes, 2 or 3.
+      configuration: the dataclass that the system is made of, one field a flag.
+      training: further dataclasses of flags that its training takes, such as the augmentation.
+      phantoms: dataclass of flags for the phantoms that are made where there are no data.
+      presets: {preset: {flag: value}}, for flags that the user does not give.
+      implementation: "module:class" of the `System`.
+      prediction: dataclass of options that prediction by a run folder takes, each a field with the
+        default None, which leaves the choice to the system.
+      aliases: {another name of a flag: flag}.
+    """
+
+    name: str
+    title: str
+    dimensions: int
+    configuration: type
+    training: tuple[type, ...]
+    phantoms: type
+    presets: Mapping[str, Mapping[str, Any]]
+    implementation: str
+    prediction: type | None = None
+    aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    def load(self) -> Any:
+        """The class of the system, a `System`; imports Keras."""
+        module, _, name = self.implementation.partition(":")
+        return getattr(importlib.import_module(module), name)

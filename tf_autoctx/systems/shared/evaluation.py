@@ -1,0 +1,216 @@
+"""Held-out cases on their original grid: scores, the table, a picture and a view a case."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from absl import logging
+
+from tf_autoctx import metrics
+from tf_autoctx.data import datasets, images
+from tf_autoctx.errors import UserError
+from tf_autoctx.report import figures, tables, views
+from tf_autoctx.systems.shared.caching import Read
+from tf_autoctx.systems.shared.checks import warn_of_spacing
+
+Row = dict[str, Any]
+Measure = Callable[[np.ndarray, np.ndarray, Sequence[float]], dict[str, float]]
+Evaluator = Callable[[np.ndarray], dict[str, dict[str, Any]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Scoring:
+    """How the segmentations of a system are scored and shown.
+
+    Attributes:
+      system: its name, the same in every row.
+      labels: {label value: name} of the structures. One that a case's truth lacks is left out, see
+        `scores`.
+      trained: smallest and largest spacing of the training cases, see `warn_of_spacing`; empty
+        where it does not matter.
+      window: range of intensities that the pictures show.
+      measure: further scores of (mask, true mask, spacing), only where there are mm, for a system of
+        one structure; None draws nothing.
+    """
+
+    system: str
+    labels: Mapping[int, str]
+    trained: Sequence[Sequence[float]] = ()
+    window: tuple[float, float] = (-np.inf, np.inf)
+    measure: Measure | None = None
+
+
+def held_out(cases: datasets.Dataset, read: Read) -> list[datasets.Case]:
+    """The cases to score: test cases with a label; where there is none, the validation cases, with
+    a warning.
+
+    Each is read once, so that a bad file is known before training and not after it.
+
+    Raises:
+      UserError: there are neither; whatever `read` raises.
+    """
+    test = [case for case in cases.test if case.label]
+    if len(test) < len(cases.test):
+        unlabelled = len(cases.test) - len(test)
+        logging.warning(
+            "%d of %d test images have no label and are not scored.", unlabelled, len(cases.test)
+        )
+    if not test and cases.validation:
+        logging.warning(
+            "No test case has a label: the validation cases, which chose the checkpoints, are "
+            "scored instead."
+        )
+        test = list(cases.validation)
+    if not test:
+        raise UserError(
+            f"{cases.name}: neither a test case with a label nor a validation case; expected one "
+            "to score."
+        )
+    for case in test:
+        read(case)
+    return test
+
+
+def scores(
+    prediction: np.ndarray,
+    truth: np.ndarray,
+    spacing: Sequence[float] | None,
+    labels: Mapping[int, str],
+    measure: Measure | None = None,
+) -> list[Row]:
+    """Scores of every structure of a case: {"structure", **`metrics.compare`, **`measure`} each.
+
+    A structure that the truth lacks has no overlap and no distance: a 100 % for finding nothing
+    would flatter the mean, a 0 % for a stray voxel would weigh as much as an organ that was missed.
+    Where nothing was predicted either, it has no scores at all. Where something was, its volume
+    stays, everything else is NaN, and the tables count it as false.
+
+    Args:
+      prediction, truth: integer labels of equal shape, (depth, height, width) or (height, width).
+      spacing: (z, y, x) or (y, x) in mm; None measures in pixels.
+      labels: {label value: name}.
+      measure: see `Scoring`.
+    """
+    rows = []
+    for value, name in labels.items():
+        mask, true_mask = prediction == value, truth == value
+        if not true_mask.any() and not mask.any():
+            continue
+        score = metrics.compare(mask, true_mask, spacing)
+        if measure and spacing is not None:
+            score |= measure(mask, true_mask, spacing)
+        if not true_mask.any():
+            score = {
+                name: score[name] if metrics.column(name).metric.is_size else np.nan
+                for name in score
+            }
+        rows.append({"structure": name, **score})
+    return rows
+
+
+def evaluate(
+    cases: Sequence[datasets.Case],
+    read: Read,
+    evaluator: Evaluator,
+    scoring: Scoring,
+    directory: pathlib.Path,
+) -> list[Row]:
+    """Scores methods on cases and prints the table.
+
+    Writes the tables of `tables.write`, a picture a case (last method), and in views/ what the
+    report's page shows of it.
+
+    What is measured is drawn too, for the cases that have the structure: agreement of the last
+    method with the truth, and where groups have several scans, the spread of their volumes or areas
+    (Yang et al. 2019, figures 8 and 9).
+
+    Args:
+      cases: with labels.
+      read: see `system.Reader`.
+      evaluator: see `System.evaluator`.
+      scoring: what is scored.
+      directory: of the evaluation.
+
+    Returns:
+      Rows of `report.tables`: method by method, structure by structure, case by case.
+
+    Raises:
+      UserError: whatever `read` raises; the folder cannot be written.
+    """
+    by_method: dict[str, list[Row]] = {}
+    progress = keras.utils.Progbar(len(cases), unit_name="case")
+    for case in cases:
+        for method, rows in _case(case, read, evaluator, scoring, directory).items():
+            by_method.setdefault(method, []).extend(rows)
+        progress.add(1)
+    order = list(scoring.labels.values())
+    rows = [
+        row
+        for of_method in by_method.values()
+        for row in sorted(of_method, key=lambda row: order.index(row["structure"]))
+    ]
+    tables.write(directory, rows)
+    print(tables.table(rows) if len(order) == 1 else tables.dice_table(rows))
+    if scoring.measure:
+        draw_measurements(directory, by_method)
+    return rows
+
+
+def _case(
+    case: datasets.Case,
+    read: Read,
+    evaluator: Evaluator,
+    scoring: Scoring,
+    directory: pathlib.Path,
+) -> dict[str, list[Row]]:
+    """{method: rows} of a case; writes its picture and its view."""
+    image, truth = read(case)
+    voxels = images.array(image).astype(np.float32)
+    spacing = images.millimetres(case.image, image)
+    warn_of_spacing(case.image, spacing, scoring.trained)
+    segmentations = evaluator(voxels)
+    rows = {}
+    for method, segmentation in segmentations.items():
+        prediction = np.asarray(segmentation["label"])
+        scored = scores(prediction, truth, spacing, scoring.labels, scoring.measure)
+        about = {"system": scoring.system, "method": method, "case": case.name}
+        rows[method] = [{**about, "group": case.group, **score} for score in scored]
+    shown = np.clip(voxels, *scoring.window)
+    path = directory / f"{case.name}.png"
+    figures.picture(path, shown, prediction, truth, spacing, case.name, scoring.labels)
+    view = views.of(shown, truth, segmentations, spacing, scoring.labels)
+    views.write(directory / "views" / f"{case.name}.npz", view)
+    return rows
+
+
+def draw_measurements(directory: pathlib.Path, by_method: Mapping[str, list[Row]]) -> None:
+    """Prints the errors in mm of {method: rows}, draws agreement and repeatability, see `evaluate`."""
+    rows = [row for scored in by_method.values() for row in scored]
+    names = dict.fromkeys(name for row in rows for name in row)
+    columns = {name: metrics.column(name) for name in names}
+    measured = metrics.shown("measurements")
+    if errors := [c.metric.name for c in columns.values() if c.metric.name in measured]:
+        print("\n" + tables.table(rows, errors))
+    last = list(by_method)[-1]
+    for name, column in columns.items():
+        if column.truth not in columns:
+            continue
+        # Every method has a row for every case that has the structure.
+        scored = {
+            method: [row for row in of_method if row.get(column.truth, 0) > 0]
+            for method, of_method in by_method.items()
+        }
+        truth, groups = ([row[key] for row in scored[last]] for key in (column.truth, "group"))
+        values = {method: [row[name] for row in of_method] for method, of_method in scored.items()}
+        if np.count_nonzero(np.isfinite(values[last])) > 1:
+            path = directory / f"agreement_{name}.png"
+            figures.agreement(path, values[last], truth, f"{column.title}, {last}")
+        if column.metric.is_size and len(set(groups)) < len(groups):
+            path = directory / f"repeatability_{name}.png"
+            spread = {"truth": truth, **values}
+            figures.repeatability(path, spread, groups, f"{column.title} of repeated scans")

@@ -1,0 +1,174 @@
+"""A finished model, from a run folder or a SavedModel, as a function of one volume or 2D image."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tf_autoctx import configuration, export
+from tf_autoctx.errors import FieldError, UserError
+from tf_autoctx.systems.shared import checks, registry
+from tf_autoctx.systems.shared.declaration import Declaration
+from tf_autoctx.systems.shared.system import Predictor
+from tf_autoctx.training import runs
+from tf_autoctx.training.runs import Run
+
+
+@dataclasses.dataclass(frozen=True)
+class Segmentor:
+    """A finished model.
+
+    Attributes:
+      declaration: of its system.
+      labels: {label value: name} of its structures, in the order of the last channels of the
+        predictor's probability.
+      spacing: [(z, y, x) smallest, (z, y, x) largest] spacing in mm of the cases it was trained on;
+        empty if unknown.
+      predictor: what segments.
+    """
+
+    declaration: Declaration
+    labels: dict[int, str]
+    spacing: list[list[float]]
+    predictor: Predictor
+
+    @property
+    def dimensions(self) -> int:
+        """Of the images that it takes: 2 or 3."""
+        return self.declaration.dimensions
+
+    @property
+    def iterations(self) -> int:
+        """Of online rendering, for every image; 0: there is none."""
+        return self.predictor.iterations
+
+    def __call__(
+        self,
+        voxels: np.ndarray,
+        spacing: Sequence[float] | None = None,
+        name: str | pathlib.Path = "volume",
+        *,
+        probabilities: bool = False,
+        progress: bool = False,
+    ) -> dict[str, Any]:
+        """Segments an image, with a warning where it is unlike those of the training.
+
+        Args:
+          voxels: (depth, height, width), raw; or (height, width), grey levels from 0 to 255.
+          spacing: (z, y, x) in mm, or (y, x); None: unknown.
+          name: of the image, for the warnings.
+          probabilities: whether they are wanted.
+          progress: whether a progress bar over tiles or iterations is wanted, where there are some
+            outside a graph.
+
+        Returns:
+          {"label": of the voxels' shape, uint8, "probability", if wanted: {structure: likewise,
+          float32}, and where the image was rendered online "iterations": [{"rendered",
+          "probability": likewise, float32, "label": uint8}], one more than there were, and "kept":
+          the number of the one that is returned}.
+        """
+        voxels = np.asarray(voxels, np.float32)
+        checks.warn_of_spacing(name, spacing, self.spacing)
+        self.declaration.load().check_voxels(name, voxels)
+        output = self.predictor(voxels[None, ..., None], probabilities, progress)
+        segmentation: dict[str, Any] = {"label": np.asarray(output["label"])[0, ..., 0]}
+        if probabilities:
+            foreground = np.asarray(output["probability"])[0, ..., -len(self.labels) :]
+            segmentation["probability"] = {
+                structure: foreground[..., k] for k, structure in enumerate(self.labels.values())
+            }
+        if "iterations" in output:
+            segmentation["kept"] = output["kept"]
+            segmentation["iterations"] = [
+                {key: np.asarray(x)[0, ..., 0] for key, x in iteration.items()}
+                for iteration in output["iterations"]
+            ]
+        return segmentation
+
+
+def load(path: str | pathlib.Path, **options: Any) -> Segmentor:
+    """Loads a finished model.
+
+    Args:
+      path: a run folder, a folder with a saved_model.pb, or a folder of such versions, of which the
+        highest counts.
+      **options: of the `prediction` of the system's declaration, for run folders; None leaves the
+        choice to the system.
+
+    Raises:
+      UserError: neither; nothing is finished; a damaged network; an option that the model does not
+        have.
+    """
+    path = pathlib.Path(path)
+    given = {name: value for name, value in options.items() if value is not None}
+    if not (path / "saved_model.pb").exists() and not (path / "config.json").exists():
+        path = export.newest(path) or path
+    if (path / "saved_model.pb").exists():
+        for name, value in given.items():
+            raise FieldError(
+                name,
+                value,
+                f"{path} is a SavedModel, in which this is fixed; expected a run folder.",
+            )
+        return _of_saved_model(path)
+    if not (path / "config.json").exists():
+        raise FieldError(
+            "model",
+            path,
+            "neither config.json nor saved_model.pb; expected a run folder or a SavedModel folder.",
+        )
+    return _of_run(runs.load(path), given)
+
+
+def _of_run(run: Run, options: Mapping[str, Any]) -> Segmentor:
+    declaration = registry.find(run.system, str(run.folder))
+    kind = declaration.prediction
+    known = configuration.rules(kind) if kind else {}
+    for name, value in options.items():
+        if name not in known:
+            having = [
+                other.name
+                for other in registry.declarations().values()
+                if other.prediction and name in configuration.rules(other.prediction)
+            ]
+            raise FieldError(
+                name,
+                value,
+                f"{run.folder} is a run of {run.system!r}; expected one of "
+                f"{', '.join(map(repr, having))}.",
+            )
+    system = declaration.load().of_run(run)
+    return Segmentor(declaration, system.labels, run.spacing, system.predictor(run, options))
+
+
+class _SavedModelPredictor:
+    """A SavedModel of ours: a `Predictor`."""
+
+    iterations = 0
+
+    def __init__(self, path: pathlib.Path) -> None:
+        self._model = tf.saved_model.load(str(path))  # owns the variables
+        self._label: Callable[..., dict[str, tf.Tensor]] = self._model.signatures["serving_default"]
+        self._all = self._model.signatures.get("probabilities", self._label)
+
+    def __call__(self, image: np.ndarray, probabilities: bool, progress: bool) -> dict[str, Any]:
+        return (self._all if probabilities else self._label)(image=tf.constant(image))
+
+
+def _of_saved_model(path: pathlib.Path) -> Segmentor:
+    try:
+        predictor = _SavedModelPredictor(path)
+        card = json.loads((path / export.CARD).read_text())
+        labels, name = runs.labels(card), card["system"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, tf.errors.OpError) as error:
+        raise UserError(
+            f"{path}: not a SavedModel of ours ({type(error).__name__}); export it again."
+        ) from error
+    declaration = registry.find(name, str(path))
+    return Segmentor(declaration, labels, card.get("spacing", []), predictor)

@@ -1,0 +1,103 @@
+"""Finished runs and their scores, to stand side by side in a table."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import pathlib
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from tf_autoctx.errors import UserError
+from tf_autoctx.report import tables
+from tf_autoctx.training import runs
+from tf_autoctx.training.runs import Run
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoredRun:
+    """A finished run, its mode, such as "end_to_end", and the rows of its evaluation."""
+
+    run: Run
+    mode: str
+    rows: list[dict[str, Any]]
+
+    @property
+    def folder(self) -> pathlib.Path:
+        """Of the run."""
+        return self.run.folder
+
+    @property
+    def seed(self) -> int:
+        """Of the run."""
+        return self.run.flags["seed"]
+
+
+def load(
+    folder: str | pathlib.Path, system: str, mode_of: Callable[[dict[str, Any]], str]
+) -> ScoredRun:
+    """The scored run of a folder.
+
+    Args:
+      folder: path.
+      system: name of the system that it must be of.
+      mode_of: {flag: value} -> its mode.
+
+    Raises:
+      UserError: no finished run of the system.
+    """
+    run = runs.load_of(folder, system)
+    try:
+        mode = mode_of(run.flags)
+        run.flags["seed"], run.labels
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{folder}/config.json: {error} is missing or wrong; expected the flags and labels of "
+            "a finished run."
+        ) from None
+    rows = tables.read(run.folder / "evaluation")
+    if not rows:
+        raise UserError(
+            f"{folder}/evaluation/scores.csv: holds no case; expected the results of a finished "
+            "run."
+        )
+    return ScoredRun(run, mode, rows)
+
+
+def in_order(
+    scored: Iterable[ScoredRun], modes: Iterable[str]
+) -> tuple[list[ScoredRun], list[str]]:
+    """Runs in the order of their modes, and for each the prefix that makes its case names unique,
+    such as "seed 1".
+
+    Args:
+      scored: runs.
+      modes: all modes, in the table's order.
+
+    Raises:
+      UserError: two runs have the same mode, seed and data, or runs have other labels.
+    """
+    order = list(modes)
+    ordered = sorted(scored, key=lambda run: order.index(run.mode))
+    seen: dict[tuple[str, int, str], ScoredRun] = {}
+    for run in ordered:
+        first = seen.setdefault((run.mode, run.seed, run.run.fingerprint), run)
+        if first is not run:
+            raise UserError(
+                f"{run.folder}: has the mode, seed and data of {first.folder}, so that "
+                f"{run.mode!r} would count cases twice; give one of the two."
+            )
+        if run.run.labels != ordered[0].run.labels:
+            raise UserError(
+                f"{run.folder}: has the labels {run.run.labels}, {ordered[0].folder} "
+                f"{ordered[0].run.labels}; expected the same."
+            )
+    return ordered, _prefixes(ordered)
+
+
+def _prefixes(scored: Sequence[ScoredRun]) -> list[str]:
+    sets = collections.Counter(seed for seed, _ in {(r.seed, r.run.fingerprint) for r in scored})
+    return [
+        f"seed {run.seed}" + f", data {run.run.fingerprint[:8]}" * (sets[run.seed] > 1)
+        for run in scored
+    ]

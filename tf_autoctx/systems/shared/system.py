@@ -1,0 +1,284 @@
+"""The interface of a system: all that commands, evaluation, prediction, export and serving know."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Protocol, Self
+
+import keras
+import numpy as np
+import SimpleITK as sitk
+import tensorflow as tf
+
+from tf_autoctx import export
+from tf_autoctx.data import datasets, images
+from tf_autoctx.systems.shared.caching import Files
+from tf_autoctx.systems.shared.declaration import Declaration
+from tf_autoctx.systems.shared.evaluation import Measure
+from tf_autoctx.systems.shared.session import Session
+from tf_autoctx.training.runs import Making, Run
+
+Tensor = Any  # of whatever backend
+Networks = dict[str, keras.Model]  # by name, in the order in which they run
+# Of one image, by method: {"label": integer labels of its shape, and where there are probabilities
+# "probability": {structure: 0 to 1, on any grid over the same extent}}.
+Segmentations = dict[str, dict[str, Any]]
+
+
+class Predictor(Protocol):
+    """A finished run as a function of one raw image.
+
+    Attributes:
+      iterations: of online rendering, for every image; 0: there is none.
+    """
+
+    iterations: int
+
+    def __call__(self, image: np.ndarray, probabilities: bool, progress: bool) -> dict[str, Any]:
+        """Segments raw voxels (1, *spatial, 1) float32.
+
+        Args:
+          probabilities: whether they are wanted.
+          progress: whether a progress bar over tiles or iterations is wanted.
+
+        Returns:
+          {"label", "probability" (its last channels are those of the labels, in their order): as
+          `System.segment`, "iterations", "kept": where it renders online}.
+        """
+
+
+class System(abc.ABC):
+    """A published system: what its images are, how they are segmented, trained and exported.
+
+    A subclass also sets `declaration`, `served` and, where they differ, `merges_foreground`,
+    `window` and `measure`. Everything that changes voxel values is in its `prepare` and `segment`, in Keras ops:
+    training, prediction and the exported graph run the very same functions.
+
+    Attributes:
+      declaration: name, dimensions, flags and presets.
+      served: {input or output of the export: JSON-like dict of its range, units and meaning}.
+      merges_foreground: whether all foreground label values are one structure, of value 1.
+      window: range of raw intensities that pictures show.
+      measure: scores beside those of `metrics.compare`, see `evaluation.Scoring`.
+      configuration: an instance of the declaration's.
+      labels: {label value: name} of the structures.
+    """
+
+    declaration: ClassVar[Declaration]
+    served: ClassVar[Mapping[str, Mapping[str, Any]]]
+    merges_foreground: ClassVar[bool] = True
+    window: tuple[float, float] = (-np.inf, np.inf)
+    measure: ClassVar[Measure | None] = None
+
+    def __init__(self, configuration: Any, labels: Mapping[int, str]) -> None:
+        self.configuration, self.labels = configuration, dict(labels)
+
+    @classmethod
+    def of_run(cls, run: Run, **changes: Any) -> Self:
+        """The system of a run, with changes to its configuration.
+
+        Raises:
+          UserError: config.json lacks something.
+        """
+        configuration = run.configured(cls.declaration.configuration, **changes)
+        try:
+            return cls(configuration, run.labels)
+        except ValueError as error:
+            raise run.broken(error) from None
+
+    # What a user hands in
+
+    @classmethod
+    def implied(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Flags whose default follows from others: {name: value}, for those that are None.
+
+        Raises:
+          FieldError: flags that contradict each other.
+        """
+        return {}
+
+    @classmethod
+    @abc.abstractmethod
+    def write_phantoms(cls, folder: pathlib.Path, values: Mapping[str, Any]) -> pathlib.Path:
+        """Writes the data set that is learnt from where the user has none, unless it is there.
+
+        Args:
+          folder: of the phantoms.
+          values: {flag: value}.
+
+        Returns:
+          What `datasets.load` takes.
+        """
+
+    @classmethod
+    def structures(
+        cls, cases: datasets.Dataset, foreground: Sequence[int] | None
+    ) -> dict[int, str]:
+        """{label value: name} of what is segmented in a data set; `foreground` picks values.
+
+        Raises:
+          UserError: values that the data set does not have.
+        """
+        return datasets.structures(cases, foreground)
+
+    @classmethod
+    def check_voxels(cls, path: str | pathlib.Path, voxels: np.ndarray) -> None:
+        """Warns of a raw image that is none of this system's, such as a CT that is not in HU."""
+
+    def check_run(self, making: Making) -> None:
+        """Refuses what a run is about to be made from, before its folder is opened.
+
+        Raises:
+          UserError: it does not fit.
+        """
+
+    def check_cases(self, training: Files, validation: Files) -> None:
+        """Warns of, or refuses, prepared cases that cannot be learnt from."""
+
+    def reader(self, foreground: Sequence[int] | None, known: Mapping[int, str]) -> Reader:
+        """Reads the cases of a data set as this system takes them.
+
+        Args:
+          foreground: label values of the object or objects; None: all but 0. A system of several
+            structures reads those of its labels.
+          known: {label value: name} of the data set.
+        """
+        values = foreground if self.merges_foreground else list(self.labels)
+        return Reader(type(self), values, known)
+
+    # Training
+
+    @abc.abstractmethod
+    def prepare(self, case: datasets.Case, voxels: Tensor, label: Tensor) -> dict[str, Tensor]:
+        """What the cache holds of a case: as the networks see it, without random changes.
+
+        Args:
+          case: for messages.
+          voxels: raw, (1, *spatial, 1) float32.
+          label: likewise, uint8.
+
+        Returns:
+          {name: tensor without batch axis}, of `pipeline.KINDS`.
+        """
+
+    @abc.abstractmethod
+    def train(self, session: Session) -> Networks:
+        """Trains everything, stage by stage, or goes on with it; finished stages stay as they are.
+
+        Returns:
+          The finished networks in float32, as `finished`.
+        """
+
+    @abc.abstractmethod
+    def finished(self, run: Run) -> Networks:
+        """The networks of a run, as far as it is finished.
+
+        Raises:
+          UserError: nothing is finished, or a network cannot be read.
+        """
+
+    # Segmentation
+
+    @abc.abstractmethod
+    def segment(self, networks: Networks, image: Tensor) -> dict[str, Tensor]:
+        """What is served for raw images, in Keras ops, at any size.
+
+        Args:
+          networks: of `served_networks`.
+          image: (batch, *spatial, 1) float32.
+
+        Returns:
+          {"label": (batch, *spatial, 1) uint8, label values, and other outputs by name}.
+        """
+
+    @abc.abstractmethod
+    def evaluator(self, networks: Networks) -> Callable[[np.ndarray], Segmentations]:
+        """The segmentation of a raw image (*spatial) float32 by every level or stage, the served
+        one last."""
+
+    def predictor(self, run: Run, options: Mapping[str, Any]) -> Predictor:
+        """A finished run as `predict` uses it.
+
+        Args:
+          run: its folder.
+          options: {name: value} of the declaration's `prediction` that the user gives.
+
+        Raises:
+          UserError: see `finished`; an option that this run does not have.
+        """
+        return GraphPredictor(self, self.served_networks(self.finished(run)))
+
+    # Export
+
+    @property
+    def spec(self) -> tf.TensorSpec:
+        """Of the raw images that the export takes."""
+        return export.VOLUME if self.declaration.dimensions == 3 else export.IMAGE
+
+    def served_networks(self, networks: Networks) -> Networks:
+        """Those of the finished networks that `segment` needs."""
+        return networks
+
+    @abc.abstractmethod
+    def new_networks(self, names: Sequence[str]) -> Networks:
+        """New networks of the names of `finished`, under the current Keras dtype policy."""
+
+    def signatures(self, networks: Networks) -> dict[str, Callable[[Tensor], dict[str, Tensor]]]:
+        """{signature: function of `image`}, "serving_default" among them, see `export`."""
+
+        def serving_default(image: Tensor) -> dict[str, Tensor]:
+            return self.segment(networks, image)
+
+        return {"serving_default": serving_default}
+
+
+@dataclasses.dataclass(frozen=True)
+class Reader:
+    """Reads the cases of a data set as a system takes them.
+
+    Attributes:
+      system: its class.
+      foreground: label values of the object or objects; None: all but 0.
+      known: {label value: name} of the data set; empty accepts any whole number.
+    """
+
+    system: type[System]
+    foreground: Sequence[int] | None
+    known: Mapping[int, str]
+
+    def __call__(self, case: datasets.Case) -> tuple[sitk.Image, np.ndarray | None]:
+        """Image and labels of a case, see `datasets.read_case`, with the system's own warnings.
+
+        Raises:
+          UserError: a file that cannot be learnt from.
+        """
+        image, label = datasets.read_case(
+            case,
+            self.foreground,
+            self.known,
+            dimensions=self.system.declaration.dimensions,
+            merge=self.system.merges_foreground,
+        )
+        self.system.check_voxels(case.image, images.array(image))
+        return image, label
+
+
+class GraphPredictor:
+    """`System.segment` as one graph for images of any size: a `Predictor`."""
+
+    iterations = 0
+
+    def __init__(self, system: System, networks: Networks) -> None:
+        self._networks = networks
+
+        @tf.function(input_signature=[system.spec])
+        def segment(image: tf.Tensor) -> dict[str, tf.Tensor]:
+            return system.segment(networks, image)
+
+        self._segment = segment
+
+    def __call__(self, image: np.ndarray, probabilities: bool, progress: bool) -> dict[str, Any]:
+        return self._segment(image)
