@@ -1,61 +1,59 @@
-"""Random changes of a training sample in stateless TensorFlow ops: the same seed gives the same sample, always.
+"""Random changes of a sample in stateless TensorFlow ops: the same seed gives the same sample.
 
-A sample is a dict of (*spatial, channels) tensors on one grid: "image", "label" and, where a system has one, "context"
-(the last level's probability). What moves voxels moves all of them; what changes intensities changes the image alone.
+A sample is a dict of (*spatial, channels) tensors on one grid: "image", "label" and, where a system
+has one, "context" (the last level's probability). What moves voxels moves all of them; what changes
+intensities changes the image alone.
 """
 
-import dataclasses
+from __future__ import annotations
+
 import itertools
 import math
+from collections.abc import Sequence
 
+import numpy as np
 import tensorflow as tf
 
+from tf_autoctx.data.configuration import Augmentation, Deformation, RigidMotion
 
-@dataclasses.dataclass(frozen=True)
-class Augmentation:
-    """What happens to a sample on the fly, one field a flag of the same name.
+Sample = dict[str, tf.Tensor]
 
-    Attributes:
-      flips: mirror each axis with probability 1/2.
-      shift: largest translation along an axis, in voxels of the network's grid.
-      intensity_jitter: half width of the range of factors on the intensities.
-      erase_probability: share of samples with a box erased.
+
+def augmented(sample: Sample, seed: tf.Tensor, augmentation: Augmentation) -> Sample:
+    """The sample after the changes that `augmentation` asks for, each drawn from the seed.
+
+    Args:
+      sample: "image", "label" and whatever else lies on their grid.
+      seed: 2 integers.
+      augmentation: which changes, and how large.
     """
-
-    flips: bool
-    shift: int
-    intensity_jitter: float
-    erase_probability: float
-
-    def __call__(self, sample, seed):
-        """Augmented sample; the same `seed` (2 integers) gives the same sample."""
-        seeds = tf.unstack(tf.random.experimental.stateless_split(seed, 4))
-        if self.flips:
-            sample = flips(sample, seeds[0])
-        if self.shift:
-            sample = shift(sample, seeds[1], self.shift)
-        if self.intensity_jitter:
-            sample = intensity_jitter(sample, seeds[2], self.intensity_jitter)
-        if self.erase_probability:
-            sample = random_erasing(sample, seeds[3], self.erase_probability)
-        return sample
+    seeds = tf.unstack(tf.random.experimental.stateless_split(seed, 4))
+    if augmentation.flips:
+        sample = flips(sample, seeds[0])
+    if augmentation.shift:
+        sample = shift(sample, seeds[1], augmentation.shift)
+    if augmentation.intensity_jitter:
+        sample = intensity_jitter(sample, seeds[2], augmentation.intensity_jitter)
+    if augmentation.erase_probability:
+        sample = random_erasing(sample, seeds[3], augmentation.erase_probability)
+    return sample
 
 
-def flips(sample, seed):
+def flips(sample: Sample, seed: tf.Tensor) -> Sample:
     """Mirrors each spatial axis with probability 1/2.
 
     Flips and half-turns about three axes (Yang et al. 2019, section 2.1) have an orbit of 8: these.
     """
     image = sample["image"]
-    axes = [axis for axis in range(image.shape.rank - 1)]
+    axes = range(image.shape.rank - 1)
     heads = tf.random.stateless_uniform([len(axes)], seed) < 0.5
     for axis in axes:
         sample = {k: tf.where(heads[axis], tf.reverse(v, [axis]), v) for k, v in sample.items()}
     return sample
 
 
-def shift(sample, seed, voxels):
-    """Moves the sample by up to `voxels` voxels along each axis; edge values fill what comes in."""
+def shift(sample: Sample, seed: tf.Tensor, voxels: int) -> Sample:
+    """Moves the sample by up to `voxels` along each axis; edge values fill what comes in."""
     rank = sample["image"].shape.rank - 1
     offsets = tf.random.stateless_uniform([rank], seed, -voxels, voxels + 1, tf.int32)
     for axis in range(rank):
@@ -65,17 +63,24 @@ def shift(sample, seed, voxels):
     return sample
 
 
-def intensity_jitter(sample, seed, amount):
+def intensity_jitter(sample: Sample, seed: tf.Tensor, amount: float) -> Sample:
     """Scales the image by a factor in 1 +- amount and adds an offset in +- amount / 2."""
     factor, offset = tf.unstack(tf.random.stateless_uniform([2], seed, -amount, amount))
     return {**sample, "image": sample["image"] * (1 + factor) + offset / 2}
 
 
-def random_erasing(sample, seed, probability, area=(0.02, 0.4), aspect=0.3):
-    """Sets a random box around the object to 0 in the image, like a shadow (Zhong et al. 2017; Yang et al. 2019, 2.1).
+def random_erasing(
+    sample: Sample,
+    seed: tf.Tensor,
+    probability: float,
+    area: tuple[float, float] = (0.02, 0.4),
+    aspect: float = 0.3,
+) -> Sample:
+    """Sets a random box around the object to 0 in the image, like a shadow.
 
-    The box takes `area` of the object's bounding box, its edges in ratios of `aspect` to 1 / `aspect`, its centre
-    anywhere in that bounding box. A sample without an object stays as it is.
+    The box takes `area` of the object's bounding box, its edges in ratios of `aspect` to 1 /
+    `aspect`, its centre anywhere in that bounding box (Zhong et al. 2017; Yang et al. 2019, section
+    2.1). A sample without an object stays as it is.
 
     Args:
       probability: share of samples that are erased.
@@ -100,122 +105,101 @@ def random_erasing(sample, seed, probability, area=(0.02, 0.4), aspect=0.3):
     return {**sample, "image": image * tf.cast(keep, image.dtype)[..., None]}
 
 
-@dataclasses.dataclass(frozen=True)
-class Deformation:
-    """Random translation, rotation and elastic deformation of space (Roth et al. 2018, section 2.3; Cicek et al. 2016).
+def deformed(
+    deformation: Deformation,
+    grids: Sequence[np.ndarray],
+    seed: tf.Tensor,
+    unit: float,
+    spacing: tf.Tensor,
+) -> list[tf.Tensor]:
+    """Where the points of grids land after one random deformation of space.
 
-    One drawn transform may be looked at through several grids of one centre, and is applied in one resampling each.
+    A translation, a rotation and a displacement by a cubic B-spline of random control points (Roth
+    et al. 2018, section 2.3; Cicek et al. 2016). The transform may be looked at through several
+    grids of one centre, and is applied in one resampling each.
 
-    Attributes:
-      shift: largest translation along an axis, in units of `unit` below.
-      rotation: largest angle about each axis, in degrees.
-      elastic: standard deviation of the displacements of the control points, in units.
-      elastic_spacing: units between two control points of the cubic B-spline.
+    Args:
+      deformation: how large its parts are, in units.
+      grids: 1D arrays, offsets from the centre in voxels; every grid is a cube of its offsets.
+      seed: 2 integers.
+      unit: voxels a unit.
+      spacing: (3,) mm a voxel; a rotation is rigid in mm.
+
+    Returns:
+      One (n, n, n, 3) float32 tensor a grid: offsets from the centre after the transform, in
+      voxels.
     """
-
-    shift: int
-    rotation: float
-    elastic: float
-    elastic_spacing: int = 32
-
-    def __call__(self, grids, seed, unit, spacing):
-        """Where the points of grids land.
-
-        Args:
-          grids: list of 1D arrays, offsets from the centre in voxels; every grid is a cube of its offsets.
-          seed: 2 integers.
-          unit: voxels a unit.
-          spacing: (3,) mm a voxel; a rotation is rigid in mm.
-
-        Returns:
-          One (n, n, n, 3) float32 tensor a grid: offsets from the centre after the transform, in voxels.
-        """
-        seeds = tf.unstack(tf.random.experimental.stateless_split(seed, 3))
-        translation = tf.random.stateless_uniform([3], seeds[0], -1.0, 1.0) * self.shift * unit
-        angles = tf.random.stateless_uniform([3], seeds[1], -1.0, 1.0) * (
-            self.rotation * math.pi / 180
-        )
-        turn = _rotation(angles) * spacing / spacing[:, None]
-        interval = self.elastic_spacing * unit
-        reach = max(abs(offset) for grid in grids for offset in grid)
-        intervals = max(1, math.ceil(2 * reach / interval))
-        points = (
-            tf.random.stateless_normal([intervals + 3] * 3 + [3], seeds[2]) * self.elastic * unit
-        )
-        moved = []
-        for grid in grids:
-            offsets = tf.constant(grid, tf.float32)
-            at = tf.stack(tf.meshgrid(offsets, offsets, offsets, indexing="ij"), axis=-1)
-            if self.elastic:
-                weights = _cubic_b_spline(
-                    (offsets[:, None] + reach) / interval
-                    + 1.0
-                    - tf.range(intervals + 3, dtype=tf.float32)
-                )
-                at += tf.einsum("ai,bj,ck,ijkd->abcd", weights, weights, weights, points)
-            moved.append(translation + tf.einsum("de,abce->abcd", turn, at))
-        return moved
-
-
-@dataclasses.dataclass(frozen=True)
-class RigidMotion:
-    """Random rotation, translation and flips in one resampling (Xu et al. 2020, section 3.1), one field a flag.
-
-    Attributes:
-      rotation: largest angle about each axis, in degrees.
-      shift: largest translation along an axis, in voxels.
-      flips: mirror each axis with probability 1/2.
-    """
-
-    rotation: float
-    shift: int
-    flips: bool
-
-    def __call__(self, sample, seed):
-        """{"image", "label"} on their grid after a motion about its centre.
-
-        What comes in from outside continues the image by its edge values and has no label: filled with 0, most of what a
-        network learns from a flat volume would be black, and an unmoved volume strange to it.
-
-        Args:
-          sample: {"image": (depth, height, width, 1) float32, "label": likewise, integer, "spacing": (3,) mm}; the
-            rotation is rigid in mm.
-          seed: 2 integers.
-        """
-        image, label, spacing = sample["image"], sample["label"], sample["spacing"]
-        seeds = tf.unstack(tf.random.experimental.stateless_split(seed, 3))
-        angles = tf.random.stateless_uniform([3], seeds[0], -1.0, 1.0) * (
-            self.rotation * math.pi / 180
-        )
-        translation = tf.random.stateless_uniform([3], seeds[1], -1.0, 1.0) * self.shift
-        mirrored = tf.cast(tf.random.stateless_uniform([3], seeds[2]) < 0.5, tf.float32) * float(
-            self.flips
-        )
-        # Where a voxel comes from: flipped back, moved back, turned back.
-        turn = tf.transpose(_rotation(angles)) * spacing / spacing[:, None]
-        centre = tf.cast(tf.shape(image)[:3] - 1, tf.float32) / 2
-        y, x = (tf.range(tf.cast(n, tf.float32)) for n in tf.unstack(tf.shape(image)[1:3]))
-
-        def slice_(z):
-            at = tf.stack(tf.meshgrid(z, y, x, indexing="ij"), axis=-1)[0] - centre
-            at = tf.einsum("de,abe->abd", turn, at * (1 - 2 * mirrored) - translation) + centre
-            return sample_linear(image, tf.clip_by_value(at, 0, 2 * centre)), sample_nearest(
-                label, at
+    seeds = tf.unstack(tf.random.experimental.stateless_split(seed, 3))
+    translation = tf.random.stateless_uniform([3], seeds[0], -1.0, 1.0) * deformation.shift * unit
+    turn = _rotation(_angles(seeds[1], deformation.rotation)) * spacing / spacing[:, None]
+    interval = deformation.elastic_spacing * unit
+    reach = max(abs(offset) for grid in grids for offset in grid)
+    intervals = max(1, math.ceil(2 * reach / interval))
+    displacements = tf.random.stateless_normal([intervals + 3] * 3 + [3], seeds[2])
+    points = displacements * deformation.elastic * unit
+    landed = []
+    for grid in grids:
+        offsets = tf.constant(grid, tf.float32)
+        at = tf.stack(tf.meshgrid(offsets, offsets, offsets, indexing="ij"), axis=-1)
+        if deformation.elastic:
+            weights = _cubic_b_spline(
+                (offsets[:, None] + reach) / interval
+                + 1.0
+                - tf.range(intervals + 3, dtype=tf.float32)
             )
-
-        # One slice at a time: the points of a whole volume would take several times its memory.
-        moved = tf.map_fn(
-            slice_,
-            tf.range(tf.cast(tf.shape(image)[0], tf.float32)),
-            fn_output_signature=(tf.float32, label.dtype),
-        )
-        return {
-            "image": tf.ensure_shape(moved[0], image.shape),
-            "label": tf.ensure_shape(moved[1], label.shape),
-        }
+            at += tf.einsum("ai,bj,ck,ijkd->abcd", weights, weights, weights, points)
+        landed.append(translation + tf.einsum("de,abce->abcd", turn, at))
+    return landed
 
 
-def _rotation(angles):
+def moved(sample: Sample, seed: tf.Tensor, motion: RigidMotion) -> Sample:
+    """{"image", "label"} on their grid after a random rigid motion about its centre.
+
+    Rotation, translation and flips in one resampling (Xu et al. 2020, section 3.1). What comes in
+    from outside continues the image by its edge values and has no label: filled with 0, most of
+    what a network learns from a flat volume would be black, and an unmoved volume strange to it.
+
+    Args:
+      sample: {"image": (depth, height, width, 1) float32, "label": likewise, integer, "spacing":
+        (3,) mm}; the rotation is rigid in mm.
+      seed: 2 integers.
+      motion: how large its parts may be.
+    """
+    image, label, spacing = sample["image"], sample["label"], sample["spacing"]
+    seeds = tf.unstack(tf.random.experimental.stateless_split(seed, 3))
+    angles = _angles(seeds[0], motion.rotation)
+    translation = tf.random.stateless_uniform([3], seeds[1], -1.0, 1.0) * motion.shift
+    heads = tf.random.stateless_uniform([3], seeds[2]) < 0.5
+    mirrored = tf.cast(heads, tf.float32) * float(motion.flips)
+    # Where a voxel comes from: flipped back, moved back, turned back.
+    turn = tf.transpose(_rotation(angles)) * spacing / spacing[:, None]
+    centre = tf.cast(tf.shape(image)[:3] - 1, tf.float32) / 2
+    y, x = (tf.range(tf.cast(n, tf.float32)) for n in tf.unstack(tf.shape(image)[1:3]))
+
+    def moved_slice(z: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        at = tf.stack(tf.meshgrid(z, y, x, indexing="ij"), axis=-1)[0] - centre
+        at = tf.einsum("de,abe->abd", turn, at * (1 - 2 * mirrored) - translation) + centre
+        inside = tf.clip_by_value(at, 0, 2 * centre)
+        return sample_linear(image, inside), sample_nearest(label, at)
+
+    # One slice at a time: the points of a whole volume would take several times its memory.
+    slices = tf.map_fn(
+        moved_slice,
+        tf.range(tf.cast(tf.shape(image)[0], tf.float32)),
+        fn_output_signature=(tf.float32, label.dtype),
+    )
+    return {
+        "image": tf.ensure_shape(slices[0], image.shape),
+        "label": tf.ensure_shape(slices[1], label.shape),
+    }
+
+
+def _angles(seed: tf.Tensor, degrees: float) -> tf.Tensor:
+    """Three angles in radians, uniform up to so many degrees either way."""
+    return tf.random.stateless_uniform([3], seed, -1.0, 1.0) * (degrees * math.pi / 180)
+
+
+def _rotation(angles: tf.Tensor) -> tf.Tensor:
     """(3, 3) rotation by three angles (radians) about the three axes, one after the other."""
     turn = tf.eye(3)
     for axis, (cos, sin) in enumerate(zip(tf.unstack(tf.cos(angles)), tf.unstack(tf.sin(angles)))):
@@ -227,13 +211,13 @@ def _rotation(angles):
     return turn
 
 
-def _cubic_b_spline(t):
+def _cubic_b_spline(t: tf.Tensor) -> tf.Tensor:
     """The centred cubic B-spline, 2/3 at 0 and 0 from +-2 on."""
     t = tf.abs(t)
     return tf.where(t < 1, 2 / 3 - t**2 + t**3 / 2, tf.maximum(2 - t, 0) ** 3 / 6)
 
 
-def sample_linear(volume, index):
+def sample_linear(volume: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
     """Linear interpolation; 0 (which is air, after windowing) outside.
 
     Args:
@@ -254,12 +238,16 @@ def sample_linear(volume, index):
     return total
 
 
-def sample_nearest(volume, index):
-    """The nearest voxels, 0 outside: volume (depth, height, width, channels), index (..., 3) -> (..., channels)."""
+def sample_nearest(volume: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
+    """The nearest voxels, 0 outside.
+
+    Args: volume (depth, height, width, channels), index (..., 3). Returns (..., channels).
+    """
     return _gather(volume, tf.cast(tf.floor(index + 0.5), tf.int32))
 
 
-def _gather(volume, index):
+def _gather(volume: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
+    """Voxels (..., channels) at integer indices (..., 3), 0 outside."""
     size = tf.shape(volume)[:3]
     inside = tf.reduce_all((index >= 0) & (index < size), axis=-1, keepdims=True)
     values = tf.gather_nd(volume, tf.clip_by_value(index, 0, size - 1))

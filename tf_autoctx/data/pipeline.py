@@ -1,15 +1,24 @@
 """From cached cases to batches, in TensorFlow ops alone.
 
-A case is decoded once into a folder of serialized tensors. The order of samples and every random number follow from
-(seed, index of the sample) alone, so a run that resumes at step n sees what an unbroken run sees there, and n workers
-together see what one sees with n times the batch.
+A case is decoded once into a folder of serialized tensors. The order of samples and every random
+number follow from (seed, index of the sample) alone, so a run that resumes at step n sees what an
+unbroken run sees there, and n workers together see what one sees with n times the batch.
 """
+
+from __future__ import annotations
+
+import functools
+import pathlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from tf_autoctx.errors import UserError
+from tf_autoctx.errors import FieldError
 from tf_autoctx.files import replacing
+
+Sample = dict[str, Any]  # of tensors, and a tuple of samples under "others"
 
 # Kinds of tensors of a case and their specs; a number after the kind ("image_2") is a level.
 KINDS = {
@@ -23,51 +32,63 @@ KINDS = {
 }
 
 
-def store(path, tensor):
+def store(path: str | pathlib.Path, tensor: Any) -> None:
     """Writes one tensor of a case to `path`; a file is there whole or not at all."""
     with replacing(path) as partial:
         partial.write_bytes(tf.io.serialize_tensor(tensor).numpy())
 
 
-def stored(path, name):
+def stored(path: str | tf.Tensor, name: str) -> tf.Tensor:
     """The tensor of a name ("image", "image_2": see `KINDS`) at `path`, in eager or graph mode."""
     spec = KINDS[name.split("_")[0]]
     return tf.ensure_shape(tf.io.parse_tensor(tf.io.read_file(path), spec.dtype), spec.shape)
 
 
-def sample(files):
+def sample(files: Mapping[str, tf.Tensor]) -> Sample:
     """One sample from {name: path}; a "context" of "" is zeros of the image's shape."""
-    loaded = {name: stored(path, name) for name, path in files.items() if name != "context"}
+    loaded: Sample = {name: stored(path, name) for name, path in files.items() if name != "context"}
     if "context" in files:
         context = tf.cond(
             files["context"] == "",
-            lambda: tf.zeros_like(loaded["image"]),
-            lambda: stored(files["context"], "context"),
+            functools.partial(tf.zeros_like, loaded["image"]),
+            functools.partial(stored, files["context"], "context"),
         )
         loaded["context"] = tf.ensure_shape(context, KINDS["context"].shape)
     return loaded
 
 
 def training(
-    files, augment, *, seed, first_step, steps, batch_size, replicas, worker=0, workers=1, others=0
-):
+    files: Mapping[str, Sequence[str]],
+    augment: Callable[[Sample, tf.Tensor], Any],
+    *,
+    seed: int,
+    first_step: int,
+    steps: int,
+    batch_size: int,
+    replicas: int,
+    worker: int = 0,
+    workers: int = 1,
+    others: int = 0,
+) -> tf.data.Dataset:
     """Batches of the steps `first_step` .. `steps`.
 
-    Every epoch is a new permutation of the cases; step n takes samples n * batch_size * replicas and on. What does not
-    fill a last step is left out of the epoch, so that all samples of a step are of different cases, as long as there
-    are as many.
+    Every epoch is a new permutation of the cases; step n takes samples n * batch_size * replicas
+    and on. What does not fill a last step is left out of the epoch, so that all samples of a step
+    are of different cases, as long as there are as many.
 
     Args:
       files: {"image": [path, ...], "label": [...], ...}, one entry a case, see `sample`.
       augment: (sample, seed of shape (2,)) -> sample.
       seed: integer.
       batch_size: samples per replica. Above 1, all samples must have one shape.
-      replicas: replicas of all workers together; worker: which part of the samples is this process's.
-      others: further samples that come with each one, under the key "others", a tuple: random ones of the cases that are
-        not in this step.
+      replicas: replicas of all workers together.
+      worker, workers: which part of the samples is this process's, of how many.
+      others: further samples that come with each sample, under the key "others", a tuple: random
+        samples of the cases that are not in this step.
 
     Returns:
-      tf.data.Dataset of dicts of (batch_size, *spatial, channels) tensors, one element a replica and step.
+      tf.data.Dataset of dicts of (batch_size, *spatial, channels) tensors, one element a replica
+      and step.
     """
     cases, per_step = len(next(iter(files.values()))), batch_size * replicas
     per_epoch = cases // per_step * per_step or cases
@@ -78,17 +99,20 @@ def training(
         .ravel()
     )
 
-    @tf.autograph.experimental.do_not_convert  # takes longer than the tracing itself, and changes nothing
-    def prepare(number):
+    # Autograph takes longer than the tracing itself, and changes nothing.
+    @tf.autograph.experimental.do_not_convert
+    def prepare(number: tf.Tensor) -> Any:
         epoch, place = number // per_epoch, tf.cast(number % per_epoch, tf.int32)
         order = tf.random.experimental.stateless_shuffle(tf.range(cases), [seed, epoch])
         own_seed = tf.stack([tf.constant(seed, tf.int64), number])
-        draw = lambda place: sample({kind: paths[order[place]] for kind, paths in columns.items()})
+
+        def draw(place: tf.Tensor) -> Sample:
+            return sample({kind: paths[order[place]] for kind, paths in columns.items()})
+
         drawn = draw(place)
         if others:
-            after = (
-                place // per_step * per_step + per_step
-            )  # the first place that is not in this step
+            # The first place that is not in this step
+            after = place // per_step * per_step + per_step
             away = tf.random.stateless_uniform([others], own_seed, 0, cases - per_step, tf.int32)
             drawn["others"] = tuple(draw((after + away[i]) % cases) for i in range(others))
         return augment(drawn, own_seed)
@@ -99,8 +123,13 @@ def training(
     return samples.batch(batch_size, drop_remainder=True).prefetch(4)
 
 
-def random_patch(sample, seed, size):
-    """A patch of spatial `size` (3 integers; None keeps an axis) at a random place, the same in all tensors."""
+def random_patch(
+    sample: Mapping[str, tf.Tensor], seed: tf.Tensor, size: Sequence[int | None]
+) -> dict[str, tf.Tensor]:
+    """A patch of spatial `size` (3 integers) at a random place, the same in all tensors.
+
+    None keeps an axis.
+    """
     whole = tf.shape(sample["image"])[:3]
     edges = tf.stack([whole[axis] if edge is None else edge for axis, edge in enumerate(size)])
     corner = tf.random.stateless_uniform([3], seed, 0, tf.int32.max, tf.int32) % (whole - edges + 1)
@@ -111,15 +140,17 @@ def random_patch(sample, seed, size):
     return {k: tf.ensure_shape(v, [*size, 1]) for k, v in cut.items()}
 
 
-def require_one_shape(shapes, batch_size):
+def require_one_shape(shapes: Iterable[tuple[int, ...]], batch_size: int) -> None:
     """Refuses a batch of samples that do not stack.
 
     Raises:
-      UserError: batch_size above 1 and more than one shape.
+      FieldError: batch_size above 1 and more than one shape.
     """
-    if batch_size > 1 and len(set(shapes)) > 1:
-        a, b = sorted(set(shapes))[:2]
-        raise UserError(
-            f"--batch_size={batch_size}: training images have different sizes, such as {a} and {b}; use --batch_size=1 (per "
-            "replica) or images of one size."
+    distinct = sorted(set(shapes))
+    if batch_size > 1 and len(distinct) > 1:
+        raise FieldError(
+            "batch_size",
+            batch_size,
+            f"training images have different sizes, such as {distinct[0]} and {distinct[1]}; "
+            "use batch_size=1 (per replica) or images of one size.",
         )

@@ -1,14 +1,19 @@
-"""Cubes cut from a volume at several scales about one foreground voxel, deformed on the fly (Roth et al. 2018, 2.3)."""
+"""Deformed cubes cut from a volume at several scales about one voxel (Roth et al. 2018, 2.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import tensorflow as tf
 
 from tf_autoctx.data import augment
+from tf_autoctx.data.configuration import Deformation
 
 PLACES = 1000
 
 
-def places(label, values, rng):
+def places(label: np.ndarray, values: Iterable[int], rng: np.random.Generator) -> np.ndarray:
     """Random voxels of every structure, at which subvolumes are centred.
 
     Args:
@@ -17,48 +22,62 @@ def places(label, values, rng):
       rng: `np.random.Generator`.
 
     Returns:
-      (structures, PLACES, 3) float32, voxel indices, drawn with replacement; NaN for a structure that is absent.
+      (structures, PLACES, 3) float32, voxel indices, drawn with replacement; NaN for a structure
+      that is absent.
     """
+    values = list(values)
     drawn = np.full((len(values), PLACES, 3), np.nan, np.float32)
     for row, value in zip(drawn, values):
-        found = np.flatnonzero(label == value)
-        if found.size:
-            row[:] = np.transpose(np.unravel_index(rng.choice(found, PLACES), label.shape))
+        voxels = np.flatnonzero(label == value)
+        if voxels.size:
+            row[:] = np.transpose(np.unravel_index(rng.choice(voxels, PLACES), label.shape))
     return drawn
 
 
-def draw(sample, seed, *, scales, unit, size, deformation):
-    """Subvolumes of one case, one a scale, about a voxel of a structure; the structures are drawn evenly.
+def draw(
+    sample: augment.Sample,
+    seed: tf.Tensor,
+    *,
+    scales: Sequence[float],
+    unit: float,
+    size: int,
+    deformation: Deformation,
+) -> augment.Sample:
+    """Subvolumes of one case, one a scale, about a voxel of a structure drawn evenly.
 
     Args:
-      sample: {"image_1": (depth, height, width, 1) float32, the volume shrunk to the first scale, ..., "label": the
-        same (depth, height, width, 1) at full size, "places": see `places`, of one structure at least, "spacing": (3,)
-        mm of a full-size voxel}.
+      sample: {"image_1": (depth, height, width, 1) float32, the volume shrunk to the first scale,
+        ..., "label": the same (depth, height, width, 1) at full size, "places": see `places`, of
+        one structure at least, "spacing": (3,) mm of a full-size voxel}.
       seed: 2 integers.
       scales: full-size voxels that a voxel of each scale covers along an axis.
       unit: the smallest scale that training ever sees: the deformation's unit.
       size: edge of a subvolume in voxels of its scale.
-      deformation: `augment.Deformation`.
+      deformation: see `augment.deformed`.
 
     Returns:
-      {"image_1": (size, size, size, 1) float32, "label_1": likewise, uint8, ...}. Images are interpolated linearly and
-      labels taken from the nearest full-size voxel, once; what lies outside the volume is air, 0.
+      {"image_1": (size, size, size, 1) float32, "label_1": likewise, uint8, ...}. Images are
+      interpolated linearly and labels taken from the nearest full-size voxel, once; what lies
+      outside the volume is air, 0.
     """
     seeds = tf.unstack(tf.random.experimental.stateless_split(seed, 4))
     candidates = sample["places"]
     present = tf.cast(tf.math.is_finite(candidates[:, 0, 0]), tf.float32)
     structure = tf.random.stateless_categorical(tf.math.log(present)[None], 1, seeds[0])[0, 0]
     place = tf.random.stateless_uniform([], seeds[1], 0, PLACES, tf.int32)
-    # The centre is a corner of voxels of the finest scale, so that an undeformed subvolume of it is not interpolated.
+    # The centre is a corner of voxels of the finest scale, so that an undeformed subvolume of it is
+    # not interpolated.
     centre = tf.floor(candidates[tf.cast(structure, tf.int32), place] / unit) * unit
 
     steps = np.arange(size) + 0.5 - size / 2
     grids = [scale * steps for scale in scales]
-    # Undeformed points of an even scale lie on the faces between full-size voxels: either side is as near.
+    # Undeformed points of an even scale lie on the faces between full-size voxels: either side is
+    # as near.
     side = tf.random.stateless_uniform([3], seeds[3], -1e-3, 1e-3)
     full = tf.cast(tf.shape(sample["label"])[:3], tf.float32)
     cut = {}
-    for level, offsets in enumerate(deformation(grids, seeds[2], unit, sample["spacing"]), start=1):
+    landed = augment.deformed(deformation, grids, seeds[2], unit, sample["spacing"])
+    for level, offsets in enumerate(landed, start=1):
         at = centre + offsets
         image = sample[f"image_{level}"]
         shrunk = tf.cast(tf.shape(image)[:3], tf.float32) / full
