@@ -1,5 +1,8 @@
 """What several tests share; `import helpers` works because pytest puts this folder on the path."""
 
+import subprocess
+import sys
+
 import numpy as np
 
 
@@ -11,3 +14,46 @@ def noise(*shape, seed=0):
 def grey(*shape, seed=0):
     """Evenly distributed float32 in [0, 1)."""
     return np.random.default_rng(seed).uniform(0, 1, shape).astype(np.float32)
+
+
+def seeds(count):
+    """So many seeds for stateless random ops."""
+    import tensorflow as tf
+
+    return [tf.constant([3, number], tf.int64) for number in range(count)]
+
+
+def graph(function, channels=1):
+    """A function of (batch, depth, height, width, channels) as a graph that knows no size."""
+    import tensorflow as tf
+
+    signature = [tf.TensorSpec([None, None, None, None, channels])]
+    return tf.function(function, input_signature=signature)
+
+
+def randomize(model, seed=0, low=0.5):
+    """Gives a model weights like those of a trained network and returns it.
+
+    Kernels keep their spread; scales, slopes, variances (from `low` to 1.5), means and biases
+    differ by channel.
+    """
+    rng = np.random.default_rng(seed)
+    for weight in model.weights:
+        if weight.path.endswith(("gamma", "variance", "alpha")):
+            weight.assign(rng.uniform(low, 1.5, weight.shape))
+        elif weight.path.endswith(("beta", "bias", "mean")):
+            weight.assign(rng.normal(0, 0.3, weight.shape))
+        else:
+            weight.assign(rng.normal(0, np.sqrt(2 / np.prod(weight.shape[:-1])), weight.shape))
+    return model
+
+
+def dice(a, b):
+    """Dice coefficient of two masks."""
+    return 2 * (a & b).sum() / (a.sum() + b.sum())
+
+
+def modules_after(code):
+    """Names of all modules of a fresh interpreter that has run the code."""
+    command = [sys.executable, "-c", f"{code}\nimport sys\nprint(*sys.modules)"]
+    return set(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split())
