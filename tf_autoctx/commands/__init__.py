@@ -1,1 +1,1 @@
-"""What a user types: flags made from configuration fields, and mains that read like a method section."""
+"""What a user types: flags made from configuration fields, and mains like a method section."""

@@ -127,11 +127,12 @@ def _define(
 
 
 class Command:
-    """A command: called without arguments it runs as a program does, with sys.argv and an exit code.
+    """A command; called, it runs as a program does, on sys.argv and with an exit code.
 
     Args:
       main: takes what the command line says.
-      kinds: the configurations whose fields are its flags, in the order of `--help`.
+      kinds: the configurations whose fields are its flags, in the order of `--help`; or what
+        returns them, where other packages may bring some.
       doc: what `--help` shows first: the docstring of the command's module.
       presets: {preset: {flag: value}}, for the help texts.
       aliases: {another name: flag}.
@@ -140,13 +141,18 @@ class Command:
     def __init__(
         self,
         main: Callable[[Given], None],
-        kinds: Sequence[type],
+        kinds: Sequence[type] | Callable[[], Sequence[type]],
         doc: str | None,
         presets: Presets | None = None,
         aliases: Mapping[str, str] | None = None,
     ) -> None:
-        self.main, self.kinds, self.doc = main, tuple(kinds), inspect.cleandoc(doc or "")
+        self.main, self._kinds, self.doc = main, kinds, inspect.cleandoc(doc or "")
         self.presets, self.aliases = presets or {}, aliases or {}
+
+    @property
+    def kinds(self) -> tuple[type, ...]:
+        """The configurations whose fields are its flags."""
+        return tuple(self._kinds() if callable(self._kinds) else self._kinds)
 
     def __call__(self) -> None:
         app.run(self.perform, flags_parser=self._parser)
@@ -156,7 +162,7 @@ class Command:
         return argv[1:]
 
     def perform(self, arguments: Sequence[str]) -> None:
-        """Runs the command with these arguments; a user's mistake is one sentence and exit code 1."""
+        """Runs the command; a user's mistake is one sentence and exit code 1."""
         if any(word in HELP for word in arguments):
             print(self.help())
             sys.exit(0)

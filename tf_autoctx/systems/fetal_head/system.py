@@ -12,7 +12,7 @@ from absl import logging
 
 from tf_autoctx import biometry
 from tf_autoctx.data import datasets, phantoms
-from tf_autoctx.errors import FieldError, UserError
+from tf_autoctx.errors import UserError
 from tf_autoctx.systems.fetal_head import training
 from tf_autoctx.systems.fetal_head.configuration import DECLARATION
 from tf_autoctx.systems.fetal_head.segmentation import Cascade
@@ -70,13 +70,13 @@ class FetalHeadSystem(System):
         """Image and label on the network's grid.
 
         Raises:
-          FieldError: the object is lost at the network's scale.
+          UserError: the object is lost at the network's scale.
         """
         label = self.cascade.preprocess_label(tf.constant(label))
         if not tf.reduce_any(label > 0):
             scale = self.configuration.scale
-            raise FieldError(
-                "scale", scale, f"the object of {case.label} vanishes; expected a larger scale."
+            raise UserError(
+                f"{case.label}: the object vanishes at `scale={scale}`; use a larger scale."
             )
         return {"image": self.cascade.preprocess(tf.constant(voxels))[0], "label": label[0]}
 

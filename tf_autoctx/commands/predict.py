@@ -1,0 +1,138 @@
+"""Segments images with a finished run or a SavedModel, each on its own grid.
+
+  autoctx-predict --model=runs/fetal_head --input=scan.nii.gz --output=results
+  autoctx-predict --model=runs/fetal_head/saved_model --input=folder_of_scans --output=results \
+      --probabilities
+  autoctx-predict --model=runs/renderer --input=frame.png --output=results --every_iteration
+
+--model is a run folder, a SavedModel, or a folder of its versions, of which the newest is taken. A
+folder is read with all folders below it, and results lie in the same folders.
+
+Writes NAME.nii.gz (label values), with --masks masks/NAME.nii.gz (0 and 1) and with --probabilities
+probabilities/NAME.nii.gz; where there are several structures, masks/STRUCTURE/NAME.nii.gz and so
+on. Labels and masks of PNG, JPEG and TIFF images are PNG images of 0 and 255. --output_format names
+another format; PNG cannot hold probabilities, which stay NIfTI. Images that are rendered online get
+a strip of their iterations, strips/NAME.png, and with --every_iteration each one's image and mask,
+iterations/NAME/.
+
+Results that are there are never replaced without being told: --overwrite makes them anew, and
+--resume goes on with a folder where it was stopped: it writes what is not there. No file tells what
+model and flags a result is of: resume with the same ones. If an image of a folder fails, the others
+are done all the same, and the exit code is 1.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from tf_autoctx import configuration
+from tf_autoctx.commands.command_line import Command, Given
+from tf_autoctx.configuration import check, field
+from tf_autoctx.errors import FieldError, UserError, sentence
+from tf_autoctx.systems.shared import registry
+
+if TYPE_CHECKING:
+    from tf_autoctx.systems.shared.results import Results
+
+FORMATS = ("nii.gz", "nii", "nrrd", "mha", "png", "tif", "tiff")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """Prediction: what is segmented by which model, and what is written."""
+
+    model: str = field(
+        ..., "Run folder of a training command, a SavedModel, or a folder of its versions."
+    )
+    input: str = field(..., "Image file, DICOM series folder, or folder of folders of images.")
+    output: str = field(..., "Folder for the results; made if it is missing.")
+    masks: bool = field(False, "Write a mask of each structure too.")
+    probabilities: bool = field(False, "Write the probability too (float32).")
+    every_iteration: bool = field(
+        False, "Write rendering and mask of every iteration of online rendering."
+    )
+    output_format: str | None = field(
+        None,
+        "Format of all images. By default png for PNG, JPEG and TIFF images, else nii.gz.",
+        choices=FORMATS,
+    )
+    overwrite: bool = field(False, "Replace results that are there already.")
+    resume: bool = field(False, "Write the results that are not there yet.")
+
+    def __post_init__(self) -> None:
+        check(self)
+        if self.resume and self.overwrite:
+            raise UserError(
+                "`resume` and `overwrite`: one keeps results, one replaces them; expected one of "
+                "them."
+            )
+
+
+def option_kinds() -> list[type]:
+    """The options of prediction that systems have."""
+    return [d.prediction for d in registry.declarations().values() if d.prediction]
+
+
+def main(given: Given) -> None:
+    chosen = given.configured(Prediction)
+    from tf_autoctx.systems.shared import prediction, results
+
+    names = [name for kind in option_kinds() for name in configuration.rules(kind)]
+    segmentor = prediction.load(chosen.model, **{name: given[name] for name in names})
+    if chosen.every_iteration and not segmentor.iterations:
+        raise FieldError(
+            "every_iteration",
+            True,
+            f"{chosen.model} does not render online; expected a run that does.",
+        )
+    source, output = pathlib.Path(chosen.input), pathlib.Path(chosen.output)
+    wanted = results.Results(
+        segmentor,
+        output,
+        chosen.masks,
+        chosen.probabilities,
+        chosen.every_iteration,
+        chosen.output_format and f".{chosen.output_format}",
+    )
+    sources = results.sources(source, output, segmentor.dimensions)
+    files = {path: wanted.files(name, path) for name, path in sources.items()}
+    left = results.still_wanted(files, overwrite=chosen.overwrite, resume=chosen.resume)
+    if chosen.resume:
+        print(f"{len(files) - len(left)} of {len(files)} images are done already")
+    write(wanted, left)
+
+
+def write(wanted: Results, left: Mapping[Any, Any]) -> None:
+    """Segments the images and writes their results; one that fails does not stop the others."""
+    # One image shows its tiles or iterations, several show images.
+    if len(left) < 2:
+        for path, files in left.items():
+            wanted.write(path, files, progress=True)
+        return
+    import keras
+
+    bar, failures = keras.utils.Progbar(len(left), unit_name="image"), []
+    for path, files in left.items():
+        try:
+            wanted.write(path, files, progress=False)
+        except UserError as error:
+            failures.append(sentence(error))
+        bar.add(1)
+    for failure in failures:
+        print(f"error: {failure}", file=sys.stderr)
+    if failures:
+        raise UserError(
+            f"{len(failures)} of {len(left)} images failed; `resume` tries these once more."
+        )
+
+
+def kinds() -> list[type]:
+    """The configurations whose fields are the flags."""
+    return [Prediction, *option_kinds()]
+
+
+command = Command(main, kinds, __doc__)

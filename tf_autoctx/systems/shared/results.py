@@ -1,0 +1,204 @@
+"""The files that a segmented image becomes, and how they are written."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+
+from tf_autoctx.data import images
+from tf_autoctx.errors import FieldError, UserError
+from tf_autoctx.files import replacing
+from tf_autoctx.report import figures
+from tf_autoctx.systems.shared.prediction import Segmentor
+
+Key = tuple[str, int | None]  # kind of a result, and the label value of its structure
+Path = str | pathlib.Path
+
+
+@dataclasses.dataclass(frozen=True)
+class Results:
+    """Which results of an image are wanted, and where they lie.
+
+    Attributes:
+      segmentor: the model.
+      output: folder of the results.
+      masks, probabilities: whether each structure's are wanted.
+      every_iteration: whether those of online rendering are.
+      suffix: of images; None: .png for PNG, JPEG and TIFF images, else .nii.gz.
+
+    Raises:
+      FieldError: a format that cannot hold a volume; iterations of a model that has none.
+    """
+
+    segmentor: Segmentor
+    output: pathlib.Path
+    masks: bool = False
+    probabilities: bool = False
+    every_iteration: bool = False
+    suffix: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self._flat and self.suffix in images.PIXELS_ONLY:
+            raise FieldError(
+                "output_format",
+                self.suffix.removeprefix("."),
+                "cannot hold the grid of a volume; expected nii.gz, nii, nrrd or mha.",
+            )
+
+    @property
+    def _flat(self) -> bool:
+        return self.segmentor.dimensions == 2
+
+    def files(self, name: str, path: Path) -> dict[Key, pathlib.Path]:
+        """{(kind, label value): file} of the results of an image.
+
+        Args:
+          name: of the image, with the folders that it lies in.
+          path: its file, which decides the format.
+        """
+        labels = self.segmentor.labels
+        files: dict[Key, pathlib.Path] = {
+            ("labels", None): self.output / f"{name}{self._ending(path)}"
+        }
+        wanted = {"masks": self.masks, "probabilities": self.probabilities}
+        for kind in (kind for kind, is_wanted in wanted.items() if is_wanted):
+            for value, structure in labels.items():
+                folder = self.output / kind / (structure if len(labels) > 1 else "")
+                files[kind, value] = folder / f"{name}{self._ending(path, kind)}"
+        if self.segmentor.iterations:
+            files["strips", None] = self.output / "strips" / f"{name}.png"
+        if self.every_iteration:
+            files["iterations", None] = self.output / "iterations" / name
+        return files
+
+    def _ending(self, path: Path, kind: str = "labels") -> str:
+        pixels = self._flat and str(path).lower().endswith(images.PIXELS_ONLY)
+        suffix = self.suffix or (".png" if pixels else ".nii.gz")
+        return ".nii.gz" if kind == "probabilities" and suffix == ".png" else suffix
+
+    def write(self, path: Path, files: Mapping[Key, pathlib.Path], progress: bool) -> None:
+        """Segments an image and writes its results.
+
+        Args:
+          path: of the image.
+          files: those of `files` that are wanted.
+          progress: whether to show one.
+
+        Raises:
+          UserError: the image cannot be read, or a result not be written.
+        """
+        image = read_image(path, self.segmentor.dimensions)
+        segmentation = self.segmentor(
+            images.array(image),
+            images.spacing(image),
+            path,
+            probabilities=self.probabilities,
+            progress=progress,
+        )
+        writers: dict[str, Callable[[pathlib.Path, int | None], None]] = {
+            "labels": lambda file, value: _write_label(file, segmentation["label"], image),
+            "masks": lambda file, value: _write_label(file, segmentation["label"] == value, image),
+            "probabilities": lambda file, value: _write(
+                file, segmentation["probability"][self.segmentor.labels[value or 0]], image
+            ),
+            "strips": lambda file, value: _write_strip(file, segmentation, image),
+            "iterations": lambda file, value: _write_iterations(
+                file, segmentation["iterations"], image, self._ending(path)
+            ),
+        }
+        for (kind, value), file in files.items():
+            writers[kind](file, value)
+
+
+def read_image(path: Path, dimensions: int) -> sitk.Image:
+    """A raw image as a model of so many dimensions takes it.
+
+    Raises:
+      UserError: it cannot be read, or has other dimensions.
+    """
+    if dimensions == 2:
+        return images.read_2d(path, grey_levels=True)
+    image = images.read(path)
+    images.require_dimensions(path, image, 3)
+    return image
+
+
+def sources(path: pathlib.Path, output: pathlib.Path, dimensions: int) -> dict[str, Path]:
+    """{name: path} of the image, or of those in a folder and below it.
+
+    Args:
+      path: of an image, a DICOM series folder or a folder of folders of images.
+      output: folder of the results, which is left out.
+      dimensions: of the images.
+
+    Raises:
+      UserError: there is no image.
+    """
+    if path.is_dir():
+        return images.find(path, series=dimensions == 3, below=True, without=output)
+    return {images.stem(path): path}
+
+
+def _write(file: pathlib.Path, voxels: np.ndarray, image: sitk.Image) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    images.write(file, images.like(voxels, image))
+
+
+def _write_label(file: pathlib.Path, label: np.ndarray, image: sitk.Image) -> None:
+    """A label or a mask; in formats that are looked at, of 0 and 255."""
+    label = label.astype(np.uint8)
+    shown = file.name.lower().endswith(images.PIXELS_ONLY)
+    _write(file, 255 * label if shown else label, image)
+
+
+def _write_strip(file: pathlib.Path, segmentation: dict[str, Any], image: sitk.Image) -> None:
+    pixels = images.array(image)
+    figures.strip(file, pixels, segmentation["iterations"], segmentation["kept"], file.stem)
+
+
+def _write_iterations(
+    folder: pathlib.Path, iterations: list[dict[str, Any]], image: sitk.Image, ending: str
+) -> None:
+    """Rendering and label of every iteration, the folder whole or not at all."""
+    with replacing(folder) as partial:
+        partial.mkdir()
+        for number, iteration in enumerate(iterations):
+            rendered = np.clip(np.rint(iteration["rendered"]), 0, 255).astype(np.uint8)
+            _write(partial / f"{number:02d}_rendered{ending}", rendered, image)
+            _write_label(partial / f"{number:02d}_label{ending}", iteration["label"], image)
+
+
+def still_wanted(
+    wanted: Mapping[Path, Mapping[Key, pathlib.Path]], *, overwrite: bool, resume: bool
+) -> dict[Path, dict[Key, pathlib.Path]]:
+    """The results that are to be made: all that are there are kept, replaced or in the way.
+
+    Args:
+      wanted: {image: its results}.
+      overwrite: whether results that are there are made anew.
+      resume: whether they are kept.
+
+    Returns:
+      {image: its results}, without images that have all of them.
+
+    Raises:
+      UserError: a result would replace an image or another result, or is there already.
+    """
+    images.require_own_files({path: files.values() for path, files in wanted.items()})
+    there = [file for files in wanted.values() for file in files.values() if file.exists()]
+    if there and not overwrite and not resume:
+        raise UserError(
+            f"{there[0]}: is there already; give `resume` to go on with the others, `overwrite` to "
+            "replace it, or another `output`."
+        )
+    kept = [] if overwrite else there
+    left = {
+        path: {key: file for key, file in files.items() if file not in kept}
+        for path, files in wanted.items()
+    }
+    return {path: files for path, files in left.items() if files}
