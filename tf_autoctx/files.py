@@ -1,21 +1,24 @@
 """Files that appear whole or not at all."""
 
+from __future__ import annotations
+
 import contextlib
 import os
 import pathlib
 import shutil
 import uuid
+from collections.abc import Iterator
 
 from tf_autoctx.errors import UserError
 
 
 @contextlib.contextmanager
-def replacing(path, keep=False):
-    """Yields a temporary name beside `path` that replaces it once the block has succeeded; makes the folder.
+def replacing(path: str | os.PathLike[str], keep: bool = False) -> Iterator[pathlib.Path]:
+    """Yields a temporary name that takes the place of `path` once the block has succeeded.
 
-    The temporary name begins with a dot and keeps the suffix, by which libraries choose a format. What the block wrote,
-    file or folder, goes away if it fails, or with `keep` if another process was quicker; a process that is killed leaves
-    it behind.
+    Makes the folder. The temporary name begins with a dot and keeps the suffix, by which libraries
+    choose a format. What the block wrote, file or folder, goes away if it fails, or with `keep` if
+    another process was quicker; a process that is killed leaves it behind.
 
     Raises:
       UserError: the folder cannot be written, or the disk is full.

@@ -1,11 +1,20 @@
-"""Losses, from logits where nothing else is said: one float32 value per sample, so that any number of replicas sums the
-same gradient."""
+"""Losses, from logits where nothing else is said.
+
+One float32 value per sample, so that any number of replicas sums the same gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import keras
 from keras import ops
 
+Tensor = Any  # of whichever backend
 
-def cross_entropy(labels, logits, class_weights=None):
+
+def cross_entropy(labels: Tensor, logits: Tensor, class_weights: Tensor | None = None) -> Tensor:
     """Mean voxel-wise cross entropy of each sample.
 
     Args:
@@ -23,13 +32,16 @@ def cross_entropy(labels, logits, class_weights=None):
     return ops.mean(ops.sum(losses, axis=-1), axis=_spatial(logits))
 
 
-def one_hot(labels, logits):
+def one_hot(labels: Tensor, logits: Tensor) -> Tensor:
     """Labels (batch, *spatial, 1) as float32 (batch, *spatial, classes of the logits)."""
     return ops.one_hot(ops.cast(labels[..., 0], "int32"), logits.shape[-1], dtype="float32")
 
 
-def l2(model):
-    """Sum of squared convolution kernels: the term after lambda in Yang et al. 2019, equation 2. Scalar, float32."""
+def l2(model: keras.Model) -> Tensor:
+    """Sum of squared convolution kernels, the term after lambda in Yang et al. 2019, equation 2.
+
+    A float32 scalar.
+    """
     return sum(
         ops.sum(ops.square(ops.cast(w, "float32")))
         for w in model.trainable_weights
@@ -38,96 +50,105 @@ def l2(model):
 
 
 class DeepSupervisedCrossEntropy(keras.losses.Loss):
-    r"""Cross entropy of the main answer plus that of every side branch (Yang et al. 2019, equation 2, without its L2).
+    r"""Cross entropy of the main output and of every side branch (Yang et al. 2019, equation 2).
 
-    L = L(X, Y) + \sum_m L_m(X, S_m(Y)), where S_m shrinks the labels to 1/2 and 1/4 by taking every 2nd and 4th voxel:
-    they stay integers, and the scales stay aligned because padding is at the high ends only.
+    L = L(X, Y) + \sum_m L_m(X, S_m(Y)), where S_m shrinks the labels to 1/2 and 1/4 by taking every
+    2nd and 4th voxel: they stay integers, and the scales stay aligned because padding is at the
+    high ends only. The paper's L2 term is `l2`.
 
-    call: y_true (batch, *spatial, 1) integer; y_pred {"logits": (batch, *spatial, classes), and, where supervised,
-    "logits_half": (batch, *ceil(spatial / 2), classes), "logits_quarter": likewise} -> (batch,) float32.
+    call: y_true (batch, *spatial, 1) integer; y_pred {"logits": (batch, *spatial, classes), and,
+    where supervised, "logits_half": (batch, *ceil(spatial / 2), classes), "logits_quarter":
+    likewise} -> (batch,) float32.
     """
 
-    STRIDES = {"logits": 1, "logits_half": 2, "logits_quarter": 4}
+    STRIDES: ClassVar = {"logits": 1, "logits_half": 2, "logits_quarter": 4}
 
-    def __init__(self, name="deep_supervised_cross_entropy"):
+    def __init__(self, name: str = "deep_supervised_cross_entropy") -> None:
         super().__init__(name=name, reduction=None)
 
-    def call(self, y_true, y_pred):
+    def call(self, y_true: Tensor, y_pred: Mapping[str, Tensor]) -> Tensor:
         total = 0.0
         for name, logits in y_pred.items():
             every = slice(None, None, self.STRIDES[name])
-            total += cross_entropy(
-                y_true[(slice(None), *(every for _ in _spatial(logits)))], logits
-            )
+            labels = y_true[(slice(None), *(every for _ in _spatial(logits)))]
+            total += cross_entropy(labels, logits)
         return total
 
 
 class DiceLoss(keras.losses.Loss):
     r"""Soft Dice averaged over classes (Roth et al. 2018, equation 1), from logits.
 
-    L = -\frac{1}{K} \sum_k \frac{2 \sum_i p_{ik} l_{ik} + \epsilon}{\sum_i p_{ik} + \sum_i l_{ik} + \epsilon}
+    L = -\frac{1}{K} \sum_k
+        \frac{2 \sum_i p_{ik} l_{ik} + \epsilon}{\sum_i p_{ik} + \sum_i l_{ik} + \epsilon}
 
     A class absent from both prediction and truth counts as a perfect 1, not as 0/0 (epsilon 1e-5).
 
-    call: y_true (batch, *spatial, 1) integer, y_pred (batch, *spatial, classes) logits -> (batch,) in [-1, 0], float32.
+    call: y_true (batch, *spatial, 1) integer, y_pred (batch, *spatial, classes) logits -> (batch,)
+    in [-1, 0], float32.
     """
 
-    def __init__(self, name="dice", epsilon=1e-5):
+    def __init__(self, name: str = "dice", epsilon: float = 1e-5) -> None:
         super().__init__(name=name, reduction=None)
         self.epsilon = epsilon
 
-    def call(self, y_true, y_pred):
+    def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         p = ops.softmax(ops.cast(y_pred, "float32"), axis=-1)
         return -ops.mean(_dice(p, one_hot(y_true, y_pred), p, self.epsilon), axis=-1)
 
 
 class SquaredDiceLoss(keras.losses.Loss):
-    r"""Dice with squares below, averaged over channels (Milletari et al. 2016, section 3), from probabilities.
+    r"""Dice with squares below, averaged over channels, from probabilities.
 
-    L = -\frac{1}{K} \sum_k \frac{2 \sum_i p_{ik} l_{ik} + \epsilon}{\sum_i p_{ik}^2 + \sum_i l_{ik}^2 + \epsilon}
+    L = -\frac{1}{K} \sum_k
+        \frac{2 \sum_i p_{ik} l_{ik} + \epsilon}{\sum_i p_{ik}^2 + \sum_i l_{ik}^2 + \epsilon}
 
-    Probabilities, because a refined answer is 0 outside its box, which no logit is. A channel absent from both
-    prediction and truth counts as a perfect 1, not as 0/0 (epsilon 1e-5).
+    (Milletari et al. 2016, section 3.) Probabilities, because a refined prediction is 0 outside its
+    box, which no logit is. A channel absent from both prediction and truth counts as a perfect 1,
+    not as 0/0 (epsilon 1e-5).
 
-    call: y_true (batch, *spatial, channels) 0 or 1 of any dtype, y_pred (batch, *spatial, channels) probabilities ->
-    (batch,) in [-1, 0], float32.
+    call: y_true (batch, *spatial, channels) 0 or 1 of any dtype, y_pred (batch, *spatial, channels)
+    probabilities -> (batch,) in [-1, 0], float32.
     """
 
-    def __init__(self, name="squared_dice", epsilon=1e-5):
+    def __init__(self, name: str = "squared_dice", epsilon: float = 1e-5) -> None:
         super().__init__(name=name, reduction=None)
         self.epsilon = epsilon
 
-    def call(self, y_true, y_pred):
+    def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         p, truth = ops.cast(y_pred, "float32"), ops.cast(y_true, "float32")
         return -ops.mean(_dice(p, truth, ops.square(p), self.epsilon), axis=-1)
 
 
 class HybridLoss(keras.losses.Loss):
-    r"""Dice plus class-weighted cross entropy, deeply supervised: the segmentor's loss of the renderer system.
+    r"""Dice plus class-weighted cross entropy, deeply supervised: for the renderer's segmentor.
 
-    L = w_D \sum_a d_a D(p_a, l) + \sum_a c_a C(p_a, l), over the main answer and both side branches, where
-    D = -\sum_k \frac{2 \sum_i p_{ik} l_{ik}}{\sum_i p_{ik}^2 + \sum_i l_{ik}^2} and C is the mean cross entropy with
-    each voxel weighted by 1 - the share of its true class. (Yang et al. 2018, section 2.2; weights of the authors'
-    code.)
+    L = w_D \sum_a d_a D(p_a, l) + \sum_a c_a C(p_a, l), over the main output and both side
+    branches, where D = -\sum_k \frac{2 \sum_i p_{ik} l_{ik}}{\sum_i p_{ik}^2 + \sum_i l_{ik}^2} and
+    C is the mean cross entropy with each voxel weighted by 1 - the share of its true class. (Yang
+    et al. 2018, section 2.2; weights of the authors' code.)
 
-    The authors clip probabilities at 0.005 before the log, which also stops the gradient of the worst voxels; the log
-    softmax needs no clipping. An epsilon of 1e-5 keeps the Dice of an absent class finite (absent from both: 1).
+    The authors clip probabilities at 0.005 before the log, which also stops the gradient of the
+    worst voxels; the log softmax needs no clipping. An epsilon of 1e-5 keeps the Dice of an absent
+    class finite (absent from both: 1).
 
-    call: y_true (batch, *spatial, 1) integer; y_pred {"logits", "aux1", "aux2"}: logits (batch, *spatial, classes),
-    all of the image's size -> (batch,) float32.
+    call: y_true (batch, *spatial, 1) integer; y_pred {"logits", "aux1", "aux2"}: logits (batch,
+    *spatial, classes), all of the image's size -> (batch,) float32.
     """
 
-    DICE_WEIGHTS = {"logits": 1.0, "aux1": 0.4, "aux2": 0.8}
-    CROSS_ENTROPY_WEIGHTS = {"logits": 1.0, "aux1": 0.6, "aux2": 0.9}
+    DICE_WEIGHTS: ClassVar = {"logits": 1.0, "aux1": 0.4, "aux2": 0.8}
+    CROSS_ENTROPY_WEIGHTS: ClassVar = {"logits": 1.0, "aux1": 0.6, "aux2": 0.9}
 
-    def __init__(self, dice_weight=100.0, name="hybrid", epsilon=1e-5):
+    def __init__(
+        self, dice_weight: float = 100.0, name: str = "hybrid", epsilon: float = 1e-5
+    ) -> None:
         super().__init__(name=name, reduction=None)
         self.dice_weight, self.epsilon = dice_weight, epsilon
 
-    def call(self, y_true, y_pred):
+    def call(self, y_true: Tensor, y_pred: Mapping[str, Tensor]) -> Tensor:
         total = 0.0
         for name, logits in y_pred.items():
-            truth, p = one_hot(y_true, logits), ops.softmax(ops.cast(logits, "float32"), axis=-1)
+            truth = one_hot(y_true, logits)
+            p = ops.softmax(ops.cast(logits, "float32"), axis=-1)
             dice = ops.sum(_dice(p, truth, ops.square(p), self.epsilon), axis=-1)
             share = ops.mean(truth, axis=_spatial(truth))
             total += self.dice_weight * self.DICE_WEIGHTS[name] * -dice
@@ -135,7 +156,7 @@ class HybridLoss(keras.losses.Loss):
         return total
 
 
-def generator_adversarial(fake_logits):
+def generator_adversarial(fake_logits: Tensor) -> Tensor:
     """What a generator pays for a fake that is recognised: sigmoid cross entropy against "real".
 
     Args: fake_logits (batch, 1), a discriminator's linear unit. Returns (batch,) float32.
@@ -143,7 +164,7 @@ def generator_adversarial(fake_logits):
     return ops.softplus(-ops.cast(fake_logits, "float32"))[..., 0]
 
 
-def discriminator_adversarial(real_logits, fake_logits):
+def discriminator_adversarial(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
     """Sigmoid cross entropy of a discriminator: real wants 1, fake wants 0.
 
     Args: real_logits, fake_logits (batch, 1). Returns (batch,) float32.
@@ -154,22 +175,23 @@ def discriminator_adversarial(real_logits, fake_logits):
     )
 
 
-def _dice(p, truth, size, epsilon):
-    """Soft Dice of every class, (batch, classes): p (batch, *spatial, classes) counts as `size` below, truth is 0 or 1.
+def _dice(p: Tensor, truth: Tensor, size: Tensor, epsilon: float) -> Tensor:
+    """Soft Dice of every class, (batch, classes).
 
     2 sum(p truth) + epsilon over sum(size) + sum(truth) + epsilon: a class absent from both has 1.
+    p (batch, *spatial, classes) counts as `size` below, truth is 0 or 1.
     """
     axes = _spatial(p)
     overlap = 2 * ops.sum(p * truth, axis=axes) + epsilon
     return overlap / (ops.sum(size, axis=axes) + ops.sum(truth, axis=axes) + epsilon)
 
 
-def _spatial(x):
+def _spatial(x: Tensor) -> tuple[int, ...]:
     """Spatial axes of a channels-last tensor."""
     return tuple(range(1, len(x.shape) - 1))
 
 
-def _beside_voxels(per_class, voxels):
+def _beside_voxels(per_class: Tensor, voxels: Tensor) -> Tensor:
     """(batch, classes) broadcast against (batch, *spatial, classes)."""
     for axis in _spatial(voxels):
         per_class = ops.expand_dims(per_class, axis)
