@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any
 from tf_autoctx import configuration
 from tf_autoctx.commands.command_line import Command, Given
 from tf_autoctx.configuration import check, field
-from tf_autoctx.errors import FieldError, UserError, sentence
+from tf_autoctx.errors import UserError, sentence
 from tf_autoctx.systems.shared import registry
 
 if TYPE_CHECKING:
@@ -84,10 +84,8 @@ def main(given: Given) -> None:
     names = [name for kind in option_kinds() for name in configuration.rules(kind)]
     segmentor = prediction.load(chosen.model, **{name: given[name] for name in names})
     if chosen.every_iteration and not segmentor.iterations:
-        raise FieldError(
-            "every_iteration",
-            True,
-            f"{chosen.model} does not render online; expected a run that does.",
+        raise UserError(
+            f"`every_iteration`: {chosen.model} does not render online; expected a run that does."
         )
     source, output = pathlib.Path(chosen.input), pathlib.Path(chosen.output)
     wanted = results.Results(

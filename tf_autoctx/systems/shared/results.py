@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -100,19 +100,20 @@ class Results:
             probabilities=self.probabilities,
             progress=progress,
         )
-        writers: dict[str, Callable[[pathlib.Path, int | None], None]] = {
-            "labels": lambda file, value: _write_label(file, segmentation["label"], image),
-            "masks": lambda file, value: _write_label(file, segmentation["label"] == value, image),
-            "probabilities": lambda file, value: _write(
-                file, segmentation["probability"][self.segmentor.labels[value or 0]], image
-            ),
-            "strips": lambda file, value: _write_strip(file, segmentation, image),
-            "iterations": lambda file, value: _write_iterations(
-                file, segmentation["iterations"], image, self._ending(path)
-            ),
-        }
+        label = segmentation["label"]
         for (kind, value), file in files.items():
-            writers[kind](file, value)
+            match kind:
+                case "labels":
+                    _write_label(file, label, image)
+                case "masks":
+                    _write_label(file, label == value, image)
+                case "probabilities":
+                    structure = self.segmentor.labels[value or 0]
+                    _write(file, segmentation["probability"][structure], image)
+                case "strips":
+                    _write_strip(file, segmentation, image)
+                case "iterations":
+                    _write_iterations(file, segmentation["iterations"], image, self._ending(path))
 
 
 def read_image(path: Path, dimensions: int) -> sitk.Image:
