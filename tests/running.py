@@ -12,80 +12,36 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from absl import flags
-from absl.testing import flagsaver
 from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow.python.framework import op_def_registry
 
-from tf_autoctx import errors, export
-from tf_autoctx.systems import prediction, serving
+from tf_autoctx import export
+from tf_autoctx.systems.shared import opening, prediction
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
-TRAINING = ("train_fetal_head", "train_multi_organ", "train_embryo", "train_renderer")
+def train(system, *arguments):
+    """Runs the training command of a system in this process; the dtype policy comes back."""
+    call(f"train_{system}", *arguments)
 
 
-def load(name):
-    """A script as a module. Scripts have flags of the same names, so only one training script, or none, is loaded."""
-    for other in TRAINING:
-        sys.modules.pop(other, None)
-        for flag in list(flags.FLAGS.get_flags_for_module(other)):
-            delattr(flags.FLAGS, flag.name)
-    return importlib.import_module(name)
-
-
-@contextlib.contextmanager
-def user_of_models(name):
-    """A script that uses finished models as a module; its flags are away afterwards."""
-    before = set(flags.FLAGS)
-    yield load(name)
-    for flag in set(flags.FLAGS) - before:
-        delattr(flags.FLAGS, flag)
-    del sys.modules[name]
-
-
-def main(name, *arguments):
-    """Runs a training script in this process; its flags and the dtype policy come back."""
-    module = load(name)
-    with unchanged():
-        flags.FLAGS([name, *arguments])
-        errors.in_one_sentence(module.main)([])
-
-
-@contextlib.contextmanager
-def unexported():
-    """Training scripts end without an export, which takes as long as a tiny training."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(serving, "export_run", lambda *_, **__: None)
-        yield
-
-
-@contextlib.contextmanager
-def unchanged():
-    """Flags and the dtype policy come back."""
+def call(command, *arguments):
+    """Runs a command of the package in this process, as a user does; a mistake is SystemExit(1)."""
+    module = importlib.import_module(f"tf_autoctx.commands.{command}")
     policy = keras.config.dtype_policy()
     try:
-        with flagsaver.flagsaver():
-            yield
+        module.command.perform([str(argument) for argument in arguments])
     finally:
         keras.config.set_dtype_policy(policy)
 
 
 @contextlib.contextmanager
-def evaluation(name):
-    """A script of eval/ as a module; the flags that training scripts share are away meanwhile, and its own afterwards."""
-    module = "tf_autoctx.training.flags"
-    shared = list(flags.FLAGS.get_flags_for_module(module))
-    for flag in shared:
-        delattr(flags.FLAGS, flag.name)
-    before = set(flags.FLAGS)
-    yield importlib.import_module(f"eval.{name}")
-    for flag in set(flags.FLAGS) - before:
-        delattr(flags.FLAGS, flag)
-    for flag in shared:
-        flags.FLAGS[flag.name] = flag
-        flags.FLAGS.register_flag_by_module(module, flag)  # `delattr` forgot it there
+def unexported():
+    """Trainings end without an export, which takes as long as a tiny training."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(opening, "export_run", lambda *_, **__: None)
+        yield
 
 
 def script(name, *arguments):
@@ -179,7 +135,7 @@ def check_bfloat16(run, image):
     assert json.loads((version / export.CARD).read_text())["precision"] == "bfloat16"
     found = served(version, image[None, ..., None].astype(np.float32))
     online = {"iterations": 0} if image.ndim == 2 else {}
-    exact = prediction.segmentor(run, **online).answer(
+    exact = prediction.load(run, **online).predictor(
         image[None, ..., None].astype(np.float32), True, False
     )
     assert found["label"].dtype == np.uint8
