@@ -76,7 +76,7 @@ def _write_cases(folder, make, settings, prefix, about, group):
         for kind, voxels in (("images", image), ("labels", label)):
             volume = sitk.GetImageFromArray(voxels)
             volume.SetSpacing(spacing[::-1])  # SimpleITK counts (x, y, z) or (x, y)
-            images.write(volume, folder / f"{kind}{part}" / name)
+            images.write(folder / f"{kind}{part}" / name, volume)
         entries[part].append(name)
         progress.add(1)
     task = {
