@@ -6,7 +6,7 @@ from tf_autoctx import biometry, metrics
 
 
 def ellipse(semi_axes, degrees, spacing, shape=(220, 200)):
-    """Mask (y, x) of an ellipse in the middle, its first axis so many degrees from x; lengths in mm."""
+    """Mask (y, x) of an ellipse in the middle, its first axis turned from x; lengths in mm."""
     y, x = ((np.arange(n) - n / 2 + 0.3) * mm for n, mm in zip(shape, spacing))
     angle, (a, b) = np.radians(degrees), semi_axes
     along, across = (
@@ -16,7 +16,8 @@ def ellipse(semi_axes, degrees, spacing, shape=(220, 200)):
     return (along / a) ** 2 + (across / b) ** 2 <= 1
 
 
-# Circumferences by Gauss and Kummer's series, pi (a + b) (1 + h / 4 + h^2 / 64 + ...), h = ((a - b) / (a + b))^2.
+# Circumferences by Gauss and Kummer's series, pi (a + b) (1 + h / 4 + h^2 / 64 + ...),
+# h = ((a - b) / (a + b))^2.
 @pytest.mark.parametrize("spacing", [(0.5, 0.5), (0.4, 0.7)])
 @pytest.mark.parametrize("degrees", [0, 30, 90, 137])
 @pytest.mark.parametrize(
@@ -24,14 +25,15 @@ def ellipse(semi_axes, degrees, spacing, shape=(220, 200)):
 )
 def test_an_ellipse_of_known_axes(semi_axes, circumference, degrees, spacing):
     found = biometry.head(ellipse(semi_axes, degrees, spacing), spacing)
-    # A boundary half a pixel off on either side, as by the centres of its pixels, would be 0.4 to 0.7 mm.
+    # A boundary half a pixel off on either side, as by the centres of its pixels, would be 0.4 to
+    # 0.7 mm.
     assert found["OFD_mm"] == pytest.approx(2 * semi_axes[0], abs=0.1)
     assert found["BPD_mm"] == pytest.approx(2 * semi_axes[1], abs=0.1)
     assert found["HC_mm"] == pytest.approx(circumference, abs=0.2)
 
 
 def test_the_largest_section_of_an_ellipsoid():
-    """A head of 50 x 70 mm across z, off the centre along it; its largest section is that through the centre."""
+    """A head of 50 x 70 mm across z, off the centre along it: the largest section is central."""
     spacing = (1.5, 0.7, 0.5)
     z, y, x = (np.arange(n) * mm for n, mm in zip((50, 130, 150), spacing))
     turned = Rotation.from_euler("z", 25, degrees=True).apply
@@ -77,8 +79,8 @@ def test_columns_stand_beside_the_truth():
     spacing = (0.5, 0.5)
     found = biometry.compare(ellipse((42, 30), 0, spacing), ellipse((40, 31), 60, spacing), spacing)
     assert list(found) == [
-        "BPD_mm", "truth_BPD_mm", "BPD_error_mm", "OFD_mm", "truth_OFD_mm", "OFD_error_mm", "HC_mm", "truth_HC_mm",
-        "HC_error_mm",
+        "BPD_mm", "truth_BPD_mm", "BPD_error_mm", "OFD_mm", "truth_OFD_mm", "OFD_error_mm",
+        "HC_mm", "truth_HC_mm", "HC_error_mm",
     ]  # fmt: skip
     assert found["OFD_mm"] == pytest.approx(84, abs=0.1) and found["truth_OFD_mm"] == pytest.approx(
         80, abs=0.1

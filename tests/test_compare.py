@@ -2,17 +2,16 @@ import csv
 
 import numpy as np
 import pytest
-import running
-from absl import flags
-from absl.testing import flagsaver
 
-from tf_autoctx import errors, metrics, report
+from tf_autoctx import metrics
+from tf_autoctx.commands.compare import command
+from tf_autoctx.report import tables
 
 LABELS = ("method", "against", "structure", "metric")
 
 
 def evaluation(folder, method="level 1", gain=0, cases=range(8), structures=("head",), truth=100.0):
-    """Writes an evaluation of eight cases whose DSC is 80, 81, ... % and whose Hdb is 10 mm, with a gain on both."""
+    """Writes an evaluation of eight cases: DSC 80, 81, ... %, Hdb 10 mm, with a gain on both."""
     rows = []
     for structure in structures:
         for case in cases:
@@ -35,26 +34,12 @@ def evaluation(folder, method="level 1", gain=0, cases=range(8), structures=("he
                     "volume_error_percent": abs(gain),
                 }
             )
-    report.write(rows, folder)
+    tables.write(folder, rows)
     return folder
 
 
-@pytest.fixture(scope="module")
-def script():
-    with running.evaluation("compare") as module:
-        yield module
-
-
-@pytest.fixture
-def compare(script):
-    def run(output, *folders):
-        with flagsaver.flagsaver():
-            flags.FLAGS(
-                ["compare.py", f"--output={output}", f"--evaluations={','.join(map(str, folders))}"]
-            )
-            errors.in_one_sentence(script.main)([])
-
-    return run
+def compare(output, *folders):
+    command.perform([f"--output={output}", f"--evaluations={','.join(map(str, folders))}"])
 
 
 def read(folder):
@@ -65,8 +50,11 @@ def read(folder):
         ]
 
 
-def test_paired_differences(compare, tmp_path, capsys):
-    """Eight gains of 1 to 8 points: all signs alike, so p = 2 / 2^8; of seven finite distances each is 1 mm better."""
+def test_paired_differences(tmp_path, capsys):
+    """Eight gains of 1 to 8 points: all signs alike, so p = 2 / 2^8.
+
+    Of seven finite distances each is 1 mm better.
+    """
     a = evaluation(tmp_path / "a" / "evaluation", cases=[*range(8), 20])
     b = evaluation(tmp_path / "b" / "evaluation", gain=1)
     compare(tmp_path / "out", a, b)
@@ -86,13 +74,13 @@ def test_paired_differences(compare, tmp_path, capsys):
     assert line[:3] == ["DSC_percent", "8", "+4.500"] and line[-2:] == ["0.0078", "0.0234"]
 
 
-def test_all_pairs_of_evaluations(compare, tmp_path):
+def test_all_pairs_of_evaluations(tmp_path):
     folders = [
         evaluation(tmp_path / name, name, gain, structures=("a", "b"))
         for name, gain in (("x", 0), ("y", 1), ("z", 2))
     ]
-    rows = report.read(folders[2])
-    report.write(rows + [row | {"method": "z again"} for row in rows], folders[2])
+    rows = tables.read(folders[2])
+    tables.write(folders[2], rows + [row | {"method": "z again"} for row in rows])
     compare(tmp_path / "out", *folders)
     pairs = [(row["method"], row["against"], row["structure"]) for row in read(tmp_path / "out")]
     expected = [("y", "x"), ("z", "x"), ("z again", "x"), ("z", "y"), ("z again", "y")]
@@ -111,7 +99,7 @@ def test_all_pairs_of_evaluations(compare, tmp_path):
         (["below/a"], "expected folders of runs with different names"),
     ],
 )
-def test_bad_input_is_one_sentence(others, told, compare, tmp_path, capsys):
+def test_bad_input_is_one_sentence(others, told, tmp_path, capsys):
     evaluation(tmp_path / "a")
     evaluation(tmp_path / "apart", cases=range(20, 28))
     evaluation(tmp_path / "seed", truth=120.0)
@@ -122,6 +110,8 @@ def test_bad_input_is_one_sentence(others, told, compare, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
-def test_one_evaluation_is_none_to_compare(compare, tmp_path):
-    with pytest.raises(flags.IllegalFlagValueError, match="at least two folders"):
+def test_one_evaluation_is_none_to_compare(tmp_path, capsys):
+    with pytest.raises(SystemExit, match="1"):
         compare(tmp_path / "out", evaluation(tmp_path / "a"))
+    assert "at least two folders" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

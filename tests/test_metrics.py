@@ -6,7 +6,7 @@ import SimpleITK as sitk
 from scipy import ndimage
 from scipy.spatial import distance
 
-from tf_autoctx import metrics
+from tf_autoctx import biometry, metrics
 
 INF = float("inf")
 
@@ -31,8 +31,8 @@ def test_hand_computed_scores_of_a_shifted_cube(shift):
     scores = metrics.compare(cube(at=5 + shift), cube(at=5), spacing=(1.0, 2.0, 0.5))
     dsc = (10 - shift) / 10
     assert list(scores) == [
-        "DSC_percent", "Conf_percent", "Jacc_percent", "precision_percent", "recall_percent", "Adb_mm", "Hdb_mm",
-        "Hdb95_mm", "volume_mL", "truth_volume_mL", "volume_error_percent",
+        "DSC_percent", "Conf_percent", "Jacc_percent", "precision_percent", "recall_percent",
+        "Adb_mm", "Hdb_mm", "Hdb95_mm", "volume_mL", "truth_volume_mL", "volume_error_percent",
     ]  # fmt: skip
     assert scores["DSC_percent"] == pytest.approx(100 * dsc)
     assert scores["Conf_percent"] == pytest.approx(100 * (3 * dsc - 2) / dsc)
@@ -98,7 +98,7 @@ def test_distances_equal_brute_force(spacing, seed):
 
 
 def random_mask(rng, kind, shape):
-    """A small object: "ragged" parts that touch the border, "inside" away from it, a "cavity" or one "voxel"."""
+    """A small object: "ragged" touches the border, "inside" does not; a "cavity", one "voxel"."""
     mask = np.zeros(shape, bool)
     if kind == "voxel":
         mask[tuple(rng.integers(shape))] = True
@@ -148,7 +148,8 @@ def test_scores_agree_with_simpleitk_and_brute_force(dimensions):
             "recall_percent": 100 * (1 - overlap.GetFalseNegativeError()),
         }
 
-        # Its Hausdorff distance is that of filled objects: the surfaces alone make it one of surfaces.
+        # Its Hausdorff distance is that of filled objects: the surfaces alone make it one of
+        # surfaces.
         surfaces = [itk_surface(image) for image in pair]
         hausdorff = sitk.HausdorffDistanceImageFilter()
         hausdorff.Execute(*surfaces)
@@ -305,3 +306,77 @@ def test_repeatability():
     assert np.isnan(metrics.repeatability([1, 2], ["a", "b"])["mean"])
     with pytest.raises(ValueError):
         metrics.repeatability([1, 2], ["a"])
+
+
+def ball(dimensions):
+    return np.linalg.norm(np.indices((16,) * dimensions) - 8, axis=0) < 6
+
+
+@pytest.mark.parametrize("dimensions", [2, 3])
+@pytest.mark.parametrize("spaced", [True, False])
+def test_every_column_is_declared(dimensions, spaced):
+    mask, spacing = ball(dimensions), (0.5,) * dimensions if spaced else None
+    scores = metrics.compare(mask, mask, spacing)
+    if spaced:
+        scores |= biometry.compare(mask, mask, spacing)
+    columns = {name: metrics.column(name) for name in scores}
+    assert all(metrics.METRICS[column.metric.name] == column.metric for column in columns.values())
+    assert all(column.name == name for name, column in columns.items())
+    # What is measured stands beside the truth's, and in no other way.
+    truths = {column.truth for column in columns.values()} - {""}
+    assert truths == {name for name, column in columns.items() if column.of_truth}
+    assert truths == {name for name in scores if "truth_" in name} and len(truths) == 1 + 3 * spaced
+    assert metrics.size_of(scores).name in scores and metrics.size_of(scores).truth in scores
+
+
+def test_the_table_of_metrics_is_written_out():
+    """Every row and column that is declared is one that a comparison gives."""
+    written = set()
+    for dimensions in (2, 3):
+        mask = ball(dimensions)
+        written |= {*metrics.compare(mask, mask), *metrics.compare(mask, mask, (1,) * dimensions)}
+        written |= {*biometry.compare(mask, mask, (1,) * dimensions)}
+    declared = [name for m in metrics.METRICS.values() for name in metrics.columns(m)]
+    assert written == set(declared) and len(declared) == len(written)
+
+
+def test_directions():
+    better = {name: metric.better for name, metric in metrics.METRICS.items()}
+    assert better == {
+        **dict.fromkeys(("DSC", "Conf", "Jacc", "precision", "recall"), "higher"),
+        **dict.fromkeys(("Adb", "Hdb", "Hdb95", "volume_error", "area_error"), "lower"),
+        **dict.fromkeys(("BPD_error", "OFD_error", "HC_error"), "lower"),
+        **dict.fromkeys(("volume", "area", "BPD", "OFD", "HC"), "neither"),
+    }
+    # A worse segmentation moves each of them that way.
+    truth, spacing = cube(at=5), (1.0, 1.0, 1.0)
+    good, bad = (metrics.compare(cube(at=5 + n, edge=10 + n), truth, spacing) for n in (1, 3))
+    for name in good:
+        column = metrics.column(name)
+        if column.is_score and column.metric.name != "recall":  # the truth is cut off alike
+            assert (bad[name] > good[name]) == (column.metric.better == "lower"), name
+
+
+@pytest.mark.parametrize(
+    "name, title, truth, is_score",
+    [
+        ("DSC_percent", "DSC (%)", "", True),
+        ("Hdb95_pixel", "Hdb95 (pixel)", "", True),
+        ("volume_error_percent", "volume error (%)", "", True),
+        ("area_mm2", "area (mm2)", "truth_area_mm2", False),
+        ("truth_volume_mL", "truth volume (mL)", "", False),
+        ("BPD_mm", "BPD (mm)", "truth_BPD_mm", False),
+        ("HC_error_mm", "HC error (mm)", "", True),
+        ("my_score", "my score", "", True),  # not declared
+    ],
+)
+def test_a_column(name, title, truth, is_score):
+    column = metrics.column(name)
+    assert (column.title, column.truth, column.is_score) == (title, truth, is_score)
+
+
+def test_where_metrics_are_shown():
+    table = ("DSC", "Conf", "Jacc", "Adb", "Hdb", "volume_error", "area_error")
+    assert metrics.shown("table") == table
+    assert metrics.shown("charts") == ("DSC", "Adb", "Hdb", "volume_error", "area_error")
+    assert metrics.shown("measurements") == ("BPD_error", "OFD_error", "HC_error")

@@ -30,14 +30,17 @@ def test_components_of_a_volume():
 
 
 def test_holes():
-    """Both holes of the ring of 1 are filled, also where a corner alone closes it; open water at the border is not."""
+    """Both holes of the ring of 1 are filled, also where a corner alone closes it.
+
+    Open water at the border is not.
+    """
     before = label("0111110 1000101 1010111 1111110 0000010 0001100")
     expected = label("0111110 1111111 1111111 1111110 0000010 0001100")
     np.testing.assert_array_equal(postprocess(before, fill_holes=True), expected)
 
 
 def test_the_inner_structure_gets_the_hole():
-    """A ring of 1 around a ring of 2, in either numbering: its own hole, and what lies between the two."""
+    """A ring of 1 around a ring of 2, in either numbering: its own hole, and what lies between."""
     before = label("1111111 1000001 1022201 1020201 1022201 1000001 1111111")
     expected = label("1111111 1111111 1122211 1122211 1122211 1111111 1111111")
     np.testing.assert_array_equal(postprocess(before, fill_holes=True), expected)

@@ -3,24 +3,24 @@ import pytest
 from matplotlib import image as png
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from test_report import cube
+from test_report_tables import cube
 
-from tf_autoctx import plots
+from tf_autoctx.report import figures
 
 
 @pytest.fixture
 def drawn(monkeypatch):
     """The figures that were written."""
-    figures, savefig = [], Figure.savefig
+    written, savefig = [], Figure.savefig
     monkeypatch.setattr(
-        Figure, "savefig", lambda self, *a, **k: figures.append(self) or savefig(self, *a, **k)
+        Figure, "savefig", lambda self, *a, **k: written.append(self) or savefig(self, *a, **k)
     )
-    return figures
+    return written
 
 
 def test_agreement_figure(tmp_path, drawn):
-    """Differences of 1, 2, 3 and 4 have a mean of 2.5 and an SD of 1.29; the fifth pair is not finite."""
-    plots.agreement(
+    """Differences of 1, 2, 3 and 4: mean 2.5 and SD 1.29; the fifth pair is not finite."""
+    figures.agreement(
         tmp_path / "a.png", [11, 22, 33, 44, 50], [10, 20, 30, 40, np.nan], "head volume (mL)"
     )
     assert (
@@ -43,13 +43,13 @@ def test_agreement_figure(tmp_path, drawn):
         "-1.96 SD\n-0.03",
     ]
     with pytest.raises(ValueError, match="1 finite pair"):
-        plots.agreement(tmp_path / "b.png", [1, 2], [1, np.inf], "one")
+        figures.agreement(tmp_path / "b.png", [1, 2], [1, np.inf], "one")
 
 
 def test_repeatability_figure(tmp_path, drawn):
     """Two scans 2 mL apart have an SD of 1.41 mL; a patient of one scan has none."""
     groups = ["a", "a", "b", "b", "once"]
-    plots.repeatability(
+    figures.repeatability(
         tmp_path / "a.png",
         {"truth": [5, 5, 6, 6, 7], "level 1": [4, 6, 9, 9, 9]},
         groups,
@@ -64,7 +64,7 @@ def test_repeatability_figure(tmp_path, drawn):
     assert points == [[0, 0], pytest.approx([2**0.5, 0])]
     assert ax.get_ylabel() == "SD within a group (groups: 2)" and (tmp_path / "a.png").exists()
     with pytest.raises(ValueError, match="second scan"):
-        plots.repeatability(tmp_path / "b.png", {"level 1": [1, 2]}, ["a", "b"], "volume (mL)")
+        figures.repeatability(tmp_path / "b.png", {"level 1": [1, 2]}, ["a", "b"], "volume (mL)")
 
 
 def has(picture, colour):
@@ -77,22 +77,23 @@ def test_picture_shows_both_outlines(dimensions, tmp_path):
     slices = (image, cube(at=6), cube(at=5))
     image, prediction, truth = slices if dimensions == 3 else (volume[5] for volume in slices)
     spacing = (2.0, 1.0, 1.0)[-dimensions:]
-    plots.picture(tmp_path / "both.png", image, prediction, truth, spacing, "case_0", {"head": 1})
-    plots.picture(tmp_path / "alone.png", image, prediction, None, spacing, "case_0", {"head": 1})
-    plots.picture(
+    figures.picture(tmp_path / "both.png", image, prediction, truth, spacing, "case_0", {"head": 1})
+    figures.picture(tmp_path / "alone.png", image, prediction, None, spacing, "case_0", {"head": 1})
+    figures.picture(
         tmp_path / "nothing.png", image, 0 * prediction, 0 * truth, None, "case_0", {"head": 1}
     )
     both, alone = (png.imread(tmp_path / f"{name}.png") for name in ("both", "alone"))
-    assert has(both, plots.TRUTH) and has(both, plots.PREDICTION)
-    assert has(alone, plots.PREDICTION) and not has(alone, plots.TRUTH)
+    assert has(both, figures.TRUTH) and has(both, figures.PREDICTION)
+    assert has(alone, figures.PREDICTION) and not has(alone, figures.TRUTH)
     assert len(list(tmp_path.iterdir())) == 3  # and no unfinished file
 
 
 def test_picture_keeps_the_proportions(tmp_path):
     image = np.ones((10, 40))
-    plots.picture(tmp_path / "wide.png", image, image, image, (3.0, 1.5), "case_0", {"head": 1})
+    figures.picture(tmp_path / "wide.png", image, image, image, (3.0, 1.5), "case_0", {"head": 1})
     outline = (
-        np.abs(png.imread(tmp_path / "wide.png")[..., :3] - to_rgb(plots.PREDICTION)).max(-1) < 0.02
+        np.abs(png.imread(tmp_path / "wide.png")[..., :3] - to_rgb(figures.PREDICTION)).max(-1)
+        < 0.02
     )
     outline[-outline.shape[0] // 8 :] = False  # the legend
     high, wide = (np.ptp(np.flatnonzero(outline.any(axis))) for axis in (1, 0))
@@ -101,7 +102,7 @@ def test_picture_keeps_the_proportions(tmp_path):
 
 def test_picture_refuses_another_shape(tmp_path):
     with pytest.raises(ValueError, match=r"\(12, 16, 20\)"):
-        plots.picture(
+        figures.picture(
             tmp_path / "a.png",
             np.zeros((12, 16, 21)),
             cube(at=5),
@@ -114,7 +115,10 @@ def test_picture_refuses_another_shape(tmp_path):
 
 @pytest.mark.parametrize("dimensions", [2, 3])
 def test_picture_of_several_structures(dimensions, tmp_path, monkeypatch):
-    """Truth above, prediction below, a colour each; the slices pass through what the truth has, the liver alone."""
+    """Truth above, prediction below, a colour each.
+
+    The slices pass through what the truth has, the liver alone.
+    """
     titles, suptitle = [], Figure.suptitle
     monkeypatch.setattr(
         Figure, "suptitle", lambda self, text, **k: titles.append(text) or suptitle(self, text, **k)
@@ -123,10 +127,10 @@ def test_picture_of_several_structures(dimensions, tmp_path, monkeypatch):
     truth, prediction = 7 * cube(at=1), 7 * cube(at=4) + 2 * cube(at=12)
     image, prediction, truth = (v if dimensions == 3 else v[5] for v in (image, prediction, truth))
     structures = {"artery": 2, "liver": 7, "vein": 9}
-    plots.picture(tmp_path / "a.png", image, prediction, truth, None, "case_0", structures)
+    figures.picture(tmp_path / "a.png", image, prediction, truth, None, "case_0", structures)
     above, below = np.array_split(png.imread(tmp_path / "a.png"), 2)
     below = below[: -len(below) // 8]  # without the legend
-    artery, liver = plots.PALETTE[:2]
+    artery, liver = figures.PALETTE[:2]
     assert has(above, liver) and not has(above, artery)
     assert has(below, liver) and (dimensions == 3 or has(below, artery))
     assert titles == ["case_0   mean DSC 50.0 %"]  # of the structures in the truth

@@ -1,5 +1,6 @@
-"""The page of an evaluation: what it says, that it needs nothing else, and how it behaves in a real browser."""
+"""The page of an evaluation: what it says, and how it behaves in a real browser."""
 
+import functools
 import html.parser
 import itertools
 import json
@@ -17,7 +18,9 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.wait import WebDriverWait
 
-from tf_autoctx import errors, html_report, metrics, plots, report, views
+from tf_autoctx import errors, metrics
+from tf_autoctx.report import figures, tables, views
+from tf_autoctx.report import page as report_page
 
 ROOT = pathlib.Path(__file__).parents[1]
 SHAPE, SPACING = (20, 24, 28), (2.0, 1.0, 1.0)
@@ -42,7 +45,10 @@ def evaluation(folder, shifts=SHIFTS, cases=None, truth_at=6, dimensions=3, prob
     """A run with an evaluation of levels 1 and 2, whose predictions are shifted along x."""
     rows, cases = [], cases or shifts
     image = np.random.default_rng(0).normal(100, 2, SHAPE) + 100 * (label(truth_at) > 0)
-    flat = lambda volume: volume if dimensions == 3 else volume[7]
+
+    def flat(volume):
+        return volume if dimensions == 3 else volume[7]
+
     spacing = SPACING if dimensions == 3 else None
     for case in cases:
         answers, truth = {}, flat(label(truth_at))
@@ -69,7 +75,7 @@ def evaluation(folder, shifts=SHIFTS, cases=None, truth_at=6, dimensions=3, prob
             views.of(flat(image), truth, answers, spacing, STRUCTURES),
         )
     rows.sort(key=lambda row: row["method"])
-    report.write(rows, folder / "evaluation")
+    tables.write(folder / "evaluation", rows)
     (folder / "config.json").write_text(json.dumps(CONFIG))
     for level in (1, 2):
         (folder / f"level_{level}").mkdir(exist_ok=True)
@@ -92,7 +98,7 @@ class Elements(html.parser.HTMLParser):
 
 
 def written(tmp_path, *folders):
-    html_report.write(tmp_path / "report.html", folders)
+    report_page.write(tmp_path / "report.html", folders)
     return (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
@@ -120,10 +126,10 @@ def test_numbers_are_those_of_the_report(tmp_path):
     folder = evaluation(tmp_path / "run")
     page = written(tmp_path, folder)
     # Cubes of 8 voxels shifted by 1, 0 and 3: Dice 87.5, 100 and 62.5 %.
-    values = report.summarize(report.read(folder))["methods"]["level 2"]["head"]["metrics"][
+    values = tables.summarize(tables.read(folder))["methods"]["level 2"]["head"]["metrics"][
         "DSC_percent"
     ]
-    mean, interval = report.spread(values)
+    mean, interval = tables.spread(values)
     assert mean == "83.33 ± 19.09" and f"<td>{mean}<small>{interval}</small></td>" in page
     assert "level 2 against level 1, head: DSC +20.83 %" in page
     figures = embedded(page, "figures")
@@ -168,7 +174,8 @@ def test_a_view(tmp_path):
     assert [method["name"] for method in view["methods"]] == ["level 1", "level 2"]
     assert [method["shown"] for method in view["methods"]] == [False, True]
     assert (
-        view["methods"][1]["colour"] == plots.PREDICTION and view["truth"]["colour"] == plots.TRUTH
+        view["methods"][1]["colour"] == figures.PREDICTION
+        and view["truth"]["colour"] == figures.TRUTH
     )
     head, face = view["methods"][1]["surfaces"]
     assert head["vertices"]["unit"] * 65535 == pytest.approx(26)  # mm: the head's 13 voxels of 2 mm
@@ -228,11 +235,11 @@ def test_images(tmp_path):
         (lambda a, b: (a, b, (b.parent / "config.json").write_text("{"))[:2], "config.json"),
         (lambda a, b: (a, b, (b / "views" / "head_1.npz").write_text(""))[:2], "head_1.npz"),
         (
-            lambda a, b: (a, b, (b / "scores.csv").write_text(",".join(report.LONG) + "\n"))[:2],
+            lambda a, b: (a, b, (b / "scores.csv").write_text(",".join(tables.LONG) + "\n"))[:2],
             "holds no case",
         ),
         (
-            lambda a, b: (a, report.write(report.read(b)[:2], b) or b),
+            lambda a, b: (a, tables.write(b, tables.read(b)[:2]) or b),
             "other methods than scores.csv",
         ),
     ],
@@ -240,7 +247,7 @@ def test_images(tmp_path):
 def test_a_mistake_is_one_sentence_and_writes_nothing(damage, told, tmp_path):
     folders = damage(*(evaluation(tmp_path / name, cases=["head_1"]) for name in ("a", "b")))
     with pytest.raises(errors.UserError, match=told):
-        html_report.write(tmp_path / "report.html", folders)
+        report_page.write(tmp_path / "report.html", folders)
     assert not [path for path in tmp_path.iterdir() if path.is_file()]
 
 
@@ -330,7 +337,8 @@ class Page:
         """Heights in a plane, 0 (top) to 1, of all its pixels of the colour "#rrggbb"."""
         script = """
             const [wanted, canvas] = arguments, heights = [];
-            const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+            const { width, height } = canvas;
+            const { data } = canvas.getContext("2d").getImageData(0, 0, width, height);
             for (let i = 0; i < data.length; i += 4)
                 if (wanted.every((value, channel) => Math.abs(data[i + channel] - value) < 12))
                     heights.push(i / data.length);
@@ -379,30 +387,33 @@ def test_two_runs_in_a_browser(browser, tmp_path):
         True,
     ]
     before = page.picture()
-    assert all(len(page.pixels(colour)) > 200 for colour in (plots.TRUTH, *html_report.COLOURS[:2]))
-    assert not page.pixels(html_report.COLOURS[2])
+    assert all(
+        len(page.pixels(colour)) > 200 for colour in (figures.TRUTH, *report_page.COLOURS[:2])
+    )
+    assert not page.pixels(report_page.COLOURS[2])
     for colour in (
-        plots.TRUTH,
+        figures.TRUTH,
         "#ffffff",
     ):  # the head is bright: from slice 5 to 13 of 20, counted from below
         assert np.mean(page.pixels(colour, axis=1)) == pytest.approx(1 - 9 / 20, abs=0.02)
     page.all("#layers input")[0].click()
-    assert not page.pixels(plots.TRUTH)
+    assert not page.pixels(figures.TRUTH)
     page.all("#layers input")[0].click()
     assert page.picture() == before
 
-    # The slider moves its plane, by keys too; a click moves the others; outside the head is no outline.
+    # The slider moves its plane, by keys too; a click moves the others; outside the head is no
+    # outline.
     slider, text = page.one('figure[data-axis="0"] input'), page.one('figure[data-axis="0"] span')
     assert text.text == "z = 9 of 20"
     slider.send_keys(Keys.ARROW_RIGHT * 2)
     assert text.text == "z = 11 of 20" and page.picture() != before
     slider.send_keys(Keys.END)
-    assert text.text == "z = 19 of 20" and not page.pixels(plots.TRUTH)
+    assert text.text == "z = 19 of 20" and not page.pixels(figures.TRUTH)
     coronal = page.one('figure[data-axis="1"] canvas')
     ActionChains(browser).move_to_element_with_offset(
         coronal, 0, 25
     ).click().perform()  # below the middle
-    assert text.text == "z = 8 of 20" and len(page.pixels(plots.TRUTH)) > 200
+    assert text.text == "z = 8 of 20" and len(page.pixels(figures.TRUTH)) > 200
     assert page.one("#voxel").text.startswith("voxel (z, y, x): 8, 10, 14\ntruth: background")
 
     # Probability, another structure, the surface
@@ -416,7 +427,10 @@ def test_two_runs_in_a_browser(browser, tmp_path):
     )
     page.until(lambda: len(browser.execute_script(meshes)) == 2)
     assert browser.execute_script(meshes) == [0, 0]  # the last method of b is right
-    extent = "const { x, y, z } = document.querySelector('#surface').data[0]; return [x, y, z].map((a) => [...a])"
+    extent = (
+        "const { x, y, z } = document.querySelector('#surface').data[0]; "
+        "return [x, y, z].map((a) => [...a])"
+    )
     x, y, z = browser.execute_script(
         extent
     )  # of the head: voxels 6 to 13 along x and y, 5 to 12 of 2 mm along z
@@ -440,7 +454,7 @@ def test_two_runs_in_a_browser(browser, tmp_path):
     assert not page.one("#viewer").is_displayed()
     for chart in page.all(".chart"):
         browser.execute_script("arguments[0].scrollIntoView()", chart)
-        page.until(lambda: chart.find_elements(By.CSS_SELECTOR, ".main-svg"))
+        page.until(functools.partial(chart.find_elements, By.CSS_SELECTOR, ".main-svg"))
     page.require_no_errors()
 
 
@@ -449,7 +463,7 @@ def test_images_in_a_browser(browser, tmp_path):
     page = Page(browser, tmp_path / "report.html")
     page.one("tr[data-view] button").click()
     page.until(lambda: page.one("#viewer h2").text == "<i>&3")
-    assert all(len(page.pixels(colour)) > 200 for colour in (plots.TRUTH, plots.PREDICTION))
+    assert all(len(page.pixels(colour)) > 200 for colour in (figures.TRUTH, figures.PREDICTION))
     shown = [figure.is_displayed() for figure in page.all("#viewer figure")]
     assert shown == [True, False, False, False] and not page.one("#probability").is_displayed()
     page.require_no_errors()

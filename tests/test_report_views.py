@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from tf_autoctx import errors, views
+from tf_autoctx import errors
+from tf_autoctx.report import views
 
 
 def cube(at=5, shape=(20, 20, 24)):
@@ -16,7 +17,10 @@ def answer(label, **probability):
 
 
 def test_a_large_volume_is_reduced_and_keeps_its_extent():
-    """Along z two voxels become one sample, whose label is that of the second; the mean of image pairs is a ramp."""
+    """Along z two voxels become one sample, with the label of the second.
+
+    The mean of image pairs is a ramp.
+    """
     voxels = np.broadcast_to(np.arange(160.0)[:, None, None], (160, 30, 120))
     odd = 3 * (np.arange(160) % 2)[:, None, None] * np.ones(voxels.shape, int)
     view = views.of(voxels, odd, {"ours": answer(odd)}, (0.5, 1.0, 2.0), {"liver": 3})
@@ -102,7 +106,7 @@ def test_something_else_is_one_sentence(damage, tmp_path):
         path.write_bytes(path.read_bytes()[:-200])
     elif damage is not None:
         path.write_bytes(damage)
-    with pytest.raises(errors.UserError, match="a.npz"):
+    with pytest.raises(errors.UserError, match=r"a\.npz"):
         views.read(path)
 
 
@@ -119,7 +123,10 @@ def test_the_surface_lies_between_voxels():
 
 
 def test_distances_of_a_shifted_cube():
-    """Shifted by one voxel of 1.5 mm: 1.5 mm in front and in the middle of the back, 0 where the sides overlap."""
+    """Shifted by one voxel of 1.5 mm: 1.5 mm in front and in the middle of the back.
+
+    It is 0 where the sides overlap.
+    """
     surface = views.surface(cube(at=6), cube(at=5), (1.0, 1.0, 1.5))
     x, distances = surface["vertices"][:, 2], surface["distances"]
     assert distances.max() == 1.5 and np.all(distances[x == 12 * 1.5] == 1.5)
@@ -130,7 +137,7 @@ def test_distances_of_a_shifted_cube():
 
 
 def test_a_large_surface_is_simplified_in_place():
-    """A ball of radius 30 voxels: few vertices, which stay where they were and know their own distance."""
+    """A ball of radius 30 voxels: few vertices, which stay in place and know their distance."""
     z, y, x = np.mgrid[:80, :80, :80] - 39.5
     ball = z**2 + y**2 + x**2 < 30**2
     surface = views.surface(ball, ball, (1, 1, 1))

@@ -119,7 +119,7 @@ def test_a_case_that_cannot_be_scored_is_listed_and_the_rest_scored(folders):
 
 
 def test_post_processing_is_scored_side_by_side(tmp_path):
-    """Two structures of 64 voxels; in case a, one has a cavity of one voxel and three voxels far away."""
+    """Two structures of 64 voxels; in case a, one has a cavity of one voxel and three far away."""
     label = np.zeros((8, 10, 12), np.uint8)
     label[2:6, 3:7, 2:6], label[2:6, 3:7, 7:11] = 1, 2
     damaged = label.copy()

@@ -1,34 +1,177 @@
-"""Scores of a segmentation against its ground truth: overlap, boundary distances, volume, and statistics over cases.
+"""Scores of a segmentation against its ground truth, and what they are.
 
-Overlap and distances follow Yang et al. 2019, section 3.1, equations 6-8. The paper's Adb divides by the object's size;
-its reported values are only possible with the number of surface points, which is the definition here.
+Overlap, boundary distances, volume, and statistics over cases. `METRICS` says once what each metric
+is; tables, figures and the page read it there.
+
+Overlap and distances follow Yang et al. 2019, section 3.1, equations 6-8. The paper's Adb divides
+by the object's size; its reported values are only possible with the number of surface points, which
+is the definition here.
 """
 
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Hashable, Sequence
+from typing import Any, Literal
+
 import numpy as np
+import numpy.typing as npt
 from scipy import ndimage, spatial, stats
 
-
-def dice(prediction, truth):
-    """Dice similarity coefficient 2 |E and G| / (|E| + |G|) of masks of equal shape, in [0, 1]; 1 if both empty."""
-    prediction, truth = _masks(prediction, truth)
-    size = np.count_nonzero(prediction) + np.count_nonzero(truth)
-    return 2 * np.count_nonzero(prediction & truth) / size if size else 1.0
+Direction = Literal["higher", "lower", "neither"]
+Place = Literal["table", "charts", "measurements"]
+TITLES = {"percent": "%"}  # of units; others are called what their column says
 
 
-def mean_dice(prediction, truth):
-    """Mean DSC in [0, 1] of the classes from 1 that the truth has, of integer arrays of equal shape."""
+@dataclasses.dataclass(frozen=True)
+class Metric:
+    """What a metric is: a row of `METRICS`.
+
+    Attributes:
+      name: without its unit.
+      units: those that it comes in; in the order in which `size_of` looks for them.
+      better: whether "higher" or "lower" values are better; "neither" is that of a measurement such
+        as a volume, which the truth has too; None where nothing was declared.
+      shown: "table": among the columns of the printed table; "charts": among the box plots and the
+        scores of a case on the page; "measurements": in the table of errors of biometry.
+      is_size: whether it is how much of a structure there is, 0 for nothing.
+    """
+
+    name: str
+    units: tuple[str, ...]
+    better: Direction | None
+    shown: tuple[Place, ...] = ()
+    is_size: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Column:
+    """A column of results: a metric in one of its units, of the prediction or of the truth.
+
+    Attributes:
+      name: on disk, such as DSC_percent or truth_volume_mL.
+      metric: its row of `METRICS`.
+      unit: one of the metric's, or "".
+      of_truth: whether it is the truth's.
+    """
+
+    name: str
+    metric: Metric
+    unit: str
+    of_truth: bool = False
+
+    @property
+    def title(self) -> str:
+        """What stands above it, such as "volume error (%)"."""
+        name = f"{'truth ' * self.of_truth}{self.metric.name}".replace("_", " ")
+        return f"{name} ({TITLES.get(self.unit, self.unit)})" if self.unit else name
+
+    @property
+    def truth(self) -> str:
+        """Name of the column of the truth's value; "" if this is no measurement of a prediction."""
+        measures = self.metric.better == "neither" and not self.of_truth
+        return f"truth_{self.name}" if measures else ""
+
+    @property
+    def is_score(self) -> bool:
+        """Whether methods can be compared by it: a volume is no better for being larger."""
+        return self.metric.better != "neither"
+
+
+METRICS = {
+    metric.name: metric
+    for metric in (
+        Metric("DSC", ("percent",), "higher", ("table", "charts")),
+        Metric("Conf", ("percent",), "higher", ("table",)),
+        Metric("Jacc", ("percent",), "higher", ("table",)),
+        Metric("precision", ("percent",), "higher"),
+        Metric("recall", ("percent",), "higher"),
+        Metric("Adb", ("mm", "pixel"), "lower", ("table", "charts")),
+        Metric("Hdb", ("mm", "pixel"), "lower", ("table", "charts")),
+        Metric("Hdb95", ("mm", "pixel"), "lower"),
+        Metric("volume", ("mL", "pixel"), "neither", is_size=True),
+        Metric("volume_error", ("percent",), "lower", ("table", "charts")),
+        # Pixels first: in 2D some cases of an evaluation may have them alone.
+        Metric("area", ("pixel", "mm2"), "neither", is_size=True),
+        Metric("area_error", ("percent",), "lower", ("table", "charts")),
+        Metric("BPD", ("mm",), "neither"),
+        Metric("BPD_error", ("mm",), "lower", ("measurements",)),
+        Metric("OFD", ("mm",), "neither"),
+        Metric("OFD_error", ("mm",), "lower", ("measurements",)),
+        Metric("HC", ("mm",), "neither"),
+        Metric("HC_error", ("mm",), "lower", ("measurements",)),
+    )
+}
+
+
+def columns(metric: Metric) -> dict[str, Column]:
+    """{name on disk: column} of a metric: one per unit, and of a measurement the truth's too."""
+    named = {}
+    for unit in metric.units:
+        column = Column(f"{metric.name}_{unit}", metric, unit)
+        named[column.name] = column
+        if column.truth:
+            named[column.truth] = Column(column.truth, metric, unit, of_truth=True)
+    return named
+
+
+def column(name: str) -> Column:
+    """The column of that name on disk; one that no metric declares is a metric without a unit."""
+    for metric in METRICS.values():
+        if name in (named := columns(metric)):
+            return named[name]
+    return Column(name, Metric(name, (), None), "")
+
+
+def shown(place: Place) -> tuple[str, ...]:
+    """Names of the metrics that are shown in a place, see `Metric`."""
+    return tuple(metric.name for metric in METRICS.values() if place in metric.shown)
+
+
+def size_of(row: dict[str, Any]) -> Column:
+    """The column of a row that is the size of the structure.
+
+    Raises:
+      KeyError: it has none.
+    """
+    for metric in METRICS.values():
+        for name, size in columns(metric).items() if metric.is_size else ():
+            if name in row and not size.of_truth:
+                return size
+    raise KeyError("size")
+
+
+def dice(prediction: npt.ArrayLike, truth: npt.ArrayLike) -> float:
+    """Dice similarity coefficient 2 |E and G| / (|E| + |G|) of masks of equal shape.
+
+    In [0, 1]; 1 if both are empty.
+    """
+    mask, true_mask = _masks(prediction, truth)
+    size = np.count_nonzero(mask) + np.count_nonzero(true_mask)
+    return 2 * np.count_nonzero(mask & true_mask) / size if size else 1.0
+
+
+def mean_dice(prediction: np.ndarray, truth: np.ndarray) -> float:
+    """Mean DSC in [0, 1] of the classes from 1 that the truth has.
+
+    Args:
+      prediction, truth: integer arrays of equal shape.
+    """
     return float(np.mean([dice(prediction == k, truth == k) for k in np.setdiff1d(truth, 0)]))
 
 
-def surface(mask):
-    """Boundary voxels of a bool mask, same shape: object voxels with a background 6-neighbour (4-neighbour in 2D).
+def surface(mask: np.ndarray) -> np.ndarray:
+    """Boundary voxels of a bool mask, same shape: object voxels with a background neighbour.
 
-    Outside the array is background, and an inner cavity has a surface too.
+    Neighbours share a face (in 2D, an edge). Outside the array is background, and an inner cavity
+    has a surface too.
     """
     return mask & ~ndimage.binary_erosion(mask)
 
 
-def surface_distances(prediction, truth, spacing=None):
+def surface_distances(
+    prediction: npt.ArrayLike, truth: npt.ArrayLike, spacing: Sequence[float] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Distance from every boundary voxel of one mask to the nearest boundary voxel of the other.
 
     Args:
@@ -36,7 +179,7 @@ def surface_distances(prediction, truth, spacing=None):
       spacing: distance between voxel centres per axis of the array, in mm; None measures in pixels.
 
     Returns:
-      (to_truth, to_prediction): one distance per boundary voxel of the prediction and of the truth.
+      (to_truth, to_prediction): one distance per boundary voxel of the prediction, of the truth.
 
     Raises:
       ValueError: shapes differ, spacing does not have one value per axis, or a mask is empty.
@@ -45,57 +188,56 @@ def surface_distances(prediction, truth, spacing=None):
     if not (prediction.any() and truth.any()):
         raise ValueError("an empty mask has no boundary to measure a distance to.")
 
-    # Only the box around both objects matters: outside it everything is background, as it is outside the array.
+    # Only the box around both objects matters: outside it everything is background, as it is
+    # outside the array.
     union = prediction | truth
     box = []
     for axis in range(union.ndim):
-        filled = np.flatnonzero(
-            union.any(axis=tuple(other for other in range(union.ndim) if other != axis))
-        )
+        others = tuple(other for other in range(union.ndim) if other != axis)
+        filled = np.flatnonzero(union.any(axis=others))
         box.append(slice(filled[0], filled[-1] + 1))
 
     scale = np.ones(truth.ndim) if spacing is None else np.asarray(spacing, float)
 
-    # A tree over the boundaries is an order of magnitude faster than distance transforms of the volume; boundary
-    # voxels lie on a grid, so balancing the tree costs more than it saves.
+    # A tree over the boundaries is an order of magnitude faster than distance transforms of the
+    # volume; boundary voxels lie on a grid, so balancing the tree costs more than it saves.
     points = [np.argwhere(surface(mask[tuple(box)])) * scale for mask in (prediction, truth)]
     trees = [spatial.KDTree(p, balanced_tree=False, compact_nodes=False) for p in points]
     return trees[1].query(points[0], workers=-1)[0], trees[0].query(points[1], workers=-1)[0]
 
 
-def compare(prediction, truth, spacing=None):
-    """All scores of one segmentation E against its ground truth G (Yang et al. 2019, section 3.1, equations 6-8).
+def compare(
+    prediction: npt.ArrayLike, truth: npt.ArrayLike, spacing: Sequence[float] | None = None
+) -> dict[str, float]:
+    """All scores of a segmentation E against its ground truth G.
+
+    Yang et al. 2019, section 3.1, equations 6-8.
 
     Args:
       prediction, truth: masks of equal shape, (z, y, x) or (y, x); non-zero is object.
       spacing: mm per axis in the ARRAY's order, (z, y, x) or (y, x); None measures in pixels.
 
     Returns:
-      Dict of floats: DSC_percent, Conf_percent, Jacc_percent, precision_percent, recall_percent, Adb_mm, Hdb_mm,
-      Hdb95_mm, volume_mL, truth_volume_mL, volume_error_percent. A name always tells its unit: 2D masks have area_mm2,
-      truth_area_mm2 and area_error_percent instead of volumes, and without spacing mm, mL and mm2 become pixel.
+      {column: value}: DSC_percent, Conf_percent, Jacc_percent, precision_percent, recall_percent,
+      Adb_mm, Hdb_mm, Hdb95_mm, volume_mL, truth_volume_mL, volume_error_percent. A name always
+      tells its unit: 2D masks have area_mm2, truth_area_mm2 and area_error_percent instead of
+      volumes, and without spacing mm, mL and mm2 become pixel.
 
-      Both masks empty: overlap 100 %, distances 0, volume error 0. One empty: overlap, precision and recall 0, Conf
-      -inf, distances inf; the volume error is 100 % without prediction and inf without truth.
+      Both masks empty: overlap 100 %, distances 0, volume error 0. One empty: overlap, precision
+      and recall 0, Conf -inf, distances inf; the volume error is 100 % without prediction and inf
+      without truth.
 
     Raises:
       ValueError: shapes differ, are not 2D or 3D, or spacing does not have one value per axis.
     """
     prediction, truth = _masks(prediction, truth, spacing)
-    size, true_size = np.count_nonzero(prediction), np.count_nonzero(truth)
-    both = np.count_nonzero(prediction & truth)
-    if size and true_size:
-        to_truth, to_prediction = surface_distances(prediction, truth, spacing)
-        adb = (to_truth.mean() + to_prediction.mean()) / 2
-        hdb = max(to_truth.max(), to_prediction.max())
-        hdb95 = max(np.percentile(to_truth, 95), np.percentile(to_prediction, 95))
-    else:
-        adb = hdb = hdb95 = 0.0 if size == true_size else np.inf
+    adb, hdb, hdb95 = _distances(prediction, truth, spacing)
+    size, true_size = int(np.count_nonzero(prediction)), int(np.count_nonzero(truth))
+    both = int(np.count_nonzero(prediction & truth))
 
-    def ratio(part, whole):
-        return (
-            part / whole if whole else float(size == true_size)
-        )  # 0/0 is perfect only if both masks are empty
+    def ratio(part: int, whole: int) -> float:
+        # 0/0 is perfect only if both masks are empty.
+        return part / whole if whole else float(size == true_size)
 
     dsc = ratio(2 * both, size + true_size)
     length = "pixel" if spacing is None else "mm"
@@ -119,10 +261,26 @@ def compare(prediction, truth, spacing=None):
     return {name: float(value) for name, value in scores.items()}
 
 
-def summarize(values, seed=0):
-    """Mean, SD (ddof 1), range and bootstrap 95 % confidence interval of the mean (percentile, 10,000 resamples).
+def _distances(
+    prediction: np.ndarray, truth: np.ndarray, spacing: Sequence[float] | None
+) -> tuple[float, float, float]:
+    """Adb, Hdb and Hdb95 of bool masks."""
+    if not (prediction.any() and truth.any()):
+        distance = 0.0 if prediction.any() == truth.any() else np.inf
+        return distance, distance, distance
+    to_truth, to_prediction = surface_distances(prediction, truth, spacing)
+    return (
+        (to_truth.mean() + to_prediction.mean()) / 2,
+        max(to_truth.max(), to_prediction.max()),
+        max(np.percentile(to_truth, 95), np.percentile(to_prediction, 95)),
+    )
 
-    Only finite values count: `n` says how many there are. What cannot be computed from so few is NaN.
+
+def summarize(values: npt.ArrayLike, seed: int = 0) -> dict[str, float]:
+    """Mean, SD (ddof 1), range and bootstrap 95 % confidence interval of the mean.
+
+    The interval is that of percentiles of 10,000 resamples. Only finite values count: `n` says how
+    many there are. What cannot be computed from so few is NaN.
 
     Args:
       values: one metric over cases, (cases,).
@@ -131,32 +289,34 @@ def summarize(values, seed=0):
     Returns:
       {"mean", "sd", "min", "max", "ci_low", "ci_high", "n"}.
     """
-    values = np.asarray(values, float)
-    values = values[np.isfinite(values)]
-    if not len(values):
+    cases = np.asarray(values, float)
+    cases = cases[np.isfinite(cases)]
+    if not len(cases):
         return {**dict.fromkeys(("mean", "sd", "min", "max", "ci_low", "ci_high"), np.nan), "n": 0}
-    draws = np.random.default_rng(seed).integers(len(values), size=(10_000, len(values)))
-    low, high = np.percentile(values[draws].mean(axis=1), (2.5, 97.5))
+    draws = np.random.default_rng(seed).integers(len(cases), size=(10_000, len(cases)))
+    low, high = np.percentile(cases[draws].mean(axis=1), (2.5, 97.5))
     return {
-        "mean": float(values.mean()),
-        "sd": float(values.std(ddof=1)) if len(values) > 1 else np.nan,
-        "min": float(values.min()),
-        "max": float(values.max()),
+        "mean": float(cases.mean()),
+        "sd": float(cases.std(ddof=1)) if len(cases) > 1 else np.nan,
+        "min": float(cases.min()),
+        "max": float(cases.max()),
         "ci_low": float(low),
         "ci_high": float(high),
-        "n": len(values),
+        "n": len(cases),
     }
 
 
-def paired(a, b):
-    """Compares two methods on the same cases by the Wilcoxon signed-rank test; pairs that are not finite are left out.
+def paired(a: npt.ArrayLike, b: npt.ArrayLike) -> dict[str, float]:
+    """Compares two methods on the same cases by the Wilcoxon signed-rank test.
+
+    Pairs that are not finite are left out.
 
     Args:
       a, b: one metric of each method, (cases,), in the same order of cases.
 
     Returns:
-      {"mean_difference" of a - b, its bootstrap 95 % interval "ci_low" and "ci_high", two-sided "p", "n" pairs}.
-      Pairs that are all equal have p = 1; without a pair everything is NaN.
+      {"mean_difference" of a - b, its bootstrap 95 % interval "ci_low" and "ci_high", two-sided
+      "p", "n" pairs}. Pairs that are all equal have p = 1; without a pair everything is NaN.
 
     Raises:
       ValueError: a and b differ in length.
@@ -173,10 +333,11 @@ def paired(a, b):
     }
 
 
-def holm(p_values):
+def holm(p_values: npt.ArrayLike) -> np.ndarray:
     """p values corrected for the number of tests by the step-down procedure of Holm 1979.
 
-    The k-th smallest of m is multiplied by m - k + 1, but is never below a smaller one's, nor above 1.
+    The k-th smallest of m is multiplied by m - k + 1, but is never below a smaller one's, nor above
+    1.
 
     Args:
       p_values: (tests,). NaN, a test that could not be made, stays and does not count.
@@ -185,23 +346,24 @@ def holm(p_values):
       (tests,) float.
     """
     p = np.asarray(p_values, float)
-    corrected, rank = (
-        np.full_like(p, np.nan),
-        np.argsort(p)[: np.count_nonzero(~np.isnan(p))],
-    )  # NaN come last
+    corrected = np.full_like(p, np.nan)
+    rank = np.argsort(p)[: np.count_nonzero(~np.isnan(p))]  # NaN come last
     corrected[rank] = np.minimum(1, np.maximum.accumulate(p[rank] * np.arange(len(rank), 0, -1)))
     return corrected
 
 
-def agreement(measured, truth):
-    """Agreement of a measurement with its reference over a test set; pairs that are not finite are left out.
+def agreement(measured: npt.ArrayLike, truth: npt.ArrayLike) -> dict[str, float]:
+    """Agreement of a measurement with its reference over a test set.
+
+    Pairs that are not finite are left out.
 
     Args:
       measured, truth: for example volumes in mL, (cases,), in the same order of cases.
 
     Returns:
-      {"pearson_r", its two-sided "p", Bland-Altman "bias" of measured - truth, its limits "limit_low" and "limit_high"
-      at bias -+ 1.96 SD (ddof 1), "n" pairs}. NaN where there are too few pairs or a side is constant.
+      {"pearson_r", its two-sided "p", Bland-Altman "bias" of measured - truth, its limits
+      "limit_low" and "limit_high" at bias -+ 1.96 SD (ddof 1), "n" pairs}. NaN where there are too
+      few pairs or a side is constant.
 
     Raises:
       ValueError: the two differ in length.
@@ -221,12 +383,13 @@ def agreement(measured, truth):
     }
 
 
-def repeatability(values, groups):
-    """Spread of repeated measurements: the SD (ddof 1) within every group, and the mean and range of those SDs.
+def repeatability(values: Sequence[float], groups: Sequence[Hashable]) -> dict[str, Any]:
+    """Spread of repeated measurements: the SD (ddof 1) within every group, their mean and range.
 
     Args:
       values: finite measurements, for example volumes in mL, (scans,).
-      groups: what was measured, for example the patient, (scans,). A group of one scan has no SD and is left out.
+      groups: what was measured, for example the patient, (scans,). A group of one scan has no SD
+        and is left out.
 
     Returns:
       {"sd": {group: SD}, "mean", "min", "max"}; the last three are NaN without a repeated scan.
@@ -234,32 +397,42 @@ def repeatability(values, groups):
     Raises:
       ValueError: values and groups differ in length.
     """
-    members = {}
+    members: dict[Hashable, list[float]] = {}
     for value, group in zip(values, groups, strict=True):
         members.setdefault(group, []).append(value)
-    sd = {group: float(np.std(scans, ddof=1)) for group, scans in members.items() if len(scans) > 1}
+    repeated = {group: scans for group, scans in members.items() if len(scans) > 1}
+    sd = {group: float(np.std(scans, ddof=1)) for group, scans in repeated.items()}
     spread = list(sd.values()) or [np.nan]
     return {"sd": sd, "mean": float(np.mean(spread)), "min": min(spread), "max": max(spread)}
 
 
-def _masks(prediction, truth, spacing=None):
-    prediction, truth = np.asarray(prediction) != 0, np.asarray(truth) != 0
-    if prediction.shape != truth.shape or truth.ndim not in (2, 3):
+def _masks(
+    prediction: npt.ArrayLike, truth: npt.ArrayLike, spacing: Sequence[float] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Both as bool arrays.
+
+    Raises:
+      ValueError: shapes differ, are not 2D or 3D, or do not fit the spacing.
+    """
+    mask, true_mask = np.asarray(prediction) != 0, np.asarray(truth) != 0
+    if mask.shape != true_mask.shape or mask.ndim not in (2, 3):
         raise ValueError(
-            f"masks need one 2D or 3D shape; prediction is {prediction.shape}, truth is {truth.shape}."
+            "masks need one 2D or 3D shape; "
+            f"prediction is {mask.shape}, truth is {true_mask.shape}."
         )
-    if spacing is not None and len(spacing) != truth.ndim:
+    if spacing is not None and len(spacing) != mask.ndim:
         raise ValueError(
-            f"spacing {tuple(spacing)} needs one value per axis of masks of shape {truth.shape}."
+            f"spacing {tuple(spacing)} needs one value per axis of masks of shape {mask.shape}."
         )
-    return prediction, truth
+    return mask, true_mask
 
 
-def _pairs(a, b):
-    a, b = np.asarray(a, float), np.asarray(b, float)
-    if a.shape != b.shape:
+def _pairs(a: npt.ArrayLike, b: npt.ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """Both as arrays, without the pairs that are not finite."""
+    first, second = np.asarray(a, float), np.asarray(b, float)
+    if first.shape != second.shape:
         raise ValueError(
-            f"pairs need two series of equal length, not shapes {a.shape} and {b.shape}."
+            f"pairs need two series of equal length, not shapes {first.shape} and {second.shape}."
         )
-    finite = np.isfinite(a) & np.isfinite(b)
-    return a[finite], b[finite]
+    finite = np.isfinite(first) & np.isfinite(second)
+    return first[finite], second[finite]

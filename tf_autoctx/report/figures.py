@@ -1,10 +1,24 @@
-"""Plots as PNG files, each written whole or not at all: cases with their outlines, agreement, repeatability, curves."""
+"""Figures as PNG files, each written whole or not at all.
+
+Cases with their outlines, agreement, repeatability, curves.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from tf_autoctx import metrics
 from tf_autoctx.files import replacing
+
+Path = str | pathlib.Path
 
 GREY, TRUTH, PREDICTION = "#b8b8b8", "#00e676", "#ffd600"
 # One a structure (Okabe and Ito): told apart by the colour-blind too, and none of them grey.
@@ -12,122 +26,191 @@ PALETTE = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#c
 LINES = ("solid", "dashed", "dotted")  # of structures 1 to 7, 8 to 14, 15 to 21
 
 
-def picture(path, image, prediction, truth, spacing, title, structures):
+@dataclasses.dataclass(frozen=True)
+class _Outline:
+    """An outline of a picture: what it is called, how it is drawn, and the voxels it is of."""
+
+    name: str
+    colour: str
+    style: str
+    mask: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class _Panel:
+    """A slice of an image: its index, its voxels' edges (down, right) in mm, and its title."""
+
+    index: tuple[Any, ...]
+    voxel: np.ndarray
+    title: str
+    origin: str
+
+
+def picture(
+    path: Path,
+    image: npt.ArrayLike,
+    prediction: npt.ArrayLike,
+    truth: npt.ArrayLike | None,
+    spacing: Sequence[float] | None,
+    title: str,
+    structures: Mapping[str, int],
+) -> None:
     """Draws the outlines of prediction and truth on three orthogonal slices and writes a PNG.
 
-    One structure is yellow in the prediction and green in the truth. Several have a colour each, which tints them too;
-    the truth is in the row above, the prediction in the row below. The slices (axial, coronal, sagittal for a patient
-    image) pass through the centroid of the structures in the truth, else in the prediction, else through the centre. A
-    2D image gives one panel a row. The file appears whole or not at all, its folder is created.
+    One structure is yellow in the prediction and green in the truth. Several have a colour each,
+    which tints them too; the truth is in the row above, the prediction in the row below. The slices
+    (axial, coronal, sagittal for a patient image) pass through the centroid of the structures in
+    the truth, else in the prediction, else through the centre. A 2D image gives one panel a row.
+    The file appears whole or not at all, its folder is created.
 
     Args:
       path: of the PNG.
       image: grey values, (z, y, x) or (y, x).
       prediction, truth: labels of the image's shape; truth may be None.
       spacing: mm per axis in the array's order; None for square pixels.
-      title: name of the case; the mean DSC of the structures in the truth is added to it where there is a truth.
+      title: name of the case; the mean DSC of the structures in the truth is added to it where
+        there is a truth.
       structures: {name: label value}.
 
     Raises:
       ValueError: shapes differ.
       UserError: the file cannot be written.
     """
-    image = np.asarray(image)
-    labels = (
-        {"prediction": prediction} if truth is None else {"truth": truth, "prediction": prediction}
-    )
-    labels = {name: np.asarray(label) for name, label in labels.items()}
-    if any(label.shape != image.shape for label in labels.values()):
+    voxels = np.asarray(image)
+    labels = {} if truth is None else {"truth": np.asarray(truth)}
+    labels["prediction"] = np.asarray(prediction)
+    if any(label.shape != voxels.shape for label in labels.values()):
         raise ValueError(
-            f"image {image.shape} and labels {[v.shape for v in labels.values()]} need one shape."
+            f"image {voxels.shape} and labels {[v.shape for v in labels.values()]} need one shape."
         )
-    values = list(structures.values())
     if truth is not None:
-        inside = [value for value in values if np.any(labels["truth"] == value)] or values
-        dsc = 100 * np.mean(
-            [metrics.dice(*(label == value for label in labels.values())) for value in inside]
-        )
-        title = f"{title}   {'mean ' * (len(values) > 1)}DSC {dsc:.1f} %"
+        title = f"{title}   {_mean_dice(labels, list(structures.values()))}"
+    rows = _outlines(labels, structures)
+    panels = _panels(labels, list(structures.values()), spacing)
 
-    # Rows of panels, each with its outlines: (name, colour, style, label value, labels).
-    if len(structures) == 1:
-        colours = {"truth": TRUTH, "prediction": PREDICTION}
-        rows = {
-            "": [(name, colours[name], "solid", values[0], label) for name, label in labels.items()]
-        }
-    else:
-        look = [
-            (PALETTE[i % len(PALETTE)], LINES[i // len(PALETTE) % len(LINES)])
-            for i in range(len(values))
-        ]
-        rows = {
-            name: [
-                (structure, *look[i], value, label)
-                for i, (structure, value) in enumerate(structures.items())
-            ]
-            for name, label in labels.items()
-        }
-    spacing = np.ones(image.ndim) if spacing is None else np.asarray(spacing, float)
-    objects = [found for label in labels.values() if (found := np.isin(label, values)).any()]
-    centre = (
-        [np.mean(at) for at in np.nonzero(objects[0])] if objects else [n // 2 for n in image.shape]
-    )
-    centre = [round(at) for at in centre]
-
-    # Panels: the index of the slice, the voxel edges (down, right) in mm. All panels have one scale.
-    panels = [((), spacing)] if image.ndim == 2 else []
-    for axis in range(3) if image.ndim == 3 else ():
-        panels.append(((slice(None),) * axis + (centre[axis],), np.delete(spacing, axis)))
-    edges = [np.multiply(image[index].shape, voxel) for index, voxel in panels]
+    # All panels have one scale.
+    edges = [np.multiply(voxels[panel.index].shape, panel.voxel) for panel in panels]
     widths, height = [right for _, right in edges], max(down for down, _ in edges)
     inch = min(12 / sum(widths), 5 / height)
     size = (max(4.5, sum(widths) * inch + 0.3 * len(panels)), len(rows) * height * inch + 0.9)
 
     figure = Figure(figsize=size, facecolor="black", layout="constrained")
     grid = figure.subplots(len(rows), len(panels), squeeze=False, width_ratios=widths)
-    low, high = np.percentile(image, (0.5, 99.5))
+    window = np.percentile(voxels, (0.5, 99.5))
     for axes, (row, outlines) in zip(grid, rows.items()):
-        for axis, (ax, (index, voxel)) in enumerate(zip(axes, panels)):
-            # z grows towards the head, so the slices that show it are drawn with z upwards.
-            origin = "lower" if axis else "upper"
-            ax.imshow(
-                image[index],
-                cmap="gray",
-                vmin=low,
-                vmax=high,
-                aspect=voxel[0] / voxel[1],
-                origin=origin,
-            )
-            for _, colour, style, value, label in outlines:
-                mask = label[index] == value
-                if mask.any():
-                    # Filled, as the outline of a neighbour may hide that of a thin vessel.
-                    _outline(ax, mask, colour, style, filled=len(structures) > 1)
-            ax.set_axis_off()
-            if image.ndim == 3:
-                ax.set_title(
-                    f"{row}  {'zyx'[axis]} = {centre[axis]}".strip(), color=GREY, fontsize=9
-                )
-            else:
-                ax.set_title(row, color=GREY, fontsize=9)
+        for ax, panel in zip(axes, panels):
+            _draw_panel(ax, panel, voxels, window, outlines, filled=len(structures) > 1)
+            ax.set_title(f"{row}  {panel.title}".strip(), color=GREY, fontsize=9)
     figure.suptitle(title, color="white", fontsize=12)
-    for name, colour, style, _, _ in next(iter(rows.values())):
-        grid[0, 0].plot([], [], color=colour, linestyle=style, label=name)
+    for outline in next(iter(rows.values())):
+        grid[0, 0].plot([], [], color=outline.colour, linestyle=outline.style, label=outline.name)
     columns = int(size[0] / 1.6)  # inches for a name
     figure.legend(
         loc="outside lower center", ncols=columns, frameon=False, labelcolor=GREY, fontsize=9
     )
+    _save(path, figure, dpi=120)
+
+
+def _mean_dice(labels: Mapping[str, np.ndarray], values: Sequence[int]) -> str:
+    """The mean DSC of the structures in the truth, as words."""
+    inside = [value for value in values if np.any(labels["truth"] == value)] or values
+    dice = [metrics.dice(*(label == value for label in labels.values())) for value in inside]
+    return f"{'mean ' * (len(values) > 1)}DSC {100 * np.mean(dice):.1f} %"
+
+
+def _outlines(
+    labels: Mapping[str, np.ndarray], structures: Mapping[str, int]
+) -> dict[str, list[_Outline]]:
+    """{title of a row of panels: what is drawn on each}."""
+    if len(structures) == 1:
+        (value,) = structures.values()
+        colours = {"truth": TRUTH, "prediction": PREDICTION}
+        outlines = [
+            _Outline(name, colours[name], "solid", label == value) for name, label in labels.items()
+        ]
+        return {"": outlines}
+    look = [
+        (PALETTE[i % len(PALETTE)], LINES[i // len(PALETTE) % len(LINES)])
+        for i in range(len(structures))
+    ]
+    return {
+        name: [
+            _Outline(structure, *style, label == value)
+            for style, (structure, value) in zip(look, structures.items())
+        ]
+        for name, label in labels.items()
+    }
+
+
+def _panels(
+    labels: Mapping[str, np.ndarray], values: Sequence[int], spacing: Sequence[float] | None
+) -> list[_Panel]:
+    """The slices that a picture shows, see there."""
+    shape = labels["prediction"].shape
+    voxel = np.ones(len(shape)) if spacing is None else np.asarray(spacing, float)
+    if len(shape) == 2:
+        return [_Panel((), voxel, "", "upper")]
+    centre = [n // 2 for n in shape]
+    for label in labels.values():
+        inside = np.nonzero(np.isin(label, values))
+        if len(inside[0]):
+            centre = [round(np.mean(at)) for at in inside]
+            break
+    return [
+        _Panel(
+            (slice(None),) * axis + (centre[axis],),
+            np.delete(voxel, axis),
+            f"{'zyx'[axis]} = {centre[axis]}",
+            # z grows towards the head, so the slices that show it are drawn with z upwards.
+            "lower" if axis else "upper",
+        )
+        for axis in range(3)
+    ]
+
+
+def _draw_panel(
+    ax: Axes,
+    panel: _Panel,
+    image: np.ndarray,
+    window: np.ndarray,
+    outlines: Sequence[_Outline],
+    filled: bool,
+) -> None:
+    """Draws a slice of an image, grey levels between two values, and outlines on it."""
+    low, high = window
+    look = {"aspect": panel.voxel[0] / panel.voxel[1], "origin": panel.origin}
+    ax.imshow(image[panel.index], cmap="gray", vmin=low, vmax=high, **look)
+    for outline in outlines:
+        mask = outline.mask[panel.index]
+        if mask.any():
+            # Filled, as the outline of a neighbour may hide that of a thin vessel.
+            _draw_outline(ax, mask, outline.colour, outline.style, filled)
+    ax.set_axis_off()
+
+
+def _save(path: Path, figure: Figure, dpi: int = 100) -> None:
     with replacing(path) as partial:
-        figure.savefig(partial, format="png", dpi=120)
+        figure.savefig(partial, format="png", dpi=dpi)
 
 
-def strip(path, image, iterations, kept, title, shown=(0, 1, 5, 25), truth=None):
-    """Draws how online rendering went: the image, and rendering and mask at some iterations, the kept one among them.
+def strip(
+    path: Path,
+    image: np.ndarray,
+    iterations: Sequence[Mapping[str, np.ndarray]],
+    kept: int,
+    title: str,
+    shown: Sequence[int] = (0, 1, 5, 25),
+    truth: np.ndarray | None = None,
+) -> None:
+    """Draws how online rendering went.
+
+    The image, and rendering and mask at some iterations, the kept one among them.
 
     Args:
       path: of the PNG, which appears whole or not at all.
       image: grey levels (height, width).
-      iterations: [{"rendered": (height, width) float32, "label": (height, width), non-zero is the object}].
+      iterations: [{"rendered": (height, width) float32, "label": (height, width), non-zero is the
+        object}].
       kept: number of the kept iteration.
       title: name of the case.
       shown: numbers of iterations; those that there are not are left out.
@@ -137,7 +220,7 @@ def strip(path, image, iterations, kept, title, shown=(0, 1, 5, 25), truth=None)
       UserError: the file cannot be written.
     """
     numbers = sorted({kept, *(number for number in shown if number < len(iterations))})
-    panels = [("image", image, None)]
+    panels: list[tuple[str, np.ndarray, np.ndarray | None]] = [("image", image, None)]
     for number in numbers:
         name = f"iteration {number}{', kept' * (number == kept)}"
         panels.append((name, iterations[number]["rendered"], iterations[number]["label"]))
@@ -149,14 +232,15 @@ def strip(path, image, iterations, kept, title, shown=(0, 1, 5, 25), truth=None)
         axes[0].set_title(name, color=GREY, fontsize=9)
         for outline, colour in ((truth, TRUTH), (mask, PREDICTION)):
             if outline is not None and np.any(outline):
-                _outline(axes[1], np.asarray(outline) != 0, colour)
+                _draw_outline(axes[1], np.asarray(outline) != 0, colour)
     figure.suptitle(title, color="white", fontsize=12)
-    with replacing(path) as partial:
-        figure.savefig(partial, format="png", dpi=100)
+    _save(path, figure)
 
 
-def gains(path, curves, title):
-    """Draws the change of DSC over iteration 0 at every iteration of online rendering, each image a line, and their mean.
+def gains(path: Path, curves: npt.ArrayLike, title: str) -> None:
+    """Draws the change of DSC over iteration 0 at every iteration of online rendering.
+
+    Each image is a line, and their mean.
 
     Args:
       path: of the PNG, which appears whole or not at all.
@@ -176,12 +260,15 @@ def gains(path, curves, title):
     ax.set(title=title, xlabel="iteration", ylabel="DSC over that of iteration 0 (points)")
     ax.legend(title=f"highest mean {mean[best]:+.2f}, at iteration {best}")
     ax.grid(alpha=0.3)
-    with replacing(path) as partial:
-        figure.savefig(partial, format="png", dpi=100)
+    _save(path, figure)
 
 
-def before_and_after(path, images, title):
-    """Draws images of the source corpus, each above what it is rendered to (Yang et al. 2018, figure 4).
+def before_and_after(
+    path: Path, images: Sequence[tuple[np.ndarray, np.ndarray]], title: str
+) -> None:
+    """Draws images of the source corpus above what they are rendered to.
+
+    Yang et al. 2018, figure 4.
 
     Args:
       path: of the PNG, which appears whole or not at all.
@@ -197,59 +284,66 @@ def before_and_after(path, images, title):
             ax.imshow(pixels, cmap="gray", vmin=0, vmax=1)
             ax.set_axis_off()
     figure.suptitle(title, color="white", fontsize=11)
-    with replacing(path) as partial:
-        figure.savefig(partial, format="png", dpi=100)
+    _save(path, figure)
 
 
-def agreement(path, measured, truth, title):
-    """Draws how a measurement agrees with its reference (Yang et al. 2019, figure 8): the one over the other with the
-    line of identity, and Bland and Altman's plot, their difference over their mean.
+def agreement(path: Path, measured: npt.ArrayLike, truth: npt.ArrayLike, title: str) -> None:
+    """Draws how a measurement agrees with its reference (Yang et al. 2019, figure 8).
+
+    The one over the other with the line of identity, and Bland and Altman's plot, their difference
+    over their mean.
 
     Args:
       path: of the PNG, which appears whole or not at all.
-      measured, truth: for example volumes, (cases,), in the same order; pairs that are not finite are left out.
+      measured, truth: for example volumes, (cases,), in the same order; pairs that are not finite
+        are left out.
       title: of the figure; it names the unit.
 
     Raises:
       ValueError: the two differ in length, or there are fewer than two pairs.
       UserError: the file cannot be written.
     """
-    found = metrics.agreement(measured, truth)
-    if found["n"] < 2:
-        raise ValueError(f"{found['n']} finite pairs; expected two or more.")
-    pairs = np.stack([measured, truth]).astype(float)
-    measured, truth = pairs[:, np.isfinite(pairs).all(axis=0)]
+    result = metrics.agreement(measured, truth)
+    if result["n"] < 2:
+        raise ValueError(f"{result['n']} finite pairs; expected two or more.")
+    pairs = np.stack([np.asarray(measured, float), np.asarray(truth, float)])
+    own, reference = pairs[:, np.isfinite(pairs).all(axis=0)]
     figure = Figure(figsize=(11, 5), layout="constrained")
     identity, bland_altman = figure.subplots(1, 2)
 
-    ends = [min(measured.min(), truth.min()), max(measured.max(), truth.max())]
+    ends = [min(own.min(), reference.min()), max(own.max(), reference.max())]
     identity.plot(ends, ends, color=GREY, linestyle="dashed", label="identity")
-    identity.scatter(truth, measured, color=PALETTE[4], alpha=0.7)
+    identity.scatter(reference, own, color=PALETTE[4], alpha=0.7)
     identity.set(xlabel="truth", ylabel="measured", aspect="equal")
-    identity.legend(title=f"r = {found['pearson_r']:.3f}, {found['n']} cases")
+    identity.legend(title=f"r = {result['pearson_r']:.3f}, {result['n']} cases")
 
-    bland_altman.scatter((measured + truth) / 2, measured - truth, color=PALETTE[4], alpha=0.7)
+    bland_altman.scatter((own + reference) / 2, own - reference, color=PALETTE[4], alpha=0.7)
     bland_altman.axhline(0, color=GREY, linestyle="dashed")
     bland_altman.set(xlabel="mean of measured and truth", ylabel="measured - truth")
     bland_altman.margins(y=0.1)
     beside = {"transform": bland_altman.get_yaxis_transform(), "color": PALETTE[5], "va": "center"}
     for y, name, style in (
-        (found["limit_high"], "+1.96 SD", "dotted"),
-        (found["bias"], "bias", "solid"),
-        (found["limit_low"], "-1.96 SD", "dotted"),
+        (result["limit_high"], "+1.96 SD", "dotted"),
+        (result["bias"], "bias", "solid"),
+        (result["limit_low"], "-1.96 SD", "dotted"),
     ):
         bland_altman.axhline(y, color=PALETTE[5], linestyle=style)
         bland_altman.text(1.01, y, f"{name}\n{y:.2f}", **beside)
     for ax in (identity, bland_altman):
         ax.grid(alpha=0.3)
     figure.suptitle(title)
-    with replacing(path) as partial:
-        figure.savefig(partial, format="png", dpi=100)
+    _save(path, figure)
 
 
-def repeatability(path, values_by_method, groups, title):
-    """Draws how far repeated measurements lie apart (Yang et al. 2019, figure 9 and section 3.2): the SDs of all groups
-    as a box a method, with a point a group.
+def repeatability(
+    path: Path,
+    values_by_method: Mapping[str, Sequence[float]],
+    groups: Sequence[str],
+    title: str,
+) -> None:
+    """Draws how far repeated measurements lie apart (Yang et al. 2019, figure 9 and section 3.2).
+
+    The SDs of all groups are a box a method, with a point a group.
 
     Args:
       path: of the PNG, which appears whole or not at all.
@@ -261,38 +355,37 @@ def repeatability(path, values_by_method, groups, title):
       ValueError: a method's values and the groups differ in length, or no group has a second scan.
       UserError: the file cannot be written.
     """
-    found = {
+    results = {
         method: metrics.repeatability(values, groups) for method, values in values_by_method.items()
     }
-    spread = [list(one["sd"].values()) for one in found.values()]
+    spread = [list(result["sd"].values()) for result in results.values()]
     if not any(spread):
         raise ValueError("no group has a second scan; expected at least one.")
-    figure = Figure(figsize=(2.5 + 2 * len(found), 5), layout="constrained")
+    figure = Figure(figsize=(2.5 + 2 * len(results), 5), layout="constrained")
     ax = figure.subplots()
     names = [
-        f"{method}\nmean {{mean:.2f}}\n{{min:.2f}} to {{max:.2f}}".format_map(one)
-        for method, one in found.items()
+        f"{method}\nmean {{mean:.2f}}\n{{min:.2f}} to {{max:.2f}}".format_map(result)
+        for method, result in results.items()
     ]
     ax.boxplot(spread, widths=0.5, showfliers=False, medianprops={"color": PALETTE[5]})
-    ax.set_xticks(range(1, len(found) + 1), names)
+    ax.set_xticks(range(1, len(results) + 1), names)
     for number, values in enumerate(spread, start=1):
-        aside = np.linspace(
-            -0.12, 0.12, len(values)
-        )  # a group stands at the same place in every box
+        aside = np.linspace(-0.12, 0.12, len(values))  # a group has the same place in every box
         ax.scatter(number + aside, values, color=PALETTE[4], alpha=0.6, s=16, zorder=3)
     ax.set(title=title, ylabel=f"SD within a group (groups: {len(spread[0])})", ylim=(0, None))
     ax.grid(axis="y", alpha=0.3)
-    with replacing(path) as partial:
-        figure.savefig(partial, format="png", dpi=100)
+    _save(path, figure)
 
 
-def history(path, epochs, title):
-    """Draws how a training went, epoch by epoch: loss, validation DSC, and the time of a step with its wait for data.
+def history(path: Path, epochs: Sequence[Mapping[str, float]], title: str) -> None:
+    """Draws how a training went, epoch by epoch.
+
+    Loss, validation DSC, and the time of a step with its wait for data.
 
     Args:
       path: of the PNG.
-      epochs: list of dicts with "loss", "seconds_per_step", "seconds_waiting_for_data" and, where there was one,
-        "val_DSC".
+      epochs: list of dicts with "loss", "seconds_per_step", "seconds_waiting_for_data" and, where
+        there was one, "val_DSC".
       title: of the figure.
 
     Raises:
@@ -320,11 +413,12 @@ def history(path, epochs, title):
     ax.set_ylim(bottom=0)
     ax.legend(title=f"{100 * waiting:.2f} % of the time waiting for data", fontsize=8)
     figure.suptitle(title)
-    with replacing(path) as partial:
-        figure.savefig(partial, format="png", dpi=100)
+    _save(path, figure)
 
 
-def _outline(ax, mask, colour, style="solid", filled=False):
+def _draw_outline(
+    ax: Axes, mask: np.ndarray, colour: str, style: str = "solid", filled: bool = False
+) -> None:
     """Draws the outline of a mask (height, width), closed where the object touches the border."""
     down, right = (np.arange(-1, n + 1) for n in mask.shape)
     ax.contour(

@@ -1,13 +1,18 @@
 """Tables of results.
 
-A row is a dict {"system", "method", "case", "group", "structure", **metrics}, one per case, method and structure, with
-the scores of `metrics.compare`. On disk it is as many lines of one long table, which everything else comes from.
+A row is a dict {"system", "method", "case", "group", "structure", **metrics}, one per case, method
+and structure, with the scores of `metrics.compare`. On disk it is as many lines of one long table,
+which everything else comes from.
 """
+
+from __future__ import annotations
 
 import csv
 import json
 import math
 import pathlib
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -15,34 +20,39 @@ from tf_autoctx import metrics
 from tf_autoctx.errors import UserError
 from tf_autoctx.files import replacing
 
+Row = dict[str, Any]
+Pairs = Sequence[tuple[str, str]]  # of methods: one, and another to compare it with
+Scores = dict[str, dict[str, float]]  # {structure: {case: DSC in percent}} of a method
+
 LABELS = ("system", "method", "case", "group", "structure")
-SIZES = (
-    "volume_mL",
-    "volume_pixel",
-    "area_pixel",
-    "area_mm2",
-)  # in 2D some cases have pixels alone
 LONG = (*LABELS, "metric", "value")  # columns of the long table
-COLUMNS = (
-    "DSC",
-    "Conf",
-    "Jacc",
-    "Adb",
-    "Hdb",
-    "volume_error",
-    "area_error",
-)  # of the printed table
+COLUMNS = metrics.shown("table")  # of the printed table
 NOTES = (  # below the printed table
-    "mean ± SD over the cases where the value is finite; below it the 95 % confidence interval of the mean",
+    "mean ± SD over the cases where the value is finite; below it the 95 % confidence interval of "
+    "the mean",
     "missed: truth without prediction; false: prediction without truth",
+)
+DICE_NOTES = (  # below the table of Dice scores
+    "n: cases whose truth has the structure; false: cases whose prediction has it and whose truth "
+    "has not",
+    "Avg.: mean over the structures of a case, then over cases; in brackets the 95 % interval of "
+    "the change",
 )
 
 
-def write(rows, directory, pairs=None):
-    """Writes the long table `scores.csv` (a line per row and metric, infinity as inf), and what comes from it:
-    `cases.csv` (a line per row) and `summary.json` (of `summarize`, null where not finite).
+# Files
 
-    Each appears whole or not at all; the folder is created.
+
+def write(directory: str | pathlib.Path, rows: Sequence[Row], pairs: Pairs | None = None) -> None:
+    """Writes the rows of an evaluation into a folder.
+
+    `scores.csv` is the long table (a line per row and metric, infinity as inf); from it come
+    `cases.csv` (a line per row) and `summary.json` (of `summarize`, null where not finite). Each
+    appears whole or not at all; the folder is created.
+
+    Args:
+      directory: path.
+      rows, pairs: see `summarize`.
 
     Raises:
       ValueError: two rows have the same method, structure and case.
@@ -56,49 +66,36 @@ def write(rows, directory, pairs=None):
         for metric, value in row.items()
         if metric not in LABELS
     ]
-    for name, columns, lines in (
-        ("scores.csv", LONG, long),
-        ("cases.csv", (*LABELS, *_metric_names(rows)), rows),
-    ):
-        with (
-            replacing(directory / name) as path,
-            open(path, "w", newline="", encoding="utf-8") as file,
-        ):
-            table = csv.DictWriter(file, columns, lineterminator="\n")
-            table.writeheader()
-            table.writerows(lines)
+    write_csv(directory / "scores.csv", long, LONG)
+    write_csv(directory / "cases.csv", rows, (*LABELS, *_metric_names(rows)))
     with replacing(directory / "summary.json") as path:
         text = json.dumps(_finite(summary), indent=2, ensure_ascii=False, allow_nan=False)
         path.write_text(text + "\n", encoding="utf-8")
 
 
-def read(directory):
+def write_csv(
+    path: str | pathlib.Path, lines: Iterable[Mapping[str, Any]], columns: Sequence[str]
+) -> None:
+    """Writes {column: value} of every line as a CSV file, whole or not at all.
+
+    Raises:
+      UserError: the file cannot be written.
+    """
+    with replacing(path) as partial, open(partial, "w", newline="", encoding="utf-8") as file:
+        table = csv.DictWriter(file, columns, lineterminator="\n")
+        table.writeheader()
+        table.writerows(lines)
+
+
+def read(directory: str | pathlib.Path) -> list[Row]:
     """The rows of `scores.csv`, as `write` was given them.
 
     Raises:
       UserError: there is no such file in the folder, or it holds something else.
     """
     path = pathlib.Path(directory) / "scores.csv"
-    try:
-        with open(
-            path, newline="", encoding="utf-8-sig"
-        ) as file:  # spreadsheets write a mark at the beginning
-            table = csv.DictReader(file)
-            columns, lines = table.fieldnames or [], [(table.line_num, line) for line in table]
-    except FileNotFoundError:
-        raise UserError(
-            f"{path}: no such file; give the command that evaluates again, which writes it."
-        ) from None
-    except (UnicodeDecodeError, csv.Error):
-        raise UserError(
-            f"{path}: is not a text file; expected the results of an evaluation."
-        ) from None
-    if set(columns) != set(LONG):
-        raise UserError(
-            f"{path}: has the columns {', '.join(columns)}; expected {', '.join(LONG)}."
-        )
-    rows = {}
-    for number, line in lines:
+    rows: dict[tuple[str, str, str], Row] = {}
+    for number, line in _lines(path):
         where = f"{path}, line {number}"
         if None in line or None in line.values():
             raise UserError(f"{where}: has not one value a column; expected {len(LONG)}.")
@@ -126,16 +123,42 @@ def read(directory):
     return list(rows.values())
 
 
-def summarize(rows, pairs=None):
+def _lines(path: pathlib.Path) -> list[tuple[int, dict[str, str]]]:
+    """[(number of the line, {column: text})] of a long table."""
+    try:
+        # Spreadsheets write a mark at the beginning.
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            table = csv.DictReader(file)
+            columns, lines = table.fieldnames or [], [(table.line_num, line) for line in table]
+    except FileNotFoundError:
+        raise UserError(
+            f"{path}: no such file; give the command that evaluates again, which writes it."
+        ) from None
+    except (UnicodeDecodeError, csv.Error):
+        raise UserError(
+            f"{path}: is not a text file; expected the results of an evaluation."
+        ) from None
+    if set(columns) != set(LONG):
+        raise UserError(
+            f"{path}: has the columns {', '.join(columns)}; expected {', '.join(LONG)}."
+        )
+    return lines
+
+
+# What the rows say together
+
+
+def summarize(rows: Sequence[Row], pairs: Pairs | None = None) -> dict[str, Any]:
     """What the rows say together.
 
     Args:
       rows: see above.
-      pairs: [(method, another to compare it with)]; None compares each method with the one before it.
+      pairs: [(method, another to compare it with)]; None compares each method with the one before
+        it.
 
     Returns:
-      {"methods": {method: {structure: {"n" cases, "n_missed" (truth without prediction), "n_false" (prediction without
-      truth), "metrics": {metric: `metrics.summarize`}}}},
+      {"methods": {method: {structure: {"n" cases, "n_missed" (truth without prediction), "n_false"
+      (prediction without truth), "metrics": {metric: `metrics.summarize`}}}},
       "paired": [{"method", "against", "structure", "metrics": {metric: `metrics.paired` on the
       cases of both}}]}, methods and structures in the order of the rows.
 
@@ -143,41 +166,78 @@ def summarize(rows, pairs=None):
       ValueError: two rows have the same method, structure and case.
     """
     methods, names = _by_method(rows), _metric_names(rows)
-    summary = {"methods": {}, "paired": []}
-    for method, structures in methods.items():
-        summary["methods"][method] = {}
-        for structure, cases in structures.items():
-            sizes = [_sizes(row) for row in cases.values()]
-            summary["methods"][method][structure] = {
-                "n": len(cases),
-                "n_missed": sum(truth > 0 and size == 0 for size, truth in sizes),
-                "n_false": _n_false(cases),
-                "metrics": {
-                    m: metrics.summarize([row[m] for row in cases.values() if m in row])
-                    for m in names
-                },
+    if pairs is None:
+        pairs = list(zip(list(methods)[1:], methods))
+    return {
+        "methods": {
+            method: {
+                structure: _summary(list(cases.values()), names)
+                for structure, cases in structures.items()
             }
-    for after, before in pairs if pairs is not None else zip(list(methods)[1:], methods):
-        for structure in methods[after]:
-            new, old = methods[after][structure], methods[before].get(structure, {})
-            both = [(new[case], old[case]) for case in new if case in old]
-            tests = {}
-            for m in names:
-                values = [(a[m], b[m]) for a, b in both if m in a and m in b]
-                tests[m] = metrics.paired([a for a, _ in values], [b for _, b in values])
-            summary["paired"].append(
-                {"method": after, "against": before, "structure": structure, "metrics": tests}
-            )
-    return summary
+            for method, structures in methods.items()
+        },
+        "paired": [
+            {
+                "method": after,
+                "against": before,
+                "structure": structure,
+                "metrics": _tests(cases, methods[before].get(structure, {}), names),
+            }
+            for after, before in pairs
+            for structure, cases in methods[after].items()
+        ],
+    }
 
 
-def table(rows, columns=COLUMNS, pairs=None):
-    """The results as plain text: mean and SD per method, the confidence interval on the line below, and for every pair of
-    methods a line that compares their DSC, if it is a column.
+def _summary(rows: Sequence[Row], names: Sequence[str]) -> dict[str, Any]:
+    """What `summarize` says of the rows of one method and structure."""
+    sizes = [_sizes(row) for row in rows]
+    return {
+        "n": len(rows),
+        "n_missed": sum(truth > 0 and size == 0 for size, truth in sizes),
+        "n_false": _n_false(rows),
+        "metrics": {
+            name: metrics.summarize([row[name] for row in rows if name in row]) for name in names
+        },
+    }
+
+
+def _tests(
+    new: Mapping[str, Row], old: Mapping[str, Row], names: Sequence[str]
+) -> dict[str, dict[str, float]]:
+    """{metric: `metrics.paired`} of the cases {case: row} of two methods."""
+    both = [(new[case], old[case]) for case in new if case in old]
+    tests = {}
+    for name in names:
+        values = [(a[name], b[name]) for a, b in both if name in a and name in b]
+        tests[name] = metrics.paired([a for a, _ in values], [b for _, b in values])
+    return tests
+
+
+# As text
+
+
+def headings(rows: Sequence[Row], columns: Collection[str] = COLUMNS) -> dict[str, str]:
+    """{column of the rows: what stands above it}; `columns` are names of metrics."""
+    known = [metrics.column(name) for name in _metric_names(rows)]
+    return {
+        column.name: column.title
+        for column in known
+        if column.metric.name in columns and not column.of_truth
+    }
+
+
+def table(
+    rows: Sequence[Row], columns: Collection[str] = COLUMNS, pairs: Pairs | None = None
+) -> str:
+    """The results as plain text.
+
+    Mean and SD per method, the confidence interval on the line below, and for every pair of methods
+    a line that compares their DSC, if it is a column.
 
     Args:
       rows, pairs: see `summarize`.
-      columns: metrics without their units; the default fits into 150 columns.
+      columns: names of metrics; the default fits into 150 columns of text.
 
     Raises:
       ValueError: two rows have the same method, structure and case.
@@ -189,171 +249,164 @@ def table(rows, columns=COLUMNS, pairs=None):
     lines = [header + list(shown.values())]
     for method, structures in summary["methods"].items():
         for structure, cell in structures.items():
-            values = [cell["metrics"][name] for name in shown]
+            spreads = [spread(cell["metrics"][name]) for name in shown]
             counts = [str(cell[count]) for count in ("n", "n_missed", "n_false")]
-            means, intervals = zip(*map(spread, values))
+            means, intervals = zip(*spreads)
             lines += [
                 [method, *[structure] * several, *counts, *means],
                 [*[""] * len(header), *intervals],
             ]
-
-    text = aligned(lines, words=1 + several)
-    return "\n".join([text, *NOTES, *(comparisons(summary) if "DSC" in columns else [])])
-
-
-def headings(rows, columns=COLUMNS):
-    """{metric: what stands above its column} of the rows' metrics, `columns` without their units."""
-    found = [name for name in _metric_names(rows) if name.rpartition("_")[0] in columns]
-    titles = ["{0[0]} ({0[2]})".format(name.rpartition("_")) for name in found]
-    return dict(zip(found, (title.replace("_", " ").replace("percent", "%") for title in titles)))
+    notes = [*NOTES, *(comparisons(summary) if "DSC" in columns else [])]
+    return "\n".join([aligned(lines, words=1 + several), *notes])
 
 
-def aligned(lines, words=1):
-    """Lines of cells as plain text: the first between rules, the first `words` columns flush left, the others right."""
-    widths = [max(map(len, column)) for column in zip(*lines)]
+def aligned(lines: Sequence[Sequence[str]], words: int = 1) -> str:
+    """Lines of cells as plain text, the first between rules.
+
+    Args:
+      lines: each of as many cells as the first, or a heading of one cell, which is as wide as it
+        likes.
+      words: how many columns are flush left; the others are flush right.
+    """
+    whole = [line for line in lines if len(line) > 1]
+    widths = [max(map(len, column)) for column in zip(*whole)]
     text = []
     for line in lines:
         cells = [
-            cell.ljust(w) if i < words else cell.rjust(w)
-            for i, (cell, w) in enumerate(zip(line, widths))
+            cell.ljust(width) if number < words else cell.rjust(width)
+            for number, (cell, width) in enumerate(zip(line, widths))
         ]
         text.append("  ".join(cells).rstrip())
     rule = "-" * max(map(len, text))
     return "\n".join([text[0], rule, *text[1:], rule])
 
 
-def p_value(p):
+def p_value(p: float) -> str:
     """A p value in four digits."""
     return "<0.0001" if p < 1e-4 else f"{p:.4f}"
 
 
-def spread(values):
-    """("mean ± SD", "[interval]") of a `metrics.summarize`; one case has a value but no spread, none has neither."""
-    mean = ("-", "{mean:.2f}", "{mean:.2f} ± {sd:.2f}")[min(values["n"], 2)].format_map(values)
-    return mean, "[{ci_low:.2f}, {ci_high:.2f}]".format_map(values) if values["n"] > 1 else ""
+def spread(values: Mapping[str, float]) -> tuple[str, str]:
+    """("mean ± SD", "[interval]") of a `metrics.summarize`.
+
+    One case has a value but no spread, none has neither.
+    """
+    forms = ("-", "{mean:.2f}", "{mean:.2f} ± {sd:.2f}")
+    mean = forms[min(int(values["n"]), 2)].format_map(values)
+    interval = "[{ci_low:.2f}, {ci_high:.2f}]".format_map(values) if values["n"] > 1 else ""
+    return mean, interval
 
 
-def comparisons(summary):
+def change(test: Mapping[str, float], decimals: int = 2) -> tuple[str, str]:
+    """("+mean difference", "[interval]") of a `metrics.paired` that has a pair."""
+    values = [f"{test[name]:+.{decimals}f}" for name in ("mean_difference", "ci_low", "ci_high")]
+    return values[0], f"[{values[1]}, {values[2]}]"
+
+
+def comparisons(summary: Mapping[str, Any]) -> list[str]:
     """Sentences that compare the DSC of two methods, one for each of "paired" of a `summarize`."""
     several = len({name for structures in summary["methods"].values() for name in structures}) > 1
     text = []
     for pair in summary["paired"]:
         dsc = pair["metrics"]["DSC_percent"]
         where = f", {pair['structure']}" if several else ""
+        result = "no case in common"
         if dsc["n"]:
-            p = "p < 0.0001" if dsc["p"] < 1e-4 else f"p = {dsc['p']:.4f}"
-            result = (
-                "DSC {mean_difference:+.2f} % [{ci_low:+.2f}, {ci_high:+.2f}], ".format_map(dsc) + p
-            )
-            result += f" (Wilcoxon, {dsc['n']} pairs)"
-        else:
-            result = "no case in common"
+            difference, interval = change(dsc)
+            p = p_value(dsc["p"])
+            p = f"< {p[1:]}" if p.startswith("<") else f"= {p}"
+            result = f"DSC {difference} % {interval}, p {p} (Wilcoxon, {dsc['n']} pairs)"
         text.append(f"{pair['method']} against {pair['against']}{where}: {result}")
     return text
 
 
-def dice_table(rows):
+# The table of Dice scores
+
+
+def dice_table(rows: Sequence[Row]) -> str:
     """The Dice scores as plain text, a column per structure, within 150 columns for seven of them.
 
-    A block per method has mean, SD, minimum and maximum in percent over the n cases where the score is finite, and how
-    many times the structure was predicted where the truth has none. Avg. is the mean over the structures of a case, and
-    its statistics are over cases. Below, every method is compared with every method before it on the cases of both
-    (Wilcoxon signed-rank test), Avg. on the structures of both.
+    A block per method has mean, SD, minimum and maximum in percent over the n cases where the score
+    is finite, and how many times the structure was predicted where the truth has none. Avg. is the
+    mean over the structures of a case, and its statistics are over cases. Below, every method is
+    compared with every method before it on the cases of both (Wilcoxon signed-rank test), Avg. on
+    the structures of both.
 
     Raises:
       ValueError: two rows have the same method, structure and case.
     """
     methods = _by_method(rows)
     structures = list(dict.fromkeys(row["structure"] for row in rows))
-    dice = {  # {method: {structure: {case: percent}}}
-        method: {
-            name: {
-                case: row["DSC_percent"]
-                for case, row in found.get(name, {}).items()
-                if _defined(row)
-            }
-            for name in structures
-        }
-        for method, found in methods.items()
-    }
-
-    # Lines of one word are headings.
-    lines = [["Dice (%)", *structures, "Avg."]]
-    for method, columns in dice.items():
-        values = [metrics.summarize(list(cases.values())) for cases in _with_average(columns)]
-        lines.append([method])
-        for name in ("mean", "sd", "min", "max"):
-            lines.append(
-                [
-                    name.replace("sd", "SD"),
-                    *("-" if np.isnan(v[name]) else f"{v[name]:.2f}" for v in values),
-                ]
-            )
-        lines.append(["n", *(str(v["n"]) for v in values)])
-        lines.append(
-            ["false", *(str(_n_false(methods[method].get(name, {}))) for name in structures), ""]
-        )
+    dice = {method: _dice(cases, structures) for method, cases in methods.items()}
+    # The first column is as wide as its heading and the indent of what is below.
+    lines = [["Dice (%)  ", *structures, "Avg."]]
+    for method, scores in dice.items():
+        false = [_n_false(methods[method].get(name, {}).values()) for name in structures]
+        lines += [[method], *_dice_lines(scores, false)]
     pairs = [(new, old) for i, new in enumerate(dice) for old in list(dice)[:i]]
     if pairs:
         lines.append(["Wilcoxon signed-rank test, two-sided"])
     for new, old in pairs:
-        shared = {
-            name: [case for case in dice[new][name] if case in dice[old][name]]
-            for name in structures
+        average, changes = _dice_changes(dice[new], dice[old])
+        lines += [[f"{new} against {old}: {average}"], *changes]
+    return "\n".join([aligned(lines), *DICE_NOTES])
+
+
+def _dice(cases: Mapping[str, Mapping[str, Row]], structures: Sequence[str]) -> Scores:
+    """Scores of a method from its rows {structure: {case: row}}, where they are finite."""
+    return {
+        name: {
+            case: row["DSC_percent"]
+            for case, row in cases.get(name, {}).items()
+            if math.isfinite(row["DSC_percent"])
         }
-        sides = [
-            _with_average(
-                {
-                    name: {case: dice[side][name][case] for case in shared[name]}
-                    for name in structures
-                }
-            )
-            for side in (new, old)
-        ]
-        tests = [metrics.paired(list(a.values()), list(b.values())) for a, b in zip(*sides)]
-        average = (
-            "Avg. {mean_difference:+.2f} % [{ci_low:+.2f}, {ci_high:+.2f}], {n} pairs".format_map(
-                tests[-1]
-            )
-        )
-        lines.append([f"{new} against {old}: {average if tests[-1]['n'] else 'no case in common'}"])
-        lines.append(
-            ["change", *(f"{t['mean_difference']:+.2f}" if t["n"] else "-" for t in tests)]
-        )
-        lines.append(
-            [
-                "p",
-                *(
-                    ("<0.0001" if t["p"] < 1e-4 else f"{t['p']:.4f}") if t["n"] else "-"
-                    for t in tests
-                ),
-            ]
-        )
-
-    columns = list(zip(*(line for line in lines if len(line) > 1)))
-    widths = [max(map(len, column)) for column in columns]
-    widths[0] += 2  # the indent below a heading
-    text = []
-    for line in lines:
-        first = line[0] if line is lines[0] or len(line) == 1 else f"  {line[0]}"
-        cells = [word.rjust(width) for word, width in zip(line[1:], widths[1:])]
-        text.append("  ".join([first.ljust(widths[0]), *cells]).rstrip())
-    rule = "-" * max(map(len, text))
-    return "\n".join(
-        [
-            text[0],
-            rule,
-            *text[1:],
-            rule,
-            "n: cases whose truth has the structure; false: cases whose prediction has it and whose truth has not",
-            "Avg.: mean over the structures of a case, then over cases; in brackets the 95 % interval of the change",
-        ]
-    )
+        for name in structures
+    }
 
 
-def _by_method(rows):
+def _dice_lines(scores: Scores, false: Sequence[int]) -> list[list[str]]:
+    """Lines of a method: statistics of every structure and of Avg., and the counts."""
+    values = [metrics.summarize(list(cases.values())) for cases in _with_average(scores)]
+    lines = [
+        [title, *("-" if math.isnan(v[name]) else f"{v[name]:.2f}" for v in values)]
+        for title, name in (("  mean", "mean"), ("  SD", "sd"), ("  min", "min"), ("  max", "max"))
+    ]
+    return [*lines, ["  n", *(str(v["n"]) for v in values)], ["  false", *map(str, false), ""]]
+
+
+def _dice_changes(new: Scores, old: Scores) -> tuple[str, list[list[str]]]:
+    """How the Avg. of two methods differs, and lines of the change of every structure and its p."""
+    shared = {name: [case for case in new[name] if case in old[name]] for name in new}
+    sides = [
+        _with_average({name: {case: side[name][case] for case in shared[name]} for name in side})
+        for side in (new, old)
+    ]
+    tests = [metrics.paired(list(a.values()), list(b.values())) for a, b in zip(*sides)]
+    average = "no case in common"
+    if tests[-1]["n"]:
+        difference, interval = change(tests[-1])
+        average = f"Avg. {difference} % {interval}, {tests[-1]['n']} pairs"
+    return average, [
+        ["  change", *(change(test)[0] if test["n"] else "-" for test in tests)],
+        ["  p", *(p_value(test["p"]) if test["n"] else "-" for test in tests)],
+    ]
+
+
+def _with_average(scores: Scores) -> list[dict[str, float]]:
+    """{case: percent} of every structure, and last of the mean over the structures of a case."""
+    of_case: dict[str, list[float]] = {}
+    for cases in scores.values():
+        for case, value in cases.items():
+            of_case.setdefault(case, []).append(value)
+    return [*scores.values(), {case: float(np.mean(values)) for case, values in of_case.items()}]
+
+
+# Rows
+
+
+def _by_method(rows: Iterable[Row]) -> dict[str, dict[str, dict[str, Row]]]:
     """{method: {structure: {case: row}}} in the order of the rows."""
-    methods = {}
+    methods: dict[str, dict[str, dict[str, Row]]] = {}
     for row in rows:
         cases = methods.setdefault(row["method"], {}).setdefault(row["structure"], {})
         if row["case"] in cases:
@@ -364,45 +417,23 @@ def _by_method(rows):
     return methods
 
 
-def _with_average(columns):
-    """[{case: percent}] of every structure, and at the end of the mean over the structures that a case has."""
-    scores = {}
-    for cases in columns.values():
-        for case, value in cases.items():
-            scores.setdefault(case, []).append(value)
-    return [*columns.values(), {case: float(np.mean(values)) for case, values in scores.items()}]
+def _n_false(rows: Iterable[Row]) -> int:
+    """How many of the rows are of a prediction without truth."""
+    return sum(truth == 0 and size > 0 for size, truth in map(_sizes, rows))
 
 
-def _defined(row):
-    return math.isfinite(row["DSC_percent"])
+def _metric_names(rows: Iterable[Row]) -> list[str]:
+    names = dict.fromkeys(name for row in rows for name in row)
+    return [name for name in names if name not in LABELS]
 
 
-def _n_false(cases):
-    """How many of the rows {case: row} are of a prediction without truth."""
-    return sum(truth == 0 and size > 0 for size, truth in map(_sizes, cases.values()))
-
-
-def _metric_names(rows):
-    return [
-        name for name in dict.fromkeys(name for row in rows for name in row) if name not in LABELS
-    ]
-
-
-def size_of(row):
-    """Name of a row's size, one of `SIZES`; KeyError if it has none."""
-    for name in SIZES:
-        if name in row:
-            return name
-    raise KeyError("size")
-
-
-def _sizes(row):
+def _sizes(row: Row) -> tuple[float, float]:
     """Size of the prediction and of the truth."""
-    name = size_of(row)
-    return row[name], row[f"truth_{name}"]
+    size = metrics.size_of(row)
+    return row[size.name], row[size.truth]
 
 
-def _finite(value):
+def _finite(value: Any) -> Any:
     """The same nested dicts and lists with None in place of every NaN and infinity."""
     if isinstance(value, dict):
         return {key: _finite(inner) for key, inner in value.items()}

@@ -1,37 +1,55 @@
-"""What it takes to look at a case: image, truth and answers on a grid that is small enough for many cases in one page.
+"""What it takes to look at a case, on a grid that is small enough for many cases in one page.
 
 A view is a dict of arrays:
   "image": grey values (z, y, x) uint8; a 2D image has one slice.
   "truth": (z, y, x) uint8: k for the k-th structure from 1, else 0.
   "labels": likewise of every method, (methods, z, y, x).
-  "probabilities": of every structure, 0 to 255, (methods, structures, z, y, x) uint8; left out where there are none.
+  "probabilities": of every structure, 0 to 255, (methods, structures, z, y, x) uint8; left out
+    where there are none.
   "methods", "structures": their names.
   "spacing": (3,) mm from sample to sample, or pixels where mm are unknown.
-  "size": (3,) voxels of the original, of which sample i shows voxel floor((i + 0.5) * voxels / samples).
+  "size": (3,) voxels of the original, of which sample i shows voxel
+    floor((i + 0.5) * voxels / samples).
 """
 
+from __future__ import annotations
+
+import pathlib
 import zipfile
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from scipy import spatial
 from skimage import measure, transform
 
 from tf_autoctx.errors import UserError
 from tf_autoctx.files import replacing
 
+View = dict[str, np.ndarray]
+
 SAMPLES = {2: 400, 3: 80}  # along an axis at most, of images and of volumes
 VERTICES = 2000  # of a surface, at most
 
 
-def of(voxels, truth, answers, spacing, structures):
-    """The view of a case: local means of image and probabilities (coarser ones are interpolated), nearest labels.
+def of(
+    voxels: npt.ArrayLike,
+    truth: npt.ArrayLike,
+    predictions: Mapping[str, Mapping[str, Any]],
+    spacing: Sequence[float] | None,
+    structures: Mapping[str, int],
+) -> View:
+    """The view of a case: local means of image and probabilities, nearest labels.
+
+    Probabilities on a coarser grid are interpolated.
 
     Args:
-      voxels: grey values (depth, height, width) or (height, width); what lies outside the 0.5 and 99.5 percentiles is
-        black or white.
+      voxels: grey values (depth, height, width) or (height, width); what lies outside the 0.5 and
+        99.5 percentiles is black or white.
       truth: integer labels of this shape.
-      answers: {method: {"label": likewise, "probability": {structure: 0 to 1, on any grid over the same extent}}}; the
-        view has probabilities if every method has.
+      predictions: {method: {"label": likewise, "probability": {structure: 0 to 1, on any grid over
+        the same extent}}}; the view has probabilities if every method has.
       spacing: mm per axis in the array's order; None for pixels.
       structures: {name: label value}, at most 255.
 
@@ -41,66 +59,68 @@ def of(voxels, truth, answers, spacing, structures):
     Raises:
       ValueError: a label is not of the image's shape.
     """
-    voxels = np.asarray(voxels)
-    labels = [
-        np.asarray(label) for label in (truth, *(answer["label"] for answer in answers.values()))
-    ]
-    if any(label.shape != voxels.shape for label in labels):
+    grey = np.asarray(voxels)
+    labels = [np.asarray(truth), *(np.asarray(p["label"]) for p in predictions.values())]
+    if any(label.shape != grey.shape for label in labels):
         raise ValueError(
-            f"image {voxels.shape} and labels {[label.shape for label in labels]} need one shape."
+            f"image {grey.shape} and labels {[label.shape for label in labels]} need one shape."
         )
-    flat = (1,) * (3 - voxels.ndim)
-    size = flat + voxels.shape
-    samples = tuple(min(n, SAMPLES[voxels.ndim]) for n in size)
-    nearest = np.ix_(*(((np.arange(m) + 0.5) * n / m).astype(int) for m, n in zip(samples, size)))
-
-    def mean(array):
-        array = np.asarray(array, np.float32)
-        array = array.reshape(flat + array.shape)
-        array = transform.resize_local_mean(
-            array, np.minimum(array.shape, samples), preserve_range=True
-        )
-        return transform.resize(array, samples, order=1, mode="edge", preserve_range=True)
-
-    def classes(label):
-        label, found = label.reshape(size)[nearest], np.zeros(samples, np.uint8)
-        for k, value in enumerate(structures.values(), start=1):
-            found[label == value] = k
-        return found
-
-    image = mean(voxels)
+    flat = (1,) * (3 - grey.ndim)
+    size = flat + grey.shape
+    samples = tuple(min(n, SAMPLES[grey.ndim]) for n in size)
+    values, millimetres = list(structures.values()), (1.0,) * grey.ndim
+    if spacing is not None:
+        millimetres = tuple(spacing)
+    image = _mean(grey, samples)
     low, high = np.percentile(image, (0.5, 99.5))
     view = {
         "image": np.rint(255 * np.clip((image - low) / (high - low or 1), 0, 1)).astype(np.uint8),
-        "truth": classes(labels[0]),
-        "labels": np.stack([classes(label) for label in labels[1:]]),
-        "methods": np.array(list(answers)),
+        "truth": _nearest(labels[0].reshape(size), samples, values),
+        "labels": np.stack([_nearest(v.reshape(size), samples, values) for v in labels[1:]]),
+        "methods": np.array(list(predictions)),
         "structures": np.array(list(structures)),
-        "spacing": np.array(flat + tuple((1,) * voxels.ndim if spacing is None else spacing))
-        * size
-        / samples,
+        "spacing": np.array(flat + millimetres) * size / samples,
         "size": np.array(size),
     }
-    if all("probability" in answer for answer in answers.values()):
+    if all("probability" in prediction for prediction in predictions.values()):
         maps = [
-            [mean(answer["probability"][name]) for name in structures]
-            for answer in answers.values()
+            [_mean(prediction["probability"][name], samples) for name in structures]
+            for prediction in predictions.values()
         ]
         view["probabilities"] = np.rint(255 * np.array(maps)).astype(np.uint8)
     return view
 
 
-def write(path, view):
+def _mean(array: npt.ArrayLike, samples: tuple[int, ...]) -> np.ndarray:
+    """Local means (z, y, x) of an array of three axes, or two, on a grid of so many samples."""
+    values = np.asarray(array, np.float32)
+    values = values.reshape((1,) * (3 - values.ndim) + values.shape)
+    values = transform.resize_local_mean(
+        values, np.minimum(values.shape, samples), preserve_range=True
+    )
+    return transform.resize(values, samples, order=1, mode="edge", preserve_range=True)
+
+
+def _nearest(label: np.ndarray, samples: tuple[int, ...], values: Sequence[int]) -> np.ndarray:
+    """Labels (z, y, x) at so many samples: k for the k-th of the values, else 0."""
+    at = (((np.arange(m) + 0.5) * n / m).astype(int) for m, n in zip(samples, label.shape))
+    nearest, classes = label[np.ix_(*at)], np.zeros(samples, np.uint8)
+    for k, value in enumerate(values, start=1):
+        classes[nearest == value] = k
+    return classes
+
+
+def write(path: str | pathlib.Path, view: View) -> None:
     """Writes a view as .npz, whole or not at all; the folder is created.
 
     Raises:
       UserError: the file cannot be written.
     """
     with replacing(path) as partial:
-        np.savez_compressed(partial, **view)
+        np.savez_compressed(partial, **view)  # type: ignore[arg-type]
 
 
-def read(path):
+def read(path: str | pathlib.Path) -> View:
     """The view that `write` wrote.
 
     Raises:
@@ -123,16 +143,19 @@ def read(path):
     return view
 
 
-def surface(mask, truth, spacing):
-    """The surface of a mask, each vertex with its distance to the nearest vertex of the truth's surface.
+def surface(
+    mask: np.ndarray, truth: np.ndarray, spacing: Sequence[float] | np.ndarray
+) -> dict[str, np.ndarray] | None:
+    """The surface of a mask, and how far each vertex is from the nearest of the truth's surface.
 
     Args:
       mask, truth: bool (z, y, x) of equal shape.
       spacing: (z, y, x) in mm.
 
     Returns:
-      {"vertices": (n, 3) of (z, y, x) in mm from the corner of voxel 0, n at most `VERTICES`, "faces": (m, 3) indices
-      of vertices, "distances": (n,) in mm, NaN without truth}; None for an empty mask.
+      {"vertices": (n, 3) of (z, y, x) in mm from the corner of voxel 0, n at most `VERTICES`,
+      "faces": (m, 3) indices of vertices, "distances": (n,) in mm, NaN without truth}; None for an
+      empty mask.
     """
     if not mask.any():
         return None
@@ -141,24 +164,23 @@ def surface(mask, truth, spacing):
     if truth.any():
         distances, _ = spatial.KDTree(_mesh(truth)[0] * spacing).query(vertices * spacing)
 
-    # Where they are too many, those in a cell of so many voxels become their mean; a coarser mask would be displaced.
+    # Where they are too many, those in a cell of so many voxels become their mean; a coarser mask
+    # would be displaced.
     values = points = np.column_stack([vertices * spacing, distances])
     triangles, edge = faces, 1
     while len(points) > VERTICES:
         edge += 1
         cells = np.ravel_multi_index((vertices // edge).astype(int).T, np.array(mask.shape) + 1)
         _, cell = np.unique(cells, return_inverse=True)
-        points = (
-            np.stack([np.bincount(cell, column) for column in values.T], axis=1)
-            / np.bincount(cell)[:, None]
-        )
+        sums = np.stack([np.bincount(cell, column) for column in values.T], axis=1)
+        points = sums / np.bincount(cell)[:, None]
         triangles = cell[faces]
     a, b, c = triangles.T
     whole = (a != b) & (b != c) & (c != a)
     return {"vertices": points[:, :3], "faces": triangles[whole], "distances": points[:, 3]}
 
 
-def _mesh(mask):
-    """Vertices (n, 3), in voxels from the corner of voxel 0, and faces (m, 3) of the surface of a mask."""
+def _mesh(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The surface of a mask: vertices (n, 3), in voxels from voxel 0's corner, and faces (m, 3)."""
     vertices, faces, _, _ = measure.marching_cubes(np.pad(mask, 1), 0.5)
     return vertices - 0.5, faces

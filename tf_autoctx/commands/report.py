@@ -1,0 +1,39 @@
+"""One HTML page of an evaluation, or of several on the same cases, with a viewer of every case.
+
+  python eval/report.py --evaluations=runs/fetal_head/evaluation --output=report.html
+  python eval/report.py --evaluations=runs/a/evaluation,runs/b/evaluation --output=report.html
+
+The second lays one over the other. The page has tables, charts and the viewer, and needs no network
+and no other file. Any folder with a scores.csv will do; training scripts also leave what the viewer
+shows in views/, and curves and configuration in the run folder above.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from tf_autoctx import configuration
+from tf_autoctx.commands import command_line
+from tf_autoctx.configuration import field
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What the page shows"""
+
+    evaluations: tuple[str, ...] = field(..., "Folders with scores.csv, of the same cases.")
+    output: str = field(..., "HTML file to write.")
+
+    def __post_init__(self) -> None:
+        configuration.check(self)
+
+
+def main(given: command_line.Given) -> None:
+    """Runs the command."""
+    from tf_autoctx.report import page
+
+    settings = given.configured(Report)
+    page.write(settings.output, settings.evaluations)
+
+
+command = command_line.Command(main, (Report,), __doc__)
