@@ -216,7 +216,7 @@ def test_what_is_no_data_set_is_named(tmp_path):
     with pytest.raises(UserError, match=f"{tmp_path.name}: has no dataset.json; expected"):
         datasets.load(tmp_path, seed=0)
     write_image(tmp_path / "a.nii.gz")
-    with pytest.raises(UserError, match="a.nii.gz: is not a text file; expected a CSV file"):
+    with pytest.raises(UserError, match=r"a.nii.gz: is not a text file; expected a CSV file"):
         datasets.load(tmp_path / "a.nii.gz", seed=0)
 
 
@@ -232,7 +232,7 @@ def test_an_nnunet_folder_has_one_channel(tmp_path, channel):
 def test_an_nnunet_image_needs_its_label(tmp_path):
     (nnunet(tmp_path) / "labelsTr/b.nrrd").unlink()
     with pytest.raises(
-        UserError, match="training image .*b_0000.nrrd has no label; expected one in labelsTr"
+        UserError, match=r"training image .*b_0000.nrrd has no label; expected one in labelsTr"
     ):
         datasets.load(tmp_path, seed=0)
 
@@ -280,7 +280,8 @@ def test_a_bad_csv_row_is_named(tmp_path, row, sentence):
 def test_the_same_image_behind_a_link_is_found(tmp_path):
     (tmp_path / "b.png").symlink_to("a.png")
     with pytest.raises(
-        UserError, match="b.png in test has the image of .*a.png in train; expected every case once"
+        UserError,
+        match=r"b.png in test has the image of .*a.png in train; expected every case once",
     ):
         datasets.load(table(tmp_path, "a.png,al.png,train,", "b.png,,test,"), seed=0)
 
@@ -295,7 +296,7 @@ def test_a_csv_with_missing_columns_or_files_is_named(tmp_path):
     path = table(tmp_path, "a.png,al.png,train,")
     (tmp_path / "al.png").unlink()
     with pytest.raises(
-        UserError, match="cases.csv, line 2: lists .*al.png, which does not exist; expected a file"
+        UserError, match=r"cases.csv, line 2: lists .*al.png, which does not exist; expected a file"
     ):
         datasets.load(path, seed=0)
 
@@ -362,7 +363,7 @@ def test_a_label_on_another_grid_is_named(tmp_path):
 def test_a_constant_image_is_named(tmp_path):
     constant = case(tmp_path, label=False)
     sitk.WriteImage(sitk.Image([5, 4, 3], sitk.sitkInt16) + 9, constant.image)
-    with pytest.raises(UserError, match="i.nrrd: every voxel is 9; expected varying intensities"):
+    with pytest.raises(UserError, match=r"i.nrrd: every voxel is 9; expected varying intensities"):
         datasets.read_case(constant)
 
 

@@ -1,32 +1,22 @@
 import re
 
+import helpers
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers import noise
 from scipy import ndimage, special
 
-import running
 from tf_autoctx import export, losses
-from tf_autoctx.models import embryo, layers, vnet
+from tf_autoctx.models import layers
+from tf_autoctx.models.embryo import embryo
 from tf_autoctx.models.loc_con import BoxCorner, Crop, ResizeLike, ResizeToCube, Uncrop
+from tf_autoctx.models.vnet import vnet
 
 
-def noise(*shape, seed=0):
-    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
-
-
-def randomize(model, seed=0):
-    """Weights like those of a trained network: kernels keep their spread, norms and slopes differ by channel."""
-    rng = np.random.default_rng(seed)
-    for weight in model.weights:
-        if weight.path.endswith(("gamma", "alpha")):
-            weight.assign(rng.uniform(0.1, 1.5, weight.shape))
-        elif weight.path.endswith(("beta", "bias")):
-            weight.assign(rng.normal(0, 0.3, weight.shape))
-        else:
-            weight.assign(rng.normal(0, np.sqrt(2 / np.prod(weight.shape[:-1])), weight.shape))
-    return model
+def randomize(model):
+    return helpers.randomize(model, low=0.1)
 
 
 # VNet.
@@ -34,7 +24,9 @@ def randomize(model, seed=0):
 
 def test_parameters_of_the_papers_width():
     # A convolution comes with a bias, scale, shift and slope of each channel.
-    conv = lambda kernel, old, new: kernel**3 * old * new + 4 * new
+    def conv(kernel, old, new):
+        return kernel**3 * old * new + 4 * new
+
     image = conv(5, 1, 16) + 1 * 16 + 16  # and a 1x1x1 convolution to the width of the first stage
     down = [2 * conv(5, 32, 32), 3 * conv(5, 64, 64), 3 * conv(5, 128, 128), 3 * conv(5, 256, 256)]
     strided = [conv(2, 16, 32), conv(2, 32, 64), conv(2, 64, 128), conv(2, 128, 256)]
@@ -48,7 +40,7 @@ def test_parameters_of_the_papers_width():
 
 @pytest.fixture(scope="module")
 def small():
-    """A VNet of 2 filters, 4 resolutions and kernel 3 with 3 input channels and random norms and slopes."""
+    """A VNet of 2 filters, 4 resolutions, kernel 3, 3 input channels, random norms and slopes."""
     keras.utils.set_random_seed(0)
     return randomize(vnet((None, None, None, 3), 4, base_filters=2, depth=4, kernel=3))
 
@@ -56,7 +48,8 @@ def small():
 def written_out(model, x, without=()):
     """The VNet in bare TensorFlow ops with the weights of `model`, for sizes of multiples of 8.
 
-    without: parts to leave out, of "residual 0" to "residual 6", "skip 0" to "skip 2" and "deconv 0" to "deconv 2" in
+    without: parts to leave out, of "residual 0" to "residual 6", "skip 0" to "skip 2" and "deconv
+      0" to "deconv 2" in
     the order of the data.
     """
 
@@ -68,7 +61,9 @@ def written_out(model, x, without=()):
 
     convs, deconvs = in_order("conv3d"), in_order("conv3d_transpose")
     norms, slopes, stages = in_order("group_normalization"), in_order("p_re_lu"), iter(range(7))
-    part = lambda name, x: tf.zeros_like(x) if name in without else x
+
+    def part(name, x):
+        return tf.zeros_like(x) if name in without else x
 
     def conv(x, kernel, stride=1):
         layer = next(convs)
@@ -171,7 +166,8 @@ def test_samples_of_a_batch_in_training(normalization, independent):
 
 
 def test_one_resolution_is_one_stage():
-    # An image of the stage's width is added as it is: one convolution of kernel 5, a norm, a slope, a head of 2.
+    # An image of the stage's width is added as it is: one convolution of kernel 5, a norm, a slope,
+    # a head of 2.
     assert (
         vnet((None, None, None, 4), 2, base_filters=4, depth=1).count_params()
         == 125 * 16 + 4 + 2 * 4 + 4 + 4 * 2 + 2
@@ -181,9 +177,9 @@ def test_one_resolution_is_one_stage():
 def test_options_that_do_not_exist_are_refused():
     with pytest.raises(ValueError, match="depth=0: expected at least 1"):
         vnet(depth=0)
-    with pytest.raises(ValueError, match="normalization='layer'.*'instance' or 'batch'"):
+    with pytest.raises(ValueError, match=r"normalization='layer'.*'instance' or 'batch'"):
         vnet(normalization="layer")
-    with pytest.raises(ValueError, match="initializer='zeros'.*he, paper"):
+    with pytest.raises(ValueError, match=r"initializer='zeros'.*he, paper"):
         embryo(initializer="zeros")
     with pytest.raises(ValueError, match="ventricle_box=0: expected at least 1"):
         embryo(ventricle_box=0)
@@ -207,7 +203,10 @@ def test_mixed_bfloat16_is_near_float32_with_its_gradients(small, size, bfloat16
             answers.append(network(x))
             total = tf.reduce_mean(answers[-1] * noise(2, *size, 4, seed=1))
         gradients.append(tape.gradient(total, kernels))
-    error = lambda found, expected: np.sqrt(np.mean((found - expected) ** 2))
+
+    def error(found, expected):
+        return np.sqrt(np.mean((found - expected) ** 2))
+
     assert answers[1].dtype == "float32"
     assert error(*answers) < 0.1 * np.std(answers[0])
     # Stray memory would be far off; where a single voxel is normalized, both are 0.
@@ -251,7 +250,7 @@ def corner_of(probability, index, box):
 
 
 def maps(p):
-    """Background and object of which every voxel of `p` (*spatial) above 1/2 is most probably the object."""
+    """Background and object: where `p` (*spatial) is above 1/2, the object is the most probable."""
     return np.stack([1 - p, p], axis=-1)[None].astype(np.float32)
 
 
@@ -440,7 +439,7 @@ def tiny():
 
 
 def scene(*centres, size=(16, 18, 20), seed=0):
-    """Images with a dark body of radius 6 and a bright ventricle of radius 2 in it; one sample a centre."""
+    """Images, one a centre, with a dark body of radius 6, a bright ventricle of radius 2 in it."""
     grid = np.stack(np.meshgrid(*map(np.arange, size), indexing="ij"), axis=-1)
     far = np.stack([np.linalg.norm(grid - centre, axis=-1) for centre in centres])[..., None]
     label = np.where(far < 2.2, 2, np.where(far < 6, 1, 0))
@@ -613,6 +612,9 @@ def test_a_served_model_answers_as_in_this_process(tiny, tmp_path):
         {"serving_default": lambda image: tiny(image, training=False)}, [tiny], tmp_path, card={}
     )
     x = noise(2, 9, 16, 13, 1)
+
+    import running
+
     expected, answers = tiny(x, training=False), running.served(tmp_path / "1", x)
     assert answers.keys() == expected.keys()
     for name in expected:

@@ -25,7 +25,7 @@ def volume(shape=(4, 5, 6), dtype=np.int16):
 
 
 def write_series(folder, positions=(10.0, 12.0, 14.0), uid="1.2.3.4"):
-    """DICOM slices of 5 x 6 pixels, 0.75 x 0.5 mm; the slice at position z mm has the value 100 z."""
+    """DICOM slices of 5 x 6 pixels, 0.75 x 0.5 mm; the slice at z mm has the value 100 z."""
     folder.mkdir(exist_ok=True)
     writer = sitk.ImageFileWriter()
     writer.KeepOriginalImageUIDOn()
@@ -52,7 +52,7 @@ def write_series(folder, positions=(10.0, 12.0, 14.0), uid="1.2.3.4"):
 @pytest.mark.parametrize("suffix", [".nii.gz", ".nii", ".nrrd", ".mha"])
 def test_a_written_volume_keeps_voxels_and_geometry(tmp_path, suffix):
     path = tmp_path / f"a{suffix}"
-    images.write(volume(), path)
+    images.write(path, volume())
     image = images.read(path)
     assert image.GetPixelID() == sitk.sitkInt16
     np.testing.assert_array_equal(images.array(image), images.array(volume()))
@@ -65,13 +65,13 @@ def test_a_written_volume_keeps_voxels_and_geometry(tmp_path, suffix):
 
 @pytest.mark.parametrize("suffix", [".nii.gz", ".nrrd", ".mha"])
 def test_a_written_volume_is_compressed(tmp_path, suffix):
-    images.write(sitk.Image([50, 50, 50], sitk.sitkUInt8), tmp_path / f"a{suffix}")
+    images.write(tmp_path / f"a{suffix}", sitk.Image([50, 50, 50], sitk.sitkUInt8))
     assert (tmp_path / f"a{suffix}").stat().st_size < 50**3 / 10
 
 
 def test_a_grey_png_has_two_dimensions(tmp_path):
     pixels = np.arange(12, dtype=np.uint8).reshape(3, 4)
-    images.write(sitk.GetImageFromArray(pixels), tmp_path / "a.png")
+    images.write(tmp_path / "a.png", sitk.GetImageFromArray(pixels))
     np.testing.assert_array_equal(images.array(images.read(tmp_path / "a.png")), pixels)
 
 
@@ -251,7 +251,7 @@ def test_a_bad_file_is_named_in_one_sentence(tmp_path, capfd, name, make, senten
 def test_a_file_that_was_cut_off_is_refused(tmp_path, capfd, suffix):
     path = tmp_path / f"a{suffix}"
     noise = np.random.default_rng(0).integers(0, 1000, (10, 20, 30), np.int16)
-    images.write(sitk.GetImageFromArray(noise), path)
+    images.write(path, sitk.GetImageFromArray(noise))
     path.write_bytes(path.read_bytes()[: path.stat().st_size * 3 // 4])
     with pytest.raises(UserError, match=f"a{suffix}: .*; expected"):
         images.read(path)
@@ -275,7 +275,7 @@ def test_a_write_that_runs_out_of_space_leaves_the_old_file_alone(tmp_path, full
     with pytest.raises(
         UserError, match=rf"a{suffix}: could not be written whole .*; expected disk space"
     ):
-        images.write(sitk.GetImageFromArray(noise), path)
+        images.write(path, sitk.GetImageFromArray(noise))
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == [path.name]
 
@@ -287,14 +287,15 @@ def test_a_write_that_runs_out_of_space_leaves_the_old_file_alone(tmp_path, full
         ("a.jpg", "cannot write this format; expected a name that ends in .*.png"),
         (
             "a.png",
-            "could not be written whole .3D, 16-bit signed integer; .*; expected .* a format that holds such",
+            "could not be written whole .3D, 16-bit signed integer; .*; expected .* a format that "
+            "holds such",
         ),
         ("nowhere/a.nrrd", "cannot be written, there is no folder .*nowhere; create it"),
     ],
 )
 def test_what_cannot_be_written_leaves_nothing_behind(tmp_path, name, sentence):
     with pytest.raises(UserError, match=f"{name}: {sentence}"):
-        images.write(volume(), tmp_path / name)
+        images.write(tmp_path / name, volume())
     assert os.listdir(tmp_path) == []
 
 
@@ -310,7 +311,7 @@ def test_like_takes_the_grid_of_its_reference():
 
 def test_voxels_may_have_several_values(tmp_path):
     values = np.random.default_rng(0).random((4, 5, 6, 3), np.float32)
-    images.write(images.like(values, volume()), tmp_path / "a.nii.gz")
+    images.write(tmp_path / "a.nii.gz", images.like(values, volume()))
     image = images.read(tmp_path / "a.nii.gz", colour=True)
     np.testing.assert_array_equal(images.array(image), values)
     images.require_same_grid("values", image, "image", volume())
@@ -338,7 +339,7 @@ def test_find_says_what_is_wrong_with_a_folder(tmp_path):
     (tmp_path / "a.nii.gz").touch()
     (tmp_path / "a.nrrd").touch()
     with pytest.raises(
-        UserError, match="a.nrrd: has the same name as .*a.nii.gz; expected one image of each name"
+        UserError, match=r"a.nrrd: has the same name as .*a.nii.gz; expected one image of each name"
     ):
         images.find(tmp_path)
 

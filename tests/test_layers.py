@@ -2,13 +2,10 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers import noise
 from scipy import ndimage
 
 from tf_autoctx.models import layers
-
-
-def noise(*shape, seed=0):
-    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
 def line(values):
@@ -24,7 +21,8 @@ def line(values):
     [
         # The new voxel centres lie at -1/4, 1/4, 3/4 and 5/4 of the old.
         ([0, 1], [0, 0.25, 0.75, 1]),
-        # Old centres at distances 1/2 1/2 3/2 from the new ones, triangle of half width 2: weights 3 3 1 over 7.
+        # Old centres at distances 1/2 1/2 3/2 from the new ones, triangle of half width 2: weights
+        # 3 3 1 over 7.
         ([7, 0, 0, 0], [3, 0]),
         ([0, 7, 0, 0], [3, 1]),
         # All of the line: distances 1 0 1 of a half width of 3, weights 2 3 2 over 7.
@@ -151,7 +149,7 @@ def test_crop_like_keeps_the_low_end(free, stride, size):
 
 
 def gradients(layer, x, weights):
-    """(answer, gradient of the kernel, of the input) in float32 for a loss of fixed random weights."""
+    """(output, gradient of the kernel, of the input), float32, for a loss of random weights."""
     x = tf.cast(tf.constant(x), layer.compute_dtype)
     with tf.GradientTape() as tape:
         tape.watch(x)
@@ -170,7 +168,10 @@ def gradients(layer, x, weights):
 @pytest.mark.parametrize("size", [(2, 3, 4), (1, 1, 1), (6, 1, 7), (6, 7, 8)])
 def test_bfloat16_gradients_of_small_inputs_are_right(kind, kernel, arguments, size):
     guarded, parent = getattr(layers, kind), getattr(keras.layers, kind)
-    build = lambda layer, dtype: layer(8, kernel, padding="same", dtype=dtype, **arguments)
+
+    def build(layer, dtype):
+        return layer(8, kernel, padding="same", dtype=dtype, **arguments)
+
     x = noise(1, *size, 8)
     reference, layer = build(parent, "float32"), build(guarded, "mixed_bfloat16")
     answer = reference(x)

@@ -182,7 +182,8 @@ def test_squared_dice_of_a_channel_absent_from_both_is_perfect():
 
 
 def test_hybrid_of_two_voxels():
-    # Class 0: p = 1/4, 1/2 and truth 0, 1; class 1: p = 3/4, 1/2 and truth 1, 0; both classes weigh 1 - 1/2.
+    # Class 0: p = 1/4, 1/2 and truth 0, 1; class 1: p = 3/4, 1/2 and truth 1, 0; both classes weigh
+    # 1 - 1/2.
     dice = -(2 * 0.5 / (0.0625 + 0.25 + 1) + 2 * 0.75 / (0.5625 + 0.25 + 1))
     entropy = 0.5 * (np.log(4 / 3) + LOG2) / 2
     loss = losses.HybridLoss(dice_weight=10)
@@ -300,7 +301,8 @@ def test_adversarial_terms_by_hand():
 
 def test_adversarial_terms_mirror_each_other():
     real, fake = np.random.default_rng(0).normal(0, 4, (2, 5, 1)).astype(np.float32)
-    # Swapping real and fake is changing the sign; the generator wants what the discriminator wants of a real one.
+    # Swapping real and fake is changing the sign; the generator wants what the discriminator wants
+    # of a real one.
     straight, mirrored = (
         losses.discriminator_adversarial(real, fake),
         losses.discriminator_adversarial(-fake, -real),

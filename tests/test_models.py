@@ -1,22 +1,30 @@
 import ast
+import importlib
 import pathlib
+import pkgutil
 import re
+import sys
+import types
 
+import helpers
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers import noise
 from keras import ops
 
 import tf_autoctx
 from tf_autoctx import losses
-from tf_autoctx.models import usegnet
-from tf_autoctx.models.usegnet import VARIANTS
+from tf_autoctx.models import options
+from tf_autoctx.models.options import VARIANTS
+from tf_autoctx.models.usegnet import usegnet
 
 HAS = "USegNet-DS-HAS"
 
 
-# Parameters and multiply-adds as the specification's table gives them, independent of the model code.
+# Parameters and multiply-adds as the specification's table gives them, independent of the model
+# code.
 
 
 def conv(kernel, channels, filters):
@@ -42,7 +50,8 @@ ENCODER = (
 # Two deconvolutions 64 to 64 of kernel 5, one 64 to 32 of kernel 3: 2 * 512 192 + 55 392.
 DECONVS = 2 * (conv(5, 64, 64) + norm(64)) + conv(3, 64, 32) + norm(32)
 BASE = ENCODER + DECONVS + conv(1, 64, 2)
-# Plain decoders on the concatenations of 64 + 64, 64 + 64 and 32 + 32 channels; the third after a SAM, on 32 + 64.
+# Plain decoders on the concatenations of 64 + 64, 64 + 64 and 32 + 32 channels; the third after a
+# SAM, on 32 + 64.
 PLAIN_1 = conv(5, 128, 64) + norm(64)
 PLAIN_2 = conv(3, 128, 64) + norm(64)
 PLAIN_3 = conv(3, 64, 64) + norm(64)
@@ -81,7 +90,8 @@ PARAMETERS = {
     ),
 }
 
-# Multiply-adds per voxel of the image: half size weighs 1/8 and so on; a deconvolution counts where it starts.
+# Multiply-adds per voxel of the image: half size weighs 1/8 and so on; a deconvolution counts where
+# it starts.
 CODER_WORK = (
     27 * (1 * 32 + 32 * 32)  # encoder 1: 28 512
     + 27 * (32 * 64 + 64 * 64) // 8  # encoder 2: 20 736
@@ -134,7 +144,9 @@ def test_the_overhead_of_attention_is_the_papers():
 
 
 def test_parameters_of_the_2d_network():
-    conv = lambda kernel, channels, filters: kernel**2 * channels * filters + filters
+    def conv(kernel, channels, filters):
+        return kernel**2 * channels * filters + filters
+
     encoder = (
         conv(3, 1, 32) + conv(3, 32, 32) + conv(3, 32, 64) + conv(3, 64, 64) + 4 * conv(5, 64, 64)
     )
@@ -149,7 +161,8 @@ def test_parameters_of_the_2d_network():
 
 
 def test_parameters_with_the_attention_kernels_of_the_authors_code():
-    # SAM 1 sees 64 channels, UAM 1 and UAM 2 see 128; their kernels grow from 3 to 5: + 602 112 each.
+    # SAM 1 sees 64 channels, UAM 1 and UAM 2 see 128; their kernels grow from 3 to 5: + 602 112
+    # each.
     extra = attention(64, 5) - attention(64) + 2 * (attention(128, 5) - attention(128))
     assert extra == 3 * (125 - 27) * (2 * 32 * 32 + 64 * 64) == 3 * 602_112
     assert usegnet(variant=HAS, attention_kernel="code").count_params() == 4_336_582 + extra
@@ -167,12 +180,11 @@ def models():
     }
 
 
-def noise(*shape, seed=0):
-    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
-
-
 def written_out(model, x, sam, uam, skips=(1, 2, 3)):
-    """The specification's table in bare TensorFlow ops with the weights of `model`, for sizes of multiples of 8."""
+    """The specification's table in bare TensorFlow ops with the weights of `model`.
+
+    For sizes of multiples of 8.
+    """
 
     def in_order(pattern):
         found = [layer for layer in model.layers if re.fullmatch(pattern + r"(_\d+)?", layer.name)]
@@ -250,7 +262,8 @@ def test_the_network_is_the_one_of_the_paper(models, variant, parts):
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_channel_of_every_part_reaches_the_main_answer(models, variant):
-    # No skip, SAM or UAM hangs loose: each is an input of some kernel, and every pair of its channels has a gradient.
+    # No skip, SAM or UAM hangs loose: each is an input of some kernel, and every pair of its
+    # channels has a gradient.
     model, x = models[variant], tf.constant(noise(1, 24, 24, 24, 2))
     # A bias before a normalization has none.
     weights = [weight for weight in model.trainable_weights if not weight.path.endswith("/bias")]
@@ -364,7 +377,8 @@ def test_batch_normalization_moves_its_statistics_and_uses_them_at_test():
     before = model(x, training=False)["logits"]
     np.testing.assert_array_equal(first.moving_mean, [0, 0])
     model(x, training=True)
-    # Momentum 0.9: one step takes a tenth of the way from 0 to the mean of the convolution's answer.
+    # Momentum 0.9: one step takes a tenth of the way from 0 to the mean of the convolution's
+    # answer.
     mean = ops.mean(keras.Model(model.input, first.input)(x), axis=(0, 1, 2, 3))
     np.testing.assert_allclose(first.moving_mean, 0.1 * np.array(mean), rtol=1e-3, atol=1e-6)
     assert not np.allclose(before, model(x, training=False)["logits"], atol=1e-3)
@@ -446,7 +460,37 @@ def test_networks_and_losses_run_on_any_backend():
                 imported |= {name.name.split(".")[0] for name in node.names}
             elif isinstance(node, ast.ImportFrom):
                 imported.add(node.module.split(".")[0])
-    assert imported <= {"keras", "tf_autoctx"}
+    assert imported - sys.stdlib_module_names == {"keras", "tf_autoctx"}
+
+
+def test_every_submodule_is_a_module_also_after_all_are_imported():
+    package = tf_autoctx.models
+    names = [module.name for module in pkgutil.iter_modules(package.__path__)]
+    for name in names:
+        importlib.import_module(f"tf_autoctx.models.{name}")
+    assert all(isinstance(getattr(package, name), types.ModuleType) for name in names)
+    assert sorted(package.__all__) == sorted(names) and set(names) <= set(dir(package))
+    with pytest.raises(AttributeError, match="has no attribute 'other'"):
+        package.other
+
+
+def test_configurations_need_neither_keras_nor_tensorflow():
+    light = {"tf_autoctx.models.options", "tf_autoctx.data.configuration"}
+    modules = helpers.modules_after("\n".join(f"import {name}" for name in light))
+    assert light <= modules and not {"keras", "tensorflow"} & modules
+
+
+def test_the_package_imports_a_module_when_it_is_first_used():
+    code = "import tf_autoctx.models as models"
+    assert "keras" not in helpers.modules_after(code)
+    modules = helpers.modules_after(f"{code}\nmodels.unet3d.pyramid")
+    assert "keras" in modules and "tf_autoctx.models.usegnet" not in modules
+
+
+@pytest.mark.parametrize("initializer", options.INITIALIZERS)
+@pytest.mark.parametrize("normalization", options.NORMALIZATIONS)
+def test_every_named_option_builds(initializer, normalization):
+    assert usegnet(base_filters=1, initializer=initializer, normalization=normalization).weights
 
 
 def test_a_few_steps_of_adam_learn_a_cube():

@@ -57,7 +57,7 @@ def test_types_range_and_spacing():
         and label.dtype == np.uint8
         and image.shape == label.shape == TINY[0]
     )
-    assert 0 <= image.min() and 200 < image.max() <= 255
+    assert image.min() >= 0 and 200 < image.max() <= 255
     assert spacing == (0.25, 0.25, 0.25) and np.unique(label).tolist() == [0, 1, 2]
     assert phantoms.EMBRYO_LABELS == ("body", "ventricle")
 

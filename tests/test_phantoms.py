@@ -19,7 +19,10 @@ def dice(a, b):
 
 
 def best_threshold_dice(image, head):
-    """The classical way at its best: median filter, the one threshold that suits the truth, largest piece, filled."""
+    """The classical way at its best, with the threshold that suits the truth.
+
+    Median filter, threshold, largest piece, holes filled.
+    """
     smooth = ndimage.median_filter(image, 3)
     best = 0
     for threshold in np.linspace(smooth.min(), smooth.max(), 66)[1:-1]:

@@ -1,18 +1,16 @@
-import re
-
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from tf_autoctx.data import pipeline
-from tf_autoctx.errors import UserError
+from tf_autoctx.errors import FieldError, sentence
 
 CASES = 5
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """Files of five cases; every voxel of case k is k, in its context k / 10, and case 0 has no context."""
+    """Files of five cases: a voxel of case k is k, k / 10 in its context; case 0 has no context."""
     folder, columns = tmp_path_factory.mktemp("cases"), {"image": [], "label": [], "context": []}
     for case in range(CASES):
         for kind, value in (("image", case), ("label", case), ("context", case / 10)):
@@ -164,6 +162,7 @@ def test_one_shape():
     same, other = (4, 5, 6), (4, 5, 7)
     pipeline.require_one_shape([same, same], 2)
     pipeline.require_one_shape([same, other], 1)
-    with pytest.raises(UserError, match=re.escape("--batch_size=2")) as error:
+    with pytest.raises(FieldError, match="batch_size=2: training images have") as error:
         pipeline.require_one_shape([same, other, same], 2)
+    assert sentence(error.value).startswith("--batch_size=2: ")
     assert str(same) in str(error.value) and str(other) in str(error.value)

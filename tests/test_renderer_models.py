@@ -1,12 +1,13 @@
-"""Renderer, segmentor and discriminators: widths of the specification, every skip and branch, any size."""
+"""Renderer, segmentor, discriminators: widths of the specification, skips, branches, any size."""
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers import grey
 
 from tf_autoctx import losses
-from tf_autoctx.models import discriminator, renderer, segmentor2d
+from tf_autoctx.models.renderer import discriminator, renderer, segmentor2d
 
 BUILT = {
     "renderer": lambda size=None: renderer(size, base_filters=2, initializer="he"),
@@ -16,12 +17,11 @@ BUILT = {
 }
 
 
-def noise(*shape, seed=0):
-    return np.random.default_rng(seed).uniform(0, 1, shape).astype(np.float32)
-
-
 def widths(model):
-    """(kind, edge of the kernel, channels in, channels out) of every convolution, deconvolutions in the data's order."""
+    """(kind, edge of the kernel, channels in, channels out) of every convolution, sorted.
+
+    Channels of deconvolutions are in the data's order.
+    """
     found = []
     for layer in model.layers:
         if isinstance(layer, keras.layers.Conv2DTranspose):
@@ -96,7 +96,7 @@ def test_batch_norm_and_initializer_of_the_authors():
 @pytest.mark.parametrize("size", [(16, 16), (13, 22), (7, 9)])
 @pytest.mark.parametrize("name", ["renderer", "segmentor", "pool"])
 def test_any_size(name, size):
-    answer = BUILT[name]()(noise(2, *size, 2 if name == "pool" else 1))
+    answer = BUILT[name]()(grey(2, *size, 2 if name == "pool" else 1))
     if name == "pool":
         assert answer.shape == (2, 1)
     else:
@@ -127,9 +127,12 @@ def test_bad_arguments(call, message):
 
 @pytest.mark.parametrize("name", ["renderer", "segmentor"])
 def test_every_skip_and_branch_changes_the_answer(name):
-    """A scaled feature map before each concatenation changes the main answer; each side branch hears its own layers."""
+    """A scaled feature map before each concatenation changes the main output.
+
+    Each side branch hears its own layers.
+    """
     keras.utils.set_random_seed(0)
-    network, image = BUILT[name](16), noise(1, 16, 16, 1)
+    network, image = BUILT[name](16), grey(1, 16, 16, 1)
     concatenations = [
         layer for layer in network.layers if isinstance(layer, keras.layers.Concatenate)
     ]
@@ -148,7 +151,7 @@ def test_every_skip_and_branch_changes_the_answer(name):
 
 def test_each_answer_depends_on_its_own_weights():
     network = BUILT["segmentor"](16)
-    image = tf.constant(noise(1, 16, 16, 1))
+    image = tf.constant(grey(1, 16, 16, 1))
     heard = {}
     for name in ("logits", "aux1", "aux2"):
         with tf.GradientTape() as tape:
@@ -166,11 +169,11 @@ def test_each_answer_depends_on_its_own_weights():
 
 
 def test_the_pair_discriminator_sees_both():
-    network, pair = BUILT["scaled"](), noise(1, 16, 16, 2)
+    network, pair = BUILT["scaled"](), grey(1, 16, 16, 2)
     before = float(network(pair)[0, 0])
     for channel in (0, 1):
         other = pair.copy()
-        other[..., channel] = noise(1, 16, 16, seed=1)
+        other[..., channel] = grey(1, 16, 16, seed=1)
         assert float(network(other)[0, 0]) != before
 
 
@@ -182,14 +185,14 @@ def test_the_scaled_head_is_the_authors_on_features_divided_by_the_root_of_their
     *others, kernel, bias = scaled.get_weights()
     authors.set_weights([*others, kernel / np.sqrt(16 * 16 * 4), bias])
     assert kernel.shape == (16 * 16 * 4, 1)
-    image = noise(3, 16, 16, 2)
+    image = grey(3, 16, 16, 2)
     np.testing.assert_allclose(scaled(image), authors(image), rtol=1e-4, atol=1e-6)
 
 
 def test_answers_are_float32_and_losses_fall_on_a_fixed_batch(bfloat16):
     keras.utils.set_random_seed(0)
     network = segmentor2d(16, base_filters=4, initializer="he")
-    image, label = tf.constant(noise(2, 16, 16, 1)), np.zeros((2, 16, 16, 1), np.uint8)
+    image, label = tf.constant(grey(2, 16, 16, 1)), np.zeros((2, 16, 16, 1), np.uint8)
     label[:, 4:12, 5:13] = 1
     optimizer, loss = keras.optimizers.Adam(1e-2), losses.HybridLoss(1.0)
 
@@ -211,7 +214,7 @@ def test_answers_are_float32_and_losses_fall_on_a_fixed_batch(bfloat16):
 def test_saved_and_loaded(name, tmp_path):
     network = BUILT[name](16)
     network.save(tmp_path / "model.keras")
-    image = noise(1, 16, 16, network.input_shape[-1])
+    image = grey(1, 16, 16, network.input_shape[-1])
     for a, b in zip(
         tf.nest.flatten(network(image)),
         tf.nest.flatten(keras.models.load_model(tmp_path / "model.keras")(image)),

@@ -3,21 +3,16 @@ import itertools
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers import noise, seeds
 from scipy import ndimage
 
 from tf_autoctx.data import augment, subvolumes
+from tf_autoctx.data.configuration import Deformation
 from tf_autoctx.models import layers
+from tf_autoctx.models.unet3d import ResampleAboutCentre
 
-STILL = augment.Deformation(shift=0, rotation=0.0, elastic=0.0)
-EVERYTHING = augment.Deformation(shift=4, rotation=10.0, elastic=4.0, elastic_spacing=16)
-
-
-def noise(*shape, seed=0):
-    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
-
-
-def seeds(count):
-    return [tf.constant([3, number], tf.int64) for number in range(count)]
+STILL = Deformation(shift=0, rotation=0.0, elastic=0.0)
+EVERYTHING = Deformation(shift=4, rotation=10.0, elastic=4.0, elastic_spacing=16)
 
 
 def drawn(sample, seed, deformation=STILL, scales=(1,), unit=None, size=8):
@@ -47,7 +42,7 @@ def case(image, label, scales=(1,), values=(1,), spacing=(1.0, 1.0, 1.0)):
 
 
 def at_voxel(place, image, scales=(1,)):
-    """A case whose subvolumes are all centred on one voxel, and a random label in which it is the only 1."""
+    """A case whose subvolumes are centred on a voxel, the only 1 of a random label; that label."""
     label = np.random.default_rng(1).choice(np.array([0, 2, 3], np.uint8), image.shape)
     label[place] = 1
     return case(image, label, scales), label
@@ -95,13 +90,14 @@ def test_the_finest_level_is_a_plain_crop_and_air_beyond(place):
 
 
 def test_a_shrunk_finest_level_is_a_plain_crop_of_the_shrunk_volume():
-    sample, label = at_voxel((11, 14, 13), noise(24, 28, 32), scales=(4, 2))
+    sample, _ = at_voxel((11, 14, 13), noise(24, 28, 32), scales=(4, 2))
     cut = drawn(sample, seeds(1)[0], scales=(4, 2))
     np.testing.assert_array_equal(cut["image_2"], sample["image_2"][1:9, 3:11, 2:10, 0])
 
 
 def test_labels_at_the_faces_between_voxels_come_from_either_side():
-    # From (10, 14, 12) voxels of 2: every second voxel, the lower or the higher of the two nearest along an axis.
+    # From (10, 14, 12) voxels of 2: every second voxel, the lower or the higher of the two nearest
+    # along an axis.
     sample, label = at_voxel((11, 14, 13), noise(24, 28, 32), scales=(4, 2))
     sides = {
         (a, b, c): label[2 + a : 17 + a : 2, 6 + b : 21 + b : 2, 4 + c : 19 + c : 2]
@@ -181,7 +177,7 @@ def test_all_voxels_of_a_structure_come_to_the_centre():
 
 
 def linear_case(scales, spacing=(1.0, 1.0, 1.0)):
-    """An image that is a linear function of the position in full-size voxels, far larger than any subvolume."""
+    """An image linear in the position in full-size voxels, far larger than any subvolume."""
     z, y, x = np.meshgrid(*3 * [np.arange(96, dtype=np.float32) + 0.5], indexing="ij")
     label = np.zeros((96, 96, 96), np.uint8)
     label[48, 47, 49] = 1
@@ -199,10 +195,9 @@ def test_levels_share_their_centre_and_their_deformation(scales, spacing):
         cut = {
             name: x[None, ..., None] for name, x in drawn(sample, seed, EVERYTHING, scales).items()
         }
-        context = layers.ResampleAboutCentre(scales[0] / scales[1])(
-            [cut["image_1"], cut["image_2"]]
-        )
-        # The deformation bends within a voxel of level 1 too: u'' h^2 / 8, here below a fifth of a voxel.
+        context = ResampleAboutCentre(scales[0] / scales[1])([cut["image_1"], cut["image_2"]])
+        # The deformation bends within a voxel of level 1 too: u'' h^2 / 8, here below a fifth of a
+        # voxel.
         np.testing.assert_allclose(context, cut["image_2"], atol=0.25 * scales[-1])
         assert np.abs(cut["image_2"][0, ..., 0] - still).max() > 2 * scales[-1]
 
@@ -223,7 +218,10 @@ def test_the_same_seed_draws_the_same_subvolumes():
     sample = case(
         noise(20, 24, 28), rng.integers(0, 3, (20, 24, 28)).astype(np.uint8), (2, 1), (1, 2)
     )
-    draw = lambda seed: drawn(sample, seed, EVERYTHING, (2, 1))
+
+    def draw(seed):
+        return drawn(sample, seed, EVERYTHING, (2, 1))
+
     again, eager = draw(seeds(1)[0]), [draw(seed) for seed in seeds(4)]
     assert all(np.array_equal(again[name], eager[0][name]) for name in again)
     for a, b in itertools.combinations(eager, 2):
@@ -246,7 +244,8 @@ GRID = np.arange(-12, 13, 4.0)
 def moved(deformation, seed, grid=GRID, unit=1, spacing=(1.0, 1.0, 1.0)):
     """(offsets before, offsets after), each (n, n, n, 3)."""
     before = np.stack(np.meshgrid(grid, grid, grid, indexing="ij"), axis=-1)
-    return before, np.array(deformation([grid], seed, unit, tf.constant(spacing, tf.float32))[0])
+    spacing = tf.constant(spacing, tf.float32)
+    return before, np.array(augment.deformed(deformation, [grid], seed, unit, spacing)[0])
 
 
 def test_without_any_part_nothing_moves():
@@ -258,9 +257,7 @@ def test_without_any_part_nothing_moves():
 def test_shift_is_one_translation(unit):
     offsets = []
     for seed in seeds(100):
-        before, after = moved(
-            augment.Deformation(shift=3, rotation=0.0, elastic=0.0), seed, unit=unit
-        )
+        before, after = moved(Deformation(shift=3, rotation=0.0, elastic=0.0), seed, unit=unit)
         offsets.append((after - before)[0, 0, 0])
         np.testing.assert_allclose(
             after - before, np.broadcast_to(offsets[-1], before.shape), atol=1e-5
@@ -274,7 +271,7 @@ def test_shift_is_one_translation(unit):
 
 def test_rotation_is_rigid_in_mm():
     spacing, angles = np.array([2.5, 0.8, 1.1]), []
-    deformation = augment.Deformation(shift=0, rotation=20.0, elastic=0.0)
+    deformation = Deformation(shift=0, rotation=20.0, elastic=0.0)
     for seed in seeds(100):
         before, after = (
             x.reshape(-1, 3) * spacing for x in moved(deformation, seed, spacing=spacing)
@@ -304,7 +301,7 @@ def test_rotation_keeps_distances_in_mm():
     spacing = np.array([5.0, 0.7, 0.9])
     for seed in seeds(5):
         before, after = moved(
-            augment.Deformation(shift=5, rotation=30.0, elastic=0.0), seed, spacing=spacing
+            Deformation(shift=5, rotation=30.0, elastic=0.0), seed, spacing=spacing
         )
         pairs = [np.linalg.norm((x[0, 0, 0] - x[-1, -2, -3]) * spacing) for x in (before, after)]
         assert pairs[0] == pytest.approx(pairs[1], rel=1e-5)
@@ -312,15 +309,18 @@ def test_rotation_keeps_distances_in_mm():
 
 @pytest.mark.parametrize("unit", [1, 2])
 def test_elastic_displacements_have_the_spread_of_the_b_spline(unit):
-    # Offsets at control points, a quarter of the way and midway between them, in intervals of 16 units.
+    # Offsets at control points, a quarter of the way and midway between them, in intervals of 16
+    # units.
     grid = 16.0 * unit * np.array([-1, -0.75, -0.5, 0, 0.5, 1])
-    deformation = augment.Deformation(shift=0, rotation=0.0, elastic=4.0, elastic_spacing=16)
-    graph = tf.function(lambda seed: deformation([grid], seed, unit, tf.ones(3))[0])
+    deformation = Deformation(shift=0, rotation=0.0, elastic=4.0, elastic_spacing=16)
+    graph = tf.function(
+        lambda seed: augment.deformed(deformation, [grid], seed, unit, tf.ones(3))[0]
+    )
     before = np.stack(np.meshgrid(grid, grid, grid, indexing="ij"), axis=-1)
     displacements = np.array([np.array(graph(seed)) - before for seed in seeds(600)])
 
     def weight(part):
-        """Sum of the squared weights of the control points, `part` of the way from one to the next."""
+        """Sum of the squared weights of the control points, `part` of the way between two."""
         t = np.abs(part - np.arange(-1, 3))
         return np.sum(np.where(t < 1, 2 / 3 - t**2 + t**3 / 2, np.maximum(2 - t, 0) ** 3 / 6) ** 2)
 
@@ -328,7 +328,8 @@ def test_elastic_displacements_have_the_spread_of_the_b_spline(unit):
     assert at == pytest.approx(1 / 2) and midway == pytest.approx(2 * (23**2 + 1) / 48**2)
     expected = np.array([at, between, midway, at, midway, at])
     expected = np.einsum("a,b,c->abc", expected, expected, expected) * (4 * unit) ** 2
-    # 600 draws of 3 components: a variance is known to 3.3 % (SD), the largest of 216 errors to about 11 %.
+    # 600 draws of 3 components: a variance is known to 3.3 % (SD), the largest of 216 errors to
+    # about 11 %.
     variance = np.mean(displacements**2, axis=(0, 4))
     np.testing.assert_allclose(variance, expected, rtol=0.16)
     assert np.mean(variance / expected) == pytest.approx(1, abs=0.03)
@@ -337,9 +338,7 @@ def test_elastic_displacements_have_the_spread_of_the_b_spline(unit):
 
 def test_elastic_displacements_are_smooth():
     grid = np.arange(-31.5, 32)
-    before, after = moved(
-        augment.Deformation(shift=0, rotation=0.0, elastic=4.0), seeds(1)[0], grid
-    )
+    before, after = moved(Deformation(shift=0, rotation=0.0, elastic=4.0), seeds(1)[0], grid)
     displacement = after - before
     assert displacement.std() > 0.5
     for axis in range(3):
@@ -354,7 +353,8 @@ def test_elastic_displacements_are_smooth():
 def test_one_transform_through_two_grids(unit):
     fine, coarse = np.arange(-8, 9, 1.0), np.arange(-16, 17, 4.0)
     for seed in seeds(3):
-        seen = EVERYTHING([coarse, fine], seed, unit, tf.constant([2.0, 1.0, 0.7]))
+        spacing = tf.constant([2.0, 1.0, 0.7])
+        seen = augment.deformed(EVERYTHING, [coarse, fine], seed, unit, spacing)
         assert [tuple(grid.shape) for grid in seen] == [(9, 9, 9, 3), (17, 17, 17, 3)]
         common = np.array(seen[0])[2:7, 2:7, 2:7]  # -8, -4, 0, 4, 8
         np.testing.assert_allclose(common, np.array(seen[1])[::4, ::4, ::4], atol=1e-4)

@@ -5,16 +5,12 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers import graph, noise
 from keras import ops
 
-from tf_autoctx.models import layers
-from tf_autoctx.systems import tiling
+from tf_autoctx.models import layers, tiling
 
 SIZES = [(1, 1, 1), (1, 40, 1), (7, 8, 9), (16, 17, 15), (24, 25, 33), (12, 50, 20)]
-
-
-def noise(*shape, seed=0):
-    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
 def network(blocks, filters=4, kernel=3, classes=3):
@@ -30,11 +26,6 @@ def network(blocks, filters=4, kernel=3, classes=3):
     x = keras.layers.UpSampling3D(2 ** (blocks - 1))(x)
     logits = keras.layers.Conv3D(classes, 1)(layers.CropLike()([x, image]))
     return keras.Model(image, keras.layers.Softmax()(logits))
-
-
-def graph(function):
-    """As a graph that knows no size."""
-    return tf.function(function, input_signature=[tf.TensorSpec([None, None, None, None, 1])])
 
 
 def starts_and_edge(n, tile, overlap):
@@ -71,7 +62,10 @@ def test_tiling_in_a_graph_of_any_size():
 
 def test_the_answers_channels_are_known_in_a_graph():
     shapes = []
-    function = lambda x: ops.concatenate([x, x, x], axis=-1)
+
+    def function(x):
+        return ops.concatenate([x, x, x], axis=-1)
+
     graph(lambda x: shapes.append(tiling.tiled(function, x, 16, 8).shape)).get_concrete_function()
     assert shapes[0][-1] == 3
 
@@ -140,7 +134,8 @@ def test_count_and_progress(size):
 
 @pytest.mark.parametrize("axis", [1, 2, 3])
 def test_neighbours_are_blended_by_a_ramp(axis):
-    # Tiles at 0..23 and 16..39, whose largest values are 23 and 39; between them 3 t^2 - 2 t^3 at t = 1/16, 3/16, ...
+    # Tiles at 0..23 and 16..39, whose largest values are 23 and 39; between them 3 t^2 - 2 t^3 at t
+    # = 1/16, 3/16, ...
     x = np.moveaxis(np.arange(40, dtype=np.float32).reshape(1, 40, 1, 1, 1), 1, axis)
     answer = tiling.tiled(lambda x: ops.ones_like(x) * ops.max(x), x, 24, 8)
     assert answer.shape == x.shape
@@ -188,7 +183,7 @@ def test_one_tile_at_a_time_in_a_graph():
 
 
 def seam(answer, reference, tile, overlap):
-    """Mean |answer - reference| within 2 voxels of a tile's border inside the volume, and elsewhere."""
+    """Mean |answer - reference| within 2 voxels of a tile's border in the volume, and elsewhere."""
     border = np.zeros(answer.shape[1:4], bool)
     for axis, n in enumerate(border.shape):
         starts, edge = starts_and_edge(n, tile, overlap)
@@ -226,7 +221,10 @@ def test_tiling_in_an_exported_model(tmp_path):
     archive = keras.export.ExportArchive()
     archive.track(one)
     volume = tf.TensorSpec((None, None, None, None, 1), tf.float32, name="image")
-    function = lambda image: {"answer": tiling.tiled(one, image, 16, 8)}
+
+    def function(image):
+        return {"answer": tiling.tiled(one, image, 16, 8)}
+
     archive.add_endpoint("serving_default", function, input_signature=[volume])
     archive.write_out(str(tmp_path / "1"), verbose=False)
     # Without this package, Keras or Python functions, as a server would run it.

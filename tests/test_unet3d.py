@@ -2,28 +2,13 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers import noise, randomize
 from keras import ops
 from scipy import ndimage
 
 from tf_autoctx import losses
-from tf_autoctx.models import layers, pyramid, unet3d
-
-
-def noise(*shape, seed=0):
-    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
-
-
-def randomize(model, seed=0):
-    """Weights like those of a trained network: kernels keep their spread, norms and moving averages differ by channel."""
-    rng = np.random.default_rng(seed)
-    for weight in model.weights:
-        if weight.path.endswith(("gamma", "variance")):
-            weight.assign(rng.uniform(0.5, 1.5, weight.shape))
-        elif weight.path.endswith(("beta", "bias", "mean")):
-            weight.assign(rng.normal(0, 0.3, weight.shape))
-        else:
-            weight.assign(rng.normal(0, np.sqrt(2 / np.prod(weight.shape[:-1])), weight.shape))
-    return model
+from tf_autoctx.models import layers
+from tf_autoctx.models.unet3d import ResampleAboutCentre, pyramid, unet3d
 
 
 def convolutions(model):
@@ -74,7 +59,10 @@ def test_more_than_19_million_parameters():
 
 
 def written_out(model, x):
-    """The specification in bare TensorFlow ops with the weights of `model`, for sizes of multiples of 8."""
+    """The specification in bare TensorFlow ops with the weights of `model`.
+
+    For sizes of multiples of 8.
+    """
     convs = iter(convolutions(model))
     norms = iter(
         [layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)]
@@ -156,9 +144,9 @@ def test_samples_of_a_batch_in_training(normalization, independent):
 
 
 def test_an_unknown_option_lists_the_known_ones():
-    with pytest.raises(ValueError, match="normalization='layer'.*'instance' or 'batch'"):
+    with pytest.raises(ValueError, match=r"normalization='layer'.*'instance' or 'batch'"):
         unet3d(normalization="layer")
-    with pytest.raises(ValueError, match="initializer='zeros'.*he, paper"):
+    with pytest.raises(ValueError, match=r"initializer='zeros'.*he, paper"):
         pyramid(initializer="zeros")
 
 
@@ -166,7 +154,7 @@ def test_an_unknown_option_lists_the_known_ones():
 
 
 def about_centre(x, factor, size):
-    """(batch, *spatial, channels) on a grid of `size` voxels that are `factor` times finer, by SciPy."""
+    """(batch, *spatial, channels) on a grid of `size` voxels, `factor` times finer, by SciPy."""
     axes = [
         (np.arange(new) + 0.5 - new / 2) / factor + old / 2 - 0.5
         for new, old in zip(size, x.shape[1:4])
@@ -180,9 +168,7 @@ def about_centre(x, factor, size):
 
 
 def resampled(x, factor, size):
-    return np.array(
-        layers.ResampleAboutCentre(factor)([x, np.zeros((len(x), *size, 1), np.float32)])
-    )
+    return np.array(ResampleAboutCentre(factor)([x, np.zeros((len(x), *size, 1), np.float32)]))
 
 
 def test_a_context_twice_as_fine_is_cropped_to_its_centre():
@@ -218,7 +204,7 @@ def test_any_factor_and_size_about_one_centre(factor, old, new):
     np.testing.assert_allclose(resampled(x, factor, new), about_centre(x, factor, new), atol=1e-5)
     unknown = tf.TensorSpec([None, None, None, None, 2])
     graph = tf.function(
-        lambda x, like: layers.ResampleAboutCentre(factor)([x, like]), input_signature=[unknown] * 2
+        lambda x, like: ResampleAboutCentre(factor)([x, like]), input_signature=[unknown] * 2
     )
     np.testing.assert_allclose(
         graph(x, np.zeros((1, *new, 2), np.float32)), resampled(x, factor, new), atol=1e-5
@@ -264,9 +250,9 @@ def test_inputs_and_outputs_by_name(downsampling):
 
 def test_64_cubed_in_is_64_cubed_out_on_every_level():
     model = pyramid(classes=2, input_shape=(64, 64, 64), base_filters=1)
-    assert {name: tensor.shape for name, tensor in model.output.items()} == {
-        name: (None, 64, 64, 64, 2) for name in ("level_1", "level_2")
-    }
+    assert {name: tensor.shape for name, tensor in model.output.items()} == dict.fromkeys(
+        ("level_1", "level_2"), (None, 64, 64, 64, 2)
+    )
 
 
 def test_the_pyramid_written_out(three_levels):
@@ -308,7 +294,7 @@ def test_level_2_teaches_level_1_end_to_end_only(end_to_end):
     keras.utils.set_random_seed(0)
     model = pyramid((4, 2), 3, base_filters=1, end_to_end=end_to_end)
     label = np.random.default_rng(0).integers(0, 3, (1, 16, 16, 16, 1))
-    first, second = ([w for w in model.get_layer(f"level_{n}").trainable_weights] for n in (1, 2))
+    first, second = (list(model.get_layer(f"level_{n}").trainable_weights) for n in (1, 2))
     with tf.GradientTape() as tape:
         answers = model(images(2, 16, 16, 16), training=True)
         loss = tf.reduce_sum(losses.DiceLoss()(label, answers["level_2"]))
@@ -324,7 +310,7 @@ def test_level_2_teaches_level_1_end_to_end_only(end_to_end):
 
 @pytest.mark.parametrize("downsampling", [(2, 4), (4, 4), (), (4, 2, 3)])
 def test_factors_that_do_not_fall_are_refused(downsampling):
-    with pytest.raises(ValueError, match="downsampling=.*fall from level to level"):
+    with pytest.raises(ValueError, match=r"downsampling=.*fall from level to level"):
         pyramid(downsampling)
 
 
@@ -378,15 +364,20 @@ def test_a_few_steps_of_adam_learn_a_cube(network):
     label["level_1"][:, 6:10, 6:10, 6:10] = 1
     label["level_2"][:, 4:12, 4:12, 4:12] = 1
     image = {
-        name.replace("level", "image"): tf.constant(l + 0.3 * noise(*l.shape))
-        for name, l in label.items()
+        name.replace("level", "image"): tf.constant(mask + 0.3 * noise(*mask.shape))
+        for name, mask in label.items()
     }
     if network == "unet3d":
         model = unet3d(classes=2, base_filters=2)
-        answer = lambda: {"level_2": model(image["image_2"], training=True)}
+
+        def answer():
+            return {"level_2": model(image["image_2"], training=True)}
     else:
         model = pyramid((4, 2), 2, base_filters=2)
-        answer = lambda: model(image, training=True)
+
+        def answer():
+            return model(image, training=True)
+
     adam, loss, values = keras.optimizers.Adam(3e-2), losses.DiceLoss(), []
     variables = [variable.value for variable in model.trainable_variables]
     for _ in range(8):
