@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 # Fewer log lines from TensorFlow; the scripts print what matters.
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: demo demo-multi-organ demo-embryo demo-renderer test clean
+.PHONY: demo demo-multi-organ demo-embryo demo-renderer test lint clean
 
 demo: $(VENV)/installed
 	$(BIN)/python train_fetal_head.py --level=2
@@ -25,11 +25,16 @@ demo-renderer: $(VENV)/installed
 test: $(VENV)/installed
 	$(BIN)/python -m pytest -n 2 --dist=loadfile --no-loadscope-reorder
 
+lint: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m mypy
+
 # The mark is newer than the set-up files once everything is installed.
 $(VENV)/installed: setup.cfg setup.py
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	$(BIN)/python -m pip install --quiet --editable '.[test,lint]'
 	touch $@
 
 clean:

@@ -2,17 +2,16 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers import graph, noise
 from keras import ops
 
 from tf_autoctx.errors import UserError
-from tf_autoctx.models.usegnet import VARIANTS
-from tf_autoctx.systems.fetal_head import WAYS, FetalHead
+from tf_autoctx.models.options import VARIANTS
+from tf_autoctx.systems.fetal_head.configuration import WAYS, FetalHead
+from tf_autoctx.systems.fetal_head.segmentation import Cascade
+from tf_autoctx.systems.fetal_head.system import FetalHeadSystem
 
 ALL = (*VARIANTS, *WAYS)
-
-
-def noise(*shape, seed=0):
-    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
 def raw(*size, seed=0):
@@ -20,8 +19,18 @@ def raw(*size, seed=0):
     return np.random.default_rng(seed).integers(3, 250, (1, *size, 1)).astype(np.float32)
 
 
+def configuration(variant="USegNet-DS-HAS", **fields):
+    return FetalHead(**{"variant": variant, "base_filters": 2, "patch_size": 16, **fields})
+
+
 def system(variant="USegNet-DS-HAS", **fields):
-    return FetalHead(variant, **{"base_filters": 2, "patch_size": 16, **fields})
+    return Cascade(configuration(variant, **fields))
+
+
+def served(networks, x, configuration_=None):
+    """What the system serves for a raw volume, by the networks of all levels."""
+    whole = FetalHeadSystem(configuration_ or configuration(), {1: "head"})
+    return whole.segment({f"level_{k}": n for k, n in enumerate(networks, start=1)}, x)
 
 
 @pytest.fixture(scope="module")
@@ -35,11 +44,6 @@ def networks():
 def patch_network():
     keras.utils.set_random_seed(0)
     return system("p-USegNet").network()
-
-
-def graph(function):
-    """As a graph that knows no size."""
-    return tf.function(function, input_signature=[tf.TensorSpec([None, None, None, None, 1])])
 
 
 # Before and after the network.
@@ -121,7 +125,7 @@ def test_postprocess_thresholds_on_the_original_grid():
 @pytest.mark.parametrize("variant", ["p-USegNet", "2D-USegNet"])
 def test_patches_and_slices_are_of_the_original_grid(variant):
     x, label = raw(6, 7, 8), np.ones((1, 6, 7, 8, 1), np.uint8)
-    assert system(variant).same_grid and not system().same_grid
+    assert system(variant).configuration.same_grid and not system().configuration.same_grid
     assert (
         system(variant).preprocess(x).shape
         == system(variant).preprocess_label(label).shape
@@ -151,7 +155,7 @@ def test_a_concatenated_network_has_two_channels(variant, rank):
     one = system(variant, join="concat")
     network = one.network()
     assert network.input_shape == (None, *rank * (None,), 2)
-    answer = one.cascade([network, network], raw(10, 9, 20))
+    answer = one.levels([network, network], raw(10, 9, 20))
     assert answer[1]["probability"].shape == (1, 10, 9, 20, 1)
 
 
@@ -159,9 +163,9 @@ def test_the_cascade_written_out(networks):
     x = raw(20, 30, 25)
     image = np.array(system().preprocess(x))
     context = np.zeros_like(image)
-    answers = system().cascade(networks, x)
-    assert len(answers) == 3
-    for network, answer in zip(networks, answers):
+    levels = system().levels(networks, x)
+    assert len(levels) == 3
+    for network, answer in zip(networks, levels):
         logits = np.array(network(image + context)["logits"], np.float64)
         context = (1 / (1 + np.exp(logits[..., :1] - logits[..., 1:]))).astype(np.float32)
         expected = system().postprocess(context, (20, 30, 25))["probability"]
@@ -172,25 +176,25 @@ def test_the_cascade_written_out(networks):
 def test_level_2_depends_on_level_1(networks):
     x, (a, b, c) = raw(20, 30, 25), networks
     after_a, after_b = (
-        np.array(system().cascade([first, c], x)[1]["probability"]) for first in (a, b)
+        np.array(system().levels([first, c], x)[1]["probability"]) for first in (a, b)
     )
-    alone = np.array(system().cascade([c], x)[0]["probability"])
+    alone = np.array(system().levels([c], x)[0]["probability"])
     for one, other in ((after_a, after_b), (after_a, alone), (after_b, alone)):
         assert np.abs(one - other).max() > 1e-3
-    np.testing.assert_array_equal(system().segment([a, c], x)["probability"], after_a)
+    np.testing.assert_array_equal(served([a, c], x)["probability"], after_a)
 
 
 def test_the_cascade_is_the_same_in_a_graph_of_any_size(networks):
-    whole = graph(lambda x: system().cascade(networks, x)[-1]["probability"])
+    whole = graph(lambda x: system().levels(networks, x)[-1]["probability"])
     for size in ((20, 30, 25), (17, 21, 40)):
-        expected = system().segment(networks, raw(*size))["probability"]
+        expected = served(networks, raw(*size))["probability"]
         np.testing.assert_allclose(whole(raw(*size)), expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("variant", ALL)
 def test_every_row_of_the_tables_segments_a_raw_volume(variant):
     one = system(variant)
-    answer = one.segment([one.network()], raw(21, 18, 30))
+    answer = served([one.network()], raw(21, 18, 30), one.configuration)
     assert answer["probability"].shape == answer["label"].shape == (1, 21, 18, 30, 1)
     assert answer["probability"].dtype == "float32" and answer["label"].dtype == "uint8"
     probability = np.array(answer["probability"])
@@ -258,7 +262,7 @@ def test_patches_are_blended_over_half_of_them(patch_network):
 )
 def test_a_bad_configuration_names_its_field(field, value):
     with pytest.raises(ValueError, match=f"^{field}="):
-        FetalHead(**{field: value}).network()
+        Cascade(FetalHead(**{field: value})).network()
 
 
 def test_training_view():
@@ -274,5 +278,5 @@ def test_training_shape():
     assert system().training_shape((20, 16, 30)) == (20, 16, 30)
     assert system("p-USegNet").training_shape((40, 32, 50)) == (16, 16, 16)
     assert system("2D-USegNet").training_shape((20, 16, 30)) == (16, 30)
-    with pytest.raises(UserError, match="--patch_size=16"):
+    with pytest.raises(UserError, match="^patch_size=16"):
         system("p-USegNet").training_shape((40, 31, 50))

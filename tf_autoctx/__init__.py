@@ -1,8 +1,88 @@
-"""Auto-context segmentation of medical images: four published systems, trained, evaluated and served."""
+"""Auto-context segmentation of medical images: four published systems in TensorFlow and Keras.
 
+    import tf_autoctx
+
+    model = tf_autoctx.load("runs/fetal_head")  # a run folder or a SavedModel
+    result = model(voxels, spacing)  # (z, y, x) array and mm; {"label": likewise}
+    tf_autoctx.score(result["label"], truth, spacing)
+
+`tf_autoctx.models`, `losses` and `metrics` are plain Keras and NumPy. Whatever is heavy is imported
+when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
 import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from tf_autoctx import losses, metrics, models
+    from tf_autoctx.systems.shared.prediction import Segmentor
 
 # What TensorFlow's C++ side reports on start-up helps nobody who did not ask for it.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
+__all__ = ["load", "losses", "metrics", "models", "score"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("losses", "metrics", "models"):
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def load(path: str | pathlib.Path, **options: Any) -> Segmentor:
+    """Loads a finished model.
+
+    Args:
+      path: a run folder, a SavedModel of ours, or the folder of its versions.
+      **options: of run folders of the system that has them: `tile_size` (organs), `iterations` and
+        `online_seed` (renderer).
+
+    Returns:
+      A callable, (voxels, spacing) -> {"label": ...}, see `Segmentor.__call__`.
+
+    Raises:
+      tf_autoctx.errors.UserError: no model, or one that is not finished or damaged.
+    """
+    from tf_autoctx.systems.shared import prediction
+
+    return prediction.load(path, **options)
+
+
+def score(
+    prediction: np.ndarray,
+    truth: np.ndarray,
+    spacing: Sequence[float] | None = None,
+    labels: Mapping[int, str] | None = None,
+) -> dict[str, dict[str, float]]:
+    """Scores every structure of a segmentation against its ground truth.
+
+    Args:
+      prediction, truth: integer labels of equal shape, (z, y, x) or (y, x); 0 is background.
+      spacing: mm per axis in the arrays' order; None measures in pixels.
+      labels: {label value: name}; None: every value of the two, called "label 1" and so on.
+
+    Returns:
+      {structure: {metric: value}} as of `metrics.compare`, for structures that one of the two has.
+
+    Raises:
+      ValueError: shapes differ, or spacing does not have one value per axis.
+    """
+    import numpy as np
+
+    from tf_autoctx import metrics
+
+    values = np.setdiff1d(np.union1d(prediction, truth), 0).tolist()
+    named = labels or {int(value): f"label {int(value)}" for value in values}
+    return {
+        name: metrics.compare(prediction == value, truth == value, spacing)
+        for value, name in named.items()
+        if value in values
+    }

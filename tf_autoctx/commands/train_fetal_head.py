@@ -1,7 +1,7 @@
-"""Whole fetal head in 3D ultrasound: trains USegNet-DS-HAS-Ctx (Yang et al. 2019), level after level.
+"""Whole fetal head in 3D ultrasound: trains USegNet-DS-HAS-Ctx (Yang et al. 2019) level by level.
 
   python train_fetal_head.py --level=2                       # on phantoms
-  python train_fetal_head.py --level=2 --data_dir=my_data    # a Decathlon or nnU-Net folder, or a CSV
+  python train_fetal_head.py --level=2 --data_dir=my_data    # a Decathlon or nnU-Net folder, a CSV
   python train_fetal_head.py --preset=paper --data_dir=my_data
 
 A run that was stopped goes on where it was when the same command is given again.
@@ -24,3 +24,6 @@ def main(given: Given) -> None:
 
 
 command = training.command(DECLARATION, main, __doc__)
+
+if __name__ == "__main__":
+    command()

@@ -1,0 +1,162 @@
+"""Tables 1 and 2 of the fetal head system (Yang et al. 2019), trained where runs are missing.
+
+  python eval/fetal_head_tables.py --steps=2000 --phantom_size=96,96,96 --base_filters=8 --jobs=2 \
+      --runs=runs/fetal_heads --output=runs/fetal_head_tables
+  python eval/fetal_head_tables.py --steps=4000 --data_dir=my_data \
+      --variants=USegNet,USegNet-DS-HAS-Ctx ...
+
+Flags of train_fetal_head.py are flags of this command, and go to every training. --steps is the
+budget of a variant: the levels of -Ctx share it. Without --data_dir every seed has phantoms of its
+own, the same for all variants. A finished run folder RUNS/VARIANT_seed_SEED is taken as it is; a
+training or a table that was stopped goes on when the same command is given again. Every row is the
+last level, beside the paper's numbers; tests are paired over cases and seeds. Where the seeds share
+their test cases (--data_dir), or heads are scanned several times (--phantom_scans), p values and
+intervals look surer than they are.
+
+Writes scores.csv, cases.csv, summary.json, comparison.csv, times.json and table.txt, and how the
+head volumes of the best variant agree with the truth and repeat (figures 8 and 9).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from typing import TYPE_CHECKING, Any
+
+from tf_autoctx import configuration
+from tf_autoctx.commands import train_fetal_head, training
+from tf_autoctx.commands.command_line import Command, Given
+from tf_autoctx.configuration import check, field
+from tf_autoctx.errors import FieldError, UserError
+from tf_autoctx.systems.fetal_head.configuration import DECLARATION, Phantoms
+from tf_autoctx.systems.fetal_head.paper import CONCAT, METHODS, TABLES
+
+if TYPE_CHECKING:
+    from tf_autoctx.commands.planned_runs import PlannedRun
+
+SET_HERE = ("work_dir", "variant", "join", "level", "seed")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FetalHeadTables:
+    """Tables: which rows, of how many seeds, and where they lie."""
+
+    variants: tuple[str, ...] = field(
+        tuple(TABLES["Table 1: methods"]), f"Rows of the tables, some of {', '.join(METHODS)}."
+    )
+    seeds: tuple[int, ...] = field((0, 1, 2), "Seeds of the runs.", least=0)
+    runs: str = field(..., "Folder of the run folders; what is missing is trained there.")
+    output: str = field(..., "Folder for the tables.")
+    jobs: int = field(
+        1,
+        "Trainings at a time, of one thread each if there are several; 0 trains nothing.",
+        least=0,
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
+        if not self.variants or not set(self.variants) <= set(METHODS):
+            raise FieldError("variants", self.variants, f"expected some of {', '.join(METHODS)}.")
+
+
+def planned(chosen: FetalHeadTables, given: Given) -> list[PlannedRun]:
+    """The runs that the flags ask for, seed by seed. Phantoms are written.
+
+    Raises:
+      UserError: a flag that is set here, steps missing or not to be shared; a run folder of other
+        flags or data.
+    """
+    from tf_autoctx.training import devices
+
+    for name in SET_HERE:
+        if name in given.typed:
+            raise UserError(
+                f"`{name}`: the tables set this flag; expected `variants`, `seeds` and `runs` "
+                "alone."
+            )
+    if "steps" not in given.typed or given["steps"] % 2:
+        raise UserError(
+            "`steps`: expected an even number, the optimizer steps of a variant with all its "
+            "levels."
+        )
+    values = training.filled(DECLARATION, given)
+    values["preset"] = given["preset"] or ("standard" if given["data_dir"] else "demo")
+    values["precision"] = devices.set_up(values["precision"], 0)
+    return [
+        run
+        for seed in chosen.seeds
+        for run in _of_seed(chosen, {**values, "seed": seed, **_data(chosen, values, seed)})
+    ]
+
+
+def _data(chosen: FetalHeadTables, values: dict[str, Any], seed: int) -> dict[str, str]:
+    """The data of a seed: the user's, or phantoms of its own."""
+    from tf_autoctx.data import phantoms
+
+    folder = pathlib.Path(chosen.runs) / f"phantoms_seed_{seed}"
+    made = configuration.configured(Phantoms, values)
+    size, cases, scans = made.phantom_size, made.phantom_cases, made.phantom_scans
+    return {
+        "data_dir": str(
+            values["data_dir"] or phantoms.write_fetal_heads(folder, size, cases, seed, scans)
+        )
+    }
+
+
+def _of_seed(chosen: FetalHeadTables, values: dict[str, Any]) -> list[PlannedRun]:
+    """The runs of one seed, whose data are there."""
+    from tf_autoctx.commands.planned_runs import PlannedRun
+    from tf_autoctx.data import datasets
+    from tf_autoctx.training import runs
+
+    seed = values["seed"]
+    cases = datasets.load(values["data_dir"], seed, values["validation_fraction"])
+    fingerprint, planned_runs = datasets.fingerprint(cases), []
+    changeable = configuration.changeable(training.kinds(DECLARATION)) - {"level"}
+    for method in chosen.variants:
+        variant = method.removesuffix(CONCAT)
+        level = 2 if variant.endswith("-Ctx") else 1
+        own = {
+            "variant": variant,
+            "join": "concat" if method.endswith(CONCAT) else "sum",
+            "level": level,
+            "steps": values["steps"] // level,
+            **{name: values[name] for name in ("seed", "data_dir", "preset", "precision")},
+        }
+        run = PlannedRun(method, pathlib.Path(chosen.runs) / f"{method}_seed_{seed}", own)
+        if (run.folder / "config.json").exists():
+            making = runs.Making(DECLARATION.name, values | own, fingerprint, changeable)
+            if different := runs.differences(runs.load(run.folder), making):
+                raise UserError(
+                    f"{run.folder}: this run folder was made with {', '.join(different)}; give the "
+                    "same flags, or another `runs`."
+                )
+        planned_runs.append(run)
+    return planned_runs
+
+
+def main(given: Given) -> None:
+    chosen = given.configured(FetalHeadTables)
+    from tf_autoctx.commands import fetal_head_rows
+    from tf_autoctx.commands.planned_runs import Trainings
+
+    wanted = planned(chosen, given)
+    words = train_fetal_head.command.serialized(given)
+    trainings = Trainings(train_fetal_head.__name__, words, chosen.jobs)
+    failed = trainings.train([run for run in wanted if not run.is_finished])
+    finished = [run for run in wanted if run not in failed]
+    if not finished:
+        reason = failed[wanted[0]]
+        raise UserError(f"{wanted[0].folder}: {reason}; expected a finished run to tabulate.")
+    fetal_head_rows.write(pathlib.Path(chosen.output), finished, given)
+    for run, reason in failed.items():
+        print(f"{run.folder}: {reason}")
+    if failed:
+        run, reason = next(iter(failed.items()))
+        left_out = f"{len(failed)} of {len(wanted)} runs are not in the tables"
+        raise UserError(f"{run.folder}: {reason}; {left_out}.")
+
+
+command = Command(
+    main, (FetalHeadTables, *training.kinds(DECLARATION)), __doc__, DECLARATION.presets
+)
