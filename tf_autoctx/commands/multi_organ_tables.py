@@ -1,0 +1,304 @@
+"""Tables 1 and 2 of the multi-organ system (Roth et al. 2018): the three modes side by side.
+
+  python eval/multi_organ_tables.py --runs=runs/end_to_end,runs/separate,runs/no_context \\
+      --output=runs/tables
+  python eval/multi_organ_tables.py --runs=runs/end_to_end --output=runs/unseen \\
+      --data_dir=other --label_map=3:1,4:2
+
+The first reads what the evaluations of finished runs wrote. The second lets their networks segment
+other data without re-training. Both write scores.csv, cases.csv, summary.json and table.txt into
+the output folder and print the table.
+
+Runs of one mode with other seeds are pooled. Where the seeds share their scans, a scan counts once
+a seed, and p values and intervals look surer than they are.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import operator
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from tf_autoctx.commands import command_line
+from tf_autoctx.configuration import check, field
+from tf_autoctx.errors import UserError
+from tf_autoctx.systems.multi_organ.configuration import DECLARATION
+
+if TYPE_CHECKING:
+    import numpy as np
+    import SimpleITK as sitk
+
+    from tf_autoctx.data.datasets import Case, Dataset
+    from tf_autoctx.report.tables import Row
+    from tf_autoctx.systems.shared.scored_runs import ScoredRun
+
+# Words of a mode, in the table's order.
+MODES = {
+    "separate": "separate",
+    "end_to_end": "end-to-end",
+    "no_context": "without context",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Tables:
+    """Tables: which runs are compared, and on which data."""
+
+    runs: tuple[str, ...] = field(..., "Finished run folders of train_multi_organ.py.")
+    output: str = field(..., "Folder for scores.csv, cases.csv, summary.json and table.txt.")
+    data_dir: str = field(
+        "",
+        "Other data to segment without training: a Decathlon or nnU-Net folder, or a CSV file.",
+    )
+    label_map: dict[int, int] | None = field(  # noqa: RUF009
+        None,
+        "Label values of data_dir and the runs' for them, such as 3:1,4:2; others are left out. By "
+        "default equal values.",
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
+        if self.label_map and not self.data_dir:
+            raise UserError(
+                "`label_map`: there is no `data_dir` whose labels it could map; give both or "
+                "neither."
+            )
+
+
+def load(folder: str) -> ScoredRun:
+    """The scored run of a folder.
+
+    Raises:
+      UserError: it is no finished run of the system.
+    """
+    from tf_autoctx.systems.shared import scored_runs
+
+    run = scored_runs.load(folder, DECLARATION.name, operator.itemgetter("mode"))
+    if run.mode not in MODES:
+        raise UserError(
+            f"{folder}/config.json: unknown mode {run.mode!r}; expected one of {', '.join(MODES)}."
+        )
+    return run
+
+
+# Table 1
+
+
+def of_their_evaluations(runs: Sequence[ScoredRun], prefixes: Sequence[str]) -> list[Row]:
+    """Rows of table 1: every level of every mode.
+
+    Args:
+      runs, prefixes: of `scored_runs.in_order`.
+    """
+    return [
+        row | {"method": f"{row['method']}, {MODES[run.mode]}", "case": f"{prefix}/{row['case']}"}
+        for run, prefix in zip(runs, prefixes)
+        for row in run.rows
+    ]
+
+
+# Table 2
+
+
+@dataclasses.dataclass(frozen=True)
+class OtherData:
+    """Labelled cases of another data set, with its labels in the runs' values.
+
+    Attributes:
+      cases: with labels.
+      known: {its label value: name}; empty accepts any.
+      label_map: {its label value: the runs' value}; other values are background.
+    """
+
+    cases: Sequence[Case]
+    known: Mapping[int, str]
+    label_map: Mapping[int, int]
+
+    def read(self, case: Case) -> tuple[sitk.Image, np.ndarray]:
+        """Image, and truth in the runs' values.
+
+        Raises:
+          UserError: see `datasets.read_case`.
+        """
+        import numpy as np
+
+        from tf_autoctx.data import datasets
+
+        image, label = datasets.read_case(case, labels=self.known, merge=False)
+        truth = np.zeros_like(label)
+        for old, new in self.label_map.items():
+            truth[label == old] = new
+        return image, truth
+
+
+def other_data(
+    data_dir: str, label_map: Mapping[int, int] | None, labels: Mapping[int, str]
+) -> OtherData:
+    """What is segmented of another data set.
+
+    Args:
+      data_dir: see `datasets.load`.
+      label_map: {its label value: the runs' value}; None: equal values.
+      labels: {the runs' value: name}.
+
+    Raises:
+      UserError: no case has a label; the map has values that the data or the runs lack; equal
+        values have other names.
+    """
+    from tf_autoctx.data import datasets
+
+    dataset = datasets.load(data_dir, seed=0, validation_fraction=0, training=False)
+    cases = labelled(dataset, data_dir)
+    # Each is read before the networks start; a CSV file has no names, there the values that occur
+    # are the known ones.
+    occurring = values_of(cases, dataset.labels)
+    known = {value: name for value, name in dataset.labels.items() if value}
+    theirs = set(known) or occurring
+    if label_map is None:
+        label_map = equal_values(data_dir, theirs, known, labels)
+    sides = (("data", label_map, theirs), ("runs", label_map.values(), set(labels)))
+    for side, values, expected in sides:
+        if unknown := sorted(set(values) - expected):
+            raise UserError(
+                f"`label_map`: the {side} do not have the label values {unknown}; expected some of "
+                f"{sorted(expected)}."
+            )
+    return OtherData(cases, dataset.labels, label_map)
+
+
+def labelled(dataset: Dataset, data_dir: str) -> list[Case]:
+    """The test cases with a label; where there is none, all other cases, with a warning.
+
+    Raises:
+      UserError: no case has a label.
+    """
+    from absl import logging
+
+    if cases := [case for case in dataset.test if case.label]:
+        return cases
+    cases = [*dataset.train, *dataset.validation]
+    if not cases:
+        raise UserError(f"{data_dir}: no case has a label; expected one to score.")
+    logging.warning(
+        "%s: no test case has a label; all %d labelled cases are segmented.", data_dir, len(cases)
+    )
+    return cases
+
+
+def values_of(cases: Sequence[Case], known: Mapping[int, str]) -> set[int]:
+    """Label values of the structures that occur in the cases.
+
+    Args:
+      cases: with labels.
+      known: {label value: name}; empty accepts any.
+
+    Raises:
+      UserError: see `datasets.read_case`.
+    """
+    import numpy as np
+
+    from tf_autoctx.data import datasets
+
+    occurring: set[int] = set()
+    for case in cases:
+        _, label = datasets.read_case(case, labels=known, merge=False)
+        if label is not None:
+            occurring |= set(np.unique(label).tolist())
+    return occurring - {0}
+
+
+def equal_values(
+    data_dir: str, theirs: set[int], known: Mapping[int, str], labels: Mapping[int, str]
+) -> dict[int, int]:
+    """The label map of values that both have.
+
+    Args:
+      data_dir: for messages.
+      theirs: label values of the other data.
+      known: {such a value: name}; empty where they have no names.
+      labels: {the runs' value: name}.
+
+    Raises:
+      UserError: there is none, or one with another name.
+    """
+    both = sorted(theirs & set(labels))
+    for value in both:
+        if known and known[value].casefold() != labels[value].casefold():
+            raise UserError(
+                f"{data_dir}: label {value} is {known[value]!r}, in the runs {labels[value]!r}; "
+                "give `label_map`."
+            )
+    if not both:
+        raise UserError(
+            f"{data_dir}: has the label values {sorted(theirs)}, the runs {sorted(labels)}; give "
+            "`label_map`."
+        )
+    return {value: value for value in both}
+
+
+def of_other_data(
+    runs: Sequence[ScoredRun], prefixes: Sequence[str], other: OtherData
+) -> list[Row]:
+    """Rows of table 2: the last level of every mode on data that no run has seen.
+
+    Args:
+      runs, prefixes: of `scored_runs.in_order`.
+      other: what is segmented.
+    """
+    import keras
+
+    from tf_autoctx.data import images
+    from tf_autoctx.systems.shared import evaluation, prediction
+
+    scored = set(other.label_map.values())
+    labels = {value: name for value, name in runs[0].run.labels.items() if value in scored}
+    progress = keras.utils.Progbar(len(runs) * len(other.cases), unit_name="case")
+    rows: list[Row] = []
+    for run, prefix in zip(runs, prefixes):
+        segmentor = prediction.load(run.folder)
+        for case in other.cases:
+            image, truth = other.read(case)
+            spacing = images.spacing(image)
+            label = segmentor(images.array(image), spacing, case.image)["label"]
+            about: dict[str, Any] = {
+                "system": DECLARATION.name,
+                "method": f"{run.rows[-1]['method']}, {MODES[run.mode]}",
+                "case": f"{prefix}/{case.name}",
+                "group": case.group,
+            }
+            rows += [about | score for score in evaluation.scores(label, truth, spacing, labels)]
+            progress.add(1)
+    return rows
+
+
+def main(given: command_line.Given) -> None:
+    """Runs the command."""
+    from tf_autoctx import files
+    from tf_autoctx.report import tables
+    from tf_autoctx.systems.shared import scored_runs
+
+    settings = given.configured(Tables)
+    runs, prefixes = scored_runs.in_order(map(load, settings.runs), MODES)
+    labels = runs[0].run.labels
+    if settings.data_dir:
+        other = other_data(settings.data_dir, settings.label_map, labels)
+        rows = of_other_data(runs, prefixes, other)
+    else:
+        rows = of_their_evaluations(runs, prefixes)
+    # Columns in the order of labels, whatever the first case lacks.
+    methods, structures = list(dict.fromkeys(row["method"] for row in rows)), list(labels.values())
+
+    def place(row: Row) -> tuple[int, int]:
+        return methods.index(row["method"]), structures.index(row["structure"])
+
+    rows.sort(key=place)
+    text = tables.dice_table(rows)
+    tables.write(settings.output, rows)
+    with files.replacing(pathlib.Path(settings.output) / "table.txt") as path:
+        path.write_text(text + "\n", encoding="utf-8")
+    print(text)
+
+
+command = command_line.Command(main, (Tables,), __doc__)

@@ -1,0 +1,157 @@
+"""What can be chosen of the multi-organ system. No Keras in this module."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+
+from tf_autoctx.configuration import check, field
+from tf_autoctx.data.configuration import Deformation
+from tf_autoctx.errors import FieldError
+from tf_autoctx.models.options import INITIALIZERS, NORMALIZATIONS
+from tf_autoctx.systems.multi_organ.presets import PRESETS
+from tf_autoctx.systems.shared.declaration import Declaration
+
+# How the levels learn: the gradient of a level reaches all before it; level after level, each
+# frozen once it is finished; or the last level alone, without the map of another.
+MODES = ("end_to_end", "separate", "no_context")
+
+
+@dataclasses.dataclass(frozen=True)
+class MultiOrgan:
+    """System: the levels of the pyramid, how they learn, and the CT window.
+
+    Raises:
+      FieldError: a value out of range, or values that contradict each other.
+    """
+
+    mode: str = field(
+        "end_to_end",
+        "How the levels learn: all together, one after the other, or the last alone.",
+        choices=MODES,
+    )
+    levels: int = field(2, "Levels of the pyramid, S.", least=1)
+    downsampling: tuple[int, ...] | None = field(
+        None,
+        "Voxels of the original grid in a voxel of each level, along an axis. By default "
+        "2^S, ..., 4, 2.",
+        least=1,
+    )
+    patch_size: int = field(
+        64,
+        "Edge of a training subvolume in voxels of its level, a multiple of 8.",
+        multiple=8,
+        least=8,
+    )
+    tile_size: int = field(
+        128,
+        "Largest edge of an inference tile in voxels of its level, a multiple of 8; it bounds the "
+        "memory.",
+        multiple=8,
+        least=16,
+        may_change=True,
+    )
+    # The paper does not say which window it has.
+    window_low: float = field(
+        -160.0, "Lower end of the CT window in HU; the network sees it, and all below, as 0."
+    )
+    window_high: float = field(
+        240.0,
+        "Upper end of the CT window in HU; the network sees hundreds of HU above the lower end, so "
+        "this one as 4 where that is -160.",
+    )
+    base_filters: int = field(32, "Channels of the first convolution; all others follow.", least=1)
+    normalization: str = field(
+        "batch", "Moving averages, or statistics of the tile at hand.", choices=NORMALIZATIONS
+    )
+    initializer: str = field("he", "Initializer of convolutions.", choices=INITIALIZERS)
+
+    def __post_init__(self) -> None:
+        check(self)
+        factors = self.factors
+        if any(fine >= coarse for coarse, fine in itertools.pairwise(factors)):
+            raise FieldError(
+                "downsampling",
+                factors,
+                "expected factors that fall from level to level, such as 4,2.",
+            )
+        if len(factors) != self.levels:
+            raise FieldError(
+                "downsampling",
+                factors,
+                f"has {len(factors)} factors; expected `levels={self.levels}`.",
+            )
+        if self.window_low >= self.window_high:
+            raise FieldError(
+                "window_low",
+                self.window_low,
+                f"expected less than `window_high={self.window_high}`.",
+            )
+
+    @property
+    def factors(self) -> tuple[int, ...]:
+        """`downsampling`, or what it is by default: a factor for each level, coarsest first."""
+        return self.downsampling or tuple(2**level for level in range(self.levels, 0, -1))
+
+    @property
+    def scales(self) -> tuple[int, ...]:
+        """The factors of the levels that are there: all, or the last alone without context."""
+        return self.factors[-1:] if self.mode == "no_context" else self.factors
+
+    @property
+    def first_level(self) -> int:
+        """Number of the first level that is there."""
+        return len(self.factors) - len(self.scales) + 1
+
+    @property
+    def overlap(self) -> int:
+        """Voxels that two tiles share, a multiple of 8.
+
+        A quarter of a tile, but 16 where half a tile has as many.
+        """
+        return min(max(16, self.tile_size // 32 * 8), self.tile_size // 16 * 8)
+
+
+@dataclasses.dataclass(frozen=True)
+class Phantoms:
+    """Phantoms: made-up abdominal CTs, where data_dir is empty."""
+
+    phantom_spacing: float = field(1.5, "Edge of a phantom's voxels in mm.", least=0.1)
+    phantom_size: tuple[int, ...] = field(
+        (112, 128, 176), "Voxels of a phantom along z, y, x.", length=3, least=8
+    )
+    phantom_cases: tuple[int, ...] = field(
+        (24, 8), "Phantoms to train on and to hold out.", length=2, least=1
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class TileOptions:
+    """Tiles: how much memory a run folder of the multi-organ system takes in prediction."""
+
+    tile_size: int | None = field(
+        None,
+        "Largest edge of a tile in voxels of its level, for run folders of the multi-organ system; "
+        "smaller tiles take less memory. By default as the run was trained.",
+        multiple=8,
+        least=16,
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+DECLARATION = Declaration(
+    name="multi_organ",
+    title="abdominal organs, CT",
+    dimensions=3,
+    configuration=MultiOrgan,
+    training=(Deformation,),
+    phantoms=Phantoms,
+    presets=PRESETS,
+    implementation="tf_autoctx.systems.multi_organ.system:MultiOrganSystem",
+    prediction=TileOptions,
+)

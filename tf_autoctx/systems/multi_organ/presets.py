@@ -1,0 +1,42 @@
+"""Flag values by name; the command line wins.
+
+"paper" holds every constant of the paper.
+"""
+
+from typing import Any
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "demo": {
+        "base_filters": 8,
+        # 72 mm at level 2: as much of the body's width as the paper's subvolumes show.
+        "patch_size": 24,
+        "batch_size": 3,
+        "steps": 1500,
+        "samples_per_epoch": 2250,
+        "validation_fraction": 0.1,
+        "learning_rate": 3e-3,
+        "learning_rate_decay": "polynomial",
+        "tile_size": 96,
+    },
+    "standard": {
+        "batch_size": 3,
+        "steps": 10_000,
+        "samples_per_epoch": 1500,
+        "learning_rate": 1e-3,
+        "learning_rate_decay": "polynomial",
+    },
+    "paper": {
+        "mode": "end_to_end",
+        "levels": 2,  # of which the factors 4 and 2 follow
+        "patch_size": 64,
+        "base_filters": 32,
+        "normalization": "batch",
+        "batch_size": 3,
+        "steps": 20_000,
+        "samples_per_epoch": 1500,
+        "validation_fraction": 0.0,
+        "learning_rate": 1e-3,
+        "learning_rate_decay": "constant",
+        "patience": 0,
+    },
+}
