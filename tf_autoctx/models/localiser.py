@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import keras
-import numpy as np
 
 from tf_autoctx.models import layers
 
@@ -44,7 +45,7 @@ def folded(network: keras.Model) -> keras.Model:
     Scale and shift go into the kernel and the bias of the convolution before them.
     """
     x = image = keras.Input(network.input_shape[1:], name="image")
-    weights: list[np.ndarray] = []
+    weights: list[Any] = []  # arrays
     for layer in network.layers[1:]:
         if isinstance(layer, keras.layers.BatchNormalization):
             gamma, beta, mean, variance = layer.get_weights()

@@ -1,22 +1,27 @@
-"""Made-up images with an exactly known truth, for trials and tests where no patient data are at hand.
+"""Made-up images with an exactly known truth, where no patient data are at hand.
 
-Arrays are (z, y, x) or (y, x). A folder of phantoms is a Medical Segmentation Decathlon task; a case's number is part
-of its seed, so no test case repeats a training case.
+Arrays are (z, y, x) or (y, x). A folder of phantoms is a Medical Segmentation Decathlon task; a
+case's number is part of its seed, so no test case repeats a training case.
 """
+
+from __future__ import annotations
 
 import dataclasses
 import math
+import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from tf_autoctx.data.phantoms import folder
-from tf_autoctx.data.phantoms.abdomen import LABELS as ABDOMEN_LABELS
-from tf_autoctx.data.phantoms.abdomen import abdomen
-from tf_autoctx.data.phantoms.embryo import LABELS as EMBRYO_LABELS
-from tf_autoctx.data.phantoms.embryo import embryo
-from tf_autoctx.data.phantoms.fetal_head import FETAL_HEAD_VIEW, fetal_head
-from tf_autoctx.data.phantoms.fetal_head_2d import SOURCE, TARGET, fetal_head_2d
+from tf_autoctx.data.phantoms.abdomens import LABELS as ABDOMEN_LABELS
+from tf_autoctx.data.phantoms.abdomens import abdomen
+from tf_autoctx.data.phantoms.embryos import LABELS as EMBRYO_LABELS
+from tf_autoctx.data.phantoms.embryos import embryo
+from tf_autoctx.data.phantoms.fetal_heads import FETAL_HEAD_VIEW, fetal_head
+from tf_autoctx.data.phantoms.fetal_heads_2d import SOURCE, TARGET, fetal_head_2d
 from tf_autoctx.data.phantoms.pieces import ellipsoid, smooth_field, speckle
 from tf_autoctx.data.phantoms.scanner import ANOTHER, Scanner, another_scanner
 
@@ -26,8 +31,8 @@ __all__ = [
     "EMBRYO_LABELS",
     "FETAL_HEAD_VIEW",
     "SOURCE",
-    "Scanner",
     "TARGET",
+    "Scanner",
     "abdomen",
     "another_scanner",
     "ellipsoid",
@@ -42,30 +47,44 @@ __all__ = [
     "write_fetal_heads_2d",
 ]
 
+Directory = str | os.PathLike[str]
+Case = tuple[np.ndarray, np.ndarray, tuple[float, ...]]  # image, label, spacing in mm
 
-def write_fetal_heads(directory, size=(97, 64, 110), cases=(50, 50), seed=0, scans=1):
-    """Writes a folder of `fetal_head` volumes, `head_000.nii.gz` and on, or finds it written already.
+
+def write_fetal_heads(
+    directory: Directory,
+    size: Sequence[int] = (97, 64, 110),
+    cases: tuple[int, int] = (50, 50),
+    seed: int = 0,
+    scans: int = 1,
+) -> Path:
+    """Writes a folder of `fetal_head` volumes, `head_000.nii.gz` and on, unless it is there.
 
     Args:
       directory: folder to make; its parents are made too.
       size: voxels along (z, y, x).
       cases: number of (training, test) heads; the paper has 50 and 50.
       seed: integer.
-      scans: volumes of each test head, along as many directions, 1 to 3; the scans of a head are a group.
+      scans: volumes of each test head, along as many directions, 1 to 3; the scans of a head are a
+        group.
 
     Returns:
-      A `Path` that `datasets.load` takes: the folder, or for several scans its `cases.csv`, which has the groups.
+      A `Path` that `datasets.load` takes: the folder, or for several scans its `cases.csv`, which
+      has the groups.
 
     Raises:
       UserError: the folder exists and holds something else.
     """
     train, test = cases
 
-    def head_and_scan(number):
+    def head_and_scan(number: int) -> tuple[int, int | None]:
         head, scan = divmod(number - train, scans)
         return (number, None) if number < train or scans == 1 else (train + head, scan)
 
-    def make(size, seed):
+    def group(number: int) -> str:
+        return f"fetus {head_and_scan(number)[0]:03d}"
+
+    def make(size: Sequence[int], seed: tuple[int, int]) -> Case:
         head, scan = head_and_scan(seed[1])
         image, label, spacing = fetal_head(size, (seed[0], head), scan)
         return np.rint(image).astype(np.uint8), label, spacing
@@ -75,15 +94,21 @@ def write_fetal_heads(directory, size=(97, 64, 110), cases=(50, 50), seed=0, sca
         "description": "made-up 3D ultrasound of the whole fetal head, exact truth",
         "modality": {"0": "US"},
     }
-    given = {"size": size, "cases": (train, test * scans), "seed": seed}
+    given: dict[str, Any] = {"size": size, "cases": (train, test * scans), "seed": seed}
     if scans > 1:
-        given |= {"scans": scans, "group": lambda number: f"fetus {head_and_scan(number)[0]:03d}"}
+        given |= {"scans": scans, "group": group}
     written = folder.write(directory, make, "head", about, {1: "head"}, **given)
     return written / "cases.csv" if scans > 1 else written
 
 
-def write_abdomens(directory, size=(112, 128, 176), spacing=1.5, cases=(40, 10), seed=0):
-    """Writes a folder of `abdomen` volumes, `abdomen_000.nii.gz` and on, or finds it written already.
+def write_abdomens(
+    directory: Directory,
+    size: Sequence[int] = (112, 128, 176),
+    spacing: float = 1.5,
+    cases: tuple[int, int] = (40, 10),
+    seed: int = 0,
+) -> Path:
+    """Writes a folder of `abdomen` volumes, `abdomen_000.nii.gz` and on, unless it is there.
 
     Args:
       directory: folder to make; its parents are made too.
@@ -103,20 +128,28 @@ def write_abdomens(directory, size=(112, 128, 176), spacing=1.5, cases=(40, 10),
         "description": "made-up CT of the abdomen in the portal venous phase, exact truth",
         "modality": {"0": "CT"},
     }
-    make = lambda size, seed: abdomen(size, float(spacing), seed)
-    given = {"size": size, "spacing": float(spacing), "cases": cases, "seed": seed}
-    return folder.write(
-        directory, make, "abdomen", about, dict(enumerate(ABDOMEN_LABELS, 1)), **given
-    )
+
+    def make(size: Sequence[int], seed: tuple[int, int]) -> Case:
+        return abdomen(size, float(spacing), seed)
+
+    labels = dict(enumerate(ABDOMEN_LABELS, 1))
+    given: dict[str, Any] = {"size": size, "spacing": float(spacing), "cases": cases, "seed": seed}
+    return folder.write(directory, make, "abdomen", about, labels, **given)
 
 
-def write_embryos(directory, size=(72, 88, 72), spacing=0.125, cases=(40, 10), seed=0):
-    """Writes a folder of `embryo` volumes, `embryo_000.nii.gz` and on, or finds it written already.
+def write_embryos(
+    directory: Directory,
+    size: Sequence[int] = (72, 88, 72),
+    spacing: float = 0.125,
+    cases: tuple[int, int] = (40, 10),
+    seed: int = 0,
+) -> Path:
+    """Writes a folder of `embryo` volumes, `embryo_000.nii.gz` and on, unless it is there.
 
     Args:
       directory: folder to make; its parents are made too.
-      size: most voxels along (z, y, x). Every case draws its own number along each axis, down to 150/210, 161/281 and
-        81/282 of these, as in the paper; seed and number of the case decide.
+      size: most voxels along (z, y, x). Every case draws its own number along each axis, down to
+        150/210, 161/281 and 81/282 of these, as in the paper; seed and number of the case decide.
       spacing: mm per voxel, along every axis.
       cases: number of (training, test) cases; the paper has 185 and 46.
       seed: integer.
@@ -129,7 +162,7 @@ def write_embryos(directory, size=(72, 88, 72), spacing=0.125, cases=(40, 10), s
     """
     lowest = (150 / 210, 161 / 281, 81 / 282)
 
-    def make(size, seed):
+    def make(size: Sequence[int], seed: tuple[int, int]) -> Case:
         rng = np.random.default_rng((*seed, 1))  # not the embryo's own
         own = [int(rng.integers(math.ceil(n * low), n + 1)) for n, low in zip(size, lowest)]
         image, label, edges = embryo(own, float(spacing), seed)
@@ -140,17 +173,21 @@ def write_embryos(directory, size=(72, 88, 72), spacing=0.125, cases=(40, 10), s
         "description": "made-up high-frequency ultrasound of mouse embryos in utero, exact truth",
         "modality": {"0": "US"},
     }
-    given = {"size": size, "spacing": float(spacing), "cases": cases, "seed": seed}
-    return folder.write(
-        directory, make, "embryo", about, dict(enumerate(EMBRYO_LABELS, 1)), **given
-    )
+    labels = dict(enumerate(EMBRYO_LABELS, 1))
+    given: dict[str, Any] = {"size": size, "spacing": float(spacing), "cases": cases, "seed": seed}
+    return folder.write(directory, make, "embryo", about, labels, **given)
 
 
-def write_fetal_heads_2d(directory, size=(320, 320), cases=(100, 20), seed=0):
-    """Writes two folders of `fetal_head_2d` images, `source` and `target`, or finds them written already.
+def write_fetal_heads_2d(
+    directory: Directory,
+    size: Sequence[int] = (320, 320),
+    cases: tuple[int, int] = (100, 20),
+    seed: int = 0,
+) -> tuple[Path, Path]:
+    """Writes two folders of `fetal_head_2d` images, `source` and `target`, unless they are there.
 
-    Each scanner has its own heads, `source_000.png` and on under `SOURCE`, `target_000.png` and on under `TARGET`; the
-    head's label value is 255.
+    Each scanner has its own heads, `source_000.png` and on under `SOURCE`, `target_000.png` and on
+    under `TARGET`; the head's label value is 255.
 
     Args:
       directory: folder of the two; it is made with its parents.
@@ -165,8 +202,8 @@ def write_fetal_heads_2d(directory, size=(320, 320), cases=(100, 20), seed=0):
       UserError: a folder exists and holds something else.
     """
 
-    def corpus(number, name, scanner):
-        def make(size, seed):
+    def corpus(number: int, name: str, scanner: Scanner) -> Path:
+        def make(size: Sequence[int], seed: tuple[int, int]) -> Case:
             image, label, spacing = fetal_head_2d(size, (*seed, number), scanner)
             return image, 255 * label, spacing
 
@@ -176,7 +213,16 @@ def write_fetal_heads_2d(directory, size=(320, 320), cases=(100, 20), seed=0):
             "modality": {"0": "US"},
             "file_ending": ".png",
         }
-        given = {"size": size, "scanner": dataclasses.asdict(scanner), "cases": cases, "seed": seed}
-        return folder.write(Path(directory) / name, make, name, about, {255: "head"}, **given)
+        return folder.write(
+            Path(directory) / name,
+            make,
+            name,
+            about,
+            {255: "head"},
+            size=size,
+            scanner=dataclasses.asdict(scanner),
+            cases=cases,
+            seed=seed,
+        )
 
     return corpus(1, "source", SOURCE), corpus(2, "target", TARGET)

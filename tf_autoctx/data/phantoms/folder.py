@@ -1,34 +1,58 @@
 """A folder of phantoms in the form of a Medical Segmentation Decathlon task."""
 
+from __future__ import annotations
+
 import csv
 import json
+import os
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import keras
+import numpy as np
 import SimpleITK as sitk
 
 from tf_autoctx.data import images
 from tf_autoctx.errors import UserError
 from tf_autoctx.files import replacing
 
+# Of a size and (seed, number of a case): image, label, spacing in mm, all in the order of the size.
+Make = Callable[[Sequence[int], tuple[int, int]], tuple[np.ndarray, np.ndarray, tuple[float, ...]]]
 
-def write(directory, make, prefix, about, labels, *, size, cases, seed, group=None, **further):
-    """Writes the cases, or finds them written already; the folder appears under its name only when it is complete.
 
-    `imagesTr`, `labelsTr`, `imagesTs`, `labelsTs` hold `<prefix>_000.nii.gz` and on, or files that end as `about` says.
+def write(
+    directory: str | os.PathLike[str],
+    make: Make,
+    prefix: str,
+    about: Mapping[str, Any],
+    labels: Mapping[int, str],
+    *,
+    size: Sequence[int],
+    cases: tuple[int, int],
+    seed: int,
+    group: Callable[[int], str] | None = None,
+    **further: Any,
+) -> Path:
+    """Writes the cases, or finds them written already.
+
+    The folder appears under its name only when it is complete. `imagesTr`, `labelsTr`, `imagesTs`,
+    `labelsTs` hold `<prefix>_000.nii.gz` and on, or files that end as `about` says.
 
     Args:
       directory: folder to make; its parents are made too.
-      make: (size, (seed, number of a case)) -> image (z, y, x), label (z, y, x), spacing (z, y, x) in mm; all (y, x) for
-        a size of two.
+      make: (size, (seed, number of a case)) -> image (z, y, x), label (z, y, x), spacing (z, y, x)
+        in mm; all (y, x) for a size of two.
       prefix: of the cases' names.
       about: name, description, modality and, unless it is .nii.gz, file_ending in dataset.json.
       labels: {label value: name} without the background.
       size: voxels along (z, y, x) or (y, x).
       cases: number of (training, test) cases.
       seed: integer.
-      group: number of a case -> its group; with it `cases.csv` lists the cases and their groups too.
-      **further: what decides the content as well, such as the spacing; anything that JSON can hold.
+      group: number of a case -> its group; with it `cases.csv` lists the cases and their groups
+        too.
+      **further: what decides the content as well, such as the spacing; anything that JSON can
+        hold.
 
     Returns:
       The folder, a `Path`.
@@ -36,34 +60,35 @@ def write(directory, make, prefix, about, labels, *, size, cases, seed, group=No
     Raises:
       UserError: the folder exists and holds something else.
     """
-    settings = {
-        "size": [int(n) for n in size],
-        **further,
-        "cases": [int(n) for n in cases],
-        "seed": int(seed),
-    }
-    settings = json.loads(json.dumps(settings))  # as they will be found: tuples become lists
-    about = about | {
-        "labels": {str(value): name for value, name in ({0: "background"} | labels).items()}
-    }
+    counts = [int(n) for n in cases]
+    settings = {"size": [int(n) for n in size], **further, "cases": counts, "seed": int(seed)}
+    settings = json.loads(json.dumps(settings))  # as they will be read: tuples become lists
+    named = {"0": "background"} | {str(value): name for value, name in labels.items()}
     directory = Path(directory)
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        found = _recorded_settings(directory)
-        if found != settings:
+        recorded = _recorded_settings(directory)
+        if recorded != settings:
+            content = f"phantoms with {recorded}" if recorded else "other files"
             raise UserError(
-                f"{directory}: holds {f'phantoms with {found}' if found else 'other files'}, asked for were phantoms "
-                f"with {settings}; name another folder or remove this one."
+                f"{directory}: holds {content}, asked for were phantoms with {settings}; name "
+                "another folder or remove this one."
             )
         return directory
 
     with replacing(directory, keep=True) as unfinished:
         unfinished.mkdir()
-        _write_cases(unfinished, make, settings, prefix, about, group)
+        entries = _write_images(unfinished, make, settings, prefix, about)
+        _describe(unfinished, settings, {**about, "labels": named}, entries)
+        if group:
+            _write_groups(unfinished, entries, group)
     return directory
 
 
-def _write_cases(folder, make, settings, prefix, about, group):
-    entries = {"Tr": [], "Ts": []}
+def _write_images(
+    folder: Path, make: Make, settings: Mapping[str, Any], prefix: str, about: Mapping[str, Any]
+) -> dict[str, list[str]]:
+    """Writes images and labels; {"Tr", "Ts": names of the files}."""
+    entries: dict[str, list[str]] = {"Tr": [], "Ts": []}
     for part in entries:
         (folder / f"images{part}").mkdir()
         (folder / f"labels{part}").mkdir()
@@ -79,6 +104,17 @@ def _write_cases(folder, make, settings, prefix, about, group):
             images.write(folder / f"{kind}{part}" / name, volume)
         entries[part].append(name)
         progress.add(1)
+    return entries
+
+
+def _describe(
+    folder: Path,
+    settings: Mapping[str, Any],
+    about: Mapping[str, Any],
+    entries: Mapping[str, list[str]],
+) -> None:
+    """Writes dataset.json."""
+    train, test = settings["cases"]
     task = {
         **about,
         "tensorImageSize": f"{len(settings['size'])}D",
@@ -91,21 +127,25 @@ def _write_cases(folder, make, settings, prefix, about, group):
         "phantom": settings,
     }
     (folder / "dataset.json").write_text(json.dumps(task, indent=2) + "\n")
-    if group:
-        parts = [("Tr", "train", name) for name in entries["Tr"]] + [
-            ("Ts", "test", name) for name in entries["Ts"]
-        ]
-        lines = [
-            (f"images{part}/{name}", f"labels{part}/{name}", split, group(number))
-            for number, (part, split, name) in enumerate(parts)
-        ]
-        with open(folder / "cases.csv", "w", newline="", encoding="utf-8") as file:
-            csv.writer(file, lineterminator="\n").writerows(
-                [("image", "label", "split", "group"), *lines]
-            )
 
 
-def _recorded_settings(folder):
+def _write_groups(
+    folder: Path, entries: Mapping[str, list[str]], group: Callable[[int], str]
+) -> None:
+    """Writes cases.csv: the cases, their splits and their groups."""
+    splits = {"Tr": "train", "Ts": "test"}
+    parts = [(part, name) for part in splits for name in entries[part]]
+    lines = [
+        (f"images{part}/{name}", f"labels{part}/{name}", splits[part], group(number))
+        for number, (part, name) in enumerate(parts)
+    ]
+    with open(folder / "cases.csv", "w", newline="", encoding="utf-8") as file:
+        rows = [("image", "label", "split", "group"), *lines]
+        csv.writer(file, lineterminator="\n").writerows(rows)
+
+
+def _recorded_settings(folder: Path) -> Any:
+    """The settings of the phantoms in a folder; None where it holds something else."""
     try:
         return json.loads((folder / "dataset.json").read_text()).get("phantom")
     except (OSError, ValueError, AttributeError):

@@ -1,29 +1,41 @@
-"""How an ultrasound scanner shows what it hears. Pixels change, geometry does not: nothing moves, turns or stretches."""
+"""How an ultrasound scanner shows what it hears.
+
+Pixels change, geometry does not: nothing moves, turns or stretches.
+"""
+
+from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 from scipy import ndimage
 
 from tf_autoctx.data.phantoms.pieces import speckle
 
-ROWS = 320  # a scanner's pixels are those of an image this high; other sizes show the same look, finer or coarser
+# A scanner's pixels are those of an image this high; other sizes show the same look, finer or
+# coarser.
+ROWS = 320
 SHOWN_RANGE = 60.0  # dB from black to white that `echoes` takes for granted
 
 
 @dataclasses.dataclass(frozen=True)
 class Scanner:
-    """The knobs of a console; untouched, it shows an echo of 1 white, one of -`dynamic_range` dB black, and no more.
+    """The knobs of a console.
 
-    gain: dB.
-    time_gain: dB at depths evenly spaced from the first row to the last, linear in between.
-    dynamic_range: dB from black to white.
-    gamma: exponent of the grey values in [0, 1]; under 1 it lifts the dark ones.
-    blur: standard deviation in pixels of a Gaussian over the grey values.
-    speckle: 0 for none to 1 for fully developed speckle.
-    grain: standard deviation in pixels (y, x) of the point spread function that makes the speckle.
-    noise: dB of the receiver's noise, before any gain.
-    overlay: whether text and a depth scale are burnt into the image.
+    Untouched, it shows an echo of 1 white and an echo of -`dynamic_range` dB black, and no more.
+
+    Attributes:
+      gain: dB.
+      time_gain: dB at depths evenly spaced from the first row to the last, linear in between.
+      dynamic_range: dB from black to white.
+      gamma: exponent of the grey values in [0, 1]; under 1 it lifts the dark ones.
+      blur: standard deviation in pixels of a Gaussian over the grey values.
+      speckle: 0 for none to 1 for fully developed speckle.
+      grain: standard deviation in pixels (y, x) of the point spread function that makes the
+        speckle.
+      noise: dB of the receiver's noise, before any gain.
+      overlay: whether text and a depth scale are burnt into the image.
     """
 
     gain: float = 0.0
@@ -36,7 +48,7 @@ class Scanner:
     noise: float = -np.inf
     overlay: bool = False
 
-    def varied(self, rng):
+    def varied(self, rng: np.random.Generator) -> Scanner:
         """This scanner as set for one patient: the usual spread within a corpus."""
         return dataclasses.replace(
             self,
@@ -49,10 +61,11 @@ class Scanner:
             noise=self.noise + rng.normal(0, 2),
         )
 
-    def show(self, echo, rng):
-        """Grey values uint8 (height, width) of echoes (height, width): amplitudes from 0, where 1 is a strong one.
+    def show(self, echo: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Grey values uint8 (height, width) of echoes (height, width).
 
-        Where the echo is exactly 0 nothing was scanned: black, and neither speckle nor noise.
+        Echoes are amplitudes from 0, where 1 is strong. Where the echo is exactly 0 nothing was
+        scanned: black, and neither speckle nor noise.
         """
         pixel = echo.shape[0] / ROWS
         flat = np.ones(echo.shape, np.float32)
@@ -71,8 +84,9 @@ class Scanner:
         return np.rint(255 * grey).astype(np.uint8)
 
 
-# Flat and bright, the near field turned down, coarse speckle. Its gamma is its strength: the lower, the flatter, and the
-# more is lost by a network that has only seen images with the usual dark background.
+# Flat and bright, the near field turned down, coarse speckle. Its gamma is its strength: the lower,
+# the flatter, and the more is lost by a network that has only seen images with the usual dark
+# background.
 ANOTHER = Scanner(
     gain=8.0,
     time_gain=(-20.0, -8.0, 3.0, 9.0, 11.0),
@@ -85,12 +99,13 @@ ANOTHER = Scanner(
 )
 
 
-def another_scanner(image, seed, scanner=ANOTHER):
-    """An image as another scanner would show it: same anatomy, every pixel in its place, other grey values.
+def another_scanner(image: np.ndarray, seed: Any, scanner: Scanner = ANOTHER) -> np.ndarray:
+    """An image as another scanner would show it: same anatomy, other grey values.
 
     Args:
       image: uint8 (height, width), depth downwards.
-      seed: whatever `np.random.default_rng` takes. It fixes the speckle, the noise and how the scanner was set.
+      seed: whatever `np.random.default_rng` takes. It fixes the speckle, the noise and how the
+        scanner was set.
       scanner: `Scanner`; the seed varies it a little (`Scanner.varied`).
 
     Returns:
@@ -108,24 +123,29 @@ def another_scanner(image, seed, scanner=ANOTHER):
     return scanner.varied(rng).show(echoes(image), rng)
 
 
-def echoes(image):
-    """Echoes (height, width) that an untouched `Scanner` shows as this uint8 image: the log compression undone."""
+def echoes(image: np.ndarray) -> np.ndarray:
+    """Echoes (height, width) that an untouched `Scanner` shows as this uint8 image.
+
+    The log compression undone.
+    """
     unseen = ndimage.binary_opening(image == 0, np.ones((9, 9)))
     grey = np.maximum(image, 0.25) / 255  # a dark pixel of tissue is no hole in it
     return np.where(unseen, 0, 10 ** ((grey - 1) * SHOWN_RANGE / 20)).astype(np.float32)
 
 
-def _burn_in(grey, rng):
-    """Lines of text in two corners and a depth scale at the left edge of grey values in [0, 1], in place."""
+def _burn_in(grey: np.ndarray, rng: np.random.Generator) -> None:
+    """Lines of text in two corners and a depth scale at the left edge, in place.
+
+    Grey values are in [0, 1].
+    """
     height, width = grey.shape
     dot = max(1, round(height / 160))
     lines, letters = round(0.14 * height) // (7 * dot), round(0.28 * width) // (4 * dot)
     for corner in (np.s_[2 * dot :, 2 * dot :], np.s_[-7 * lines * dot :, -4 * letters * dot :]):
         dots = rng.random((lines, 7, letters, 4)) < 0.55
         dots[:, 5:] = dots[..., 3] = False  # letters of 5 by 3 dots
-        dots &= (np.arange(letters) < rng.integers(letters // 2, letters + 1, (lines, 1)))[
-            :, None, :, None
-        ]
+        written = np.arange(letters) < rng.integers(letters // 2, letters + 1, (lines, 1))
+        dots &= written[:, None, :, None]
         text = np.kron(dots.reshape(7 * lines, 4 * letters), np.ones((dot, dot), bool))
         grey[corner][: len(text), : text.shape[1]][text] = 0.95
     for number, row in enumerate(np.linspace(0.12, 0.88, 21) * height):
