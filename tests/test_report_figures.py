@@ -77,10 +77,10 @@ def test_picture_shows_both_outlines(dimensions, tmp_path):
     slices = (image, cube(at=6), cube(at=5))
     image, prediction, truth = slices if dimensions == 3 else (volume[5] for volume in slices)
     spacing = (2.0, 1.0, 1.0)[-dimensions:]
-    figures.picture(tmp_path / "both.png", image, prediction, truth, spacing, "case_0", {"head": 1})
-    figures.picture(tmp_path / "alone.png", image, prediction, None, spacing, "case_0", {"head": 1})
+    figures.picture(tmp_path / "both.png", image, prediction, truth, spacing, "case_0", {1: "head"})
+    figures.picture(tmp_path / "alone.png", image, prediction, None, spacing, "case_0", {1: "head"})
     figures.picture(
-        tmp_path / "nothing.png", image, 0 * prediction, 0 * truth, None, "case_0", {"head": 1}
+        tmp_path / "nothing.png", image, 0 * prediction, 0 * truth, None, "case_0", {1: "head"}
     )
     both, alone = (png.imread(tmp_path / f"{name}.png") for name in ("both", "alone"))
     assert has(both, figures.TRUTH) and has(both, figures.PREDICTION)
@@ -90,7 +90,7 @@ def test_picture_shows_both_outlines(dimensions, tmp_path):
 
 def test_picture_keeps_the_proportions(tmp_path):
     image = np.ones((10, 40))
-    figures.picture(tmp_path / "wide.png", image, image, image, (3.0, 1.5), "case_0", {"head": 1})
+    figures.picture(tmp_path / "wide.png", image, image, image, (3.0, 1.5), "case_0", {1: "head"})
     outline = (
         np.abs(png.imread(tmp_path / "wide.png")[..., :3] - to_rgb(figures.PREDICTION)).max(-1)
         < 0.02
@@ -109,7 +109,7 @@ def test_picture_refuses_another_shape(tmp_path):
             None,
             (1, 1, 1),
             "case_0",
-            {"head": 1},
+            {1: "head"},
         )
 
 
@@ -126,7 +126,7 @@ def test_picture_of_several_structures(dimensions, tmp_path, monkeypatch):
     image = np.random.default_rng(0).normal(size=(12, 16, 20))
     truth, prediction = 7 * cube(at=1), 7 * cube(at=4) + 2 * cube(at=12)
     image, prediction, truth = (v if dimensions == 3 else v[5] for v in (image, prediction, truth))
-    structures = {"artery": 2, "liver": 7, "vein": 9}
+    structures = {2: "artery", 7: "liver", 9: "vein"}
     figures.picture(tmp_path / "a.png", image, prediction, truth, None, "case_0", structures)
     above, below = np.array_split(png.imread(tmp_path / "a.png"), 2)
     below = below[: -len(below) // 8]  # without the legend

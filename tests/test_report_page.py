@@ -24,7 +24,7 @@ from tf_autoctx.report import page as report_page
 
 ROOT = pathlib.Path(__file__).parents[1]
 SHAPE, SPACING = (20, 24, 28), (2.0, 1.0, 1.0)
-STRUCTURES = {"head": 1, "<b>face</b>": 2}
+STRUCTURES = {1: "head", 2: "<b>face</b>"}
 CONFIG = {
     "system": "fetal_head",
     "flags": {"steps": 3},
@@ -56,9 +56,9 @@ def evaluation(folder, shifts=SHIFTS, cases=None, truth_at=6, dimensions=3, prob
             prediction = flat(label(truth_at + shift))
             answers[f"level {level}"] = {"label": prediction}
             if probability:
-                maps = {name: 0.9 * (prediction == value) for name, value in STRUCTURES.items()}
+                maps = {name: 0.9 * (prediction == value) for value, name in STRUCTURES.items()}
                 answers[f"level {level}"]["probability"] = maps
-        for (method, answer), (name, value) in itertools.product(
+        for (method, answer), (value, name) in itertools.product(
             answers.items(), STRUCTURES.items()
         ):
             score = metrics.compare(answer["label"] == value, truth == value, spacing)

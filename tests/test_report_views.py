@@ -39,7 +39,7 @@ def test_a_large_volume_is_reduced_and_keeps_its_extent():
 
 def test_an_image_is_one_slice():
     voxels = np.random.default_rng(0).normal(size=(500, 300))
-    view = views.of(voxels, voxels > 0, {"ours": answer(voxels > 1)}, None, {"head": 1})
+    view = views.of(voxels, voxels > 0, {"ours": answer(voxels > 1)}, None, {1: "head"})
     assert view["image"].shape == (1, 400, 300) and view["spacing"].tolist() == [1, 1.25, 1]
     np.testing.assert_array_equal(view["labels"][0, 0, 0], voxels[0] > 1)
     assert (view["image"].min(), view["image"].max()) == (0, 255)
@@ -48,7 +48,7 @@ def test_an_image_is_one_slice():
 def test_structures_are_counted_in_their_order():
     label = np.zeros((3, 4, 5), int)
     label[0], label[1], label[2] = 3, 1, 9
-    view = views.of(label, label, {"ours": answer(label)}, (1, 1, 1), {"liver": 3, "spleen": 1})
+    view = views.of(label, label, {"ours": answer(label)}, (1, 1, 1), {3: "liver", 1: "spleen"})
     assert view["truth"][:, 0, 0].tolist() == [1, 2, 0]
     assert view["structures"].tolist() == ["liver", "spleen"] and view["methods"].tolist() == [
         "ours"
@@ -76,7 +76,7 @@ def test_probabilities_may_lie_on_a_coarser_grid():
 
 def test_another_shape_is_refused():
     with pytest.raises(ValueError, match=r"\(20, 20, 24\).*\(20, 20, 25\)"):
-        views.of(cube(), cube(), {"ours": answer(cube(shape=(20, 20, 25)))}, (1, 1, 1), {"head": 1})
+        views.of(cube(), cube(), {"ours": answer(cube(shape=(20, 20, 25)))}, (1, 1, 1), {1: "head"})
 
 
 def test_read_is_the_inverse_of_write(tmp_path):
@@ -85,7 +85,7 @@ def test_read_is_the_inverse_of_write(tmp_path):
         cube(),
         {"level 1": answer(cube(7), head=1.0 * cube())},
         (1, 1, 2),
-        {"head": 1},
+        {1: "head"},
     )
     views.write(tmp_path / "views" / "a.npz", view)
     found = views.read(tmp_path / "views" / "a.npz")
@@ -101,7 +101,7 @@ def test_something_else_is_one_sentence(damage, tmp_path):
         np.savez(path, image=np.zeros((2, 2, 2)))
     elif damage == "half":
         views.write(
-            path, views.of(1.0 * cube(), cube(), {"ours": answer(cube())}, (1, 1, 1), {"head": 1})
+            path, views.of(1.0 * cube(), cube(), {"ours": answer(cube())}, (1, 1, 1), {1: "head"})
         )
         path.write_bytes(path.read_bytes()[:-200])
     elif damage is not None:

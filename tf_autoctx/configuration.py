@@ -1,6 +1,7 @@
-"""Configuration dataclasses: every field declares its help, range and default once, and becomes a flag of its name.
+"""Configuration dataclasses, whose fields become flags of their names.
 
-No module that declares one imports Keras or TensorFlow, so that `--help` need not wait for them.
+A field declares its help, range and default once. No module that declares one imports Keras or
+TensorFlow, so that `--help` need not wait for them.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class Rules:
             return f"one of {', '.join(self.choices)}"
         number = f"a multiple of {self.multiple}" if self.multiple else "a number"
         if self.length is not None:
-            number = f"{self.length} numbers, each {number}".replace("each a number", "each")
+            number = f"{self.length} numbers separated by commas"
         least, most = self.least, self.most
         limits = f" from {least:g} to {most:g}" if least is not None and most is not None else ""
         if least is not None and most is None:
@@ -60,12 +61,14 @@ class Rules:
             return value in self.choices
         if isinstance(value, list | tuple):
             whole = self.length in (None, len(value)) and len(value) > 0
-            return whole and all(map(self.allows_number, value))
-        return not isinstance(value, int | float) or self.allows_number(value)
+            return whole and all(map(self._allows_item, value))
+        return self._allows_item(value)
 
-    def allows_number(self, value: float) -> bool:
-        """Whether one number lies in the range."""
-        if not math.isfinite(value) or self.multiple and value % self.multiple:
+    def _allows_item(self, value: object) -> bool:
+        """Whether a number lies in the range; anything else does."""
+        if not isinstance(value, int | float):
+            return True
+        if not math.isfinite(value) or (self.multiple and value % self.multiple):
             return False
         low, high = self.least, self.most
         return (low is None or value >= low) and (high is None or value <= high)
@@ -107,7 +110,9 @@ def check(configuration: object) -> None:
 
 
 def configured(kind: type[T], values: Mapping[str, Any]) -> T:
-    """An instance of a configuration from {name: value} of the flags or of config.json; lists become tuples.
+    """An instance of a configuration from {name: value} of the flags or of config.json.
+
+    Lists become tuples.
 
     Raises:
       KeyError: a name is missing.

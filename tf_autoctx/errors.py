@@ -30,7 +30,7 @@ class FieldError(UserError, ValueError):
 
 
 def sentence(error: BaseException) -> str | None:
-    """What to tell the user of an exception; None where it is no mistake of the user's but a fault of ours."""
+    """What to tell the user of an exception; None where it is a fault of ours, not a mistake."""
     if isinstance(error, FieldError):
         return "--" + FIELD.sub(r"--\1", str(error))
     if isinstance(error, UserError):

@@ -53,7 +53,7 @@ def picture(
     truth: npt.ArrayLike | None,
     spacing: Sequence[float] | None,
     title: str,
-    structures: Mapping[str, int],
+    structures: Mapping[int, str],
 ) -> None:
     """Draws the outlines of prediction and truth on three orthogonal slices and writes a PNG.
 
@@ -70,7 +70,7 @@ def picture(
       spacing: mm per axis in the array's order; None for square pixels.
       title: name of the case; the mean DSC of the structures in the truth is added to it where
         there is a truth.
-      structures: {name: label value}.
+      structures: {label value: name}.
 
     Raises:
       ValueError: shapes differ.
@@ -84,9 +84,9 @@ def picture(
             f"image {voxels.shape} and labels {[v.shape for v in labels.values()]} need one shape."
         )
     if truth is not None:
-        title = f"{title}   {_mean_dice(labels, list(structures.values()))}"
+        title = f"{title}   {_mean_dice(labels, list(structures))}"
     rows = _outlines(labels, structures)
-    panels = _panels(labels, list(structures.values()), spacing)
+    panels = _panels(labels, list(structures), spacing)
 
     # All panels have one scale.
     edges = [np.multiply(voxels[panel.index].shape, panel.voxel) for panel in panels]
@@ -119,11 +119,11 @@ def _mean_dice(labels: Mapping[str, np.ndarray], values: Sequence[int]) -> str:
 
 
 def _outlines(
-    labels: Mapping[str, np.ndarray], structures: Mapping[str, int]
+    labels: Mapping[str, np.ndarray], structures: Mapping[int, str]
 ) -> dict[str, list[_Outline]]:
     """{title of a row of panels: what is drawn on each}."""
     if len(structures) == 1:
-        (value,) = structures.values()
+        (value,) = structures
         colours = {"truth": TRUTH, "prediction": PREDICTION}
         outlines = [
             _Outline(name, colours[name], "solid", label == value) for name, label in labels.items()
@@ -136,7 +136,7 @@ def _outlines(
     return {
         name: [
             _Outline(structure, *style, label == value)
-            for style, (structure, value) in zip(look, structures.items())
+            for style, (value, structure) in zip(look, structures.items())
         ]
         for name, label in labels.items()
     }

@@ -38,7 +38,7 @@ def of(
     truth: npt.ArrayLike,
     predictions: Mapping[str, Mapping[str, Any]],
     spacing: Sequence[float] | None,
-    structures: Mapping[str, int],
+    structures: Mapping[int, str],
 ) -> View:
     """The view of a case: local means of image and probabilities, nearest labels.
 
@@ -51,7 +51,7 @@ def of(
       predictions: {method: {"label": likewise, "probability": {structure: 0 to 1, on any grid over
         the same extent}}}; the view has probabilities if every method has.
       spacing: mm per axis in the array's order; None for pixels.
-      structures: {name: label value}, at most 255.
+      structures: {label value: name}, at most 255.
 
     Returns:
       See above.
@@ -68,7 +68,7 @@ def of(
     flat = (1,) * (3 - grey.ndim)
     size = flat + grey.shape
     samples = tuple(min(n, SAMPLES[grey.ndim]) for n in size)
-    values, millimetres = list(structures.values()), (1.0,) * grey.ndim
+    values, millimetres = list(structures), (1.0,) * grey.ndim
     if spacing is not None:
         millimetres = tuple(spacing)
     image = _mean(grey, samples)
@@ -78,13 +78,13 @@ def of(
         "truth": _nearest(labels[0].reshape(size), samples, values),
         "labels": np.stack([_nearest(v.reshape(size), samples, values) for v in labels[1:]]),
         "methods": np.array(list(predictions)),
-        "structures": np.array(list(structures)),
+        "structures": np.array(list(structures.values())),
         "spacing": np.array(flat + millimetres) * size / samples,
         "size": np.array(size),
     }
     if all("probability" in prediction for prediction in predictions.values()):
         maps = [
-            [_mean(prediction["probability"][name], samples) for name in structures]
+            [_mean(prediction["probability"][name], samples) for name in structures.values()]
             for prediction in predictions.values()
         ]
         view["probabilities"] = np.rint(255 * np.array(maps)).astype(np.uint8)
