@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import re
 
-
 FIELD = re.compile(r"`([a-z0-9_]+(?:=[^`]*)?)`")
 
 

@@ -3,8 +3,8 @@
 Every signature has a twin for clients that hold arrays rather than numbers in JSON: `serving_bytes`
 beside `serving_default`, and NAME_bytes beside any other. It takes
 
-  image_bytes: string (batch,), each an image's voxels as they lie in memory: little-endian, C order,
-    no header.
+  image_bytes: string (batch,), each an image's voxels as they lie in memory: little-endian, C
+    order, no header.
   shape: int32, voxels along (depth, height, width), or (height, width); one for all images, or one
     each: (batch, 3 or 2).
   dtype: string, of `DTYPES`; one for all images, or one each: (batch,). TensorFlow Serving's own
@@ -52,8 +52,9 @@ class Exported:
     """What goes into a SavedModel.
 
     Attributes:
-      functions: {signature: function}, "serving_default" among them: a raw image of `spec` -> {name:
-        tensor}; the names become the signature's outputs. The one argument must be called `image`.
+      functions: {signature: function}, "serving_default" among them: a raw image of `spec` ->
+        {name: tensor}; the names become the signature's outputs. The argument must be called
+        `image`.
       networks: the Keras models that they run, with all their variables.
       card: JSON-like dict of what a client should know; becomes the file `CARD`, with "fingerprint"
         (of weights and configuration) and "signatures"; "inputs" and "outputs" may describe these
@@ -75,10 +76,10 @@ def write(directory: str | pathlib.Path, exported: Exported) -> pathlib.Path:
     The version is one more than the highest that is there, and its folder appears whole or not at
     all: until then its name is no number, which a server that watches the folder passes over.
 
-    Weights stay variables. Frozen into the graph as constants they are not faster: USegNet-DS-HAS at
-    the paper's widths on 32x24x40 voxels took 0.277 s of one core with variables and 0.279 s with
-    constants, in bfloat16 0.152 and 0.151 s (medians of 9 alternating runs); and every signature
-    would hold a copy.
+    Weights stay variables. Frozen into the graph as constants they are not faster: USegNet-DS-HAS
+    at the paper's widths on 32x24x40 voxels took 0.277 s of one core with variables and 0.279 s
+    with constants, in bfloat16 0.152 and 0.151 s (medians of 9 alternating runs); and every
+    signature would hold a copy.
 
     Args:
       directory: of all versions, such as `run/saved_model`.
@@ -111,7 +112,10 @@ def write(directory: str | pathlib.Path, exported: Exported) -> pathlib.Path:
 
 def _graphs(exported: Exported) -> tuple[dict[str, Any], dict[str, Any]]:
     """{signature: graph}, those for bytes among them, and what the card says of them."""
-    spec, graphs, signatures, outputs = exported.spec, {}, {}, {}
+    spec = exported.spec
+    graphs: dict[str, Any] = {}
+    signatures: dict[str, dict[str, list[str]]] = {}
+    outputs: dict[str, Any] = {}
     for signature, function in exported.functions.items():
         # Concrete, since saving would trace a tf.function once more.
         graph = tf.function(function, input_signature=[spec]).get_concrete_function()
@@ -155,7 +159,7 @@ def _fingerprint(networks: Sequence[keras.Model], configuration: Any) -> str:
     for network in networks:
         for weights in network.get_weights():
             digest.update(f"{weights.dtype}{weights.shape}".encode())
-            digest.update(np.ascontiguousarray(weights))
+            digest.update(np.ascontiguousarray(weights).data)
     return digest.hexdigest()
 
 
@@ -169,7 +173,7 @@ def _described(tensor: Any) -> dict[str, Any]:
 
 
 def _write_warm_up(path: pathlib.Path, signatures: Iterable[str], spec: tf.TensorSpec) -> None:
-    """A request for every signature, which TensorFlow Serving runs before a version is available."""
+    """A request for every signature, which TensorFlow Serving runs before it shows a version."""
     try:
         from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
     except ImportError:
@@ -180,7 +184,7 @@ def _write_warm_up(path: pathlib.Path, signatures: Iterable[str], spec: tf.Tenso
         return
     size = [WARM_UP_EDGE] * (spec.shape.rank - 2)
     image = np.random.default_rng(0).integers(0, 256, size, np.uint8)
-    requests = {}
+    requests: dict[str, dict[str, Any]] = {}
     for signature in signatures:
         requests[signature] = {spec.name: image[None, ..., None].astype(np.float32)}
         # With a batch axis each: a server that batches would fail to load a model whose warm-up it

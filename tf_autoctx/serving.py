@@ -20,7 +20,7 @@ from tf_autoctx.errors import FieldError, UserError
 T = TypeVar("T")
 BACKOFF, LONGEST_WAIT = 0.5, 30.0  # seconds
 QUOTED = 400  # characters of a server's message: it may quote the whole request
-# What the bytes signatures can read; other pixel types travel as float32, which models compute with.
+# What the bytes signatures read; other pixel types travel as float32, which models compute with.
 TYPES = ("uint8", "int8", "uint16", "int16", "int32", "float32", "float64")
 # Codes of both protocols, and what a user can do.
 CODES = {

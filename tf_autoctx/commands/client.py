@@ -75,8 +75,8 @@ def main(given: Given) -> None:
     from tf_autoctx import serving
     from tf_autoctx.commands import sending
 
-    protocol = {"rest": serving.Rest, "grpc": serving.Grpc}[chosen.protocol]
-    model = protocol(chosen.address, chosen.model, chosen.version, chosen.timeout)
+    protocol = serving.Rest if chosen.protocol == "rest" else serving.Grpc
+    model: serving.Model = protocol(chosen.address, chosen.model, chosen.version, chosen.timeout)
     signature, flat = _signature(chosen, model)
     sender = sending.Sender(
         model, signature, flat, pathlib.Path(chosen.output), chosen.retries, chosen.overwrite

@@ -193,7 +193,8 @@ class Command:
             )
         # TensorFlow's import turns on its own log of every step of a save.
         verbosity = values["verbosity"]
-        logging.set_verbosity(verbosity.value if verbosity.present else logging.WARNING)
+        level: Any = verbosity.value if verbosity.present else logging.WARNING
+        logging.set_verbosity(level)
         names = [name for kind in self.kinds for name in configuration.rules(kind)]
         typed = frozenset(name for name in names if values[name].present)
         return Given({name: values[name].value for name in names}, typed)
@@ -229,9 +230,9 @@ class Command:
             for name in configuration.rules(kind):
                 flag = values[name]
                 switch = f"--[no]{name}" if flag.boolean else f"--{name}"
-                default = flag.default_as_str
-                known = default not in (None, "''") and flag.default is not None
-                text = flag.help + (f" Default: {default.strip(chr(39))}." if known else "")
+                default = (flag.default_as_str or "").strip("'")
+                known = default != "" and flag.default is not None
+                text = flag.help + (f" Default: {default}." if known else "")
                 lines.append(textwrap.fill(f"  {switch}  {text}", 100, subsequent_indent=" " * 6))
         for alias, name in self.aliases.items():
             lines.append(f"\n  --{alias}  is --{name} under another name.")

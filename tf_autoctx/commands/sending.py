@@ -21,7 +21,7 @@ from tf_autoctx.errors import UserError, sentence
 class Job:
     """An image and the files of its results; `probability` is None where it is not wanted."""
 
-    path: str | pathlib.Path
+    path: str
     label: pathlib.Path
     probability: pathlib.Path | None
 
@@ -58,7 +58,7 @@ class Sender:
         Raises:
           UserError: no image; a result would replace an image or another result.
         """
-        sources = {images.stem(source): source}
+        sources = {images.stem(source): str(source)}
         if source.is_dir():
             sources = images.find(source, series=not self.flat, below=True, without=self.output)
         jobs = []
@@ -100,7 +100,7 @@ class Sender:
                 shown = 255 * outputs[name] if file.suffix == ".png" else outputs[name]
                 images.write(file, images.like(shown, image))
 
-    def _read(self, path: str | pathlib.Path) -> sitk.Image:
+    def _read(self, path: str) -> sitk.Image:
         if self.flat:
             return images.read_2d(path, grey_levels=True)
         image = images.read(path)

@@ -74,7 +74,7 @@ class Checkpoints:
                     ) from error
 
     def restore(self) -> dict[str, Any] | None:
-        """Restores the newest checkpoint that can be read, and returns its state; None where there is none.
+        """Restores the newest checkpoint that can be read: its state; None where there is none.
 
         Raises:
           UserError: there are checkpoints, and none can be read.
@@ -82,7 +82,7 @@ class Checkpoints:
         return self._restore(self._last)
 
     def restore_best(self) -> dict[str, Any] | None:
-        """As `restore`, of the best checkpoint; where it is damaged, of the newest one, saying so."""
+        """As `restore`, of the best checkpoint; of the newest where that is damaged, saying so."""
         try:
             return self._restore(self._best)
         except UserError as error:
@@ -116,7 +116,7 @@ class Checkpoints:
                 )
         if paths:
             raise UserError(
-                f"{manager.directory}: none of its {len(paths)} checkpoints can be read; delete the folder "
-                f"{self.directory} to train this part again."
+                f"{manager.directory}: none of its {len(paths)} checkpoints can be read; delete the "
+                f"folder {self.directory} to train this part again."
             )
         return None

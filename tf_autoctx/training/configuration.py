@@ -36,8 +36,8 @@ class RunOptions:
     )
     export_precision: str = field(
         "float32",
-        "Of the networks in the SavedModel, whose inputs and outputs are float32. bfloat16 is faster "
-        "where the server has it.",
+        "Of the networks in the SavedModel, whose inputs and outputs are float32. bfloat16 is "
+        "faster where the server has it.",
         choices=("float32", "bfloat16"),
         may_change=True,
     )

@@ -26,16 +26,20 @@ class Task(Protocol):
     """What the loop trains: networks, their optimizers, and one step of one replica.
 
     Attributes:
-      networks: {name: network}, all that is saved.
-      optimizers: {name: optimizer}, already built; the first one's learning rate is logged.
       keeps_last: whether the last weights are kept in place of the best.
       validates: whether there is anything to validate on.
     """
 
-    networks: Mapping[str, keras.Model]
-    optimizers: Mapping[str, keras.optimizers.Optimizer]
     keeps_last: bool
     validates: bool
+
+    @property
+    def networks(self) -> Mapping[str, keras.Model]:
+        """{name: network}, all that is saved."""
+
+    @property
+    def optimizers(self) -> Mapping[str, keras.optimizers.Optimizer]:
+        """{name: optimizer}, already built; the first one's learning rate is logged."""
 
     def step(self, batch: Batch) -> dict[str, tf.Tensor]:
         """Applies one replica's updates (see `minimize`), on a replica, in a graph.
@@ -48,7 +52,7 @@ class Task(Protocol):
         """Batches from a step on, one a replica and step; called once, in every process."""
 
     def validate(self) -> Logs:
-        """Scores of the networks as they are, after every epoch; "DSC" picks the best checkpoint."""
+        """Scores of the networks as they are, after an epoch; "DSC" picks the best checkpoint."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,7 +220,7 @@ class _Fit:
         return self.history
 
     def _graph(self, spec: Any) -> Callable[[Batch], dict[str, tf.Tensor]]:
-        """A step of all replicas; one graph for all shapes: tracing takes longer than many steps."""
+        """A step of all replicas; one graph for all shapes, as tracing takes longer than steps."""
         # XLA pays on one GPU, and only where no new shape makes it compile again; it cannot reach
         # the variables of several replicas, and on CPUs its 3D convolutions are far slower.
         shapes = [tensor.shape for tensor in tf.nest.flatten(spec, expand_composites=True)]

@@ -70,6 +70,11 @@ class FetalHead:
         check(self)
 
     @property
+    def levels(self) -> int:
+        """Levels to train: `level`, or as many as the variant has."""
+        return self.level or (2 if self.variant.endswith("-Ctx") else 1)
+
+    @property
     def network(self) -> str:
         """The variant of `models.usegnet` that a level runs."""
         return WAYS.get(self.variant, (self.variant, ""))[0]

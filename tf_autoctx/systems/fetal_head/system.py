@@ -14,7 +14,7 @@ from tf_autoctx import biometry
 from tf_autoctx.data import datasets, phantoms
 from tf_autoctx.errors import UserError
 from tf_autoctx.systems.fetal_head import training
-from tf_autoctx.systems.fetal_head.configuration import DECLARATION
+from tf_autoctx.systems.fetal_head.configuration import DECLARATION, FetalHead
 from tf_autoctx.systems.fetal_head.segmentation import Cascade
 from tf_autoctx.systems.shared import stages
 from tf_autoctx.systems.shared.caching import Files
@@ -49,9 +49,7 @@ class FetalHeadSystem(System):
 
     @classmethod
     def implied(cls, values: Mapping[str, Any]) -> dict[str, Any]:
-        if values["level"] is not None:
-            return {}
-        return {"level": 2 if values["variant"].endswith("-Ctx") else 1}
+        return {"level": FetalHead(level=values["level"], variant=values["variant"]).levels}
 
     @classmethod
     def write_phantoms(cls, folder: pathlib.Path, values: Mapping[str, Any]) -> pathlib.Path:

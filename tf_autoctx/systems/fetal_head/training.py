@@ -78,13 +78,14 @@ class LevelStage(Stage):
 def train(cascade: Cascade, session: Session) -> Networks:
     """Trains level k after level k - 1 is finished, on its probability: {level_k: network}."""
     networks: Networks = {}
-    for level in range(1, cascade.configuration.level + 1):
+    last = cascade.configuration.levels
+    for level in range(1, last + 1):
         folder = session.folder / f"level_{level}"
         if not (folder / "model.keras").exists():  # of an earlier training of this level
             shutil.rmtree(folder / "probability", ignore_errors=True)
         network = stages.train_network(LevelStage(level, cascade, session), session)
         networks[folder.name] = network
-        if level < cascade.configuration.level:
+        if level < last:
             session = session.with_files(
                 *(
                     with_context(files, cascade, network, folder / "probability")

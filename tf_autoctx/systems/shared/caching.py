@@ -13,7 +13,7 @@ import SimpleITK as sitk
 from tf_autoctx.data import datasets, images, pipeline
 
 Files = list[dict[str, str]]  # {name of a tensor: path} of each case
-Read = Callable[[datasets.Case], tuple[sitk.Image, np.ndarray | None]]
+Read = Callable[[datasets.Case], tuple[sitk.Image, np.ndarray]]
 
 
 class Prepares(Protocol):

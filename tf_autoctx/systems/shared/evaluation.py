@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import keras
 import numpy as np
@@ -19,8 +19,16 @@ from tf_autoctx.systems.shared.caching import Read
 from tf_autoctx.systems.shared.checks import warn_of_spacing
 
 Row = dict[str, Any]
-Measure = Callable[[np.ndarray, np.ndarray, Sequence[float]], dict[str, float]]
 Evaluator = Callable[[np.ndarray], dict[str, dict[str, Any]]]
+
+
+class Measure(Protocol):
+    """Scores of a structure beside those of `metrics.compare`, where there are mm."""
+
+    def __call__(
+        self, mask: np.ndarray, truth: np.ndarray, spacing: Sequence[float], /
+    ) -> dict[str, float]:
+        """{metric: value}, each a row of `metrics.METRICS`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,8 +42,7 @@ class Scoring:
       trained: smallest and largest spacing of the training cases, see `warn_of_spacing`; empty
         where it does not matter.
       window: range of intensities that the pictures show.
-      measure: further scores of (mask, true mask, spacing), only where there are mm, for a system of
-        one structure; None draws nothing.
+      measure: further scores, for a system of one structure; None draws nothing.
     """
 
     system: str
@@ -189,7 +196,7 @@ def _case(
 
 
 def draw_measurements(directory: pathlib.Path, by_method: Mapping[str, list[Row]]) -> None:
-    """Prints the errors in mm of {method: rows}, draws agreement and repeatability, see `evaluate`."""
+    """Prints the errors in mm of {method: rows}, and draws what `evaluate` says."""
     rows = [row for scored in by_method.values() for row in scored]
     names = dict.fromkeys(name for row in rows for name in row)
     columns = {name: metrics.column(name) for name in names}

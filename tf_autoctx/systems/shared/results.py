@@ -129,7 +129,7 @@ def read_image(path: Path, dimensions: int) -> sitk.Image:
     return image
 
 
-def sources(path: pathlib.Path, output: pathlib.Path, dimensions: int) -> dict[str, Path]:
+def sources(path: pathlib.Path, output: pathlib.Path, dimensions: int) -> dict[str, str]:
     """{name: path} of the image, or of those in a folder and below it.
 
     Args:
@@ -142,7 +142,7 @@ def sources(path: pathlib.Path, output: pathlib.Path, dimensions: int) -> dict[s
     """
     if path.is_dir():
         return images.find(path, series=dimensions == 3, below=True, without=output)
-    return {images.stem(path): path}
+    return {images.stem(path): str(path)}
 
 
 def _write(file: pathlib.Path, voxels: np.ndarray, image: sitk.Image) -> None:
@@ -175,8 +175,8 @@ def _write_iterations(
 
 
 def still_wanted(
-    wanted: Mapping[Path, Mapping[Key, pathlib.Path]], *, overwrite: bool, resume: bool
-) -> dict[Path, dict[Key, pathlib.Path]]:
+    wanted: Mapping[str, Mapping[Key, pathlib.Path]], *, overwrite: bool, resume: bool
+) -> dict[str, dict[Key, pathlib.Path]]:
     """The results that are to be made: all that are there are kept, replaced or in the way.
 
     Args:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pathlib
 import zipfile
-from collections.abc import Mapping
 
 import keras
 import numpy as np
@@ -14,6 +13,7 @@ from tf_autoctx.data import pipeline
 from tf_autoctx.errors import FieldError, UserError
 from tf_autoctx.files import replacing
 from tf_autoctx.report import figures
+from tf_autoctx.systems.shared.caching import Files
 from tf_autoctx.systems.shared.session import Session
 from tf_autoctx.systems.shared.stage import Networks, Stage
 from tf_autoctx.training import devices, loop
@@ -129,6 +129,6 @@ def load(path: pathlib.Path) -> keras.Model:
         ) from error
 
 
-def sizes(files: list[Mapping[str, str]], name: str) -> list[tuple[int, ...]]:
+def sizes(files: Files, name: str) -> list[tuple[int, ...]]:
     """Spatial size of a cached tensor of every case."""
     return [tuple(pipeline.stored(entry[name], name).shape[:-1]) for entry in files]

@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from tf_autoctx import export
 from tf_autoctx.data import datasets, images
+from tf_autoctx.errors import UserError
 from tf_autoctx.systems.shared.caching import Files
 from tf_autoctx.systems.shared.declaration import Declaration
 from tf_autoctx.systems.shared.evaluation import Measure
@@ -54,8 +55,8 @@ class System(abc.ABC):
     """A published system: what its images are, how they are segmented, trained and exported.
 
     A subclass also sets `declaration`, `served` and, where they differ, `merges_foreground`,
-    `window` and `measure`. Everything that changes voxel values is in its `prepare` and `segment`, in Keras ops:
-    training, prediction and the exported graph run the very same functions.
+    `window` and `measure`. Everything that changes voxel values is in its `prepare` and `segment`,
+    in Keras ops: training, prediction and the exported graph run the very same functions.
 
     Attributes:
       declaration: name, dimensions, flags and presets.
@@ -71,10 +72,12 @@ class System(abc.ABC):
     served: ClassVar[Mapping[str, Mapping[str, Any]]]
     merges_foreground: ClassVar[bool] = True
     window: tuple[float, float] = (-np.inf, np.inf)
+    configuration: Any
     measure: ClassVar[Measure | None] = None
 
     def __init__(self, configuration: Any, labels: Mapping[int, str]) -> None:
-        self.configuration, self.labels = configuration, dict(labels)
+        self.configuration = configuration
+        self.labels = dict(labels)
 
     @classmethod
     def of_run(cls, run: Run, **changes: Any) -> Self:
@@ -249,11 +252,11 @@ class Reader:
     foreground: Sequence[int] | None
     known: Mapping[int, str]
 
-    def __call__(self, case: datasets.Case) -> tuple[sitk.Image, np.ndarray | None]:
+    def __call__(self, case: datasets.Case) -> tuple[sitk.Image, np.ndarray]:
         """Image and labels of a case, see `datasets.read_case`, with the system's own warnings.
 
         Raises:
-          UserError: a file that cannot be learnt from.
+          UserError: no label, or a file that cannot be learnt from.
         """
         image, label = datasets.read_case(
             case,
@@ -262,6 +265,8 @@ class Reader:
             dimensions=self.system.declaration.dimensions,
             merge=self.system.merges_foreground,
         )
+        if label is None:
+            raise UserError(f"{case.image}: has no label; expected one to learn from or to score.")
         self.system.check_voxels(case.image, images.array(image))
         return image, label
 
