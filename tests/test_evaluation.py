@@ -7,15 +7,16 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from tf_autoctx import biometry, errors, metrics, report
+from tf_autoctx import biometry, errors, metrics
 from tf_autoctx.data import datasets
-from tf_autoctx.systems import evaluation
+from tf_autoctx.report import tables
+from tf_autoctx.systems.shared import evaluation
 
-STRUCTURES = {"liver": 3, "spleen": 1}
+STRUCTURES = {3: "liver", 1: "spleen"}
 
 
 def volume(**cubes):
-    """Labels of 12 x 16 x 24 voxels with cubes of 4 voxels at x of the value after the underscore: v_3=10."""
+    """Labels of 12 x 16 x 24 voxels with cubes of 4 voxels: v_3=10 has one of value 3 at x = 10."""
     label = np.zeros((12, 16, 24), np.uint8)
     for name, at in cubes.items():
         label[4:8, 6:10, at : at + 4] = int(name[2:])
@@ -23,7 +24,7 @@ def volume(**cubes):
 
 
 def case(folder, name, label):
-    """A `datasets.Case` of voxels of 1 x 1 x 2 mm; its image is the label, so that a test can segment it."""
+    """A `datasets.Case` of voxels of 1 x 1 x 2 mm, whose image is the label."""
     for kind, voxels in (("image", label.astype(np.float32)), ("label", label)):
         image = sitk.GetImageFromArray(voxels)
         image.SetSpacing((1.0, 1.0, 2.0))
@@ -37,7 +38,7 @@ def case(folder, name, label):
 
 
 def shifted(voxels):
-    """Two methods: a shift of two voxels, that is Dice 50 %, and the truth with a liver that is always there."""
+    """Two methods: shifted by two voxels (Dice 50 %), and the truth with a liver in every case."""
     labels = voxels.astype(int)
     return {
         "level 1": {"label": np.roll(labels, 2, axis=2)},
@@ -50,20 +51,15 @@ read = functools.partial(datasets.read_case, merge=False)
 
 def test_several_structures(tmp_path, capsys):
     cases = [case(tmp_path, "a", volume(v_1=2)), case(tmp_path, "b", volume(v_1=2, v_3=16))]
-    rows = evaluation.evaluate(
-        "fetal_head", cases, shifted, tmp_path / "evaluation", STRUCTURES, read, []
-    )
+    scoring = evaluation.Scoring("fetal_head", STRUCTURES)
+    rows = evaluation.evaluate(cases, read, shifted, scoring, tmp_path / "evaluation")
     scores = [(row["method"], row["structure"], row["case"], row["DSC_percent"]) for row in rows]
     assert scores == [
         ("level 1", "liver", "b", 50),  # case a has no liver and none was found: no row
         ("level 1", "spleen", "a", 50),
         ("level 1", "spleen", "b", 50),
-        (
-            "level 2",
-            "liver",
-            "a",
-            pytest.approx(np.nan, nan_ok=True),
-        ),  # has none, but one was found
+        # Case a has no liver, but one was found.
+        ("level 2", "liver", "a", pytest.approx(np.nan, nan_ok=True)),
         ("level 2", "liver", "b", 100),
         ("level 2", "spleen", "a", 100),
         ("level 2", "spleen", "b", 100),
@@ -80,7 +76,7 @@ def test_several_structures(tmp_path, capsys):
     )
 
     text = capsys.readouterr().out
-    assert report.dice_table(rows) in text
+    assert tables.dice_table(rows) in text
     assert [line.split()[1:] for line in text.splitlines() if "  false" in line] == [
         ["0", "0"],
         ["1", "0"],
@@ -97,13 +93,15 @@ def test_several_structures(tmp_path, capsys):
 
 def test_one_structure(tmp_path, capsys):
     cases = [case(tmp_path, "a", volume(v_3=2)), case(tmp_path, "b", volume(v_1=2, v_3=16))]
-    segment = lambda voxels: {"level 1": {"label": np.roll(voxels, 1, axis=2) > 0}}
+
+    def evaluator(voxels):
+        return {"level 1": {"label": np.roll(voxels, 1, axis=2) > 0}}
+
     read = functools.partial(datasets.read_case, foreground=[1, 3])
-    rows = evaluation.evaluate(
-        "fetal_head", cases, segment, tmp_path / "evaluation", {"head": 1}, read, []
-    )
+    scoring = evaluation.Scoring("fetal_head", {1: "head"})
+    rows = evaluation.evaluate(cases, read, evaluator, scoring, tmp_path / "evaluation")
     assert [row["DSC_percent"] for row in rows] == pytest.approx([75, 75])
-    assert report.table(rows) in capsys.readouterr().out
+    assert tables.table(rows) in capsys.readouterr().out
 
 
 def disc(radius):
@@ -113,19 +111,21 @@ def disc(radius):
 
 
 def test_what_is_measured_stands_beside_the_truth(tmp_path, capsys):
-    """Heads of radius 20, 24 and 15 mm, the first two of one fetus: 1 mm too large, 1 mm too large, and missed."""
-    found = {20: 21, 24: 25, 15: 0}
-    radius = lambda voxels: round((voxels.sum() / np.pi) ** 0.5)
-    segment = lambda voxels: {
-        "exact": {"label": voxels},
-        "level 2": {"label": disc(found[radius(voxels)])},
-    }
-    cases = [case(tmp_path, f"c{radius}", disc(radius)) for radius in found]
-    cases[:2] = (dataclasses.replace(one, group="twice") for one in cases[:2])
+    """Heads of radius 20, 24 and 15 mm, the first two of one fetus.
+
+    They are segmented 1 mm too large, 1 mm too large, and missed.
+    """
+    segmented = {20: 21, 24: 25, 15: 0}
+
+    def evaluator(voxels):
+        radius = round((voxels.sum() / np.pi) ** 0.5)
+        return {"exact": {"label": voxels}, "level 2": {"label": disc(segmented[radius])}}
+
+    cases = [case(tmp_path, f"c{radius}", disc(radius)) for radius in segmented]
+    cases[:2] = (dataclasses.replace(scan, group="twice") for scan in cases[:2])
     folder = tmp_path / "evaluation"
-    rows = evaluation.evaluate(
-        "fetal_head", cases, segment, folder, {"head": 1}, read, measure=biometry.compare
-    )
+    scoring = evaluation.Scoring("fetal_head", {1: "head"}, measure=biometry.compare)
+    rows = evaluation.evaluate(cases, read, evaluator, scoring, folder)
 
     exact, (first, second, missed) = rows[:3], rows[3:]
     assert [row["HC_error_mm"] for row in exact] == [0, 0, 0]
@@ -143,12 +143,12 @@ def test_what_is_measured_stands_beside_the_truth(tmp_path, capsys):
 
     # The table of the scores is as it was, and what was written is read again.
     text = capsys.readouterr().out
-    assert report.table(rows) in text and "BPD error (mm)" not in report.table(rows)
-    errors_alone = report.table(rows, ("BPD_error", "OFD_error", "HC_error"))
+    assert tables.table(rows) in text and "BPD error (mm)" not in tables.table(rows)
+    errors_alone = tables.table(rows, ("BPD_error", "OFD_error", "HC_error"))
     assert errors_alone in text and "DSC" not in errors_alone
-    again = report.read(folder)
+    again = tables.read(folder)
     assert again[0] == rows[0] and {row["system"] for row in again} == {"fetal_head"}
-    assert report.summarize(again)["methods"]["level 2"]["head"]["n_missed"] == 1
+    assert tables.summarize(again)["methods"]["level 2"]["head"]["n_missed"] == 1
     names = {path.stem for path in folder.glob("*_m*.png")}
     assert names == {f"agreement_{name}" for name in ("volume_mL", "BPD_mm", "OFD_mm", "HC_mm")} | {
         "repeatability_volume_mL"
@@ -156,10 +156,10 @@ def test_what_is_measured_stands_beside_the_truth(tmp_path, capsys):
 
 
 def test_biometry_needs_millimetres():
-    assert evaluation.scores(disc(9), disc(9), None, {"head": 1}, biometry.compare) == [
+    assert evaluation.scores(disc(9), disc(9), None, {1: "head"}, biometry.compare) == [
         {"structure": "head", **metrics.compare(disc(9), disc(9))}
     ]
-    (false,) = evaluation.scores(disc(9), disc(0), (1, 1, 1), {"head": 1}, biometry.compare)
+    (false,) = evaluation.scores(disc(9), disc(0), (1, 1, 1), {1: "head"}, biometry.compare)
     assert false["volume_mL"] > 0 and np.isnan(false["BPD_mm"]) and np.isnan(false["HC_error_mm"])
 
 
@@ -175,9 +175,8 @@ def test_held_out(tmp_path, caplog):
     assert "1 of 2 test images have no label" in caplog.text
     assert evaluation.held_out(datasets.Dataset("d", (a,), (b,), (), {}), read) == [b]
     assert "the validation cases, which chose the checkpoints" in caplog.text
-    with pytest.raises(
-        errors.UserError, match="d: neither a test case with a label nor a validation case"
-    ):
+    neither = "d: neither a test case with a label nor a validation case"
+    with pytest.raises(errors.UserError, match=neither):
         evaluation.held_out(datasets.Dataset("d", (a,), (), (), {}), read)
     with pytest.raises(errors.UserError, match="expected one of \\[0, 1\\]"):
         evaluation.held_out(

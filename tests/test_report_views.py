@@ -12,7 +12,8 @@ def cube(at=5, shape=(20, 20, 24)):
     return mask
 
 
-def answer(label, **probability):
+def segmented(label, **probability):
+    """A method's segmentation, as `views.of` takes it."""
     return {"label": label} | ({"probability": probability} if probability else {})
 
 
@@ -23,7 +24,7 @@ def test_a_large_volume_is_reduced_and_keeps_its_extent():
     """
     voxels = np.broadcast_to(np.arange(160.0)[:, None, None], (160, 30, 120))
     odd = 3 * (np.arange(160) % 2)[:, None, None] * np.ones(voxels.shape, int)
-    view = views.of(voxels, odd, {"ours": answer(odd)}, (0.5, 1.0, 2.0), {"liver": 3})
+    view = views.of(voxels, odd, {"ours": segmented(odd)}, (0.5, 1.0, 2.0), {3: "liver"})
     assert view["image"].shape == view["truth"].shape == (80, 30, 80) and view["labels"].shape == (
         1,
         80,
@@ -39,7 +40,7 @@ def test_a_large_volume_is_reduced_and_keeps_its_extent():
 
 def test_an_image_is_one_slice():
     voxels = np.random.default_rng(0).normal(size=(500, 300))
-    view = views.of(voxels, voxels > 0, {"ours": answer(voxels > 1)}, None, {1: "head"})
+    view = views.of(voxels, voxels > 0, {"ours": segmented(voxels > 1)}, None, {1: "head"})
     assert view["image"].shape == (1, 400, 300) and view["spacing"].tolist() == [1, 1.25, 1]
     np.testing.assert_array_equal(view["labels"][0, 0, 0], voxels[0] > 1)
     assert (view["image"].min(), view["image"].max()) == (0, 255)
@@ -48,7 +49,7 @@ def test_an_image_is_one_slice():
 def test_structures_are_counted_in_their_order():
     label = np.zeros((3, 4, 5), int)
     label[0], label[1], label[2] = 3, 1, 9
-    view = views.of(label, label, {"ours": answer(label)}, (1, 1, 1), {3: "liver", 1: "spleen"})
+    view = views.of(label, label, {"ours": segmented(label)}, (1, 1, 1), {3: "liver", 1: "spleen"})
     assert view["truth"][:, 0, 0].tolist() == [1, 2, 0]
     assert view["structures"].tolist() == ["liver", "spleen"] and view["methods"].tolist() == [
         "ours"
@@ -60,38 +61,40 @@ def test_probabilities_may_lie_on_a_coarser_grid():
     label = np.zeros((8, 8, 8), int)
     step = np.zeros((4, 4, 4), np.float32)
     step[2:] = 1
-    answers = {
-        "a": answer(label, liver=step, spleen=1 - step),
-        "b": answer(label, liver=step, spleen=step),
+    predictions = {
+        "a": segmented(label, liver=step, spleen=1 - step),
+        "b": segmented(label, liver=step, spleen=step),
     }
-    view = views.of(label, label, answers, (1, 1, 1), {"spleen": 1, "liver": 2})
+    view = views.of(label, label, predictions, (1, 1, 1), {1: "spleen", 2: "liver"})
     assert view["probabilities"].shape == (2, 2, 8, 8, 8)
     assert view["probabilities"][0, 1, :, 4, 4].tolist() == [0, 0, 0, 64, 191, 255, 255, 255]
     np.testing.assert_allclose(view["probabilities"][0].sum(axis=0, dtype=int), 255, atol=1)
-    del answers["b"]["probability"]
+    del predictions["b"]["probability"]
     assert "probabilities" not in views.of(
-        label, label, answers, (1, 1, 1), {"spleen": 1, "liver": 2}
+        label, label, predictions, (1, 1, 1), {1: "spleen", 2: "liver"}
     )
 
 
 def test_another_shape_is_refused():
     with pytest.raises(ValueError, match=r"\(20, 20, 24\).*\(20, 20, 25\)"):
-        views.of(cube(), cube(), {"ours": answer(cube(shape=(20, 20, 25)))}, (1, 1, 1), {1: "head"})
+        views.of(
+            cube(), cube(), {"ours": segmented(cube(shape=(20, 20, 25)))}, (1, 1, 1), {1: "head"}
+        )
 
 
 def test_read_is_the_inverse_of_write(tmp_path):
     view = views.of(
         1.0 * cube(),
         cube(),
-        {"level 1": answer(cube(7), head=1.0 * cube())},
+        {"level 1": segmented(cube(7), head=1.0 * cube())},
         (1, 1, 2),
         {1: "head"},
     )
     views.write(tmp_path / "views" / "a.npz", view)
-    found = views.read(tmp_path / "views" / "a.npz")
-    assert list(found) == list(view)
+    again = views.read(tmp_path / "views" / "a.npz")
+    assert list(again) == list(view)
     for name in view:
-        np.testing.assert_array_equal(found[name], view[name])
+        np.testing.assert_array_equal(again[name], view[name])
 
 
 @pytest.mark.parametrize("damage", [None, b"no view", b"", "other arrays", "half"])
@@ -101,7 +104,8 @@ def test_something_else_is_one_sentence(damage, tmp_path):
         np.savez(path, image=np.zeros((2, 2, 2)))
     elif damage == "half":
         views.write(
-            path, views.of(1.0 * cube(), cube(), {"ours": answer(cube())}, (1, 1, 1), {1: "head"})
+            path,
+            views.of(1.0 * cube(), cube(), {"ours": segmented(cube())}, (1, 1, 1), {1: "head"}),
         )
         path.write_bytes(path.read_bytes()[:-200])
     elif damage is not None:
