@@ -94,10 +94,10 @@ class FetalHead:
 class Phantoms:
     """Phantoms: made-up ultrasound volumes, where data_dir is empty."""
 
-    phantom_size: tuple[int, ...] = field(
+    phantom_size: tuple[int, int, int] = field(
         (97, 64, 110), "Voxels of a phantom along z, y, x.", length=3, least=8
     )
-    phantom_cases: tuple[int, ...] = field(
+    phantom_cases: tuple[int, int] = field(
         (100, 10), "Phantoms to train on and to hold out.", length=2, least=1
     )
     phantom_scans: int = field(

@@ -1,0 +1,126 @@
+"""What `pip install` gives: the wheel of the sdist, in an environment of its own, without a clone."""
+
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import zipfile
+
+import pytest
+import tf_autoctx
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+LEFT_OUT = (".venv", ".git", "runs", "build", "dist", "*.egg-info", "__pycache__", ".*_cache")
+TINY = (
+    "--base_filters=2 --steps=3 --samples_per_epoch=2 --precision=float32 --level=1 "
+    "--phantom_size=24,16,28 --phantom_cases=3,2"
+).split()
+
+
+def run(*command, cwd):
+    """Runs a command without the environment of the tests; its output, if it succeeds."""
+    left_out = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
+    environment = {name: value for name, value in os.environ.items() if name not in left_out}
+    done = subprocess.run(
+        [str(word) for word in command],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        encoding="utf-8",
+        timeout=300,
+    )
+    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def sdist(tmp_path_factory):
+    """The source distribution of a copy of this tree."""
+    source = tmp_path_factory.mktemp("source") / "tree"
+    shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(*LEFT_OUT))
+    run(sys.executable, "setup.py", "-q", "sdist", cwd=source)
+    (path,) = (source / "dist").glob("*.tar.gz")
+    return path
+
+
+@pytest.fixture(scope="module")
+def wheel(sdist, tmp_path_factory):
+    """The wheel that the source distribution builds."""
+    folder = tmp_path_factory.mktemp("wheel")
+    options = ("--quiet", "--no-deps", "--no-build-isolation", "--no-index")
+    run(sys.executable, "-m", "pip", "wheel", *options, "-w", folder, sdist, cwd=folder)
+    (path,) = folder.glob("*.whl")
+    return path
+
+
+@pytest.fixture(scope="module")
+def environment(wheel, tmp_path_factory):
+    """bin/ of a new environment with the wheel; what it depends on is borrowed from this one."""
+    folder = tmp_path_factory.mktemp("environment") / "venv"
+    run(sys.executable, "-m", "venv", "--without-pip", folder, cwd=folder.parent)
+    python = folder / "bin" / "python"
+    site = run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=folder)
+    # A path alone: no .pth file in there is read, so that the editable package is not seen.
+    borrowed = sysconfig.get_path("purelib")
+    (pathlib.Path(site.strip()) / "borrowed.pth").write_text(f"{borrowed}\n")
+    pip = (sys.executable, "-m", "pip", "--python", python, "install", "--quiet")
+    run(*pip, "--no-deps", "--no-index", wheel, cwd=folder)
+    return folder / "bin"
+
+
+def test_everything_is_in_the_distributions(sdist, wheel):
+    with tarfile.open(sdist) as file:
+        packed = {name.partition("/")[2] for name in file.getnames()}
+    tree = {
+        path.relative_to(ROOT).as_posix()
+        for folder in ("tf_autoctx", "eval", "serving", "docs", "benchmarks", "tests")
+        for path in (ROOT / folder).rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    assert tree <= packed
+    assert {"README.md", "LICENSE", "Makefile", "predict.py", "train_embryo.py"} <= packed
+    with zipfile.ZipFile(wheel) as file:
+        installed = set(file.namelist())
+    package = {name for name in tree if name.startswith("tf_autoctx/")}
+    assert package <= installed and "tf_autoctx/py.typed" in package
+    assert not [name for name in installed if name.startswith(("tests/", "eval/", "docs/"))]
+
+
+def test_the_package_is_that_of_the_wheel(environment, tmp_path):
+    code = "import tf_autoctx; print(tf_autoctx.__file__, tf_autoctx.__version__)"
+    path, version = run(environment / "python", "-c", code, cwd=tmp_path).split()
+    assert path.startswith(str(environment.parent)) and version == tf_autoctx.__version__
+
+
+def test_train_resume_predict_score_and_report_in_an_empty_folder(environment, tmp_path):
+    train = (environment / "autoctx-train-fetal-head", *TINY)
+    assert "version 1 serves (float32)" in run(*train, cwd=tmp_path)
+    assert "serves already" in run(*train, cwd=tmp_path)  # goes on: there is nothing to do
+    assert '"git_revision": null' in (tmp_path / "runs/fetal_head/config.json").read_text()
+
+    phantoms = tmp_path / "runs" / "fetal_head" / "phantoms"
+    model = "--model=runs/fetal_head"
+    scans = f"--input={phantoms / 'imagesTs'}"
+    run(environment / "autoctx-predict", model, scans, "--output=results", cwd=tmp_path)
+    saved = "--model=runs/fetal_head/saved_model"
+    run(environment / "autoctx-predict", saved, scans, "--output=served", cwd=tmp_path)
+    for name in os.listdir(tmp_path / "results"):
+        ours, served = (tmp_path / folder / name for folder in ("results", "served"))
+        assert ours.read_bytes() == served.read_bytes()
+
+    labels = f"--labels={phantoms / 'labelsTs'}"
+    score = (environment / "autoctx-score", "--predictions=results", labels, "--output=scores")
+    assert "DSC (%)" in run(*score, cwd=tmp_path)
+    evaluations = "--evaluations=runs/fetal_head/evaluation"
+    run(environment / "autoctx-report", evaluations, "--output=report.html", cwd=tmp_path)
+    assert (tmp_path / "report.html").stat().st_size > 1_000_000
+
+
+def test_every_console_command_shows_its_help(environment, tmp_path):
+    commands = sorted(path.name for path in environment.glob("autoctx-*"))
+    assert len(commands) == 15
+    for command in commands:
+        assert "--" in run(environment / command, "--help", cwd=tmp_path)
