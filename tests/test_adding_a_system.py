@@ -1,0 +1,246 @@
+"""A fifth system from another package, `toy_system`, goes all the way without a change of ours."""
+
+import ast
+import csv
+import json
+import pathlib
+import re
+import shutil
+import tomllib
+
+import helpers
+import keras
+import numpy as np
+import pytest
+import rest_server
+import running
+from toy_system import command, system
+from toy_system.configuration import DECLARATION, Toy
+
+from tf_autoctx import configuration, errors, export
+from tf_autoctx.data import images
+from tf_autoctx.systems.shared import prediction, registry
+from tf_autoctx.systems.shared.stage import Stage
+from tf_autoctx.systems.shared.system import System
+
+HERE = pathlib.Path(__file__).resolve().parent
+PAGE = HERE.parent / "docs" / "adding_a_system.md"
+SETTINGS = [
+    "--precision=float32",
+    "--strategy=single",
+    "--base_filters=4",
+    "--learning_rate=0.03",
+    "--steps=60",
+    "--samples_per_epoch=20",
+    "--checkpoint_steps=7",
+    "--phantom_size=20,18,22",
+    "--phantom_cases=6,2",
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def registered():
+    """The toy is a system for this module alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(registry, "_registered", {})
+        registry.register(DECLARATION)
+        yield
+
+
+def train(folder, *arguments):
+    """Runs the toy's command in this process; the dtype policy comes back."""
+    policy = keras.config.dtype_policy()
+    try:
+        command.command.perform([f"--work_dir={folder}", *SETTINGS, *arguments])
+    finally:
+        keras.config.set_dtype_policy(policy)
+
+
+def weights(folder):
+    return keras.models.load_model(folder / "segmentor" / "model.keras").get_weights()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A finished run."""
+    folder = tmp_path_factory.mktemp("runs") / "toy"
+    train(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def scan(run):
+    """A held-out phantom: path, image, truth."""
+    path = run / "phantoms" / "imagesTs" / "ball_006.nii.gz"
+    truth = images.array(images.read(run / "phantoms" / "labelsTs" / path.name))
+    return path, images.read(path), truth
+
+
+def test_it_learns_and_is_scored(run):
+    rows = list(csv.DictReader((run / "evaluation" / "cases.csv").open()))
+    about = [(row["system"], row["method"], row["case"], row["structure"]) for row in rows]
+    assert about == [("toy", "toy", f"ball_00{number}", "object") for number in (6, 7)]
+    assert min(float(row["DSC_percent"]) for row in rows) > 90
+    names = {path.name for path in (run / "evaluation").iterdir()}
+    assert {"scores.csv", "summary.json", "ball_006.png", "views"} <= names
+    config = json.loads((run / "config.json").read_text())
+    assert config["system"] == "toy" and config["labels"] == {"1": "object"}
+    assert {"base_filters", "threshold", "flips", "steps", "data_dir"} <= config["flags"].keys()
+
+
+def test_a_killed_run_ends_in_the_weights_of_an_unbroken_one(run, tmp_path, monkeypatch):
+    validated = []
+
+    def killed(self, graph, sample):
+        validated.append(sample)
+        if len(validated) > 1:  # after 40 steps; the last checkpoint is of 35
+            raise KeyboardInterrupt
+        return 0.5
+
+    with monkeypatch.context() as patch:
+        patch.setattr(system.ToyStage, "score", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path / "run")
+    last = sorted(path.name for path in (tmp_path / "run" / "segmentor" / "last").glob("*.index"))
+    assert last == ["step-28.index", "step-35.index"]
+    assert not (tmp_path / "run" / "segmentor" / "model.keras").exists()
+    train(tmp_path / "run")
+    for ours, theirs in zip(weights(tmp_path / "run"), weights(run), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_a_finished_run_goes_on_without_training_and_other_flags_are_refused(
+    run, monkeypatch, capsys
+):
+    def losses(self, networks, batch):
+        raise AssertionError("is trained already")
+
+    monkeypatch.setattr(system.ToyStage, "losses", losses)
+    train(run)
+    assert "version 1 serves already" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        train(run, "--base_filters=5")
+    assert "--base_filters 4 (now 5)" in capsys.readouterr().err
+
+
+def test_help_is_made_of_the_configuration_without_keras(capsys):
+    with pytest.raises(SystemExit) as ended:
+        command.command.perform(["--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert ended.value.code == 0
+    assert "Probability above which a voxel is the object's. Default: 0.5." in shown
+    assert "Optimizer steps per level or stage. (demo 200, standard 2000, paper 20000)" in shown
+    loaded = helpers.modules_after(
+        f"import sys; sys.path.insert(0, {str(HERE)!r}); from toy_system.command import command\n"
+        "assert 'threshold' in command.help()"
+    )
+    assert not loaded & {"keras", "tensorflow"}
+
+
+def test_a_mistake_is_one_sentence(tmp_path, capsys):
+    with pytest.raises(errors.FieldError, match=r"threshold=2: expected a number from 0 to 1"):
+        configuration.configured(Toy, {"base_filters": 1, "threshold": 2})
+    with pytest.raises(SystemExit):
+        train(tmp_path, "--phantom_size=20,18")
+    assert "--phantom_size" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("model", [".", "saved_model"])
+def test_predict_takes_the_run_folder_and_the_export(run, scan, tmp_path, model):
+    path, image, truth = scan
+    running.call("predict", f"--model={run / model}", f"--input={path}", f"--output={tmp_path}")
+    label = images.read(tmp_path / path.name)
+    images.require_same_grid("label", label, "image", image)
+    assert helpers.dice(images.array(label) == 1, truth == 1) > 0.8
+
+
+def test_the_export_is_the_run(run, scan):
+    _, image, _ = scan
+    for voxels in (images.array(image).astype(np.float32), helpers.noise(9, 31, 12)):
+        mine = prediction.load(run)(voxels, (1, 1, 1), probabilities=True)
+        theirs = running.served(export.newest(run / "saved_model"), voxels[None, ..., None])
+        probability = mine["probability"]["object"]
+        assert probability.std() > 0
+        np.testing.assert_allclose(theirs["probability"][0, ..., 0], probability, atol=1e-5)
+        sure = np.abs(probability - 0.5) > 1e-4
+        np.testing.assert_array_equal(theirs["label"][0, ..., 0][sure], mine["label"][sure])
+
+
+def test_the_export_is_what_a_server_needs(run, tmp_path):
+    random = np.random.default_rng(0).integers(0, 256, (2, 20, 18, 22)).astype(np.uint8)
+    running.check_export(run / "saved_model" / "1", random, tmp_path)
+
+
+def test_a_server_and_the_client(run, scan, tmp_path):
+    path, _, _ = scan
+    models = rest_server.Models({"toy": run / "saved_model"})
+    with rest_server.Server(models) as server:
+        running.call(
+            "client",
+            f"--server={server.address}",
+            "--model=toy",
+            f"--input={path}",
+            f"--output={tmp_path}",
+            "--probabilities",
+        )
+    models.close()
+    mine = prediction.load(run)(images.array(images.read(path)), probabilities=True)
+    served = images.array(images.read(tmp_path / "probabilities" / path.name))
+    np.testing.assert_allclose(served, mine["probability"]["object"], atol=1e-5)
+
+
+def test_a_field_that_may_change_changes_the_next_version(run, tmp_path, capsys):
+    run = shutil.copytree(run, tmp_path / "run")
+    train(run, "--threshold=0.9")
+    assert "version 2 serves" in capsys.readouterr().out
+    voxels = helpers.noise(16, 16, 16)
+    labels = [
+        running.served(run / "saved_model" / version, voxels[None, ..., None])["label"]
+        for version in "12"
+    ]
+    assert labels[0].sum() > labels[1].sum()
+
+
+def test_another_packages_entry_point_is_found(tmp_path, monkeypatch):
+    """The block of the page, installed: what pip writes of it is this folder."""
+    (block,) = re.findall(r"```toml\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    project = tomllib.loads(block)["project"]
+    (group,) = project["entry-points"]
+    lines = [f"{name} = {value}" for name, value in project["entry-points"][group].items()]
+    folder = tmp_path / f"{project['name']}-{project['version']}.dist-info"
+    folder.mkdir()
+    (folder / "METADATA").write_text(
+        f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n"
+    )
+    (folder / "entry_points.txt").write_text("\n".join([f"[{group}]", *lines, ""]))
+    monkeypatch.setattr(registry, "_registered", {})
+    with pytest.raises(errors.UserError, match="'toy', which is not installed"):
+        registry.find("toy", "here")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert registry.find("toy", "here") is DECLARATION
+    (script,) = project["scripts"].values()
+    module, _, name = script.partition(":")
+    assert (module, getattr(command, name)) == ("toy_system.command", command.command)
+
+
+def test_the_page_quotes_the_toy_and_names_every_method():
+    page = PAGE.read_text()
+    files = [path.read_text() for path in sorted((HERE / "toy_system").glob("*.py"))]
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len(blocks) >= 5
+    for block in blocks:
+        pieces = [piece for piece in re.split(r"^ *\.\.\.\n", block, flags=re.MULTILINE) if piece]
+        assert all(any(piece in file for file in files) for piece in pieces), block
+    for interface in (System, Stage):
+        own = [n for n in {*vars(interface), *interface.__annotations__} if not n.startswith("_")]
+        assert not [name for name in own if f"`{name}`" not in page]
+
+
+def test_the_toy_takes_public_pieces_alone():
+    for path in (HERE / "toy_system").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module.startswith("tf_autoctx"):
+                names = [*node.module.split("."), *(alias.name for alias in node.names)]
+                assert not [name for name in names if name.startswith("_")]
+            if isinstance(node, ast.Attribute) and node.attr.startswith("_"):
+                assert isinstance(node.value, ast.Name) and node.value.id == "self"
