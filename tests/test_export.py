@@ -14,7 +14,7 @@ from tensorflow_serving.apis import prediction_log_pb2
 
 from tf_autoctx import export
 from tf_autoctx.errors import UserError
-from tf_autoctx.systems import prediction
+from tf_autoctx.systems.shared import prediction
 
 
 @pytest.fixture(scope="module")
@@ -30,17 +30,16 @@ def functions(network):
         logits = network(image, training=False)
         return {"logits": logits, "label": tf.cast(logits[..., :1] > 0, tf.uint8)}
 
-    return {
-        "serving_default": segment,
-        "logits": lambda image: {"logits": network(image, training=False)},
-    }
+    def logits(image):
+        return {"logits": network(image, training=False)}
+
+    return {"serving_default": segment, "logits": logits}
 
 
 def write(network, directory, **configuration):
     card = {"inputs": {"image": {"units": "HU"}}, "outputs": {"label": {"meaning": "of a test"}}}
-    return export.saved_model(
-        functions(network), [network], directory, card, configuration=configuration
-    )
+    model = export.Exported(functions(network), [network], card, configuration=configuration)
+    return export.write(directory, model)
 
 
 @pytest.fixture(scope="module")
@@ -128,9 +127,8 @@ def test_versions_only_grow_and_never_repeat_the_newest(network, tmp_path):
     assert (tmp_path / "1" / "saved_model.pb").stat().st_mtime_ns == stamp
     assert write(network, tmp_path, precision="bfloat16") == tmp_path / "2"
     (tmp_path / "2").rename(tmp_path / "9")
-    assert (
-        write(network, tmp_path) == tmp_path / "10"
-    )  # the newest one is another, so this one must serve
+    # The newest one is another, so this one must serve.
+    assert write(network, tmp_path) == tmp_path / "10"
     other = keras.models.clone_model(network)
     other.set_weights([1 + weights for weights in network.get_weights()])
     assert write(other, tmp_path) == tmp_path / "11" == export.newest(tmp_path)
@@ -145,7 +143,7 @@ def test_every_signature_is_traced_once(tmp_path):
         traced.append(image.shape)
         return {"label": tf.cast(image > 0, tf.uint8)}
 
-    export.saved_model({"serving_default": function}, [], tmp_path, {})
+    export.write(tmp_path, export.Exported({"serving_default": function}, [], {}))
     assert len(traced) == 1
 
 
@@ -206,9 +204,10 @@ def test_without_the_extra_there_are_no_warm_up_requests_and_a_line_says_so(
 def test_a_folder_of_versions_stands_for_the_newest(network, tmp_path):
     for value in (1, 2):
         card = {"system": "fetal_head", "labels": {value: f"head {value}"}}
-        export.saved_model(functions(network), [network], tmp_path, card, configuration=value)
-    assert prediction.segmentor(tmp_path).labels == {2: "head 2"}
-    assert prediction.segmentor(tmp_path / "1").labels == {1: "head 1"}
+        model = export.Exported(functions(network), [network], card, configuration=value)
+        export.write(tmp_path, model)
+    assert prediction.load(tmp_path).labels == {2: "head 2"}
+    assert prediction.load(tmp_path / "1").labels == {1: "head 1"}
 
 
 def test_the_loader_says_what_tensorflow_says(version, model, tmp_path):
