@@ -1,9 +1,9 @@
-"""The loop, its checkpoints and its strategies, on a network of two weights."""
+"""The loop, its checkpoints and its strategies, on a network of two weights; the run folder."""
 
-import dataclasses
 import json
 import os
 import pathlib
+import shutil
 import socket
 import subprocess
 import sys
@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tf_autoctx.errors import UserError
+from tf_autoctx.errors import FieldError, UserError, sentence
 from tf_autoctx.training import devices, loop, runs
+from tf_autoctx.training.configuration import Settings
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SETTINGS = {
@@ -31,50 +32,71 @@ SETTINGS = {
 }
 
 
-def line_stage(settings, stop_at=None, truth=3.0, scores=None):
-    """Fits y = truth * x: sample n of the data is x = n % 5 - 2. `stop_at`: raise in that step, as if killed."""
-    network = keras.Sequential(
-        [keras.Input((1,)), keras.layers.Dense(1, kernel_initializer="ones")]
-    )
-    optimizer = loop.adam(settings, network.trainable_variables)
-    scores = iter(scores or [])
+class Line:
+    """Fits y = truth * x: sample n of the data is x = n % 5 - 2.
 
-    def batches(first_step, context):
-        samples = settings.steps * settings.batch_size * context.num_replicas_in_sync
-        x = tf.cast(tf.range(samples) % 5 - 2, tf.float32)[
-            first_step * settings.batch_size * context.num_replicas_in_sync :
-        ]
-        data = tf.data.Dataset.from_tensor_slices({"x": x[:, None], "y": truth * x[:, None]})
-        if stop_at is not None:
+    Args:
+      settings: of the loop.
+      stop_at: the step in which the loss is no number, as if the run were killed.
+      truth: the slope.
+      scores: of the validations; by default how near the slope is.
+      keeps_last: see `loop.Task`.
+      spoils_at: the update after which a weight is no number.
+    """
+
+    validates = True
+
+    def __init__(
+        self, settings, stop_at=None, truth=3.0, scores=(), keeps_last=False, spoils_at=None
+    ):
+        self.network = keras.Sequential(
+            [keras.Input((1,)), keras.layers.Dense(1, kernel_initializer="ones")]
+        )
+        self.adam = loop.adam(settings, self.network.trainable_variables)
+        self.networks, self.optimizers = {"network": self.network}, {"adam": self.adam}
+        self.settings, self.stop_at, self.truth = settings, stop_at, truth
+        self.scores, self.keeps_last, self.spoils_at = iter(scores), keeps_last, spoils_at
+
+    def batches(self, first_step, context):
+        per_step = self.settings.batch_size * context.num_replicas_in_sync
+        x = tf.cast(tf.range(self.settings.steps * per_step) % 5 - 2, tf.float32)
+        x = x[first_step * per_step :]
+        data = tf.data.Dataset.from_tensor_slices({"x": x[:, None], "y": self.truth * x[:, None]})
+        if self.stop_at is not None:
             data = data.enumerate().map(
                 lambda i, d: {
-                    "x": d["x"] / tf.where(i + first_step < stop_at, 1.0, 0.0),
+                    "x": d["x"] / tf.where(i + first_step < self.stop_at, 1.0, 0.0),
                     "y": d["y"],
                 }
             )
-        return data.batch(settings.batch_size, drop_remainder=True).shard(
+        return data.batch(self.settings.batch_size, drop_remainder=True).shard(
             context.num_input_pipelines, context.input_pipeline_id
         )
 
-    def step(batch):
+    def step(self, batch):
         def losses():
-            y = tf.cast(network(batch["x"], training=True), tf.float32)
+            y = tf.cast(self.network(batch["x"], training=True), tf.float32)
             return tf.reduce_mean(tf.square(y - batch["y"]), axis=-1)
 
-        return loop.minimize({"loss": (optimizer, network.trainable_variables, losses)})
+        variables = self.network.trainable_variables
+        logs = loop.minimize({"loss": loop.Term(self.adam, variables, losses)})
+        if self.spoils_at is not None:
+            added = tf.where(self.adam.iterations == self.spoils_at, np.nan, 0.0)
+            variables[0].assign_add([[added]])
+        return logs
 
-    def validate():
-        return {"DSC": next(scores, -abs(float(network.get_weights()[0][0, 0]) - truth))}
+    def validate(self):
+        slope = float(self.network.get_weights()[0][0, 0])
+        return {"DSC": next(self.scores, -abs(slope - self.truth))}
 
-    return loop.Stage({"network": network}, {"adam": optimizer}, step, batches, validate)
 
-
-def fit(directory, stage=None, **changes):
-    settings = loop.Settings(**{**SETTINGS, **changes})
+def fit(directory, line=None, **changes):
+    """Trains a line of the given arguments: its weights at the end, and the history."""
+    settings = Settings(**{**SETTINGS, **changes})
     keras.utils.set_random_seed(0)
-    stage = stage(settings) if stage else line_stage(settings)
-    history = loop.fit(stage, directory, tf.distribute.get_strategy(), settings)
-    return flat(stage.networks["network"].get_weights()), history
+    task = Line(settings, **(line or {}))
+    history = loop.fit(task, directory, tf.distribute.get_strategy(), settings)
+    return flat(task.network.get_weights()), history
 
 
 def flat(weights):
@@ -93,14 +115,14 @@ def last_weights(directory):
 
 def test_first_adam_step_moves_each_weight_by_the_learning_rate(tmp_path):
     weights, history = fit(tmp_path, steps=1, samples_per_epoch=1, learning_rate_decay="constant")
-    # Sample 0 is x = -2, y = -6: the prediction -2 is too high, so the kernel rises and the bias falls.
+    # Sample 0 is x = -2, y = -6: the prediction -2 is too high: the kernel rises, the bias falls.
     np.testing.assert_allclose(weights, [1.1, -0.1], atol=1e-5)
     assert history[0]["loss"] == pytest.approx(16.0)
 
 
 @pytest.mark.parametrize("decay", ["constant", "polynomial"])
 def test_adam_is_that_of_keras(decay):
-    settings = loop.Settings(**{**SETTINGS, "learning_rate_decay": decay, "beta_1": 0.5})
+    settings = Settings(**{**SETTINGS, "learning_rate_decay": decay, "beta_1": 0.5})
     rng = np.random.default_rng(0)
     start, gradients = rng.normal(size=(3, 4)), rng.normal(size=(6, 3, 4))
     schedule = keras.optimizers.schedules.PolynomialDecay(
@@ -129,29 +151,31 @@ def test_history_is_logged_everywhere(tmp_path):
     assert list((tmp_path / "tensorboard" / "train").glob("events*"))
 
 
+def without_seconds(history):
+    return [
+        {name: value for name, value in logs.items() if not name.startswith("seconds")}
+        for logs in history
+    ]
+
+
 @pytest.mark.parametrize("stop_at", [2, 5, 8, 11])
 def test_a_stopped_run_ends_in_the_same_weights(tmp_path, stop_at):
     whole, history = fit(tmp_path / "whole")
     with pytest.raises(UserError, match=f"step {stop_at + 1};.*last good checkpoint"):
-        fit(tmp_path / "broken", lambda settings: line_stage(settings, stop_at))
+        fit(tmp_path / "broken", {"stop_at": stop_at})
     resumed, resumed_history = fit(tmp_path / "broken")
     np.testing.assert_array_equal(whole, resumed)
-    clock = lambda logs: {
-        name: value for name, value in logs.items() if not name.startswith("seconds")
-    }
-    assert [clock(logs) for logs in history] == [clock(logs) for logs in resumed_history]
+    assert without_seconds(history) == without_seconds(resumed_history)
     a, b = last_weights(tmp_path / "whole"), last_weights(tmp_path / "broken")
     assert a.keys() == b.keys() and len(a) >= 6  # two weights, two slots of Adam each
     for name in a:
         np.testing.assert_array_equal(a[name], b[name])
 
 
-def test_the_last_weights_are_kept_where_the_stage_says_so(tmp_path):
+def test_the_last_weights_are_kept_where_the_task_says_so(tmp_path):
     for keeps_last in (False, True):
-        stage = lambda settings: dataclasses.replace(
-            line_stage(settings, scores=[0.9, 0.5, 0.1]), keeps_last=keeps_last
-        )
-        weights, history = fit(tmp_path / str(keeps_last), stage)
+        line = {"scores": [0.9, 0.5, 0.1], "keeps_last": keeps_last}
+        weights, history = fit(tmp_path / str(keeps_last), line)
         assert [logs["val_DSC"] for logs in history] == [0.9, 0.5, 0.1]
         ended = {float(w.ravel()[0]) for w in last_weights(tmp_path / str(keeps_last)).values()}
         assert set(weights.tolist()) <= ended if keeps_last else not set(weights.tolist()) & ended
@@ -159,7 +183,7 @@ def test_the_last_weights_are_kept_where_the_stage_says_so(tmp_path):
 
 def test_a_finished_run_is_not_trained_again(tmp_path):
     weights, _ = fit(tmp_path)
-    again, history = fit(tmp_path, lambda settings: line_stage(settings, stop_at=0))
+    again, history = fit(tmp_path, {"stop_at": 0})
     np.testing.assert_array_equal(weights, again)
     assert len(history) == 3
 
@@ -168,21 +192,19 @@ def test_the_best_weights_win(tmp_path):
     constant = {"learning_rate_decay": "constant"}
     after_one_epoch, _ = fit(tmp_path / "one", steps=4, **constant)
     after_three, _ = fit(tmp_path / "three", **constant)
-    best, _ = fit(
-        tmp_path / "best", lambda settings: line_stage(settings, scores=[0.9, 0.5, 0.8]), **constant
-    )
+    best, _ = fit(tmp_path / "best", {"scores": [0.9, 0.5, 0.8]}, **constant)
     np.testing.assert_array_equal(best, after_one_epoch)
     assert not np.array_equal(best, after_three)
 
 
 def test_early_stopping_remembers_over_a_resume(tmp_path):
-    # Best at epoch 1; patience 2 ends the run after epoch 3 of 5, also when it is broken after epoch 2.
+    # Best at epoch 1; patience 2 ends the run after epoch 3 of 5, also if it is broken after 2.
     scores = [0.5, 0.4, 0.3, 0.2, 0.1]
     many = {"steps": 20, "patience": 2}
-    _, whole = fit(tmp_path / "whole", lambda s: line_stage(s, scores=scores), **many)
+    _, whole = fit(tmp_path / "whole", {"scores": scores}, **many)
     with pytest.raises(UserError):
-        fit(tmp_path / "broken", lambda s: line_stage(s, stop_at=9, scores=scores), **many)
-    _, resumed = fit(tmp_path / "broken", lambda s: line_stage(s, scores=scores[2:]), **many)
+        fit(tmp_path / "broken", {"stop_at": 9, "scores": scores}, **many)
+    _, resumed = fit(tmp_path / "broken", {"scores": scores[2:]}, **many)
     assert len(whole) == len(resumed) == 3
 
 
@@ -199,9 +221,7 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(tmp_path, capl
 def test_a_damaged_list_of_checkpoints_does_not_hide_them(tmp_path):
     fit(tmp_path)
     (tmp_path / "last" / "checkpoint").write_text("model_checkpo")
-    _, history = fit(
-        tmp_path, lambda settings: line_stage(settings, stop_at=0)
-    )  # nothing is trained again
+    _, history = fit(tmp_path, {"stop_at": 0})  # nothing is trained again
     assert len(history) == 3
 
 
@@ -214,21 +234,8 @@ def test_no_readable_checkpoint_is_one_sentence(tmp_path):
 
 
 def test_weights_that_are_not_finite_are_never_saved(tmp_path):
-    def stage(settings):
-        made = line_stage(settings)
-        step = made.step
-
-        def spoilt(batch):
-            logs = step(batch)
-            if_seventh = tf.where(made.optimizers["adam"].iterations == 7, np.nan, 0.0)
-            made.networks["network"].trainable_variables[0].assign_add([[if_seventh]])
-            return logs
-
-        made.step = spoilt
-        return made
-
     with pytest.raises(UserError, match="a weight was no longer finite at step 7"):
-        fit(tmp_path, stage, checkpoint_steps=1)
+        fit(tmp_path, {"spoils_at": 7}, checkpoint_steps=1)
     assert tf.train.latest_checkpoint(tmp_path / "last").endswith("step-6")
 
 
@@ -243,37 +250,42 @@ def test_a_damaged_best_checkpoint_gives_way_to_the_newest(tmp_path, caplog):
 def test_float16_scales_the_loss(tmp_path):
     keras.config.set_dtype_policy("mixed_float16")
     try:
-        settings = loop.Settings(**{**SETTINGS, "steps": 40})
-        stage = line_stage(settings)
-        assert isinstance(stage.optimizers["adam"], keras.optimizers.LossScaleOptimizer)
-        history = loop.fit(stage, tmp_path, tf.distribute.get_strategy(), settings)
+        settings = Settings(**{**SETTINGS, "steps": 40})
+        task = Line(settings)
+        assert isinstance(task.adam, keras.optimizers.LossScaleOptimizer)
+        history = loop.fit(task, tmp_path, tf.distribute.get_strategy(), settings)
     finally:
         keras.config.set_dtype_policy("float32")
     assert history[-1]["loss"] < history[0]["loss"]
 
 
 def test_polynomial_decay_ends_at_zero():
-    optimizer = loop.adam(loop.Settings(**SETTINGS), [keras.Variable(1.0)])
+    optimizer = loop.adam(Settings(**SETTINGS), [keras.Variable(1.0)])
     assert float(optimizer.learning_rate) == pytest.approx(0.1)
     optimizer.iterations.assign(6)
     assert float(optimizer.learning_rate) == pytest.approx(0.05)
 
 
 WORKER = textwrap.dedent("""
+    import pathlib
     import sys
     import tensorflow as tf
     if sys.argv[2] == "mirrored":
         cpu = tf.config.list_physical_devices("CPU")[0]
-        tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+        two = [tf.config.LogicalDeviceConfiguration()] * 2
+        tf.config.set_logical_device_configuration(cpu, two)
     sys.path.insert(0, "tests")
     from tf_autoctx.training import devices, loop
+    from tf_autoctx.training.configuration import Settings
     strategy = devices.strategy(sys.argv[2])
     import test_training as t
-    settings = loop.Settings(**{**t.SETTINGS, "batch_size": int(sys.argv[3]), "samples_per_epoch": 8})
+    changes = {"batch_size": int(sys.argv[3]), "samples_per_epoch": 8}
+    settings = Settings(**{**t.SETTINGS, **changes})
     with strategy.scope():
-        stage = t.line_stage(settings, scores=[0.9, 0.5, 0.8, 0.1, 0.1, 0.1])  # the best weights are not the last
-    loop.fit(stage, sys.argv[1], strategy, settings)
-    weights = t.flat(stage.networks["network"].get_weights())
+        # The best weights are not the last.
+        task = t.Line(settings, scores=[0.9, 0.5, 0.8, 0.1, 0.1, 0.1])
+    loop.fit(task, pathlib.Path(sys.argv[1]), strategy, settings)
+    weights = t.flat(task.network.get_weights())
     print("WEIGHTS", *weights, flush=True)
     print("REPLICAS", strategy.num_replicas_in_sync, flush=True)
     """)
@@ -345,34 +357,121 @@ def test_two_workers_train_what_one_process_trains_with_twice_the_batch(tmp_path
 
 def test_multi_worker_without_a_cluster_is_one_sentence(monkeypatch):
     monkeypatch.delenv("TF_CONFIG", raising=False)
-    with pytest.raises(UserError, match="TF_CONFIG is not set"):
+    with pytest.raises(FieldError, match="strategy=multi_worker: TF_CONFIG is not set"):
         devices.strategy("multi_worker")
     for wrong in ("{", '{"cluster": {"worker": []}, "task": {"type": "worker", "index": 0}}'):
         monkeypatch.setenv("TF_CONFIG", wrong)
-        with pytest.raises(UserError, match="TF_CONFIG is {"):
+        with pytest.raises(FieldError, match=r"TF_CONFIG is \{"):
             devices.strategy("multi_worker")
 
 
+FLAGS = {
+    "seed": 1,
+    "variant": "USegNet",
+    "level": 2,
+    "work_dir": "a",
+    "phantom_size": (1, 2, 3),
+}
+
+
+def making(system="fetal_head", fingerprint="abc", **changes):
+    return runs.Making(system, FLAGS | changes, fingerprint, {"level", "work_dir"})
+
+
 def test_run_folder_refuses_other_flags_and_data(tmp_path):
-    flags = {
-        "seed": 1,
-        "variant": "USegNet",
-        "level": 2,
-        "work_dir": "a",
-        "phantom_size": [1, 2, 3],
-    }
-    run = runs.open_run(tmp_path / "run", "fetal_head", flags, "abc")
-    assert json.loads((run / "config.json").read_text())["flags"] == flags
-    runs.open_run(run, "fetal_head", {**flags, "level": 3}, "abc")  # more levels are welcome
-    with pytest.raises(UserError, match="--variant 'USegNet' .now 'USegNet-DS'."):
-        runs.open_run(run, "fetal_head", {**flags, "variant": "USegNet-DS"}, "abc")
+    folder = tmp_path / "run"
+    run = runs.open_run(folder, making())
+    assert run.flags == json.loads((folder / "config.json").read_text())["flags"]
+    assert run.flags == FLAGS | {"phantom_size": [1, 2, 3]}
+    assert (run.folder, run.system, run.fingerprint) == (folder, "fetal_head", "abc")
+    more = runs.open_run(folder, making(level=3, work_dir="b"))  # more levels are welcome
+    assert more.flags["level"] == 3 and runs.load(folder).facts == more.facts
+    with pytest.raises(UserError) as refused:
+        runs.open_run(folder, making(variant="USegNet-DS", phantom_size=[1, 2, 4]))
+    told = (
+        "made with `variant` 'USegNet' (now 'USegNet-DS'), `phantom_size` [1, 2, 3] (now [1, 2, 4])"
+    )
+    assert told in str(refused.value) and told.replace("`variant`", "--variant").replace(
+        "`phantom_size`", "--phantom_size"
+    ) in sentence(refused.value)
     with pytest.raises(UserError, match="other data"):
-        runs.open_run(run, "fetal_head", flags, "abd")
-    with pytest.raises(UserError, match="system fetal_head"):
-        runs.open_run(run, "embryo", flags, "abc")
-    (run / "config.json").write_text("{")
+        runs.open_run(folder, making(fingerprint="abd"))
+    with pytest.raises(UserError, match=r"system fetal_head \(now embryo\)"):
+        runs.open_run(folder, making("embryo"))
+    (folder / "config.json").write_text("{")
     with pytest.raises(UserError, match="not a run's configuration"):
-        runs.open_run(run, "fetal_head", flags, "abc")
+        runs.open_run(folder, making())
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="expected a folder that can be written"):
-        runs.open_run(tmp_path / "file" / "run", "fetal_head", flags, "abc")
+        runs.open_run(tmp_path / "file" / "run", making())
+
+
+def test_what_a_run_notes_stays(tmp_path):
+    run = runs.open_run(tmp_path, making()).note(labels={2: "liver"}, spacing=[[1.0], [2.0]])
+    assert run.labels == runs.load(tmp_path).labels == {2: "liver"}
+    assert run.note(labels={2: "liver"}).spacing == [[1.0], [2.0]]
+    with pytest.raises(UserError, match=r"made with the labels .*'liver'.*expected the same"):
+        run.note(labels={2: "spleen"})
+    (tmp_path / "none").mkdir()
+    with pytest.raises(UserError, match=r"none: no config.json; expected a run folder"):
+        runs.load(tmp_path / "none")
+    with pytest.raises(UserError, match="a run of 'fetal_head'; expected one of 'embryo'"):
+        runs.load_of(tmp_path, "embryo")
+    with pytest.raises(UserError, match=r"config.json: 'labels' is missing or wrong"):
+        runs.open_run(tmp_path / "bare", making()).labels
+
+
+def test_what_went_on_with_a_run_stays_on_record(tmp_path, monkeypatch):
+    first = runs.open_run(tmp_path, making())
+    assert first.facts["seed"] == 1 and "resumed" not in first.facts
+    assert runs.open_run(tmp_path, making()).facts["resumed"] == []  # the same code and versions
+    monkeypatch.setattr(runs, "_git_revision", lambda: "another")
+    for _ in range(2):
+        run = runs.open_run(tmp_path, making())
+        (resumed,) = run.facts["resumed"]
+        assert resumed == {"git_revision": "another", "versions": run.facts["versions"]}
+    assert run.facts["git_revision"] == first.facts["git_revision"]
+
+
+def git(folder, *words):
+    command = [
+        "git",
+        "-C",
+        str(folder),
+        "-c",
+        "user.name=t",
+        "-c",
+        "user.email=t@localhost",
+        *words,
+    ]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def revision_in(folder):
+    """What a package at `folder` writes as the revision of its source."""
+    code = "from tf_autoctx.training import runs; print(runs.__file__, runs._git_revision())"
+    command = [sys.executable, "-c", code]
+    environment = {**os.environ, "PYTHONPATH": str(folder)}
+    done = subprocess.run(
+        command, cwd=folder, env=environment, check=True, capture_output=True, text=True
+    )
+    file, revision = done.stdout.split()
+    assert file == str(folder / "tf_autoctx" / "training" / "runs.py")
+    return revision
+
+
+@pytest.mark.skipif(not shutil.which("git"), reason="there is no git")
+def test_the_revision_is_that_of_the_package_s_own_checkout(tmp_path):
+    """Not of a repository around the environment that the package is installed in."""
+    installed = tmp_path / "environment"
+    ignored = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "tf_autoctx", installed / "tf_autoctx", ignore=ignored)
+    assert revision_in(installed) == "None"
+    git(tmp_path, "init", "--quiet")
+    (tmp_path / "file").write_text("")
+    git(tmp_path, "add", "file")
+    git(tmp_path, "commit", "--quiet", "--message=another project")
+    assert revision_in(installed) == "None"
+    git(tmp_path, "add", "environment")
+    git(tmp_path, "commit", "--quiet", "--message=its own checkout")
+    assert revision_in(installed) == git(tmp_path, "rev-parse", "HEAD")
