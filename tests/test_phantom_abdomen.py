@@ -3,11 +3,12 @@ import time
 
 import numpy as np
 import pytest
+from helpers import dice
 from scipy import ndimage
 from skimage import morphology
 
 from tf_autoctx.data import images, phantoms
-from tf_autoctx.data.phantoms.abdomen import VENA_CAVA, _Subject
+from tf_autoctx.data.phantoms.abdomens import VENA_CAVA, _Subject
 from tf_autoctx.errors import UserError
 
 TINY = (24, 28, 40), 6.0  # voxels, mm
@@ -31,10 +32,6 @@ ML = dict(
 @pytest.fixture(scope="module")
 def cases():
     return [phantoms.abdomen(seed=seed) for seed in range(3)]
-
-
-def dice(a, b):
-    return 2 * (a & b).sum() / (a.sum() + b.sum())
 
 
 def centre_mm(mask, spacing):

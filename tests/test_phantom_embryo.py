@@ -1,17 +1,14 @@
-import importlib
 import json
 
 import numpy as np
 import pytest
+from helpers import dice
 from scipy import ndimage
 
 from tf_autoctx.data import datasets, images, phantoms
-from tf_autoctx.data.phantoms import pieces
+from tf_autoctx.data.phantoms import embryos, pieces
 from tf_autoctx.errors import UserError
 
-module = importlib.import_module(
-    "tf_autoctx.data.phantoms.embryo"
-)  # the package's attribute is the function
 VIEW = np.array((9.0, 11.0, 9.0))  # mm
 TINY, SMALL = ((36, 44, 36), 0.25), ((60, 73, 60), 0.15)  # voxels, mm
 SEEDS = range(3)
@@ -25,11 +22,7 @@ def cases():
 
 @pytest.fixture(scope="module")
 def scenes():
-    return [module._draw(np.random.default_rng(seed), VIEW) for seed in range(SCENES)]
-
-
-def dice(a, b):
-    return 2 * (a & b).sum() / (a.sum() + b.sum())
+    return [embryos._draw(np.random.default_rng(seed), VIEW) for seed in range(SCENES)]
 
 
 def positions(size, spacing):
@@ -39,7 +32,7 @@ def positions(size, spacing):
 
 
 def scan(scene, size, spacing):
-    return module._scan(np.random.default_rng(0), scene, size, spacing)
+    return embryos._scan(np.random.default_rng(0), scene, size, spacing)
 
 
 def best_threshold_dice(image, mask):
@@ -90,10 +83,10 @@ def test_truth_is_one_whole_embryo_around_one_ventricle(cases, seed):
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_ventricle_is_in_the_head(cases, seed):
-    pose = module._draw(np.random.default_rng(seed), np.multiply(*SMALL)).first
+    pose = embryos._draw(np.random.default_rng(seed), np.multiply(*SMALL)).first
     inside = positions(*SMALL)[:, cases[seed][1] == 2]
     head = pose.embryo.in_head(pose.distances(inside)[0])
-    assert np.minimum(*(module.ellipsoid(head, *part) for part in module.SKULL)).max() < 0
+    assert np.minimum(*(embryos.ellipsoid(head, *part) for part in embryos.SKULL)).max() < 0
 
 
 def test_embryo_fits_into_a_flat_view():
@@ -105,7 +98,7 @@ def test_embryo_fits_into_a_flat_view():
 @pytest.mark.parametrize("seed", SEEDS)
 def test_ventricle_is_as_dark_as_the_fluid_around_the_body(cases, seed):
     image, label, _ = cases[seed]
-    pose = module._draw(np.random.default_rng(seed), np.multiply(*SMALL)).first
+    pose = embryos._draw(np.random.default_rng(seed), np.multiply(*SMALL)).first
     points = positions(*SMALL)
     fluid = image[(pose.sac(points) < -0.6) & (pose.distances(points)[1] > 0.4)]
     ventricle = image[ndimage.binary_erosion(label == 2)]
@@ -168,7 +161,7 @@ def test_second_embryo_is_partial_seen_and_without_a_label(scenes):
     )
     np.testing.assert_array_equal(label, same_label)
     second = scene.second.distances(positions(*TINY))[1] < 0
-    assert module.SECOND_SHARE[0] / 2 < second.mean() < 2 * module.SECOND_SHARE[1]
+    assert embryos.SECOND_SHARE[0] / 2 < second.mean() < 2 * embryos.SECOND_SHARE[1]
     assert not (second & (label > 0)).any()
     inner = second[1:-1, 1:-1, 1:-1].sum()
     assert inner < second.sum()  # cut by a face

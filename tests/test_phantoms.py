@@ -2,6 +2,7 @@ import json
 
 import numpy as np
 import pytest
+from helpers import dice
 from scipy import ndimage
 
 from tf_autoctx.data import datasets, images, phantoms
@@ -12,10 +13,6 @@ SMALL = (49, 32, 55)  # 3 mm voxels
 
 def millilitres(label, spacing):
     return label.sum() * np.prod(spacing) / 1000
-
-
-def dice(a, b):
-    return 2 * (a & b).sum() / (a.sum() + b.sum())
 
 
 def best_threshold_dice(image, head):

@@ -1,36 +1,34 @@
 """An abdomen in portal-venous CT.
 
-Anatomy is written in mm as (up, back, left), which is (z, y, x) of an upright array; the origin is in front of the
-first lumbar vertebra. Rows of a course add the radius there. Lengths are those of a slim adult.
+Anatomy is written in mm as (up, back, left), which is (z, y, x) of an upright array; the origin is
+in front of the first lumbar vertebra. Rows of a course add the radius there. Lengths are those of a
+slim adult.
 """
 
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import interpolate, ndimage
 from scipy.spatial.transform import Rotation
 
 from tf_autoctx.data.phantoms.pieces import ellipsoid, grid, into_frame, smooth_union
 
-LABELS = (
-    "artery",
-    "portal vein",
-    "liver",
-    "spleen",
-    "stomach",
-    "gallbladder",
-    "pancreas",
-)  # 1 and on
+Box = tuple[slice, ...]  # of voxels
+
+# Names of the label values 1 and on
+LABELS = ("artery", "portal vein", "liver", "spleen", "stomach", "gallbladder", "pancreas")
 ARTERY, PORTAL_VEIN, LIVER, SPLEEN, STOMACH, GALLBLADDER, PANCREAS = range(1, 8)
 
 AORTA = (
     ((170, 27, 16, 10.3), (100, 24, 16, 10.2), (60, 20, 14, 10.1), (20, 17, 11, 10))
     + ((-20, 16, 9, 9.9), (-60, 17, 8, 9.8), (-170, 18, 7, 9.7))
 )  # fmt: skip
-COELIAC = (
-    (
-        (8, 14, 10, 4.8),
-        (12, -2, 9, 4.3),
-        (13, -9, 7, 3.8),
-    ),  # trunk, and from it to spleen, liver and stomach
+COELIAC = (  # trunk, and from it to spleen, liver and stomach
+    ((8, 14, 10, 4.8), (12, -2, 9, 4.3), (13, -9, 7, 3.8)),
     (
         (13, -9, 7, 3.2),
         (17, -6, 22, 3),
@@ -119,8 +117,9 @@ JEJUNUM = (  # against the pancreas: below its tail, in front of its body
     ((-30, -44, 70, 12), (-16, -30, 44, 11), (-18, -34, 18, 12), (-36, -40, 6, 11)),
 )
 COLON = (
-    ((-170, 10, -92, 18), (-80, 8, -92, 18), (-50, -18, -82, 17), (-46, -52, -50, 15), (-52, -60, 0, 14))
-    + ((-38, -56, 45, 15), (-12, -26, 86, 15), (-2, 2, 98, 14), (-40, 20, 98, 13), (-170, 25, 96, 13))
+    ((-170, 10, -92, 18), (-80, 8, -92, 18), (-50, -18, -82, 17), (-46, -52, -50, 15))
+    + ((-52, -60, 0, 14), (-38, -56, 45, 15), (-12, -26, 86, 15), (-2, 2, 98, 14))
+    + ((-40, 20, 98, 13), (-170, 25, 96, 13))
 )  # fmt: skip
 OESOPHAGUS = ((170, 14, 2, 8), (90, 10, 6, 8), (62, -2, 20, 8), (50, 0, 40, 9))
 CRUS = ((70, 18, 27, 4), (40, 16, 25, 5), (10, 20, 24, 4), (-30, 26, 22, 3))  # beside the aorta
@@ -129,49 +128,54 @@ ERECTOR = ((-170, 77, 30, 19), (170, 77, 28, 17))
 
 WALL = 10.0  # of muscle
 CAVITY = np.array((78.0, 117.0))  # half (depth, width) inside the abdominal wall
-DOMES = (
+DOMES = (  # diaphragm: right, left, under the heart; width
     (78, 0, -60, 45),
     (66, 0, 60, 45),
     (70, -25, 5, 70),
-)  # diaphragm: right, left, under the heart; width
-# Name -> HU in the middle and how far a patient may differ; there is no telling the vessels apart by these.
+)
+# Name -> HU in the middle and how far a patient may differ; there is no telling the vessels apart
+# by these.
 ATTENUATION = {
-    "artery": (150, 12), "portal vein": (160, 12), "vena cava": (137, 10), "hepatic vein": (148, 10),
-    "liver": (105, 9), "spleen": (117, 9), "pancreas": (92, 8), "bowel wall": (86, 8), "bowel": (60, 28),
+    "artery": (150, 12), "portal vein": (160, 12), "vena cava": (137, 10),
+    "hepatic vein": (148, 10), "liver": (105, 9), "spleen": (117, 9), "pancreas": (92, 8),
+    "bowel wall": (86, 8), "bowel": (60, 28),
     "stomach": (38, 20), "gallbladder": (10, 6), "cortex": (185, 20), "medulla": (135, 15),
     "muscle": (55, 6), "fat": (-100, 8), "marrow": (330, 30), "bone": (600, 80),
 }  # fmt: skip
 
 
-def abdomen(size=(112, 128, 176), spacing=1.5, seed=0):
+def abdomen(
+    size: Sequence[int] = (112, 128, 176), spacing: float = 1.5, seed: Any = 0
+) -> tuple[np.ndarray, np.ndarray, tuple[float, ...]]:
     """An upper abdomen with seven organs, and around them what looks like them.
 
-    The vena cava, the hepatic, renal and mesenteric vessels, the duodenum and the bowel have no label although their
-    grey values are those of labelled neighbours: position tells them apart. Hepatic veins count as liver inside it.
+    The vena cava, the hepatic, renal and mesenteric vessels, the duodenum and the bowel have no
+    label although their grey values are those of labelled neighbours: position tells them apart.
+    Hepatic veins count as liver inside it.
 
     Args:
       size: voxels along (z, y, x): upwards, to the back, to the patient's left.
       spacing: mm per voxel, along every axis.
-      seed: whatever `np.random.default_rng` takes. It fixes the anatomy in mm, centred in the field of view at any size
-        and spacing, and the noise at this one.
+      seed: whatever `np.random.default_rng` takes. It fixes the anatomy in mm, centred in the field
+        of view at any size and spacing, and the noise at these.
 
     Returns:
-      image (z, y, x) int16 in HU, label (z, y, x) uint8 with 1 + the index in `LABELS`, spacing (z, y, x) in mm.
+      image (z, y, x) int16 in HU, label (z, y, x) uint8 with 1 + the index in `LABELS`, spacing (z,
+      y, x) in mm.
     """
     rng = np.random.default_rng(seed)
     subject = _Subject(rng)
     canvas = _Canvas(rng, size, spacing, subject)
     _trunk(canvas, subject)
     _bowel(canvas, subject, rng)
-    _organs(canvas, subject, rng)
+    _organs(_Painter(canvas, subject, rng))
     _skeleton(canvas, subject)
     _vessels(canvas, subject, rng)
 
     blur = np.sqrt(1.0 + spacing**2 / 12) / spacing  # a scanner's 1 mm and a voxel's own width
     image = ndimage.gaussian_filter(canvas.hu, blur, mode="nearest", truncate=3)
-    noise = ndimage.gaussian_filter(
-        rng.standard_normal(canvas.hu.shape, np.float32), 0.5, truncate=3
-    )
+    noise = rng.standard_normal(canvas.hu.shape, np.float32)
+    noise = ndimage.gaussian_filter(noise, 0.5, truncate=3)
     image += noise * np.float32(rng.uniform(15, 20) / noise.std())
     image = np.rint(np.clip(image, -1024, 3071)).astype(np.int16)
     return image, canvas.label, (float(spacing),) * 3
@@ -180,7 +184,7 @@ def abdomen(size=(112, 128, 176), spacing=1.5, seed=0):
 class _Subject:
     """What differs between patients: pose, proportions, where landmarks are, HU."""
 
-    def __init__(self, rng):
+    def __init__(self, rng: np.random.Generator) -> None:
         turn = np.radians(rng.uniform(-8, 8, 3) / (1, 2, 1))
         self.axes = Rotation.from_rotvec(turn).as_matrix()
         self.centre = rng.uniform(-6, 6, 3)
@@ -200,23 +204,30 @@ class _Subject:
         }
         self.domes = [(self.place(dome[:3]) + rng.uniform(-3, 3, 3), dome[3]) for dome in DOMES]
 
-    def place(self, landmarks):
+    def place(self, landmarks: ArrayLike) -> np.ndarray:
         """Landmarks (..., 3) of the atlas at this patient's positions: neighbours move together."""
-        landmarks = np.asarray(landmarks, float)
-        return landmarks * self.scale + np.cos(landmarks @ self.waves.T + self.phases) @ self.shifts
+        atlas = np.asarray(landmarks, float)
+        return atlas * self.scale + np.cos(atlas @ self.waves.T + self.phases) @ self.shifts
 
-    def course(self, rows, wobble=None, width=1.0):
-        """A tube's rows (n, 4) at this patient's positions; `wobble` (n, 3) moves its points further."""
-        rows = np.array(rows, float)
-        rows[:, :3] = self.place(rows[:, :3]) + (0 if wobble is None else wobble)
-        rows[:, 3] *= width
-        return rows
+    def course(
+        self, rows: ArrayLike, wobble: np.ndarray | None = None, width: float = 1.0
+    ) -> np.ndarray:
+        """A tube's rows (n, 4) at this patient's positions; `wobble` (n, 3) moves them further."""
+        placed = np.array(rows, float)
+        placed[:, :3] = self.place(placed[:, :3]) + (0 if wobble is None else wobble)
+        placed[:, 3] *= width
+        return placed
 
 
 class _Canvas:
-    """The voxels, in the scanner's and in the patient's frame, and what is painted on them, the later on top."""
+    """The voxels, in the scanner's and in the patient's frame, and what is painted on them.
 
-    def __init__(self, rng, size, spacing, subject):
+    The later is on top.
+    """
+
+    def __init__(
+        self, rng: np.random.Generator, size: Sequence[int], spacing: float, subject: _Subject
+    ) -> None:
         self.spacing, self.subject = spacing, subject
         self.ticks = [((np.arange(n) + 0.5 - n / 2) * spacing).astype(np.float32) for n in size]
         self.points = into_frame(grid(*self.ticks), subject.centre, subject.axes)
@@ -232,38 +243,49 @@ class _Canvas:
         self.fine = _texture(rng, self.ticks, 6)
         self.coarse = _texture(rng, self.ticks, 20)
 
-    def bounds(self, low, high):
-        """Indices (..., 3) of the first voxels and after the last between corners (..., 3) of the scanner's frame."""
+    def bounds(self, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+        """Indices (2, ..., 3) of the first voxels and after the last between two corners.
+
+        Corners (..., 3) are in the scanner's frame.
+        """
         middle = np.array(self.label.shape) / 2
         start = np.ceil(np.divide(low, self.spacing) + middle - 0.5)
         stop = np.floor(np.divide(high, self.spacing) + middle + 0.5)
         return np.clip((start, stop), 0, self.label.shape).astype(int)
 
-    def box(self, centre, radii, rotation=None):
-        """Box of voxels around an ellipsoid, or, its radii along the patient's axes, around a block."""
+    def box(self, centre: ArrayLike, radii: ArrayLike, rotation: np.ndarray | None = None) -> Box:
+        """Box of voxels around an ellipsoid, or around a block along the patient's axes."""
         axes = self.subject.axes if rotation is None else rotation @ self.subject.axes
         middle = np.asarray(centre) @ self.subject.axes + self.subject.centre
         reach = np.abs(axes.T) @ np.asarray(radii)
         return _slices(*self.bounds(middle - reach, middle + reach))
 
-    def blob(self, centre, radii, rotation=None, ripple=0.0, margin=6.0):
+    def blob(
+        self,
+        centre: ArrayLike,
+        radii: ArrayLike,
+        rotation: np.ndarray | None = None,
+        ripple: float = 0.0,
+        margin: float = 6.0,
+    ) -> tuple[Box, np.ndarray]:
         """Box of voxels and distance in mm there to an ellipsoid with an uneven surface."""
         box = self.box(centre, np.asarray(radii) + margin, rotation)
-        return box, ellipsoid(self.points[:, *box], centre, radii, rotation) + ripple * self.coarse[
-            box
-        ]
+        smooth = ellipsoid(self.points[:, *box], centre, radii, rotation)
+        return box, smooth + ripple * self.coarse[box]
 
-    def tube(self, course, ripple=0.0, margin=1.5):
-        """Box of voxels and distance in mm there, at most `margin`, to a tube along a course (n, 4)."""
-        along = np.concatenate(
-            ((0,), np.cumsum(np.linalg.norm(np.diff(course[:, :3], axis=0), axis=1)))
-        )
-        t = np.linspace(
-            0, along[-1], 2 + int(3 * along[-1] / course[:, 3].min())
-        )  # balls this close leave no beads
-        course = interpolate.CubicHermiteSpline(along, course, np.gradient(course, along, axis=0))(
-            t
-        )
+    def tube(
+        self, course: np.ndarray, ripple: float = 0.0, margin: float = 1.5
+    ) -> tuple[Box, np.ndarray]:
+        """Box of voxels and distance in mm there to a tube along a course (n, 4).
+
+        The distance is at most `margin`.
+        """
+        lengths = np.linalg.norm(np.diff(course[:, :3], axis=0), axis=1)
+        along = np.concatenate(((0,), np.cumsum(lengths)))
+        # Balls this close leave no beads.
+        t = np.linspace(0, along[-1], 2 + int(3 * along[-1] / course[:, 3].min()))
+        slopes = np.gradient(course, along, axis=0)
+        course = interpolate.CubicHermiteSpline(along, course, slopes)(t)
         middles, radii = course[:, :3] @ self.subject.axes + self.subject.centre, course[:, 3:]
         starts, stops = self.bounds(middles - radii - margin, middles + radii + margin)
         first = starts.min(0)
@@ -279,19 +301,32 @@ class _Canvas:
             np.minimum(near, np.sqrt(z[:, None, None] + y[:, None] + x) - radius, out=near)
         return box, distance + ripple * self.coarse[box] if ripple else distance
 
-    def paint(self, box, inside, hu, label=0, rough=0.0):
-        """Fills the voxels of a box that are inside; HU vary by a deviation of `rough`, a few mm wide."""
+    def paint(
+        self,
+        box: Box,
+        inside: np.ndarray,
+        hu: float | np.ndarray,
+        label: int | None = 0,
+        rough: float = 0.0,
+    ) -> None:
+        """Fills the voxels of a box that are inside.
+
+        HU vary by a deviation of `rough`, a few mm wide.
+        """
         self.hu[box][inside] = hu + rough * self.fine[box][inside] if rough else hu
         if label is not None:
             self.label[box][inside] = label
 
 
-def _slices(start, stop):
+def _slices(start: np.ndarray, stop: np.ndarray) -> Box:
     return tuple(map(slice, start, stop))
 
 
-def _texture(rng, ticks, pitch):
-    """Random float32 field of deviation 1, smooth over about `pitch` mm: a spline, the same one at any spacing."""
+def _texture(rng: np.random.Generator, ticks: Iterable[np.ndarray], pitch: int) -> np.ndarray:
+    """Random float32 field of deviation 1, smooth over about `pitch` mm.
+
+    A spline, the same at any spacing.
+    """
     knots = 512 // pitch  # then it repeats
     field = rng.standard_normal((knots,) * 3, np.float32)
     for tick in ticks:
@@ -300,13 +335,12 @@ def _texture(rng, ticks, pitch):
         )
         weight = np.where(away < 1, 2 / 3 - away**2 + away**3 / 2, np.maximum(2 - away, 0) ** 3 / 6)
         field = np.tensordot(field, weight.astype(np.float32), (0, 1))
-    return field / np.float32(
-        (151 / 315) ** 1.5
-    )  # mean square of a cubic spline's weights, three axes
+    # Mean square of a cubic spline's weights, three axes
+    return field / np.float32((151 / 315) ** 1.5)
 
 
-def _outline(points, half):
-    """Distance in mm, about, to a cylinder along z with a rounded section of half (depth, width)."""
+def _outline(points: np.ndarray, half: np.ndarray) -> np.ndarray:
+    """Distance in mm, about, to a cylinder along z of half (depth, width), its section rounded."""
     _, y, x = points
     norm = (
         (np.abs(y) / np.float32(half[0])) ** 2.4 + (np.abs(x) / np.float32(half[1])) ** 2.4
@@ -314,12 +348,12 @@ def _outline(points, half):
     return np.sqrt(y * y + x * x) * (1 - 1 / np.maximum(norm, 1e-6))
 
 
-def _cap(distance, limit):
+def _cap(distance: np.ndarray, limit: np.ndarray) -> np.ndarray:
     """A body cut off where limit > 0, the rim rounded."""
     return -smooth_union(-distance, -limit, 6.0)
 
 
-def _trunk(canvas, subject):
+def _trunk(canvas: _Canvas, subject: _Subject) -> None:
     """Skin to abdominal fat, muscles, lung bases and the heart."""
     everything = (slice(None),) * 3
     hu, cavity, above = subject.hu, canvas.cavity, canvas.above
@@ -327,9 +361,8 @@ def _trunk(canvas, subject):
     canvas.paint(everything, cavity < WALL, hu["muscle"], rough=8)
     canvas.paint(everything, cavity < 0, hu["fat"], rough=10)
     canvas.paint(everything, (above > 0) & (cavity < -1), -850, rough=30)
-    canvas.paint(
-        everything, (np.abs(above + 3) < 3) & (cavity < 0), hu["muscle"], rough=8
-    )  # diaphragm
+    diaphragm = (np.abs(above + 3) < 3) & (cavity < 0)
+    canvas.paint(everything, diaphragm, hu["muscle"], rough=8)
     heart = subject.place((112, -22, 18))
     box, distance = canvas.blob(heart, (32, 38, 50), ripple=2)
     canvas.paint(box, (distance < 0) & (canvas.above[box] > -2), 105, rough=8)
@@ -338,25 +371,26 @@ def _trunk(canvas, subject):
 
     for mirror in (1, -1):
         for rows in (PSOAS, ERECTOR):
-            box, distance = canvas.tube(
-                subject.course(np.multiply(rows, (1, 1, mirror, 1))), ripple=1, margin=4.0
-            )
+            course = subject.course(np.multiply(rows, (1, 1, mirror, 1)))
+            box, distance = canvas.tube(course, ripple=1, margin=4.0)
             distance = np.maximum(distance, canvas.cavity[box] - WALL - 0.6 * subject.fat)
             canvas.paint(box, distance < 0, hu["muscle"], rough=10)
-    for rows in (CRUS, np.multiply(CRUS, (1, 1, 0, 1)) + (0, 4, -6, 0)):
-        box, distance = canvas.tube(subject.course(rows))
+    for crus in (CRUS, np.multiply(CRUS, (1, 1, 0, 1)) + (0, 4, -6, 0)):
+        box, distance = canvas.tube(subject.course(crus))
         canvas.paint(box, distance < 0, hu["muscle"])
 
 
-def _bowel(canvas, subject, rng):
-    """Tubes without a label: oesophagus, colon with stool and gas, small bowel about as dense as the pancreas."""
+def _bowel(canvas: _Canvas, subject: _Subject, rng: np.random.Generator) -> None:
+    """Tubes without a label: oesophagus, colon with stool and gas, small bowel.
+
+    The small bowel is about as dense as the pancreas.
+    """
     hu = subject.hu
     box, distance = canvas.tube(subject.course(OESOPHAGUS))
     canvas.paint(box, distance < 0, hu["muscle"] + 5)
 
-    box, distance = canvas.tube(
-        subject.course(COLON, rng.uniform(-7, 7, (len(COLON), 3))), ripple=2, margin=6.0
-    )
+    course = subject.course(COLON, rng.uniform(-7, 7, (len(COLON), 3)))
+    box, distance = canvas.tube(course, ripple=2, margin=6.0)
     distance = np.maximum(distance, canvas.cavity[box] + 2)
     canvas.paint(box, distance < 0, hu["bowel wall"], rough=8)
     canvas.paint(box, distance < -2.5, 40 + 25 * canvas.fine[box][distance < -2.5])
@@ -379,90 +413,122 @@ def _bowel(canvas, subject, rng):
         canvas.paint(box, distance < -3, content, rough=12)
 
 
-def _organs(canvas, subject, rng):
-    hu = subject.hu
+class _Painter(NamedTuple):
+    """Who paints organs: the canvas, the patient, and the chance in shape and place."""
 
-    def inside(box, distance):
+    canvas: _Canvas
+    subject: _Subject
+    rng: np.random.Generator
+
+    def inside(self, box: Box, distance: np.ndarray) -> np.ndarray:
         """Kept clear of the abdominal wall and below the diaphragm."""
+        canvas = self.canvas
         return _cap(distance, np.maximum(canvas.cavity[box] + 2, 0.7 * (canvas.above[box] + 6)))
 
-    def tilted(degrees, spread=8):
-        return Rotation.from_euler(
-            "xyz", np.add(degrees, rng.uniform(-spread, spread, 3)), degrees=True
-        ).as_matrix()
+    def tilted(self, degrees: ArrayLike, spread: float = 8) -> np.ndarray:
+        """A rotation by about so many degrees about each axis."""
+        angles = np.add(degrees, self.rng.uniform(-spread, spread, 3))
+        return Rotation.from_euler("xyz", angles, degrees=True).as_matrix()
 
-    def shape(radii, spread=0.1):
-        return np.multiply(radii, rng.uniform(1 - spread, 1 + spread, 3) * rng.uniform(0.95, 1.05))
+    def shape(self, radii: ArrayLike, spread: float = 0.1) -> np.ndarray:
+        """About these radii."""
+        factors = self.rng.uniform(1 - spread, 1 + spread, 3) * self.rng.uniform(0.95, 1.05)
+        return np.multiply(radii, factors)
 
-    def at(landmark, spread=4.0):
-        return subject.place(landmark) + rng.uniform(-spread, spread, 3)
+    def at(self, landmark: ArrayLike, spread: float = 4.0) -> np.ndarray:
+        """A place near the landmark."""
+        return self.subject.place(landmark) + self.rng.uniform(-spread, spread, 3)
 
-    # Stomach: wall, then what was eaten, gas on top of it (the patient lies on the back)
+
+def _organs(painter: _Painter) -> None:
+    """What has a label but for the vessels, and the kidneys."""
+    _stomach(painter)
+    _spleen(painter)
+    _liver(painter)
+    for landmark, mirror in (((-24, 47, -58), 1), ((-8, 47, 60), -1)):
+        _kidney(painter, landmark, mirror)
+    _gallbladder(painter)
+    _pancreas(painter)
+
+
+def _stomach(painter: _Painter) -> None:
+    """Wall, then what was eaten, gas on top of it: the patient lies on the back."""
+    canvas, subject, rng = painter
+    hu = subject.hu
     course = subject.course(STOMACH_AXIS, rng.uniform(-5, 5, (len(STOMACH_AXIS), 3)))
     course[:4, 3] *= rng.uniform(0.75, 1.1)
     box, distance = canvas.tube(course, ripple=1.5, margin=6.0)
-    distance = inside(box, distance)
+    distance = painter.inside(box, distance)
     canvas.paint(box, distance < 1, hu["fat"])
     canvas.paint(box, distance < 0, hu["bowel wall"], STOMACH, rough=8)
     canvas.paint(box, distance < -3.5, hu["stomach"], STOMACH, rough=12)
     level = course[:, 1].min() - course[3, 3] * rng.uniform(0.1, 0.8) + 6
     canvas.paint(box, (distance < -3.5) & (canvas.points[1][box] < level), -950, STOMACH)
 
-    # Spleen
-    box, distance = canvas.blob(
-        at((30, 30, 87)), shape((50, 38, 24), 0.15), tilted((12, 0, 0)), ripple=1.5
-    )
-    distance = inside(box, distance)
-    canvas.paint(box, distance < 1, hu["fat"])
-    canvas.paint(box, distance < 0, hu["spleen"], SPLEEN, rough=4)
 
-    # Liver: right lobe with its slanted lower face, left lobe, caudate lobe
-    centre, radii = at((26, 3, -68)), shape((74, 68, 51), 0.07)
+def _spleen(painter: _Painter) -> None:
+    canvas, subject, _ = painter
+    centre, radii = painter.at((30, 30, 87)), painter.shape((50, 38, 24), 0.15)
+    box, distance = canvas.blob(centre, radii, painter.tilted((12, 0, 0)), ripple=1.5)
+    distance = painter.inside(box, distance)
+    canvas.paint(box, distance < 1, subject.hu["fat"])
+    canvas.paint(box, distance < 0, subject.hu["spleen"], SPLEEN, rough=4)
+
+
+def _liver(painter: _Painter) -> None:
+    """Right lobe with its slanted lower face, left lobe, caudate lobe."""
+    canvas, subject, rng = painter
+    centre, radii = painter.at((26, 3, -68)), painter.shape((74, 68, 51), 0.07)
     box = canvas.box(centre + (0, 0, 40), radii + (20, 20, 60))
     points = canvas.points[:, *box]
     slant = np.array((-0.62, rng.uniform(-0.1, 0.2), 0.78), np.float32)
-    right = _cap(
-        ellipsoid(points, centre, radii), np.tensordot(slant, points, 1) - slant @ at((-15, 0, -52))
-    )
-    left = ellipsoid(points, at((44, -46, -12), 3), shape((34, 26, 56), 0.18), tilted((-8, 0, 0)))
-    caudate = ellipsoid(points, at((40, 6, -14), 3), shape((20, 13, 14)))
-    distance = inside(
-        box, smooth_union(smooth_union(right, left, 10.0), caudate, 6.0) + 1.5 * canvas.coarse[box]
-    )
-    canvas.paint(box, distance < 0, hu["liver"], LIVER, rough=5)
+    lobe = ellipsoid(points, centre, radii)
+    right = _cap(lobe, np.tensordot(slant, points, 1) - slant @ painter.at((-15, 0, -52)))
+    centre, radii = painter.at((44, -46, -12), 3), painter.shape((34, 26, 56), 0.18)
+    left = ellipsoid(points, centre, radii, painter.tilted((-8, 0, 0)))
+    caudate = ellipsoid(points, painter.at((40, 6, -14), 3), painter.shape((20, 13, 14)))
+    lobes = smooth_union(smooth_union(right, left, 10.0), caudate, 6.0)
+    distance = painter.inside(box, lobes + 1.5 * canvas.coarse[box])
+    canvas.paint(box, distance < 0, subject.hu["liver"], LIVER, rough=5)
 
-    # Kidneys
-    for landmark, mirror in (((-24, 47, -58), 1), ((-8, 47, 60), -1)):
-        centre, radii, rotation = at(landmark), shape((50, 23, 25)), tilted((0, 0, 0))
-        box, distance = canvas.blob(centre, radii, rotation, ripple=0.8)
-        distance = np.maximum(distance, canvas.cavity[box] + 3)
-        canvas.paint(box, distance < 3, hu["fat"], rough=10)
-        canvas.paint(box, distance < 0, hu["cortex"], rough=6)
-        canvas.paint(box, (distance < -6) & (canvas.coarse[box] > -0.3), hu["medulla"], rough=6)
-        box, distance = canvas.blob(
-            centre + (0, -4, 9 * mirror), radii * (0.5, 0.45, 0.6), rotation
-        )
-        canvas.paint(box, distance < 0, hu["fat"], rough=15)
-        box, distance = canvas.blob(centre + (0, -4, 9 * mirror), radii * (0.3, 0.2, 0.3), rotation)
-        canvas.paint(box, distance < 0, 15)
 
-    # Gallbladder, in the liver's lower face
-    box, distance = canvas.blob(
-        at((-10, -42, -54), 3), shape((26, 13, 13), 0.15), tilted((-25, 20, 0), 12)
-    )
+def _kidney(painter: _Painter, landmark: ArrayLike, mirror: int) -> None:
+    """In its fat: cortex, medulla, and the sinus on the side that `mirror` tells."""
+    canvas, hu = painter.canvas, painter.subject.hu
+    centre, radii = painter.at(landmark), painter.shape((50, 23, 25))
+    rotation = painter.tilted((0, 0, 0))
+    box, distance = canvas.blob(centre, radii, rotation, ripple=0.8)
+    distance = np.maximum(distance, canvas.cavity[box] + 3)
+    canvas.paint(box, distance < 3, hu["fat"], rough=10)
+    canvas.paint(box, distance < 0, hu["cortex"], rough=6)
+    canvas.paint(box, (distance < -6) & (canvas.coarse[box] > -0.3), hu["medulla"], rough=6)
+    sinus = centre + (0, -4, 9 * mirror)
+    box, distance = canvas.blob(sinus, radii * (0.5, 0.45, 0.6), rotation)
+    canvas.paint(box, distance < 0, hu["fat"], rough=15)
+    box, distance = canvas.blob(sinus, radii * (0.3, 0.2, 0.3), rotation)
+    canvas.paint(box, distance < 0, 15)
+
+
+def _gallbladder(painter: _Painter) -> None:
+    """In the liver's lower face."""
+    canvas, subject, _ = painter
+    centre, radii = painter.at((-10, -42, -54), 3), painter.shape((26, 13, 13), 0.15)
+    box, distance = canvas.blob(centre, radii, painter.tilted((-25, 20, 0), 12))
     canvas.paint(box, distance < 1.5, 60)
-    canvas.paint(box, distance < 0, hu["gallbladder"], GALLBLADDER, rough=3)
+    canvas.paint(box, distance < 0, subject.hu["gallbladder"], GALLBLADDER, rough=3)
 
-    # Pancreas: lobules with fat between them
+
+def _pancreas(painter: _Painter) -> None:
+    """Lobules with fat between them."""
+    canvas, subject, rng = painter
     wobble = rng.uniform(-2, 2, (len(PANCREAS_AXIS), 3))
-    box, distance = canvas.tube(
-        subject.course(PANCREAS_AXIS, wobble, rng.uniform(0.92, 1.18)), ripple=1.2, margin=4.0
-    )
-    canvas.paint(box, distance < 1, hu["fat"])
-    canvas.paint(box, distance < 0, hu["pancreas"], PANCREAS, rough=13)
+    course = subject.course(PANCREAS_AXIS, wobble, rng.uniform(0.92, 1.18))
+    box, distance = canvas.tube(course, ripple=1.2, margin=4.0)
+    canvas.paint(box, distance < 1, subject.hu["fat"])
+    canvas.paint(box, distance < 0, subject.hu["pancreas"], PANCREAS, rough=13)
 
 
-def _skeleton(canvas, subject):
+def _skeleton(canvas: _Canvas, subject: _Subject) -> None:
     """Vertebrae with discs between them, arches behind the canal, and slanted ribs in the wall."""
     hu = subject.hu
     up = np.arange(-240, 241, 20)
@@ -495,18 +561,24 @@ def _skeleton(canvas, subject):
     canvas.paint(everything, rib < -0.6, hu["marrow"])
 
 
-def _vessels(canvas, subject, rng):
+def _vessels(canvas: _Canvas, subject: _Subject, rng: np.random.Generator) -> None:
     """Unlabelled ones first, so that a branch begins at the surface of its labelled trunk."""
     hu = subject.hu
 
-    def draw(courses, name, label=0, wobble=1.5, width=1.0, great=False):
+    def draw(
+        courses: Iterable[ArrayLike],
+        name: str,
+        label: int | None = 0,
+        wobble: float = 1.5,
+        width: float = 1.0,
+        great: bool = False,
+    ) -> None:
         for rows in courses:
-            shift = rng.uniform(-wobble, wobble, (len(rows), 3))
+            shift = rng.uniform(-wobble, wobble, (np.shape(rows)[0], 3))
             shift[[0, -1]] = 0  # where others join
             box, distance = canvas.tube(subject.course(rows, shift, width))
-            within = (canvas.above[box] < -6) & (
-                canvas.cavity[box] < -2
-            ) | great  # only those go on into the chest
+            # Only the great ones go on into the chest.
+            within = (canvas.above[box] < -6) & (canvas.cavity[box] < -2) | great
             canvas.paint(box, (distance < 0) & within, hu[name], label, rough=2)
 
     branches = []  # to and from the bowel
