@@ -32,7 +32,7 @@ def unexported():
 
 
 def pytest_collection_modifyitems(items):
-    """Files that train come first: a long one at the end would keep one process busy while the other has nothing to do."""
+    """Files that train come first: a long one at the end would keep one process busy alone."""
     items.sort(
         key=lambda item: (
             not item.path.name.startswith(("test_train_", "test_scripts", "test_fetal_head_tables"))

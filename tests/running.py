@@ -1,4 +1,4 @@
-"""How tests run scripts and exports: as a user, or a server, does."""
+"""How tests run commands and exports: as a user, or a server, does."""
 
 import contextlib
 import importlib
@@ -51,7 +51,13 @@ def script(name, *arguments):
 
 
 def served(folder, image, signature="serving_default"):
-    """What TensorFlow's C++ loader, and so TensorFlow Serving, answers for images (batch, *spatial, 1) float32."""
+    """What TensorFlow's C++ loader, and so TensorFlow Serving, makes of images.
+
+    Args:
+      folder: of the SavedModel.
+      image: (batch, *spatial, 1) float32.
+      signature: its name.
+    """
     model = cpp_loader.CppModel(folder)
     try:
         return model(signature, {"image": image})
@@ -60,10 +66,16 @@ def served(folder, image, signature="serving_default"):
 
 
 def check_export(version, image, folder):
-    """Checks what is true of every export, by random images of uint8 (2 or more, *spatial); `folder` gets files.
+    """Checks what is true of every export.
 
-    Every signature runs in TensorFlow's C++ loader; those for bytes answer as their twins, whose answers for one image
-    do not depend on the others; all ops are stock; saved_model_cli shows and runs it; the card describes it.
+    Every signature runs in TensorFlow's C++ loader; those for bytes return what their twins do,
+    whose outputs for one image do not depend on the others; all ops are stock; saved_model_cli
+    shows and runs it; the card describes it.
+
+    Args:
+      version: folder of the export.
+      image: random images of uint8 (2 or more, *spatial).
+      folder: gets files.
     """
     card = json.loads((version / export.CARD).read_text())
     model = cpp_loader.CppModel(version)
@@ -72,24 +84,23 @@ def check_export(version, image, folder):
     }
     plain = [name for name in card["signatures"] if not name.endswith("_bytes")]
     assert len(card["signatures"]) == 2 * len(plain) and "serving_default" in plain
-    shape, raw = np.array(image.shape[1:], np.int32), [one.tobytes() for one in image]
-    answers = {}
+    shape, raw = np.array(image.shape[1:], np.int32), [voxels.tobytes() for voxels in image]
+    outputs = {}
     for signature in plain:
-        answer = answers[signature] = model(
-            signature, {"image": image[..., None].astype(np.float32)}
-        )
+        images = {"image": image[..., None].astype(np.float32)}
+        output = outputs[signature] = model(signature, images)
         given = {"image_bytes": raw, "shape": shape, "dtype": b"uint8"}
         of_bytes = model(export.twin(signature), given)
         np.testing.assert_array_equal(of_bytes["shape"], shape)
-        for name, values in answer.items():
+        for name, values in output.items():
             described = card["outputs"][name]
             assert values.dtype == described["dtype"] and values.ndim == len(described["axes"])
             assert all(
                 n in (None, m) for n, m in zip(described["shape"], values.shape, strict=True)
             )
-            for one, many in zip(of_bytes[f"{name}_bytes"], values, strict=True):
-                found = np.frombuffer(one, described["dtype"]).reshape(many.shape)
-                np.testing.assert_allclose(found, many, rtol=1e-5, atol=1e-5)
+            for raw_value, value in zip(of_bytes[f"{name}_bytes"], values, strict=True):
+                decoded = np.frombuffer(raw_value, described["dtype"]).reshape(value.shape)
+                np.testing.assert_allclose(decoded, value, rtol=1e-5, atol=1e-5)
     # Another spelling: a shape and a dtype for each image, here of other sizes and types.
     small, floats = image[1, :-3], image[0].astype(np.float64)
     given = {
@@ -98,14 +109,11 @@ def check_export(version, image, folder):
         "dtype": [b"float64", b"uint8"],
     }
     mixed = model("serving_bytes", given)["label_bytes"]
-    assert (
-        mixed[0] == answers["serving_default"]["label"][0].tobytes() and len(mixed[1]) == small.size
-    )
+    assert mixed[0] == outputs["serving_default"]["label"][0].tobytes()
+    assert len(mixed[1]) == small.size
     model.close()
 
-    definition = saved_model_pb2.SavedModel.FromString(
-        (version / "saved_model.pb").read_bytes()
-    ).meta_graphs[0]
+    definition = _definition(version)
     nodes = [
         *definition.graph_def.node,
         *(n for f in definition.graph_def.library.function for n in f.node_def),
@@ -116,56 +124,58 @@ def check_export(version, image, folder):
     assert not ops - set(OPS.split()), (
         "an op that no export had: is it one that TensorFlow Serving runs?"
     )
-    assert all(
-        op_def_registry.get(op) for op in ops
-    )  # no library of ours is loaded: these are TensorFlow's
+    # No library of ours is loaded: these are TensorFlow's.
+    assert all(op_def_registry.get(op) for op in ops)
 
     np.save(folder / "image.npy", image[..., None].astype(np.float32))
     done = script("-c", SAVED_MODEL_CLI, version, folder)
     assert done.returncode == 0, done.stderr
     assert all(f"signature_def['{name}']" in done.stdout for name in card["signatures"])
     np.testing.assert_array_equal(
-        np.load(folder / "label.npy"), answers["serving_default"]["label"]
+        np.load(folder / "label.npy"), outputs["serving_default"]["label"]
     )
+
+
+def _definition(version):
+    """The graph of an export."""
+    saved = saved_model_pb2.SavedModel.FromString((version / "saved_model.pb").read_bytes())
+    return saved.meta_graphs[0]
 
 
 def check_bfloat16(run, image):
-    """Checks that the newest export of a run computes in bfloat16, and answers nearly as its float32 networks."""
+    """Checks that a run's newest export computes in bfloat16, nearly what its networks do."""
     version = export.newest(run / "saved_model")
     assert json.loads((version / export.CARD).read_text())["precision"] == "bfloat16"
-    found = served(version, image[None, ..., None].astype(np.float32))
-    online = {"iterations": 0} if image.ndim == 2 else {}
-    exact = prediction.load(run, **online).predictor(
-        image[None, ..., None].astype(np.float32), True, False
-    )
-    assert found["label"].dtype == np.uint8
-    if "probability" in found:
-        assert found["probability"].dtype == np.float32
-        assert 0 < np.abs(found["probability"] - exact["probability"]).mean() < 0.02
-    definition = saved_model_pb2.SavedModel.FromString(
-        (version / "saved_model.pb").read_bytes()
-    ).meta_graphs[0]
+    batch = image[None, ..., None].astype(np.float32)
+    low, online = served(version, batch), {"iterations": 0} if image.ndim == 2 else {}
+    exact = prediction.load(run, **online).predictor(batch, True, False)
+    assert low["label"].dtype == np.uint8
+    if "probability" in low:
+        assert low["probability"].dtype == np.float32
+        assert 0 < np.abs(low["probability"] - exact["probability"]).mean() < 0.02
+    definition = _definition(version)
     convolutions = [
         n
         for f in definition.graph_def.library.function
         for n in f.node_def
         if n.op in ("Conv2D", "Conv3D")
     ]
-    low = [n for n in convolutions if n.attr["T"].type == tf.bfloat16.as_datatype_enum]
-    assert len(low) > len(convolutions) / 2
-    assert (found["label"] == exact["label"]).numpy().mean() > 0.9
+    in_bfloat16 = [n for n in convolutions if n.attr["T"].type == tf.bfloat16.as_datatype_enum]
+    assert len(in_bfloat16) > len(convolutions) / 2
+    assert (low["label"] == exact["label"]).numpy().mean() > 0.9
 
 
 # All that an export consists of: TensorFlow's own, none of XLA, none that calls Python.
 OPS = """
-Abs AddV2 All Any ArgMax Assert AssignVariableOp BiasAdd Bitcast BitwiseAnd BroadcastTo Cast ConcatV2 Const Conv2D
-Conv2DBackpropInput Conv3D Conv3DBackpropInputV2 DecodeRaw DisableCopyOnRead Einsum Equal Fill Floor FloorDiv GatherV2
-Greater GreaterEqual Identity If Less LogicalAnd MatMul Max MaxPool MaxPool3D Maximum Mean MergeV2Checkpoints Min
-Minimum Mul Neg NoOp OnesLike Pack Pad Placeholder Prod Range ReadVariableOp RealDiv Relu Reshape RestoreV2 Rsqrt
-SaveV2 Select SelectV2 SerializeTensor Shape ShardedFilename Sigmoid Size Softmax Split Square SquaredDifference
-Squeeze StatefulPartitionedCall StatelessCase StatelessWhile StaticRegexFullMatch StopGradient StridedSlice StringJoin
-StringLength Sub Substr Sum TensorListFromTensor TensorListGetItem TensorListReserve TensorListSetItem TensorListStack
-Transpose VarHandleOp While ZerosLike
+Abs AddV2 All Any ArgMax Assert AssignVariableOp BiasAdd Bitcast BitwiseAnd BroadcastTo Cast
+ConcatV2 Const Conv2D Conv2DBackpropInput Conv3D Conv3DBackpropInputV2 DecodeRaw DisableCopyOnRead
+Einsum Equal Fill Floor FloorDiv GatherV2 Greater GreaterEqual Identity If Less LogicalAnd MatMul
+Max MaxPool MaxPool3D Maximum Mean MergeV2Checkpoints Min Minimum Mul Neg NoOp OnesLike Pack Pad
+Placeholder Prod Range ReadVariableOp RealDiv Relu Reshape RestoreV2 Rsqrt SaveV2 Select SelectV2
+SerializeTensor Shape ShardedFilename Sigmoid Size Softmax Split Square SquaredDifference Squeeze
+StatefulPartitionedCall StatelessCase StatelessWhile StaticRegexFullMatch StopGradient StridedSlice
+StringJoin StringLength Sub Substr Sum TensorListFromTensor TensorListGetItem TensorListReserve
+TensorListSetItem TensorListStack Transpose VarHandleOp While ZerosLike
 """
 
 # The two commands of saved_model_cli in one process.
@@ -173,8 +183,9 @@ SAVED_MODEL_CLI = """
 import sys
 from tensorflow.python.tools import saved_model_cli
 _, version, folder = sys.argv
-run = ["--tag_set=serve", "--signature_def=serving_default", f"--inputs=image={folder}/image.npy", f"--outdir={folder}"]
-for command in (["show", "--all"], ["run", "--overwrite", *run]):
+to = [f"--inputs=image={folder}/image.npy", f"--outdir={folder}", "--overwrite"]
+run = ["run", "--tag_set=serve", "--signature_def=serving_default", *to]
+for command in (["show", "--all"], run):
     sys.argv = ["saved_model_cli", *command, f"--dir={version}"]
     try:
         saved_model_cli.main()
