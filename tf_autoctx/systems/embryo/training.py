@@ -1,236 +1,204 @@
-"""How the embryo cascade is trained: VNet I, then VNets II and III on what it found, then all three."""
+"""How the embryo cascade is trained: VNet I, then VNets II and III on what it segments, then all
+three (Xu et al. 2020, sections 2.1 to 2.4)."""
+
+from __future__ import annotations
 
 import pathlib
+import shutil
+from collections.abc import Callable, Mapping
+from typing import ClassVar
 
+import keras
 import numpy as np
 import tensorflow as tf
 
 from tf_autoctx import export, losses, metrics
-from tf_autoctx.data import datasets, pipeline
+from tf_autoctx.data import augment, pipeline
+from tf_autoctx.data.configuration import RigidMotion
 from tf_autoctx.errors import UserError
-from tf_autoctx.systems import caching, embryo, stages
-from tf_autoctx.training import runs
+from tf_autoctx.files import replacing
+from tf_autoctx.systems.embryo.configuration import STAGES, Schedule
+from tf_autoctx.systems.embryo.segmentation import Refinement
+from tf_autoctx.systems.shared import stages
+from tf_autoctx.systems.shared.session import Session
+from tf_autoctx.systems.shared.stage import Networks, Sample, Stage, Tensor
+from tf_autoctx.training.runs import Run
 
-TAKEN_OVER = {"initial": (), "refine": ("vnet_1",), "end_to_end": ("vnet_1", "vnet_2", "vnet_3")}
-
-
-def prepared(system):
-    """A `prepare` of `caching.cached`: the preprocessed image, and the label as classes 0, 1 (body), 2 (ventricle)."""
-
-    def prepare(case, voxels, label):
-        classes = sum(
-            (label == value).astype(np.uint8) * k for k, value in enumerate(system.labels, start=1)
-        )
-        return {"image": system.preprocess(tf.constant(voxels))[0], "label": classes[0]}
-
-    return prepare
+Graph = Callable[[Tensor], tuple[Tensor, Tensor]]  # image -> probability, classes
 
 
-def check_structures(system, training):
-    """Warns of a structure that no training case has.
-
-    Raises:
-      UserError: the ventricles are larger than the bodies: the two label values are exchanged.
-    """
-    counts = sum(
-        np.bincount(pipeline.stored(entry["label"], "label").numpy().ravel(), minlength=3)
-        for entry in training
-    )
-    caching.warn_of_missing(
-        system.labels, [value for value, count in zip(system.labels, counts[1:]) if count]
-    )
-    if counts[2] > counts[1] > 0:
-        body, ventricle = system.labels
-        raise UserError(
-            f"--foreground: the ventricle, {ventricle}, has more voxels than the body, {body}; expected the body's value and "
-            "then the ventricle's."
-        )
-
-
-def configured(config):
-    """The `embryo.Embryo` of a run's config.json.
-
-    Raises:
-      AttributeError, KeyError, TypeError, ValueError: something is missing or wrong.
-    """
-    return runs.configured(embryo.Embryo, config["flags"], labels=runs.labels(config))
-
-
-def run_of(folder):
-    """(config.json, `embryo.Embryo`) of a run of `train_embryo.py`.
-
-    Raises:
-      UserError: no such run; its configuration lacks something.
-    """
-    config = runs.load_config(folder)
-    if config["system"] != embryo.NAME:
-        raise UserError(
-            f"{folder}: a run of {config['system']!r}; expected one of {embryo.NAME!r}."
-        )
-    try:
-        return config, configured(config)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{folder}/config.json: {error} is missing or wrong; expected the flags of a run."
-        ) from error
-
-
-def cases_of(folder, config):
-    """`datasets.Dataset` of the very files that a run of `train_embryo.py` was trained on.
-
-    Raises:
-      UserError: they are gone or have changed.
-    """
-    given = config["flags"]
-    source = given["data_dir"] or pathlib.Path(folder) / "phantoms"
-    cases = datasets.load(source, given["seed"], given["validation_fraction"])
-    if datasets.fingerprint(cases) != config["data_fingerprint"]:
-        raise UserError(
-            f"{source}: other data than those of {folder}; expected the files that it was trained on."
-        )
-    return cases
-
-
-def initial_of(source, system, fingerprint):
-    """The network file of the finished initial stage of the run folder `source`.
-
-    Raises:
-      UserError: `source` is no such run, or its VNet I or its data are others.
-    """
-    config = runs.load_config(source)
-    if config["system"] != embryo.NAME or config["data_fingerprint"] != fingerprint:
-        raise UserError(
-            f"--initial_from={source}: a run of another system or other data; expected those of this run."
-        )
-    for name in ("low_size", "base_filters", "depth", "kernel", "normalization"):
-        if config["flags"].get(name) != getattr(system, name):
-            raise UserError(
-                f"--initial_from={source}: made with --{name}={config['flags'].get(name)}, now {getattr(system, name)}; "
-                "expected the same."
-            )
-    file = pathlib.Path(source) / "initial" / "model.keras"
-    if not file.exists():
-        raise UserError(
-            f"{file}: this stage is not finished; finish it, or leave --initial_from out."
-        )
-    return file
-
-
-def train(stage, system, training, validation, run, strategy, settings, motion):
-    """Trains one stage from the networks of the one before, or goes on with it, or finds it finished.
+class CascadeStage(Stage):
+    """A stage of the cascade: one network that takes VNets over from the stage before.
 
     Args:
-      stage: of `embryo.STAGES`.
-      system: `embryo.Embryo`.
-      training, validation: files of `caching.cached`; validation may be empty.
-      run: folder of the run, with a folder a stage.
-      strategy, settings: see `stages.train`.
-      motion: `augment.RigidMotion`.
+      refinement: what the networks are.
+      session: of the run.
 
-    Returns:
-      The finished network in float32.
+    Attributes:
+      taken_over: names of the VNets that the stage before has trained.
+      frozen: those of them that stay as they are.
 
     Raises:
-      UserError: see `stages.train`; the stage before is not finished; volumes that do not stack to a batch.
+      FieldError: volumes that do not stack to a batch.
+      UserError: the stage before is not finished.
     """
-    run = pathlib.Path(run)
-    if network := stages.finished(run / stage):
-        return network
-    number = embryo.STAGES.index(stage)
-    before = embryo.STAGES[number - 1] if number else None
-    below = stages.finished(run / before) if before else None
-    if before and not below:
-        raise UserError(
-            f"{run / before / 'model.keras'}: this stage is not finished; run --stage={before} (or all) before {stage}."
+
+    columns = ("image", "label", "spacing")
+    taken_over: ClassVar[tuple[str, ...]] = ()
+    frozen: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, refinement: Refinement, session: Session) -> None:
+        number = STAGES.index(self.name)
+        self.seed = session.settings.seed * 1000 + number
+        self._refinement = refinement
+        self._motion = session.configured(RigidMotion)
+        self._dice = losses.SquaredDiceLoss()
+        self._weights = self._before(session.folder, STAGES[number - 1]) if number else {}
+        pipeline.require_one_shape(
+            stages.sizes(session.training, "label"), session.settings.batch_size
         )
-    if settings.batch_size > 1:
-        shapes = {tuple(pipeline.stored(entry["label"], "label").shape[:3]) for entry in training}
-        pipeline.require_one_shape(shapes, settings.batch_size)
-    dice = losses.SquaredDiceLoss()
 
-    def build():
-        network = system.network(stage)
-        for name in TAKEN_OVER[stage]:
-            network.get_layer(name).set_weights(below.get_layer(name).get_weights())
-        if stage == "refine":
-            network.get_layer("vnet_1").trainable = False
-        return network
-
-    def sample_losses(network, batch):
-        answer, label = network(batch["image"], training=True), batch["label"]
-        if stage == "initial":
-            return dice(
-                losses.one_hot(system.low_label(label), answer["initial"]), answer["initial"]
+    def _before(self, folder: pathlib.Path, stage: str) -> dict[str, list[np.ndarray]]:
+        """{VNet that is taken over: its weights} of the stage before."""
+        network = stages.finished(folder / stage)
+        if network is None:
+            raise UserError(
+                f"{folder / stage / 'model.keras'}: this stage is not finished; run "
+                f"`stage={stage}` (or all) before {self.name}."
             )
-        return dice(label == 1, answer["body"]) + dice(label == 2, answer["ventricle"])
+        return {name: network.get_layer(name).get_weights() for name in self.taken_over}
 
-    def score(network):
-        segment = graph(system, network)
+    @classmethod
+    def own_session(cls, session: Session) -> Session:
+        """The session with the settings of this stage."""
+        return session
 
-        def dice_of(sample):
-            answer, truth = (
-                segment(sample["image"][None])[1][0, ..., 0].numpy(),
-                sample["label"][..., 0].numpy(),
-            )
-            return metrics.mean_dice(answer, truth)
+    def build(self) -> Networks:
+        network = self._refinement.network(self.name)
+        for name, weights in self._weights.items():
+            network.get_layer(name).set_weights(weights)
+        for name in self.frozen:
+            network.get_layer(name).trainable = False
+        return {"network": network}
 
-        return dice_of
+    def augment(self, sample: Sample, seed: Tensor) -> Sample:
+        return augment.moved(sample, seed, self._motion)
 
-    return stages.train(
-        run / stage,
-        build,
-        sample_losses,
-        [{name: entry[name] for name in ("image", "label", "spacing")} for entry in training],
-        motion,
-        validation,
-        score,
-        seed=settings.seed * 1000 + number,
-        strategy=strategy,
-        settings=settings,
-    )
+    def graph(self, networks: Networks) -> Graph:
+        return graph(self._refinement, networks["network"])
+
+    def score(self, graph: Graph, sample: Sample) -> float:
+        _, classes = graph(sample["image"][None])
+        return metrics.mean_dice(classes[0, ..., 0].numpy(), sample["label"][..., 0].numpy())
 
 
-def finished(run):
-    """The finished stages of a run folder, in their order.
+class InitialStage(CascadeStage):
+    """VNet I at low resolution (section 2.1)."""
+
+    name = "initial"
+
+    def losses(self, networks: Networks, batch: Mapping[str, Tensor]) -> Tensor:
+        """Dice loss, averaged over the three classes on VNet I's grid."""
+        initial = networks["network"](batch["image"], training=True)["initial"]
+        low = self._refinement.low_label(batch["label"])
+        return self._dice(losses.one_hot(low, initial), initial)
+
+
+class RefineStage(CascadeStage):
+    """VNets II and III, on what VNet I segments (section 2.3)."""
+
+    name = "refine"
+    taken_over: ClassVar[tuple[str, ...]] = ("vnet_1",)
+    frozen: ClassVar[tuple[str, ...]] = ("vnet_1",)
+
+    def losses(self, networks: Networks, batch: Mapping[str, Tensor]) -> Tensor:
+        """Dice losses of body and ventricle on the original grid, summed."""
+        outputs, label = networks["network"](batch["image"], training=True), batch["label"]
+        return self._dice(label == 1, outputs["body"]) + self._dice(
+            label == 2, outputs["ventricle"]
+        )
+
+
+class EndToEndStage(RefineStage):
+    """All three VNets, at a learning rate of their own (section 2.4)."""
+
+    name = "end_to_end"
+    taken_over = ("vnet_1", "vnet_2", "vnet_3")
+    frozen = ()
+
+    @classmethod
+    def own_session(cls, session: Session) -> Session:
+        learning_rate = session.configured(Schedule).end_to_end_learning_rate
+        return session.with_settings(learning_rate=learning_rate)
+
+
+KINDS = {kind.name: kind for kind in (InitialStage, RefineStage, EndToEndStage)}
+
+
+def train(refinement: Refinement, session: Session) -> Networks:
+    """Trains the stages that are wanted, each from the networks of the one before.
+
+    Returns:
+      See `finished`.
+
+    Raises:
+      FieldError, UserError: see `CascadeStage` and `stages.train`.
+    """
+    schedule = session.configured(Schedule)
+    if schedule.initial_from:
+        _take_over(initial_file(schedule.initial_from), session)
+    for name in schedule.stages(refinement.configuration.auto_context):
+        if stages.finished(session.folder / name) is None:
+            kind = KINDS[name]
+            of_stage = kind.own_session(session)
+            stages.train_network(kind(refinement, of_stage), of_stage)
+    return finished(session.run)
+
+
+def initial_file(folder: str | pathlib.Path) -> pathlib.Path:
+    """VNet I's file in a run folder whose initial stage is finished."""
+    return pathlib.Path(folder) / "initial" / "model.keras"
+
+
+def _take_over(source: pathlib.Path, session: Session) -> None:
+    """Takes over VNet I of another run, unless there is one, and notes where it comes from."""
+    path = initial_file(session.folder)
+    if path.exists():
+        return
+    with replacing(path) as partial:
+        shutil.copyfile(source, partial)
+    session.run.note(initial_from=str(source))
+
+
+def finished_stages(run: Run) -> list[str]:
+    """Names of the finished stages of a run, in their order.
 
     Raises:
       UserError: there is none.
     """
-    found = [
-        stage for stage in embryo.STAGES if (pathlib.Path(run) / stage / "model.keras").exists()
-    ]
-    if not found:
+    names = [name for name in STAGES if (run.folder / name / "model.keras").exists()]
+    if not names:
         raise UserError(
-            f"{run}: no stage is finished; run the training script with the same flags to go on."
+            f"{run.folder}: no stage is finished; run the training script with the same flags to "
+            "go on."
         )
-    return found
+    return names
 
 
-def graph(system, network):
-    """A preprocessed volume (batch, depth, height, width, 1) -> probability and classes, see `Embryo.answer`."""
-    return tf.function(lambda image: system.answer(network, image), input_signature=[export.VOLUME])
+def finished(run: Run) -> Networks:
+    """{stage: network} of the finished stages of a run, in their order.
 
-
-def every_stage(system, networks):
-    """A `segment` of `evaluation.evaluate`: what the networks, {method: network}, answer on the original grid.
-
-    A graph each: in one, TensorFlow would run several at once, in several times the memory.
+    Raises:
+      UserError: there is none, or one cannot be read.
     """
-    values, graphs = (
-        np.array([0, *system.labels], np.uint8),
-        {m: graph(system, n) for m, n in networks.items()},
-    )
+    return {name: stages.load(run.folder / name / "model.keras") for name in finished_stages(run)}
 
-    def segment(voxels):
-        image, answers = system.preprocess(tf.constant(voxels[None, ..., None])), {}
-        for method, answer in graphs.items():
-            probability, classes = answer(image)
-            answers[method] = {
-                "label": values[classes[0, ..., 0]],
-                "probability": {
-                    name: probability[0, ..., k] for k, name in enumerate(system.labels.values())
-                },
-            }
-        return answers
 
-    return segment
+def graph(refinement: Refinement, network: keras.Model) -> Graph:
+    """`Refinement.prediction` of a network as a graph for any size."""
+
+    @tf.function(input_signature=[export.VOLUME])
+    def prediction(image: Tensor) -> tuple[Tensor, Tensor]:
+        return refinement.prediction(network, image)
+
+    return prediction

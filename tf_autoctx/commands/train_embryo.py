@@ -1,0 +1,30 @@
+"""Mouse embryo body and ventricle in 3D ultrasound: trains the refinement of Xu et al. 2020.
+
+  python train_embryo.py                                            # on phantoms, all stages
+  python train_embryo.py --data_dir=my_embryos --foreground=1,2     # the body's label value, then
+                                                                    # the ventricle's
+  python train_embryo.py --stage=initial && python train_embryo.py --stage=refine
+  python train_embryo.py --noauto_context --initial_from=runs/embryo \\
+      --work_dir=runs/embryo_no_context
+  python train_embryo.py --preset=paper --data_dir=my_embryos
+
+A run that was stopped goes on where it was when the same command is given again.
+"""
+
+from __future__ import annotations
+
+from tf_autoctx.commands import training
+from tf_autoctx.commands.command_line import Given
+from tf_autoctx.systems.embryo.configuration import DECLARATION
+
+
+def main(given: Given) -> None:
+    # Section 3.1: volumes, split, prepared once
+    run = training.opened(DECLARATION, given)
+    # Section 2.1: VNet I; 2.3: VNets II and III; 2.4: all three
+    networks = run.train()
+    # Section 3.2: held-out cases on their original grid, and the export
+    run.finish(networks)
+
+
+command = training.command(DECLARATION, main, __doc__)

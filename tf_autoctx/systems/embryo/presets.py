@@ -1,0 +1,49 @@
+"""Flag values by name; the command line wins.
+
+"paper" holds every constant of the paper.
+"""
+
+from typing import Any
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "demo": {
+        "low_size": 32,
+        "body_box": 64,
+        "ventricle_box": 32,
+        "base_filters": 8,
+        "depth": 4,
+        "kernel": 3,
+        "steps": 600,
+        "samples_per_epoch": 300,
+        "validation_fraction": 0.1,
+        "learning_rate": 1e-2,
+        "learning_rate_decay": "polynomial",
+        "shift": 6,
+    },
+    "standard": {
+        "steps": 10_000,
+        "samples_per_epoch": 500,
+        "learning_rate": 1e-2,
+        "learning_rate_decay": "polynomial",
+    },
+    "paper": {
+        "low_size": 160,
+        "body_box": 256,
+        "ventricle_box": 160,
+        "auto_context": True,
+        "base_filters": 16,
+        "depth": 5,
+        "kernel": 5,
+        "steps": 37_000,  # not given: 200 epochs of 185 volumes
+        "samples_per_epoch": 185,
+        "validation_fraction": 0.0,
+        "batch_size": 1,
+        "learning_rate": 1e-2,
+        "end_to_end_learning_rate": 1e-3,
+        "learning_rate_decay": "constant",
+        "rotation": 180.0,
+        "shift": 30,
+        "flips": True,
+        "patience": 0,
+    },
+}

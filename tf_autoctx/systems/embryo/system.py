@@ -1,0 +1,243 @@
+"""The embryo system as all others see it."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Self
+
+import numpy as np
+import tensorflow as tf
+
+from tf_autoctx.data import datasets, phantoms, pipeline
+from tf_autoctx.errors import FieldError, UserError
+from tf_autoctx.systems.embryo import training
+from tf_autoctx.systems.embryo.configuration import DECLARATION, Embryo
+from tf_autoctx.systems.embryo.segmentation import Refinement
+from tf_autoctx.systems.shared import checks
+from tf_autoctx.systems.shared.caching import Files
+from tf_autoctx.systems.shared.session import Session
+from tf_autoctx.systems.shared.system import Networks, Reader, Segmentations, System, Tensor
+from tf_autoctx.training import runs
+from tf_autoctx.training.runs import Making, Run
+
+# What a VNet I that is taken over must agree in.
+OF_VNET_1 = ("low_size", "base_filters", "depth", "kernel", "normalization")
+
+
+class EmbryoSystem(System):
+    """Auto-context refinement of body and ventricle (Xu et al. 2020)."""
+
+    declaration = DECLARATION
+    # What a client should know of the export beside dtypes and shapes.
+    served = {  # noqa: RUF012
+        "image": {
+            "range": None,
+            "units": "raw intensities, 0 in fluid; each volume is divided by its own root mean "
+            "square",
+            "rule": "any size; the volume's own grid",
+        },
+        "label": {
+            "range": [0, 255],
+            "meaning": "value of the structure, see labels; 0: background",
+        },
+        "body": {"range": [0, 1], "meaning": "1 where the body is"},
+        "ventricle": {"range": [0, 1], "meaning": "1 where the ventricle is"},
+        "probability": {"range": [0, 1], "meaning": "of the body, then of the ventricle"},
+    }
+    merges_foreground = False
+
+    def __init__(self, configuration: Embryo, labels: Mapping[int, str]) -> None:
+        super().__init__(configuration, labels)
+        self.refinement = Refinement(configuration, labels)
+
+    # What a user hands in
+
+    @classmethod
+    def implied(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Nothing; refuses a last stage that would train nothing new."""
+        if values["stage"] == "end_to_end" and not values["auto_context"]:
+            raise UserError(
+                "`stage=end_to_end` `noauto_context`: no gradient reaches VNet I; expected "
+                "auto-context."
+            )
+        return {}
+
+    @classmethod
+    def write_phantoms(cls, folder: pathlib.Path, values: Mapping[str, Any]) -> pathlib.Path:
+        names = ("phantom_size", "phantom_spacing", "phantom_cases", "seed")
+        return phantoms.write_embryos(folder, *(values[name] for name in names))
+
+    @classmethod
+    def structures(
+        cls, cases: datasets.Dataset, foreground: Sequence[int] | None
+    ) -> dict[int, str]:
+        """{label value: name} of the body and of the ventricle, in the order of `foreground`.
+
+        Raises:
+          UserError: see `System.structures`; other than two values.
+        """
+        named = super().structures(cases, foreground)
+        labels = {value: named[value] for value in foreground or named}
+        if len(labels) != 2:
+            raise UserError(
+                f"`foreground`: labels are {labels}; expected the body's value and then the "
+                "ventricle's."
+            )
+        return labels
+
+    def check_run(self, making: Making) -> None:
+        """Refuses a run to take VNet I from that does not fit.
+
+        Raises:
+          UserError: no run; one that is unfinished, or of another system, other data or another
+            VNet I.
+        """
+        source = making.flags["initial_from"]
+        if not source:
+            return
+        run = runs.load(source)
+        if run.system != making.system or run.fingerprint != making.fingerprint:
+            raise FieldError(
+                "initial_from",
+                source,
+                "a run of another system or other data; expected those of this run.",
+            )
+        for name in OF_VNET_1:
+            before, now = run.flags.get(name), getattr(self.configuration, name)
+            if before != now:
+                raise FieldError(
+                    "initial_from",
+                    source,
+                    f"made with `{name}={before}`, now {now}; expected the same.",
+                )
+        file = training.initial_file(source)
+        if not file.exists():
+            raise UserError(
+                f"{file}: this stage is not finished; finish it, or leave `initial_from` out."
+            )
+
+    def check_cases(self, training: Files, validation: Files) -> None:
+        """Warns of a structure that no training case has.
+
+        Raises:
+          UserError: the ventricles are larger than the bodies: the two label values are exchanged.
+        """
+        counts = np.zeros(3, int)
+        for entry in training:
+            label = pipeline.stored(entry["label"], "label").numpy()
+            counts += np.bincount(label.ravel(), minlength=3)
+        present = [value for value, count in zip(self.labels, counts[1:]) if count]
+        checks.warn_of_missing(self.labels, present)
+        if counts[2] > counts[1] > 0:
+            body, ventricle = self.labels
+            raise UserError(
+                f"`foreground`: the ventricle, {ventricle}, has more voxels than the body, {body}; "
+                "expected the body's value and then the ventricle's."
+            )
+
+    # Training
+
+    def prepare(self, case: datasets.Case, voxels: Tensor, label: Tensor) -> dict[str, Tensor]:
+        """The preprocessed image, and the label as classes 0, 1 (body), 2 (ventricle)."""
+        classes = sum(
+            (label == value).astype(np.uint8) * k for k, value in enumerate(self.labels, start=1)
+        )
+        return {"image": self.refinement.preprocess(tf.constant(voxels))[0], "label": classes[0]}
+
+    def train(self, session: Session) -> Networks:
+        return training.train(self.refinement, session)
+
+    def finished(self, run: Run) -> Networks:
+        return training.finished(run)
+
+    # Segmentation
+
+    def segment(self, networks: Networks, image: Tensor) -> dict[str, Tensor]:
+        """The output of the last stage that is finished, see `Refinement.segment`."""
+        (network,) = networks.values()
+        return self.refinement.segment(network, image)
+
+    def evaluator(self, networks: Networks) -> Callable[[np.ndarray], Segmentations]:
+        """Every stage's segmentation of a raw volume.
+
+        A graph each: in one, TensorFlow would run several at once, in several times the memory.
+        """
+        refinement, values = self.refinement, np.array([0, *self.labels], np.uint8)
+        graphs = {stage: training.graph(refinement, network) for stage, network in networks.items()}
+
+        def segment(voxels: np.ndarray) -> Segmentations:
+            image = refinement.preprocess(tf.constant(voxels[None, ..., None]))
+            segmentations: Segmentations = {}
+            for stage, graph in graphs.items():
+                probability, classes = graph(image)
+                segmentations[stage] = {
+                    "label": values[classes[0, ..., 0]],
+                    "probability": {
+                        name: probability[0, ..., k] for k, name in enumerate(self.labels.values())
+                    },
+                }
+            return segmentations
+
+        return segment
+
+    # Export
+
+    def served_networks(self, networks: Networks) -> Networks:
+        """That of the last finished stage."""
+        stage, network = list(networks.items())[-1]
+        return {stage: network}
+
+    def new_networks(self, names: Sequence[str]) -> Networks:
+        return {stage: self.refinement.network(stage) for stage in names}
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedRun:
+    """A run of the embryo system, and the very cases that it was trained on.
+
+    Attributes:
+      run: its folder.
+      system: made of its configuration.
+      cases: its data set.
+      read: reads a case.
+    """
+
+    run: Run
+    system: EmbryoSystem
+    cases: datasets.Dataset
+    read: Reader
+
+    @classmethod
+    def load(cls, folder: str | pathlib.Path) -> Self:
+        """The run of a folder.
+
+        Raises:
+          UserError: no run of this system; its config.json lacks something; its data are gone or
+            have changed.
+        """
+        run = runs.load_of(folder, DECLARATION.name)
+        system = EmbryoSystem.of_run(run)
+        cases = cases_of(run)
+        return cls(run, system, cases, system.reader(None, cases.labels))
+
+
+def cases_of(run: Run) -> datasets.Dataset:
+    """The data set of the very files that a run was trained on.
+
+    Raises:
+      UserError: config.json lacks something; the files are gone or have changed.
+    """
+    try:
+        source = run.flags["data_dir"] or run.folder / "phantoms"
+        seed, fraction = run.flags["seed"], run.flags["validation_fraction"]
+    except KeyError as error:
+        raise run.broken(error) from None
+    cases = datasets.load(source, seed, fraction)
+    if datasets.fingerprint(cases) != run.fingerprint:
+        raise UserError(
+            f"{source}: other data than those of {run.folder}; expected the files that it was "
+            "trained on."
+        )
+    return cases
