@@ -113,6 +113,11 @@ def test_every_module_is_in_a_room():
     assert rooms == {name for floor in FLOORS for name in floor}
 
 
+def test_the_rooms_are_explained():
+    page = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
+    assert not [name for floor in FLOORS for name in floor if f"`{name}`" not in page]
+
+
 def test_nothing_imports_upwards():
     # The package's own name is seen for its version alone, see below.
     wrong = [arrow for arrow in arrows() if arrow[1] != PACKAGE and not may_see(*arrow)]
