@@ -1,15 +1,16 @@
 """A corpus as another scanner shows it."""
 
 import numpy as np
+import pytest
 import running
 
 from tf_autoctx.data import datasets, images, phantoms
 
 
-def test_pixels_change_and_labels_and_splits_do_not(tmp_path):
+def test_pixels_change_and_labels_and_splits_do_not(tmp_path, capfd):
     source, _ = phantoms.write_fetal_heads_2d(tmp_path / "phantoms", (48, 48), (3, 2), seed=1)
-    command = ["eval/another_scanner.py", f"--data_dir={source}", f"--output={tmp_path / 'out'}"]
-    done = running.script(*command)
+    command = [f"--data_dir={source}", f"--output={tmp_path / 'out'}"]
+    done = running.script("eval/another_scanner.py", *command)
     assert done.returncode == 0, done.stderr
     before, after = (datasets.load(path, 0, 0) for path in (source, tmp_path / "out" / "cases.csv"))
     for split, count in (("train", 3), ("test", 2)):
@@ -22,5 +23,6 @@ def test_pixels_change_and_labels_and_splits_do_not(tmp_path):
             np.testing.assert_array_equal(
                 *(images.array(images.read(case.label)) for case in (a, b))
             )
-    again = running.script(*command)
-    assert again.returncode == 1 and "is there already" in again.stderr
+    with pytest.raises(SystemExit) as stopped:
+        running.call("another_scanner", *command)
+    assert stopped.value.code == 1 and "is there already" in capfd.readouterr().err

@@ -1,4 +1,4 @@
-"""The renderer system from outside: train, resume, predict, export, tables, and the mistakes a user can make."""
+"""The renderer system from outside: train, resume, predict, export, tables, and mistakes."""
 
 import csv
 import functools
@@ -11,19 +11,38 @@ import pytest
 import running
 import SimpleITK as sitk
 import tensorflow as tf
-from absl import flags
 
+from tf_autoctx.commands import train_renderer, training
 from tf_autoctx.data import pipeline
 from tf_autoctx.errors import UserError
-from tf_autoctx.systems import prediction, renderer, self_play
+from tf_autoctx.systems.renderer import source
+from tf_autoctx.systems.renderer import training as self_play
+from tf_autoctx.systems.renderer.configuration import DECLARATION, DISCRIMINATORS, VARIANTS
+from tf_autoctx.systems.renderer.system import RendererSystem
+from tf_autoctx.systems.shared import prediction
+from tf_autoctx.training import runs
 
-TINY = (
-    "--size=16 --base_filters=2 --initializer=he --steps=4 --samples_per_epoch=4 --batch_size=2 --precision=float32 "
-    "--generator_updates=1 --phantom_size=20,24 --phantom_cases=6,2"
-).split()
+TINY = [
+    "--size=16",
+    "--base_filters=2",
+    "--initializer=he",
+    "--steps=4",
+    "--samples_per_epoch=4",
+    "--batch_size=2",
+    "--precision=float32",
+    "--generator_updates=1",
+    "--phantom_size=20,24",
+    "--phantom_cases=6,2",
+]
 
 LIGHT = [*TINY, "--variant=S2T-sp"]
-train = functools.partial(running.main, "train_renderer")
+train = functools.partial(running.train, "renderer")
+
+
+def networks_of(folder):
+    """{name: network} of a finished run."""
+    run = runs.load(folder)
+    return RendererSystem.of_run(run).finished(run)
 
 
 @pytest.fixture(scope="module")
@@ -60,28 +79,33 @@ def write(path, array):
     return path
 
 
+def table(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
 def read(path):
     return sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
 
 
 def test_run_folder_is_complete(run):
-    assert {path.stem for path in (run / "networks").iterdir()} == set(renderer.VARIANTS["S2T"])
+    assert {path.stem for path in (run / "networks").iterdir()} == set(VARIANTS["S2T"])
     assert len(list((run / "rendered").iterdir())) == 5  # of six, one validates
-    network = self_play.finished(run)["renderer"]
-    for entry in self_play.rendered(run):
+    network = networks_of(run)["renderer"]
+    for entry in source.rendered(run):
         image, label = (
             pipeline.stored(entry[name], name).numpy() for name in ("image2d", "label2d")
         )
-        source = run / "cache" / pathlib.Path(entry["image2d"]).parent.name
-        expected = network(pipeline.stored(str(source / "image2d"), "image2d")[None])[
+        cached = run / "cache" / pathlib.Path(entry["image2d"]).parent.name
+        expected = network(pipeline.stored(str(cached / "image2d"), "image2d")[None])[
             "rendered"
         ].numpy()[0]
         expected = (expected - expected.min()) / np.ptp(expected)
         np.testing.assert_allclose(image, expected, atol=1e-4)
-        np.testing.assert_array_equal(label, pipeline.stored(str(source / "label2d"), "label2d"))
+        np.testing.assert_array_equal(label, pipeline.stored(str(cached / "label2d"), "label2d"))
     spread = json.loads((run / "source.json").read_text())
     assert set(spread) == {"mean of S", "SD of S", "mean of S'", "SD of S'"}
-    rows = list(csv.DictReader(open(run / "evaluation" / "cases.csv")))
+    rows = table(run / "evaluation" / "cases.csv")
     assert {row["system"] for row in rows} == {"renderer"}
     assert {row["case"] for row in rows} == {"source_006", "source_007"} and "Hdb_pixel" in rows[0]
     for file in ("source.png", "evaluation/source_006.png", "self_play/history.png"):
@@ -91,7 +115,7 @@ def test_run_folder_is_complete(run):
 def test_every_optimizer_is_in_the_checkpoint(run):
     path = tf.train.latest_checkpoint(run / "self_play" / "last")
     names = {name for name, _ in tf.train.list_variables(path)}
-    for optimizer in ("generators", *renderer.DISCRIMINATORS):
+    for optimizer in ("generators", *DISCRIMINATORS):
         assert any(name.startswith(f"optimizers/{optimizer}/") for name in names), optimizer
 
 
@@ -108,24 +132,24 @@ def test_a_killed_run_ends_in_the_same_weights(plain, tmp_path, monkeypatch):
     assert not (tmp_path / "networks").exists()
     train(*command, "--export_precision=bfloat16")
     running.check_bfloat16(tmp_path, pixels(20, 24))
-    mine, whole = self_play.finished(tmp_path), self_play.finished(plain)
+    mine, whole = networks_of(tmp_path), networks_of(plain)
     for name in whole:
         for a, b in zip(mine[name].get_weights(), whole[name].get_weights()):
             np.testing.assert_array_equal(a, b)
 
 
 @pytest.mark.parametrize("which", ["run", "plain"])
-def test_export_answers_as_predict(which, request):
+def test_export_predicts_as_predict(which, request):
     folder, image = request.getfixturevalue(which), pixels(1, 21, 30, 1).astype(np.float32)
     answer = running.served(folder / "saved_model" / "1", image)
     assert {name: x.shape for name, x in answer.items()} == dict.fromkeys(
         ("rendered", "probability", "label"), image.shape
     )
-    mine = prediction.segmentor(folder, iterations=0)(image[0, ..., 0], (1, 1), probabilities=True)
+    mine = prediction.load(folder, iterations=0)(image[0, ..., 0], (1, 1), probabilities=True)
     np.testing.assert_allclose(
         answer["probability"][0, ..., 0], mine["probability"]["head"], atol=1e-5
     )
-    loaded = prediction.segmentor(folder / "saved_model" / "1")(
+    loaded = prediction.load(folder / "saved_model" / "1")(
         image[0, ..., 0], (1, 1), probabilities=True
     )
     np.testing.assert_allclose(
@@ -182,7 +206,7 @@ def test_predict_on_files_of_every_kind(light, tmp_path):
 
 def test_online_rendering_is_repeatable_and_depends_on_its_seed(light):
     image = pixels(20, 26).astype(np.float32)
-    one, two = (prediction.segmentor(light, iterations=2, online_seed=seed) for seed in (1, 2))
+    one, two = (prediction.load(light, iterations=2, online_seed=seed) for seed in (1, 2))
     first, other, again = (
         segment(image, (1, 1), probabilities=True) for segment in (one, two, one)
     )
@@ -199,22 +223,18 @@ def test_online_rendering_is_repeatable_and_depends_on_its_seed(light):
 def test_tables_of_a_corpus(run, plain, tmp_path):
     sizes = tmp_path / "sizes.csv"
     sizes.write_text("name,millimetres_per_pixel\ntarget_006,0.5\ntarget_007,0.5\n")
-    command = [
-        "eval/renderer_tables.py",
-        f"--runs={run},{plain}",
-        f"--corpus={run / 'phantoms' / 'target'}",
-    ]
+    command = [f"--runs={run},{plain}", f"--corpus={run / 'phantoms' / 'target'}"]
     command += [f"--output={tmp_path / 'tables'}", "--iterations=2", f"--pixel_sizes={sizes}"]
-    done = running.script(*command)
+    done = running.script("eval/renderer_tables.py", *command)
     assert done.returncode == 0, done.stderr
-    table = (tmp_path / "tables" / "table.txt").read_text(encoding="utf-8")
-    assert table.strip() in done.stdout
-    rows = list(csv.DictReader(open(tmp_path / "tables" / "cases.csv")))
+    text = (tmp_path / "tables" / "table.txt").read_text(encoding="utf-8")
+    assert text.strip() in done.stdout
+    rows = table(tmp_path / "tables" / "cases.csv")
     assert {row["system"] for row in rows} == {"renderer"}
     methods = ["Orig-S2T", "S2T", "S2T, iteration 0", "S2T, best iteration"]
     assert list(dict.fromkeys(row["method"] for row in rows)) == methods
     assert {row["case"] for row in rows} == {"target_006", "target_007"}
-    lines = list(csv.DictReader(open(tmp_path / "tables" / "iterations.csv")))
+    lines = table(tmp_path / "tables" / "iterations.csv")
     assert len(lines) == 2 * (3 + 1)
     for case in ("target_006", "target_007"):
         dice = {row["method"]: float(row["DSC_percent"]) for row in rows if row["case"] == case}
@@ -233,16 +253,14 @@ def test_tables_of_a_corpus(run, plain, tmp_path):
 
     file = tmp_path / "tables" / "cases" / "s2t" / "target_006.json"
     stamp = file.stat().st_mtime_ns
-    assert (
-        running.script(*command).returncode == 0 and file.stat().st_mtime_ns == stamp
-    )  # scored once
-    assert (tmp_path / "tables" / "table.txt").read_text(encoding="utf-8") == table
-    assert "S2T against Orig-S2T" in table and "S2T against S2T, iteration 0" in table
-    assert "best iteration against" not in table and "against S2T, best" not in table
+    running.call("renderer_tables", *command)
+    assert file.stat().st_mtime_ns == stamp  # scored once
+    assert (tmp_path / "tables" / "table.txt").read_text(encoding="utf-8") == text
+    assert "S2T against Orig-S2T" in text and "S2T against S2T, iteration 0" in text
+    assert "best iteration against" not in text and "against S2T, best" not in text
     sizes.write_text("name,millimetres_per_pixel\ntarget_006,2\ntarget_007,\n")
-    command[1] = f"--runs={plain}"
-    assert running.script(*command).returncode == 0
-    rows = list(csv.DictReader(open(tmp_path / "tables" / "cases.csv")))
+    running.call("renderer_tables", f"--runs={plain}", *command[1:])
+    rows = table(tmp_path / "tables" / "cases.csv")
     for row in rows:  # scored anew, and 007 in pixels alone
         if row["Hdb_pixel"] not in ("inf", "0.0"):
             mm = {"target_006": str(2 * float(row["Hdb_pixel"])), "target_007": ""}[row["case"]]
@@ -255,7 +273,7 @@ def test_images_beside_labels_are_a_corpus(run, tmp_path):
     for kind in ("images", "labels"):
         shutil.copytree(run / "phantoms" / "source" / f"{kind}Tr", corpus / kind)
     train(f"--work_dir={tmp_path / 'run'}", f"--corpus={corpus}", *TINY, "--variant=Orig-S2T")
-    assert set(self_play.finished(tmp_path / "run")) == {"segmentor"}
+    assert set(networks_of(tmp_path / "run")) == {"segmentor"}
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert config["flags"]["data_dir"] == str(corpus)
     (corpus / "labels" / "source_003.png").unlink()
@@ -266,7 +284,7 @@ def test_images_beside_labels_are_a_corpus(run, tmp_path):
 @pytest.mark.usefixtures("unexported")
 def test_the_target_corpus_trains_orig_t2t(tmp_path):
     train(f"--work_dir={tmp_path}", *TINY, "--variant=Orig-T2T")
-    rows = list(csv.DictReader(open(tmp_path / "evaluation" / "cases.csv")))
+    rows = table(tmp_path / "evaluation" / "cases.csv")
     assert {(row["method"], row["case"]) for row in rows} == {
         ("Orig-T2T", "target_006"),
         ("Orig-T2T", "target_007"),
@@ -284,25 +302,16 @@ def test_the_target_corpus_trains_orig_t2t(tmp_path):
         ),
     ],
 )
-def test_presets(tmp_path, monkeypatch, given, expected):
+def test_presets(given, expected):
     """What is asked for, before anything is read."""
-
-    def stop(*_):
-        raise KeyboardInterrupt
-
-    module = running.load("train_renderer")
-    monkeypatch.setattr(module.devices, "strategy", stop)
-    with running.unchanged():
-        flags.FLAGS(["train_renderer", f"--work_dir={tmp_path}", *given])
-        with pytest.raises(KeyboardInterrupt):
-            module.main([])
-        assert {name: flags.FLAGS[name].value for name in expected} == expected
+    values = training.filled(DECLARATION, train_renderer.command.parse(given))
+    assert {name: values[name] for name in expected} == expected
 
 
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["--size=0"], "--size=0: images of any size need discriminator_head=pool"),
+        (["--size=0"], "--size=0: images of any size need --discriminator_head=pool"),
         (["--corpus=nowhere"], "nowhere: no such file or folder"),
     ],
 )
@@ -315,25 +324,39 @@ def test_mistakes_are_one_sentence(tmp_path, capfd, arguments, message):
 
 def test_options_that_a_model_does_not_have(plain, run):
     for model, option, message in (
-        (plain, {"iterations": 2}, "without a renderer; expected --iterations=0"),
+        (plain, {"iterations": 2}, "iterations=2: .* without a renderer; expected `iterations=0`"),
         (run / "saved_model" / "1", {"iterations": 2}, "is a SavedModel, in which this is fixed"),
         (run, {"tile_size": 16}, "expected one of 'multi_organ'"),
     ):
         with pytest.raises(UserError, match=message):
-            prediction.segmentor(model, **option)
+            prediction.load(model, **option)
 
 
-def test_a_volume_is_refused(plain, tmp_path):
+def test_a_volume_is_refused(plain, tmp_path, capfd):
     volume = tmp_path / "volume.nii.gz"
     sitk.WriteImage(sitk.GetImageFromArray(pixels(4, 20, 20)), str(volume))
-    command = ["predict.py", f"--model={plain}", f"--output={tmp_path / 'out'}"]
-    done = running.script(*command, f"--input={volume}")
-    assert (
-        done.returncode == 1
-        and "has 3 dimensions" in done.stderr
-        and "Traceback" not in done.stderr
-    )
-    done = running.script(
-        *command, f"--input={write(tmp_path / 'a.png', pixels(20, 20))}", "--every_iteration"
-    )
-    assert done.returncode == 1 and "does not render online" in done.stderr
+    command = [f"--model={plain}", f"--output={tmp_path / 'out'}"]
+    with pytest.raises(SystemExit) as stopped:
+        running.call("predict", *command, f"--input={volume}")
+    assert stopped.value.code == 1 and "has 3 dimensions" in capfd.readouterr().err
+    image = write(tmp_path / "a.png", pixels(20, 20))
+    with pytest.raises(SystemExit) as stopped:
+        running.call("predict", *command, f"--input={image}", "--every_iteration")
+    assert stopped.value.code == 1 and "does not render online" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "runs_, message",
+    [
+        ("{plain},{plain}/../orig", "expected folders of different names"),
+        ("{plain},{other}", "two have the same variant and seed"),
+        ("{folder}", "no config.json"),
+    ],
+)
+def test_runs_that_no_table_takes(plain, tmp_path, capfd, runs_, message):
+    other = shutil.copytree(plain, tmp_path / "other")
+    given = runs_.format(plain=plain, other=other, folder=tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        running.call("renderer_tables", f"--runs={given}", f"--output={tmp_path / 'tables'}")
+    assert stopped.value.code == 1 and message in capfd.readouterr().err
+    assert not (tmp_path / "tables").exists()

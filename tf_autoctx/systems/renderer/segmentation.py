@@ -1,189 +1,108 @@
-"""Fetal head in 2D ultrasound of a scanner that was never learnt: an image is rendered until it looks like the source
-corpus to three discriminators, and then segmented (Yang et al. 2018, "Generalizing Deep Models for Ultrasound Image
-Segmentation").
+"""How the renderer system segments an image (Yang et al. 2018, "Generalizing Deep Models for
+Ultrasound Image Segmentation").
+
+An image of a scanner that was never learnt is rendered until it looks like the source corpus to
+three discriminators, and then segmented. Everything that changes pixel values is here, in Keras
+ops: training, prediction and the exported graph run the very same functions.
 """
 
-import dataclasses
+from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import keras
 from keras import ops
 
-from tf_autoctx import models
 from tf_autoctx.models import layers
-from tf_autoctx.models.renderer import HEADS
+from tf_autoctx.models.renderer import discriminator, renderer, segmentor2d
+from tf_autoctx.systems.renderer.configuration import DISCRIMINATORS, Renderer
 
-NAME = "renderer"
-STRUCTURE = "head"
-DISCRIMINATORS = {"d_app": 1, "d_struct": 1, "d_pair": 2}  # {name: channels}
-# What a client should know of the export beside dtypes and shapes.
-SERVED = {
-    "image": {"range": [0, 255], "units": "grey levels", "rule": "any size; the image's own grid"},
-    "rendered": {
-        "range": None,
-        "units": "grey levels, mostly from 0 to 255",
-        "meaning": "image in the source's look",
-    },
-    "label": {"range": [0, 1], "meaning": "1 where the head's probability is above 0.5"},
-    "probability": {"range": [0, 1], "meaning": "of the head"},
-}
-
-# Rows of table 1 and the networks that they have. Orig-T2T is Orig-S2T trained on the target corpus.
-VARIANTS = {
-    "S2T": ("renderer", "segmentor", "d_app", "d_struct", "d_pair"),
-    "S2T-p": ("renderer", "segmentor", "d_app", "d_struct"),
-    "S2T-sp": ("renderer", "segmentor", "d_app"),
-    "Orig-S2T": ("segmentor",),
-    "Orig-T2T": ("segmentor",),
-}
-
-# Flag values by name; the command line wins. "paper" holds every constant of the paper and of the authors' code.
-PRESETS = {
-    "demo": {
-        "size": 96,
-        "base_filters": 8,
-        "steps": 600,
-        "samples_per_epoch": 200,
-        "batch_size": 2,
-        "beta_1": 0.5,
-        "learning_rate": 1e-3,
-        "learning_rate_decay": "constant",
-        "validation_fraction": 0.1,
-        "dice_weight": 10.0,
-    },
-    "standard": {
-        "steps": 6000,
-        "samples_per_epoch": 1000,
-        "batch_size": 2,
-        "beta_1": 0.5,
-        "learning_rate": 1e-3,
-        "learning_rate_decay": "constant",
-    },
-    "paper": {
-        "size": 320,
-        "base_filters": 32,
-        "discriminator_head": "flatten",
-        "initializer": "truncated_normal",
-        "steps": 6000,
-        "samples_per_epoch": 900,
-        "validation_fraction": 0.0,
-        "batch_size": 2,
-        "learning_rate": 1e-3,
-        "learning_rate_decay": "constant",
-        "beta_1": 0.5,
-        "generator_updates": 2,
-        "dice_weight": 100.0,
-        "patience": 0,
-    },
-}
+Tensor = Any
+Networks = Mapping[str, keras.Model]
 
 
-@dataclasses.dataclass(frozen=True)
-class Renderer:
-    """The system's configuration, one field a flag of the same name, and how an image is rendered and segmented.
+class Rendering:
+    """Renderer and segmentor, one after the other, with the discriminators that they learn from.
 
     Attributes:
-      variant: of `VARIANTS`.
-      size: edge in pixels that images are resized to; 0 keeps each at its own size, with the head "pool" alone.
-      base_filters, initializer: see `models.renderer`.
-      discriminator_head: see `models.discriminator`.
-
-    Raises:
-      ValueError: a value out of range (the message names the field).
+      configuration: what the networks are and which size they see.
     """
 
-    variant: str = "S2T"
-    size: int = 320
-    base_filters: int = 32
-    discriminator_head: str = "scaled"
-    initializer: str = "truncated_normal"
+    def __init__(self, configuration: Renderer) -> None:
+        self.configuration = configuration
 
-    def __post_init__(self):
-        if self.variant not in VARIANTS:
-            raise ValueError(f"variant={self.variant!r}: expected one of {', '.join(VARIANTS)}.")
-        if self.discriminator_head not in HEADS:
-            raise ValueError(
-                f"discriminator_head={self.discriminator_head!r}: expected one of {', '.join(HEADS)}."
-            )
-        if self.size < 0 or 0 < self.size < 8:
-            raise ValueError(
-                f"size={self.size}: expected at least 8 pixels, or 0 for images at their own size."
-            )
-        if not self.size and self.discriminator_head != "pool" and self.discriminators:
-            raise ValueError(
-                "size=0: images of any size need discriminator_head=pool; expected a size or that head."
-            )
-
-    @property
-    def discriminators(self):
-        """Names of the discriminators that the variant has."""
-        return [name for name in VARIANTS[self.variant] if name in DISCRIMINATORS]
-
-    @property
-    def renders(self):
-        """Whether the variant has a renderer."""
-        return "renderer" in VARIANTS[self.variant]
-
-    def networks(self):
+    def networks(self) -> dict[str, keras.Model]:
         """{name: new network} of the variant, under the current Keras dtype policy."""
-        given = {
-            "size": self.size or None,
-            "base_filters": self.base_filters,
-            "initializer": self.initializer,
+        chosen = self.configuration
+        common: dict[str, Any] = {
+            "size": chosen.size or None,
+            "base_filters": chosen.base_filters,
+            "initializer": chosen.initializer,
         }
-        made = {"renderer": models.renderer(**given)} if self.renders else {}
-        made["segmentor"] = models.segmentor2d(**given)
-        for name in self.discriminators:
-            made[name] = models.discriminator(
-                DISCRIMINATORS[name], head=self.discriminator_head, name=name, **given
-            )
-        return made
+        networks = {"renderer": renderer(**common)} if chosen.renders else {}
+        networks["segmentor"] = segmentor2d(**common)
+        for name in chosen.discriminators:
+            channels, head = DISCRIMINATORS[name], chosen.discriminator_head
+            networks[name] = discriminator(channels, head=head, name=name, **common)
+        return networks
 
-    def preprocess(self, image):
-        """Grey levels (batch, height, width, 1) from 0 to 255 -> (batch, size, size, 1) float32 from 0 to 1."""
-        image = ops.cast(image, "float32") / 255
-        return layers.resize_linear(image, (self.size,) * 2) if self.size else image
-
-    def preprocess_label(self, label):
-        """Label (batch, height, width, 1) at the size of `preprocess`, nearest neighbour."""
-        return layers.resize_nearest(label, (self.size,) * 2) if self.size else label
-
-    def answer(self, networks, image):
-        """What the networks make of preprocessed images.
+    def preprocess(self, image: Tensor) -> Tensor:
+        """Grey levels from 0 to 255 as the networks see them, resized with anti-aliasing.
 
         Args:
-          networks: {name: network}; "segmentor" and, where the variant has it, "renderer" are run.
+          image: (batch, height, width, 1).
+
+        Returns:
+          (batch, size, size, 1) float32, from 0 to 1.
+        """
+        size = self.configuration.size
+        image = ops.cast(image, "float32") / 255
+        return layers.resize_linear(image, (size, size)) if size else image
+
+    def preprocess_label(self, label: Tensor) -> Tensor:
+        """Label (batch, height, width, 1) at the size of `preprocess`, nearest neighbour."""
+        size = self.configuration.size
+        return layers.resize_nearest(label, (size, size)) if size else label
+
+    def outputs(self, networks: Networks, image: Tensor) -> dict[str, Tensor]:
+        """What the networks make of preprocessed images, with moving statistics in batch norm.
+
+        Args:
+          networks: "segmentor" and, where the variant has it, "renderer" are run.
           image: (batch, height, width, 1) float32.
 
         Returns:
-          {"rendered", "probability": (batch, height, width, 1) float32}; without a renderer, the image is "rendered".
+          {"rendered", "probability": (batch, height, width, 1) float32}; without a renderer, the
+          image is "rendered".
         """
-        rendered = (
-            networks["renderer"](image, training=False)["rendered"] if self.renders else image
-        )
+        rendered = image
+        if self.configuration.renders:
+            rendered = networks["renderer"](image, training=False)["rendered"]
         logits = networks["segmentor"](rendered, training=False)["logits"]
         return {"rendered": rendered, "probability": ops.softmax(logits, axis=-1)[..., 1:]}
 
-    def postprocess(self, answer, size):
-        """An `answer` on the original grid, in its grey levels.
+    def postprocess(self, outputs: Mapping[str, Tensor], size: Sequence[Any]) -> dict[str, Tensor]:
+        """`outputs` on the original grid, in its grey levels.
 
         Args:
-          answer: {"rendered", "probability": (batch, height, width, 1) float32}.
+          outputs: {"rendered", "probability": (batch, height, width, 1) float32}.
           size: spatial size of the original images.
 
         Returns:
-          {"rendered": (batch, *size, 1) float32, mostly from 0 to 255, "probability": (batch, *size, 1) float32,
-          "label": (batch, *size, 1) uint8, where it is above 0.5}.
+          {"rendered": (batch, *size, 1) float32, mostly from 0 to 255, "probability": (batch,
+          *size, 1) float32, "label": (batch, *size, 1) uint8, where it is above 0.5}.
         """
-        if self.size:
-            answer = {name: layers.resize_linear(x, size) for name, x in answer.items()}
-        rendered, probability = 255 * answer["rendered"], answer["probability"]
+        if self.configuration.size:
+            outputs = {name: layers.resize_linear(x, size) for name, x in outputs.items()}
+        rendered, probability = 255 * outputs["rendered"], outputs["probability"]
         return {
             "rendered": rendered,
             "probability": probability,
             "label": ops.cast(probability > 0.5, "uint8"),
         }
 
-    def segment(self, networks, image):
-        """What is served: `postprocess` of the `answer` for raw images (batch, height, width, 1), grey levels."""
-        return self.postprocess(
-            self.answer(networks, self.preprocess(image)), ops.shape(image)[1:3]
-        )
+    def segment(self, networks: Networks, image: Tensor) -> dict[str, Tensor]:
+        """`postprocess` of the `outputs` for raw images (batch, height, width, 1), grey levels."""
+        outputs = self.outputs(networks, self.preprocess(image))
+        return self.postprocess(outputs, ops.shape(image)[1:3])

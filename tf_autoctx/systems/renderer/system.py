@@ -1,0 +1,127 @@
+"""The renderer system as all others see it."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tf_autoctx import biometry
+from tf_autoctx.data import datasets, phantoms
+from tf_autoctx.systems.renderer import online, training
+from tf_autoctx.systems.renderer.configuration import DECLARATION, ITERATIONS
+from tf_autoctx.systems.renderer.segmentation import Rendering
+from tf_autoctx.systems.shared.session import Session
+from tf_autoctx.systems.shared.system import Networks, Predictor, Segmentations, System, Tensor
+from tf_autoctx.training.runs import Run
+
+STRUCTURE = "head"
+SERVED = ("renderer", "segmentor")  # the networks of the export, as far as the variant has them
+
+
+class RendererSystem(System):
+    """S2T and all rows of the paper's table (Yang et al. 2018)."""
+
+    declaration = DECLARATION
+    # What a client should know of the export beside dtypes and shapes.
+    served = {  # noqa: RUF012
+        "image": {
+            "range": [0, 255],
+            "units": "grey levels",
+            "rule": "any size; the image's own grid",
+        },
+        "rendered": {
+            "range": None,
+            "units": "grey levels, mostly from 0 to 255",
+            "meaning": "image in the source's look",
+        },
+        "label": {"range": [0, 1], "meaning": "1 where the head's probability is above 0.5"},
+        "probability": {"range": [0, 1], "meaning": "of the head"},
+    }
+    measure = staticmethod(biometry.compare)
+
+    def __init__(self, configuration: Any, labels: Mapping[int, str]) -> None:
+        super().__init__(configuration, labels)
+        self.rendering = Rendering(configuration)
+
+    # What a user hands in
+
+    @classmethod
+    def write_phantoms(cls, folder: pathlib.Path, values: Mapping[str, Any]) -> pathlib.Path:
+        names = ("phantom_size", "phantom_cases", "seed")
+        source, target = phantoms.write_fetal_heads_2d(folder, *(values[name] for name in names))
+        return target if values["variant"] == "Orig-T2T" else source
+
+    @classmethod
+    def structures(
+        cls, cases: datasets.Dataset, foreground: Sequence[int] | None
+    ) -> dict[int, str]:
+        return {1: STRUCTURE}
+
+    # Training
+
+    def prepare(self, case: datasets.Case, voxels: Tensor, label: Tensor) -> dict[str, Tensor]:
+        """Image and label at the size of training."""
+        image = self.rendering.preprocess(tf.constant(voxels))
+        return {
+            "image2d": image[0],
+            "label2d": self.rendering.preprocess_label(tf.constant(label))[0],
+        }
+
+    def train(self, session: Session) -> Networks:
+        return training.train(self.rendering, session)
+
+    def finished(self, run: Run) -> Networks:
+        return training.finished(run.folder, self.configuration)
+
+    # Segmentation
+
+    def segment(self, networks: Networks, image: Tensor) -> dict[str, Tensor]:
+        """Images rendered by the trained weights as they are, and segmented.
+
+        Returns:
+          {"rendered", "probability": (batch, height, width, 1) float32, "label": likewise, uint8}.
+        """
+        return self.rendering.segment(networks, image)
+
+    def evaluator(self, networks: Networks) -> Callable[[np.ndarray], Segmentations]:
+        @tf.function(input_signature=[tf.TensorSpec((None, None))])
+        def segment(pixels: Tensor) -> Segmentations:
+            output = self.segment(networks, pixels[None, ..., None])
+            return {
+                self.configuration.variant: {
+                    "label": output["label"][0, ..., 0],
+                    "probability": {STRUCTURE: output["probability"][0, ..., 0]},
+                }
+            }
+
+        return segment
+
+    def predictor(self, run: Run, options: Mapping[str, Any]) -> Predictor:
+        """The run as `predict` uses it: with online rendering, unless there are 0 iterations.
+
+        Args:
+          run: its folder.
+          options: {name: value} of `OnlineOptions` that the user gives.
+
+        Raises:
+          UserError: the run is not finished; iterations without a renderer.
+        """
+        iterations = options.get("iterations", ITERATIONS if self.configuration.renders else 0)
+        if not iterations:
+            return super().predictor(run, options)
+        return online.OnlinePredictor(
+            self.rendering, run, iterations, options.get("online_seed", 0)
+        )
+
+    # Export
+
+    def served_networks(self, networks: Networks) -> Networks:
+        return {name: networks[name] for name in SERVED if name in networks}
+
+    def new_networks(self, names: Sequence[str]) -> Networks:
+        networks = self.rendering.networks()
+        return {name: networks[name] for name in names}

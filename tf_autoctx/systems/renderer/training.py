@@ -1,0 +1,159 @@
+"""How renderer, segmentor and discriminators learn together from the source corpus alone (Yang et
+al. 2018, section 2.3)."""
+
+from __future__ import annotations
+
+import pathlib
+import shutil
+from collections.abc import Callable, Mapping
+
+import keras
+import tensorflow as tf
+
+from tf_autoctx import export, metrics
+from tf_autoctx.data import pipeline
+from tf_autoctx.errors import FieldError, UserError
+from tf_autoctx.files import replacing
+from tf_autoctx.systems.renderer import source, terms
+from tf_autoctx.systems.renderer.configuration import Objective, Renderer
+from tf_autoctx.systems.renderer.segmentation import Rendering
+from tf_autoctx.systems.shared import stages
+from tf_autoctx.systems.shared.session import Session
+from tf_autoctx.systems.shared.stage import Networks, Optimizers, Sample, Stage, Step, Tensor
+from tf_autoctx.training import devices
+from tf_autoctx.training.configuration import Settings
+
+Graph = Callable[[Tensor], dict[str, Tensor]]
+
+
+class SelfPlayStage(Stage):
+    """Self-play training: every image is a fake in turn, and the others are real.
+
+    Validation shows how it goes and does not choose: the segmentor is soon at its best, the
+    discriminators are not.
+
+    Args:
+      rendering: what the networks are.
+      session: of the training.
+
+    Raises:
+      FieldError: images that do not stack to a batch, or too few to have a real one.
+    """
+
+    name = "self_play"
+    columns = source.COLUMNS
+    keeps_last = True
+
+    def __init__(self, rendering: Rendering, session: Session) -> None:
+        self._rendering, self._objective = rendering, session.configured(Objective)
+        self.seed, self.others = session.settings.seed, len(rendering.configuration.discriminators)
+        batch_size, cases = session.settings.batch_size, len(session.training)
+        pipeline.require_one_shape(stages.sizes(session.training, "label2d"), batch_size)
+        fakes = batch_size * session.strategy.num_replicas_in_sync
+        if self.others and cases <= fakes:
+            raise FieldError(
+                "batch_size",
+                batch_size,
+                f"all {cases} training images are fakes at once; expected more images than the "
+                f"{fakes} of a step, so that some are real.",
+            )
+
+    def build(self) -> Networks:
+        return self._rendering.networks()
+
+    def losses(self, networks: Networks, batch: Mapping[str, Tensor]) -> Tensor:
+        """All terms together; `updates` takes them apart."""
+        outputs = terms.Outputs(networks, batch, training=True)
+        every = terms.groups(networks, self._objective)[-1]
+        return sum(outputs.losses(term, self._objective) for term in every)
+
+    def updates(self, networks: Networks, settings: Settings) -> tuple[Optimizers, Step]:
+        plan = terms.groups(networks, self._objective)
+        return terms.updates(networks, plan, self._objective, settings)
+
+    def augment(self, sample: Sample, seed: Tensor) -> Sample:
+        """The sample, and for each discriminator what it sees of another one.
+
+        Returns:
+          A batch of `terms.Outputs`, without the batch axis.
+        """
+        chosen = self._rendering.configuration
+        # Sizes that are known let XLA compile the step on a GPU.
+        shape = (chosen.size or None, chosen.size or None, 1)
+        (image, label), *others = (
+            [tf.ensure_shape(drawn[name], shape) for name in self.columns]
+            for drawn in (sample, *sample.get("others", ()))
+        )
+        real = {
+            name: terms.seen_by(name, other, tf.cast(mask, tf.float32))
+            for name, (other, mask) in zip(chosen.discriminators, others)
+        }
+        return {"image": image, "label": label, "real": real}
+
+    def graph(self, networks: Networks) -> Graph:
+        return graph(self._rendering, networks)
+
+    def score(self, graph: Graph, sample: Sample) -> float:
+        head = graph(sample["image2d"][None])["probability"][0, ..., 0].numpy() > 0.5
+        return metrics.dice(head, sample["label2d"][..., 0].numpy())
+
+
+def train(rendering: Rendering, session: Session) -> Networks:
+    """Trains all networks, or finds them finished; then S is rendered once into S', by the chief.
+
+    The run folder gets networks/ once all are finished, and where there is a renderer rendered/,
+    source.json and source.png.
+
+    Raises:
+      UserError: see `SelfPlayStage` and `stages.train`.
+    """
+    folder, chosen = session.folder, rendering.configuration
+    files = _files(folder, chosen)
+    if all(file.exists() for file in files.values()):
+        networks = finished(folder, chosen)
+    else:
+        networks = stages.train(SelfPlayStage(rendering, session), session)
+        shutil.rmtree(folder / "rendered", ignore_errors=True)  # by other networks
+        _save(folder / "networks", networks)
+    if chosen.renders and devices.is_chief(session.strategy):
+        source.render(graph(rendering, networks), session.training, folder)
+        source.compare(session.training, folder)
+    return networks
+
+
+def finished(folder: pathlib.Path, configuration: Renderer) -> Networks:
+    """The networks of a finished run, by the folder of the run.
+
+    Raises:
+      UserError: it is not finished, or a network cannot be read.
+    """
+    directory = folder / "networks"
+    if not directory.exists():
+        raise UserError(
+            f"{directory}: is not there; run the training command with the same flags to finish "
+            "the run."
+        )
+    return {name: stages.load(file) for name, file in _files(folder, configuration).items()}
+
+
+def graph(rendering: Rendering, networks: Mapping[str, keras.Model]) -> Graph:
+    """`Rendering.outputs` of the networks as a graph for preprocessed images of any size."""
+
+    @tf.function(input_signature=[export.IMAGE])
+    def outputs(image: Tensor) -> dict[str, Tensor]:
+        return rendering.outputs(networks, image)
+
+    return outputs
+
+
+def _files(folder: pathlib.Path, configuration: Renderer) -> dict[str, pathlib.Path]:
+    """{network: its file} of a run that is finished."""
+    return {name: folder / "networks" / f"{name}.keras" for name in configuration.networks}
+
+
+def _save(directory: pathlib.Path, networks: Networks) -> None:
+    """Writes all networks, or none."""
+    with replacing(directory) as partial:
+        partial.mkdir()
+        for name, network in networks.items():
+            network.save(partial / f"{name}.keras")
