@@ -18,6 +18,8 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from tf_autoctx.version import __version__
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -27,8 +29,7 @@ if TYPE_CHECKING:
 # What TensorFlow's C++ side reports on start-up helps nobody who did not ask for it.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-__version__ = "0.2.0"
-__all__ = ["load", "losses", "metrics", "models", "score"]
+__all__ = ["__version__", "load", "losses", "metrics", "models", "score"]
 
 
 def __getattr__(name: str) -> Any:

@@ -8,11 +8,11 @@ import json
 import pathlib
 from typing import Any
 
-import tf_autoctx
 from tf_autoctx import export
 from tf_autoctx.systems.shared.system import Networks, System
 from tf_autoctx.training import devices
 from tf_autoctx.training.runs import Run
+from tf_autoctx.version import __version__
 
 # Values of `export_precision` and the Keras dtype policies of their networks.
 POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16"}
@@ -49,7 +49,7 @@ def export_run(
         card=_card(system, run, precision),
         # Another release may scale, pad or tile in another way.
         configuration={
-            "tf_autoctx": tf_autoctx.__version__,
+            "tf_autoctx": __version__,
             "system": run.system,
             "precision": precision,
             "labels": system.labels,
@@ -74,7 +74,7 @@ def _card(system: System, run: Run, precision: str) -> dict[str, Any]:
         "data_fingerprint": run.fingerprint,
         "metrics": dict(list(methods.items())[-1:]),  # of the last method, which is served
         "config": run.flags,
-        "versions": {"tf_autoctx": tf_autoctx.__version__, **run.facts["versions"]},
+        "versions": {"tf_autoctx": __version__, **run.facts["versions"]},
         "git_revision": run.facts["git_revision"],
         "inputs": system.served,
         "outputs": system.served,
