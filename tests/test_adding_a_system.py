@@ -6,6 +6,7 @@ import json
 import pathlib
 import re
 import shutil
+import textwrap
 import tomllib
 
 import helpers
@@ -166,9 +167,15 @@ def test_the_export_is_the_run(run, scan):
         np.testing.assert_array_equal(theirs["label"][0, ..., 0][sure], mine["label"][sure])
 
 
-def test_the_export_is_what_a_server_needs(run, tmp_path):
-    random = np.random.default_rng(0).integers(0, 256, (2, 20, 18, 22)).astype(np.uint8)
-    running.check_export(run / "saved_model" / "1", random, tmp_path)
+def test_the_python_of_the_readme_takes_it(run, scan):
+    _, image, truth = scan
+    readme = (PAGE.parent.parent / "README.md").read_text()
+    block = re.search(r"^    import tf_autoctx\n(?:    .*\n)+", readme, re.MULTILINE)[0]
+    names = {"voxels": images.array(image), "spacing": images.spacing(image), "truth": truth}
+    lines = textwrap.dedent(block).replace("runs/fetal_head", str(run)).splitlines()
+    exec("\n".join([*lines[:-1], f"scores = {lines[-1]}"]), names)
+    assert names["result"]["label"].shape == truth.shape
+    assert names["scores"]["label 1"]["DSC_percent"] > 90
 
 
 def test_a_server_and_the_client(run, scan, tmp_path):

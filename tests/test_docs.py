@@ -192,6 +192,17 @@ def test_what_exists_is_not():
         check_reference(text, "train_fetal_head")
 
 
+@pytest.mark.parametrize("document", DOCUMENTS, ids=names)
+def test_files_and_targets_that_a_document_names_exist(document):
+    text = document.read_text(encoding="utf-8")
+    for file in re.findall(r"`([\w/]+\.py)\b", text):
+        folders = (ROOT, ROOT / "tf_autoctx", *(ROOT / "tests").glob("*/"))
+        assert file in WING or any((folder / file).exists() for folder in folders), file
+    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    named = re.findall(r"(?:`|^    )make ([\w-]+)", text, re.MULTILINE)
+    assert set(named) <= set(targets)
+
+
 # Command lines
 
 
