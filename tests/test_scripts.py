@@ -451,7 +451,7 @@ def test_bad_models_for_prediction(run, tmp_path):
     with pytest.raises(errors.UserError, match="expected a run folder or a SavedModel folder"):
         prediction.load(tmp_path)
     (tmp_path / "config.json").write_text((run / "config.json").read_text())
-    with pytest.raises(errors.UserError, match=r"level_1/model\.keras: this level is not finished"):
+    with pytest.raises(errors.UserError, match=r"level_1/model\.keras: this stage is not finished"):
         prediction.load(tmp_path)
     other = tmp_path / "other"
     tf.saved_model.save(tf.Module(), str(other))

@@ -19,7 +19,7 @@ from tf_autoctx.models import layers
 from tf_autoctx.systems.shared import stages
 from tf_autoctx.systems.shared.session import Session
 from tf_autoctx.systems.shared.stage import Stage
-from tf_autoctx.systems.shared.system import GraphPredictor, Networks, Segmentations, System
+from tf_autoctx.systems.shared.system import Networks, System
 from tf_autoctx.training.runs import Run
 from toy_system.configuration import DECLARATION
 
@@ -92,17 +92,7 @@ class ToySystem(System):
     def finished(self, run: Run) -> Networks:
         return {"network": stages.load(run.folder / ToyStage.name / "model.keras")}
 
-    # Evaluation and export
-
-    def evaluator(self, networks: Networks) -> Callable[[np.ndarray], Segmentations]:
-        predictor = GraphPredictor(self, networks)
-
-        def segment(voxels: np.ndarray) -> Segmentations:
-            output = predictor(voxels[None, ..., None], probabilities=True, progress=False)
-            probability = {OBJECT: output["probability"][0, ..., 0]}
-            return {"toy": {"label": output["label"][0, ..., 0], "probability": probability}}
-
-        return segment
+    # Export
 
     def new_networks(self, names: Sequence[str]) -> Networks:
         return {name: self.network() for name in names}

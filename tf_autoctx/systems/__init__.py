@@ -1,1 +1,1 @@
-"""A wing per published system, the only rooms that know a paper, and `shared/`, which all go through."""
+"""A wing per published system, the only rooms that know a paper, and what they all go through."""

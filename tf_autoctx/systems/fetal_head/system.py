@@ -91,12 +91,8 @@ class FetalHeadSystem(System):
         names = [f"level_{level}" for level in range(1, run.flags["level"] + 1)]
         files = {name: run.folder / name / "model.keras" for name in names}
         missing = [name for name, file in files.items() if not file.exists()]
-        done = names[: names.index(missing[0])] if missing else names
-        if not done:
-            raise UserError(
-                f"{files['level_1']}: this level is not finished; run the training command with "
-                "the same flags to go on."
-            )
+        done = names[: max(1, names.index(missing[0]))] if missing else names
+        networks = {name: stages.load(files[name]) for name in done}
         if missing:
             logging.warning(
                 "%s: %d of %d levels are finished; these are used.",
@@ -104,7 +100,7 @@ class FetalHeadSystem(System):
                 len(done),
                 len(names),
             )
-        return {name: stages.load(files[name]) for name in done}
+        return networks
 
     # Segmentation
 

@@ -14,7 +14,6 @@ from absl import logging
 
 from tf_autoctx.configuration import configured
 from tf_autoctx.data import datasets, phantoms
-from tf_autoctx.errors import UserError
 from tf_autoctx.systems.multi_organ import training
 from tf_autoctx.systems.multi_organ.configuration import DECLARATION, MultiOrgan
 from tf_autoctx.systems.multi_organ.segmentation import Progress, Pyramid, UNet
@@ -108,13 +107,7 @@ class MultiOrganSystem(System):
 
     def finished(self, run: Run) -> Networks:
         name = training.stage_name(self.configuration)
-        path = run.folder / name / "model.keras"
-        if not path.exists():
-            raise UserError(
-                f"{path}: this level is not finished; run the training command with the same flags "
-                "to go on."
-            )
-        return {name: stages.load(path)}
+        return {name: stages.load(run.folder / name / "model.keras")}
 
     # Segmentation
 

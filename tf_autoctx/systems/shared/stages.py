@@ -118,8 +118,13 @@ def load(path: pathlib.Path) -> keras.Model:
     """A stage's finished network.
 
     Raises:
-      UserError: no file, or a damaged one.
+      UserError: the stage is not finished, or its file is damaged.
     """
+    if not path.exists():
+        raise UserError(
+            f"{path}: this stage is not finished; run the training command with the same flags to "
+            "go on."
+        )
     try:
         return keras.models.load_model(path, compile=False)
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:

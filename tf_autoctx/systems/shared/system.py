@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from tf_autoctx import export
 from tf_autoctx.data import datasets, images
-from tf_autoctx.errors import UserError
+from tf_autoctx.errors import FieldError, UserError
 from tf_autoctx.systems.shared.caching import Files
 from tf_autoctx.systems.shared.declaration import Declaration
 from tf_autoctx.systems.shared.evaluation import Measure
@@ -104,7 +104,6 @@ class System(abc.ABC):
         return {}
 
     @classmethod
-    @abc.abstractmethod
     def write_phantoms(cls, folder: pathlib.Path, values: Mapping[str, Any]) -> pathlib.Path:
         """Writes the data set that is learnt from where the user has none, unless it is there.
 
@@ -114,7 +113,11 @@ class System(abc.ABC):
 
         Returns:
           What `datasets.load` takes.
+
+        Raises:
+          FieldError: the system has no phantoms.
         """
+        raise FieldError("data_dir", "", "this system makes no phantoms; expected a data set.")
 
     @classmethod
     def structures(
@@ -197,10 +200,19 @@ class System(abc.ABC):
           {"label": (batch, *spatial, 1) uint8, label values, and other outputs by name}.
         """
 
-    @abc.abstractmethod
     def evaluator(self, networks: Networks) -> Callable[[np.ndarray], Segmentations]:
         """The segmentation of a raw image (*spatial) float32 by every level or stage, the served
-        one last."""
+        one last; here by the served one alone, a method of the system's name."""
+        predictor = GraphPredictor(self, self.served_networks(networks))
+
+        def segment(voxels: np.ndarray) -> Segmentations:
+            output = predictor(voxels[None, ..., None], probabilities=True, progress=False)
+            foreground = np.asarray(output["probability"])[0, ..., -len(self.labels) :]
+            probability = {name: foreground[..., k] for k, name in enumerate(self.labels.values())}
+            label = np.asarray(output["label"])[0, ..., 0]
+            return {self.declaration.name: {"label": label, "probability": probability}}
+
+        return segment
 
     def predictor(self, run: Run, options: Mapping[str, Any]) -> Predictor:
         """A finished run as `predict` uses it.
