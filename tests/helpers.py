@@ -1,5 +1,7 @@
 """What several tests share; `import helpers` works because pytest puts this folder on the path."""
 
+import importlib
+import pkgutil
 import subprocess
 import sys
 
@@ -57,3 +59,10 @@ def modules_after(code):
     """Names of all modules of a fresh interpreter that has run the code."""
     command = [sys.executable, "-c", f"{code}\nimport sys\nprint(*sys.modules)"]
     return set(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split())
+
+
+def shadowed(package):
+    """Submodules of a package that are not its attribute of that name, all imported."""
+    names = [module.name for module in pkgutil.iter_modules(package.__path__)]
+    modules = {name: importlib.import_module(f"{package.__name__}.{name}") for name in names}
+    return [name for name, module in modules.items() if getattr(package, name) is not module]

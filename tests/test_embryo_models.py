@@ -4,6 +4,7 @@ import helpers
 import keras
 import numpy as np
 import pytest
+import running
 import tensorflow as tf
 from helpers import noise
 from scipy import ndimage, special
@@ -608,13 +609,9 @@ def test_mixed_bfloat16_answers_float32_probabilities(tiny, bfloat16):
 
 
 def test_a_served_model_answers_as_in_this_process(tiny, tmp_path):
-    export.saved_model(
-        {"serving_default": lambda image: tiny(image, training=False)}, [tiny], tmp_path, card={}
-    )
+    function = {"serving_default": lambda image: tiny(image, training=False)}
+    export.write(tmp_path, export.Exported(function, [tiny], card={}))
     x = noise(2, 9, 16, 13, 1)
-
-    import running
-
     expected, answers = tiny(x, training=False), running.served(tmp_path / "1", x)
     assert answers.keys() == expected.keys()
     for name in expected:

@@ -1,5 +1,4 @@
 import ast
-import importlib
 import pathlib
 import pkgutil
 import re
@@ -465,11 +464,10 @@ def test_networks_and_losses_run_on_any_backend():
 
 def test_every_submodule_is_a_module_also_after_all_are_imported():
     package = tf_autoctx.models
-    names = [module.name for module in pkgutil.iter_modules(package.__path__)]
-    for name in names:
-        importlib.import_module(f"tf_autoctx.models.{name}")
+    assert not helpers.shadowed(package)
+    names = {module.name for module in pkgutil.iter_modules(package.__path__)}
+    assert set(package.__all__) == names <= set(dir(package))
     assert all(isinstance(getattr(package, name), types.ModuleType) for name in names)
-    assert sorted(package.__all__) == sorted(names) and set(names) <= set(dir(package))
     with pytest.raises(AttributeError, match="has no attribute 'other'"):
         package.other
 

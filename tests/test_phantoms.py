@@ -2,7 +2,7 @@ import json
 
 import numpy as np
 import pytest
-from helpers import dice
+from helpers import dice, shadowed
 from scipy import ndimage
 
 from tf_autoctx.data import datasets, images, phantoms
@@ -200,3 +200,7 @@ def test_scans_of_one_head_share_its_size_and_are_a_group(tmp_path):
     np.testing.assert_array_equal(scans[4][1], phantoms.fetal_head(SMALL, (4, 2), 1)[1])
     with pytest.raises(UserError, match="heads: holds phantoms"):
         phantoms.write_fetal_heads(tmp_path / "heads", SMALL, (1, 6), seed=4)
+
+
+def test_no_phantom_shadows_a_module():
+    assert not shadowed(phantoms)
