@@ -1,30 +1,25 @@
 import csv
-import importlib
+import itertools
 import json
 import pathlib
-import sys
 import types
 
 import numpy as np
 import pytest
 import running
-from absl import flags
 
-from tf_autoctx import errors, report
+from tf_autoctx.commands import fetal_head_rows, fetal_head_tables, planned_runs
+from tf_autoctx.report import tables
 
-TINY = "--base_filters=2 --scale=1 --samples_per_epoch=2 --precision=float32 --phantom_size=16,16,16".split()
+TINY = (
+    "--base_filters=2",
+    "--scale=1",
+    "--samples_per_epoch=2",
+    "--precision=float32",
+    "--phantom_size=16,16,16",
+)
 DATA = ("--seeds=0", "--phantom_cases=2,2", "--phantom_scans=2")
 BOTH = "--variants=USegNet,USegNet-DS-HAS-Ctx"
-
-
-@pytest.fixture(scope="module")
-def tables():
-    running.load("train_fetal_head")
-    before = set(flags.FLAGS)
-    yield importlib.import_module("eval.fetal_head_tables")
-    del sys.modules["eval.fetal_head_tables"]
-    for flag in set(flags.FLAGS) - before:
-        delattr(flags.FLAGS, flag)
 
 
 class InProcess:
@@ -36,9 +31,9 @@ class InProcess:
         InProcess.commands.append(command)
         if InProcess.killed and len(InProcess.commands) == InProcess.killed:
             raise KeyboardInterrupt
-        with running.unchanged(), running.unexported():
-            flags.FLAGS(command[1:])
-            sys.modules["train_fetal_head"].main([])
+        assert command[1:3] == ["-m", "tf_autoctx.commands.train_fetal_head"]
+        with running.unexported():
+            running.train("fetal_head", *command[3:])
         (pathlib.Path(value(command, "work_dir")) / "saved_model" / "1").mkdir(parents=True)
         self.returncode = 0
 
@@ -46,37 +41,39 @@ class InProcess:
         return self.returncode
 
 
-@pytest.fixture(scope="module")
-def run_script(tables):
-    def run(folder, *arguments, steps=2):
-        with running.unchanged():
-            to = (f"--runs={folder / 'runs'}", f"--output={folder / 'out'}", f"--steps={steps}")
-            flags.FLAGS(["fetal_head_tables.py", *to, *TINY, *DATA, *map(str, arguments)])
-            errors.in_one_sentence(tables.main)([])
-
-    return run
+def tabulate(folder, *arguments, steps=2):
+    to = (f"--runs={folder / 'runs'}", f"--output={folder / 'out'}", f"--steps={steps}")
+    running.call("fetal_head_tables", *to, *TINY, *DATA, *arguments)
 
 
 @pytest.fixture(scope="module")
-def made(tables, run_script, tmp_path_factory):
+def made(tmp_path_factory):
     """Tables of two variants, killed after the first training and started again."""
     folder = tmp_path_factory.mktemp("made")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tables, "subprocess", types.SimpleNamespace(Popen=InProcess, STDOUT=None))
+        patch.setattr(
+            planned_runs, "subprocess", types.SimpleNamespace(Popen=InProcess, STDOUT=None)
+        )
         InProcess.killed = 2
         with pytest.raises(KeyboardInterrupt):
-            run_script(folder, BOTH)
+            tabulate(folder, BOTH)
         assert [path.name for path in (folder / "runs").glob("*/saved_model")] == ["saved_model"]
-        run_script(folder, BOTH)
+        tabulate(folder, BOTH)
     return folder
 
 
-def refused(run_script, capsys, told, *arguments, **steps):
-    with pytest.raises(SystemExit) as ended:
-        run_script(*arguments, **steps)
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert ended.value.code == 1 and told in line
-    return line
+@pytest.fixture
+def refused(capsys):
+    """Makes tables, which ends in one sentence that tells so."""
+
+    def run(told, *arguments, **steps):
+        with pytest.raises(SystemExit) as ended:
+            tabulate(*arguments, **steps)
+        printed = capsys.readouterr().err.splitlines()
+        (line,) = [line for line in printed if line.startswith("error: ")]
+        assert ended.value.code == 1 and told in line
+
+    return run
 
 
 def value(command, flag):
@@ -105,13 +102,13 @@ def test_a_killed_table_goes_on(made):
 
 
 def test_files(made):
-    rows = report.read(made / "out")
+    rows = tables.read(made / "out")
     assert [(row["method"], row["case"], row["group"]) for row in rows] == [
         (method, f"seed 0/head_00{case}", f"seed 0/fetus 00{2 + (case > 3)}")
         for method in ("USegNet", "USegNet-DS-HAS-Ctx", "USegNet-DS-HAS-Ctx, level 1")
         for case in (2, 3, 4, 5)
     ]
-    own = report.read(made / "runs" / "USegNet-DS-HAS-Ctx_seed_0" / "evaluation")
+    own = tables.read(made / "runs" / "USegNet-DS-HAS-Ctx_seed_0" / "evaluation")
     last = [row["DSC_percent"] for row in own if row["method"] == "level 2"]
     assert [row["DSC_percent"] for row in rows[4:8]] == last
     times = json.loads((made / "out" / "times.json").read_text())
@@ -138,13 +135,13 @@ def test_table(made):
     lines = (made / "out" / "table.txt").read_text().splitlines()
     title = "Table 1: methods n missed DSC (%) Conf (%) Jacc (%) Adb (mm) Hdb (mm) s a volume"
     assert " ".join(lines[0].split()) == title
-    dsc = [row["DSC_percent"] for row in report.read(made / "out")]
+    dsc = [row["DSC_percent"] for row in tables.read(made / "out")]
     spread = [f"{np.mean(dsc[:4]):.2f}", "±", f"{np.std(dsc[:4], ddof=1):.2f}"]
     assert lines[2].split()[:2] == ["USegNet", "4"] and lines[2].split()[3:6] == spread
     assert lines[3].split() == ["paper", "50", "94.83", "89.06", "90.20", "0.6186", "5.4"]
     assert lines[5].split() == ["paper", "50", "96.05", "91.74", "92.42", "0.4793", "4.609"]
     above = [
-        line.split("  ")[0] for line, below in zip(lines, lines[1:]) if below.startswith("---")
+        line.split("  ")[0] for line, below in itertools.pairwise(lines) if below.startswith("---")
     ]
     assert above[::2] == [
         "Table 1: methods",
@@ -155,14 +152,12 @@ def test_table(made):
     assert "nan" not in " ".join(lines)
 
 
-def test_more_seeds_or_another_table_of_what_is_finished(made, run_script, tmp_path, capsys):
+def test_more_seeds_or_another_table_of_what_is_finished(made, tmp_path, refused):
     arguments = (f"--runs={made / 'runs'}", "--jobs=0", "--variants=USegNet,USegNet-DS")
     told = "USegNet-DS_seed_0: is not finished; 1 of 2 runs are not in the tables"
-    refused(run_script, capsys, told, tmp_path, *arguments)
-    assert {row["method"] for row in report.read(tmp_path / "out")} == {"USegNet"}
+    refused(told, tmp_path, *arguments)
+    assert {row["method"] for row in tables.read(tmp_path / "out")} == {"USegNet"}
     refused(
-        run_script,
-        capsys,
         "expected a finished run",
         tmp_path,
         *arguments[:2],
@@ -189,17 +184,15 @@ def test_more_seeds_or_another_table_of_what_is_finished(made, run_script, tmp_p
         ((), 3, "--steps: expected an even number"),
     ],
 )
-def test_what_cannot_be_tabulated_is_one_sentence(made, run_script, capsys, arguments, steps, told):
-    refused(run_script, capsys, told, made, BOTH, *arguments, steps=steps)
+def test_what_cannot_be_tabulated_is_one_sentence(made, refused, arguments, steps, told):
+    refused(told, made, BOTH, *arguments, steps=steps)
 
 
-def test_a_run_of_more_levels_is_refused(made, run_script, capsys):
+def test_a_run_of_more_levels_is_refused(made, refused):
     path = made / "runs" / "USegNet_seed_0" / "config.json"
     text = path.read_text()
     path.write_text(text.replace('"level": 1', '"level": 2'))
     refused(
-        run_script,
-        capsys,
         "USegNet_seed_0: this run folder was made with --level 2 (now 1)",
         made,
         BOTH,
@@ -207,41 +200,44 @@ def test_a_run_of_more_levels_is_refused(made, run_script, capsys):
     path.write_text(text)
 
 
-def test_a_run_is_finished_when_scores_and_export_are_there(tables, tmp_path):
-    run, there = tables.Run("USegNet", tmp_path, {}), []
+def test_a_run_is_finished_when_scores_and_export_are_there(tmp_path):
+    run, there = planned_runs.PlannedRun("USegNet", tmp_path, {}), []
     for name in ("saved_model/1", "evaluation/scores.csv"):
         there.append(run.is_finished)
         (tmp_path / name).mkdir(parents=True)
     assert there == [False, False] and run.is_finished
 
 
-def test_a_training_that_fails_is_told(tables, made, run_script, tmp_path, monkeypatch, capsys):
-    script = tmp_path / "script.py"
-    script.write_text(
-        "import os, sys; sys.exit(f'error: bad luck on {os.environ[\"TF_NUM_INTRAOP_THREADS\"]} thread')"
-    )
-    monkeypatch.setattr(tables.train_fetal_head, "__file__", str(script))
+UNLUCKY = """
+import os, sys
+sys.exit(f"error: bad luck on {os.environ['TF_NUM_INTRAOP_THREADS']} thread")
+"""
+
+
+def test_a_training_that_fails_is_told(made, tmp_path, monkeypatch, refused):
+    (tmp_path / "another_training.py").write_text(UNLUCKY)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(fetal_head_tables.train_fetal_head, "__name__", "another_training")
     arguments = (f"--runs={made / 'runs'}", "--jobs=2", "--variants=USegNet,2D-USegNet")
     told = "2D-USegNet_seed_0: error: bad luck on 1 thread; 1 of 2 runs are not in the tables."
-    refused(run_script, capsys, told, tmp_path, *arguments)
-    assert {row["method"] for row in report.read(tmp_path / "out")} == {"USegNet"}
+    refused(told, tmp_path, *arguments)
+    assert {row["method"] for row in tables.read(tmp_path / "out")} == {"USegNet"}
 
 
-def test_one_training_at_a_time_in_a_folder(tables, tmp_path, monkeypatch):
-    (tmp_path / "script.py").write_text("import time; time.sleep(60)")
-    monkeypatch.setattr(tables.train_fetal_head, "__file__", str(tmp_path / "script.py"))
-    run = tables.Run("USegNet", tmp_path / "run", {})
-    with running.unchanged():
-        flags.FLAGS(["fetal_head_tables.py", "--runs=a", "--output=b"])
-        first = tables.start(run)
-        try:
-            assert tables.start(run) is None
-        finally:
-            first.kill()
-            first.wait()
-        again = tables.start(run)
-        again.kill()
-        again.wait()
+def test_one_training_at_a_time_in_a_folder(tmp_path, monkeypatch):
+    (tmp_path / "another_training.py").write_text("import time; time.sleep(60)")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    trainings = planned_runs.Trainings("another_training", [], 1)
+    run = planned_runs.PlannedRun("USegNet", tmp_path / "run", {})
+    first = trainings.start(run)
+    try:
+        assert trainings.start(run) is None
+    finally:
+        first.kill()
+        first.wait()
+    again = trainings.start(run)
+    again.kill()
+    again.wait()
 
 
 def scores(method, gains):
@@ -259,8 +255,11 @@ def scores(method, gains):
     ]
 
 
-def test_p_values_by_hand(tables):
-    """Of 2 ** 6 signs of six differences, one has no negative rank, two at most rank 1: p = 2/64 and 4/64."""
+def test_p_values_by_hand():
+    """Of 2 ** 6 signs of six differences, one has no negative rank, two at most rank 1.
+
+    So p is 2/64 and 4/64.
+    """
     rows = [
         *scores("USegNet", [1, 2, 3, 4, 5, 6]),
         *scores("USegNet-DS", [0] * 6),
@@ -268,17 +267,17 @@ def test_p_values_by_hand(tables):
         *scores("USegNet-DS-HAS-Ctx", [0] * 6),
     ]
     methods = list(dict.fromkeys(row["method"] for row in rows))
-    found = {(line["against"], line["method"]): line for line in tables.compared(rows, methods)}
-    p = {key: (line["p"], line["p_holm"]) for key, line in found.items()}
+    lines = fetal_head_rows.compared(rows, methods)
+    tests = {(line["against"], line["method"]): line for line in lines}
+    p = {key: (line["p"], line["p_holm"]) for key, line in tests.items()}
     assert p == {
         ("USegNet-DS", "USegNet"): pytest.approx((0.03125, 3 * 0.03125)),
         ("USegNet-DS", "USegNet-DS-HAS"): pytest.approx((0.0625, 2 * 0.0625)),
         ("USegNet-DS", "USegNet-DS-HAS-Ctx"): (1, 1),
         ("USegNet", "USegNet-DS-HAS-Ctx"): pytest.approx((0.03125, 0.03125)),
     }
-    assert found["USegNet-DS", "USegNet-DS-HAS"]["mean_difference"] == pytest.approx(19 / 6)
-    (against, *lines), _ = tables.comparison_blocks(
-        list(found.values()), {"DSC_percent": "DSC (%)"}
-    )
+    assert tests["USegNet-DS", "USegNet-DS-HAS"]["mean_difference"] == pytest.approx(19 / 6)
+    names = {"DSC_percent": "DSC (%)"}
+    (against, *cells), _ = fetal_head_rows.comparison_blocks(lines, names)
     assert against == ["against USegNet-DS", "n", "DSC (%)"]
-    assert lines[1] == ["USegNet-DS-HAS", "6", "+3.167 (0.1250)"]
+    assert cells[1] == ["USegNet-DS-HAS", "6", "+3.167 (0.1250)"]

@@ -215,9 +215,11 @@ class Command:
         return values
 
     def serialized(self, given: Given, without: Sequence[str] = ()) -> list[str]:
-        """The flags that the user gave as words of a command line."""
+        """Those of the flags that the user gave, here or to a command of more flags, as words of a
+        command line."""
         values = self.flags()
-        names = [name for name in given if name in given.typed and name not in without]
+        names = [name for name in given if name in given.typed and name in values]
+        names = [name for name in names if name not in without]
         for name in names:
             values[name].value = given[name]
         return [values[name].serialize() for name in names]

@@ -19,6 +19,7 @@ from tf_autoctx.systems.fetal_head.paper import COLUMNS, CONCAT, METHODS, TABLES
 from tf_autoctx.systems.fetal_head.system import STRUCTURE, FetalHeadSystem
 from tf_autoctx.systems.shared import evaluation, prediction
 from tf_autoctx.systems.shared.system import Reader
+from tf_autoctx.training import runs
 
 Row = dict[str, Any]
 # {method: those compared with it; () for all others}: Holm's correction runs over one of these.
@@ -41,7 +42,7 @@ def write(output: pathlib.Path, finished: Sequence[PlannedRun], flags: Mapping[s
     methods = [method for method in METHODS if method in {run.method for run in finished}]
     rows = [row for method in methods for row in every if row["method"] == method]
     levels = [row for row in every if row["method"] not in methods]
-    times, size = seconds(finished, flags)
+    times, size = seconds(finished)
     lines, names = compared(rows, methods), tables.headings(rows, COLUMNS)
     by_seed = [
         {**row, "method": f"{row['method']}, {row['case'].partition('/')[0]}"} for row in rows
@@ -104,18 +105,16 @@ def rows_of(run: PlannedRun) -> list[Row]:
     return rows
 
 
-def seconds(
-    finished: Sequence[PlannedRun], flags: Mapping[str, Any]
-) -> tuple[dict[str, float], tuple[int, ...]]:
+def seconds(finished: Sequence[PlannedRun]) -> tuple[dict[str, float], tuple[int, ...]]:
     """What a volume takes: the first test case of the first run, median of three calls after one
     to warm up.
 
     Returns:
       ({method: s}, (depth, height, width) of the volume).
     """
-    of_run = finished[0].flags
-    cases = datasets.load(of_run["data_dir"], of_run["seed"], flags["validation_fraction"])
-    read = Reader(FetalHeadSystem, flags["foreground"], cases.labels)
+    of_run = {**runs.load(finished[0].folder).flags, **finished[0].flags}
+    cases = datasets.load(*(of_run[name] for name in ("data_dir", "seed", "validation_fraction")))
+    read = Reader(FetalHeadSystem, of_run["foreground"], cases.labels)
     case = evaluation.held_out(cases, read)[0]
     image, _ = read(case)
     voxels, spacing = images.array(image), images.spacing(image)

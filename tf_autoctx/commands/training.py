@@ -22,8 +22,14 @@ def kinds(declaration: Declaration) -> tuple[type, ...]:
 
 
 def filled(declaration: Declaration, given: Given) -> dict[str, Any]:
-    """{flag: value} of a command line, with the preset's values for flags that are not given."""
-    values: dict[str, Any] = dict(given)
+    """{flag: value} of a training, with the preset's values for flags that are not given.
+
+    Args:
+      declaration: of the system.
+      given: what a command line says; flags that are not the training's are left out.
+    """
+    names = [name for kind in kinds(declaration) for name in configuration.rules(kind)]
+    values: dict[str, Any] = {name: given[name] for name in names}
     values["work_dir"] = values["work_dir"] or f"runs/{declaration.name}"
     preset = values["preset"] or ("standard" if values["data_dir"] else "demo")
     chosen = declaration.presets[preset]
