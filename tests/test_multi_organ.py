@@ -7,29 +7,35 @@ import subprocess
 import sys
 import textwrap
 import types
+import zlib
 
 import keras
 import numpy as np
 import pytest
 import running
 import tensorflow as tf
+from helpers import graph, noise
 from keras import ops
 from scipy import ndimage
 from test_tiling import seam, starts_and_edge
 
 from tf_autoctx import errors, export, losses, metrics
-from tf_autoctx.data import augment, pipeline, subvolumes
-from tf_autoctx.models import layers
-from tf_autoctx.systems import multi_organ, prediction, pyramids, stages, tiling
-from tf_autoctx.systems.multi_organ import MultiOrgan
-from tf_autoctx.training import loop, runs
+from tf_autoctx.configuration import rules
+from tf_autoctx.data import pipeline, subvolumes
+from tf_autoctx.data.configuration import Deformation
+from tf_autoctx.models import layers, tiling
+from tf_autoctx.systems.multi_organ import training
+from tf_autoctx.systems.multi_organ.configuration import DECLARATION, MultiOrgan
+from tf_autoctx.systems.multi_organ.presets import PRESETS
+from tf_autoctx.systems.multi_organ.segmentation import Pyramid
+from tf_autoctx.systems.multi_organ.system import MultiOrganSystem
+from tf_autoctx.systems.shared import prediction
+from tf_autoctx.systems.shared.session import Session
+from tf_autoctx.training import runs
+from tf_autoctx.training.configuration import Settings
 
 LABELS = {5: "pancreas", 2: "liver"}
-DEFORMATION = augment.Deformation(shift=1, rotation=10.0, elastic=1.0, elastic_spacing=8)
-
-
-def noise(*shape, seed=0):
-    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+DEFORMATION = Deformation(shift=1, rotation=10.0, elastic=1.0, elastic_spacing=8)
 
 
 def raw(*size, seed=0):
@@ -39,13 +45,17 @@ def raw(*size, seed=0):
     return x.astype(np.float32)[None, ..., None]
 
 
-def system(mode="end_to_end", **fields):
+def configuration(mode="end_to_end", **fields):
     fields = {"downsampling": (2, 1), "base_filters": 1, "patch_size": 8, "tile_size": 16, **fields}
-    return MultiOrgan(LABELS, mode, **fields)
+    return MultiOrgan(mode, len(fields["downsampling"]), **fields)
+
+
+def pyramid(mode="end_to_end", **fields):
+    return Pyramid(configuration(mode, **fields), LABELS)
 
 
 def randomize(network, seed=0):
-    """Norms, moving averages and biases that differ, and answers of all classes."""
+    """Norms, moving averages and biases that differ, and every class somewhere."""
     rng = np.random.default_rng(seed)
     for weight in network.weights:
         if weight.path.endswith(("gamma", "variance")):
@@ -56,33 +66,21 @@ def randomize(network, seed=0):
             weight.assign(rng.normal(0, np.sqrt(3 / np.prod(weight.shape[:-1])), weight.shape))
     images = {f"image_{level}": rng.uniform(0, 1, (1, 16, 16, 16, 1)) for level in (1, 2)}
     for name in ("level_1", "level_2"):
-        head = [
-            layer
-            for layer in network.get_layer(name).layers
-            if isinstance(layer, keras.layers.Conv3D)
-        ][-1]
+        layers_of_level = network.get_layer(name).layers
+        head = [layer for layer in layers_of_level if isinstance(layer, keras.layers.Conv3D)][-1]
         head.bias.assign_sub(ops.mean(network(images, training=False)[name], axis=(0, 1, 2, 3)))
     return network
 
 
 @pytest.fixture(scope="module")
 def unets():
-    """Functions of two levels, as graphs."""
-    return pyramids.graphs(
-        system(), randomize(system().network(), seed=2)
-    )  # both levels' answers follow the image
+    """Functions of two levels, as graphs, both of which follow the image."""
+    return training.graphs(pyramid(), randomize(pyramid().network(), seed=2))
 
 
 @pytest.fixture(scope="module")
 def other_unets():
-    return pyramids.graphs(system(), randomize(system().network(), seed=1))
-
-
-def graph(function, channels=1):
-    """As a graph that knows no size."""
-    return tf.function(
-        function, input_signature=[tf.TensorSpec([None, None, None, None, channels])]
-    )
+    return training.graphs(pyramid(), randomize(pyramid().network(), seed=1))
 
 
 # Before the network.
@@ -90,17 +88,23 @@ def graph(function, channels=1):
 
 def test_the_window_in_hundreds_of_hu():
     x = np.reshape(np.array([-1024, -160, 40, 140, 240, 3000], np.float32), (1, 1, 1, 6, 1))
-    np.testing.assert_allclose(np.ravel(system().preprocess(x, 1)), [0, 0, 2, 3, 4, 4], atol=1e-6)
-    lung = system(window_low=-1000.0, window_high=0.0)
+    np.testing.assert_allclose(np.ravel(pyramid().preprocess(x, 1)), [0, 0, 2, 3, 4, 4], atol=1e-6)
+    lung = pyramid(window_low=-1000.0, window_high=0.0)
     np.testing.assert_allclose(np.ravel(lung.preprocess(x, 1)), [0, 8.4, 10, 10, 10, 10], atol=1e-6)
+
+
+def test_the_help_of_the_window_tells_what_the_network_sees():
+    fields = rules(MultiOrgan)
+    assert "this one as 4" in fields["window_high"].help and "as 0" in fields["window_low"].help
+    assert (MultiOrgan().window_high - MultiOrgan().window_low) / 100 == 4
 
 
 def test_a_level_sees_the_windowed_volume_shrunk():
     # Clipped to 0 4 0 4 before it is shrunk: weights 3 3 1 over 7 at either end.
     x = np.reshape(np.array([-1024, 3000, -1024, 3000], np.float32), (1, 1, 1, 4, 1))
-    answer = system(downsampling=(4, 2)).preprocess(x, 2)
-    assert answer.shape == (1, 1, 1, 2, 1)
-    np.testing.assert_allclose(np.ravel(answer), [12 / 7, 16 / 7], atol=1e-6)
+    shrunk = pyramid(downsampling=(4, 2)).preprocess(x, 2)
+    assert shrunk.shape == (1, 1, 1, 2, 1)
+    np.testing.assert_allclose(np.ravel(shrunk), [12 / 7, 16 / 7], atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -114,35 +118,35 @@ def test_a_level_sees_the_windowed_volume_shrunk():
     ],
 )
 def test_grid_size(scale, size, expected):
-    assert system().grid_size(size, scale) == expected
+    assert pyramid().grid_size(size, scale) == expected
 
 
 @pytest.mark.parametrize("scale", [1, 2, 3, 4, 7, 16])
 def test_known_and_unknown_sizes_round_alike(scale):
     sizes = np.arange(1, 1300)
-    known = [system().grid_size((int(n),), scale)[0] for n in sizes]
+    known = [pyramid().grid_size((int(n),), scale)[0] for n in sizes]
     np.testing.assert_array_equal(known, np.maximum(1, np.floor(sizes / scale + 0.5)))
     np.testing.assert_array_equal(
-        known, system().grid_size((tf.constant(sizes, tf.int32),), scale)[0]
+        known, pyramid().grid_size((tf.constant(sizes, tf.int32),), scale)[0]
     )
 
 
 def test_preprocess_is_the_same_in_a_graph_of_any_size():
     for scale in (1, 2, 4):
-        in_graph, x = graph(lambda x, scale=scale: system().preprocess(x, scale)), raw(11, 10, 17)
-        eager = system().preprocess(x, scale)
-        assert eager.shape == (1, *system().grid_size((11, 10, 17), scale), 1)
+        in_graph, x = graph(functools.partial(pyramid().preprocess, scale=scale)), raw(11, 10, 17)
+        eager = pyramid().preprocess(x, scale)
+        assert eager.shape == (1, *pyramid().grid_size((11, 10, 17), scale), 1)
         np.testing.assert_allclose(in_graph(x), eager, atol=1e-6)
 
 
 def test_classes_are_label_values_in_order():
-    assert system().values == (0, 2, 5)
+    assert pyramid().values == (0, 2, 5)
     label = np.array([[0, 1, 2], [3, 5, 255]], np.uint8)
-    answer = system().classes(label)
-    assert answer.dtype == "uint8"
+    classes = pyramid().classes(label)
+    assert classes.dtype == "uint8"
     # What has no name is background.
-    np.testing.assert_array_equal(answer, [[0, 0, 1], [0, 2, 0]])
-    assert MultiOrgan({255: "body"}).classes(label)[1, 2] == 1
+    np.testing.assert_array_equal(classes, [[0, 0, 1], [0, 2, 0]])
+    assert Pyramid(configuration(), {255: "body"}).classes(label)[1, 2] == 1
 
 
 # After the network.
@@ -160,19 +164,19 @@ def test_classes_are_label_values_in_order():
 def test_labels_are_those_of_the_largest_probability(old, new):
     probability = np.array(ops.softmax(2 * noise(2, *old, 3)))
     fine = np.array(layers.resize_linear(probability, new))
-    answer = np.array(system().label(probability, new))
-    assert answer.shape == (2, *new, 1) and answer.dtype == "uint8"
+    label = np.array(pyramid().label(probability, new))
+    assert label.shape == (2, *new, 1) and label.dtype == "uint8"
     margin = np.diff(np.sort(fine, axis=-1)[..., -2:], axis=-1) > 1e-5
     assert margin.mean() > 0.99
     np.testing.assert_array_equal(
-        answer[margin], np.array([0, 2, 5])[fine.argmax(axis=-1)][..., None][margin]
+        label[margin], np.array([0, 2, 5])[fine.argmax(axis=-1)][..., None][margin]
     )
     in_graph = tf.function(
-        lambda p, size: system().label(p, tf.unstack(size)),
+        lambda p, size: pyramid().label(p, tf.unstack(size)),
         input_signature=[tf.TensorSpec([None, None, None, None, 3]), tf.TensorSpec([3], tf.int32)],
     )
     np.testing.assert_array_equal(
-        in_graph(probability, np.array(new, np.int32))[margin], answer[margin]
+        in_graph(probability, np.array(new, np.int32))[margin], label[margin]
     )
 
 
@@ -183,7 +187,7 @@ def test_labels_are_those_of_the_largest_probability(old, new):
 def test_the_cascade_written_out(unets, size):
     # Both levels are one tile.
     x, half = raw(*size), tuple((n + 1) // 2 for n in size)
-    answers = system().cascade(unets, x)
+    levels = pyramid().cascade(unets, x)
     image = np.clip((x + 160) / 100, 0, 4)  # in hundreds of HU
     first = np.array(ops.softmax(unets[0](layers.resize_linear(image, half))))
     context = ndimage.zoom(
@@ -196,53 +200,51 @@ def test_the_cascade_written_out(unets, size):
     )
     second = np.array(ops.softmax(unets[1](np.concatenate([image, context], axis=-1))))
     assert first.shape == (1, *half, 3) and second.shape == (1, *size, 3)
-    for answer, expected in zip(answers, (first, second), strict=True):
-        np.testing.assert_allclose(answer, expected, atol=1e-4)
-    found = system().segment(unets, x, probability=True)
-    np.testing.assert_allclose(found["probability"], second, atol=1e-4)
+    for level, expected in zip(levels, (first, second), strict=True):
+        np.testing.assert_allclose(level, expected, atol=1e-4)
+    output = pyramid().segment(unets, x, probability=True)
+    np.testing.assert_allclose(output["probability"], second, atol=1e-4)
     sure = np.sort(second, axis=-1)[..., -1] - np.sort(second, axis=-1)[..., -2] > 1e-3
     np.testing.assert_array_equal(
-        found["label"][..., 0][sure], np.array([0, 2, 5])[second.argmax(axis=-1)][sure]
+        output["label"][..., 0][sure], np.array([0, 2, 5])[second.argmax(axis=-1)][sure]
     )
-    assert system().segment(unets, x).keys() == {"label"}
+    assert pyramid().segment(unets, x).keys() == {"label"}
 
 
-def test_the_answer_is_on_the_original_grid_where_the_last_level_is_not(unets):
-    coarse, x = system(downsampling=(4, 2)), raw(19, 22, 13)
-    answers, found = coarse.cascade(unets, x), coarse.segment(unets, x, probability=True)
-    assert [answer.shape for answer in answers] == [(1, 5, 6, 3, 3), (1, 10, 11, 7, 3)]
-    assert found["label"].shape == (1, 19, 22, 13, 1) and found["label"].dtype == "uint8"
+def test_the_output_is_on_the_original_grid_where_the_last_level_is_not(unets):
+    coarse, x = pyramid(downsampling=(4, 2)), raw(19, 22, 13)
+    levels, output = coarse.cascade(unets, x), coarse.segment(unets, x, probability=True)
+    assert [level.shape for level in levels] == [(1, 5, 6, 3, 3), (1, 10, 11, 7, 3)]
+    assert output["label"].shape == (1, 19, 22, 13, 1) and output["label"].dtype == "uint8"
     np.testing.assert_allclose(
-        found["probability"], layers.resize_linear(answers[1], (19, 22, 13)), atol=1e-6
+        output["probability"], layers.resize_linear(levels[1], (19, 22, 13)), atol=1e-6
     )
-    np.testing.assert_allclose(ops.sum(found["probability"], axis=-1), 1, atol=1e-5)
-    assert set(np.unique(found["label"])) <= {0, 2, 5} and len(np.unique(found["label"])) > 1
+    np.testing.assert_allclose(ops.sum(output["probability"], axis=-1), 1, atol=1e-5)
+    assert set(np.unique(output["label"])) <= {0, 2, 5} and len(np.unique(output["label"])) > 1
 
 
 def test_level_2_depends_on_level_1(unets, other_unets):
     x = raw(16, 13, 16)
     own, other = (
-        np.array(system().cascade([one[0], unets[1]], x)[1]) for one in (unets, other_unets)
+        np.array(pyramid().cascade([first, unets[1]], x)[1]) for first in (unets[0], other_unets[0])
     )
     assert np.abs(own - other).max() > 0.01
 
 
 def test_tiles(unets):
     x, steps = raw(30, 17, 16), []
-    one, whole = system(tile_size=16), system(tile_size=32)
-    # Level 1: 15 x 9 x 8, one tile. Level 2: tiles of 16 that share 8, so 3 along 30 and 2 along 17.
-    assert (one.overlap, whole.overlap) == (8, 16) and (
-        one.tiles((30, 17, 16)),
-        whole.tiles((30, 17, 16)),
-    ) == (7, 2)
-    tiled = [np.array(answer) for answer in one.cascade(unets, x, lambda: steps.append(None))]
+    small, whole = pyramid(tile_size=16), pyramid(tile_size=32)
+    # Level 1: 15 x 9 x 8, one tile. Level 2: tiles of 16 that share 8: 3 along 30, 2 along 17.
+    assert (small.configuration.overlap, whole.configuration.overlap) == (8, 16)
+    assert (small.tiles((30, 17, 16)), whole.tiles((30, 17, 16))) == (7, 2)
+    tiled = [np.array(level) for level in small.cascade(unets, x, lambda: steps.append(None))]
     assert len(steps) == 7
-    untiled = [np.array(answer) for answer in whole.cascade(unets, x)]
+    untiled = [np.array(level) for level in whole.cascade(unets, x)]
     np.testing.assert_array_equal(tiled[0], untiled[0])
     assert tiled[1].shape == untiled[1].shape and np.any(tiled[1] != untiled[1])
-    # The context is resampled as a whole, and the first 8 voxels of the first tile are no other tile's.
+    # The context is resampled as a whole, and the first 8 voxels of the first tile are no other's.
     joined = np.concatenate(
-        [one.preprocess(x, 1), layers.resize_linear(tiled[0], (30, 17, 16))], axis=-1
+        [small.preprocess(x, 1), layers.resize_linear(tiled[0], (30, 17, 16))], axis=-1
     )
     corner = ops.softmax(unets[1](joined[:, :16, :16]))[:, :8, :8]
     np.testing.assert_allclose(tiled[1][:, :8, :8], corner, atol=1e-4)
@@ -252,12 +254,13 @@ def test_tiles(unets):
     "tile_size, overlap", [(16, 8), (24, 8), (32, 16), (56, 16), (64, 16), (96, 24), (128, 32)]
 )
 def test_tiles_share_a_quarter_or_16_voxels(tile_size, overlap):
-    assert system(tile_size=tile_size).overlap == overlap
+    assert configuration(tile_size=tile_size).overlap == overlap
 
 
-def errors_at_tiles(answer, reference, tile, overlap):
-    """Mean |answer - reference| within 2 voxels of a tile's border, of the middle of an overlap, and elsewhere."""
-    error = np.abs(np.array(answer) - np.array(reference)).mean(axis=(0, 4))
+def errors_at_tiles(tiled, reference, tile, overlap):
+    """Mean |tiled - reference| within 2 voxels of a tile's border, of the middle of an overlap, and
+    elsewhere."""
+    error = np.abs(np.array(tiled) - np.array(reference)).mean(axis=(0, 4))
     border, middle = np.zeros((2, *error.shape), bool)
     for axis, n in enumerate(error.shape):
         starts, edge = starts_and_edge(n, tile, overlap)
@@ -274,74 +277,77 @@ def errors_at_tiles(answer, reference, tile, overlap):
 
 @pytest.mark.parametrize("far", [1.0, 0.25])
 def test_no_seams(far):
-    """`far`: weight of what comes up from coarser resolutions, which see farther than an overlap."""
-    one, size = system(base_filters=2, tile_size=32), (48, 56, 61)
-    network = randomize(one.network())
+    """`far`: weight of coarser resolutions, which see farther than an overlap."""
+    wide, size, tile = pyramid(base_filters=2, tile_size=32), (48, 56, 61), 32
+    overlap = wide.configuration.overlap
+    network = randomize(wide.network())
     for weight in network.weights:
         if "transpose" in weight.path and weight.path.endswith("kernel"):
             weight.assign(far * weight)
-    image = one.preprocess(raw(*size), 1)
-    context = ops.softmax(ndimage.gaussian_filter(noise(1, *size, 3), (0, 2, 2, 2, 0)) * 30)
-    for unet, x in zip(
-        one.unets(network), (image, np.concatenate([image, context], axis=-1)), strict=True
-    ):
-        function = lambda x, unet=unet: ops.softmax(unet(x))
-        reference = function(x)
+    image = wide.preprocess(raw(*size), 1)
+    context = ops.softmax(ndimage.gaussian_filter(noise(1, *size, 3, seed=3), (0, 2, 2, 2, 0)) * 30)
+    inputs = (image, np.concatenate([image, context], axis=-1))
+    for unet, x in zip(wide.unets(network), inputs, strict=True):
+
+        def softmax(x, unet=unet):
+            return ops.softmax(unet(x))
+
+        reference = softmax(x)
         assert np.std(reference, axis=(0, 1, 2, 3)).max() > 0.1
-        tiled = tiling.tiled(function, x, one.tile_size, one.overlap)
-        at_border, in_middle, elsewhere = errors_at_tiles(
-            tiled, reference, one.tile_size, one.overlap
-        )
+        tiled = tiling.tiled(softmax, x, tile, overlap)
+        at_border, in_middle, elsewhere = errors_at_tiles(tiled, reference, tile, overlap)
         assert 1e-3 < max(at_border, in_middle) < 2 * elsewhere
         # Tiles side by side have seams, and the measure sees them.
-        side_by_side, elsewhere = seam(tiling.tiled(function, x, 32, 0), reference, 32, 0)
+        side_by_side, elsewhere = seam(tiling.tiled(softmax, x, 32, 0), reference, 32, 0)
         assert side_by_side > 1.5 * elsewhere and side_by_side > 1.5 * at_border
 
 
-def test_a_graph_of_any_size_answers_as_eager(unets):
-    coarse = system(downsampling=(3, 2))
+def test_a_graph_of_any_size_does_as_eager(unets):
+    coarse = pyramid(downsampling=(3, 2))
     served = tf.function(
         lambda image: coarse.segment(unets, image, probability=True),
         input_signature=[export.VOLUME],
     )
     for size in ((37, 21, 12), (7, 8, 1)):
-        expected, found = coarse.segment(unets, raw(*size), probability=True), served(raw(*size))
-        np.testing.assert_allclose(found["probability"], expected["probability"], atol=1e-4)
+        expected, output = coarse.segment(unets, raw(*size), probability=True), served(raw(*size))
+        np.testing.assert_allclose(output["probability"], expected["probability"], atol=1e-4)
         top = np.sort(expected["probability"], axis=-1)
         sure = top[..., -1] - top[..., -2] > 1e-3
         assert sure.mean() > 0.9
-        np.testing.assert_array_equal(found["label"][sure], expected["label"][sure])
+        np.testing.assert_array_equal(output["label"][sure], expected["label"][sure])
 
 
 def test_samples_of_a_batch_do_not_mix(unets):
-    a, b = raw(20, 9, 12), raw(20, 9, 12, seed=1)
-    together = system().segment(unets, np.concatenate([a, b]), probability=True)["probability"]
-    for i, one in enumerate((a, b)):
-        alone = system().segment(unets, one, probability=True)["probability"]
+    pair = raw(20, 9, 12), raw(20, 9, 12, seed=1)
+    together = pyramid().segment(unets, np.concatenate(pair), probability=True)["probability"]
+    for i, x in enumerate(pair):
+        alone = pyramid().segment(unets, x, probability=True)["probability"]
         np.testing.assert_allclose(together[i : i + 1], alone, atol=1e-4)
 
 
 def test_without_context_there_is_one_level():
-    alone, x = system("no_context", downsampling=(4, 2)), raw(16, 14, 12)
-    network = alone.network()
-    assert alone.scales == (2,) and system(downsampling=(4, 2)).scales == (4, 2)
+    alone, x = pyramid("no_context", downsampling=(4, 2)), raw(16, 14, 12)
+    network, unets = alone.network(), alone.unets(alone.network())
+    assert alone.configuration.scales == (2,) and alone.configuration.first_level == 2
+    both = configuration(downsampling=(4, 2))
+    assert both.scales == (4, 2) and both.first_level == 1
     assert list(network.input) == ["image_1"] and network.input["image_1"].shape[-1] == 1
     assert alone.tiles((40, 16, 16)) == 2  # of level 2 alone
-    answers = alone.cascade(alone.unets(network), x)
+    levels = alone.cascade(alone.unets(network), x)
     expected = ops.softmax(network({"image_1": alone.preprocess(x, 2)}, training=False)["level_1"])
-    assert len(answers) == 1
-    np.testing.assert_allclose(answers[0], expected, atol=1e-5)
-    assert alone.segment(alone.unets(network), x)["label"].shape == x.shape
+    assert len(levels) == 1
+    np.testing.assert_allclose(levels[0], expected, atol=1e-5)
+    assert alone.segment(unets, x)["label"].shape == x.shape
 
 
 def test_networks_of_the_first_levels():
-    one = system("separate", downsampling=(8, 4, 2))
-    assert [list(one.network(count).output) for count in (1, 2)] == [
+    three = pyramid("separate", downsampling=(8, 4, 2))
+    assert [list(three.network(count).output) for count in (1, 2)] == [
         ["level_1"],
         ["level_1", "level_2"],
     ]
-    assert len(one.unets(one.network(2))) == 2
-    assert one.network(1).output["level_1"].shape[-1] == 3
+    assert len(three.unets(three.network(2))) == 2
+    assert three.network(1).output["level_1"].shape[-1] == 3
 
 
 # Configuration.
@@ -350,14 +356,13 @@ def test_networks_of_the_first_levels():
 @pytest.mark.parametrize(
     "field, value",
     [
-        ("labels", {}),
-        ("labels", {0: "background"}),
-        ("labels", {256: "liver"}),
         ("mode", "frozen"),
+        ("levels", 0),
         ("downsampling", ()),
         ("downsampling", (2, 4)),
         ("downsampling", (2, 2)),
         ("downsampling", (2, 0)),
+        ("downsampling", (2,)),
         ("patch_size", 0),
         ("patch_size", 60),
         ("patch_size", -8),
@@ -366,24 +371,42 @@ def test_networks_of_the_first_levels():
         ("window_low", 240.0),
         ("window_low", float("nan")),
         ("window_low", float("-inf")),
+        ("base_filters", 0),
         ("normalization", "layer"),
         ("initializer", "zeros"),
     ],
 )
 def test_a_bad_configuration_names_its_field(field, value):
-    with pytest.raises(ValueError, match=f"^{field}="):
-        MultiOrgan(**{"labels": LABELS, "base_filters": 1, field: value}).network()
+    with pytest.raises(errors.FieldError, match=f"^{field}=") as refused:
+        MultiOrgan(**{field: value})
+    assert refused.value.field == field
 
 
-@pytest.mark.parametrize("preset", multi_organ.PRESETS)
+@pytest.mark.parametrize("labels", [{}, {0: "background"}, {256: "liver"}])
+def test_labels_that_a_label_image_cannot_hold_are_refused(labels):
+    with pytest.raises(ValueError, match=r"^labels="):
+        MultiOrganSystem(MultiOrgan(), labels)
+
+
+@pytest.mark.parametrize("levels, factors", [(1, (2,)), (2, (4, 2)), (3, (8, 4, 2))])
+def test_factors_follow_from_the_number_of_levels(levels, factors):
+    assert MultiOrgan(levels=levels).factors == factors
+    values = dataclasses.asdict(MultiOrgan(levels=levels)) | {"seed": 0}
+    assert MultiOrganSystem.implied(values) == {"downsampling": list(factors)}
+    with pytest.raises(errors.FieldError, match=f"has 4 factors; expected `levels={levels}`"):
+        MultiOrganSystem.implied(values | {"downsampling": [9, 7, 5, 3]})
+
+
+@pytest.mark.parametrize("preset", PRESETS)
 def test_presets_are_configurations(preset):
-    fields = {
-        name: value
-        for name, value in multi_organ.PRESETS[preset].items()
-        if name in MultiOrgan.__dataclass_fields__
-    }
-    one = MultiOrgan(LABELS, **fields)
-    assert len(one.scales) == multi_organ.PRESETS[preset].get("levels", 2)
+    names = {field.name for field in dataclasses.fields(MultiOrgan)}
+    chosen = MultiOrgan(**{k: v for k, v in PRESETS[preset].items() if k in names})
+    assert len(chosen.scales) == PRESETS[preset].get("levels", 2)
+
+
+def test_the_tile_size_alone_may_change():
+    assert [name for name, rule in rules(MultiOrgan).items() if rule.may_change] == ["tile_size"]
+    assert list(rules(DECLARATION.prediction)) == ["tile_size"]
 
 
 # Training.
@@ -394,13 +417,15 @@ def test_presets_are_configurations(preset):
     [(-1000, 1500, False), (-200, 150, False), (0, 255, True), (-1000, 50, True), (24, 2000, True)],
 )
 def test_a_warning_unless_hu(caplog, low, high, warns):
-    pyramids.warn_unless_hu("ct.nii.gz", np.linspace(low, high, 27).reshape(3, 3, 3))
+    voxels = np.linspace(low, high, 27).reshape(3, 3, 3)
+    MultiOrganSystem.check_voxels("ct.nii.gz", voxels)
     assert ("ct.nii.gz" in caplog.text and "HU" in caplog.text) == warns
     assert warns == bool(caplog.text)
 
 
-def cases(folder, one, count=3, size=(24, 20, 16)):
-    """Cached training cases: the liver and the pancreas are boxes of higher intensities; the pancreas is in case 1 only."""
+def cases(folder, of, count=3, size=(24, 20, 16)):
+    """Cached training cases of a pyramid: the liver and the pancreas are boxes of higher
+    intensities; the pancreas is in case 1 only."""
     files = []
     for number in range(count):
         label = np.zeros(size, np.uint8)
@@ -409,17 +434,17 @@ def cases(folder, one, count=3, size=(24, 20, 16)):
             label[18:21, 6:10, 8:12] = 5
         image = (60.0 * label + 20 * noise(*size, seed=number) - 100).astype(np.float32)
         tensors = {
-            "label": one.classes(label[..., None]),
-            "places": subvolumes.places(label, one.values[1:], np.random.default_rng(number)),
+            "label": of.classes(label[..., None]),
+            "places": subvolumes.places(label, of.values[1:], np.random.default_rng(number)),
             "spacing": np.array([1, 1, 1], np.float32),
             **{
-                f"image_{n}": one.preprocess(image[None, ..., None], s)[0]
-                for n, s in enumerate(one.scales, start=1)
+                f"image_{n}": of.preprocess(image[None, ..., None], s)[0]
+                for n, s in enumerate(of.configuration.scales, start=1)
             },
         }
         for name, tensor in tensors.items():
-            pipeline.store(folder / f"{number}_{name}", tensor)
-        files.append({name: str(folder / f"{number}_{name}") for name in tensors})
+            pipeline.store(folder / f"case_{number}" / name, tensor)
+        files.append({name: str(folder / f"case_{number}" / name) for name in tensors})
     return files
 
 
@@ -435,33 +460,75 @@ def settings(**changes):
         "beta_1": 0.9,
         "patience": 0,
     }
-    return loop.Settings(**{**values, **changes})
+    return Settings(**{**values, **changes})
 
 
-def test_a_warning_of_structures_that_no_case_has(tmp_path, caplog):
-    files = cases(tmp_path, system("no_context"))
-    pyramids.warn_of_missing(system(), files)
+def session(folder, files, validation=(), strategy=None, **changes):
+    """An open run in a folder."""
+    strategy = strategy or tf.distribute.get_strategy()
+    values = dataclasses.asdict(DEFORMATION)
+    run = runs.Run(folder, {})
+    return Session(run, values, strategy, settings(**changes), files, list(validation))
+
+
+def test_what_is_prepared_of_a_case():
+    system = MultiOrganSystem(configuration(downsampling=(4, 2)), LABELS)
+    x, label = raw(10, 12, 9), np.full((1, 10, 12, 9, 1), 5, np.uint8)
+    tensors = system.prepare(None, x, label)
+    assert sorted(tensors) == ["image_1", "image_2", "label"]
+    assert np.all(tensors["label"] == 2) and tensors["label"].shape == (10, 12, 9, 1)
+    for n, scale in ((1, 4), (2, 2)):
+        np.testing.assert_array_equal(tensors[f"image_{n}"], system.pyramid.preprocess(x, scale)[0])
+
+
+def test_places_are_drawn_once_from_the_seed_and_the_name_of_the_case(tmp_path):
+    files = cases(tmp_path, pyramid())
+    label = np.array([0, 2, 5])[pipeline.stored(files[1]["label"], "label")[..., 0]]
+    rng = np.random.default_rng([7, zlib.crc32(b"case_1")])
+    expected = subvolumes.places(label, [2, 5], rng)
+    kept = pipeline.stored(files[1]["places"], "places").numpy()
+    for entry in files:
+        (tmp_path / entry.pop("places")).unlink()
+    again = training.with_places(files, pyramid(), seed=7)
+    np.testing.assert_array_equal(pipeline.stored(again[1]["places"], "places"), expected)
+    assert not np.array_equal(kept, expected) and "places" not in files[1]
+    # What is there stays, whatever the seed.
+    assert training.with_places(files, pyramid(), seed=8) == again
+    np.testing.assert_array_equal(pipeline.stored(again[1]["places"], "places"), expected)
+
+
+def test_structures_that_no_case_has(tmp_path):
+    files = cases(tmp_path, pyramid("no_context"))
+    assert training.present(files, pyramid()) == [2, 5]
+    assert training.present([files[0], files[2]], pyramid()) == [2]
+
+
+def test_a_warning_of_structures_that_no_case_has(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(training, "train", lambda *_: {})
+    system = MultiOrganSystem(configuration(), LABELS)
+    files = cases(tmp_path, system.pyramid)
+    system.train(session(tmp_path, files))
     assert not caplog.text
-    pyramids.warn_of_missing(system(), [files[0], files[2]])
+    system.train(session(tmp_path, [files[0], files[2]]))
     assert "pancreas (label 5)" in caplog.text and "liver" not in caplog.text
 
 
 def test_stages_have_the_names_of_their_last_level():
     three = (8, 4, 2)
-    assert pyramids.stage(system(downsampling=three), 3) == "pyramid"
-    assert [pyramids.stage(system("separate", downsampling=three), n) for n in (1, 2, 3)] == [
-        "level_1",
-        "level_2",
-        "level_3",
-    ]
-    assert pyramids.stage(system("no_context", downsampling=three), 1) == "level_3"
+    assert training.stage_name(configuration(downsampling=three)) == "pyramid"
+    separate = configuration("separate", downsampling=three)
+    names = [training.stage_name(separate, n) for n in (1, 2, 3)]
+    assert names == ["level_1", "level_2", "level_3"]
+    assert training.stage_name(separate) == "level_3"
+    assert training.stage_name(configuration("no_context", downsampling=three)) == "level_3"
+    assert training.stage_name(configuration("no_context", downsampling=three), 1) == "level_3"
 
 
 def test_the_loss_of_level_2_alone_moves_level_1_end_to_end():
     keras.utils.set_random_seed(0)
     label = np.random.default_rng(0).integers(0, 3, (2, 8, 8, 8, 1))
     for mode in ("end_to_end", "separate"):
-        network, adam = system(mode).network(), keras.optimizers.Adam(0.01)
+        network, adam = pyramid(mode).network(), keras.optimizers.Adam(0.01)
         first = [
             weight
             for weight in network.get_layer("level_1").trainable_weights
@@ -483,17 +550,17 @@ def test_the_loss_of_level_2_alone_moves_level_1_end_to_end():
 
 def test_the_loss_of_a_step_is_that_of_all_levels(tmp_path):
     downsampling, levels = (3, 2, 1), (1, 2, 3)
-    one = system(downsampling=downsampling)
-    files, once = cases(tmp_path, one), settings(steps=1)
-    trained = pyramids.train(
-        one, files, [], tmp_path / "run", tf.distribute.get_strategy(), once, DEFORMATION
-    )
-    [history] = csv.DictReader(open(tmp_path / "run" / "pyramid" / "history.csv"))
+    three = pyramid(downsampling=downsampling)
+    files = cases(tmp_path, three)
+    networks = training.train(three, session(tmp_path / "run", files, steps=1))
+    trained = networks["pyramid"]
+    with open(tmp_path / "run" / "pyramid" / "history.csv") as file:
+        [history] = csv.DictReader(file)
 
     # The first weights and the batch once more.
-    seed = once.seed * 1000 + len(levels)
+    seed = settings().seed * 1000 + len(levels)
     keras.utils.set_random_seed(seed)
-    network = one.network()
+    network = three.network()
     draw = functools.partial(
         subvolumes.draw, scales=downsampling, unit=1, size=8, deformation=DEFORMATION
     )
@@ -501,44 +568,38 @@ def test_the_loss_of_a_step_is_that_of_all_levels(tmp_path):
     [batch] = pipeline.training(
         columns, draw, seed=seed, first_step=0, steps=1, batch_size=3, replicas=1
     )
-    answers = network({f"image_{n}": batch[f"image_{n}"] for n in levels}, training=True)
+    logits = network({f"image_{n}": batch[f"image_{n}"] for n in levels}, training=True)
     dice = [
-        float(ops.mean(losses.DiceLoss()(batch[f"label_{n}"], answers[f"level_{n}"])))
+        float(ops.mean(losses.DiceLoss()(batch[f"label_{n}"], logits[f"level_{n}"])))
         for n in levels
     ]
     assert max(dice) < -0.05  # none could be left out
     assert float(history["loss"]) == pytest.approx(sum(dice), rel=1e-4)
 
-    # Every level has learnt, and every level answers.
+    # Every level has learnt, and every level segments.
     for n in levels:
         own, new = (model.get_layer(f"level_{n}").trainable_weights for model in (network, trained))
         assert any(np.any(a.numpy() != b.numpy()) for a, b in zip(own, new, strict=True))
-    found = pyramids.every_level(one, trained)(raw(19, 16, 13)[0, ..., 0])
-    assert list(found) == [f"level {n}" for n in levels]
-    assert all(answer["label"].shape == (19, 16, 13) for answer in found.values())
+    system = MultiOrganSystem(three.configuration, LABELS)
+    segmentations = system.evaluator(networks)(raw(19, 16, 13)[0, ..., 0])
+    assert list(segmentations) == [f"level {n}" for n in levels]
+    assert all(output["label"].shape == (19, 16, 13) for output in segmentations.values())
 
 
 @pytest.fixture(scope="module")
 def separate(tmp_path_factory):
-    """(system, cases, run folder, network) after training of two levels, one after the other."""
-    folder, one = tmp_path_factory.mktemp("separate"), system("separate")
-    files = cases(folder, one)
-    single = tf.distribute.get_strategy()
-    return (
-        one,
-        files,
-        folder,
-        pyramids.train(one, files, [], folder / "run", single, settings(), DEFORMATION),
-    )
+    """(pyramid, session, networks) after training of two levels, one after the other."""
+    folder, both = tmp_path_factory.mktemp("separate"), pyramid("separate")
+    run = session(folder / "run", cases(folder, both))
+    return both, run, training.train(both, run)
 
 
 def test_separate_trains_level_after_level(separate):
-    one, files, folder, network = separate
-    first, both = (
-        keras.models.load_model(folder / "run" / f"level_{n}" / "model.keras", compile=False)
-        for n in (1, 2)
-    )
-    assert list(first.output) == ["level_1"] and list(both.output) == ["level_1", "level_2"]
+    both, run, networks = separate
+    network, files = networks["level_2"], [run.folder / f"level_{n}" for n in (1, 2)]
+    first, second = (keras.models.load_model(file / "model.keras", compile=False) for file in files)
+    assert list(networks) == ["level_2"]
+    assert list(first.output) == ["level_1"] and list(second.output) == ["level_1", "level_2"]
 
     def weights(network, level):
         return {
@@ -547,105 +608,95 @@ def test_separate_trains_level_after_level(separate):
         }
 
     # Level 1 was trained, then frozen to the bit, moving averages too; level 2 was trained on top.
-    alone, below = weights(first, "level_1"), weights(both, "level_1")
+    alone, below = weights(first, "level_1"), weights(second, "level_1")
     assert len(alone) == 14 * 6 + 3 * 2 + 2
     for a, b in zip(alone.values(), below.values(), strict=True):
         np.testing.assert_array_equal(a, b)
-    for trained, level in ((first, "level_1"), (both, "level_2")):
+    for trained, level in ((first, "level_1"), (second, "level_2")):
         averages = [
             array for name, array in weights(trained, level).items() if "moving_mean" in name
         ]
         assert len(averages) == 14 and all(np.any(array) for array in averages)
     for name, array in weights(network, "level_2").items():
-        np.testing.assert_array_equal(array, weights(both, "level_2")[name])
-    for level in (1, 2):
-        history = (folder / "run" / f"level_{level}" / "history.csv").read_text().splitlines()
-        assert len(history) == 2
+        np.testing.assert_array_equal(array, weights(second, "level_2")[name])
+    for file in files:
+        assert len((file / "history.csv").read_text().splitlines()) == 2
     # What is finished is not trained again.
-    untouched = (folder / "run" / "level_2" / "model.keras").stat().st_mtime_ns
-    again = pyramids.train(
-        one, files, [], folder / "run", tf.distribute.get_strategy(), settings(), DEFORMATION
-    )
-    assert (folder / "run" / "level_2" / "model.keras").stat().st_mtime_ns == untouched
+    untouched = (files[1] / "model.keras").stat().st_mtime_ns
+    again = training.train(both, run)["level_2"]
+    assert (files[1] / "model.keras").stat().st_mtime_ns == untouched
     assert all(
         np.array_equal(a, b)
         for a, b in zip(network.get_weights(), again.get_weights(), strict=True)
     )
 
 
-def test_a_run_of_separate_levels_is_found(separate, tmp_path):
-    one, _, folder, network = separate
-    flags = {name: value for name, value in dataclasses.asdict(one).items() if name != "labels"}
-    run = runs.open_run(tmp_path / "run", multi_organ.NAME, {"seed": 1, **flags}, "data")
-    runs.note(run, labels=dict(sorted(LABELS.items())), spacing=[[1, 1, 1]] * 2)
-    shutil.copytree(folder / "run" / "level_1", run / "level_1")
-    with pytest.raises(errors.UserError, match="level_2/model.keras: this level is not finished"):
-        prediction.segmentor(run)
-    shutil.copytree(folder / "run" / "level_2", run / "level_2")
-    segment, x = prediction.segmentor(run), raw(19, 18, 13)
-    assert segment.labels == LABELS and segment.system == multi_organ.NAME
-    found = segment(x[0, ..., 0], (1, 1, 1), probabilities=True)
-    expected = one.segment(one.unets(network), x, probability=True)
-    assert found["label"].shape == (19, 18, 13) and found["label"].dtype == np.uint8
-    assert set(np.unique(found["label"])) <= {0, 2, 5}
+def test_a_run_of_separate_levels_is_read(separate, tmp_path):
+    both, trained, networks = separate
+    flags = {"seed": 1, **dataclasses.asdict(both.configuration)}
+    making = runs.Making("multi_organ", flags, "data")
+    run = runs.open_run(tmp_path / "run", making)
+    run.note(labels=dict(sorted(LABELS.items())), spacing=[[1, 1, 1]] * 2)
+    shutil.copytree(trained.folder / "level_1", run.folder / "level_1")
+    with pytest.raises(errors.UserError, match=r"level_2/model\.keras: this stage is not finished"):
+        prediction.load(run.folder)
+    shutil.copytree(trained.folder / "level_2", run.folder / "level_2")
+    segmentor, x = prediction.load(run.folder), raw(19, 18, 13)
+    assert segmentor.labels == LABELS and segmentor.declaration is DECLARATION
+    output = segmentor(x[0, ..., 0], (1, 1, 1), probabilities=True)
+    unets = both.unets(networks["level_2"])
+    expected = both.segment(unets, x, probability=True)
+    assert output["label"].shape == (19, 18, 13) and output["label"].dtype == np.uint8
+    assert set(np.unique(output["label"])) <= {0, 2, 5}
     for k, name in enumerate(("liver", "pancreas"), start=1):
         np.testing.assert_allclose(
-            found["probability"][name], expected["probability"][0, ..., k], atol=1e-5
+            output["probability"][name], expected["probability"][0, ..., k], atol=1e-5
         )
 
 
 @pytest.mark.parametrize("downsampling", [(2, 1), (4, 2)])
-def test_validation_is_the_mean_dice_of_the_last_level_on_the_original_grid(
-    tmp_path, monkeypatch, downsampling
-):
-    one = system(downsampling=downsampling)
-    files, classes = cases(tmp_path, one), np.arange(3, dtype=np.float32)
+def test_validation_is_the_mean_dice_of_the_last_level_on_the_original_grid(tmp_path, downsampling):
+    both = pyramid(downsampling=downsampling)
+    files, classes = cases(tmp_path, both), np.arange(3, dtype=np.float32)
+
     # The first level finds nothing, the last one the class that is next to its image's value.
-    nothing = lambda x, training: ops.repeat(0 * x, 3, axis=-1)
-    nearest = lambda x, training: 100 * (2 * classes * x[..., :1] - classes**2)
+    def nothing(x, training):
+        return ops.repeat(0 * x, 3, axis=-1)
+
+    def nearest(x, training):
+        return 100 * (2 * classes * x[..., :1] - classes**2)
+
     unets = {"level_1": nothing, "level_2": nearest}
-    network = types.SimpleNamespace(outputs=[None] * 2, get_layer=unets.get, trainable_variables=[])
-    answers = []
+    network = types.SimpleNamespace(outputs=[None] * 2, get_layer=unets.get)
+    labels = []
     for entry in files:
         image = (
             100 * pipeline.stored(entry["label"], "label").numpy()[None].astype(np.float32) - 160
         )
         for n, scale in enumerate(downsampling, start=1):
-            pipeline.store(entry[f"image_{n}"], one.preprocess(image, scale)[0])
-        answers.append(one.classes(one.segment(one.unets(network), image)["label"])[0].numpy())
-        pipeline.store(entry["label"], answers[-1])
-        assert downsampling != (2, 1) or np.array_equal(answers[-1], image[0] / 100 + 1.6)
+            pipeline.store(entry[f"image_{n}"], both.preprocess(image, scale)[0])
+        label = both.segment(both.unets(network), image)["label"]
+        labels.append(both.classes(label)[0].numpy())
+        pipeline.store(entry["label"], labels[-1])
+        assert downsampling != (2, 1) or np.array_equal(labels[-1], image[0] / 100 + 1.6)
+    stage = training.PyramidStage(2, None, both, session(tmp_path, files))
 
-    class Validated(Exception):
-        pass
+    def dsc(number):
+        sample = pipeline.sample({name: files[number][name] for name in stage.columns})
+        return stage.score(stage.graph({"network": network}), sample)
 
-    def fit(stage, *_):
-        raise Validated(stage.validate())
-
-    monkeypatch.setattr(MultiOrgan, "network", lambda *_: network)
-    monkeypatch.setattr(stages.loop, "adam", lambda *_: None)
-    monkeypatch.setattr(stages.loop, "fit", fit)
-
-    def dsc(*which):
-        validation, strategy = [files[n] for n in which], tf.distribute.get_strategy()
-        with pytest.raises(Validated) as found:
-            pyramids.train(one, files, validation, tmp_path, strategy, settings(), DEFORMATION)
-        return found.value.args[0]
-
-    assert dsc(0) == dsc(0, 1, 2) == {"DSC": 1.0}
+    assert [dsc(number) for number in range(3)] == [1, 1, 1]
     # The truth of case 1 is moved by one voxel.
-    answer, truth = answers[1][..., 0], np.roll(answers[1][..., 0], 1, axis=0)
+    label, truth = labels[1][..., 0], np.roll(labels[1][..., 0], 1, axis=0)
     pipeline.store(files[1]["label"], truth[..., None])
-    expected = np.mean([metrics.dice(answer == k, truth == k) for k in np.unique(truth) if k])
-    assert 0.5 < expected < 0.95 and dsc(1)["DSC"] == pytest.approx(expected)
+    expected = np.mean([metrics.dice(label == k, truth == k) for k in np.unique(truth) if k])
+    assert 0.5 < expected < 0.95 and dsc(1) == pytest.approx(expected)
     if downsampling == (2, 1):
-        assert expected == pytest.approx(
-            (11 / 12 + 2 / 3) / 2
-        )  # the liver has 12 slices, the pancreas 3
-    assert dsc(0, 1, 2)["DSC"] == pytest.approx((2 + expected) / 3)
+        # The liver has 12 slices, the pancreas 3.
+        assert expected == pytest.approx((11 / 12 + 2 / 3) / 2)
     # What the truth lacks does not count.
-    pipeline.store(files[1]["label"], np.where(answers[1] == 2, 0, answers[1]).astype(np.uint8))
-    assert dsc(1) == {"DSC": 1.0}
+    pipeline.store(files[1]["label"], np.where(labels[1] == 2, 0, labels[1]).astype(np.uint8))
+    assert dsc(1) == 1
 
 
 REPLICAS = textwrap.dedent("""
@@ -654,21 +705,24 @@ REPLICAS = textwrap.dedent("""
     cpu = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
     sys.path.insert(0, "tests")
-    from tf_autoctx.systems import pyramids
+    from tf_autoctx.systems.multi_organ import training
     from tf_autoctx.training import devices, loop
     import test_multi_organ as t
 
     strategy, fit, made = devices.strategy("mirrored"), loop.fit, []
-    loop.fit = lambda stage, *arguments: made.append(stage) or fit(stage, *arguments)
-    one, folder = t.system("separate"), pathlib.Path(sys.argv[1])
-    settings = t.settings(batch_size=1, samples_per_epoch=4)
-    pyramids.train(one, t.cases(folder, one), [], folder / "run", strategy, settings, t.DEFORMATION)
-    for number, stage in enumerate(made, start=1):
-        for variable in stage.networks["network"].weights:
+    loop.fit = lambda task, *arguments: made.append(task) or fit(task, *arguments)
+    both, folder = t.pyramid("separate"), pathlib.Path(sys.argv[1])
+    run = t.session(
+        folder / "run", t.cases(folder, both), strategy=strategy, batch_size=1, samples_per_epoch=4
+    )
+    training.train(both, run)
+    for number, task in enumerate(made, start=1):
+        for variable in task.networks["network"].weights:
             copies = [copy.numpy() for copy in strategy.experimental_local_results(variable.value)]
             same, finite = np.array_equal(*copies), np.all(np.isfinite(copies))
             start = 0.0 if variable.path.endswith("moving_mean") else 1.0
-            print("WEIGHT", number, variable.path.split("/")[-1], same, finite, np.any(copies[0] != start))
+            name, moved = variable.path.split("/")[-1], np.any(copies[0] != start)
+            print("WEIGHT", number, name, same, finite, moved)
     """)
 
 
@@ -686,14 +740,36 @@ def test_replicas_keep_the_same_moving_averages(tmp_path):
         assert moved == [("1", "True")] * 14 + [("2", "True")] * 28
 
 
-def test_every_level_answers_on_the_original_grid():
-    one, x = system(downsampling=(4, 2)), raw(19, 16, 13)
-    network = randomize(one.network())
-    found = pyramids.every_level(one, network)(x[0, ..., 0])
-    assert list(found) == ["level 1", "level 2"]
-    assert all(answer["label"].shape == (19, 16, 13) for answer in found.values())
+# As others see it.
+
+
+def test_every_level_is_evaluated_on_the_original_grid():
+    system, x = MultiOrganSystem(configuration(downsampling=(4, 2)), LABELS), raw(19, 16, 13)
+    networks = {"pyramid": randomize(system.pyramid.network())}
+    levels = system.evaluator(networks)(x[0, ..., 0])
+    assert list(levels) == ["level 1", "level 2"]
+    assert all(output["label"].shape == (19, 16, 13) for output in levels.values())
     np.testing.assert_array_equal(
-        found["level 2"]["label"], one.segment(one.unets(network), x)["label"][0, ..., 0]
+        levels["level 2"]["label"], system.segment(networks, x)["label"][0, ..., 0]
     )
-    alone = system("no_context", downsampling=(4, 2))
-    assert list(pyramids.every_level(alone, alone.network())(x[0, ..., 0])) == ["level 2"]
+    # Probabilities by the names of the structures, on the level's grid.
+    unets = system.pyramid.unets(networks["pyramid"])
+    for output, expected in zip(levels.values(), system.pyramid.cascade(unets, x), strict=True):
+        assert list(output["probability"]) == ["liver", "pancreas"]
+        for k, probability in enumerate(output["probability"].values(), start=1):
+            np.testing.assert_allclose(probability, expected[0, ..., k], atol=1e-5)
+    alone = MultiOrganSystem(configuration("no_context", downsampling=(4, 2)), LABELS)
+    networks = alone.new_networks(["level_2"])
+    assert list(alone.evaluator(networks)(x[0, ..., 0])) == ["level 2"]
+
+
+def test_signatures_serve_the_label_and_the_probabilities():
+    system, x = MultiOrganSystem(configuration(), LABELS), raw(9, 10, 11)
+    networks = system.new_networks(["pyramid"])
+    signatures = system.signatures(networks)
+    assert list(signatures) == ["serving_default", "probabilities"]
+    assert signatures["serving_default"](x).keys() == {"label"}
+    output = signatures["probabilities"](x)
+    assert output["probability"].shape == (1, 9, 10, 11, 3)
+    np.testing.assert_array_equal(output["label"], system.segment(networks, x)["label"])
+    assert system.window == (-160, 240) and not system.merges_foreground

@@ -1,40 +1,24 @@
 import json
-import pathlib
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import running
 import SimpleITK as sitk
-from absl import flags
-from absl.testing import flagsaver
 
-from tf_autoctx import errors, metrics, report
-from tf_autoctx.systems import prediction
+from tf_autoctx import metrics
+from tf_autoctx.commands.multi_organ_tables import command
+from tf_autoctx.report import tables
+from tf_autoctx.systems.shared import prediction
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
 LABELS = {"1": "artery", "2": "liver"}
 
 
-@pytest.fixture(scope="module")
-def tables():
-    with running.evaluation("multi_organ_tables") as module:
-        yield module
-
-
-@pytest.fixture
-def run_script(tables):
-    def run(*arguments):
-        with flagsaver.flagsaver():
-            flags.FLAGS(["multi_organ_tables.py", *map(str, arguments)])
-            errors.in_one_sentence(tables.main)([])
-
-    return run
+def perform(*arguments):
+    command.perform([str(argument) for argument in arguments])
 
 
 def volume(at, value, also=0):
-    """Labels of 12 x 12 x 16 voxels: a cube of 4 voxels at x = `at`, and one of the value `also`."""
+    """Labels of 12 x 12 x 16 voxels: a cube of edge 4 at x = `at`, and one of the value `also`."""
     label = np.zeros((12, 12, 16), np.uint8)
     label[2:6, 2:6, at : at + 4] = value
     label[8:, 8:, :4] = also
@@ -42,7 +26,10 @@ def volume(at, value, also=0):
 
 
 def make_run(folder, mode, methods, seed=1, data="d" * 64):
-    """A finished run of one case; `methods` has, per method, by how many of its 4 voxels each structure is shifted."""
+    """A finished run of one case.
+
+    `methods` has, for each method, by how many of its 4 voxels each structure is shifted.
+    """
     rows = []
     for method, shifts in methods.items():
         for structure, shift in zip(LABELS.values(), shifts):
@@ -58,7 +45,7 @@ def make_run(folder, mode, methods, seed=1, data="d" * 64):
                 | metrics.compare(volume(4 + shift, 1), volume(4, 1), (1, 1, 1))
             )
     config = {"system": "multi_organ", "flags": {"mode": mode, "seed": seed}, "labels": LABELS}
-    report.write(rows, folder / "evaluation")
+    tables.write(folder / "evaluation", rows)
     (folder / "config.json").write_text(json.dumps(config | {"data_fingerprint": data}))
     return folder
 
@@ -77,9 +64,9 @@ def joined(folders):
     return f"--runs={','.join(map(str, folders))}"
 
 
-def refused(run_script, capsys, told, *arguments):
+def refused(capsys, told, *arguments):
     with pytest.raises(SystemExit) as ended:
-        run_script(*arguments)
+        perform(*arguments)
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert ended.value.code == 1 and told in line
 
@@ -91,22 +78,18 @@ def edit(folder, **changes):
 
 def averages(rows):
     """[(method, case, mean Dice)] in the order of the rows."""
-    found = {}
+    scores = {}
     for row in rows:
-        found.setdefault((row["method"], row["case"]), []).append(row["DSC_percent"])
-    return [(*key, np.mean(values)) for key, values in found.items()]
+        scores.setdefault((row["method"], row["case"]), []).append(row["DSC_percent"])
+    return [(*key, np.mean(values)) for key, values in scores.items()]
 
 
 def test_table_1(three, tmp_path):
-    command = [
-        sys.executable,
-        "eval/multi_organ_tables.py",
-        joined(three),
-        f"--output={tmp_path / 'out'}",
-    ]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8", timeout=120)
+    done = running.script(
+        "eval/multi_organ_tables.py", joined(three), f"--output={tmp_path / 'out'}"
+    )
     assert done.returncode == 0, done.stderr
-    rows = report.read(tmp_path / "out")
+    rows = tables.read(tmp_path / "out")
     assert averages(rows) == [
         ("level 1, separate", "seed 1/abdomen_003", 25),
         ("level 2, separate", "seed 1/abdomen_003", 87.5),
@@ -118,13 +101,13 @@ def test_table_1(three, tmp_path):
     assert (
         (tmp_path / "out" / "table.txt").read_text()
         == done.stdout
-        == report.dice_table(rows) + "\n"
+        == tables.dice_table(rows) + "\n"
     )
     assert "level 2, end-to-end against level 2, separate: Avg. +12.50 %" in done.stdout
     assert (tmp_path / "out" / "summary.json").exists()
 
 
-def test_seeds_are_pooled_and_modes_pair_up(three, tmp_path, run_script, capsys):
+def test_seeds_are_pooled_and_modes_pair_up(three, tmp_path, capsys):
     more = [
         make_run(
             tmp_path / "separate_2", "separate", {"level 1": (2, 2), "level 2": (2, 2)}, seed=2
@@ -138,8 +121,8 @@ def test_seeds_are_pooled_and_modes_pair_up(three, tmp_path, run_script, capsys)
             data="e" * 64,
         ),
     ]
-    run_script(joined(three[1:] + more[:2]), f"--output={tmp_path / 'out'}")
-    scores = dict((row[:2], row[2]) for row in averages(report.read(tmp_path / "out")))
+    perform(joined(three[1:] + more[:2]), f"--output={tmp_path / 'out'}")
+    scores = {row[:2]: row[2] for row in averages(tables.read(tmp_path / "out"))}
     assert scores["level 2, end-to-end", "seed 2/abdomen_003"] == 75 and len(scores) == 8
     text = capsys.readouterr().out
     # end-to-end - separate: 100 - 87.5 for seed 1, 75 - 50 for seed 2
@@ -148,8 +131,8 @@ def test_seeds_are_pooled_and_modes_pair_up(three, tmp_path, run_script, capsys)
         in text
     )
 
-    run_script(joined(three[1:] + more), f"--output={tmp_path / 'other'}")
-    assert {row["case"] for row in report.read(tmp_path / "other")} == {
+    perform(joined(three[1:] + more), f"--output={tmp_path / 'other'}")
+    assert {row["case"] for row in tables.read(tmp_path / "other")} == {
         "seed 1/abdomen_003",
         "seed 2, data dddddddd/abdomen_003",
         "seed 2, data eeeeeeee/abdomen_003",
@@ -158,7 +141,10 @@ def test_seeds_are_pooled_and_modes_pair_up(three, tmp_path, run_script, capsys)
 
 @pytest.fixture
 def other(tmp_path):
-    """A Decathlon folder with the liver at 1, a kidney at 2 and the artery at 5; its only test case has no label."""
+    """A Decathlon folder with the liver at 1, a kidney at 2 and the artery at 5.
+
+    Its only test case has no label.
+    """
     folder = tmp_path / "other"
     pairs = []
     for name, label in (("a", volume(4, 1, also=2)), ("b", volume(8, 1, also=5))):
@@ -179,9 +165,12 @@ def other(tmp_path):
 
 @pytest.fixture
 def networks(monkeypatch):
-    """Networks that find an artery (1) nowhere and half a liver (2); the run without context finds both everywhere."""
+    """Networks that find an artery (1) nowhere and half a liver (2).
 
-    def segmentor(folder):
+    The run without context finds both everywhere.
+    """
+
+    def load(folder):
         def segment(voxels, spacing, name):
             assert spacing == (3.0, 1.0, 1.0) and name.endswith(".nii.gz")
             label = 2 * np.uint8(np.roll(voxels, 2, axis=2) == 1)
@@ -191,14 +180,14 @@ def networks(monkeypatch):
 
         return segment
 
-    monkeypatch.setattr(prediction, "segmentor", segmentor)
+    monkeypatch.setattr(prediction, "load", load)
 
 
-def test_table_2(three, other, networks, tmp_path, run_script, capsys, caplog):
-    run_script(
+def test_table_2(three, other, networks, tmp_path, capsys, caplog):
+    perform(
         joined(three), f"--output={tmp_path / 'out'}", f"--data_dir={other}", "--label_map=5:1,1:2"
     )
-    rows = report.read(tmp_path / "out")
+    rows = tables.read(tmp_path / "out")
     assert {row["method"] for row in rows} == {
         f"level 2, {mode}" for mode in ("separate", "end-to-end", "without context")
     }
@@ -216,24 +205,22 @@ def test_table_2(three, other, networks, tmp_path, run_script, capsys, caplog):
     )  # nothing there, but found: false
     assert dice["without context", "artery", "seed 1/b"] == 100
     assert "no test case has a label; all 2 labelled cases are segmented" in caplog.text
-    assert report.dice_table(rows) in capsys.readouterr().out
+    assert tables.dice_table(rows) in capsys.readouterr().out
     assert (tmp_path / "out" / "table.txt").exists()
 
 
-def test_a_map_leaves_out_what_it_does_not_name(three, other, networks, tmp_path, run_script):
-    run_script(
-        joined(three), f"--output={tmp_path / 'out'}", f"--data_dir={other}", "--label_map=1:2"
-    )
-    assert {row["structure"] for row in report.read(tmp_path / "out")} == {"liver"}
+def test_a_map_leaves_out_what_it_does_not_name(three, other, networks, tmp_path):
+    perform(joined(three), f"--output={tmp_path / 'out'}", f"--data_dir={other}", "--label_map=1:2")
+    assert {row["structure"] for row in tables.read(tmp_path / "out")} == {"liver"}
 
 
-def test_equal_values_are_the_default(three, other, networks, tmp_path, run_script):
+def test_equal_values_are_the_default(three, other, networks, tmp_path):
     description = json.loads((other / "dataset.json").read_text())
     description["labels"] = {"1": "Artery", "2": "liver", "5": "aorta"}
     (other / "dataset.json").write_text(json.dumps(description))
-    run_script(joined(three[1:2]), f"--output={tmp_path / 'out'}", f"--data_dir={other}")
+    perform(joined(three[1:2]), f"--output={tmp_path / 'out'}", f"--data_dir={other}")
     dice = {
-        (row["structure"], row["case"]): row["DSC_percent"] for row in report.read(tmp_path / "out")
+        (row["structure"], row["case"]): row["DSC_percent"] for row in tables.read(tmp_path / "out")
     }
     assert dice == {
         ("artery", "seed 1/a"): 0,
@@ -243,12 +230,12 @@ def test_equal_values_are_the_default(three, other, networks, tmp_path, run_scri
     }
 
 
-def test_a_csv_whose_test_case_has_a_label(three, other, networks, tmp_path, run_script, caplog):
+def test_a_csv_whose_test_case_has_a_label(three, other, networks, tmp_path, caplog):
     lines = [f"imagesTr/{name}.nii.gz,labelsTr/{name}.nii.gz" for name in "ab"]
     (other / "cases.csv").write_text(f"image,label,split\n{lines[0]},train\n{lines[1]},test\n")
     flag = f"--data_dir={other / 'cases.csv'}"
-    run_script(joined(three[1:2]), f"--output={tmp_path / 'out'}", flag, "--label_map=1:2")
-    (row,) = report.read(tmp_path / "out")
+    perform(joined(three[1:2]), f"--output={tmp_path / 'out'}", flag, "--label_map=1:2")
+    (row,) = tables.read(tmp_path / "out")
     assert (row["structure"], row["case"], row["DSC_percent"]) == ("liver", "seed 1/b", 50)
     assert "labelled cases" not in caplog.text
 
@@ -267,9 +254,8 @@ def test_a_csv_whose_test_case_has_a_label(three, other, networks, tmp_path, run
         ([], "label 1 is 'Liver', in the runs 'artery'; give --label_map."),
     ],
 )
-def test_a_bad_map_is_one_sentence(three, other, tmp_path, run_script, capsys, given, told):
+def test_a_bad_map_is_one_sentence(three, other, tmp_path, capsys, given, told):
     refused(
-        run_script,
         capsys,
         told,
         joined(three),
@@ -280,14 +266,15 @@ def test_a_bad_map_is_one_sentence(three, other, tmp_path, run_script, capsys, g
 
 
 @pytest.mark.parametrize("value", ["1", "1:", "a:1", "1:2:3", "0:1", "1:0", "1:2,1:3", ""])
-def test_a_malformed_map_is_refused(value, run_script):
-    with pytest.raises(flags.IllegalFlagValueError, match="expected pairs old:new of label values"):
-        run_script("--runs=a", "--output=b", "--data_dir=c", f"--label_map={value}")
+def test_a_malformed_map_is_refused(value, capsys):
+    told = "expected pairs old:new of label values"
+    refused(capsys, told, "--runs=a", "--output=b", "--data_dir=c", f"--label_map={value}")
 
 
-def test_a_map_is_written_as_it_was_read(tables):
-    with flagsaver.flagsaver(label_map={5: 1, 1: 2}):
-        assert flags.FLAGS["label_map"].serialize() == "--label_map=5:1,1:2"
+def test_a_map_is_written_as_it_was_read():
+    given = command.parse(["--runs=a", "--output=b", "--data_dir=c", "--label_map=5:1,1:2"])
+    assert given["label_map"] == {5: 1, 1: 2}
+    assert command.serialized(given)[-1] == "--label_map=5:1,1:2"
 
 
 @pytest.mark.parametrize(
@@ -318,24 +305,22 @@ def test_a_map_is_written_as_it_was_read(tables):
         ),
         (
             lambda run: (run / "evaluation" / "scores.csv").write_text(
-                ",".join(report.LONG) + "\n"
+                ",".join(tables.LONG) + "\n"
             ),
             "scores.csv: holds no case",
         ),
     ],
 )
-def test_bad_runs_are_one_sentence(three, tmp_path, run_script, capsys, damage, told):
+def test_bad_runs_are_one_sentence(three, tmp_path, capsys, damage, told):
     damage(three[1])
-    refused(run_script, capsys, told, joined(three), f"--output={tmp_path / 'out'}")
+    refused(capsys, told, joined(three), f"--output={tmp_path / 'out'}")
     assert not (tmp_path / "out").exists()
 
 
-def test_bad_flags(three, tmp_path, run_script, capsys):
+def test_bad_flags(three, tmp_path, capsys):
     told = "--label_map: there is no --data_dir"
-    refused(
-        run_script, capsys, told, joined(three), f"--output={tmp_path / 'out'}", "--label_map=1:2"
-    )
+    refused(capsys, told, joined(three), f"--output={tmp_path / 'out'}", "--label_map=1:2")
     (tmp_path / "taken").write_text("")
-    refused(run_script, capsys, "taken", joined(three), f"--output={tmp_path / 'taken'}")
-    with pytest.raises(flags.IllegalFlagValueError, match="at least one run folder"):
-        run_script("--runs=", f"--output={tmp_path / 'out'}")
+    refused(capsys, "taken", joined(three), f"--output={tmp_path / 'taken'}")
+    refused(capsys, "--runs", "--runs=", f"--output={tmp_path / 'out'}")
+    refused(capsys, "--runs", f"--output={tmp_path / 'out'}")
