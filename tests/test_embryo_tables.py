@@ -1,3 +1,5 @@
+"""Table 1 of the embryo system, from runs made by hand."""
+
 import json
 import re
 import shutil
@@ -5,12 +7,14 @@ import shutil
 import numpy as np
 import pytest
 import running
-from absl import flags
-from absl.testing import flagsaver
 
-from tf_autoctx import errors, metrics, report
+from tf_autoctx import metrics
+from tf_autoctx.commands import embryo_tables
 from tf_autoctx.data import datasets, phantoms
-from tf_autoctx.systems import embryo, sliding_windows
+from tf_autoctx.report import tables
+from tf_autoctx.systems.embryo import sliding_windows
+from tf_autoctx.systems.embryo.configuration import Embryo, SlidingWindows
+from tf_autoctx.systems.embryo.segmentation import Refinement
 
 LABELS = {"1": "body", "2": "ventricle"}
 FIELDS = {
@@ -25,20 +29,8 @@ BUILT = {"normalization": "instance", "initializer": "he"}
 SPLIT = {"data_dir": "", "validation_fraction": 0.0}
 
 
-@pytest.fixture(scope="module")
-def tables():
-    with running.evaluation("embryo_tables") as module:
-        yield module
-
-
-@pytest.fixture
-def run_script(tables):
-    def run(*arguments):
-        with flagsaver.flagsaver():
-            flags.FLAGS(["embryo_tables.py", *map(str, arguments)])
-            errors.in_one_sentence(tables.main)([])
-
-    return run
+def run_command(*arguments):
+    running.call("embryo_tables", *arguments)
 
 
 def shifted(shift):
@@ -49,7 +41,8 @@ def shifted(shift):
 
 
 def make(folder, system, flags_, fingerprint, networks, shifts):
-    """A finished run: {stage: network} and, per method, by how much (body, ventricle) are shifted in each case."""
+    """A finished run: {stage: network} and, per method, by how much (body, ventricle) are shifted
+    in each case."""
     config = {"system": system, "flags": flags_, "labels": LABELS, "data_fingerprint": fingerprint}
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config))
@@ -69,7 +62,7 @@ def make(folder, system, flags_, fingerprint, networks, shifts):
         for case, both in enumerate(cases, start=2)
         for structure, shift in zip(LABELS.values(), both)
     ]
-    report.write(rows, folder / "evaluation")
+    tables.write(folder / "evaluation", rows)
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +72,7 @@ def made(tmp_path_factory):
     (folder / "context").mkdir()
     data = phantoms.write_embryos(folder / "context" / "phantoms", (20, 24, 20), 0.45, (2, 2), 0)
     fingerprint = datasets.fingerprint(datasets.load(data, 0, 0.0))
-    peer = sliding_windows.SlidingWindows(16, 3, 2, depth=1, kernel=3, **BUILT)
+    peer = SlidingWindows(window=16, stride=3, base_filters=2, depth=1, kernel=3, **BUILT)
     for name, context, shifts in (
         (
             "context",
@@ -95,20 +88,14 @@ def made(tmp_path_factory):
         given = {**FIELDS, **BUILT, **SPLIT, "auto_context": context, "seed": 0}
         if not context:
             given["data_dir"] = str(data)
-        system = embryo.Embryo({1: "body", 2: "ventricle"}, auto_context=context, **FIELDS, **BUILT)
-        make(
-            folder / name,
-            "embryo",
-            given,
-            fingerprint,
-            {stage: system.network(stage) for stage in shifts},
-            shifts,
-        )
-    networks = {name: peer.network(name) for name in sliding_windows.NETWORKS}
+        configuration = Embryo(auto_context=context, **FIELDS, **BUILT)
+        refinement = Refinement(configuration, {1: "body", 2: "ventricle"})
+        networks = {stage: refinement.network(stage) for stage in shifts}
+        make(folder / name, "embryo", given, fingerprint, networks, shifts)
+    networks = sliding_windows.new_networks(peer)
     shifts = {"sliding windows": [(2, 1), (2, 0)]}
-    make(
-        folder / "peer", "sliding_windows", {**vars(peer), "seed": 0}, fingerprint, networks, shifts
-    )
+    given = {**vars(peer), "seed": 0}
+    make(folder / "peer", "sliding_windows", given, fingerprint, networks, shifts)
     return folder
 
 
@@ -122,20 +109,19 @@ def both(folder):
     return f"--runs={folder / 'without'},{folder / 'context'}"
 
 
-def test_table_1(made, tmp_path, run_script, capsys):
-    run_script(
+def test_table_1(made, tmp_path, capsys):
+    run_command(
         both(made),
         f"--sliding_windows={made / 'peer'}",
         f"--output={tmp_path}",
         "--volumes=2",
         "--fraction=0.5",
     )
-    rows = report.read(tmp_path)
+    rows = tables.read(tmp_path)
     assert len(rows) == 5 * 2 * 2 and rows[0]["case"] == "seed 0/embryo_002"
     text = capsys.readouterr().out
-    assert (tmp_path / "table.txt").read_text(encoding="utf-8") == text and text.endswith(
-        report.dice_table(rows) + "\n"
-    )
+    assert (tmp_path / "table.txt").read_text(encoding="utf-8") == text
+    assert text.endswith(tables.dice_table(rows) + "\n")
     # Means and SD of 1 - shift / 4 in percent: the SD of two values is their difference / sqrt(2).
     expected = {
         "sliding windows": ("87.50 ± 17.68", "50.00 ± 0.00"),
@@ -147,9 +133,8 @@ def test_table_1(made, tmp_path, run_script, capsys):
     lines = [re.split(r"  +", line) for line in text.splitlines()[:7]]
     assert lines[0][1:] == ["n", "ventricle DSC (%)", "body DSC (%)", "s a volume", "times faster"]
     assert {line[0]: tuple(line[2:4]) for line in lines[2:]} == expected
-    assert [line[0] for line in lines[2:]] == list(expected) and {
-        line[1] for line in lines[2:]
-    } == {"2"}
+    assert [line[0] for line in lines[2:]] == list(expected)
+    assert {line[1] for line in lines[2:]} == {"2"}
     # (ventricle + body) / 2 of both cases: (100 + 100 + 75 + 100) / 4 - (75 + 75 + 50 + 100) / 4
     assert "end-to-end against with auto-context: Avg. +18.75 % [+12.50, +25.00], 2 pairs" in text
     summary = json.loads((tmp_path / "summary.json").read_text())["methods"]
@@ -167,13 +152,12 @@ def test_table_1(made, tmp_path, run_script, capsys):
     for line in lines[2:]:
         assert line[4] == f"{seconds[line[0]]:.3g}"
         assert line[5] == f"{seconds['sliding windows'] / seconds[line[0]]:.1f}"
-    assert re.search(
-        r"sliding windows: \d+ of \d+ windows \([\d.]+ %\) were timed, the rest extrapolated", text
-    )
+    told = r"sliding windows: \d+ of \d+ windows \([\d.]+ %\) were timed, the rest extrapolated"
+    assert re.search(told, text)
 
 
-def test_without_the_peer_there_is_no_ratio(made, tmp_path, run_script, capsys):
-    run_script(f"--runs={made / 'without'}", f"--output={tmp_path}")
+def test_without_the_peer_there_is_no_ratio(made, tmp_path, capsys):
+    run_command(f"--runs={made / 'without'}", f"--output={tmp_path}")
     lines = [re.split(r"  +", line) for line in capsys.readouterr().out.splitlines()[:4]]
     assert lines[0][-1] == "s a volume" and [line[0] for line in lines[2:]] == [
         "initial",
@@ -183,13 +167,13 @@ def test_without_the_peer_there_is_no_ratio(made, tmp_path, run_script, capsys):
     assert set(volume) == {"case", "size", "seconds"}
 
 
-def test_seeds_are_pooled(runs_, tables, tmp_path, run_script, capsys, monkeypatch):
-    still = {method: lambda voxels: None for method in tables.METHODS[1:]}
-    monkeypatch.setattr(tables, "segments", lambda found: still)
+def test_seeds_are_pooled(runs_, tmp_path, capsys, monkeypatch):
+    still = {method: lambda voxels: None for method in embryo_tables.METHODS[1:]}
+    monkeypatch.setattr(embryo_tables, "segments", lambda runs, chosen: still)
     shutil.copytree(runs_ / "without", runs_ / "other_seed")
     edit(runs_ / "other_seed", seed=1)
-    run_script(f"{both(runs_)},{runs_ / 'other_seed'}", f"--output={tmp_path / 'out'}")
-    cases = {(row["method"], row["case"]) for row in report.read(tmp_path / "out")}
+    run_command(f"{both(runs_)},{runs_ / 'other_seed'}", f"--output={tmp_path / 'out'}")
+    cases = {(row["method"], row["case"]) for row in tables.read(tmp_path / "out")}
     for case in ("embryo_002", "embryo_003"):
         assert {method for method, name in cases if name == f"seed 1/{case}"} == {
             "initial",
@@ -215,7 +199,7 @@ def edit(folder, **changes):
 
 
 def drop(folder, method):
-    report.write([row for row in report.read(folder) if row["method"] != method], folder)
+    tables.write(folder, [row for row in tables.read(folder) if row["method"] != method])
 
 
 @pytest.mark.parametrize(
@@ -263,10 +247,10 @@ def drop(folder, method):
         (lambda made: (made / "context" / "config.json").unlink(), "context: no config.json"),
     ],
 )
-def test_bad_runs_are_one_sentence(runs_, tmp_path, run_script, capsys, damage, told):
+def test_bad_runs_are_one_sentence(runs_, tmp_path, capsys, damage, told):
     damage(runs_)
     with pytest.raises(SystemExit) as ended:
-        run_script(
+        run_command(
             both(runs_), f"--sliding_windows={runs_ / 'peer'}", f"--output={tmp_path / 'out'}"
         )
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
@@ -275,6 +259,8 @@ def test_bad_runs_are_one_sentence(runs_, tmp_path, run_script, capsys, damage, 
 
 
 @pytest.mark.parametrize("flag", ["--fraction=0.01", "--fraction=1.5", "--volumes=0", "--runs="])
-def test_bad_flags(flag, run_script, tmp_path):
-    with pytest.raises(flags.IllegalFlagValueError, match=flag.split("=")[0].strip("-")):
-        run_script("--runs=a", flag, f"--output={tmp_path / 'out'}")
+def test_bad_flags(flag, tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        run_command("--runs=a", flag, f"--output={tmp_path / 'out'}")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert ended.value.code == 1 and line.startswith("error: ") and flag.split("=")[0] in line
