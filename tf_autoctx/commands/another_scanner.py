@@ -1,4 +1,4 @@
-"""2D ultrasound as a made-up scanner would show it: a target corpus whose truth is known.
+r"""2D ultrasound as a made-up scanner would show it: a target corpus whose truth is known.
 
   python eval/another_scanner.py --data_dir=my_scanner --output=other_scanner
   python eval/renderer_tables.py --runs=runs/renderer --corpus=other_scanner/cases.csv \

@@ -1,4 +1,4 @@
-"""Table 1 and figure 5b of online rendering (Yang et al. 2018): a whole corpus of another scanner.
+r"""Table 1 and figure 5b of online rendering (Yang et al. 2018): a whole corpus of another scanner.
 
   python eval/renderer_tables.py --runs=runs/t2t,runs/orig,runs/s2t_sp,runs/s2t_p,runs/renderer \
       --output=tables

@@ -5,7 +5,7 @@ scanner, from the trained weights, until it looks like the source corpus (Yang e
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -17,12 +17,10 @@ from tf_autoctx.data import pipeline
 from tf_autoctx.errors import FieldError
 from tf_autoctx.systems.renderer import source, terms, training
 from tf_autoctx.systems.renderer.configuration import Objective
-from tf_autoctx.systems.renderer.segmentation import Rendering
+from tf_autoctx.systems.renderer.segmentation import Networks, Rendering, Tensor
 from tf_autoctx.systems.shared.caching import Files
 from tf_autoctx.training.configuration import Settings
 from tf_autoctx.training.runs import Run
-
-Tensor = Any
 
 LEARNING_RATE = 1e-4  # section 3
 
@@ -105,7 +103,7 @@ class OnlineRendering:
         self,
         rendering: Rendering,
         objective: Objective,
-        networks: Mapping[str, keras.Model],
+        networks: Networks,
         corpus: Files,
         settings: Settings,
     ) -> None:

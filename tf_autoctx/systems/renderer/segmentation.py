@@ -18,8 +18,8 @@ from tf_autoctx.models import layers
 from tf_autoctx.models.renderer import discriminator, renderer, segmentor2d
 from tf_autoctx.systems.renderer.configuration import DISCRIMINATORS, Renderer
 
-Tensor = Any
-Networks = Mapping[str, keras.Model]
+Tensor = Any  # of whichever backend
+Networks = Mapping[str, keras.Model]  # by name
 
 
 class Rendering:

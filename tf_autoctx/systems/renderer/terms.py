@@ -17,11 +17,10 @@ from keras import ops
 
 from tf_autoctx import losses
 from tf_autoctx.systems.renderer.configuration import DISCRIMINATORS, Objective
+from tf_autoctx.systems.renderer.segmentation import Networks, Tensor
 from tf_autoctx.training import loop
 from tf_autoctx.training.configuration import Settings
 
-Tensor = Any
-Networks = Mapping[str, keras.Model]
 Batch = Mapping[str, Any]
 Plan = list[list[str]]  # groups of terms
 Update = Callable[[Batch], dict[str, Tensor]]
