@@ -44,6 +44,9 @@ class Rules:
         """The allowed values in words."""
         if self.choices:
             return f"one of {', '.join(self.choices)}"
+        limited = (self.least, self.most, self.multiple, self.length) != (None,) * 4
+        if not limited:
+            return "at least one value"
         number = f"a multiple of {self.multiple}" if self.multiple else "a number"
         if self.length is not None:
             number = f"{self.length} numbers separated by commas"

@@ -101,7 +101,24 @@ def define_flags(kind: type, values: flags.FlagValues, presets: Presets | None =
 def _shown(value: Any) -> str:
     if isinstance(value, list | tuple):
         return ",".join(map(str, value))
+    if isinstance(value, bool):
+        return str(value).lower()
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _described(flag: flags.Flag[Any], rule: configuration.Rules) -> str:
+    """What `--help` says of a flag: its help, the presets' values, what it takes, the default."""
+    switch = f"--[no]{flag.name}" if flag.boolean else f"--{flag.name}"
+    text = (flag.help or "").removeprefix(f"<{'|'.join(rule.choices)}>: ")  # absl's, for choices
+    if rule != configuration.Rules(rule.help, may_change=rule.may_change, required=rule.required):
+        text += f" Expected: {rule.expected()}."
+    default = (flag.default_as_str or "").strip("'")
+    if default and flag.default is not None:
+        text += f" Default: {default}."
+    indent = " " * 6
+    return textwrap.fill(
+        f"  {switch}  {text}", 100, subsequent_indent=indent, break_on_hyphens=False
+    )
 
 
 def _define(
@@ -229,13 +246,8 @@ class Command:
         values, lines = self.flags(), [self.doc]
         for kind in self.kinds:
             lines.append(f"\n{(inspect.getdoc(kind) or kind.__name__).splitlines()[0]}")
-            for name in configuration.rules(kind):
-                flag = values[name]
-                switch = f"--[no]{name}" if flag.boolean else f"--{name}"
-                default = (flag.default_as_str or "").strip("'")
-                known = default != "" and flag.default is not None
-                text = flag.help + (f" Default: {default}." if known else "")
-                lines.append(textwrap.fill(f"  {switch}  {text}", 100, subsequent_indent=" " * 6))
+            for name, rule in configuration.rules(kind).items():
+                lines.append(_described(values[name], rule))
         for alias, name in self.aliases.items():
             lines.append(f"\n  --{alias}  is --{name} under another name.")
         return "\n".join(lines)
