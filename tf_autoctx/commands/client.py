@@ -1,7 +1,7 @@
 r"""Segments images with a model that TensorFlow Serving holds, each on its own grid.
 
   autoctx-client --model=fetal_head --input=scan.nii.gz --output=results
-  autoctx-client --model=fetal_head --input=scans --output=results --probabilities \\
+  autoctx-client --model=fetal_head --input=scans --output=results --probabilities \
       --requests_in_flight=4
   autoctx-client --model=renderer --input=frames --output=results --protocol=grpc --server=gpu7:8500
 

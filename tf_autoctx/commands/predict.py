@@ -1,7 +1,7 @@
 r"""Segments images with a finished run or a SavedModel, each on its own grid.
 
   autoctx-predict --model=runs/fetal_head --input=scan.nii.gz --output=results
-  autoctx-predict --model=runs/fetal_head/saved_model --input=folder_of_scans --output=results \\
+  autoctx-predict --model=runs/fetal_head/saved_model --input=folder_of_scans --output=results \
       --probabilities
   autoctx-predict --model=runs/renderer --input=frame.png --output=results --every_iteration
 
