@@ -62,7 +62,7 @@ def open_training(
     kind: type[System] = declaration.load()
     values = dict(values)
     values |= kind.implied(values)
-    chosen = configuration.configured(declaration.configuration, values)
+    chosen: Any = configuration.configured(declaration.configuration, values)
     strategy = devices.strategy(values["strategy"])
     values["precision"] = devices.set_up(values["precision"], values["seed"])
     folder = pathlib.Path(values["work_dir"])

@@ -86,7 +86,7 @@ class System(abc.ABC):
         Raises:
           UserError: config.json lacks something.
         """
-        configuration = run.configured(cls.declaration.configuration, **changes)
+        configuration: Any = run.configured(cls.declaration.configuration, **changes)
         try:
             return cls(configuration, run.labels)
         except ValueError as error:
