@@ -1,11 +1,12 @@
 import csv
 import json
 import math
+import re
 
 import numpy as np
 import pytest
 
-from tf_autoctx import errors, metrics
+from tf_autoctx import errors, files, metrics
 from tf_autoctx.report import tables
 
 
@@ -338,3 +339,106 @@ def test_an_output_that_is_a_file_is_one_sentence(results, tmp_path):
     (tmp_path / "taken").write_text("")
     with pytest.raises(errors.UserError, match="taken"):
         tables.write(tmp_path / "taken", results)
+
+
+FORMULAS = [
+    "=1+1",
+    "=HYPERLINK(A1)",
+    "+cmd",
+    "-1+1",
+    "@SUM(A1)",
+    "\t=1",
+    "\r=1",
+    "\n=1",
+    " =1",
+    "\uff1d1",
+    "'=1",
+    "''=1",
+    "case;=1",  # ends a cell in many countries
+    'case;"=1"',
+    "case\n=1",
+    "case\r-x",
+]
+
+
+@pytest.mark.parametrize("name", FORMULAS)
+def test_no_name_is_a_formula_and_reading_gives_it_back(name, tmp_path):
+    """Every cell of the files, whatever a spreadsheet takes for the end of a cell."""
+    (row,) = rows(name, [0], structure=name)
+    row |= {"case": name, "group": name, "system": name}
+    tables.write(tmp_path, [row], failures={name: name})
+    assert tables.read(tmp_path) == [row]
+    for file in ("scores.csv", "cases.csv", "failed.csv"):
+        text = (tmp_path / file).read_bytes().decode()
+        cells = [cell for line in csv.reader(text.splitlines(keepends=True)) for cell in line]
+        assert sum(name.lstrip() in cell.replace("'", "") for cell in cells) or "'" in name
+        for cell in [*cells, *re.split("[,;\t\r\n]", text)]:
+            shown = cell.strip('" \u00a0')
+            number = shown.lstrip("+-").replace(".", "").replace("e-", "")
+            assert not shown.startswith(tuple("=+-@\uff1d")) or number.isdigit() or number == "inf"
+
+
+@pytest.mark.parametrize("name", ["-5", "+1.5e-3", "a-b", "x = 1", "it's", "'quoted'", "'", ""])
+def test_numbers_and_harmless_names_stay_as_they_are(name):
+    assert tables.escaped(name) == tables.unescaped(name) == name
+
+
+def test_escapes_are_undone_whatever_the_name():
+    letters = np.array(list("'\"=+-@;\t\r\n a1.\uff1d\u00a0"))
+    generator = np.random.default_rng(0)
+    for length in generator.integers(8, size=3000):
+        name = "".join(generator.choice(letters, length))
+        assert tables.unescaped(tables.escaped(name)) == name
+
+
+def test_a_set_of_tables_is_replaced_together(results, tmp_path):
+    tables.write(tmp_path, results, failures={"other": "cut short"})
+    assert (tmp_path / "failed.csv").read_text() == "case,reason\nother,cut short\n"
+    tables.write(tmp_path, results[:4])
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "cases.csv",
+        "scores.csv",
+        "summary.json",
+    ]
+    tables.write(tmp_path, [], failures={"a": "gone"})
+    assert [path.name for path in tmp_path.iterdir()] == ["failed.csv"]
+
+
+@pytest.mark.parametrize("stop", range(3))
+def test_a_set_cut_short_is_not_read(stop, results, tmp_path, monkeypatch):
+    """Killed between the files: scores.csv, which is read, comes last."""
+    tables.write(tmp_path, results[:4])
+    replace, calls = files.os.replace, []
+
+    def killed(partial, path):
+        calls.append(path.name)
+        if len(calls) > stop:
+            raise KeyboardInterrupt
+        replace(partial, path)
+
+    monkeypatch.setattr(files.os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        tables.write(tmp_path, results)
+    assert "scores.csv" not in [path.name for path in tmp_path.iterdir()]
+    with pytest.raises(errors.UserError, match="no such file"):
+        tables.read(tmp_path)
+
+
+def test_a_name_that_is_no_text_is_written_in_its_bytes(tmp_path):
+    tables.write(tmp_path, [], failures={"a\udcff": "a\udcff.nii: no text"})
+    assert (tmp_path / "failed.csv").read_text() == "case,reason\na\\udcff,a\\udcff.nii: no text\n"
+
+
+def test_scores_of_a_case_by_hand():
+    """Liver 1: half of it is called spleen 2. Kidney 3 is made up, 4 is nowhere."""
+    truth, prediction = np.zeros((4, 4), int), np.zeros((4, 4), int)
+    truth[0], truth[3] = 1, 2
+    prediction[0] = [1, 1, 2, 2]
+    prediction[2, 2] = 3
+    names = {1: "liver", 2: "spleen", 3: "kidney", 4: "heart"}
+    liver, spleen, kidney = tables.scores(prediction, truth, None, names)
+    assert [row["structure"] for row in (liver, spleen, kidney)] == ["liver", "spleen", "kidney"]
+    assert liver["DSC_percent"] == pytest.approx(100 * 2 * 2 / (2 + 4))
+    assert spleen["DSC_percent"] == 0 and spleen["Hdb_pixel"] == pytest.approx(13**0.5)
+    assert (kidney["area_pixel"], kidney["truth_area_pixel"]) == (1, 0)
+    assert math.isnan(kidney["DSC_percent"]) and math.isnan(kidney["area_error_percent"])

@@ -7,12 +7,14 @@ which everything else comes from.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import math
 import pathlib
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any, TextIO
 
 import numpy as np
 
@@ -26,6 +28,9 @@ Scores = dict[str, dict[str, float]]  # {structure: {case: DSC in percent}} of a
 
 LABELS = ("system", "method", "case", "group", "structure")
 LONG = (*LABELS, "metric", "value")  # columns of the long table
+FAILURES = ("case", "reason")  # columns of the table of failures
+# The set of tables; the first, which `read` wants, takes its place last.
+FILES = ("scores.csv", "cases.csv", "summary.json", "failed.csv")
 COLUMNS = metrics.shown("table")  # of the printed table
 NOTES = (  # below the printed table
     "mean ± SD over the cases where the value is finite; below it the 95 % confidence interval of "
@@ -38,27 +43,85 @@ DICE_NOTES = (  # below the table of Dice scores
     "Avg.: mean over the structures of a case, then over cases; in brackets the 95 % interval of "
     "the change",
 )
+# Where a spreadsheet takes a cell for a formula: at its beginning, and after what an import, or the
+# settings of another country, take for the end of a cell. Spaces and quotes may stand before the
+# sign, which some settings know in full width.
+_STARTS = r"(?:^|(?<=[;\t\r\n]))"
+_FORMULA = r"(?='*[ \"\u00a0\u3000]*[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20])"
+_TO_ESCAPE, _ESCAPED = re.compile(_STARTS + _FORMULA), re.compile(f"{_STARTS}'{_FORMULA}")
+_NUMBER = re.compile(
+    r"[+-]?(?:inf|nan|(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)", re.ASCII | re.IGNORECASE
+)
+
+
+# The scores of a case
+
+
+def scores(
+    prediction: np.ndarray,
+    truth: np.ndarray,
+    spacing: Sequence[float] | None,
+    labels: Mapping[int, str],
+    measure: Callable[[np.ndarray, np.ndarray, Sequence[float]], dict[str, float]] | None = None,
+) -> list[Row]:
+    """Scores of every structure of a case: {"structure", **`metrics.compare`, **`measure`} each.
+
+    A structure that the truth lacks has no overlap and no distance: a 100 % for finding nothing
+    would flatter the mean, a 0 % for a stray voxel would weigh as much as an organ that was missed.
+    Where nothing was predicted either, it has no scores at all. Where something was, its volume
+    stays, everything else is NaN, and the tables count it as false.
+
+    Args:
+      prediction, truth: integer labels of equal shape, (depth, height, width) or (height, width).
+      spacing: (z, y, x) or (y, x) in mm; None measures in pixels.
+      labels: {label value: name}.
+      measure: (mask, true mask, spacing) -> further {metric: value}, where there is a spacing.
+    """
+    rows = []
+    for value, name in labels.items():
+        mask, true_mask = prediction == value, truth == value
+        if not true_mask.any() and not mask.any():
+            continue
+        score = metrics.compare(mask, true_mask, spacing)
+        if measure and spacing is not None:
+            score |= measure(mask, true_mask, spacing)
+        if not true_mask.any():
+            score = {
+                name: score[name] if metrics.column(name).metric.is_size else np.nan
+                for name in score
+            }
+        rows.append({"structure": name, **score})
+    return rows
 
 
 # Files
 
 
-def write(directory: str | pathlib.Path, rows: Sequence[Row], pairs: Pairs | None = None) -> None:
-    """Writes the rows of an evaluation into a folder.
+def write(
+    directory: str | pathlib.Path,
+    rows: Sequence[Row],
+    pairs: Pairs | None = None,
+    failures: Mapping[str, str] | None = None,
+) -> None:
+    """Writes the rows of an evaluation into a folder, which is created.
 
     `scores.csv` is the long table (a line per row and metric, infinity as inf); from it come
-    `cases.csv` (a line per row) and `summary.json` (of `summarize`, null where not finite). Each
-    appears whole or not at all; the folder is created.
+    `cases.csv` (a line per row) and `summary.json` (of `summarize`, null where not finite). These
+    and `failed.csv` are replaced together: the old ones go before the first new one takes its
+    place, so that none of them ever stands beside one of another evaluation. Where every case
+    failed, there is `failed.csv` alone.
 
     Args:
       directory: path.
       rows, pairs: see `summarize`.
+      failures: {case that is not among the rows: reason}; None: no `failed.csv`.
 
     Raises:
       ValueError: two rows have the same method, structure and case.
       UserError: the folder cannot be written.
     """
-    summary = summarize(rows, pairs)
+    summary = _finite(summarize(rows, pairs))
+    text = json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False)
     directory = pathlib.Path(directory)
     long = [
         {label: row[label] for label in LABELS} | {"metric": metric, "value": value}
@@ -66,11 +129,21 @@ def write(directory: str | pathlib.Path, rows: Sequence[Row], pairs: Pairs | Non
         for metric, value in row.items()
         if metric not in LABELS
     ]
-    write_csv(directory / "scores.csv", long, LONG)
-    write_csv(directory / "cases.csv", rows, (*LABELS, *_metric_names(rows)))
-    with replacing(directory / "summary.json") as path:
-        text = json.dumps(_finite(summary), indent=2, ensure_ascii=False, allow_nan=False)
-        path.write_text(text + "\n", encoding="utf-8")
+    failed = [dict(zip(FAILURES, failure)) for failure in sorted((failures or {}).items())]
+    files = FILES if rows else FILES[-1:]
+    if failures is None:
+        files = FILES[:-1]
+    with contextlib.ExitStack() as places:
+        # What is entered first takes its place last.
+        new = {name: places.enter_context(replacing(directory / name)) for name in files}
+        if failures is not None:
+            _write_lines(new["failed.csv"], failed, FAILURES)
+        if "scores.csv" in files:
+            _write_lines(new["scores.csv"], long, LONG)
+            _write_lines(new["cases.csv"], rows, (*LABELS, *_metric_names(rows)))
+            new["summary.json"].write_text(text + "\n", "utf-8", "backslashreplace")
+        for name in FILES:
+            (directory / name).unlink(missing_ok=True)
 
 
 def write_csv(
@@ -78,17 +151,54 @@ def write_csv(
 ) -> None:
     """Writes {column: value} of every line as a CSV file, whole or not at all.
 
+    Words that a spreadsheet would run are `escaped`.
+
     Raises:
       UserError: the file cannot be written.
     """
-    with replacing(path) as partial, open(partial, "w", newline="", encoding="utf-8") as file:
-        table = csv.DictWriter(file, columns, lineterminator="\n")
+    with replacing(path) as partial:
+        _write_lines(partial, lines, columns)
+
+
+def escaped(text: str) -> str:
+    """A cell with an apostrophe before what a spreadsheet would take for a formula; a number stays.
+
+    Names of files, methods and structures come from others, and =HYPERLINK(...) sends what stands
+    beside it to whoever made it up.
+    """
+    return text if _NUMBER.fullmatch(text) else _TO_ESCAPE.sub("'", text)
+
+
+def unescaped(text: str) -> str:
+    """The inverse of `escaped`."""
+    return _ESCAPED.sub("", text)
+
+
+def _write_lines(
+    path: pathlib.Path, lines: Iterable[Mapping[str, Any]], columns: Sequence[str]
+) -> None:
+    # A file's name that is no text has no letters in UTF-8.
+    with open(path, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+        table = csv.DictWriter(_UnixLines(file), columns)
         table.writeheader()
-        table.writerows(lines)
+        for line in lines:
+            cells = line.items()
+            table.writerow({k: escaped(x) if isinstance(x, str) else x for k, x in cells})
+
+
+class _UnixLines:
+    """Takes the lines of a `csv.writer`, which quotes a name with a carriage return only where that
+    ends its lines."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+
+    def write(self, line: str) -> int:
+        return self._file.write(line.removesuffix("\r\n") + "\n")
 
 
 def read(directory: str | pathlib.Path) -> list[Row]:
-    """The rows of `scores.csv`, as `write` was given them.
+    """The rows of `scores.csv`, as `write` was given them, apostrophes of `escaped` taken away.
 
     Raises:
       UserError: there is no such file in the folder, or it holds something else.
@@ -99,6 +209,7 @@ def read(directory: str | pathlib.Path) -> list[Row]:
         where = f"{path}, line {number}"
         if None in line or None in line.values():
             raise UserError(f"{where}: has not one value a column; expected {len(LONG)}.")
+        line = {column: unescaped(cell) for column, cell in line.items()}
         metric, text = line.pop("metric"), line.pop("value")
         names = line["method"], line["case"], line["structure"]
         row, about = rows.setdefault(names, dict(line)), ", ".join(names)
