@@ -1,0 +1,274 @@
+"""The name of a case, by one rule for data sets, predictions, the client and scores.
+
+- A file's name is that of the file without its image suffix: `a/case_1.nii.gz` is `case_1`. A DICOM
+  folder's is that of the folder.
+- Where all images of a folder end in `_0000`, they are nnU-Net's first channels, and their cases
+  are called without it, as nnU-Net calls labels: `case_99_0000.nii.gz` is `case_99`. So they are
+  where the data set's dataset.json names channels (nnU-Net 2). A file that is given alone has the
+  name that it has in its folder.
+- Below a folder, names hold the folders between: `s0000/ct`. Results lie in the same folders.
+- In a data set, where several cases would have one name, the folders that tell them apart are their
+  names: `s0000/ct.nii.gz` and `s0001/ct.nii.gz` are the cases `s0000` and `s0001`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import NoReturn
+
+import SimpleITK as sitk
+from absl import logging
+
+from tf_autoctx.data.images import PIXELS_ONLY, SUFFIXES
+from tf_autoctx.errors import UserError
+
+Path = str | os.PathLike[str]
+
+# Folders below the results of `predict` that hold no labels.
+BESIDE_LABELS = ("masks", "probabilities", "strips", "iterations")
+CHANNEL = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")  # of nnU-Net
+
+
+def stem(path: Path) -> str:
+    """The file name without its image suffix: `a/case_1.nii.gz` -> `case_1`."""
+    name = pathlib.Path(path).name
+    for suffix in SUFFIXES:
+        if name.lower().endswith(suffix):
+            return name[: -len(suffix)]
+    return name
+
+
+def case_name(path: Path) -> str:
+    """The name of an image file, or of a DICOM folder, among the images beside it.
+
+    Raises:
+      UserError: a further channel of an nnU-Net case.
+    """
+    path = pathlib.Path(path)
+    if path.is_dir():
+        return path.resolve().name
+    beside = [path.name]
+    if path.parent.is_dir():
+        beside = [name for name in os.listdir(path.parent) if _is_image(name)] or beside
+    return _name_of(path, _channels(path.parent, beside))
+
+
+def of_data_set(paths: Sequence[Path]) -> list[str]:
+    """The names of the cases of a data set, one for each image, without folders.
+
+    Images that have one name of `case_name` are told apart by their folders; only the same image
+    twice, or two that differ in their suffix alone, still have one.
+    """
+    files = [pathlib.Path(os.path.abspath(path)) for path in paths]
+    names = _names(files)
+    if len(set(names)) == len(names):
+        return names
+    root = os.path.commonpath([file.parent for file in files])
+    parts = [(*file.parent.relative_to(root).parts, name) for file, name in zip(files, names)]
+    if len({len(of_file) for of_file in parts}) == 1:
+        told = [len(set(column)) > 1 for column in zip(*parts)]
+        parts = [
+            tuple(part for part, tells in zip(of_file, told) if tells) or of_file[-1:]
+            for of_file in parts
+        ]
+    return ["_".join(of_file) for of_file in parts]
+
+
+def find(
+    directory: Path,
+    series: bool = True,
+    below: bool = False,
+    without: Path | None = None,
+    skip: Collection[str] = (),
+) -> dict[str, str]:
+    """The images in a folder: {name: path}, sorted by name.
+
+    Args:
+      directory: path.
+      series: whether the slices of DICOM series are one image, their folder, rather than one each.
+      below: whether images in folders below it count too, under names such as `patient_1/case_1`;
+        links to folders are not followed.
+      without: the folder of the results, which does not count where it lies below.
+      skip: folders right below that do not count, such as `BESIDE_LABELS`.
+
+    Raises:
+      UserError: the folder is missing or has no image, or is `without` itself; two files have the
+        same name; a further channel of an nnU-Net case.
+    """
+    directory = pathlib.Path(directory)
+    paths: dict[str, str] = {}
+    skipped = pathlib.Path(without).resolve() if without else None
+    if not directory.is_dir():
+        raise UserError(f"{directory}: no such folder; expected a folder of images.")
+    if skipped == directory.resolve():
+        raise UserError(
+            f"{without}: is the folder of the input images; expected another one for the results."
+        )
+
+    for walked, folders, names in os.walk(directory, onerror=_refuse_folder):
+        # A leading dot marks our own unfinished files and what macOS leaves behind.
+        folder, names = pathlib.Path(walked), [name for name in names if not name.startswith(".")]
+        inner = [name for name in folders if not name.startswith(".")]
+        if folder == directory:
+            inner = [name for name in inner if name not in skip]
+        folders[:] = [name for name in inner if (folder / name).resolve() != skipped]
+        if not below:
+            folders.clear()
+        for file, name in _images_in(folder, names, series).items():
+            full = _within(directory, folder, file, name)
+            if full in paths:
+                raise UserError(
+                    f"{file}: has the same name as {paths[full]}; expected one image of each name."
+                )
+            paths[full] = str(file)
+    if not paths:
+        raise UserError(
+            f"{directory}: holds no image; expected files that end in {', '.join(SUFFIXES)}."
+        )
+    return dict(sorted(paths.items()))
+
+
+def pairs(images: Mapping[str, str], labels: Mapping[str, str]) -> dict[str, tuple[str, str]]:
+    """Images and labels of the same names: {name: (image, label)}.
+
+    Where names differ and every folder below holds one file, folders are compared in place of
+    files: `s0000/ct` goes with `s0000/segmentation` and with `s0000`. The name is the image's.
+
+    Args:
+      images, labels: see `find`.
+
+    Raises:
+      UserError: one without the other.
+    """
+    keys = [{name: name for name in side} for side in (images, labels)]
+    if images.keys() != labels.keys():
+        keys = [_by_folder(side) or own for side, own in zip((images, labels), keys)]
+    lonely = [
+        paths[own[key]]
+        for paths, own, other in ((images, *keys), (labels, *reversed(keys)))
+        for key in own
+        if key not in other
+    ]
+    if lonely:
+        shown = ", ".join(lonely[:20])
+        more = f" and {len(lonely) - 20} more" if len(lonely) > 20 else ""
+        raise UserError(
+            f"{shown}{more}: no image of the same name in the other folder; match the two."
+        )
+    return {name: (images[name], labels[keys[1][key]]) for key, name in keys[0].items()}
+
+
+def _by_folder(names: Iterable[str]) -> dict[str, str] | None:
+    """{folder, or a name without one: name}; None where a folder holds several files."""
+    names = list(names)
+    folders = {(name.rpartition("/")[0] or name): name for name in names}
+    return folders if len(folders) == len(names) else None
+
+
+def _names(files: Sequence[pathlib.Path]) -> list[str]:
+    """`case_name` of every file; each folder is listed once."""
+    channels: dict[pathlib.Path, bool] = {}
+    names = []
+    for file in files:
+        if file.is_dir():
+            names.append(file.name)
+            continue
+        if file.parent not in channels:
+            beside = [name for name in os.listdir(file.parent) if _is_image(name)]
+            channels[file.parent] = _channels(file.parent, beside or [file.name])
+        names.append(_name_of(file, channels[file.parent]))
+    return names
+
+
+def _is_image(name: str) -> bool:
+    return not name.startswith(".") and name.lower().endswith(SUFFIXES)
+
+
+def _channels(folder: pathlib.Path, names: Iterable[str]) -> bool:
+    """Whether the images of these file names in a folder are named as nnU-Net's channels are."""
+    matches = [CHANNEL.fullmatch(stem(name)) for name in names]
+    if all(match and match["channel"] == "0000" for match in matches):
+        return True
+    if not any(matches):
+        return False
+    try:
+        description = json.loads((folder.resolve().parent / "dataset.json").read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(description, dict) and "channel_names" in description
+
+
+def _name_of(file: pathlib.Path, channels: bool) -> str:
+    name = stem(file)
+    match = CHANNEL.fullmatch(name) if channels else None
+    if not match:
+        return name
+    if match["channel"] != "0000":
+        raise UserError(f"{file}: is not a first channel; expected one channel, named <case>_0000.")
+    return match["case"]
+
+
+def _refuse_folder(error: OSError) -> NoReturn:
+    reason = (error.strerror or str(error)).lower()
+    raise UserError(f"{error.filename}: {reason}; expected a folder that can be read.")
+
+
+def _images_in(folder: pathlib.Path, names: list[str], series: bool) -> dict[pathlib.Path, str]:
+    """{image file: name} among the file names in a folder; the folder itself where its DICOM files
+    are slices of series."""
+    dicom = {name for name in names if _may_be_dicom(folder / name)}
+    images = [name for name in names if _is_image(name) or name in dicom]
+    named = {}
+    if series and _are_slices(folder, dicom):
+        named[folder] = folder.resolve().name
+        pictures = [name for name in images if name.lower().endswith(PIXELS_ONLY)]
+        if pictures:
+            logging.warning(
+                "%s: %d pictures beside the DICOM slices are left out, such as %s.",
+                folder,
+                len(pictures),
+                pictures[0],
+            )
+        images = [name for name in images if name not in dicom and name not in pictures]
+    channels = bool(images) and _channels(folder, images)
+    return named | {folder / name: _name_of(folder / name, channels) for name in sorted(images)}
+
+
+def _are_slices(folder: pathlib.Path, dicom: Collection[str]) -> bool:
+    """Whether DICOM files of a folder are slices: several of one series, or one without a suffix.
+
+    A series of one file, such as a volume of many frames, is an image of its own.
+    """
+    if len(dicom) < 2:
+        return any(not _is_image(name) for name in dicom)
+    reader = sitk.ImageSeriesReader
+    return any(
+        len(reader.GetGDCMSeriesFileNames(str(folder), number)) > 1
+        for number in reader.GetGDCMSeriesIDs(str(folder))
+    )
+
+
+def _may_be_dicom(file: pathlib.Path) -> bool:
+    """By the suffix, or by the mark after the preamble where the suffix is no image's."""
+    if file.suffix.lower() == ".dcm":
+        return True
+    if _is_image(file.name) or file.name.upper() == "DICOMDIR":
+        return False
+    try:
+        with file.open("rb") as opened:
+            return opened.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
+
+
+def _within(directory: pathlib.Path, folder: pathlib.Path, file: pathlib.Path, name: str) -> str:
+    """A name with the folders that its image lies in, below a directory."""
+    if file == directory:
+        return name
+    if file == folder:
+        return file.relative_to(directory).as_posix()
+    return (folder.relative_to(directory) / name).as_posix()
