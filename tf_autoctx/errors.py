@@ -4,8 +4,17 @@ from __future__ import annotations
 
 import errno
 import re
+from collections.abc import Sequence
 
 FIELD = re.compile(r"`([a-z0-9_]+(?:=[^`]*)?)`")
+
+# What to expect of a path that cannot be used, by the errno that the system gives.
+EXPECTED = {
+    errno.ENOSPC: "disk space; free some and run again to go on",
+    errno.EDQUOT: "disk space; free some and run again to go on",
+    errno.ENAMETOOLONG: "a shorter path",
+    errno.EROFS: "a folder that can be written",
+}
 
 
 class UserError(Exception):
@@ -34,11 +43,32 @@ def sentence(error: BaseException) -> str | None:
         return "--" + FIELD.sub(r"--\1", str(error))
     if isinstance(error, UserError):
         return FIELD.sub(r"--\1", str(error))
-    in_the_way = FileExistsError | PermissionError | NotADirectoryError | IsADirectoryError
-    if isinstance(error, in_the_way) and error.filename is not None and error.strerror is not None:
-        reason = error.strerror.lower()
-        return f"{error.filename}: {reason}; expected a path that can be read or written."
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         where = error.filename or "output folder"
         return f"{where}: no disk space is left; free some and run again to go on."
+    is_missing = isinstance(error, FileNotFoundError)  # which we ought to have seen before
+    named = isinstance(error, OSError) and error.filename is not None and not is_missing
+    if isinstance(error, OSError) and named and error.strerror is not None:
+        return f"{error.filename}: {reason(error, 'a path that can be read or written')}."
     return None
+
+
+def reason(error: OSError, expected: str) -> str:
+    """What the system says of a path, and what was expected: by `EXPECTED`, or else as given."""
+    said = (error.strerror or str(error)).lower()
+    return f"{said}; expected {EXPECTED.get(error.errno or 0, expected)}"
+
+
+def several(faults: Sequence[UserError], what: str, shown: int = 20) -> UserError:
+    """One error of several: how many there are, and the first of them; one alone stays as it is.
+
+    Args:
+      faults: one at least.
+      what: what each is about, such as "cases cannot be used".
+      shown: how many are told.
+    """
+    if len(faults) == 1:
+        return faults[0]
+    told = "".join(f"\n  {sentence(fault)}" for fault in faults[:shown])
+    more = f"\n  and {len(faults) - shown} more" if len(faults) > shown else ""
+    return UserError(f"{len(faults)} {what}; expected none:{told}{more}")

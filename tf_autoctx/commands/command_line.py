@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import os
 import sys
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
@@ -11,10 +12,11 @@ from typing import Any, TypeVar
 
 from absl import app, flags, logging
 
-from tf_autoctx import configuration, errors
+from tf_autoctx import configuration, errors, files
 
 T = TypeVar("T")
 Presets = Mapping[str, Mapping[str, Any]]
+INTERRUPTED = 130  # exit code
 HELP = ("--help", "-h", "--helpfull", "--helpshort", "-help")
 
 
@@ -58,6 +60,42 @@ class _Commas(flags.ArgumentSerializer):
     def serialize(self, value: Any) -> str:
         pairs = value.items() if isinstance(value, dict) else [(one,) for one in value]
         return ",".join(":".join(map(str, pair)) for pair in pairs)
+
+
+def _left_over(left: Sequence[str], arguments: Sequence[str], values: flags.FlagValues) -> str:
+    """Why words belong to no flag, and how they may have been meant."""
+    shown = " ".join(left[:3]) + (f" and {len(left) - 3} more" if len(left) > 3 else "")
+    told = f"{shown}: belongs to no flag; expected flags alone, such as --name=value"
+    place = list(arguments).index(left[0])
+    first, second = ["", "", *arguments][place : place + 2]  # the two words before
+    whole = second if second.startswith("-") else f"{first}={second}"  # --name value
+    name, is_given, value = whole.lstrip("-").partition("=")
+    if not whole.startswith("-") or name not in values:
+        return f"{told}."
+    if values[name].boolean:
+        return f"{told}. Write --{name} or --no{name}, or --{name}={left[0]} in one word."
+    if is_given and os.path.exists(left[0]):
+        return (
+            f"{told}. Was a pattern such as * meant for --{name}? The shell makes several words of "
+            "it: give the folder."
+        )
+    return f"{told}."
+
+
+def _require_once(flag: flags.Flag[Any]) -> None:
+    """Makes a flag refuse a second value, of which the first would be lost without a word."""
+    parse = flag.parse
+
+    def parse_once(argument: Any) -> None:
+        before, is_second = flag.value, flag.present
+        parse(argument)
+        if is_second and flag.value != before:
+            now = argument if isinstance(argument, str) else flag.value
+            raise flags.IllegalFlagValueError(
+                f"flag --{flag.name}={now}: given twice, before with another value; expected once."
+            )
+
+    flag.parse = parse_once  # type: ignore[method-assign]
 
 
 class Given(dict[str, Any]):
@@ -172,7 +210,24 @@ class Command:
         return tuple(self._kinds() if callable(self._kinds) else self._kinds)
 
     def __call__(self) -> None:
-        app.run(self.perform, flags_parser=self._parser)
+        app.run(self._program, flags_parser=self._parser)
+
+    def _program(self, arguments: Sequence[str]) -> None:
+        """`perform`; Ctrl-C is one sentence and exit code 130, as shells have it."""
+        try:
+            self.perform(arguments)
+        except KeyboardInterrupt:
+            print(f"\ninterrupted: {self._afterwards()}", file=sys.stderr)
+            sys.exit(INTERRUPTED)
+
+    def _afterwards(self) -> str:
+        """What the same command does after an interruption."""
+        names = {name for kind in self.kinds for name in configuration.rules(kind)}
+        if "resume" in names:
+            return "the same command with --resume goes on where it was."
+        if names & {"work_dir", "jobs"}:
+            return "the same command goes on where it was."
+        return "the same command begins anew."
 
     def _parser(self, argv: list[str]) -> list[str]:
         flags.FLAGS(argv[:1])  # absl's own, at their defaults
@@ -184,9 +239,9 @@ class Command:
             print(self.help())
             sys.exit(0)
         try:
-            given = self.parse(arguments)
-            self.main(given)
-        except (Exception, KeyboardInterrupt) as error:
+            with files.owning():
+                self.main(self.parse(arguments))
+        except Exception as error:
             told = errors.sentence(error)
             if told is None:
                 raise
@@ -200,14 +255,13 @@ class Command:
           UserError: a flag that is unknown, missing or out of range; words that belong to no flag.
         """
         values = self.flags()
+        values.set_gnu_getopt(True)  # flags may follow a word that is none
         try:
             left = values([self.name, *arguments])[1:]
         except flags.Error as error:
             raise errors.UserError(f"{' '.join(str(error).split())}") from None
         if left:
-            raise errors.UserError(
-                f"{' '.join(left)}: belongs to no flag; expected flags alone, such as --name=value."
-            )
+            raise errors.UserError(_left_over(left, arguments, values))
         # TensorFlow's import turns on its own log of every step of a save.
         verbosity = values["verbosity"]
         level: Any = verbosity.value if verbosity.present else logging.WARNING
@@ -227,6 +281,8 @@ class Command:
         values["verbosity"] = flags.FLAGS["verbosity"]
         for kind in self.kinds:
             define_flags(kind, values, self.presets)
+            for name in configuration.rules(kind):
+                _require_once(values[name])
         for alias, name in self.aliases.items():
             flags.DEFINE_alias(alias, name, flag_values=values)
         return values
