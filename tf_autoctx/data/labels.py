@@ -1,0 +1,306 @@
+"""Label images: one reader for training and scoring, and what voxels of no label mean.
+
+Labels are whole numbers from 0, the background, in a format that keeps them. What is no label is
+refused: probabilities, resampled or lossy labels, several colours.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import struct
+from collections.abc import Collection, Mapping, Sequence
+from typing import BinaryIO
+
+import numpy as np
+import SimpleITK as sitk
+from absl import logging
+from scipy import ndimage
+
+from tf_autoctx.data import images
+from tf_autoctx.errors import UserError
+
+Path = str | os.PathLike[str]
+
+# Value of the voxels that are neither learnt from nor scored, wherever a label is read.
+IGNORED = 255
+IGNORE = "ignore"  # their name in a dataset.json (nnU-Net)
+
+WHOLE = 1e-3  # how far a stored value may be off its whole number
+MASKS = (1, 255)  # how the object of a mask is written
+OUTLINE = 0.1  # from this share on, holes look like those of outlines
+
+LOSSY_TIFF = {6: "JPEG", 7: "JPEG", 33003: "JPEG 2000", 33005: "JPEG 2000", 34712: "JPEG 2000"}
+DICOM_LOSSY = "0028|2110"  # LossyImageCompression
+
+
+def ignored(known: Mapping[int, str]) -> int | None:
+    """The label value of the voxels that are left out of loss and scores; None: there is none.
+
+    Args:
+      known: {label value: name} of a data set.
+
+    Raises:
+      UserError: a structure has the value that marks such voxels here.
+    """
+    values = [value for value, name in known.items() if value and name.casefold() == IGNORE]
+    if not values:
+        return None
+    if len(values) > 1 or known.get(IGNORED, IGNORE).casefold() != IGNORE:
+        raise UserError(
+            f"labels {dict(known)}: expected one {IGNORE!r} label, and beside it no label of "
+            f"{IGNORED}, which marks it."
+        )
+    return values[0]
+
+
+def left_out(prediction: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Prediction and truth with background in both where the truth is `IGNORED`."""
+    out = truth == IGNORED
+    if not out.any():
+        return prediction, truth
+    return np.where(out, 0, prediction).astype(prediction.dtype), np.where(out, 0, truth)
+
+
+def read(
+    path: Path,
+    dimensions: int | None,
+    known: Mapping[int, str] | Collection[int] | None = None,
+    foreground: Collection[int] | None = None,
+    truth: bool = True,
+) -> tuple[sitk.Image, np.ndarray]:
+    """Reads a label image.
+
+    - Whole numbers within 1e-3 are rounded.
+    - Colours: black (or transparent) is the background, one other colour is the object, 1. Grey
+      pixels that are stored as colours are their grey values.
+    - Masks have their object as 1 or as 255. Where that is no known value, it is the value of the
+      only structure that is known, if that is 1 or 255 too; 255 is 1 where nothing is known.
+    - Voxels of the label that is called "ignore" are `IGNORED`.
+
+    Args:
+      path: an image file or a DICOM folder.
+      dimensions: of the image, 2 or 3; None takes either.
+      known: {label value: name} or the label values alone; background may lack. None or empty: any,
+        in 2D any one beside the background.
+      foreground: values that the user names; where nothing is known, others may lie beside them.
+      truth: whether it is a ground truth, which has some background, and whose outlines get a
+        warning; a prediction may be whatever it is.
+
+    Returns:
+      (image: its grid, whole numbers of its shape).
+
+    Raises:
+      UserError: see `images.read`; a lossy format, several colours, fractions, negative or unknown
+        values, no background, in 2D several values that nobody named.
+    """
+    require_lossless(path)
+    image, voxels = _opened(path, dimensions)
+    label = whole(path, _without_colours(path, voxels, image.GetNumberOfComponentsPerPixel()))
+    label = _of_known_values(path, label, known or {}, foreground or ())
+    if truth:
+        if label.all():
+            raise UserError(
+                f"{path}: has no background, its values are {np.unique(label)[:5].tolist()}; "
+                "expected 0 around the objects."
+            )
+        warn_of_outlines(path, label)
+    return image, label
+
+
+def whole(path: Path, voxels: np.ndarray) -> np.ndarray:
+    """Values that are whole numbers from 0, within 1e-3, as integers.
+
+    Raises:
+      UserError: others.
+    """
+    values = np.unique(voxels)
+    rounded = np.rint(values)
+    off = values[np.abs(values - rounded) > WHOLE]
+    if off.size:
+        raise UserError(
+            f"{path}: has the label values {_shown(off)}; expected whole numbers, not "
+            "probabilities or labels that were interpolated."
+        )
+    if rounded[0] < 0:
+        raise UserError(
+            f"{path}: has the label values {_shown(rounded[rounded < 0])}; expected values from 0."
+        )
+    if float(rounded[-1]) > np.iinfo(np.int32).max:
+        raise UserError(f"{path}: has the label value {rounded[-1]:.0f}; expected a label's value.")
+    return np.rint(voxels).astype(np.uint8 if rounded[-1] <= IGNORED else np.int32)
+
+
+def require_lossless(path: Path) -> None:
+    """Raises a `UserError` for JPEG, whatever its suffix, TIFF with JPEG inside and lossy DICOM."""
+    path = pathlib.Path(path)
+    if path.is_dir() or not path.exists():
+        return
+    with path.open("rb") as file:
+        head = file.read(132)
+        tiff = _tiff_compression(file) if head[:2] in (b"II", b"MM") else 1
+    kind = "JPEG" if head[:3] == b"\xff\xd8\xff" else LOSSY_TIFF.get(tiff)
+    if head[128:] == b"DICM" and _is_lossy_dicom(path):
+        kind = "lossy DICOM"
+    if kind:
+        raise UserError(
+            f"{path}: {kind} changes label values; expected a lossless format such as PNG."
+        )
+
+
+def warn_of_outlines(path: Path, label: np.ndarray) -> None:
+    """Warns of structures that look drawn as outlines, with how far filling would change them.
+
+    A hole counts where it is background alone, enclosed in the plane of the last two axes.
+    """
+    grown = {}
+    for value, box in enumerate(ndimage.find_objects(label.astype(np.int32)), start=1):
+        if box is None or (value == IGNORED):
+            continue
+        inside = label[box]
+        mask = inside == value
+        share = _enclosed(inside, mask) / np.count_nonzero(mask)
+        if share > OUTLINE:
+            grown[value] = share
+    if grown:
+        what = "area" if label.ndim == 2 else "volume"
+        logging.warning(
+            "%s: the label looks like an outline, not a filled mask; filling would change the %s "
+            "by %s.",
+            path,
+            what,
+            ", ".join(f"+{100 * share:.0f} % (label {value})" for value, share in grown.items()),
+        )
+
+
+def _enclosed(label: np.ndarray, mask: np.ndarray) -> int:
+    """Number of background voxels that a mask encloses in planes of the last two axes."""
+    border = [(0, 0)] * (label.ndim - 2) + [(1, 1)] * 2
+    label, outside = np.pad(label, border), ~np.pad(mask, border)
+    plane = ndimage.generate_binary_structure(2, 1)
+    if label.ndim == 3:
+        plane = np.stack([np.zeros_like(plane), plane, np.zeros_like(plane)])
+    parts, count = ndimage.label(outside, plane)
+    hole = np.ones(count + 1, bool)
+    hole[0] = False
+    hole[parts[..., 0, 0].ravel()] = False
+    hole[parts[outside & (label != 0)]] = False
+    return int(np.count_nonzero(hole[parts]))
+
+
+def _opened(path: Path, dimensions: int | None) -> tuple[sitk.Image, np.ndarray]:
+    """The image, and its voxels of its shape or with a last axis of colours."""
+    image = images.read(path, colour=True)
+    if dimensions == 2 and image.GetDimension() == 3 and image.GetSize()[2] == 1:
+        image = image[:, :, 0]
+    if dimensions is not None:
+        images.require_dimensions(path, image, dimensions)
+    return image, images.array(image)
+
+
+def _without_colours(path: Path, voxels: np.ndarray, channels: int) -> np.ndarray:
+    """Grey values, or 1 for the one colour that there is beside black.
+
+    Args:
+      path: for messages.
+      voxels: of the image's shape, with a last axis where there are several channels: grey and
+        alpha, RGB or RGBA.
+      channels: values of a voxel.
+    """
+    if channels == 1:
+        return voxels
+    if channels > 4:
+        raise UserError(f"{path}: has {channels} values per voxel; expected one.")
+    colours = voxels
+    if channels in (2, 4):
+        *_, alpha = np.moveaxis(voxels, -1, 0)
+        colours = np.where(alpha[..., None] > 0, voxels[..., :-1], 0)
+        if np.unique(alpha[alpha > 0]).size > 1:
+            raise UserError(f"{path}: is transparent in part; expected a mask with sharp edges.")
+    if not np.ptp(colours, axis=-1).any():
+        return colours[..., 0]
+    rows = np.unique(colours.reshape(-1, colours.shape[-1]), axis=0)
+    rows = rows[rows.any(axis=1)]
+    if len(rows) > 1:
+        shown = ", ".join(str(tuple(row)) for row in rows[:3].tolist())
+        raise UserError(
+            f"{path}: has {len(rows)} colours beside black, such as {shown}; expected one, that of "
+            "the object, or grey label values."
+        )
+    return colours.any(axis=-1).astype(np.uint8)
+
+
+def _of_known_values(
+    path: Path,
+    label: np.ndarray,
+    known: Mapping[int, str] | Collection[int],
+    foreground: Collection[int],
+) -> np.ndarray:
+    """The label with `IGNORED` for "ignore" and a mask's object in its known value, see `read`."""
+    out = ignored(known) if isinstance(known, Mapping) else None
+    structures = sorted({*known} - {0, out})
+    values = np.unique(label)
+    objects = values[values > 0].tolist()
+    if len(objects) == 1 and objects[0] not in {*structures, *foreground, out}:
+        value = _mask_value(objects[0], structures)
+        if value:
+            return np.where(label > 0, value, 0).astype(np.uint8)
+    expected = sorted({0, *known})
+    if known and (unknown := np.setdiff1d(values, expected)).size:
+        raise UserError(
+            f"{path}: has the label values {_shown(unknown)}; expected one of {expected}."
+        )
+    if label.ndim == 2 and len(objects) > 1 and not known and not foreground:
+        raise UserError(
+            f"{path}: has the label values {_shown(values)}; expected two, those of a mask, or a "
+            "data set that names its label values."
+        )
+    if out is None:
+        return label
+    kept = np.where(label == out, IGNORED, label)
+    return kept.astype(np.uint8) if kept.max() <= IGNORED else kept
+
+
+def _mask_value(value: int, structures: Sequence[int]) -> int | None:
+    """The label value that a mask's value stands for: that of the only structure, or 1 where none
+    is known; None where it stands for itself."""
+    expected = structures[0] if len(structures) == 1 else None if structures else 1
+    return expected if value in MASKS and expected in MASKS else None
+
+
+def _tiff_compression(file: BinaryIO) -> int:
+    """The compression tag of a TIFF's first page; 1, none, where it has no such tag."""
+    file.seek(0)
+    head = file.read(8)
+    order = "<" if head[:2] == b"II" else ">"
+    try:
+        magic, offset = struct.unpack(f"{order}HI", head[2:])
+        if magic != 42:
+            return 1
+        file.seek(offset)
+        (count,) = struct.unpack(f"{order}H", file.read(2))
+        for _ in range(count):
+            tag, _, _, value, _ = struct.unpack(f"{order}HHIHH", file.read(12))
+            if tag == 259:
+                return value
+    except struct.error:  # cut short, which its reader names
+        pass
+    return 1
+
+
+def _is_lossy_dicom(path: pathlib.Path) -> bool:
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError:  # which its reader names
+        return False
+    return (
+        DICOM_LOSSY in reader.GetMetaDataKeys() and reader.GetMetaData(DICOM_LOSSY).strip() == "01"
+    )
+
+
+def _shown(values: np.ndarray) -> str:
+    """At most five values, as a list."""
+    more = ", ..." if len(values) > 5 else ""
+    return f"[{', '.join(f'{value:g}' for value in values[:5].tolist())}{more}]"
