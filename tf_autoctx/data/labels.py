@@ -68,7 +68,7 @@ def read(
     known: Mapping[int, str] | Collection[int] | None = None,
     foreground: Collection[int] | None = None,
     truth: bool = True,
-) -> tuple[sitk.Image, np.ndarray]:
+) -> tuple[images.Image, np.ndarray]:
     """Reads a label image.
 
     - Whole numbers within 1e-3 are rounded.
@@ -96,7 +96,8 @@ def read(
     """
     require_lossless(path)
     image, voxels = _opened(path, dimensions)
-    label = whole(path, _without_colours(path, voxels, image.GetNumberOfComponentsPerPixel()))
+    channels = image.image.GetNumberOfComponentsPerPixel()
+    label = whole(path, _without_colours(path, voxels, channels))
     label = _of_known_values(path, label, known or {}, foreground or ())
     if truth:
         if label.all():
@@ -188,14 +189,21 @@ def _enclosed(label: np.ndarray, mask: np.ndarray) -> int:
     return int(np.count_nonzero(hole[parts]))
 
 
-def _opened(path: Path, dimensions: int | None) -> tuple[sitk.Image, np.ndarray]:
+def _opened(path: Path, dimensions: int | None) -> tuple[images.Image, np.ndarray]:
     """The image, and its voxels of its shape or with a last axis of colours."""
-    image = images.read(path, colour=True)
-    if dimensions == 2 and image.GetDimension() == 3 and image.GetSize()[2] == 1:
-        image = image[:, :, 0]
-    if dimensions is not None:
-        images.require_dimensions(path, image, dimensions)
-    return image, images.array(image)
+    path = pathlib.Path(path)
+    if dimensions == 3 or path.is_dir():
+        image = images.read(path)
+        images.require_dimensions(path, image, dimensions or 3)
+        return image, image.array
+    raw, header = images._load(path, None)
+    if raw.GetDimension() == 3 and dimensions is None:
+        return _opened(path, 3)
+    picture = raw[:, :, 0] if raw.GetDimension() == 3 and raw.GetSize()[2] == 1 else raw
+    images.require_dimensions(path, picture, 2)
+    known = None if header.flat_unknown else picture.GetSpacing()[::-1]
+    image = images.Image(path, picture, None, known, images.Grid.of(raw))
+    return image, image.array
 
 
 def _without_colours(path: Path, voxels: np.ndarray, channels: int) -> np.ndarray:
