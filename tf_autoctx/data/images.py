@@ -1,29 +1,34 @@
 """Image files: reading, writing and geometry, all through SimpleITK.
 
-Arrays are (z, y, x) or (y, x), spacing is in mm.
+Arrays are (z, y, x) or (y, x), spacing is in mm. Volumes are brought to one orientation when they
+are read, and back to their file's own when results are written.
 """
 
 from __future__ import annotations
 
-import contextlib
-import gzip
-import math
+import dataclasses
 import os
 import pathlib
 import shutil
-import threading
 import uuid
-import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NoReturn
 
 import numpy as np
 import SimpleITK as sitk
 from absl import logging
 
+from tf_autoctx.data import headers, integrity, libraries, nifti
 from tf_autoctx.errors import UserError
 
 Path = str | os.PathLike[str]
+
+# The axes of volumes in memory: x grows to the left, y to the back (posterior), z to the head
+# (superior), as in DICOM.
+ORIENTATION = "LPS"
+# Remarks on files that were made already, each once; that on units once for all files.
+_told: set[tuple[Path, str]] = set()
+AXES = {"L": 0, "R": 0, "P": 1, "A": 1, "S": 2, "I": 2}  # axis of `ORIENTATION`
 
 SUFFIXES = (
     ".nii.gz",
@@ -43,44 +48,148 @@ SUFFIXES = (
 WRITABLE = (".nii.gz", ".nii", ".nrrd", ".mha", ".png", ".tif", ".tiff")
 PIXELS_ONLY = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 
-sitk.ProcessObject.SetGlobalWarningDisplay(False)
-_stderr_lock = threading.Lock()
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """Where voxels lie, as SimpleITK says it, (x, y[, z]): what two files of one grid share."""
+
+    size: tuple[int, ...]
+    spacing: tuple[float, ...]
+    origin: tuple[float, ...]
+    direction: tuple[float, ...]
+
+    @classmethod
+    def of(cls, image: sitk.Image) -> Grid:
+        """That of an image."""
+        return cls(image.GetSize(), image.GetSpacing(), image.GetOrigin(), image.GetDirection())
 
 
-def read(path: Path, colour: bool = False) -> sitk.Image:
-    """Reads one image of two or three dimensions.
+@dataclasses.dataclass(frozen=True)
+class Image:
+    """An image as it was read: a volume in `ORIENTATION`, a 2D image as it is.
+
+    Attributes:
+      path: of its file or folder.
+      image: its voxels and geometry; the axes of a volume are exchanged and turned round such that
+        they grow to the left, to the back and to the head as nearly as may be, no voxel is
+        resampled.
+      orientation: the file's own, such as "RAS"; None in 2D.
+      millimetres: edges of a voxel in array order, (z, y, x) or (y, x); None where the header does
+        not tell them, which it always does of a volume.
+      grid: the file's own.
+    """
+
+    path: pathlib.Path
+    image: sitk.Image
+    orientation: str | None
+    millimetres: tuple[float, ...] | None
+    grid: Grid
+
+    @classmethod
+    def of(cls, path: Path, image: sitk.Image, millimetres: Sequence[float] | None = None) -> Image:
+        """An image as `read` returns it.
+
+        Args:
+          path: for messages.
+          image: on its file's own grid.
+          millimetres: (x, y[, z]) where they are known; None: unknown.
+        """
+        path, grid = pathlib.Path(path), Grid.of(image)
+        if image.GetDimension() == 2:
+            known = tuple(millimetres[1::-1]) if millimetres else None
+            return cls(path, image, None, known, grid)
+        code = sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(grid.direction)
+        turned = sitk.DICOMOrient(image, ORIENTATION)
+        known = turned.GetSpacing()[::-1] if millimetres else None
+        return cls(path, turned, code, known, grid)
+
+    @property
+    def array(self) -> np.ndarray:
+        """The voxels as a new array, (z, y, x) or (y, x), and the values of a voxel last, where
+        there are several."""
+        return sitk.GetArrayFromImage(self.image)
+
+    @property
+    def spacing(self) -> tuple[float, ...]:
+        """`millimetres`, or ones: pixels."""
+        return self.millimetres or (1.0,) * self.dimensions
+
+    @property
+    def dimensions(self) -> int:
+        """Two or three."""
+        return self.image.GetDimension()
+
+    def like(self, array: np.ndarray) -> sitk.Image:
+        """An image of other voxels, in the orientation and on the grid of the file.
+
+        Args:
+          array: (z, y, x) or (y, x) as `array`; the values of a voxel, where there are several, are
+            its last axis.
+
+        Raises:
+          ValueError: it has another shape.
+        """
+        shape = self.image.GetSize()[::-1]
+        vectors = array.ndim == len(shape) + 1
+        if array.shape[: array.ndim - vectors] != shape:
+            raise ValueError(f"array has shape {array.shape}, the image {shape}")
+        if self.orientation is not None:
+            array = _turned_back(array, self.orientation)
+        elif len(self.grid.size) == 3:  # a picture that is a volume of one slice
+            array = array[None]
+        image = sitk.GetImageFromArray(
+            array.astype(np.uint8) if array.dtype == bool else array, isVector=vectors
+        )
+        image.SetSpacing(self.grid.spacing)
+        image.SetOrigin(self.grid.origin)
+        image.SetDirection(self.grid.direction)
+        return image
+
+
+def _turned_back(array: np.ndarray, orientation: str) -> np.ndarray:
+    """Voxels (z, y, x, ...) in `ORIENTATION` as they lie in a file of another orientation."""
+    axes = [AXES[letter] for letter in orientation]  # of the file's x, y and z: ours
+    order = [2 - axis for axis in reversed(axes)]
+    array = array.transpose(*order, *range(3, array.ndim))
+    return array[tuple(slice(None, None, -1 if c in "RAI" else 1) for c in reversed(orientation))]
+
+
+def read(path: Path, series: str | int | None = None, colour: bool = False) -> Image:
+    """Reads an image of one value a voxel: a volume, brought to `ORIENTATION`, or a 2D image.
 
     Args:
-      path: an image file, or a folder that holds the slices of one DICOM series.
-      colour: whether the pixels may have several values each.
+      path: an image file, or a folder that holds DICOM slices.
+      series: which series of such a folder: its UID or its number in the list, from 1; None: the
+        only one.
+      colour: whether a voxel may have several values.
 
     Returns:
-      sitk.Image with the file's pixel type and geometry; every voxel is finite.
+      Image of the file's pixel type (float32 of DICOM); every voxel is finite.
 
     Raises:
-      UserError: missing, unreadable or cut-off file, no or several series in the folder, slices
-        missing, 4D, no voxels, NaN or infinite voxels; colour or vector pixels, unless `colour`.
+      UserError: missing, unreadable or damaged file, no or several series in the folder, slices
+        missing or uneven, 4D, no voxels, NaN or infinite voxels, several values a voxel, unless
+        `colour`; a volume whose header does not tell its spacing, or whose axes are not at right
+        angles.
     """
     path = pathlib.Path(path)
-    try:
-        image = _read_series(path, colour) if path.is_dir() else _read_file(path, colour)
-    except OSError as error:
+    image, header = _load(path, series)
+    values = image.GetNumberOfComponentsPerPixel()
+    if values > 1 and not colour:
+        kind = image.GetPixelIDTypeAsString()
         raise UserError(
-            f"{path}: {error.strerror or error}; expected an image file or a DICOM folder."
-        ) from None
-    except RuntimeError as error:  # all that SimpleITK raises
-        if "orthonormal" in str(error):
-            raise UserError(
-                f"{path}: the axes are sheared; expected axes at right angles, resample it."
-            ) from None
+            f"{path}: has {values} values per voxel ({kind}); expected one (grey, not colour)."
+        )
+    flat = image.GetDimension() == 2
+    if not flat and header.unknown:
         raise UserError(
-            f"{path}: not a readable image; expected an intact {', '.join(SUFFIXES)} file."
-        ) from None
-    _require_finite(path, sitk.GetArrayViewFromImage(image))
-    return image
+            f"{path}: the spacing is unknown: {header.unknown}; expected that of every axis in mm."
+        )
+    known = None if flat and header.flat_unknown else image.GetSpacing()
+    return Image.of(path, image, known)
 
 
-def read_2d(path: Path, grey_levels: bool = False) -> sitk.Image:
+def read_2d(path: Path, grey_levels: bool = False) -> Image:
     """Reads an image of two dimensions, or a volume of one slice, as a single DICOM image is.
 
     Args:
@@ -89,34 +198,49 @@ def read_2d(path: Path, grey_levels: bool = False) -> sitk.Image:
         0..255, with a warning.
 
     Returns:
-      sitk.Image of one value a pixel.
+      Image of one value a pixel.
 
     Raises:
       UserError: see `read`; a volume of several slices; pixels of other than one value, RGB or
         RGBA.
     """
-    image = read(path, colour=True)
-    if image.GetDimension() == 3 and image.GetSize()[2] == 1:
-        image = image[:, :, 0]
+    path = pathlib.Path(path)
+    raw, header = _load(path, None)
+    image = raw[:, :, 0] if raw.GetDimension() == 3 and raw.GetSize()[2] == 1 else raw
     require_dimensions(path, image, 2)
-    channels, kind = image.GetNumberOfComponentsPerPixel(), image.GetPixelID()
-    if channels in (3, 4):
-        red, green, blue = (
-            sitk.VectorIndexSelectionCast(image, k, sitk.sitkFloat32) for k in range(3)
-        )
-        image = 0.299 * red + 0.587 * green + 0.114 * blue
-        if kind == sitk.sitkVectorUInt8:
-            image = sitk.Cast(sitk.Round(image), sitk.sitkUInt8)
-    elif channels > 1:
-        raise UserError(
-            f"{path}: has {channels} values per pixel; expected one (grey), three (RGB) or "
-            "four (RGBA)."
-        )
+    if header.flat_unknown and not path.name.lower().endswith(PIXELS_ONLY):
+        logging.warning("%s: %s; lengths are in pixels.", path, header.flat_unknown)
+    image = _grey(path, image)
     low, high = (float(extreme(sitk.GetArrayViewFromImage(image))) for extreme in (np.min, np.max))
     if grey_levels and image.GetPixelID() != sitk.sitkUInt8 and not (low >= 0 and 1 < high <= 255):
         logging.warning("%s: pixels of %g to %g are taken to 0 to 255.", path, low, high)
         image = sitk.RescaleIntensity(sitk.Cast(image, sitk.sitkFloat32), 0.0, 255.0)
-    return image
+    known = None if header.flat_unknown else image.GetSpacing()[::-1]
+    return Image(path, image, None, known, Grid.of(raw))
+
+
+def _grey(path: pathlib.Path, image: sitk.Image) -> sitk.Image:
+    """The luminance of a colour image; others stay as they are.
+
+    Raises:
+      UserError: pixels of other than one value, grey with transparency, RGB or RGBA.
+    """
+    channels, kind = image.GetNumberOfComponentsPerPixel(), image.GetPixelID()
+    if channels == 1:
+        return image
+    if channels > 4 or (channels == 2 and not path.name.lower().endswith(PIXELS_ONLY)):
+        raise UserError(
+            f"{path}: has {channels} values per pixel; expected one (grey), three (RGB) or "
+            "four (RGBA)."
+        )
+    values = [sitk.VectorIndexSelectionCast(image, k) for k in range(channels)]
+    if channels in (2, 4) and np.ptp(sitk.GetArrayViewFromImage(values[-1])):
+        logging.warning("%s: its transparency is left out.", path)
+    if channels == 2:
+        return values[0]
+    red, green, blue = (sitk.Cast(value, sitk.sitkFloat32) for value in values[:3])
+    image = 0.299 * red + 0.587 * green + 0.114 * blue
+    return sitk.Cast(sitk.Round(image), sitk.sitkUInt8) if kind == sitk.sitkVectorUInt8 else image
 
 
 def write(path: Path, image: sitk.Image) -> None:
@@ -136,15 +260,16 @@ def write(path: Path, image: sitk.Image) -> None:
     # The suffix tells SimpleITK the format.
     partial = path.with_name(f".{uuid.uuid4().hex}-{path.name}")
     try:
-        with _quiet():
+        with libraries.heard(path):
             sitk.WriteImage(image, str(partial), useCompression=True)
             # ITK's NIfTI writer reports success on a full disk and its PNG writer keeps one slice,
             # so look.
             written = sitk.ReadImage(str(partial))
-        if not np.array_equal(array(written), array(image), equal_nan=True):
+        voxels, wanted = map(sitk.GetArrayViewFromImage, (written, image))
+        if not np.array_equal(voxels, wanted, equal_nan=True):
             raise RuntimeError
         os.replace(partial, path)
-    except (OSError, RuntimeError):
+    except (OSError, RuntimeError, UserError):
         if not path.parent.is_dir():
             raise UserError(
                 f"{path}: cannot be written, there is no folder {path.parent}; create it first."
@@ -157,41 +282,6 @@ def write(path: Path, image: sitk.Image) -> None:
         ) from None
     finally:
         partial.unlink(missing_ok=True)
-
-
-def array(image: sitk.Image) -> np.ndarray:
-    """The voxels as a new array, (z, y, x) or (y, x)."""
-    return sitk.GetArrayFromImage(image)
-
-
-def spacing(image: sitk.Image) -> tuple[float, ...]:
-    """The edges of a voxel in mm in array order, (z, y, x) or (y, x)."""
-    return image.GetSpacing()[::-1]
-
-
-def millimetres(path: Path, image: sitk.Image) -> tuple[float, ...] | None:
-    """`spacing` of an image file; None for a 2D image in PNG, JPEG or TIFF, which have no mm."""
-    flat = image.GetDimension() == 2 and pathlib.Path(path).name.lower().endswith(PIXELS_ONLY)
-    return None if flat else spacing(image)
-
-
-def like(array: np.ndarray, reference: sitk.Image) -> sitk.Image:
-    """An image with the voxels of `array` on the grid of `reference`.
-
-    The array is (z, y, x), or (z, y, x, values of a voxel).
-
-    Raises:
-      ValueError: the shapes differ.
-    """
-    shape = reference.GetSize()[::-1]
-    vectors = array.ndim == len(shape) + 1
-    if array.shape[: array.ndim - vectors] != shape:
-        raise ValueError(f"array has shape {array.shape}, the reference image {shape}")
-    image = sitk.GetImageFromArray(
-        array.astype(np.uint8) if array.dtype == bool else array, isVector=vectors
-    )
-    image.CopyInformation(reference)
-    return image
 
 
 def stem(path: Path) -> str:
@@ -256,12 +346,8 @@ def _refuse_folder(error: OSError) -> NoReturn:
 
 
 def _images_in(folder: pathlib.Path, names: list[str], series: bool) -> list[pathlib.Path]:
-    """The image files among the names in a folder, or the folder where it is one DICOM series."""
-    files = [folder / name for name in names if name.lower().endswith(SUFFIXES)]
-    only_dicom = all(file.suffix.lower() == ".dcm" for file in files)  # also with no suffix at all
-    if series and names and len(files) != 1 and only_dicom and len(_series(folder)) == 1:
-        return [folder]
-    return sorted(files)
+    """The image files among the names in a folder."""
+    return sorted(folder / name for name in names if name.lower().endswith(SUFFIXES))
 
 
 def _name(directory: pathlib.Path, file: pathlib.Path, whole: bool) -> str:
@@ -295,8 +381,10 @@ def require_own_files(results: Mapping[str, Iterable[pathlib.Path]]) -> None:
                 )
 
 
-def require_dimensions(path: Path, image: sitk.Image, dimensions: int) -> None:
+def require_dimensions(path: Path, image: sitk.Image | Image, dimensions: int) -> None:
     """Raises a `UserError` unless the image has 2 or 3 `dimensions`."""
+    if isinstance(image, Image):
+        image = image.image
     if image.GetDimension() != dimensions:
         raise UserError(
             f"{path}: has {image.GetDimension()} dimensions, {image.GetSize()}; "
@@ -304,25 +392,25 @@ def require_dimensions(path: Path, image: sitk.Image, dimensions: int) -> None:
         )
 
 
-def require_same_grid(
-    label_path: Path, label: sitk.Image, image_path: Path, image: sitk.Image
-) -> None:
-    """Raises a `UserError` unless the two images lie on the same grid.
+def require_same_grid(label: Image, image: Image) -> None:
+    """Raises a `UserError` unless the voxels of a label lie where those of its image do.
 
-    Where either is a 2D image whose format has no millimetres, sizes alone count. The tolerances
+    The files may be of different orientations. Where the millimetres of either are unknown, sizes
+    alone count. The tolerances
     forgive a header rounded to float32 or to a few decimals, and no shift that a label would show:
     spacing and direction may add up to half a voxel over 500 voxels (1e-3), the origin may be off
     by a tenth of a voxel.
     """
-    tenth = 0.1 * min(image.GetSpacing())
+    theirs, ours = Grid.of(label.image), Grid.of(image.image)
+    tenth = 0.1 * min(ours.spacing)
     # (what, unit, of the label, of the image, relative and absolute tolerance)
     checks = [
-        ("size", "voxels", label.GetSize(), image.GetSize(), 0, 0),
-        ("spacing", "mm", label.GetSpacing(), image.GetSpacing(), 1e-3, 0),
-        ("origin", "mm", label.GetOrigin(), image.GetOrigin(), 0, tenth),
-        ("direction", "(cosines)", label.GetDirection(), image.GetDirection(), 0, 1e-3),
+        ("size", "voxels", theirs.size, ours.size, 0, 0),
+        ("spacing", "mm", theirs.spacing, ours.spacing, 1e-3, 0),
+        ("origin", "mm", theirs.origin, ours.origin, 0, tenth),
+        ("direction", "(cosines)", theirs.direction, ours.direction, 0, headers.SHEAR),
     ]
-    if None in (millimetres(label_path, label), millimetres(image_path, image)):
+    if None in (label.millimetres, image.millimetres):
         checks = checks[:1]
     for what, unit, actual, expected, rtol, atol in checks:
         same = len(actual) == len(expected) and np.allclose(actual, expected, rtol, atol)
@@ -331,17 +419,58 @@ def require_same_grid(
                 tuple(round(value, 4) for value in values) for values in (actual, expected)
             )
             raise UserError(
-                f"{label_path}: {what} {actual} {unit} does not match {expected} of its image "
-                f"{image_path}; resample the label or fix the file."
+                f"{label.path}: {what} {actual} {unit} does not match {expected} of its image "
+                f"{image.path}; resample the label or fix the file."
             )
 
 
-def _read_file(path: pathlib.Path, colour: bool = False) -> sitk.Image:
-    path.open("rb").close()  # a missing or forbidden file says so itself
+def _load(path: pathlib.Path, series: str | int | None) -> tuple[sitk.Image, headers.Header]:
+    """An image as it lies in its file, in mm where its header tells them.
+
+    Raises:
+      UserError: see `read`.
+    """
+    try:
+        if path.is_dir():
+            raise UserError(f"{path}: DICOM comes.")
+        path.open("rb").close()  # a missing or forbidden file says so itself
+        is_nifti = path.name.lower().endswith(headers.NIFTI)
+        if not is_nifti:  # see `nifti.read`
+            integrity.check(path)
+        header = headers.read(path)
+        image = nifti.read(path) if is_nifti else _read_file(path)
+    except OSError as error:
+        raise UserError(
+            f"{path}: {error.strerror or error}; expected an image file or a DICOM folder."
+        ) from None
+    except RuntimeError:  # all that SimpleITK raises
+        raise UserError(
+            f"{path}: not a readable image; expected an intact {', '.join(SUFFIXES)} file."
+        ) from None
+    for remark in header.remarks:
+        if (path, remark) not in _told and (headers.UNITLESS, remark) not in _told:
+            logging.warning("%s: %s.", path, remark)
+        _told.update({(path, remark), (remark, remark)})
+    if header.factor != 1:
+        image.SetSpacing([header.factor * edge for edge in image.GetSpacing()])
+        image.SetOrigin([header.factor * place for place in image.GetOrigin()])
+    geometry = (*image.GetSpacing(), *image.GetOrigin(), *image.GetDirection())
+    if not np.all(np.isfinite(geometry)):
+        raise UserError(f"{path}: its geometry is not finite; expected numbers.")
+    _require_finite(path, sitk.GetArrayViewFromImage(image))
+    return image, header
+
+
+def _read_file(path: pathlib.Path) -> sitk.Image:
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
-    with _quiet():
+    with libraries.heard(path):
         reader.ReadImageInformation()
+        _require_voxels(path, reader)
+        return reader.Execute()
+
+
+def _require_voxels(path: pathlib.Path, reader: sitk.ImageFileReader) -> None:
     size = reader.GetSize()
     if 0 in size:
         raise UserError(
@@ -351,39 +480,6 @@ def _read_file(path: pathlib.Path, colour: bool = False) -> sitk.Image:
         raise UserError(
             f"{path}: has {reader.GetDimension()} dimensions, size {size}; expected two or three."
         )
-    if reader.GetNumberOfComponents() > 1 and not colour:
-        kind = sitk.GetPixelIDValueAsString(reader.GetPixelID())
-        raise UserError(
-            f"{path}: has {reader.GetNumberOfComponents()} values per voxel ({kind}); expected one "
-            "(grey, not colour)."
-        )
-    if path.name.lower().endswith((".nii", ".nii.gz")):
-        _check_nifti(path, reader)
-    with _quiet():
-        return reader.Execute()
-
-
-def _check_nifti(path: pathlib.Path, reader: sitk.ImageFileReader) -> None:
-    """Raises a `UserError` for what ITK's NIfTI reader fills in without a word.
-
-    It fills in missing voxels, and 0 for NaN and infinity.
-    """
-    bits, kind = int(reader.GetMetaData("bitpix")), int(reader.GetMetaData("datatype"))
-    start, count = int(float(reader.GetMetaData("vox_offset"))), math.prod(reader.GetSize())
-    try:
-        with (gzip.open if path.name.lower().endswith(".gz") else open)(path, "rb") as file:
-            header = int.from_bytes(file.read(4), "little")  # its own size
-            order = "<" if header in (348, 540) else ">"
-            file.seek(start)
-            data = file.read(count * bits // 8)
-    except (EOFError, gzip.BadGzipFile, zlib.error):
-        data = b""
-    if start < 348 or len(data) < count * bits // 8:  # a header has 348 bytes
-        raise UserError(
-            f"{path}: cut off or damaged; expected {start + count * bits // 8} bytes once unpacked."
-        )
-    if kind in (16, 64):  # float32, float64
-        _require_finite(path, np.frombuffer(data, f"{order}f{bits // 8}"))
 
 
 def _require_finite(path: Path, voxels: np.ndarray) -> None:
@@ -392,53 +488,3 @@ def _require_finite(path: Path, voxels: np.ndarray) -> None:
         raise UserError(
             f"{path}: {bad} of {voxels.size} voxels are NaN or infinite; expected finite numbers."
         )
-
-
-def _series(folder: Path) -> tuple[str, ...]:
-    """Identifiers of the DICOM series in a folder."""
-    with _quiet():
-        return sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
-
-
-def _read_series(folder: pathlib.Path, colour: bool) -> sitk.Image:
-    series = _series(folder)
-    if len(series) != 1:
-        raise UserError(
-            f"{folder}: holds {len(series)} DICOM series; expected one series or an image file."
-        )
-    files = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), series[0])
-    if len(files) == 1:
-        return _read_file(pathlib.Path(files[0]), colour)
-    reader = sitk.ImageSeriesReader()
-    reader.SetFileNames(files)
-    reader.MetaDataDictionaryArrayUpdateOn()
-    with _quiet():
-        image = reader.Execute()
-    # A rounded header may set this too; look closer.
-    if image.HasMetaDataKey("ITK_non_uniform_sampling_deviation"):
-        positions = [reader.GetMetaData(i, "0020|0032").split("\\") for i in range(len(files))]
-        steps = np.linalg.norm(np.diff(np.asarray(positions, float), axis=0), axis=1)
-        if np.ptp(steps) > 0.1 * np.median(steps):
-            raise UserError(
-                f"{folder}: slices {steps.min():.4g} to {steps.max():.4g} mm apart; expected even "
-                "steps, none missing."
-            )
-    if image.GetNumberOfComponentsPerPixel() > 1:
-        raise UserError(f"{folder}: holds colour slices; expected one (grey) value per voxel.")
-    return image
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Discards what ITK's C libraries print to standard error, one thread at a time.
-
-    The caller reports failures.
-    """
-    with _stderr_lock, open(os.devnull, "wb") as nowhere:
-        stderr = os.dup(2)
-        os.dup2(nowhere.fileno(), 2)
-        try:
-            yield
-        finally:
-            os.dup2(stderr, 2)
-            os.close(stderr)
