@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import numbers
+import types as types_of_python
 import typing
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
@@ -28,6 +30,7 @@ class Rules:
       multiple: of which a number must be a multiple.
       length: of a list; None: one value or more.
       may_change: whether a run goes on with another value.
+      may_grow: whether a run goes on with a larger value.
       required: whether there is no default.
     """
 
@@ -38,6 +41,7 @@ class Rules:
     multiple: int | None = None
     length: int | None = None
     may_change: bool = False
+    may_grow: bool = False
     required: bool = False
 
     def expected(self) -> str:
@@ -104,12 +108,34 @@ def check(configuration: object) -> None:
     """Checks every field of a configuration against its rules; called in `__post_init__`.
 
     Raises:
-      FieldError: a value out of range.
+      FieldError: a value of another type, or out of range.
     """
+    hints = typing.get_type_hints(type(configuration))
     for name, rule in rules(type(configuration)).items():
         value = getattr(configuration, name)
+        if not _fits(value, hints[name]):
+            shown = str(getattr(hints[name], "__name__", hints[name]))
+            raise FieldError(name, value, f"is of the type {type(value).__name__}, not {shown}.")
         if not rule.allows(value):
             raise FieldError(name, value, f"expected {rule.expected()}.")
+
+
+def _fits(value: object, kind: Any) -> bool:
+    """Whether a value is of a field's type; whole numbers are floats too, truth values no numbers.
+
+    A list does for a tuple, whose items are looked at; those of other containers are not.
+    """
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types_of_python.UnionType):
+        return any(_fits(value, option) for option in arguments)
+    if origin is tuple:
+        return isinstance(value, list | tuple) and all(_fits(item, arguments[0]) for item in value)
+    if kind is Any:
+        return True
+    if kind in (int, float):
+        allowed = (numbers.Integral,) if kind is int else (numbers.Real,)
+        return isinstance(value, allowed) and not isinstance(value, bool)
+    return isinstance(value, origin or kind)
 
 
 def configured(kind: type[T], values: Mapping[str, Any]) -> T:
@@ -131,3 +157,8 @@ def changeable(kinds: Iterable[type]) -> frozenset[str]:
     return frozenset(
         name for kind in kinds for name, rule in rules(kind).items() if rule.may_change
     )
+
+
+def growing(kinds: Iterable[type]) -> frozenset[str]:
+    """Names of the fields with which a run goes on where their value is larger than before."""
+    return frozenset(name for kind in kinds for name, rule in rules(kind).items() if rule.may_grow)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator
 
 FIELD = re.compile(r"`([a-z0-9_]+(?:=[^`]*)?)`")
 
@@ -59,16 +60,34 @@ def reason(error: OSError, expected: str) -> str:
     return f"{said}; expected {EXPECTED.get(error.errno or 0, expected)}"
 
 
-def several(faults: Sequence[UserError], what: str, shown: int = 20) -> UserError:
-    """One error of several: how many there are, and the first of them; one alone stays as it is.
+class Faults:
+    """Mistakes that are told together, such as those of all files of a data set."""
 
-    Args:
-      faults: one at least.
-      what: what each is about, such as "cases cannot be used".
-      shown: how many are told.
-    """
-    if len(faults) == 1:
-        return faults[0]
-    told = "".join(f"\n  {sentence(fault)}" for fault in faults[:shown])
-    more = f"\n  and {len(faults) - shown} more" if len(faults) > shown else ""
-    return UserError(f"{len(faults)} {what}; expected none:{told}{more}")
+    def __init__(self) -> None:
+        self._errors: dict[str, UserError] = {}  # by what they say: each once
+
+    @contextlib.contextmanager
+    def collecting(self) -> Iterator[None]:
+        """A mistake in the block is kept for later."""
+        try:
+            yield
+        except UserError as error:
+            self._errors.setdefault(str(error), error)
+
+    def require_none(self, what: str, shown: int = 20) -> None:
+        """Raises what has been kept: one alone as it is, or how many there are and the first.
+
+        Args:
+          what: what they are, such as "faults in the data".
+          shown: how many are told.
+
+        Raises:
+          UserError: there is a mistake.
+        """
+        errors = list(self._errors.values())
+        if len(errors) == 1:
+            raise errors[0]
+        if errors:
+            told = "".join(f"\n  {sentence(error)}" for error in errors[:shown])
+            more = f"\n  and {len(errors) - shown} more" if len(errors) > shown else ""
+            raise UserError(f"{len(errors)} {what}; expected none:{told}{more}")

@@ -69,12 +69,12 @@ def _left_over(left: Sequence[str], arguments: Sequence[str], values: flags.Flag
     place = list(arguments).index(left[0])
     first, second = ["", "", *arguments][place : place + 2]  # the two words before
     whole = second if second.startswith("-") else f"{first}={second}"  # --name value
-    name, is_given, value = whole.lstrip("-").partition("=")
+    name, equals, _ = whole.lstrip("-").partition("=")
     if not whole.startswith("-") or name not in values:
         return f"{told}."
     if values[name].boolean:
         return f"{told}. Write --{name} or --no{name}, or --{name}={left[0]} in one word."
-    if is_given and os.path.exists(left[0]):
+    if equals and os.path.exists(left[0]):
         return (
             f"{told}. Was a pattern such as * meant for --{name}? The shell makes several words of "
             "it: give the folder."

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import functools
 import pathlib
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from tf_autoctx.errors import FieldError
+from tf_autoctx.errors import FieldError, UserError
 from tf_autoctx.files import replacing
 
 Sample = dict[str, Any]  # of tensors, and a tuple of samples under "others"
@@ -30,18 +31,63 @@ KINDS = {
     "image2d": tf.TensorSpec([None, None, 1], tf.float32),
     "label2d": tf.TensorSpec([None, None, 1], tf.uint8),
 }
+CHECKSUM = 8  # bytes behind a serialized tensor
+DAMAGED = ("damaged file <", "> of a case")  # before and after its path
 
 
 def store(path: str | pathlib.Path, tensor: Any) -> None:
-    """Writes one tensor of a case to `path`; a file is there whole or not at all."""
+    """Writes one tensor of a case to `path`, with its checksum behind it; a file is there whole or
+    not at all."""
+    serialized = tf.io.serialize_tensor(tensor)
     with replacing(path) as partial:
-        partial.write_bytes(tf.io.serialize_tensor(tensor).numpy())
+        partial.write_bytes(serialized.numpy() + _checksum(serialized).numpy().tobytes())
+
+
+def _checksum(serialized: tf.Tensor) -> tf.Tensor:
+    """`CHECKSUM` bytes, uint8."""
+    return tf.fingerprint(serialized[None], method="farmhash64")[0]
 
 
 def stored(path: str | tf.Tensor, name: str) -> tf.Tensor:
-    """The tensor of a name ("image", "image_2": see `KINDS`) at `path`, in eager or graph mode."""
-    spec = KINDS[name.split("_")[0]]
-    return tf.ensure_shape(tf.io.parse_tensor(tf.io.read_file(path), spec.dtype), spec.shape)
+    """The tensor of a name ("image", "image_2": see `KINDS`) at `path`, in eager or graph mode.
+
+    Raises:
+      UserError: the file is missing, or not what was written; in a graph a TensorFlow error, see
+        `fault`.
+    """
+    try:
+        spec, content = KINDS[name.split("_")[0]], tf.io.read_file(path)
+        length = tf.maximum(tf.strings.length(content) - CHECKSUM, 0)
+        serialized = tf.strings.substr(content, 0, length)
+        checksum = tf.io.decode_raw(tf.strings.substr(content, length, CHECKSUM), tf.uint8)
+        whole = tf.reduce_all(tf.equal(_padded(checksum), _checksum(serialized)))
+        told = tf.strings.join([DAMAGED[0], path, DAMAGED[1]])
+        with tf.control_dependencies([tf.debugging.Assert(whole, [told])]):
+            serialized = tf.identity(serialized)
+        return tf.ensure_shape(tf.io.parse_tensor(serialized, spec.dtype), spec.shape)
+    except tf.errors.OpError as error:
+        raise fault(error) or error from None
+
+
+def _padded(checksum: tf.Tensor) -> tf.Tensor:
+    """Of a file that is shorter than a checksum, as long as one."""
+    return tf.concat([checksum, tf.zeros(CHECKSUM, tf.uint8)], 0)[:CHECKSUM]
+
+
+def fault(error: Exception) -> UserError | None:
+    """What to tell of a TensorFlow error by a file of `stored`; None where it is no such error."""
+    told = str(error)
+    if named := re.search(f"{DAMAGED[0]}(.*?){DAMAGED[1]}", told, re.DOTALL):
+        path = pathlib.Path(named[1])
+    elif "; No such file or directory" in told:
+        before = told.partition("; No such file or directory")[0]
+        path = pathlib.Path(before.rpartition(": ")[2].rpartition("}} ")[2])
+    else:
+        return None
+    return UserError(
+        f"{path}: missing, cut short or damaged; delete the folder {path.parent} and run the "
+        "training again, which makes it anew."
+    )
 
 
 def sample(files: Mapping[str, tf.Tensor]) -> Sample:

@@ -56,7 +56,12 @@ class Settings:
         least=0,
         most=4_000_000,
     )
-    steps: int = field(..., "Optimizer steps per level or stage.", least=1)
+    steps: int = field(
+        ...,
+        "Optimizer steps per level or stage. A run goes on with more of them, never with fewer.",
+        least=1,
+        may_grow=True,
+    )
     samples_per_epoch: int = field(..., "Samples between two validations.", least=1)
     checkpoint_steps: int = field(
         100, "Steps between two checkpoints within an epoch.", least=1, may_change=True

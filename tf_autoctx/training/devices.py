@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import pathlib
 import re
+import subprocess
 from collections.abc import Iterator
 
 import keras
 import tensorflow as tf
+from absl import logging
 
 from tf_autoctx.errors import FieldError
 
@@ -23,12 +26,12 @@ def strategy(name: str) -> tf.distribute.Strategy:
     Raises:
       UserError: "multi_worker" without a TF_CONFIG that names the cluster and this task.
     """
+    cluster = os.environ.get("TF_CONFIG", "").strip()
     if name == "auto":
-        several = "TF_CONFIG" not in os.environ and len(tf.config.list_logical_devices("GPU")) > 1
+        several = not cluster and len(tf.config.list_logical_devices("GPU")) > 1
         name = "mirrored" if several else "single"
-        name = "multi_worker" if "TF_CONFIG" in os.environ else name
+        name = "multi_worker" if cluster not in ("", "{}") else name
     if name == "multi_worker":
-        cluster = os.environ.get("TF_CONFIG", "not set")
         try:
             json.loads(cluster)["task"]["index"]
             return tf.distribute.MultiWorkerMirroredStrategy()
@@ -36,7 +39,7 @@ def strategy(name: str) -> tf.distribute.Strategy:
             raise FieldError(
                 "strategy",
                 name,
-                f"TF_CONFIG is {cluster}; expected "
+                f"TF_CONFIG is {cluster or 'not set'}; expected "
                 '{"cluster": {"worker": ["host:port", ...]}, '
                 '"task": {"type": "worker", "index": 0}}.',
             ) from None
@@ -69,10 +72,59 @@ def set_up(precision: str, seed: int) -> str:
     """Sets the Keras dtype policy, seeds every generator, and returns the policy's name."""
     if precision == "auto":
         precision = "mixed_bfloat16" if has_bfloat16() else "float32"
+    if precision == "mixed_float16" and not tf.config.list_physical_devices("GPU"):
+        logging.warning(
+            "precision=mixed_float16 on a CPU, which computes it slower than float32 and no better "
+            "than mixed_bfloat16: use it on a GPU."
+        )
     keras.config.set_dtype_policy(precision)
     keras.utils.set_random_seed(seed)
-    print(f"precision: {precision}")
     return precision
+
+
+def described(strategy: tf.distribute.Strategy) -> str:
+    """The devices that a strategy trains on, in words, such as "2 GPUs (NVIDIA H100)"."""
+    gpus = tf.config.list_physical_devices("GPU")
+    count = strategy.num_replicas_in_sync
+    if not gpus:
+        return "CPU" if count == 1 else f"{count} CPU devices"
+    details = tf.config.experimental.get_device_details(gpus[0])
+    name = details.get("device_name", "unknown")
+    return f"{count} GPU{'s' * (count > 1)} ({name})"
+
+
+def warn_of_unseen_gpu() -> None:
+    """Warns of a GPU in this machine that TensorFlow does not see, unless it was hidden from it."""
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "all").strip() in ("", "-1", "NoDevFiles")
+    if hidden or tf.config.list_physical_devices("GPU"):
+        return
+    if sign := sign_of_gpu():
+        logging.warning(
+            "%s, but TensorFlow sees no GPU and trains on the CPU, many times slower. Install "
+            "TensorFlow with its CUDA libraries: pip install 'tensorflow[and-cuda]'. "
+            "CUDA_VISIBLE_DEVICES=-1 says that the CPU is meant.",
+            sign,
+        )
+
+
+def sign_of_gpu(root: pathlib.Path = pathlib.Path("/")) -> str | None:
+    """What shows that this machine has an NVIDIA GPU; None where nothing does.
+
+    The driver's device, its tool, or a PCI display controller (class 3) of the vendor: the driver
+    may be missing too.
+    """
+    if any((root / "dev").glob("nvidia[0-9]*")):
+        return "The NVIDIA driver shows a GPU"
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20)
+        if listed.returncode == 0 and listed.stdout.startswith("GPU"):
+            return f"nvidia-smi lists a GPU ({listed.stdout.splitlines()[0].split(' (')[0]})"
+    for device in (root / "sys" / "bus" / "pci" / "devices").glob("*"):
+        with contextlib.suppress(OSError):
+            vendor, kind = ((device / name).read_text() for name in ("vendor", "class"))
+            if vendor.startswith("0x10de") and kind.startswith("0x03"):
+                return "This machine has an NVIDIA GPU"
+    return None
 
 
 @contextlib.contextmanager

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import json
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import keras
@@ -11,6 +14,8 @@ import numpy as np
 import SimpleITK as sitk
 
 from tf_autoctx.data import datasets, images, pipeline
+from tf_autoctx.errors import Faults
+from tf_autoctx.version import __version__
 
 Files = list[dict[str, str]]  # {name of a tensor: path} of each case
 Read = Callable[[datasets.Case], tuple[sitk.Image, np.ndarray]]
@@ -23,34 +28,60 @@ class Prepares(Protocol):
         """See `System.prepare`."""
 
 
+def directory(folder: pathlib.Path, made_from: Mapping[str, Any]) -> pathlib.Path:
+    """Where the cache of a run folder lies: cases that are made from something else lie elsewhere.
+
+    Args:
+      folder: of the run.
+      made_from: JSON-like, whatever the prepared cases follow from.
+    """
+    told = json.dumps({**made_from, "tf_autoctx": __version__}, sort_keys=True)
+    return folder / "cache" / hashlib.sha256(told.encode()).hexdigest()[:16]
+
+
 def cached(
-    cases: Sequence[datasets.Case], directory: pathlib.Path, read: Read, system: Prepares
+    cases: Sequence[datasets.Case],
+    directory: pathlib.Path,
+    read: Read,
+    system: Prepares,
+    faults: Faults | None = None,
 ) -> Files:
     """Prepares cases once, each in a folder of its own; what is there already is kept.
 
     Args:
       cases: with labels.
-      directory: of the cache.
+      directory: of the cache, see `directory`.
       read: see `session.Reader`.
       system: prepares a case.
+      faults: takes those of the cases, which are left out.
 
     Returns:
       {name: path} of each case; "spacing" (z, y, x) or (y, x), mm, is among them.
+
+    Raises:
+      UserError: a case that cannot be used, unless `faults` takes it.
     """
     files, progress = [], keras.utils.Progbar(len(cases), unit_name="case")
     for case in cases:
-        folder = directory / case.name
-        if not (folder / "spacing").exists():
-            image, label = read(case)
-            voxels = images.array(image).astype(np.float32)
-            tensors = system.prepare(case, voxels[None, ..., None], label[None, ..., None])
-            for name, tensor in tensors.items():
-                pipeline.store(folder / name, tensor)
-            spacing = np.array(images.spacing(image), np.float32)
-            pipeline.store(folder / "spacing", spacing)  # last: all is there
-        files.append({path.name: str(path) for path in sorted(folder.glob("[!.]*"))})
+        with faults.collecting() if faults else contextlib.nullcontext():
+            files.append(_prepared(case, directory / case.name, read, system))
         progress.add(1)
     return files
+
+
+def _prepared(
+    case: datasets.Case, folder: pathlib.Path, read: Read, system: Prepares
+) -> dict[str, str]:
+    """{name: path} of a case, which is made unless it is there."""
+    if not (folder / "spacing").exists():
+        image, label = read(case)
+        voxels = images.array(image).astype(np.float32)
+        tensors = system.prepare(case, voxels[None, ..., None], label[None, ..., None])
+        for name, tensor in tensors.items():
+            pipeline.store(folder / name, tensor)
+        spacing = np.array(images.spacing(image), np.float32)
+        pipeline.store(folder / "spacing", spacing)  # last: all is there
+    return {path.name: str(path) for path in sorted(folder.glob("[!.]*"))}
 
 
 def case_of(entry: dict[str, str]) -> str:

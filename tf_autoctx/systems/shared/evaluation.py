@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +14,7 @@ from absl import logging
 
 from tf_autoctx import metrics
 from tf_autoctx.data import datasets, images
-from tf_autoctx.errors import UserError
+from tf_autoctx.errors import Faults, UserError
 from tf_autoctx.report import figures, tables, views
 from tf_autoctx.systems.shared.caching import Read
 from tf_autoctx.systems.shared.checks import warn_of_spacing
@@ -52,14 +53,21 @@ class Scoring:
     measure: Measure | None = None
 
 
-def held_out(cases: datasets.Dataset, read: Read) -> list[datasets.Case]:
+def held_out(
+    cases: datasets.Dataset, read: Read, faults: Faults | None = None
+) -> list[datasets.Case]:
     """The cases to score: test cases with a label; where there is none, the validation cases, with
     a warning.
 
     Each is read once, so that a bad file is known before training and not after it.
 
+    Args:
+      cases: of which some are held out.
+      read: reads a case.
+      faults: takes those of the cases.
+
     Raises:
-      UserError: there are neither; whatever `read` raises.
+      UserError: there are neither; whatever `read` raises, unless `faults` takes it.
     """
     test = [case for case in cases.test if case.label]
     if len(test) < len(cases.test):
@@ -79,7 +87,8 @@ def held_out(cases: datasets.Dataset, read: Read) -> list[datasets.Case]:
             "to score."
         )
     for case in test:
-        read(case)
+        with faults.collecting() if faults else contextlib.nullcontext():
+            read(case)
     return test
 
 
