@@ -97,6 +97,7 @@ def test_all_pairs_of_evaluations(tmp_path):
         (["apart"], "apart: no case in common"),
         (["seed"], "seed, case_0, head: truth_volume_mL is 120, in"),
         (["below/a"], "expected folders of runs with different names"),
+        (["label"], "the structures are head and label 1; expected the same names, see --names"),
     ],
 )
 def test_bad_input_is_one_sentence(others, told, tmp_path, capsys):
@@ -104,10 +105,23 @@ def test_bad_input_is_one_sentence(others, told, tmp_path, capsys):
     evaluation(tmp_path / "apart", cases=range(20, 28))
     evaluation(tmp_path / "seed", truth=120.0)
     evaluation(tmp_path / "below" / "a")
+    evaluation(tmp_path / "label", structures=["label 1"])
     with pytest.raises(SystemExit, match="1"):
         compare(tmp_path / "out", tmp_path / "a", *(tmp_path / name for name in others))
     assert told in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_what_is_not_in_all_is_said(tmp_path, capsys):
+    a = evaluation(tmp_path / "a", structures=("head", "face"))
+    b = evaluation(tmp_path / "b", cases=range(1, 30))
+    compare(tmp_path / "out", a, b)
+    assert {(row["structure"], row["n"]) for row in read(tmp_path / "out")} == {("head", 7)}
+    notes = capsys.readouterr().out.splitlines()[-3:]
+    assert notes[0] == f"structures not in all, in {a}: face"
+    assert notes[1] == f"cases not in all, in {a}: case_0"
+    assert notes[2].startswith(f"cases not in all, in {b}: case_8, case_9, ")
+    assert notes[2].endswith("case_17 and 12 more")
 
 
 def test_one_evaluation_is_none_to_compare(tmp_path, capsys):

@@ -251,6 +251,39 @@ def test_a_mistake_is_one_sentence_and_writes_nothing(damage, told, tmp_path):
     assert not [path for path in tmp_path.iterdir() if path.is_file()]
 
 
+def scored(folder, evaluation, change=lambda row: row, more=()):
+    """Tables without views, as the score command writes them, of the last method's rows."""
+    rows = [row for row in tables.read(evaluation) if row["method"] == "level 2"]
+    tables.write(folder, [change(row | {"method": "results"}) for row in rows] + list(more))
+    return folder
+
+
+def test_scores_of_files_stand_beside_a_run(tmp_path):
+    """A structure that the run does not know opens the view with all of its own."""
+    run = evaluation(tmp_path / "run")
+    other = tables.read(run)[0] | {"method": "results", "structure": "label 3"}
+    page = written(tmp_path, run, scored(tmp_path / "scores", run, more=[other]))
+    assert "scores: results against run: level 2, head: DSC +0.00 %" in page
+    rows = re.findall(r'<tr data-view="0" data-structure="(.)">.*?data-value="([^"]*)">', page)
+    assert sorted(number for number, _ in rows) == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize(
+    "change, told",
+    [
+        (lambda row: row | {"truth_volume_mL": 7.0}, "truth_volume_mL is 7, in .*same ground"),
+        (
+            lambda row: row | {"structure": f"of {row['structure']}"},
+            "the structures are head, <b>face</b> and of head, of <b>face</b>; expected the same",
+        ),
+    ],
+)
+def test_other_truths_and_other_names_are_refused(change, told, tmp_path):
+    run = evaluation(tmp_path / "run", cases=["head_1"])
+    with pytest.raises(errors.UserError, match=told):
+        report_page.write(tmp_path / "x.html", [run, scored(tmp_path / "scores", run, change)])
+
+
 def test_the_script(tmp_path):
     def script(evaluations, output):
         command = [

@@ -13,7 +13,6 @@ from __future__ import annotations
 import collections
 import dataclasses
 import itertools
-import math
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -25,6 +24,7 @@ from tf_autoctx.configuration import field
 if TYPE_CHECKING:
     from tf_autoctx.report.tables import Row
 
+SHOWN = 10  # names in a note
 Evaluations = dict[str, list["Row"]]  # {folder: rows of `report.tables`}
 
 
@@ -75,14 +75,14 @@ def compare(evaluations: Evaluations) -> list[dict[str, Any]]:
       corrected for the metrics of the same structure and pair.
 
     Raises:
-      UserError: two folders have no case in common, or other ground truth for one.
+      UserError: two folders have no case or no structure in common, or other ground truth for one.
     """
     from tf_autoctx import metrics
     from tf_autoctx.report import tables
 
     pairs: list[tuple[str, str]] = []
     for old, new in itertools.combinations(evaluations, 2):
-        _require_same_truth(evaluations, old, new)
+        tables.require_same_truth({name: evaluations[name] for name in (old, new)})
         methods = [dict.fromkeys(row["method"] for row in evaluations[name]) for name in (new, old)]
         pairs += itertools.product(*methods)
     lines = []
@@ -97,36 +97,20 @@ def compare(evaluations: Evaluations) -> list[dict[str, Any]]:
     return lines
 
 
-def _require_same_truth(evaluations: Evaluations, old: str, new: str) -> None:
-    """Raises UserError if two evaluations have no case in common, or other truths of one."""
-    import numpy as np
-
-    from tf_autoctx import metrics
-
-    before, after = (
-        {
-            (row["structure"], row["case"]): row
-            for row in evaluations[folder]
-            if math.isfinite(row["DSC_percent"])
+def left_out(evaluations: Evaluations) -> list[str]:
+    """Sentences on the structures and cases that not every evaluation has."""
+    told = []
+    for kind in ("structure", "case"):
+        having = {
+            folder: list(dict.fromkeys(row[kind] for row in rows))
+            for folder, rows in evaluations.items()
         }
-        for folder in (old, new)
-    )
-    both = [(*key, before[key], after[key]) for key in before if key in after]
-    if not both:
-        raise errors.UserError(
-            f"{old}, {new}: no case in common; expected evaluations of the same cases."
-        )
-    names = dict.fromkeys(name for _, _, row, _ in both for name in row)
-    truths = [name for name in names if metrics.column(name).of_truth]
-    for structure, case, a, b in both:
-        for name in truths:
-            if name not in a or name not in b:
-                continue
-            if not np.isclose(a[name], b[name], 1e-3, equal_nan=True):
-                raise errors.UserError(
-                    f"{new}, {case}, {structure}: {name} is {b[name]:.6g}, in {old} "
-                    f"{a[name]:.6g}; expected evaluations against the same ground truth."
-                )
+        shared = set.intersection(*map(set, having.values()))
+        for folder, names in having.items():
+            if lonely := [name for name in names if name not in shared]:
+                more = f" and {len(lonely) - SHOWN} more" if len(lonely) > SHOWN else ""
+                told.append(f"{kind}s not in all, in {folder}: {', '.join(lonely[:SHOWN])}{more}")
+    return told
 
 
 def table(lines: Sequence[Mapping[str, Any]]) -> str:
@@ -156,8 +140,9 @@ def main(given: command_line.Given) -> None:
 
     settings = given.configured(Compare)
     output = pathlib.Path(settings.output)
-    lines = compare(load(settings.evaluations))
-    text = table(lines)
+    evaluations = load(settings.evaluations)
+    lines = compare(evaluations)
+    text = "\n".join([table(lines), *left_out(evaluations)])
     tables.write_csv(output / "comparison.csv", lines, list(lines[0]))
     with files.replacing(output / "table.txt") as path:
         path.write_text(text + "\n", encoding="utf-8")

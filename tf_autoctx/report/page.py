@@ -134,8 +134,8 @@ def write(path: str | pathlib.Path, folders: Sequence[str | pathlib.Path]) -> No
         there, views/ and, in the run folder above, config.json and history.csv of its stages.
 
     Raises:
-      UserError: a file is missing or holds something else; evaluations have one name, no case in
-        common, or other truths; the page cannot be written.
+      UserError: a file is missing or holds something else; evaluations have one name, no case or
+        structure in common, or other truths; the page cannot be written.
     """
     runs = [_load(pathlib.Path(folder), several=len(folders) > 1) for folder in folders]
     listed = ",".join(map(str, folders))
@@ -145,6 +145,7 @@ def write(path: str | pathlib.Path, folders: Sequence[str | pathlib.Path]) -> No
         raise UserError(f"{listed}: no case in common; expected evaluations of the same cases.")
     results = Results(runs)
     cases = {name: _packed_case(name, results) for name in results.cases}
+    tables.require_same_truth({str(run.folder): run.rows for run in runs})
     drawn: list[go.Figure] = []
     sections = _sections(results, cases, drawn)
     page = string.Template((PARTS / "template.html").read_text(encoding="utf-8")).substitute(
@@ -299,8 +300,9 @@ def _cases(results: Results, cases: Mapping[str, dict[str, Any] | None]) -> str:
     for case, structure in sorted(values, key=order):
         attributes, view = "", cases[case]
         if view:
-            number = view["structures"].index(structure) + 1
-            attributes = f'data-view="{numbers[case]}" data-structure="{number}"'
+            attributes = (
+                f'data-view="{numbers[case]}" data-structure="{_number_in(view, structure)}"'
+            )
         words = [_words(case, button=bool(view)), _words(structure)]
         lines.append(_line([*words, *map(_number, values[case, structure])], attributes))
     headings = [f"{names[name]}\n{method}" for name, method in columns]
@@ -311,6 +313,13 @@ def _cases(results: Results, cases: Mapping[str, dict[str, Any] | None]) -> str:
         "it, if it has a view."
     )
     return f'<div class="scroll">{table}</div>{_notes([note])}'
+
+
+def _number_in(view: Mapping[str, Any], structure: str) -> int:
+    """Number of a structure in a view, from 1; 0, which stands for all, where it shows none such:
+    scores of label images may name more than the run that the view is of."""
+    names = list(view["structures"])
+    return names.index(structure) + 1 if structure in names else 0
 
 
 def _agreement(results: Results) -> str:
@@ -357,7 +366,8 @@ def _agreement_chart(results: Results, structure: str) -> go.Figure:
     )
     chosen = {method: results.chosen(method, structure) for method in results.colours}
     every = [row for rows in chosen.values() for row in rows]
-    ends = [0, max(row[name] for row in every for name in (size.name, size.truth))]
+    sizes = [row[name] for row in every for name in (size.name, size.truth)]
+    ends = [0, max(sizes, default=1)]
     line = {"x": ends, "mode": "lines", "showlegend": False}
     grey = {"color": figures.GREY, "width": 1}
     figure.add_scatter(y=ends, **line, line=grey, hoverinfo="skip", row=1, col=1)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import itertools
 import json
 import math
 import pathlib
@@ -254,6 +255,61 @@ def _lines(path: pathlib.Path) -> list[tuple[int, dict[str, str]]]:
             f"{path}: has the columns {', '.join(columns)}; expected {', '.join(LONG)}."
         )
     return lines
+
+
+# Evaluations side by side
+
+
+def require_same_truth(evaluations: Mapping[str, Sequence[Row]]) -> None:
+    """Checks that evaluations can be compared.
+
+    Args:
+      evaluations: {folder: rows}, two or more.
+
+    Raises:
+      UserError: two have no case or no structure in common, or other truths of a case.
+    """
+    for (old, before), (new, after) in itertools.combinations(evaluations.items(), 2):
+        known, having = (
+            {
+                (row["structure"], row["case"]): row
+                for row in rows
+                if math.isfinite(row["DSC_percent"])
+            }
+            for rows in (before, after)
+        )
+        both = [key for key in known if key in having]
+        if not both:
+            raise UserError(f"{old}, {new}: {_nothing_in_common(before, after)}.")
+        for key in both:
+            _require_same_sizes((old, known[key]), (new, having[key]))
+
+
+def _require_same_sizes(old: tuple[str, Row], new: tuple[str, Row]) -> None:
+    """Raises a `UserError` where two rows (folder, row) are of other truths."""
+    (before, known), (after, row) = old, new
+    for name in known:
+        if name not in row or not metrics.column(name).of_truth:
+            continue
+        if not np.isclose(known[name], row[name], 1e-3, equal_nan=True):
+            raise UserError(
+                f"{after}, {row['case']}, {row['structure']}: {name} is {row[name]:.6g}, in "
+                f"{before} {known[name]:.6g}; expected evaluations against the same ground truth."
+            )
+
+
+def _nothing_in_common(before: Sequence[Row], after: Sequence[Row]) -> str:
+    """What sets apart evaluations of other cases, or of structures of other names."""
+    if not {row["case"] for row in before} & {row["case"] for row in after}:
+        return "no case in common; expected evaluations of the same cases"
+    names = [list(dict.fromkeys(row["structure"] for row in rows)) for rows in (before, after)]
+    if set(names[0]) & set(names[1]):
+        return "no structure of a case in common; expected evaluations of the same cases"
+    old, new = (", ".join(of_rows) for of_rows in names)
+    return (
+        f"the structures are {old} and {new}; expected the same names, see `names` of the score "
+        "command"
+    )
 
 
 # What the rows say together
