@@ -1,0 +1,302 @@
+"""Work on files in processes of their own: one that a file ends takes nothing else down.
+
+ITK aborts the interpreter on some damaged files, and the system ends a process that asks for more
+memory than there is. Here the process that did so is replaced, and its file is one error. The
+processes end with the one that started them, however that ends.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import ctypes
+import os
+import pathlib
+import pickle
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from multiprocessing import connection
+from types import TracebackType
+from typing import Any, NamedTuple, Self, TypeVar
+
+from absl import logging
+
+from tf_autoctx import errors
+from tf_autoctx.errors import UserError
+
+K = TypeVar("K", bound=Hashable)
+Function = Callable[..., Any]
+
+# A program of its own rather than a copy of this one, whose threads would not survive it, and
+# rather than one that runs the user's script once more, as `multiprocessing` does.
+PROGRAM = "import sys; sys.path[:] = {path!r}; from tf_autoctx.data import isolation; {start}"
+SIGNALS: dict[int, str] = {
+    signal.SIGABRT: "where a library gave up",
+    signal.SIGSEGV: "where a library read beyond its memory",
+    signal.SIGBUS: "where a library read beyond its memory",
+    signal.SIGFPE: "where a library divided by zero",
+    signal.SIGKILL: "for lack of memory perhaps",
+}
+
+
+def cpus() -> int:
+    """CPUs that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+class Pool:
+    """Processes that work on files, one at a time each.
+
+    They start at once, and end with the `with` block:
+
+      with isolation.Pool() as pool:
+          for name, outcome in pool.map(images.read, {name: (path,) for name, path in ...}):
+
+    Attributes:
+      workers: how many.
+    """
+
+    def __init__(self, workers: int | None = None) -> None:
+        """Starts the processes; by default one a CPU."""
+        self.workers = workers or cpus()
+        self._idle: list[_Worker] = []
+        self._busy: dict[_Worker, Any] = {}
+
+    def __enter__(self) -> Self:
+        self._idle = [_Worker() for _ in range(self.workers)]
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for worker in [*self._idle, *self._busy]:
+            worker.kill()
+        self._idle, self._busy = [], {}
+
+    def map(
+        self, function: Function, tasks: Mapping[K, Sequence[Any]]
+    ) -> Iterator[tuple[K, Any | UserError]]:
+        """Calls a function for each task.
+
+        Results come as they are done, and no process is more than one ahead of what is taken.
+        Warnings of the function are logged here.
+
+        Args:
+          function: of a module; what it takes and returns is pickled.
+          tasks: {name: arguments}.
+
+        Yields:
+          (name, what the function returns, or the `UserError` that it raised or that names the
+          files, those among the arguments, whose process ended).
+
+        Raises:
+          Exception: whatever else the function raises.
+        """
+        waiting = collections.deque(tasks)
+        while waiting or self._busy:
+            while waiting and self._idle:
+                self._start(self._idle.pop(), waiting.popleft(), function, tasks)
+            for worker in self._ready():
+                name = self._busy.pop(worker)
+                outcome = worker.outcome(tasks[name])
+                if worker.ended:
+                    worker = _Worker()
+                if waiting:
+                    self._start(worker, waiting.popleft(), function, tasks)
+                else:
+                    self._idle.append(worker)
+                if isinstance(outcome, _Fault):
+                    raise outcome.error
+                yield name, outcome
+
+    def _start(
+        self, worker: _Worker, name: K, function: Function, tasks: Mapping[K, Sequence[Any]]
+    ) -> None:
+        worker.send(function, tuple(tasks[name]))
+        self._busy[worker] = name
+
+    def _ready(self) -> list[_Worker]:
+        """The processes whose outcome, or end, is there."""
+        by_connection = {worker.connection: worker for worker in self._busy}
+        return [by_connection[ready] for ready in connection.wait(list(by_connection))]
+
+
+class _Fault(NamedTuple):
+    """What is not the user's mistake."""
+
+    error: BaseException
+
+
+class _Message(NamedTuple):
+    """What a process sends back."""
+
+    outcome: Any  # a result, a `UserError` or a `_Fault`
+    warnings: list[tuple[int, str]]  # (level of absl, text)
+
+
+class _Worker:
+    """A process and the connection to it."""
+
+    def __init__(self) -> None:
+        ours, theirs = socket.socketpair()
+        # What libraries say when they give up is not for the user; for us where nothing works.
+        self._resources = contextlib.ExitStack()
+        self._said = self._resources.enter_context(tempfile.TemporaryFile())
+        start = f"isolation.work({theirs.fileno()}, {os.getpid()}, {logging.get_verbosity()})"
+        program = PROGRAM.format(path=sys.path, start=start)
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", program],
+            stdin=subprocess.DEVNULL,
+            stdout=self._said,
+            stderr=self._said,
+            pass_fds=[theirs.fileno()],
+        )
+        theirs.close()
+        self.connection = connection.Connection(ours.detach())
+        self._resources.callback(self.connection.close)
+        self.ended, self._began = False, False
+
+    def send(self, function: Function, arguments: tuple[Any, ...]) -> None:
+        task = pickle.dumps((function, arguments), pickle.HIGHEST_PROTOCOL)
+        with contextlib.suppress(OSError):  # it has ended; `outcome` says so
+            self.connection.send_bytes(task)
+
+    def outcome(self, arguments: Sequence[Any]) -> Any:
+        """What came back of a task, once the connection is ready.
+
+        Raises:
+          RuntimeError: the process did not even start.
+        """
+        try:
+            if not self._began:
+                self._began = self.connection.recv()
+            message = pickle.loads(self.connection.recv_bytes())
+        except (EOFError, OSError):
+            return self._end(arguments)
+        for level, text in message.warnings:
+            logging.log(level, "%s", text)
+        return message.outcome
+
+    def _end(self, arguments: Sequence[Any]) -> UserError:
+        """The error of a process that is no more."""
+        self.ended, code = True, self._process.wait()
+        with self._resources:
+            self._said.seek(0)
+            said = self._said.read().decode(errors="backslashreplace")
+        if not self._began:
+            raise RuntimeError(f"a process that reads files did not start (exit {code}): {said}")
+        return UserError(
+            f"{_files(arguments)}: ended the process that read it, "
+            f"{SIGNALS.get(-code, f'exit code {code}')}; expected an intact file that fits in "
+            "memory."
+        )
+
+    def kill(self) -> None:
+        with self._resources:
+            self._process.kill()
+            self._process.wait()
+
+
+def work(descriptor: int, parent: int, verbosity: int) -> None:
+    """What the process does: tasks from a connection, until it closes.
+
+    Args:
+      descriptor: of the connection.
+      parent: process that it ends with.
+      verbosity: of absl.
+    """
+    _end_with(parent)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent says what happens
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with contextlib.suppress(OSError):  # where memory ends, this process goes first
+        pathlib.Path("/proc/self/oom_score_adj").write_text("1000")
+    logging.set_verbosity(verbosity)
+    tasks = connection.Connection(descriptor)
+    tasks.send(True)
+    while True:
+        try:
+            task = tasks.recv_bytes()
+        except (EOFError, OSError):
+            return
+        tasks.send_bytes(_done(task))
+
+
+def _end_with(parent: int) -> None:
+    """Ends this process when its parent is no more, even in the midst of a library's function."""
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _done(task: bytes) -> bytes:
+    """The message that answers a task."""
+    warnings: list[tuple[int, str]] = []
+    with _recorded(warnings):
+        outcome = _outcome(task)
+    try:
+        return pickle.dumps(_Message(outcome, warnings), pickle.HIGHEST_PROTOCOL)
+    except Exception as error:  # a result, or an error, that no pickle holds
+        fault = RuntimeError(f"{type(error).__name__}: {error}; of {outcome!r:.500}")
+        return pickle.dumps(_Message(_Fault(fault), warnings), pickle.HIGHEST_PROTOCOL)
+
+
+def _outcome(task: bytes) -> Any:
+    arguments: tuple[Any, ...] = ()
+    try:
+        function, arguments = pickle.loads(task)
+        return function(*arguments)
+    except MemoryError:
+        return UserError(
+            f"{_files(arguments)}: needs more memory than there is; expected a smaller image."
+        )
+    except Exception as error:
+        told = errors.sentence(error)
+        if told is None:
+            return _Fault(error)
+        # Of a field, the name stands in backquotes, which a command turns into its flag.
+        if isinstance(error, errors.FieldError):
+            return UserError(f"`{error.field}`{str(error)[len(error.field) :]}")
+        return UserError(str(error) if isinstance(error, UserError) else told)
+
+
+def _files(arguments: Sequence[Any]) -> str:
+    """The files among the arguments of a task, for messages."""
+    paths = [os.fsencode(value) for value in arguments if isinstance(value, str | os.PathLike)]
+    return ", ".join(path.decode(errors="backslashreplace") for path in paths)
+
+
+@contextlib.contextmanager
+def _recorded(warnings: list[tuple[int, str]]) -> Iterator[None]:
+    """Adds what absl logs in the block to `warnings`."""
+    import logging as standard
+
+    class Recorder(standard.Handler):
+        def emit(self, record: standard.LogRecord) -> None:
+            level = logging.converter.standard_to_absl(record.levelno)
+            warnings.append((level, record.getMessage()))
+
+    logger, recorder = logging.get_absl_logger(), Recorder()
+    logger.addHandler(recorder)
+    try:
+        yield
+    finally:
+        logger.removeHandler(recorder)
