@@ -1,13 +1,18 @@
 """TensorFlow's own C++ loader of SavedModels, the one that TensorFlow Serving calls, from Python.
 
-The tensorflow wheel's `libtensorflow_cc` exports the C interface to it: `TF_LoadSessionFromSavedModel` calls
-`tensorflow::LoadSavedModel`. Unlike `tf.saved_model.load` it knows nothing of Python: it reads graph and variables,
-runs what the signature names, and fails where a server would.
+The tensorflow wheel's `libtensorflow_cc` exports the C interface to it:
+`TF_LoadSessionFromSavedModel` calls `tensorflow::LoadSavedModel`. Unlike `tf.saved_model.load` it
+knows nothing of Python: it reads graph and variables, runs what the signature names, and fails
+where a server would.
 """
+
+from __future__ import annotations
 
 import ctypes
 import functools
 import pathlib
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import tensorflow as tf  # First: it loads the library's parts, and registers the ops.
@@ -22,7 +27,7 @@ class _Output(ctypes.Structure):
 
 
 @functools.cache
-def _library():
+def _library() -> ctypes.CDLL:
     library = ctypes.CDLL(str(LIBRARY))
     pointer, size, integer, text = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_char_p
     sizes = ctypes.POINTER(ctypes.c_int64)
@@ -82,7 +87,7 @@ class CppModel:
       RuntimeError: TensorFlow cannot load it; the message is TensorFlow's.
     """
 
-    def __init__(self, folder):
+    def __init__(self, folder: str | pathlib.Path) -> None:
         self.session = None
         definition = saved_model_pb2.SavedModel.FromString(
             (pathlib.Path(folder) / "saved_model.pb").read_bytes()
@@ -114,12 +119,13 @@ class CppModel:
         finally:
             self.library.TF_DeleteSessionOptions(options)
 
-    def __call__(self, signature, inputs):
+    def __call__(self, signature: str, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """Runs one signature.
 
         Args:
           signature: its name.
-          inputs: {name: array of the signature's dtype}; of strings: bytes, or nested lists or arrays of them.
+          inputs: {name: array of the signature's dtype}; of strings: bytes, or nested lists or
+            arrays of them.
 
         Returns:
           {name: array}; of strings: arrays of `object`, whose elements are bytes.
@@ -164,7 +170,7 @@ class CppModel:
             for tensor in given:
                 self._delete_input(tensor)
 
-    def close(self):
+    def close(self) -> None:
         """Frees session, variables and graph; the model cannot be called any more."""
         if self.session is not None:
             session, self.session = self.session, None
@@ -172,7 +178,7 @@ class CppModel:
             self._checked("DeleteSession", session)
             self.library.TF_DeleteGraph(self.graph)
 
-    def _checked(self, function, *arguments):
+    def _checked(self, function: str, *arguments: Any) -> Any:
         """Calls a function of the library whose last argument is a status."""
         status = self.library.TF_NewStatus()
         try:
@@ -183,11 +189,11 @@ class CppModel:
         finally:
             self.library.TF_DeleteStatus(status)
 
-    def _output(self, info):
+    def _output(self, info: Any) -> _Output:
         name, index = info.name.rsplit(":", 1)
         return _Output(self.library.TF_GraphOperationByName(self.graph, name.encode()), int(index))
 
-    def _tensor(self, values, info):
+    def _tensor(self, values: Any, info: Any) -> Any:
         """A new tensor with a copy of the values."""
         strings = tf.as_dtype(info.dtype) == tf.string
         array = np.asarray(values, object if strings else None)
@@ -208,7 +214,7 @@ class CppModel:
             ctypes.memmove(data, np.ascontiguousarray(array).ctypes.data, size)
         return tensor
 
-    def _array(self, tensor):
+    def _array(self, tensor: Any) -> np.ndarray:
         """A copy of a tensor's values."""
         shape = [
             self.library.TF_Dim(tensor, axis) for axis in range(self.library.TF_NumDims(tensor))
@@ -230,7 +236,7 @@ class CppModel:
             )
         return array.reshape(shape)
 
-    def _delete_input(self, tensor):
+    def _delete_input(self, tensor: Any) -> None:
         # A tensor of the C interface does not free the strings that were put into it.
         if tf.as_dtype(self.library.TF_TensorType(tensor)) == tf.string:
             data = self.library.TF_TensorData(tensor)

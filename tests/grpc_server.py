@@ -1,13 +1,15 @@
-"""A stand-in for TensorFlow Serving's gRPC API, for tests only: predict and metadata of `rest_server.Models`."""
+"""A stand-in for TensorFlow Serving's gRPC API, for tests only.
+
+It has predict and metadata of `rest_server.Models`.
+"""
 
 import contextlib
 from concurrent import futures
 
 import grpc
+import rest_server
 import tensorflow as tf
 from tensorflow_serving.apis import get_model_metadata_pb2, predict_pb2, prediction_service_pb2_grpc
-
-import rest_server
 
 CODES = {
     400: grpc.StatusCode.INVALID_ARGUMENT,
@@ -57,7 +59,10 @@ class Service(prediction_service_pb2_grpc.PredictionServiceServicer):
 
 @contextlib.contextmanager
 def serving(service, max_bytes=-1):
-    """Yields the address, host:port, of a server of a `Service` that takes messages of up to `max_bytes` (-1: any)."""
+    """Yields the address, host:port, of a server of a `Service`.
+
+    It takes messages of up to `max_bytes` (-1: any).
+    """
     server = grpc.server(
         futures.ThreadPoolExecutor(4), options=[("grpc.max_receive_message_length", max_bytes)]
     )

@@ -1,10 +1,11 @@
-"""A stand-in for TensorFlow Serving's REST API, for tests only: SavedModels in TensorFlow's own C++ loader behind a socket.
+"""A stand-in for TensorFlow Serving's REST API, for tests only: SavedModels in TensorFlow's own C++
+loader behind a socket.
 
   python tests/rest_server.py --models=fetal_head=runs/fetal_head/saved_model --port=8501
 
-Answers status, metadata and predict, and errors, in TensorFlow Serving's words and JSON (its api_rest.md, json_tensor.cc,
-http_rest_api_util.cc). It serves the two latest versions of each folder, looks for new ones at every request, and passes
-over what is no number or cannot be loaded.
+Answers status, metadata and predict, and errors, in TensorFlow Serving's words and JSON (its
+api_rest.md, json_tensor.cc, http_rest_api_util.cc). It serves the two latest versions of each
+folder, looks for new ones at every request, and passes over what is no number or cannot be loaded.
 """
 
 import base64
@@ -17,13 +18,12 @@ import sys
 import threading
 import urllib.parse
 
+import cpp_loader
 import numpy as np
 import tensorflow as tf
 from absl import app, flags
 from google.protobuf import json_format
 from tensorflow.core.protobuf import meta_graph_pb2
-
-import cpp_loader
 
 PATH = r"/v1/models/(?P<name>[^/:]+)(/versions/(?P<version>\d+))?"
 KEPT = 2  # versions, as serving/models.config has it
@@ -42,11 +42,13 @@ class Models:
 
     def __init__(self, folders):
         self.folders = {name: pathlib.Path(folder) for name, folder in folders.items()}
-        self.loaded = {}  # what left the folder stays loaded until `close`, for requests may be running
+        # What left the folder stays loaded until `close`, for requests may be running.
+        self.loaded = {}
         self.lock = threading.Lock()
 
     def versions(self, name):
-        """{version: CppModel} of the versions that are served, the highest first; empty where there is no such model."""
+        """{version: CppModel} of the versions that are served, the highest first; empty where there
+        is no such model."""
         if name not in self.folders:
             return {}
         found = [path for path in self.folders[name].glob("[0-9]*") if path.name.isdecimal()]
@@ -156,7 +158,8 @@ def columns(value, infos):
         if len(infos) > 1:
             raise Refused(
                 400,
-                "inputs is a plain value/list, but expecting an object as multiple input tensors required",
+                "inputs is a plain value/list, but expecting an object as multiple input tensors "
+                "required",
             )
         return {name: from_json(value, info) for name, info in infos.items()}
     for name in infos:
@@ -173,7 +176,8 @@ def rows(value, infos):
         if len(infos) > 1:
             raise Refused(
                 400,
-                "instances is a plain list, but expecting list of objects as multiple input tensors required",
+                "instances is a plain list, but expecting list of objects as multiple input "
+                "tensors required",
             )
         return {name: from_json(value, info) for name, info in infos.items()}
     for number, row in enumerate(value):
@@ -181,7 +185,8 @@ def rows(value, infos):
             keys = ",".join(sorted(infos))
             raise Refused(
                 400,
-                f"Failed to process element: {number} of 'instances' list. keys must be equal to: {keys}",
+                f"Failed to process element: {number} of 'instances' list. keys must be equal "
+                f"to: {keys}",
             )
     return {name: from_json([row[name] for row in value], info) for name, info in infos.items()}
 
@@ -247,9 +252,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def post(self):
         size = int(self.headers.get("Content-Length", 0))
         if self.server.max_bytes is not None and size > self.server.max_bytes:
-            for start in range(
-                0, size, 1 << 20
-            ):  # who closes before all is read may cut its own answer off
+            # Who closes before all is read may cut its own answer off.
+            for start in range(0, size, 1 << 20):
                 self.rfile.read(min(1 << 20, size - start))
             raise Refused(413, "Payload Too Large")
         body = self.rfile.read(size)
@@ -271,7 +275,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if len(formats) > 1:
             raise Refused(
                 400,
-                "Not formatted correctly expecting only one of 'inputs' or 'instances' keys to exist",
+                "Not formatted correctly expecting only one of 'inputs' or 'instances' keys to "
+                "exist",
             )
         by_row = formats == {"instances"}
         inputs = (rows if by_row else columns)(request[formats.pop()], definition.inputs)
@@ -283,7 +288,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if len(set(sizes.values())) > 1:
             raise Refused(
                 400,
-                f"Tensor names: {', '.join(sizes)} have inconsistent batch size: {list(sizes.values())}",
+                f"Tensor names: {', '.join(sizes)} have inconsistent batch size: "
+                f"{list(sizes.values())}",
             )
         found = [
             {output: to_json(output, array[k]) for output, array in outputs.items()}
@@ -305,7 +311,8 @@ class Server(http.server.ThreadingHTTPServer):
     Args:
       models: `Models`.
       port: 0: any free one.
-      max_bytes: largest body; above it the answer is 413, as proxies give it (TensorFlow Serving has no limit).
+      max_bytes: largest body; above it the answer is 413, as proxies give it (TensorFlow Serving
+        has no limit).
       handler: `Handler`, or a class of it that fails on purpose.
     """
 

@@ -112,7 +112,9 @@ def test_preprocess_is_the_same_in_a_graph_of_any_size():
 
 
 def test_postprocess_thresholds_on_the_original_grid():
-    line = lambda values, dtype: np.reshape(np.array(values, dtype), (1, 1, 1, -1, 1))
+    def line(values, dtype):
+        return np.reshape(np.array(values, dtype), (1, 1, 1, -1, 1))
+
     answer = system(scale=0.5).postprocess(line([0, 1, 0.5], np.float32), (1, 1, 6))
     # Between 0, 1 and 1/2 at quarters; 0.5 itself is background.
     np.testing.assert_allclose(
@@ -267,7 +269,11 @@ def test_a_bad_configuration_names_its_field(field, value):
 
 def test_training_view():
     sample, asked = {"image": noise(3, 20, 20, 1)}, []
-    cut = lambda sample, size: asked.append(size) or {name: x[:1] for name, x in sample.items()}
+
+    def cut(sample, size):
+        asked.append(size)
+        return {name: x[:1] for name, x in sample.items()}
+
     assert system().training_view(sample, cut) is sample and not asked
     system("p-USegNet").training_view(sample, cut)
     assert system("2D-USegNet").training_view(sample, cut)["image"].shape == (20, 20, 1)
@@ -278,5 +284,5 @@ def test_training_shape():
     assert system().training_shape((20, 16, 30)) == (20, 16, 30)
     assert system("p-USegNet").training_shape((40, 32, 50)) == (16, 16, 16)
     assert system("2D-USegNet").training_shape((20, 16, 30)) == (16, 30)
-    with pytest.raises(UserError, match="^patch_size=16"):
+    with pytest.raises(UserError, match=r"^patch_size=16"):
         system("p-USegNet").training_shape((40, 31, 50))

@@ -314,10 +314,13 @@ def outcome(process):
 
 
 def test_mirrored_replicas_train_what_one_device_trains_with_twice_the_batch(tmp_path):
-    two, one = worker(tmp_path / "two", "mirrored", 1), worker(tmp_path / "one", "single", 2)
-    two, one = outcome(two), outcome(one)
-    assert two["REPLICAS"] == [2.0] and one["REPLICAS"] == [1.0]
-    np.testing.assert_allclose(two["WEIGHTS"], one["WEIGHTS"], rtol=1e-6)
+    processes = (
+        worker(tmp_path / "mirrored", "mirrored", 1),
+        worker(tmp_path / "single", "single", 2),
+    )
+    mirrored, single = map(outcome, processes)
+    assert mirrored["REPLICAS"] == [2.0] and single["REPLICAS"] == [1.0]
+    np.testing.assert_allclose(mirrored["WEIGHTS"], single["WEIGHTS"], rtol=1e-6)
 
 
 def cluster(index, ports):
@@ -343,10 +346,10 @@ def test_two_workers_train_what_one_process_trains_with_twice_the_batch(tmp_path
     ports = free_ports(2)
     workers = [worker(tmp_path / "two", "multi_worker", 1, **cluster(i, ports)) for i in range(2)]
     first, second = [outcome(process) for process in workers]
-    one = outcome(worker(tmp_path / "one", "single", 2))
+    single = outcome(worker(tmp_path / "single", "single", 2))
     assert first["REPLICAS"] == [2.0] and first == second
     # The mean over two samples is summed in another order: one rounding.
-    np.testing.assert_allclose(first["WEIGHTS"], one["WEIGHTS"], rtol=1e-6)
+    np.testing.assert_allclose(first["WEIGHTS"], single["WEIGHTS"], rtol=1e-6)
     again = [worker(tmp_path / "two", "multi_worker", 1, **cluster(i, ports)) for i in range(2)]
     assert [outcome(process)["WEIGHTS"] for process in again] == [
         first["WEIGHTS"]

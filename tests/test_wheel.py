@@ -1,4 +1,4 @@
-"""What `pip install` gives: the wheel of the sdist, in an environment of its own, without a clone."""
+"""What `pip install` gives: the wheel of the sdist, in an environment of its own, with no clone."""
 
 import os
 import pathlib
@@ -10,14 +10,20 @@ import tarfile
 import zipfile
 
 import pytest
+
 import tf_autoctx
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 LEFT_OUT = (".venv", ".git", "runs", "build", "dist", "*.egg-info", "__pycache__", ".*_cache")
-TINY = (
-    "--base_filters=2 --steps=3 --samples_per_epoch=2 --precision=float32 --level=1 "
-    "--phantom_size=24,16,28 --phantom_cases=3,2"
-).split()
+TINY = [
+    "--base_filters=2",
+    "--steps=3",
+    "--samples_per_epoch=2",
+    "--precision=float32",
+    "--level=1",
+    "--phantom_size=24,16,28",
+    "--phantom_cases=3,2",
+]
 
 
 def run(*command, cwd):

@@ -48,17 +48,17 @@ class Rules:
         """The allowed values in words."""
         if self.choices:
             return f"one of {', '.join(self.choices)}"
-        limited = (self.least, self.most, self.multiple, self.length) != (None,) * 4
-        if not limited:
+        least, most, several = self.least, self.most, self.length
+        if (least, most, self.multiple, several) == (None,) * 4:
             return "at least one value"
-        number = f"a multiple of {self.multiple}" if self.multiple else "a number"
-        if self.length is not None:
-            number = f"{self.length} numbers separated by commas"
-        least, most = self.least, self.most
-        limits = f" from {least:g} to {most:g}" if least is not None and most is not None else ""
-        if least is not None and most is None:
-            limits = f" of at least {least:g}"
-        return number + limits
+        limits = ""
+        if least is not None:
+            limits = f" of at least {least:.10g}"
+        if least is not None and most is not None:
+            limits = f" from {least:.10g} to {most:.10g}"
+        if several is not None:
+            return f"{several} numbers{limits}, separated by commas"
+        return (f"a multiple of {self.multiple}" if self.multiple else "a number") + limits
 
     def allows(self, value: object) -> bool:
         """Whether a value keeps to the rules; None, a value left open, does."""
@@ -96,12 +96,12 @@ def rules(kind: type) -> dict[str, Rules]:
 def types(kind: type) -> dict[str, Any]:
     """{field: type} of a configuration, without `| None`."""
     hints = typing.get_type_hints(kind)
-    found = {}
+    plain = {}
     for field in dataclasses.fields(kind):
-        options = [one for one in typing.get_args(hints[field.name]) if one is not type(None)]
+        options = [kind for kind in typing.get_args(hints[field.name]) if kind is not type(None)]
         optional = type(None) in typing.get_args(hints[field.name])
-        found[field.name] = options[0] if optional else hints[field.name]
-    return found
+        plain[field.name] = options[0] if optional else hints[field.name]
+    return plain
 
 
 def check(configuration: object) -> None:

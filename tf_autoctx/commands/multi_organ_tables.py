@@ -52,7 +52,7 @@ class Tables:
         "",
         "Other data to segment without training: a Decathlon or nnU-Net folder, or a CSV file.",
     )
-    label_map: dict[int, int] | None = field(  # noqa: RUF009
+    label_map: dict[int, int] | None = field(
         None,
         "Label values of data_dir and the runs' for them, such as 3:1,4:2; others are left out. By "
         "default equal values.",

@@ -1,4 +1,4 @@
-"""Which data a run learns from, and how samples are changed at random. No TensorFlow in this module."""
+"""Which data a run learns from, and how samples are changed at random. No TensorFlow in here."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ class Data:
 
     data_dir: str = field(
         "",
-        "Your data: a Decathlon or nnU-Net folder, a folder with images/ and labels/, or a CSV file of "
-        "image,label,split[,group]. Empty: phantoms are made.",
+        "Your data: a Decathlon or nnU-Net folder, a folder with images/ and labels/, or a CSV "
+        "file of image,label,split[,group]. Empty: phantoms are made.",
         may_change=True,
     )
     foreground: tuple[int, ...] | None = field(
         None,
-        "Label values that make up the object or objects, such as 1,2. By default every value but 0.",
+        "Label values that make up the object or objects, such as 1,2. By default every value but "
+        "0.",
         least=1,
     )
     validation_fraction: float = field(
@@ -53,7 +54,7 @@ class Augmentation:
 
 @dataclasses.dataclass(frozen=True)
 class Deformation:
-    """Augmentation: random translation, rotation and elastic deformation, see `augment.deformed`."""
+    """Augmentation: random translation, rotation, elastic deformation, see `augment.deformed`."""
 
     shift: int = field(4, "Largest random translation, in voxels of the last level.", least=0)
     rotation: float = field(

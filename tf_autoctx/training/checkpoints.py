@@ -116,7 +116,7 @@ class Checkpoints:
                 )
         if paths:
             raise UserError(
-                f"{manager.directory}: none of its {len(paths)} checkpoints can be read; delete the "
-                f"folder {self.directory} to train this part again."
+                f"{manager.directory}: none of its {len(paths)} checkpoints can be read; delete "
+                f"the folder {self.directory} to train this part again."
             )
         return None
