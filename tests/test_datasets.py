@@ -95,7 +95,7 @@ def test_a_folder_gives_its_cases_by_split(tmp_path, make):
     ]
     for case in data.train:
         image, label = datasets.read_case(case, labels=data.labels)
-        assert image.GetSize() == (5, 4, 3)
+        assert image.image.GetSize() == (5, 4, 3)
         assert label.dtype == np.uint8 and label.shape == (3, 4, 5) and label.sum() == 2
 
 
@@ -249,8 +249,8 @@ def test_a_data_set_without_training_cases_is_refused(tmp_path, make):
     "row, sentence",
     [
         (
-            "b.png,bl.png,val,",
-            "cases.csv, line 3: unknown split 'val'; expected train, validation or test",
+            "b.png,bl.png,holdout,",
+            "cases.csv, line 3: unknown split 'holdout'; expected train, validation or test",
         ),
         ("b.png,,train,", "cases.csv, line 3: has no label; expected a path"),
         (",bl.png,train,", "cases.csv, line 3: has no image; expected a path"),
@@ -314,7 +314,7 @@ def case(folder, label=True):
 def test_foreground_values_merge_into_one_object(tmp_path, foreground, expected):
     write_label(tmp_path / "l.nrrd", values=(1, 2, 7))
     image, label = datasets.read_case(case(tmp_path), foreground)
-    assert sitk.GetArrayFromImage(image)[0, 0, :3].tolist() == [0, 1, 2]
+    assert image.array[0, 0, :3].tolist() == [0, 1, 2]
     assert label.ravel()[:4].tolist() == expected and label.sum() == sum(expected)
 
 
@@ -396,19 +396,212 @@ def test_a_jpeg_label_is_refused(tmp_path):
         datasets.read_case(case, dimensions=2)
 
 
+def beside(folder, *files, labels=()):
+    """images/ and labels/ of pictures, of the same file names unless `labels` has others."""
+    pixels = np.arange(64, dtype=np.uint8).reshape(8, 8)
+    mask = np.where(pixels > 40, 255, 0).astype(np.uint8)
+    for kind, voxels, names in (("images", pixels, files), ("labels", mask, labels or files)):
+        for name in names:
+            path = folder / kind / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            sitk.WriteImage(sitk.GetImageFromArray(voxels), str(path))
+    return folder
+
+
 def test_images_beside_labels_are_training_cases(tmp_path):
-    for kind in ("images", "labels"):
-        (tmp_path / kind).mkdir()
-        for name in ("b", "a"):
-            pixels = (
-                np.arange(64, dtype=np.uint8).reshape(8, 8) * (kind == "images")
-                + (kind == "labels") * 255
-            )
-            sitk.WriteImage(sitk.GetImageFromArray(pixels), str(tmp_path / kind / f"{name}.png"))
-    found = datasets.load(tmp_path, 0, 0)
-    assert [case.name for case in found.train] == ["a", "b"] and not found.test and not found.labels
-    image, label = datasets.read_case(found.train[0], dimensions=2)
-    assert image.GetDimension() == 2 and label.dtype == np.uint8 and label.min() == 1
+    data = datasets.load(beside(tmp_path, "b.png", "a.png"), 0, 0)
+    assert names(data.train) == ["a", "b"] and not data.test and not data.labels
+    image, label = datasets.read_case(data.train[0], dimensions=2)
+    assert image.dimensions == 2 and label.dtype == np.uint8
+    assert label.ravel()[39:43].tolist() == [0, 0, 1, 1]
     (tmp_path / "labels" / "b.png").unlink()
     with pytest.raises(UserError, match="do not both have b; expected files of the same names"):
         datasets.load(tmp_path, 0, 0)
+
+
+@pytest.mark.parametrize(
+    "files, labels, expected",
+    [
+        (["s0000/ct.png", "s0001/ct.png"], [], ["s0000", "s0001"]),
+        (["s0000/ct.png", "s0001/ct.png"], ["s0000/seg.png", "s0001/seg.png"], ["s0000", "s0001"]),
+        (["s0000/ct.png", "s0001/ct.png"], ["s0000.png", "s0001.png"], ["s0000", "s0001"]),
+        (["a_0000.png", "b_0000.png"], ["a.png", "b.png"], ["a", "b"]),
+        (["x/a.png", "y/b.png"], [], ["a", "b"]),
+        (["x/a.png", "x/b.png", "y/a.png"], [], ["x_a", "x_b", "y_a"]),
+    ],
+)
+def test_images_and_labels_may_lie_in_folders(tmp_path, files, labels, expected):
+    data = datasets.load(beside(tmp_path, *files, labels=labels), 0, 0)
+    assert names(data.train) == expected
+    for case, file in zip(data.train, sorted(labels or files)):
+        assert case.label == str(tmp_path / "labels" / file)
+
+
+def test_dicom_folders_may_stand_beside_labels(tmp_path):
+    for name in ("p1.2", "p2"):
+        write_series(tmp_path / "images" / name)
+        write_label(tmp_path / "labels" / f"{name}.nii.gz")
+    data = datasets.load(tmp_path, 0, 0)
+    assert [(case.name, case.image) for case in data.train] == [
+        ("p1.2", str(tmp_path / "images/p1.2")),
+        ("p2", str(tmp_path / "images/p2")),
+    ]
+    for name in ("p1.2", "p2"):  # each slice with a label of its own
+        (tmp_path / f"labels/{name}.nii.gz").unlink()
+        for slice_ in (tmp_path / "images" / name).iterdir():
+            write_label(tmp_path / f"labels/{name}/{slice_.stem}.nii.gz")
+    assert len(datasets.load(tmp_path, 0, 0).train) == 6
+
+
+def write_series(folder):
+    """Three DICOM slices of one series."""
+    folder.mkdir(parents=True)
+    writer = sitk.ImageFileWriter()
+    writer.KeepOriginalImageUIDOn()
+    for z in range(3):
+        piece = sitk.JoinSeries([sitk.Image([5, 4], sitk.sitkInt16) + 100 * z])
+        tags = {"0008|0018": f"1.2.3.4.{z + 1}", "0020|000d": "1.2.3", "0020|000e": "1.2.3.4"}
+        for tag, value in {**tags, "0020|0032": f"0\\0\\{z}"}.items():
+            piece.SetMetaData(tag, value)
+        writer.SetFileName(str(folder / f"{z}.dcm"))
+        writer.Execute(piece)
+
+
+def test_a_modality_may_be_a_word(tmp_path):
+    assert len(datasets.load(decathlon(tmp_path, modality="US"), seed=0).train) == 2
+
+
+def test_nnunet_1_lists_cases_and_stores_first_channels(tmp_path):
+    folder = decathlon(tmp_path, numTraining=3)
+    for file in [*folder.glob("imagesT?/*.nii.gz")]:
+        file.rename(file.with_name(file.name.replace(".nii", "_0000.nii")))
+    data = datasets.load(folder, seed=0)
+    assert sorted(names(data.train + data.validation)) == ["a", "b", "c"]
+    assert [(case.name, bool(case.label)) for case in data.test] == [("d", True), ("e", False)]
+    assert data.test[0].image.endswith("imagesTs/d_0000.nii.gz")
+    write_image(folder / "imagesTr/b_0001.nii.gz")
+    with pytest.raises(UserError, match=r"b_0001.nii.gz: is not a first channel; expected one"):
+        datasets.load(folder, seed=0)
+
+
+@pytest.mark.parametrize("kind", [dict, list])
+def test_nnunet_2_may_list_its_cases(tmp_path, kind):
+    write_image(tmp_path / "elsewhere/one.nrrd")
+    write_image(tmp_path / "elsewhere/two.nrrd")
+    write_label(tmp_path / "truth/one.nrrd")
+    listed = {
+        "one": {"images": ["../elsewhere/one.nrrd"], "label": "../truth/one.nrrd"},
+        "two": {"images": [str(tmp_path / "elsewhere/two.nrrd")], "label": "../truth/one.nrrd"},
+    }
+    dataset = listed if kind is dict else list(listed.values())
+    folder = nnunet(tmp_path / "set", dataset=dataset)
+    data = datasets.load(folder, seed=0)
+    assert sorted(names(data.train + data.validation)) == ["one", "two"]
+    assert names(data.test) == ["d", "e"]
+    listed["two"]["images"] *= 2
+    with pytest.raises(UserError, match=r"dataset.json: 'dataset' lists 2 channels of two; exp"):
+        datasets.load(nnunet(tmp_path / "set", dataset=listed), seed=0)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Image;Label;SPLIT;Group\r\na.png;al.png;Train;p\r\nb.png;bl.png;VAL;q\r\n;;;\r\n\r\n",
+        "sep=;\nimage;label;split;group\na.png;al.png;training;p\nb.png;bl.png;valid;q\n",
+        " image , label, split ,group\n a.png, al.png ,train , p\n\nb.png,bl.png, val,q,,\n",
+        "image\tlabel\tsplit\tgroup\na.png\tal.png\ttrain\tp\nb.png\tbl.png\tval\tq\n",
+        'split,image,label,group\ntrain,"a.png",al.png,p\nval,b.png,bl.png,q',
+        "image,label,split,group\n.\\a.png,.\\al.png,train,p\nb.png,bl.png,val,q\n",
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_a_csv_of_any_spreadsheet_is_read(tmp_path, text, encoding):
+    for name in ("a", "al", "b", "bl"):
+        (tmp_path / f"{name}.png").touch()
+    (tmp_path / "cases.csv").write_bytes(text.encode(encoding))
+    data = datasets.load(tmp_path / "cases.csv", seed=0)
+    assert [(c.name, c.group) for c in (*data.train, *data.validation)] == [("a", "p"), ("b", "q")]
+    assert data.train[0].label.endswith("al.png") and names(data.validation) == ["b"]
+
+
+@pytest.mark.parametrize(
+    "text, told",
+    [
+        ("image,label,split\na,1.png,al.png,train\n", "line 2: has 4 values; expected 3, those"),
+        ("image,label,split,Label\na.png,al.png,train,\n", "has the column 'label' twice"),
+        ("image,label,split\n\n\na.png,al.png,hold\n", "line 4: unknown split 'hold'"),
+        ("sep=,\nimage,label,split\na.png,al.png,hold\n", "line 3: unknown split 'hold'"),
+        ("", r"lacks \['image', 'label', 'split'\] among \[\]"),
+    ],
+)
+def test_a_bad_csv_is_named(tmp_path, text, told):
+    (tmp_path / "cases.csv").write_text(text)
+    with pytest.raises(UserError, match=f"cases.csv.* {told}"):
+        datasets.load(tmp_path / "cases.csv", seed=0)
+
+
+def test_one_file_name_in_two_folders_is_two_cases(tmp_path):
+    for subject in ("s0000", "s0001", "s0002"):
+        write_image(tmp_path / subject / "ct.nii.gz")
+        write_label(tmp_path / subject / "organs.nii.gz")
+    rows = [
+        f"s000{k}/ct.nii.gz,s000{k}/organs.nii.gz,{split}"
+        for k, split in enumerate(("train", "val", "test"))
+    ]
+    (tmp_path / "cases.csv").write_text("\n".join(["image,label,split", *rows]))
+    data = datasets.load(tmp_path / "cases.csv", seed=0)
+    assert [*names(data.train), *names(data.validation), *names(data.test)] == [
+        "s0000",
+        "s0001",
+        "s0002",
+    ]
+    assert data.train[0].group == "s0000"
+
+
+def test_the_same_scan_in_two_splits_gets_a_warning_that_names_both(tmp_path, caplog):
+    for name in "abc":
+        (tmp_path / f"{name}.png").write_text("same" if name in "ac" else name)
+        (tmp_path / f"{name}l.png").write_text("label")
+    path = table(tmp_path, "a.png,al.png,train,", "b.png,bl.png,val,", "c.png,cl.png,test,")
+    for name in "abc":
+        (tmp_path / f"{name}.png").write_text("same" if name in "ac" else name)
+    datasets.fingerprint(datasets.load(path, seed=0))
+    assert f"{tmp_path}/c.png in test is the same scan as {tmp_path}/a.png in train" in caplog.text
+    assert "b.png" not in caplog.text
+    caplog.clear()
+    datasets.fingerprint(datasets.load(decathlon(tmp_path / "one", train=["a"], test=[]), seed=0))
+    assert "same scan" not in caplog.text  # it validates on itself, as is said elsewhere
+
+
+IGNORING = {"background": 0, "left": 1, "right": 2, "ignore": 3}
+
+
+@pytest.mark.parametrize(
+    "foreground, merge, expected",
+    [
+        (None, True, [1, 1, 255, 0]),
+        ((1,), True, [1, 0, 255, 0]),
+        (None, False, [1, 2, 255, 0]),
+        ((2,), False, [0, 2, 255, 0]),
+    ],
+)
+def test_ignored_voxels_are_marked(tmp_path, foreground, merge, expected):
+    data = datasets.load(nnunet(tmp_path, labels=IGNORING), seed=0)
+    assert datasets.structures(data) == {1: "left", 2: "right"}
+    write_label(tmp_path / "labelsTs/d.nrrd", (1, 2, 3))
+    _, label = datasets.read_case(data.test[0], foreground, data.labels, merge=merge)
+    assert label.ravel()[:4].tolist() == expected and label.dtype == np.uint8
+
+
+def test_ignored_voxels_are_no_object(tmp_path):
+    data = datasets.load(nnunet(tmp_path, labels=IGNORING), seed=0)
+    for foreground in ((3,), (1, 3)):
+        with pytest.raises(UserError, match="the label 3 is to be ignored; leave it out"):
+            datasets.read_case(data.train[0], foreground, data.labels)
+        with pytest.raises(UserError, match=r"no label is \[3\]"):
+            datasets.structures(data, foreground)
+    write_label(tmp_path / "labelsTs/d.nrrd", (3, 3))
+    with pytest.raises(UserError, match="the object is missing"):
+        datasets.read_case(data.test[0], None, data.labels)
+    with pytest.raises(UserError, match=r"dataset.json: .*expected one 'ignore' label"):
+        datasets.load(nnunet(tmp_path, labels=IGNORING | {"liver": 255}), seed=0)

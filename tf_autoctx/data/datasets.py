@@ -1,6 +1,7 @@
 """Which cases there are and which split each belongs to.
 
-Decathlon and nnU-Net folders, images beside labels, CSV files. Label maps are {label value: name}.
+Decathlon and nnU-Net folders (1 and 2), images beside labels, CSV files. Label maps are {label
+value: name}; a label that is called "ignore" marks voxels that are neither learnt from nor scored.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import hashlib
+import io
 import json
 import operator
 import os
@@ -16,15 +18,20 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import SimpleITK as sitk
 from absl import logging
 
-from tf_autoctx.data import images
+from tf_autoctx.data import images, names
+from tf_autoctx.data import labels as label_files
 from tf_autoctx.errors import FieldError, UserError
 
 SPLITS = ("train", "validation", "test")
-
-Pair = tuple[str, str, str | None]  # (name, image, label or None), paths within a folder
+# What a CSV file may call them.
+SPELLINGS = {
+    "train": ("train", "training", "tr"),
+    "validation": ("validation", "val", "valid", "dev"),
+    "test": ("test", "testing", "ts"),
+}
+DELIMITERS = ",;\t|"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,13 +52,34 @@ class Case:
 
 
 @dataclasses.dataclass(frozen=True)
+class Entry:
+    """What a source says of a case.
+
+    Attributes:
+      where: it says so, for messages.
+      split: one of `SPLITS`.
+      image, label: as for `Case`.
+      group: "": its own.
+      name: that the source gives; "": that of the image.
+    """
+
+    where: str
+    split: str
+    image: pathlib.Path
+    label: pathlib.Path | None
+    group: str = ""
+    name: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
 class Dataset:
     """Cases by split, each sorted by name.
 
     Attributes:
       name: of the source.
       train, validation, test: the cases.
-      labels: {label value: name}, empty where the source names none.
+      labels: {label value: name}, empty where the source names none; background and "ignore"
+        are among them where it names them.
     """
 
     name: str
@@ -70,10 +98,11 @@ def load(
     """Lists the cases of a data set; no image is read.
 
     Args:
-      source: a Medical Segmentation Decathlon folder, an nnU-Net v2 folder (one channel), a folder
-        with images/ and labels/ of the same file names (all of them training cases), or a CSV file
-        with the columns image, label, split (train, validation or test) and, if wanted, group; its
-        paths are relative to the CSV, and label may be empty for a test image.
+      source: a Medical Segmentation Decathlon folder, an nnU-Net folder (1 or 2, one channel), a
+        folder with images/ and labels/ of the same names (see `names`; all of them training cases),
+        or a CSV file with the columns image, label, split (train, validation or val, test) and, if
+        wanted, group; its paths are relative to the CSV, and label may be empty for a test image.
+        Semicolons or tabs in place of commas, capitals and blanks are read too.
       seed: decides which training cases validate, unless the CSV says so.
       validation_fraction: share of the groups (of the cases, where there are no groups) that
         validate, at least one; 0: none.
@@ -89,7 +118,7 @@ def load(
     source = pathlib.Path(source)
     if source.is_dir():
         try:
-            splits, labels = _read_folder(source)
+            entries, labels = _read_folder(source)
         except (AttributeError, TypeError):
             raise UserError(
                 f"{source / 'dataset.json'}: an entry is of another kind than the Decathlon's; "
@@ -100,7 +129,8 @@ def load(
             f"{source}: no such file or folder; expected a data set folder or a CSV file."
         )
     else:
-        splits, labels = _read_csv(source), {}
+        entries, labels = _read_csv(source), {}
+    splits = _cases(entries)
     by_name = operator.attrgetter("name")
     splits = {split: sorted(cases, key=by_name) for split, cases in splits.items()}
     if training and not splits["train"]:
@@ -117,10 +147,10 @@ def load(
 def read_case(
     case: Case,
     foreground: Collection[int] | None = None,
-    labels: Collection[int] | None = None,
+    labels: Mapping[int, str] | Collection[int] | None = None,
     dimensions: int = 3,
     merge: bool = True,
-) -> tuple[sitk.Image, np.ndarray | None]:
+) -> tuple[images.Image, np.ndarray | None]:
     """Reads a case and checks that it can be learnt from.
 
     Args:
@@ -132,55 +162,57 @@ def read_case(
       merge: one object of all values (1), or each value an object of its own.
 
     Returns:
-      (sitk.Image, uint8 array of its shape (z, y, x) with 1 or the values in the foreground and 0
-      elsewhere), or (sitk.Image, None) without a label.
+      (image, uint8 array of its shape (z, y, x) with 1 or the values in the foreground,
+      `labels.IGNORED` where the label says "ignore", and 0 elsewhere), or (image, None) without a
+      label.
 
     Raises:
-      UserError: unreadable file, image of other dimensions, constant image, label on another grid,
-        of unknown values, without the object or in JPEG.
+      UserError: unreadable file, image of other dimensions, constant image; a label that is none,
+        see `labels.read`, on another grid or without the object.
     """
     flat = dimensions == 2
     image = images.read_2d(case.image, grey_levels=True) if flat else images.read(case.image)
     images.require_dimensions(case.image, image, dimensions)
-    voxels = images.array(image)
+    voxels = image.array
     if voxels.min() == voxels.max():
         raise UserError(
             f"{case.image}: every voxel is {voxels.min()}; expected varying intensities."
         )
     if case.label is None:
         return image, None
-    if case.label.lower().endswith((".jpg", ".jpeg")):
-        raise UserError(
-            f"{case.label}: JPEG changes label values; expected a lossless format such as PNG."
-        )
-    outlined = images.read_2d(case.label) if flat else images.read(case.label)
-    images.require_same_grid(case.label, outlined, case.image, image)
-    label = images.array(outlined)
-    values = np.unique(label)
-    _require_known(case.label, values, labels)
+    outlined, label = label_files.read(case.label, dimensions, labels, foreground)
+    images.require_same_grid(outlined, image)
+    return image, _learnt(case.label, label, foreground, labels, merge)
+
+
+def _learnt(
+    path: str,
+    label: np.ndarray,
+    foreground: Collection[int] | None,
+    labels: Mapping[int, str] | Collection[int] | None,
+    merge: bool,
+) -> np.ndarray:
+    """A label as `read_case` returns it."""
+    out = label_files.ignored(labels) if isinstance(labels, Mapping) else None
     wanted = None if foreground is None else list(foreground)
+    if out is not None and wanted and out in wanted:
+        raise FieldError("foreground", wanted, f"the label {out} is to be ignored; leave it out.")
     mask = label != 0 if wanted is None else np.isin(label, wanted)
+    ignored = np.zeros_like(mask) if out is None else label == label_files.IGNORED
+    mask &= ~ignored
+    values = np.unique(label)
     if not mask.any():
         expected = "a value other than 0" if wanted is None else f"one of {wanted}"
         raise UserError(
-            f"{case.label}: the object is missing, the values are {values.tolist()}; "
-            f"expected {expected}."
+            f"{path}: the object is missing, the values are {values.tolist()}; expected {expected}."
         )
     if merge:
-        return image, mask.astype(np.uint8)
-    _require_bytes(case.label, values)
-    return image, np.where(mask, label, 0).astype(np.uint8)
-
-
-def _require_known(path: str, values: np.ndarray, labels: Collection[int] | None) -> None:
-    """Raises a `UserError` for values that are not among the known labels, or no whole numbers."""
-    known = np.union1d(list(labels), 0) if labels else np.round(values)
-    unknown = np.setdiff1d(values, known)
-    if unknown.size:
-        expected = f"one of {known.tolist()}" if labels else "whole numbers"
-        raise UserError(
-            f"{path}: has the label values {unknown[:5].tolist()}; expected {expected}."
-        )
+        kept = mask.astype(np.uint8)
+    else:
+        _require_bytes(path, values)
+        kept = np.where(mask, label, 0).astype(np.uint8)
+    kept[ignored] = label_files.IGNORED
+    return kept
 
 
 def structures(dataset: Dataset, foreground: Sequence[int] | None = None) -> dict[int, str]:
@@ -193,11 +225,12 @@ def structures(dataset: Dataset, foreground: Sequence[int] | None = None) -> dic
       UserError: values beyond 255, names that are no folder names or not distinct; no label, or an
         unreadable one.
     """
-    named = {value: name for value, name in dataset.labels.items() if value}
+    background = (0, label_files.ignored(dataset.labels))
+    named = {value: name for value, name in dataset.labels.items() if value not in background}
     if not named:
         for case in dataset.train:
             assert case.label is not None  # training cases have one
-            values = np.unique(images.array(images.read(case.label)))
+            values = np.unique(label_files.whole(case.label, images.read(case.label).array))
             _require_bytes(case.label, values)
             named |= {int(value): f"label {int(value)}" for value in values if value}
     unknown = sorted(set(foreground or []) - set(named))
@@ -206,9 +239,9 @@ def structures(dataset: Dataset, foreground: Sequence[int] | None = None) -> dic
             "foreground", foreground, f"no label is {unknown}; expected some of {sorted(named)}."
         )
     chosen = {value: named[value] for value in sorted(foreground or named)}
-    names = list(chosen.values())
+    words = list(chosen.values())
     bad = [
-        name for name in names if names.count(name) > 1 or "/" in name or name in ("", ".", "..")
+        name for name in words if words.count(name) > 1 or "/" in name or name in ("", ".", "..")
     ]
     if not chosen or max(chosen) > 255 or min(chosen) < 1 or bad:
         raise UserError(
@@ -227,12 +260,26 @@ def _require_bytes(path: str, values: np.ndarray) -> None:
 
 
 def fingerprint(dataset: Dataset) -> str:
-    """SHA-256 (hex) of names, splits and bytes of the cases, wherever their files lie."""
+    """SHA-256 (hex) of names, splits and bytes of the cases, wherever their files lie.
+
+    Images of the same bytes in two splits get a warning: what was learnt by heart scores well.
+    """
     total = hashlib.sha256()
+    seen: dict[str, tuple[str, str]] = {}  # {digest of an image: (split, path)}
     for split in SPLITS:
         for case in getattr(dataset, split):
-            for role, path in (("image", case.image), ("label", case.label)):
-                total.update(f"{split}\t{case.name}\t{role}\t{digest(path)}\n".encode())
+            digests = {"image": digest(case.image), "label": digest(case.label)}
+            for role, of_file in digests.items():
+                total.update(f"{split}\t{case.name}\t{role}\t{of_file}\n".encode())
+            before, path = seen.setdefault(digests["image"], (split, case.image))
+            if before != split and path != case.image:
+                logging.warning(
+                    "%s in %s is the same scan as %s in %s: the scores flatter.",
+                    case.image,
+                    split,
+                    path,
+                    before,
+                )
     return total.hexdigest()
 
 
@@ -247,12 +294,12 @@ def digest(path: str | os.PathLike[str] | None) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _read_folder(folder: pathlib.Path) -> tuple[dict[str, list[Case]], dict[int, str]]:
-    """({split: [Case]}, {label value: name}) of a Decathlon or nnU-Net folder."""
+def _read_folder(folder: pathlib.Path) -> tuple[list[Entry], dict[int, str]]:
+    """(what it says of its cases, {label value: name}) of a Decathlon or nnU-Net folder."""
     path = folder / "dataset.json"
     if not path.is_file():
         if (folder / "images").is_dir():
-            return {"train": _same_named(folder), "validation": [], "test": []}, {}
+            return _same_named(folder), {}
         raise UserError(
             f"{folder}: has no dataset.json; expected a Decathlon or nnU-Net folder, or a CSV file."
         )
@@ -266,43 +313,59 @@ def _read_folder(folder: pathlib.Path) -> tuple[dict[str, list[Case]], dict[int,
         raise UserError(
             f"{path}: lacks the key 'labels'; expected the label values and their names."
         )
-    if "training" not in description and "channel_names" not in description:
+    if not {"training", "channel_names", "dataset"} & description.keys():
         raise UserError(
             f"{path}: lacks 'training' (Decathlon) and 'channel_names' (nnU-Net); expected one of "
             "them."
         )
     channels: Any = description.get("channel_names", description.get("modality", {}))
-    if len(channels) > 1:
+    if not isinstance(channels, str) and len(channels) > 1:
         raise UserError(f"{path}: describes {len(channels)} channels per image; expected one.")
-    pairs = _listed(path, description) if "training" in description else _nnunet(path, description)
-    cases = {
-        split: [_case(path, folder, *pair) for pair in pairs[split]] for split in ("train", "test")
-    }
-    for case in cases["train"]:
-        if case.label is None:
+    if "training" in description:
+        entries = _listed(path, description)
+    elif "dataset" in description:
+        entries = _told(path, description["dataset"]) + _nnunet(path, description, "test")
+    else:
+        entries = _nnunet(path, description, "train") + _nnunet(path, description, "test")
+    for entry in entries:
+        if entry.label is None and entry.split == "train":
             raise UserError(
-                f"{path}: training image {case.image} has no label; expected one in labelsTr."
+                f"{path}: training image {entry.image} has no label; expected one in labelsTr."
             )
-    return cases | {"validation": []}, _labels(path, description["labels"])
+    labels = _labels(path, description["labels"])
+    try:
+        label_files.ignored(labels)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    return entries, labels
 
 
-def _same_named(folder: pathlib.Path) -> list[Case]:
-    """Cases of a folder with images/ and labels/, of the same names but for the suffix."""
-    paths, labels = (images.find(folder / kind) for kind in ("images", "labels"))
+def _same_named(folder: pathlib.Path) -> list[Entry]:
+    """Cases of a folder with images/ and labels/, of the same names, see `names.pairs`."""
+    labels = names.find(folder / "labels", below=True)
+    for series in (True, False):  # stills of one DICOM series are images of their own
+        paths = names.find(folder / "images", series, below=True)
+        try:
+            pairs = names.pairs(paths, labels).values()
+        except UserError:
+            continue
+        return [
+            Entry(str(folder), "train", pathlib.Path(image), pathlib.Path(label))
+            for image, label in pairs
+        ]
+    paths = names.find(folder / "images", below=True)
     missing = sorted(paths.keys() ^ labels.keys())
-    if missing:
-        raise UserError(
-            f"{folder}: images/ and labels/ do not both have {missing[0]}; expected files of the "
-            "same names."
-        )
-    return [Case(name, image, labels[name], name) for name, image in paths.items()]
+    raise UserError(
+        f"{folder}: images/ and labels/ do not both have {missing[0]}; expected files of the "
+        "same names."
+    )
 
 
-def _listed(path: pathlib.Path, description: Mapping[str, Any]) -> dict[str, list[Pair]]:
-    """{split: [(name, image, label or None)]} of a Decathlon dataset.json, which lists files."""
-    pairs: dict[str, list[Pair]] = {}
+def _listed(path: pathlib.Path, description: Mapping[str, Any]) -> list[Entry]:
+    """Cases of a dataset.json that lists files: the Decathlon's and nnU-Net 1's, which lists
+    case.nii.gz where case_0000.nii.gz lies."""
+    entries = []
     for key, split in (("training", "train"), ("test", "test")):
-        pairs[split] = []
         for item in description.get(key, []):
             item = item if isinstance(item, dict) else {"image": item}
             image, label = item.get("image"), item.get("label")
@@ -310,30 +373,70 @@ def _listed(path: pathlib.Path, description: Mapping[str, Any]) -> dict[str, lis
                 raise UserError(
                     f"{path}: {key!r} lists {item}; expected a path or an image with its label."
                 )
-            name = pathlib.PurePosixPath(image).name
+            listed = path.parent / image
+            name = listed.name
             if label is None and split == "test" and (path.parent / "labelsTs" / name).exists():
                 label = f"labelsTs/{name}"
-            pairs[split].append((images.stem(name), image, label))
-    return pairs
+            paths = _first_channel(listed), path.parent / label if label else None
+            known = names.stem(listed) if paths[0] != listed else ""
+            entries.append(Entry(str(path), split, *paths, name=known))
+    return entries
 
 
-def _nnunet(path: pathlib.Path, description: Mapping[str, Any]) -> dict[str, list[Pair]]:
-    """The same of an nnU-Net folder: imagesTr/case_0000.nii.gz with labelsTr/case.nii.gz."""
+def _first_channel(image: pathlib.Path) -> pathlib.Path:
+    """case_0000.nii.gz where a listed case.nii.gz is not there; else the image itself.
+
+    Raises:
+      UserError: there is a second channel beside it.
+    """
+    stem = names.stem(image)
+    first, second = (
+        image.with_name(f"{stem}_{channel}{image.name[len(stem) :]}")
+        for channel in ("0000", "0001")
+    )
+    if image.exists() or not first.exists():
+        return image
+    if second.exists():
+        raise UserError(f"{second}: is not a first channel; expected one channel, {first.name}.")
+    return first
+
+
+def _told(path: pathlib.Path, dataset: Any) -> list[Entry]:
+    """Training cases of the "dataset" of an nnU-Net 2 dataset.json: {case: {"images": [path],
+    "label": path}}, or a list of the same without names."""
+    named = dataset.items() if isinstance(dataset, Mapping) else (("", item) for item in dataset)
+    entries = []
+    for name, item in named:
+        listed = item.get("images", item.get("image"))
+        listed = [listed] if isinstance(listed, str) else listed
+        if not isinstance(listed, list) or not all(isinstance(file, str) for file in listed):
+            raise UserError(f"{path}: 'dataset' lists {item}; expected images and a label.")
+        if len(listed) != 1:
+            raise UserError(
+                f"{path}: 'dataset' lists {len(listed)} channels of {name or item}; expected one."
+            )
+        label = path.parent / item["label"] if item.get("label") else None
+        if "/" in name:
+            raise UserError(f"{path}: 'dataset' has the case {name!r}; expected a file's name.")
+        entries.append(Entry(str(path), "train", path.parent / listed[0], label, name=name))
+    return entries
+
+
+def _nnunet(path: pathlib.Path, description: Mapping[str, Any], split: str) -> list[Entry]:
+    """The cases of a split of an nnU-Net folder: imagesTr/case_0000.nii.gz with
+    labelsTr/case.nii.gz."""
     ending = description.get("file_ending", ".nii.gz")
-    pairs: dict[str, list[Pair]] = {}
-    for split, end in (("train", "Tr"), ("test", "Ts")):
-        pairs[split] = []
-        for file in sorted((path.parent / f"images{end}").glob(f"[!.]*{ending}")):
-            name, _, channel = file.name.removesuffix(ending).rpartition("_")
-            if channel != "0000":
-                raise UserError(
-                    f"{file}: is not a first channel; expected one channel, named "
-                    f"<case>_0000{ending}."
-                )
-            label = f"labels{end}/{name}{ending}"
-            there = (path.parent / label).exists()
-            pairs[split].append((name, f"images{end}/{file.name}", label if there else None))
-    return pairs
+    end, entries = {"train": "Tr", "test": "Ts"}[split], []
+    for file in sorted((path.parent / f"images{end}").glob(f"[!.]*{ending}")):
+        name, _, channel = file.name.removesuffix(ending).rpartition("_")
+        if channel != "0000":
+            raise UserError(
+                f"{file}: is not a first channel; expected one channel, named <case>_0000{ending}."
+            )
+        label = path.parent / f"labels{end}" / f"{name}{ending}"
+        there = label if label.exists() else None
+        entries.append(Entry(str(path), split, file, there, name=name))
+    return entries
 
 
 def _labels(path: pathlib.Path, labels: Any) -> dict[int, str]:
@@ -348,18 +451,18 @@ def _labels(path: pathlib.Path, labels: Any) -> dict[int, str]:
         ) from None
 
 
-def _read_csv(path: pathlib.Path) -> dict[str, list[Case]]:
-    """{split: [Case]} of a CSV file."""
-    splits: dict[str, list[Case]] = {split: [] for split in SPLITS}
+def _read_csv(path: pathlib.Path) -> list[Entry]:
+    """What a CSV file says of its cases."""
+    spelled = {word: split for split, words in SPELLINGS.items() for word in words}
     split_of: dict[str, str] = {}
+    entries = []
     for where, row in _rows(path):
-        image, label, split, group = (
-            (row.get(key) or "").strip() for key in ("image", "label", "split", "group")
+        image, label, word, group = (
+            row.get(key, "") for key in ("image", "label", "split", "group")
         )
-        if split not in SPLITS:
-            raise UserError(
-                f"{where}: unknown split {split!r}; expected train, validation or test."
-            )
+        split = spelled.get(word.casefold())
+        if split is None:
+            raise UserError(f"{where}: unknown split {word!r}; expected train, validation or test.")
         if not image or not (label or split == "test"):
             what = "label" if image else "image"
             raise UserError(
@@ -370,44 +473,86 @@ def _read_csv(path: pathlib.Path) -> dict[str, list[Case]]:
                 f"{where}: group {group!r} is in {split} and {split_of[group]}; expected it in one "
                 "split."
             )
-        name = images.stem(image)
-        splits[split].append(_case(where, path.parent, name, image, label or None, group))
-    return splits
+        files = [_beside(path, file) if file else None for file in (image, label)]
+        entries.append(Entry(where, split, *files, group))
+    return entries
 
 
-def _rows(path: pathlib.Path) -> list[tuple[str, dict[str, str | None]]]:
-    """(where it stands, {column: value}) of every row of a CSV file."""
+def _beside(table: pathlib.Path, file: str) -> pathlib.Path:
+    """A path of a CSV file, which Windows may have written."""
+    path = table.parent / file
+    windows = table.parent / file.replace("\\", "/")
+    return windows if windows.exists() and not path.exists() else path
+
+
+def _rows(path: pathlib.Path) -> list[tuple[str, dict[str, str]]]:
+    """(where it stands, {column: value}) of every row of a CSV file that holds something.
+
+    The columns are in small letters; blanks around words go.
+    """
+    lines = list(io.StringIO(_text(path), newline=""))
+    skipped = 0
+    while lines and (not lines[0].strip() or lines[0].lower().startswith("sep=")):  # of Excel
+        del lines[0]
+        skipped += 1
+    header = lines[0] if lines else ""
+    reader = csv.reader(lines, delimiter=max(DELIMITERS, key=header.count))
     try:
-        # Excel begins a file with a byte order mark.
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            columns = reader.fieldnames or []
-            missing = [column for column in ("image", "label", "split") if column not in columns]
-            if missing:
+        columns = [word.strip().casefold() for word in next(reader, [])]
+        missing = [column for column in ("image", "label", "split") if column not in columns]
+        if missing:
+            raise UserError(
+                f"{path}: lacks {missing} among {columns}; expected image,label,split[,group]."
+            )
+        rows = []
+        for row in reader:
+            where, values = f"{path}, line {reader.line_num + skipped}", [v.strip() for v in row]
+            if any(values[len(columns) :]):
                 raise UserError(
-                    f"{path}: lacks {missing} among {columns}; expected image,label,split[,group]."
+                    f"{where}: has {len(values)} values; expected {len(columns)}, those of "
+                    f"{columns}."
                 )
-            return [(f"{path}, line {reader.line_num}", row) for row in reader]
-    except (UnicodeDecodeError, csv.Error):
+            if any(values):
+                rows.append((where, dict(zip(columns, values))))
+    except csv.Error as error:
+        raise UserError(f"{path}: {error}; expected a CSV file.") from None
+    doubled = [column for column in columns if column and columns.count(column) > 1]
+    if doubled:
+        raise UserError(f"{path}: has the column {doubled[0]!r} twice; expected it once.")
+    return rows
+
+
+def _text(path: pathlib.Path) -> str:
+    """A text file, in UTF-8 or, with a byte order mark, UTF-16."""
+    raw = path.read_bytes()
+    encoding = "utf-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    try:
+        text = raw.decode(encoding)
+    except UnicodeDecodeError:
+        text = "\0"
+    if "\0" in text:
         raise UserError(
-            f"{path}: is not a text file; expected a CSV file or a data set folder."
-        ) from None
+            f"{path}: is not a text file; expected a CSV file in UTF-8 or a data set folder."
+        )
+    return text
 
 
-def _case(
-    where: object,
-    folder: pathlib.Path,
-    name: str,
-    image: str,
-    label: str | None,
-    group: str = "",
-) -> Case:
-    """A `Case` whose files exist; without a group it is a group of its own."""
-    paths = folder / image, folder / label if label else None
-    for file in paths:
-        if file is not None and not file.exists():
-            raise UserError(f"{where}: lists {file}, which does not exist; expected a file.")
-    return Case(name, str(paths[0]), str(paths[1]) if label else None, group or name)
+def _cases(entries: Sequence[Entry]) -> dict[str, list[Case]]:
+    """{split: [Case]}, whose files exist; without a group, a case is a group of its own."""
+    for entry in entries:
+        for file in (entry.image, entry.label):
+            if file is not None and not file.exists():
+                raise UserError(
+                    f"{entry.where}: lists {file}, which does not exist; expected a file."
+                )
+    unnamed = [entry.image for entry in entries if not entry.name]
+    of_images = iter(names.of_data_set(unnamed)) if unnamed else iter(())
+    splits: dict[str, list[Case]] = {split: [] for split in SPLITS}
+    for entry in entries:
+        name = entry.name or next(of_images)
+        label = str(entry.label) if entry.label else None
+        splits[entry.split].append(Case(name, str(entry.image), label, entry.group or name))
+    return splits
 
 
 def _require_distinct(source: pathlib.Path, splits: Mapping[str, Iterable[Case]]) -> None:
