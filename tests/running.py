@@ -82,8 +82,11 @@ def check_export(version, image, folder):
     assert {name: (set(x.inputs), set(x.outputs)) for name, x in model.signatures.items()} == {
         name: (set(x["inputs"]), set(x["outputs"])) for name, x in card["signatures"].items()
     }
-    plain = [name for name in card["signatures"] if not name.endswith("_bytes")]
-    assert len(card["signatures"]) == 2 * len(plain) and "serving_default" in plain
+    of_images = [name for name in card["signatures"] if name != export.CARD_SIGNATURE]
+    plain = [name for name in of_images if not name.endswith("_bytes")]
+    assert len(of_images) == 2 * len(plain) and "serving_default" in plain
+    (told,) = model(export.CARD_SIGNATURE, {"request": np.zeros(1, np.int32)})["card"]
+    assert json.loads(told) == {k: v for k, v in card.items() if k != "config"}
     shape, raw = np.array(image.shape[1:], np.int32), [voxels.tobytes() for voxels in image]
     outputs = {}
     for signature in plain:
@@ -101,6 +104,7 @@ def check_export(version, image, folder):
             for raw_value, value in zip(of_bytes[f"{name}_bytes"], values, strict=True):
                 decoded = np.frombuffer(raw_value, described["dtype"]).reshape(value.shape)
                 np.testing.assert_allclose(decoded, value, rtol=1e-5, atol=1e-5)
+    check_nothing_but_finite(model, plain, image)
     # Another spelling: a shape and a dtype for each image, here of other sizes and types.
     small, floats = image[1, :-3], image[0].astype(np.float64)
     given = {
@@ -136,6 +140,27 @@ def check_export(version, image, folder):
     )
 
 
+def check_nothing_but_finite(model, plain, image):
+    """Checks that a model stops at every voxel that is no finite float32, whatever is asked.
+
+    Args:
+      model: `CppModel`.
+      plain: names of its signatures of numbers.
+      image: random images of uint8 (2 or more, *spatial).
+    """
+    voxels = image[:1].astype(np.float64)
+    for value, dtype in ((np.nan, np.float32), (-np.inf, np.float32), (1e39, np.float64)):
+        voxels[0].flat[[3, -1]] = value
+        with np.errstate(over="ignore"):
+            batch = {"image": voxels[..., None].astype(np.float32)}
+        given = {"image_bytes": [voxels.astype(dtype).tobytes()], "dtype": np.dtype(dtype).name}
+        given |= {"dtype": given["dtype"].encode(), "shape": np.array(image.shape[1:], np.int32)}
+        for signature in plain:
+            for name, inputs in ((signature, batch), (export.twin(signature), given)):
+                with pytest.raises(RuntimeError, match="image has 2 voxels that are NaN or inf"):
+                    model(name, inputs)
+
+
 def _definition(version):
     """The graph of an export."""
     saved = saved_model_pb2.SavedModel.FromString((version / "saved_model.pb").read_bytes())
@@ -167,15 +192,16 @@ def check_bfloat16(run, image):
 
 # All that an export consists of: TensorFlow's own, none of XLA, none that calls Python.
 OPS = """
-Abs AddV2 All Any ArgMax Assert AssignVariableOp BiasAdd Bitcast BitwiseAnd BroadcastTo Cast
-ConcatV2 Const Conv2D Conv2DBackpropInput Conv3D Conv3DBackpropInputV2 DecodeRaw DisableCopyOnRead
-Einsum Equal Fill Floor FloorDiv GatherV2 Greater GreaterEqual Identity If Less LogicalAnd MatMul
-Max MaxPool MaxPool3D Maximum Mean MergeV2Checkpoints Min Minimum Mul Neg NoOp OnesLike Pack Pad
-Placeholder Prod Range ReadVariableOp RealDiv Relu Reshape RestoreV2 Rsqrt SaveV2 Select SelectV2
-SerializeTensor Shape ShardedFilename Sigmoid Size Softmax Split Square SquaredDifference Squeeze
-StatefulPartitionedCall StatelessCase StatelessWhile StaticRegexFullMatch StopGradient StridedSlice
-StringJoin StringLength Sub Substr Sum TensorListFromTensor TensorListGetItem TensorListReserve
-TensorListSetItem TensorListStack Transpose VarHandleOp While ZerosLike
+Abs AddV2 All Any ArgMax AsString Assert AssignVariableOp BiasAdd Bitcast BitwiseAnd BroadcastTo
+Cast ConcatV2 Const Conv2D Conv2DBackpropInput Conv3D Conv3DBackpropInputV2 DecodeRaw
+DisableCopyOnRead Einsum Equal Fill Floor FloorDiv GatherV2 Greater GreaterEqual Identity If
+IsFinite Less LogicalAnd LogicalNot MatMul Max MaxPool MaxPool3D Maximum Mean MergeV2Checkpoints
+Min Minimum Mul Neg NoOp OnesLike Pack Pad PartitionedCall Placeholder Prod Range ReadVariableOp
+RealDiv Relu Reshape RestoreV2 Rsqrt SaveV2 Select SelectV2 SerializeTensor Shape ShardedFilename
+Sigmoid Size Softmax Split Square SquaredDifference Squeeze StatefulPartitionedCall StatelessCase
+StatelessWhile StaticRegexFullMatch StopGradient StridedSlice StringJoin StringLength Sub Substr
+Sum TensorListFromTensor TensorListGetItem TensorListReserve TensorListSetItem TensorListStack
+Transpose VarHandleOp While ZerosLike
 """
 
 # The two commands of saved_model_cli in one process.

@@ -85,6 +85,66 @@ def test_bytes_of_every_type_are_the_numbers_that_they_hold(model, network, dtyp
     assert set(model("logits_bytes", request(image))) == {"logits_bytes", "shape"}
 
 
+def bright_or_nan(image):
+    """A toy whose probability overflows above 1e30."""
+    probability = tf.square(image) * 0 + tf.sigmoid(image)
+    return {"label": tf.cast(probability > 0.5, tf.uint8), "probability": probability}
+
+
+@pytest.fixture(scope="module")
+def unstable(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("unstable")
+    card = {
+        "system": "toy",
+        "labels": {1: "b\u00f6dy"},
+        "config": {"data_dir": "/home/anna/patients"},
+    }
+    model = export.Exported({"serving_default": bright_or_nan}, [], card)
+    loaded = cpp_loader.CppModel(export.write(folder, model))
+    yield loaded
+    loaded.close()
+
+
+@pytest.mark.parametrize(
+    "value, told",
+    [
+        (
+            np.nan,
+            "image has 1 voxels that are NaN or infinite as float32; expected finite numbers.",
+        ),
+        (
+            np.inf,
+            "image has 1 voxels that are NaN or infinite as float32; expected finite numbers.",
+        ),
+        (1e39, "image has 1 voxels that are NaN or infinite as float32; expected finite numbers."),
+        (
+            1e30,
+            "probability has 1 values that are NaN or infinite; expected an image such as those",
+        ),
+    ],
+)
+def test_a_nan_is_no_background(unstable, value, told):
+    """Its label would be background, with success."""
+    image = np.ones((2, 3, 4))
+    assert unstable("serving_bytes", request(image))["label_bytes"] == [bytes([1] * 24)]
+    image[1, 1, 1] = value
+    with np.errstate(over="ignore"):
+        plain = {"image": image[None, ..., None].astype(np.float32)}
+    for signature, inputs in (("serving_bytes", request(image)), ("serving_default", plain)):
+        with pytest.raises(RuntimeError) as refused:
+            unstable(signature, inputs)
+        assert f"assertion failed: [{told}" in str(refused.value)
+
+
+def test_the_card_is_served_but_for_the_flags(unstable):
+    """As often as it is asked for: a server that batches wants an axis for that."""
+    one, two = unstable("card", {"request": np.array([5, 6], np.int32)})["card"]
+    assert one == two and b"anna" not in one
+    card = json.loads(one)
+    assert card["labels"] == {"1": "b\u00f6dy"} and len(card["fingerprint"]) == 64
+    assert card["signatures"]["card"] == {"inputs": ["request"], "outputs": ["card"]}
+
+
 def test_no_image_no_answer(model):
     answer = model("serving_bytes", request(np.zeros((3, 4, 5), np.uint8), image_bytes=[]))
     assert answer["label_bytes"].shape == answer["logits_bytes"].shape == (0,)

@@ -418,7 +418,7 @@ def test_the_tile_size_alone_may_change():
 )
 def test_a_warning_unless_hu(caplog, low, high, warns):
     voxels = np.linspace(low, high, 27).reshape(3, 3, 3)
-    MultiOrganSystem.check_voxels("ct.nii.gz", voxels)
+    DECLARATION.check_voxels("ct.nii.gz", voxels)
     assert ("ct.nii.gz" in caplog.text and "HU" in caplog.text) == warns
     assert warns == bool(caplog.text)
 

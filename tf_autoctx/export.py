@@ -14,6 +14,13 @@ and returns OUTPUT_bytes, string (batch,), for every OUTPUT of its twin: the vox
 dtype that the card names, without the channel where there is one only; and `shape` as it was given.
 Images go through one at a time, so those of a request may be of different sizes, and it takes the
 memory of one.
+
+Every signature refuses an image with a voxel that is no finite float32, and outputs that are not
+finite: a NaN passes through a network without a word, and its label is background.
+
+The signature `card` returns what a client should know of the model: `request`, int32 (batch,), any
+numbers, -> `card`, string (batch,), the JSON of `CARD` once for each. It has an input, with a batch
+axis, since a server that batches runs no signature without one.
 """
 
 from __future__ import annotations
@@ -45,6 +52,11 @@ DTYPES = ("uint8", "int8", "uint16", "int16", "int32", "float32", "float64")
 CARD = pathlib.PurePath("assets.extra") / "model_card.json"
 WARM_UP = pathlib.PurePath("assets.extra") / "tf_serving_warmup_requests"
 WARM_UP_EDGE = 32  # voxels along each axis of a warm-up request
+CARD_SIGNATURE = "card"
+# Of the card, what is served: not the flags, whose paths are no business of a client.
+UNSERVED = ("config",)
+# What `write` puts around the functions; another number makes another version of the same weights.
+FORMAT = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,9 +68,10 @@ class Exported:
         {name: tensor}; the names become the signature's outputs. The argument must be called
         `image`.
       networks: the Keras models that they run, with all their variables.
-      card: JSON-like dict of what a client should know; becomes the file `CARD`, with "fingerprint"
-        (of weights and configuration) and "signatures"; "inputs" and "outputs" may describe these
-        by name, and get dtype, shape and axes.
+      card: JSON-like dict of what a client should know; becomes the file `CARD` and, but for
+        `UNSERVED`, the signature `CARD_SIGNATURE`, with "fingerprint" (of weights and
+        configuration) and "signatures"; "inputs" and "outputs" may describe these by name, and get
+        dtype, shape and axes.
       spec: `VOLUME` or `IMAGE`.
       configuration: JSON-like, whatever besides the weights makes the functions what they are.
     """
@@ -97,6 +110,7 @@ def write(directory: str | pathlib.Path, exported: Exported) -> pathlib.Path:
     module.weights = [w.value for network in exported.networks for w in network.weights]
     graphs, described = _graphs(exported)
     card = {**exported.card, **described, "fingerprint": fingerprint}
+    graphs[CARD_SIGNATURE] = _served_card(card)
     version = pathlib.Path(directory) / str(int(last.name) + 1 if last else 1)
     with replacing(version, keep=True) as partial:  # never in place of another process's version
         try:
@@ -118,7 +132,8 @@ def _graphs(exported: Exported) -> tuple[dict[str, Any], dict[str, Any]]:
     outputs: dict[str, Any] = {}
     for signature, function in exported.functions.items():
         # Concrete, since saving would trace a tf.function once more.
-        graph = tf.function(function, input_signature=[spec]).get_concrete_function()
+        checked = tf.function(_checked(function), input_signature=[spec])
+        graph = checked.get_concrete_function()
         of_bytes = tf.function(_of_bytes(graph, spec), input_signature=_bytes_spec())
         graphs |= {signature: graph, twin(signature): of_bytes.get_concrete_function()}
         output = graph.structured_outputs
@@ -128,6 +143,7 @@ def _graphs(exported: Exported) -> tuple[dict[str, Any], dict[str, Any]]:
             "outputs": [*(f"{name}_bytes" for name in output), "shape"],
         }
         outputs |= output
+    signatures[CARD_SIGNATURE] = {"inputs": ["request"], "outputs": ["card"]}
     inputs, results = (exported.card.get(kind, {}) for kind in ("inputs", "outputs"))
     order = "little-endian, C order, axes as above but for batch and for a channel that is alone"
     described = {
@@ -155,12 +171,54 @@ def _card(version: pathlib.Path) -> dict[str, Any]:
 
 
 def _fingerprint(networks: Sequence[keras.Model], configuration: Any) -> str:
-    digest = hashlib.sha256(json.dumps(configuration, sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps([FORMAT, configuration], sort_keys=True).encode())
     for network in networks:
         for weights in network.get_weights():
             digest.update(f"{weights.dtype}{weights.shape}".encode())
             digest.update(np.ascontiguousarray(weights).data)
     return digest.hexdigest()
+
+
+def _checked(function: Callable[[Any], dict[str, Any]]) -> Callable[[Any], dict[str, Any]]:
+    """The function, of images and with outputs that are finite; else its graph stops."""
+    of_image = "voxels that are NaN or infinite as float32; expected finite numbers."
+    of_output = "values that are NaN or infinite; expected an image such as those of the training."
+
+    def checked(image: tf.Tensor) -> dict[str, Any]:
+        outputs = function(_finite("image", image, of_image))
+        return {
+            name: _finite(name, x, of_output) if x.dtype.is_floating else x
+            for name, x in outputs.items()
+        }
+
+    return checked
+
+
+def _finite(name: str, x: tf.Tensor, told: str) -> tf.Tensor:
+    """A tensor, where all its values are finite; else the graph stops and says how many are not.
+
+    It costs one pass over the values, and a byte each while it lasts.
+    """
+    finite = tf.math.is_finite(x)
+
+    def refuse() -> tf.Operation:
+        count = tf.strings.as_string(tf.math.count_nonzero(~finite))
+        return tf.debugging.Assert(False, [tf.strings.join([f"{name} has ", count, f" {told}"])])
+
+    with tf.control_dependencies([tf.cond(tf.reduce_all(finite), tf.no_op, refuse)]):
+        return tf.identity(x)
+
+
+def _served_card(card: Mapping[str, Any]) -> Any:
+    """The graph of `CARD_SIGNATURE`."""
+    served = {key: value for key, value in card.items() if key not in UNSERVED}
+    text = json.dumps(served)
+
+    def card_of(request: tf.Tensor) -> dict[str, tf.Tensor]:
+        return {"card": tf.fill(tf.shape(request), text)}
+
+    spec = tf.TensorSpec((None,), tf.int32, name="request")
+    return tf.function(card_of, input_signature=[spec]).get_concrete_function()
 
 
 def _described(tensor: Any) -> dict[str, Any]:
@@ -194,6 +252,7 @@ def _write_warm_up(path: pathlib.Path, signatures: Iterable[str], spec: tf.Tenso
             "shape": np.array([size], np.int32),
             "dtype": [image.dtype.name],
         }
+    requests[CARD_SIGNATURE] = {"request": np.zeros([1], np.int32)}
     with tf.io.TFRecordWriter(str(path)) as file:
         for signature, inputs in requests.items():
             request = predict_pb2.PredictRequest()

@@ -154,4 +154,5 @@ DECLARATION = Declaration(
     presets=PRESETS,
     implementation="tf_autoctx.systems.multi_organ.system:MultiOrganSystem",
     prediction=TileOptions,
+    voxel_check="tf_autoctx.systems.multi_organ.hounsfield:check_voxels",
 )

@@ -10,10 +10,10 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
-from absl import logging
 
 from tf_autoctx.configuration import configured
 from tf_autoctx.data import datasets, phantoms
+from tf_autoctx.data.labels import IGNORED
 from tf_autoctx.systems.multi_organ import training
 from tf_autoctx.systems.multi_organ.configuration import DECLARATION, MultiOrgan
 from tf_autoctx.systems.multi_organ.segmentation import Progress, Pyramid, UNet
@@ -75,26 +75,16 @@ class MultiOrganSystem(System):
         names = ("phantom_size", "phantom_spacing", "phantom_cases", "seed")
         return phantoms.write_abdomens(folder, *(values[name] for name in names))
 
-    @classmethod
-    def check_voxels(cls, path: str | pathlib.Path, voxels: np.ndarray) -> None:
-        """Warns of a CT whose range of intensities cannot be in Hounsfield units: air and fat are
-        below 0, bone above 100."""
-        low, high = voxels.min(), voxels.max()
-        if low > -50 or high < 100:
-            logging.warning(
-                "%s: intensities from %g to %g do not look like a CT in HU, such as -1000 to 1500.",
-                path,
-                low,
-                high,
-            )
-
     # Training
 
     def prepare(self, case: datasets.Case, voxels: Tensor, label: Tensor) -> dict[str, Tensor]:
-        """Every level's image, and the label's classes."""
+        """Every level's image, and the label's classes; what is to be ignored stays that."""
         scales = enumerate(self.configuration.scales, start=1)
         images = {f"image_{n}": self.pyramid.preprocess(voxels, scale)[0] for n, scale in scales}
-        return {"label": self.pyramid.classes(label)[0], **images}
+        classes = self.pyramid.classes(label)[0]
+        if IGNORED not in self.labels:
+            classes = np.where(label[0] == IGNORED, label[0], classes)
+        return {"label": classes, **images}
 
     def train(self, session: Session) -> Networks:
         """See `System.train`; warns of structures that no training case has."""

@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_autoctx import losses, metrics
-from tf_autoctx.data import pipeline, subvolumes
+from tf_autoctx.data import labels, pipeline, subvolumes
 from tf_autoctx.data.configuration import Deformation
 from tf_autoctx.systems.multi_organ.configuration import MultiOrgan
 from tf_autoctx.systems.multi_organ.segmentation import Pyramid, UNet
@@ -47,7 +47,8 @@ class PyramidStage(Stage):
         self.columns = ("label", "places", "spacing", *images)
         self._learning = self._levels[-1:] if below else self._levels
         self._deformation = session.configured(Deformation)
-        self._loss = losses.DiceLoss()
+        self._loss = losses.DiceLoss(ignored=session.ignored)
+        self._ignores = session.ignored is not None
 
     def build(self) -> Networks:
         network = self._pyramid.network(len(self._levels))
@@ -90,8 +91,11 @@ class PyramidStage(Stage):
         """Mean DSC of the last level on the original grid, over the structures of the case."""
         probability = graph([sample[f"image_{level}"][None] for level in self._levels])
         truth = sample["label"][..., 0].numpy()
-        label = self._pyramid.classes(self._pyramid.label(probability, truth.shape))
-        return metrics.mean_dice(label[0, ..., 0].numpy(), truth)
+        classes = self._pyramid.classes(self._pyramid.label(probability, truth.shape))
+        prediction = classes[0, ..., 0].numpy()
+        if self._ignores:
+            prediction, truth = labels.left_out(prediction, truth)
+        return metrics.mean_dice(prediction, truth)
 
 
 def train(pyramid: Pyramid, session: Session) -> Networks:

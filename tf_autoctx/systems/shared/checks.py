@@ -1,9 +1,8 @@
-"""Warnings of images that are unlike what a model was trained on."""
+"""What is said of the cases that a model is trained on."""
 
 from __future__ import annotations
 
-import pathlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 
 import numpy as np
 from absl import logging
@@ -24,28 +23,3 @@ def warn_of_missing(labels: Mapping[int, str], present: Collection[int]) -> None
     for value, name in labels.items():
         if value not in present:
             logging.warning("No training case has %s (label %d): it cannot be learnt.", name, value)
-
-
-def warn_of_spacing(
-    path: str | pathlib.Path,
-    spacing: Sequence[float] | None,
-    trained: Sequence[Sequence[float]],
-) -> None:
-    """Warns of a volume whose spacing (z, y, x) is off that of all training cases by over 20 %.
-
-    Args:
-      path: of the volume, for the message.
-      spacing: in mm.
-      trained: smallest and largest spacing of the training cases; empty where it does not matter.
-    """
-    if not trained or spacing is None:
-        return
-    smallest, largest = trained
-    near = all(0.8 * low <= mm <= 1.2 * high for mm, low, high in zip(spacing, smallest, largest))
-    if not near:
-        logging.warning(
-            "%s: voxels of %s mm (z, y, x); the model was trained on %s to %s mm and knows voxels, "
-            "not mm. Resample it.",
-            path,
-            *(" x ".join(f"{mm:.4g}" for mm in edges) for edges in (spacing, *trained)),
-        )

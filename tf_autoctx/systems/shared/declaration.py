@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +28,8 @@ class Declaration:
       prediction: dataclass of options that prediction by a run folder takes, each a field with the
         default None, which leaves the choice to the system.
       aliases: {another name of a flag: flag}.
+      voxel_check: "module:function" of what `check_voxels` calls; the module imports neither Keras
+        nor TensorFlow. None: any image will do.
     """
 
     name: str
@@ -36,8 +42,24 @@ class Declaration:
     implementation: str
     prediction: type | None = None
     aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    voxel_check: str | None = None
 
     def load(self) -> Any:
         """The class of the system, a `System`; imports Keras."""
-        module, _, name = self.implementation.partition(":")
-        return getattr(importlib.import_module(module), name)
+        return _imported(self.implementation)
+
+    def check_voxels(self, path: str | pathlib.Path, voxels: np.ndarray) -> None:
+        """Warns of a raw image that is none of this system's, such as a CT that is not in HU.
+
+        Args:
+          path: of the image, for the message.
+          voxels: raw, (depth, height, width) or (height, width).
+        """
+        if self.voxel_check is not None:
+            _imported(self.voxel_check)(path, voxels)
+
+
+def _imported(name: str) -> Any:
+    """What "module:name" stands for."""
+    module, _, attribute = name.partition(":")
+    return getattr(importlib.import_module(module), attribute)

@@ -17,7 +17,7 @@ from tf_autoctx.data import datasets, images
 from tf_autoctx.errors import Faults, UserError
 from tf_autoctx.report import figures, tables, views
 from tf_autoctx.systems.shared.caching import Read
-from tf_autoctx.systems.shared.checks import warn_of_spacing
+from tf_autoctx.systems.shared.image_checks import warn_of_spacing
 
 Row = dict[str, Any]
 Evaluator = Callable[[np.ndarray], dict[str, dict[str, Any]]]

@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from tf_autoctx import configuration, export
 from tf_autoctx.errors import FieldError, UserError
-from tf_autoctx.systems.shared import checks, registry
+from tf_autoctx.systems.shared import image_checks, registry
 from tf_autoctx.systems.shared.declaration import Declaration
 from tf_autoctx.systems.shared.system import Predictor
 from tf_autoctx.training import runs
@@ -72,10 +72,12 @@ class Segmentor:
           float32}, and where the image was rendered online "iterations": [{"rendered",
           "probability": likewise, float32, "label": uint8}], one more than there were, and "kept":
           the number of the one that is returned}.
+
+        Raises:
+          UserError: voxels that are not finite.
         """
-        voxels = np.asarray(voxels, np.float32)
-        checks.warn_of_spacing(name, spacing, self.spacing)
-        self.declaration.load().check_voxels(name, voxels)
+        voxels = image_checks.require_finite(name, voxels)
+        image_checks.warn_of_unlike(name, voxels, spacing, self.declaration, self.spacing)
         output = self.predictor(voxels[None, ..., None], probabilities, progress)
         segmentation: dict[str, Any] = {"label": np.asarray(output["label"])[0, ..., 0]}
         if probabilities:

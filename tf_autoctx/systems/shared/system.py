@@ -130,10 +130,6 @@ class System(abc.ABC):
         """
         return datasets.structures(cases, foreground)
 
-    @classmethod
-    def check_voxels(cls, path: str | pathlib.Path, voxels: np.ndarray) -> None:
-        """Warns of a raw image that is none of this system's, such as a CT that is not in HU."""
-
     def check_run(self, making: Making) -> None:
         """Refuses what a run is about to be made from, before its folder is opened.
 
@@ -279,7 +275,7 @@ class Reader:
         )
         if label is None:
             raise UserError(f"{case.image}: has no label; expected one to learn from or to score.")
-        self.system.check_voxels(case.image, images.array(image))
+        self.system.declaration.check_voxels(case.image, images.array(image))
         return image, label
 
 

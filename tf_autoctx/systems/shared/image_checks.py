@@ -1,0 +1,84 @@
+"""What is said of a raw image that a model is about to segment; `predict` and the client say it.
+
+Neither Keras nor TensorFlow is imported: a client has no need of them.
+"""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+from absl import logging
+
+from tf_autoctx.errors import UserError
+from tf_autoctx.systems.shared.declaration import Declaration
+
+Path = str | pathlib.Path
+
+
+def require_finite(path: Path, voxels: np.ndarray) -> np.ndarray:
+    """The voxels as float32, of which models compute; a NaN's label would be background.
+
+    Raises:
+      UserError: some are NaN, infinite or beyond float32.
+    """
+    with np.errstate(over="ignore"):
+        numbers = np.asarray(voxels, np.float32)
+    if not np.isfinite(numbers).all():
+        count = numbers.size - np.count_nonzero(np.isfinite(numbers))
+        raise UserError(
+            f"{path}: {count} of {numbers.size} voxels are NaN, infinite or beyond "
+            f"{np.finfo(np.float32).max:.2g}; expected finite numbers."
+        )
+    return numbers
+
+
+def warn_of_unlike(
+    path: Path,
+    voxels: np.ndarray,
+    spacing: Sequence[float] | None,
+    declaration: Declaration | None,
+    trained: Sequence[Sequence[float]],
+) -> None:
+    """Warns of an image that is unlike those that a model was trained on.
+
+    Args:
+      path: of the image, for the messages.
+      voxels: raw, (depth, height, width) or (height, width).
+      spacing: in mm; None: unknown.
+      declaration: of the model's system; None: it is not installed here.
+      trained: see `warn_of_spacing`.
+    """
+    warn_of_spacing(path, spacing, trained)
+    if voxels.size and (voxels == voxels.flat[0]).all():
+        logging.warning(
+            "%s: all voxels are %g, there is nothing to be seen in it; expected an image.",
+            path,
+            voxels.flat[0],
+        )
+    elif declaration is not None:
+        declaration.check_voxels(path, voxels)
+
+
+def warn_of_spacing(
+    path: Path, spacing: Sequence[float] | None, trained: Sequence[Sequence[float]]
+) -> None:
+    """Warns of a volume whose spacing (z, y, x) is off that of all training cases by over 20 %.
+
+    Args:
+      path: of the volume, for the message.
+      spacing: in mm; None: unknown.
+      trained: smallest and largest spacing of the training cases; empty where it does not matter.
+    """
+    if not trained or spacing is None:
+        return
+    smallest, largest = trained
+    near = all(0.8 * low <= mm <= 1.2 * high for mm, low, high in zip(spacing, smallest, largest))
+    if not near:
+        logging.warning(
+            "%s: voxels of %s mm (z, y, x); the model was trained on %s to %s mm and knows voxels, "
+            "not mm. Resample it.",
+            path,
+            *(" x ".join(f"{mm:.4g}" for mm in edges) for edges in (spacing, *trained)),
+        )
