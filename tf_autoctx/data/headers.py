@@ -218,13 +218,13 @@ def _of_nifti(path: pathlib.Path, header: Nifti) -> Header:
         raise UserError(f"{path}: the sform is not finite; expected a matrix of numbers.")
     if not all(math.isfinite(mm) and mm > 0 for mm in pixdim):
         flat = all(math.isfinite(mm) and mm > 0 for mm in pixdim[:2])
-        told = f"pixdim is {_shown(pixdim)}"
+        told = f"pixdim is {shown(pixdim)}"
         return Header(told, flat_unknown="" if flat and header.units else told)
     if header.sform > 0:
         lengths = np.linalg.norm(header.matrix[:, :axes], axis=0)
         off = float(np.max(np.abs(lengths / pixdim - 1)))
         if axes == 3 and off > CONTRADICTION:
-            told = f"pixdim is {_shown(pixdim)}, but the sform's axes are {_shown(lengths)} long"
+            told = f"pixdim is {shown(pixdim)}, but the sform's axes are {shown(lengths)} long"
             return Header(told, flat_unknown=told)
         if axes == 3 and header.qform > 0:
             remarks += _disagreement(header)
@@ -260,7 +260,8 @@ def _orientation(axes: np.ndarray) -> str:
     )
 
 
-def _shown(values: Sequence[float] | np.ndarray) -> str:
+def shown(values: Sequence[float] | np.ndarray) -> str:
+    """Numbers for a message."""
     return f"({', '.join(f'{value:.5g}' for value in values)})"
 
 
@@ -301,7 +302,7 @@ def _of_nrrd(fields: dict[str, str]) -> Header:
         told = (
             "the header has neither `space directions` nor `spacings`"
             if not lengths
-            else (f"the axes are {_shown(lengths)} long")
+            else (f"the axes are {shown(lengths)} long")
         )
         return Header(told, flat_unknown=told)
     named = fields.get("space units") if vectors else fields.get("units")
@@ -326,7 +327,7 @@ def _of_meta(fields: dict[str, str]) -> Header:
     stated = (fields.get("elementspacing") or fields.get("elementsize") or "").split()
     lengths = [float(text) for text in stated]
     if not lengths or not all(math.isfinite(mm) and mm > 0 for mm in lengths):
-        told = f"ElementSpacing is {_shown(lengths)}" if lengths else "it has no ElementSpacing"
+        told = f"ElementSpacing is {shown(lengths)}" if lengths else "it has no ElementSpacing"
         return Header(told, flat_unknown=told)
     matrix = next(
         (fields[name] for name in ("transformmatrix", "rotation", "orientation") if name in fields),

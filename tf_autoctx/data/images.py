@@ -12,13 +12,12 @@ import pathlib
 import shutil
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NoReturn
 
 import numpy as np
 import SimpleITK as sitk
 from absl import logging
 
-from tf_autoctx.data import headers, integrity, libraries, nifti
+from tf_autoctx.data import dicom, dicom_files, headers, integrity, libraries, nifti
 from tf_autoctx.errors import UserError
 
 Path = str | os.PathLike[str]
@@ -181,6 +180,13 @@ def read(path: Path, series: str | int | None = None, colour: bool = False) -> I
             f"{path}: has {values} values per voxel ({kind}); expected one (grey, not colour)."
         )
     flat = image.GetDimension() == 2
+    if path.is_file() and image.GetSize()[2:] == (1,) and dicom_files.is_dicom(path):
+        if (count := dicom.siblings(path)) > 1:
+            raise UserError(
+                f"{path}: is one of {count} slices of a DICOM series; expected a volume, give its "
+                f"folder, {path.parent}."
+            )
+        image = sitk.Cast(image, sitk.sitkFloat32) if values == 1 else image
     if not flat and header.unknown:
         raise UserError(
             f"{path}: the spacing is unknown: {header.unknown}; expected that of every axis in mm."
@@ -284,79 +290,6 @@ def write(path: Path, image: sitk.Image) -> None:
         partial.unlink(missing_ok=True)
 
 
-def stem(path: Path) -> str:
-    """The file name without its image suffix: `a/case_1.nii.gz` -> `case_1`."""
-    name = pathlib.Path(path).name
-    for suffix in SUFFIXES:
-        if name.lower().endswith(suffix):
-            return name[: -len(suffix)]
-    return name
-
-
-def find(
-    directory: Path, series: bool = True, below: bool = False, without: Path | None = None
-) -> dict[str, str]:
-    """The images in a folder: {name: path}, sorted by name.
-
-    Args:
-      directory: path.
-      series: whether the slices of one DICOM series, alone in a folder, are one image.
-      below: whether images in folders below it count too, under names such as `patient_1/case_1`;
-        links to folders are not followed.
-      without: the folder of the results, which does not count where it lies below.
-
-    Raises:
-      UserError: the folder is missing or has no image, or is `without` itself; two files have the
-        same name but for the suffix.
-    """
-    directory = pathlib.Path(directory)
-    paths: dict[str, str] = {}
-    skipped = pathlib.Path(without).resolve() if without else None
-    if not directory.is_dir():
-        raise UserError(f"{directory}: no such folder; expected a folder of images.")
-    if skipped == directory.resolve():
-        raise UserError(
-            f"{without}: is the folder of the input images; expected another one for the results."
-        )
-
-    for walked, folders, names in os.walk(directory, onerror=_refuse_folder):
-        # A leading dot marks our own unfinished files and what macOS leaves behind.
-        folder, names = pathlib.Path(walked), [name for name in names if not name.startswith(".")]
-        inner = [name for name in folders if not name.startswith(".")]
-        folders[:] = [name for name in inner if (folder / name).resolve() != skipped]
-        if not below:
-            folders.clear()
-        for file in _images_in(folder, names, series):
-            name = _name(directory, file, whole=file == folder)
-            if name in paths:
-                raise UserError(
-                    f"{file}: has the same name as {paths[name]}; expected one image of each name."
-                )
-            paths[name] = str(file)
-    if not paths:
-        raise UserError(
-            f"{directory}: holds no image; expected files that end in {', '.join(SUFFIXES)}."
-        )
-    return dict(sorted(paths.items()))
-
-
-def _refuse_folder(error: OSError) -> NoReturn:
-    reason = (error.strerror or str(error)).lower()
-    raise UserError(f"{error.filename}: {reason}; expected a folder that can be read.")
-
-
-def _images_in(folder: pathlib.Path, names: list[str], series: bool) -> list[pathlib.Path]:
-    """The image files among the names in a folder."""
-    return sorted(folder / name for name in names if name.lower().endswith(SUFFIXES))
-
-
-def _name(directory: pathlib.Path, file: pathlib.Path, whole: bool) -> str:
-    """Of an image below a directory; a folder's is whole, whatever follows its last dot."""
-    if file == directory:
-        return directory.resolve().name
-    return (file.relative_to(directory).parent / (file.name if whole else stem(file))).as_posix()
-
-
 def require_own_files(results: Mapping[str, Iterable[pathlib.Path]]) -> None:
     """Checks that no result takes another's place.
 
@@ -431,14 +364,7 @@ def _load(path: pathlib.Path, series: str | int | None) -> tuple[sitk.Image, hea
       UserError: see `read`.
     """
     try:
-        if path.is_dir():
-            raise UserError(f"{path}: DICOM comes.")
-        path.open("rb").close()  # a missing or forbidden file says so itself
-        is_nifti = path.name.lower().endswith(headers.NIFTI)
-        if not is_nifti:  # see `nifti.read`
-            integrity.check(path)
-        header = headers.read(path)
-        image = nifti.read(path) if is_nifti else _read_file(path)
+        image, header = _of_its_format(path, series)
     except OSError as error:
         raise UserError(
             f"{path}: {error.strerror or error}; expected an image file or a DICOM folder."
@@ -459,6 +385,22 @@ def _load(path: pathlib.Path, series: str | int | None) -> tuple[sitk.Image, hea
         raise UserError(f"{path}: its geometry is not finite; expected numbers.")
     _require_finite(path, sitk.GetArrayViewFromImage(image))
     return image, header
+
+
+def _of_its_format(
+    path: pathlib.Path, series: str | int | None
+) -> tuple[sitk.Image, headers.Header]:
+    if path.is_dir():
+        return dicom.read_folder(path, series)
+    path.open("rb").close()  # a missing or forbidden file says so itself
+    name = path.name.lower()
+    if name.endswith(headers.NIFTI):
+        return nifti.read(path), headers.read(path)
+    if name.endswith(".dcm") or (not name.endswith(SUFFIXES) and dicom_files.is_dicom(path)):
+        return dicom.read_file(path)
+    integrity.check(path)
+    header = headers.read(path)
+    return _read_file(path), header
 
 
 def _read_file(path: pathlib.Path) -> sitk.Image:
