@@ -15,7 +15,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from tf_autoctx import configuration
+from tf_autoctx import configuration, files
 from tf_autoctx.commands.command_line import Command, Given
 from tf_autoctx.configuration import field
 from tf_autoctx.data.configuration import RigidMotion
@@ -70,13 +70,19 @@ def opened(
     """
     from tf_autoctx.systems.shared import caching
     from tf_autoctx.systems.shared.session import Session
-    from tf_autoctx.training import runs
+    from tf_autoctx.training import devices, runs
 
-    changeable = configuration.changeable((Settings, RigidMotion, SlidingWindows))
-    making = runs.Making(SLIDING_WINDOWS, values, trained.run.fingerprint, changeable)
-    run = runs.open_run(folder, making).note(labels=trained.system.labels)
+    kinds = (Settings, RigidMotion, SlidingWindows)
+    free, growing = configuration.changeable(kinds), configuration.growing(kinds)
+    making = runs.Making(SLIDING_WINDOWS, values, trained.run.fingerprint, free, growing)
+    is_chief = devices.is_chief(strategy)
+    if is_chief:
+        files.own(folder)
+    run = runs.open_run(folder, making, is_chief).note(labels=trained.system.labels)
+    of_run = trained.run.folder, trained.system, trained.read.foreground, trained.run.fingerprint
+    cache = caching.directory(*of_run)
     training, validation = (
-        caching.cached(part, trained.run.folder / "cache", trained.read, trained.system)
+        caching.cached(part, cache, trained.read, trained.system)
         for part in (trained.cases.train, trained.cases.validation)
     )
     settings = configuration.configured(Settings, values)

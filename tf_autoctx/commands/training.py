@@ -40,8 +40,13 @@ def opened(declaration: Declaration, given: Given) -> Opened:
     """Opens the run that a command line asks for, see `opening.open_training`."""
     from tf_autoctx.systems.shared import opening
 
-    changeable = configuration.changeable(kinds(declaration))
-    return opening.open_training(declaration, filled(declaration, given), changeable)
+    of_training = kinds(declaration)
+    return opening.open_training(
+        declaration,
+        filled(declaration, given),
+        configuration.changeable(of_training),
+        configuration.growing(of_training),
+    )
 
 
 def command(declaration: Declaration, main: Callable[[Given], None], doc: str | None) -> Command:

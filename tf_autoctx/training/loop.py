@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import math
 import pathlib
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import keras
@@ -14,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_autoctx.errors import UserError
+from tf_autoctx.files import replacing
 from tf_autoctx.training.checkpoints import Checkpoints
 from tf_autoctx.training.configuration import Settings
 from tf_autoctx.training.devices import is_chief
@@ -138,21 +140,27 @@ class FusedAdam(keras.optimizers.Adam):
 
 
 def fit(
-    task: Task, directory: pathlib.Path, strategy: tf.distribute.Strategy, settings: Settings
+    task: Task,
+    directory: pathlib.Path,
+    strategy: tf.distribute.Strategy,
+    settings: Settings,
+    made_on: str | None = None,
 ) -> list[Logs]:
     """Trains a task for its steps, or goes on where a killed run stopped; its networks end with the
     best weights (or the last, where the task keeps those).
 
     An epoch is `samples_per_epoch` samples. After each the task is validated and everything is
     saved; in between a checkpoint is saved every `checkpoint_steps`. The history of all epochs is
-    in the checkpoint: a resumed run shows it again to the callbacks that remember something (CSV
-    log, early stopping), so that they are where they were.
+    in the checkpoint: a resumed run writes it whole, and shows it again to the callbacks that
+    remember something (early stopping), so that they are where they were. More steps than before
+    go on from the last checkpoint.
 
     Args:
       task: made under `strategy.scope()`.
       directory: gets last/, best/ (checkpoints), history.csv and tensorboard/.
       strategy: `tf.distribute` strategy.
       settings: how long and how fast.
+      made_on: what the task is built upon, see `Checkpoints`.
 
     Returns:
       History, a dict an epoch.
@@ -161,7 +169,16 @@ def fit(
       UserError: the loss or a weight is no longer finite; no checkpoint can be read; other
         replicas than before.
     """
-    return _Fit(task, directory, strategy, settings).run()
+    return _Fit(task, directory, strategy, settings, made_on).run()
+
+
+def write_history(path: pathlib.Path, history: Sequence[Logs]) -> None:
+    """Writes a history as CSV, a line an epoch, whole or not at all."""
+    columns = sorted({name for logs in history for name in logs})
+    with replacing(path) as partial, open(partial, "w", newline="", encoding="utf-8") as file:
+        table = csv.DictWriter(file, ["epoch", *columns], restval="NA", lineterminator="\n")
+        table.writeheader()
+        table.writerows({"epoch": epoch, **logs} for epoch, logs in enumerate(history))
 
 
 class _Fit:
@@ -173,6 +190,7 @@ class _Fit:
         directory: pathlib.Path,
         strategy: tf.distribute.Strategy,
         settings: Settings,
+        made_on: str | None,
     ) -> None:
         self.task, self.directory = task, directory
         self.strategy, self.settings = strategy, settings
@@ -180,22 +198,30 @@ class _Fit:
         per_step = settings.batch_size * self.replicas
         self.epoch_steps = math.ceil(settings.samples_per_epoch / per_step)
         self.checkpoints = Checkpoints(
-            directory, task.networks, task.optimizers, writes=is_chief(strategy)
+            directory, task.networks, task.optimizers, made_on, writes=is_chief(strategy)
         )
-        self.step, self.history, self.sums = self._restored()
+        self.step, self.history, self.sums, self.summed = self._restored()
+        if is_chief(strategy):
+            write_history(directory / "history.csv", self.history)
         self.callbacks = _Callbacks(self)
 
-    def _restored(self) -> tuple[int, list[Logs], Logs]:
-        """Step, history and sums over the epoch so far, of the newest checkpoint or of a start."""
+    def _restored(self) -> tuple[int, list[Logs], Logs, int]:
+        """Step, history, sums over the epoch so far and over how many steps they go: those of the
+        newest checkpoint, or of a start."""
         state = self.checkpoints.restore()
         if state is None:
-            return 0, [], {}
+            return 0, [], {}, 0
         if state.get("replicas", self.replicas) != self.replicas:
             raise UserError(
                 f"{self.directory}: this training began on {state['replicas']} replicas, now there "
                 f"are {self.replicas}; expected as many as before, or another `work_dir`."
             )
-        return state["step"], state["history"], state["sums"]
+        step, sums = state["step"], state["sums"]
+        ended = self.settings.steps > step == state.get("steps")  # of fewer steps than now
+        if ended:
+            print(f"{self.directory}: goes on from step {step} to {self.settings.steps}")
+        # A last epoch that was cut short by the number of steps counts as one.
+        return step, state["history"], sums, state.get("summed", step % self.epoch_steps)
 
     def run(self) -> list[Logs]:
         batches = iter(
@@ -252,14 +278,14 @@ class _Fit:
             "seconds_waiting_for_data": waited,
         }
         self.sums = {name: self.sums.get(name, 0.0) + value for name, value in logs.items()}
-        self.step += 1
+        self.step, self.summed = self.step + 1, self.summed + 1
         done = self.step - epoch * self.epoch_steps
-        self.callbacks.present.on_train_batch_end(done - 1, {"loss": self.sums["loss"] / done})
+        shown = {"loss": self.sums["loss"] / self.summed}
+        self.callbacks.present.on_train_batch_end(done - 1, shown)
 
     def _end_epoch(self, epoch: int) -> None:
         """Validates, saves and reports."""
-        done = self.step - epoch * self.epoch_steps
-        logs = {name: value / done for name, value in self.sums.items()}
+        logs = {name: value / self.summed for name, value in self.sums.items()}
         best = True
         if self.task.validates:
             scores = self.task.validate()
@@ -267,8 +293,10 @@ class _Fit:
             best = self.task.keeps_last or all(
                 logs["val_DSC"] > past["val_DSC"] for past in self.history
             )
-        self.history, self.sums = [*self.history, logs], {}
+        self.history, self.sums, self.summed = [*self.history, logs], {}, 0
         self._save(best)
+        if is_chief(self.strategy):
+            write_history(self.directory / "history.csv", self.history)
         self.callbacks.past.on_epoch_end(epoch, logs)
         self.callbacks.present.on_epoch_end(epoch, logs)
 
@@ -279,8 +307,15 @@ class _Fit:
         )
         if not all(np.isfinite(array).all() for array in weights):
             raise self._diverged("a weight was no longer finite", self.step)
-        state = {"step": self.step, "history": self.history, "sums": self.sums}
-        self.checkpoints.save(state | {"replicas": self.replicas}, best=best)
+        state = {
+            "step": self.step,
+            "history": self.history,
+            "sums": self.sums,
+            "summed": self.summed,
+            "steps": self.settings.steps,
+            "replicas": self.replicas,
+        }
+        self.checkpoints.save(state, best=best)
 
     def _diverged(self, what: str, step: int) -> UserError:
         return UserError(
@@ -319,7 +354,6 @@ class _Callbacks:
         live: list[keras.callbacks.Callback] = []
         if is_chief(fit.strategy):
             directory.mkdir(parents=True, exist_ok=True)
-            remembering.append(keras.callbacks.CSVLogger(directory / "history.csv"))
             board = keras.callbacks.TensorBoard(directory / "tensorboard", write_graph=False)
             live = [keras.callbacks.ProgbarLogger(), board]
         epochs = math.ceil(settings.steps / fit.epoch_steps)

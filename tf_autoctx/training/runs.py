@@ -31,12 +31,14 @@ class Making:
       flags: {name: value} of every flag.
       fingerprint: of the data set, see `datasets.fingerprint`.
       changeable: names of the flags with which the run goes on whatever their value.
+      growing: names of those with which it goes on where they are larger than before.
     """
 
     system: str
     flags: Mapping[str, Any]
     fingerprint: str
     changeable: Collection[str] = ()
+    growing: Collection[str] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,10 +48,12 @@ class Run:
     Attributes:
       folder: path.
       facts: config.json.
+      writes: whether this process writes config.json.
     """
 
     folder: pathlib.Path
     facts: dict[str, Any]
+    writes: bool = True
 
     @property
     def system(self) -> str:
@@ -69,7 +73,7 @@ class Run:
     @property
     def spacing(self) -> list[list[float]]:
         """[(z, y, x) smallest, (z, y, x) largest] in mm of its training cases; empty if unknown."""
-        return self.facts.get("spacing", [])
+        return self.facts.get("spacing") or []
 
     @property
     def labels(self) -> dict[int, str]:
@@ -113,14 +117,29 @@ class Run:
                     f"{self.folder}: this run folder was made with the {name} {before}, now they "
                     f"are {value}; expected the same, or another `work_dir`."
                 )
-        return _written(self.folder, self.facts | new)
+        return dataclasses.replace(self, facts=self.facts | new)._written()
+
+    def _written(self) -> Run:
+        """The run as it is read again, once config.json is written."""
+        text = json.dumps(self.facts, indent=1) + "\n"
+        if self.writes:
+            with replacing(self.folder / "config.json") as path:
+                path.write_text(text)
+        return dataclasses.replace(self, facts=json.loads(text))
 
 
-def open_run(folder: Path, making: Making) -> Run:
+def open_run(folder: Path, making: Making, writes: bool = True) -> Run:
     """Opens a run folder, or makes it; config.json is written.
 
+    A folder in which nothing was trained is made anew, whatever its config.json says.
+
+    Args:
+      folder: path.
+      making: what the run is made from.
+      writes: whether this process writes config.json, as one of several that train together does.
+
     Raises:
-      UserError: the folder holds a run of another system, other flags or other data.
+      UserError: see `check`.
     """
     folder = pathlib.Path(folder)
     flags = dict(making.flags)
@@ -131,25 +150,60 @@ def open_run(folder: Path, making: Making) -> Run:
             **{name: importlib.metadata.version(name) for name in PACKAGES},
         },
     }
-    if not (folder / "config.json").exists():
+    before = check(folder, making)
+    if before is None:
         facts = {
             "system": making.system,
             "flags": flags,
             "data_fingerprint": making.fingerprint,
             "seed": flags["seed"],
         }
-        return _written(folder, facts | made_by)
+        for path in folder.glob("*/model.keras") if writes else ():
+            path.unlink()  # taken over, perhaps from another run than now
+        return Run(folder, facts | made_by, writes)._written()
+    # What trained the first level stays on record.
+    earlier = [{name: before.facts.get(name) for name in made_by}]
+    earlier += before.facts.get("resumed") or []
+    resumed = earlier[1:] if earlier[-1] == made_by else [*earlier[1:], made_by]
+    facts = {**made_by, **before.facts, "flags": flags, "resumed": resumed}
+    return Run(folder, facts, writes)._written()
+
+
+def check(folder: Path, making: Making) -> Run | None:
+    """The run of a folder, if something was trained in it; nothing is written.
+
+    Raises:
+      UserError: the folder holds a trained run of another system, other flags or other data, or
+        one whose config.json is gone or damaged.
+    """
+    folder = pathlib.Path(folder)
+    if not is_trained(folder):
+        return None
     before = load(folder)
     if different := differences(before, making):
         raise UserError(
             f"{folder}: this run folder was made with {', '.join(different)}; give the same flags "
             "to go on with it, or another `work_dir`."
         )
-    # What trained the first level stays on record.
-    earlier = [{name: before.facts.get(name) for name in made_by}]
-    earlier += before.facts.get("resumed", [])
-    resumed = earlier[1:] if earlier[-1] == made_by else [*earlier[1:], made_by]
-    return _written(folder, {**before.facts, "flags": flags, "resumed": resumed})
+    return before
+
+
+def is_trained(folder: Path) -> bool:
+    """Whether there is a checkpoint in a run folder, or a result: what its flags and data bind.
+
+    A network that was taken over from another run is none.
+    """
+    folder = pathlib.Path(folder)
+    made = (
+        "*/last/step-*.index",
+        "networks/*.keras",
+        "saved_model/[0-9]*",
+        "evaluation/scores.csv",
+    )
+    if any(any(folder.glob(pattern)) for pattern in made):
+        return True
+    finished = list(folder.glob("*/model.keras"))
+    return bool(finished) and not load(folder).facts.get("initial_from")
 
 
 def differences(run: Run, making: Making) -> list[str]:
@@ -161,8 +215,13 @@ def differences(run: Run, making: Making) -> list[str]:
         f"`{name}` {run.flags.get(name)!r} (now {value!r})"
         for name, value in flags.items()
         if name not in making.changeable and run.flags.get(name) != value
+        if name not in making.growing or not _is_larger(value, run.flags.get(name))
     ]
     return different + ["other data"] * (run.fingerprint != making.fingerprint)
+
+
+def _is_larger(value: Any, before: Any) -> bool:
+    return isinstance(before, int) and value > before
 
 
 def load(folder: Path) -> Run:
@@ -174,18 +233,45 @@ def load(folder: Path) -> Run:
     folder = pathlib.Path(folder)
     path = folder / "config.json"
     try:
-        facts = json.loads(path.read_text())
-        facts["system"], facts["flags"].keys(), facts["data_fingerprint"]  # all there
+        facts = json.loads(path.read_bytes())
     except FileNotFoundError as error:
         raise UserError(
             f"{folder}: no config.json; expected a run folder of a training command."
         ) from error
-    except (AttributeError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(
-            f"{path}: not a run's configuration; expected JSON with system, flags and "
-            "data_fingerprint."
+            f"{path}: not a run's configuration, as it is no JSON ({error}); put back a copy of "
+            "the file, or delete the folder and train again."
         ) from error
+    if wrong := _wrong(facts):
+        raise UserError(
+            f"{path}: not a run's configuration, as {wrong} is missing or wrong; put back a copy "
+            "of the file, or delete the folder and train again."
+        )
     return Run(folder, facts)
+
+
+def _wrong(facts: Any) -> str | None:
+    """Name of what config.json lacks or has in another form; None where all is well."""
+    kinds = {"system": str, "flags": dict, "data_fingerprint": str}
+    further = {"labels": dict, "spacing": list, "versions": dict, "resumed": list}
+    if not isinstance(facts, dict):
+        return "an object of JSON"
+    for name, kind in kinds.items():
+        if not isinstance(facts.get(name), kind):
+            return name
+    for name, kind in further.items():
+        if facts.get(name) is not None and not isinstance(facts[name], kind):
+            return name
+    spacing = facts.get("spacing") or []
+    number = (int, float)
+    whole = all(isinstance(e, list) and all(isinstance(x, number) for x in e) for e in spacing)
+    if not whole or len(spacing) not in (0, 2) or len({len(edges) for edges in spacing}) > 1:
+        return "spacing"
+    if not all(isinstance(name, str) for name in (facts.get("labels") or {}).values()):
+        return "labels"
+    entries = facts.get("resumed") or []
+    return None if all(isinstance(entry, dict) for entry in entries) else "resumed"
 
 
 def load_of(folder: Path, system: str) -> Run:
@@ -203,12 +289,6 @@ def load_of(folder: Path, system: str) -> Run:
 def labels(facts: Mapping[str, Any]) -> dict[int, str]:
     """{label value: name} of config.json or a model card, whose keys JSON made strings."""
     return {int(value): name for value, name in facts["labels"].items()}
-
-
-def _written(folder: pathlib.Path, facts: dict[str, Any]) -> Run:
-    with replacing(folder / "config.json") as path:
-        path.write_text(json.dumps(facts, indent=1) + "\n")
-    return Run(folder, json.loads(json.dumps(facts)))
 
 
 def _git_revision() -> str | None:

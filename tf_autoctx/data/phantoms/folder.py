@@ -144,6 +144,12 @@ def _write_groups(
         csv.writer(file, lineterminator="\n").writerows(rows)
 
 
+def is_made(directory: str | os.PathLike[str]) -> bool:
+    """Whether all data sets in a folder, or in those below it, are phantoms of `write`."""
+    descriptions = list(Path(directory).rglob("dataset.json"))
+    return bool(descriptions) and all(_recorded_settings(file.parent) for file in descriptions)
+
+
 def _recorded_settings(folder: Path) -> Any:
     """The settings of the phantoms in a folder; None where it holds something else."""
     try:

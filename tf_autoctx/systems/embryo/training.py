@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_autoctx import export, losses, metrics
-from tf_autoctx.data import augment, pipeline
+from tf_autoctx.data import augment, labels, pipeline
 from tf_autoctx.data.configuration import RigidMotion
 from tf_autoctx.errors import UserError
 from tf_autoctx.files import replacing
@@ -52,8 +52,11 @@ class CascadeStage(Stage):
         self.seed = session.settings.seed * 1000 + number
         self._refinement = refinement
         self._motion = session.configured(RigidMotion)
-        self._dice = losses.SquaredDiceLoss()
+        self._dice, self._ignored = losses.SquaredDiceLoss(), session.ignored
         self._weights = self._before(session.folder, STAGES[number - 1]) if number else {}
+        if self._weights:
+            weights = [array for of_vnet in self._weights.values() for array in of_vnet]
+            self.made_on = stages.digest(weights)
         pipeline.require_one_shape(
             stages.sizes(session.training, "label"), session.settings.batch_size
         )
@@ -89,7 +92,8 @@ class CascadeStage(Stage):
 
     def score(self, graph: Graph, sample: Sample) -> float:
         _, classes = graph(sample["image"][None])
-        return metrics.mean_dice(classes[0, ..., 0].numpy(), sample["label"][..., 0].numpy())
+        label = sample["label"][..., 0].numpy()
+        return metrics.mean_dice(*labels.left_out(classes[0, ..., 0].numpy(), label))
 
 
 class InitialStage(CascadeStage):
@@ -101,7 +105,8 @@ class InitialStage(CascadeStage):
         """Dice loss, averaged over the three classes on VNet I's grid."""
         initial = networks["network"](batch["image"], training=True)["initial"]
         low = self._refinement.low_label(batch["label"])
-        return self._dice(losses.one_hot(low, initial), initial)
+        counted = losses.counted(initial, low, self._ignored)
+        return self._dice(losses.one_hot(low, initial), counted)
 
 
 class RefineStage(CascadeStage):
@@ -114,9 +119,10 @@ class RefineStage(CascadeStage):
     def losses(self, networks: Networks, batch: Mapping[str, Tensor]) -> Tensor:
         """Dice losses of body and ventricle on the original grid, summed."""
         outputs, label = networks["network"](batch["image"], training=True), batch["label"]
-        return self._dice(label == 1, outputs["body"]) + self._dice(
-            label == 2, outputs["ventricle"]
+        body, ventricle = (
+            losses.counted(outputs[name], label, self._ignored) for name in ("body", "ventricle")
         )
+        return self._dice(label == 1, body) + self._dice(label == 2, ventricle)
 
 
 class EndToEndStage(RefineStage):
@@ -148,10 +154,9 @@ def train(refinement: Refinement, session: Session) -> Networks:
     if schedule.initial_from:
         _take_over(initial_file(schedule.initial_from), session)
     for name in schedule.stages(refinement.configuration.auto_context):
-        if stages.finished(session.folder / name) is None:
-            kind = KINDS[name]
-            of_stage = kind.own_session(session)
-            stages.train_network(kind(refinement, of_stage), of_stage)
+        kind = KINDS[name]
+        of_stage = kind.own_session(session)
+        stages.train_network(kind(refinement, of_stage), of_stage)
     return finished(session.run)
 
 

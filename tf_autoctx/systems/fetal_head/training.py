@@ -11,7 +11,7 @@ import keras
 import tensorflow as tf
 
 from tf_autoctx import losses, metrics
-from tf_autoctx.data import augment, pipeline
+from tf_autoctx.data import augment, labels, pipeline
 from tf_autoctx.data.configuration import Augmentation
 from tf_autoctx.systems.fetal_head.segmentation import Cascade
 from tf_autoctx.systems.shared import stages
@@ -38,11 +38,14 @@ class LevelStage(Stage):
 
     def __init__(self, level: int, cascade: Cascade, session: Session) -> None:
         self.name, self._cascade = f"level_{level}", cascade
+        if level > 1:
+            below = session.folder / f"level_{level - 1}" / stages.NETWORK
+            self.made_on = stages.recorded_digest(below)
         # Each level has its own seed, so that it does not matter which levels were trained in the
         # same process.
         self.seed = session.settings.seed * 1000 + level
         self._augmentation = session.configured(Augmentation)
-        self._loss = losses.DeepSupervisedCrossEntropy()
+        self._loss = losses.DeepSupervisedCrossEntropy(ignored=session.ignored)
         sizes = stages.sizes(session.training, "image")
         shapes = {cascade.training_shape(size) for size in sizes}
         pipeline.require_one_shape(shapes, session.settings.batch_size)
@@ -72,7 +75,8 @@ class LevelStage(Stage):
 
     def score(self, graph: Level, sample: Sample) -> float:
         head = graph(sample["image"][None], sample["context"][None])[0] > 0.5
-        return metrics.dice(head[..., 0].numpy(), sample["label"][..., 0].numpy())
+        label = sample["label"][..., 0].numpy()
+        return metrics.dice(*labels.left_out(head[..., 0].numpy(), label))
 
 
 def train(cascade: Cascade, session: Session) -> Networks:
@@ -80,10 +84,10 @@ def train(cascade: Cascade, session: Session) -> Networks:
     networks: Networks = {}
     last = cascade.configuration.levels
     for level in range(1, last + 1):
-        folder = session.folder / f"level_{level}"
-        if not (folder / "model.keras").exists():  # of an earlier training of this level
-            shutil.rmtree(folder / "probability", ignore_errors=True)
-        network = stages.train_network(LevelStage(level, cascade, session), session)
+        stage, folder = LevelStage(level, cascade, session), session.folder / f"level_{level}"
+        if not stages.is_finished(stage, session, [folder / stages.NETWORK]):
+            shutil.rmtree(folder / "probability", ignore_errors=True)  # of an earlier training
+        network = stages.train_network(stage, session)
         networks[folder.name] = network
         if level < last:
             session = session.with_files(

@@ -43,6 +43,8 @@ class PyramidStage(Stage):
         # process.
         self.seed = session.settings.seed * 1000 + count
         self._levels, self._below, self._pyramid = range(1, count + 1), below, pyramid
+        if below is not None:
+            self.made_on = stages.digest(below.get_weights())
         images = [f"image_{level}" for level in self._levels]
         self.columns = ("label", "places", "spacing", *images)
         self._learning = self._levels[-1:] if below else self._levels

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import shutil
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -34,8 +35,9 @@ def render(graph: Graph, training: Files, folder: pathlib.Path) -> None:
       folder: of the run; gets the folder rendered/ when all images are.
     """
     directory = folder / "rendered"
-    if directory.exists():
+    if all((directory / _case_of(entry) / COLUMNS[-1]).exists() for entry in training):
         return
+    shutil.rmtree(directory, ignore_errors=True)  # where a case was removed since
     progress = keras.utils.Progbar(len(training), unit_name="case")
     with replacing(directory, keep=True) as partial:
         for entry in training:

@@ -11,7 +11,7 @@ import keras
 import tensorflow as tf
 
 from tf_autoctx import export, metrics
-from tf_autoctx.data import pipeline
+from tf_autoctx.data import labels, pipeline
 from tf_autoctx.errors import FieldError, UserError
 from tf_autoctx.files import replacing
 from tf_autoctx.systems.renderer import source, terms
@@ -46,6 +46,7 @@ class SelfPlayStage(Stage):
 
     def __init__(self, rendering: Rendering, session: Session) -> None:
         self._rendering, self._objective = rendering, session.configured(Objective)
+        self._ignored = session.ignored
         self.seed, self.others = session.settings.seed, len(rendering.configuration.discriminators)
         batch_size, cases = session.settings.batch_size, len(session.training)
         pipeline.require_one_shape(stages.sizes(session.training, "label2d"), batch_size)
@@ -63,13 +64,13 @@ class SelfPlayStage(Stage):
 
     def losses(self, networks: Networks, batch: Mapping[str, Tensor]) -> Tensor:
         """All terms together; `updates` takes them apart."""
-        outputs = terms.Outputs(networks, batch, training=True)
+        outputs = terms.Outputs(networks, batch, training=True, ignored=self._ignored)
         every = terms.groups(networks, self._objective)[-1]
         return sum(outputs.losses(term, self._objective) for term in every)
 
     def updates(self, networks: Networks, settings: Settings) -> tuple[Optimizers, Step]:
         plan = terms.groups(networks, self._objective)
-        return terms.updates(networks, plan, self._objective, settings)
+        return terms.updates(networks, plan, self._objective, settings, ignored=self._ignored)
 
     def augment(self, sample: Sample, seed: Tensor) -> Sample:
         """The sample, and for each discriminator what it sees of another one.
@@ -85,7 +86,7 @@ class SelfPlayStage(Stage):
             for drawn in (sample, *sample.get("others", ()))
         )
         real = {
-            name: terms.seen_by(name, other, tf.cast(mask, tf.float32))
+            name: terms.seen_by(name, other, tf.cast(mask == 1, tf.float32))
             for name, (other, mask) in zip(chosen.discriminators, others)
         }
         return {"image": image, "label": label, "real": real}
@@ -95,7 +96,7 @@ class SelfPlayStage(Stage):
 
     def score(self, graph: Graph, sample: Sample) -> float:
         head = graph(sample["image2d"][None])["probability"][0, ..., 0].numpy() > 0.5
-        return metrics.dice(head, sample["label2d"][..., 0].numpy())
+        return metrics.dice(*labels.left_out(head, sample["label2d"][..., 0].numpy()))
 
 
 def train(rendering: Rendering, session: Session) -> Networks:
@@ -108,13 +109,15 @@ def train(rendering: Rendering, session: Session) -> Networks:
       UserError: see `SelfPlayStage` and `stages.train`.
     """
     folder, chosen = session.folder, rendering.configuration
-    files = _files(folder, chosen)
-    if all(file.exists() for file in files.values()):
+    stage = SelfPlayStage(rendering, session)
+    if stages.is_finished(stage, session, _files(folder, chosen).values()):
         networks = finished(folder, chosen)
     else:
-        networks = stages.train(SelfPlayStage(rendering, session), session)
+        networks = stages.train(stage, session)
         shutil.rmtree(folder / "rendered", ignore_errors=True)  # by other networks
-        _save(folder / "networks", networks)
+        with replacing(folder / "networks") as partial:  # all or none
+            for name, network in networks.items():
+                stages.save(partial / f"{name}.keras", network, stage, session)
     if chosen.renders and devices.is_chief(session.strategy):
         source.render(graph(rendering, networks), session.training, folder)
         source.compare(session.training, folder)
@@ -149,11 +152,3 @@ def graph(rendering: Rendering, networks: Mapping[str, keras.Model]) -> Graph:
 def _files(folder: pathlib.Path, configuration: Renderer) -> dict[str, pathlib.Path]:
     """{network: its file} of a run that is finished."""
     return {name: folder / "networks" / f"{name}.keras" for name in configuration.networks}
-
-
-def _save(directory: pathlib.Path, networks: Networks) -> None:
-    """Writes all networks, or none."""
-    with replacing(directory) as partial:
-        partial.mkdir()
-        for name, network in networks.items():
-            network.save(partial / f"{name}.keras")

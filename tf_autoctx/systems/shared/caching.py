@@ -6,37 +6,66 @@ import contextlib
 import hashlib
 import json
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+import shutil
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import keras
 import numpy as np
-import SimpleITK as sitk
 
+from tf_autoctx import configuration
 from tf_autoctx.data import datasets, images, pipeline
 from tf_autoctx.errors import Faults
 from tf_autoctx.version import __version__
 
 Files = list[dict[str, str]]  # {name of a tensor: path} of each case
-Read = Callable[[datasets.Case], tuple[sitk.Image, np.ndarray]]
+Read = Callable[[datasets.Case], tuple[images.Image, np.ndarray]]
 
 
 class Prepares(Protocol):
-    """A system, as far as the cache knows it."""
+    """A system, as far as the cache knows it.
+
+    Attributes:
+      configuration: of the system.
+      labels: {label value: name}.
+    """
+
+    configuration: Any
+    labels: dict[int, str]
 
     def prepare(self, case: datasets.Case, voxels: Any, label: Any) -> dict[str, Any]:
         """See `System.prepare`."""
 
 
-def directory(folder: pathlib.Path, made_from: Mapping[str, Any]) -> pathlib.Path:
-    """Where the cache of a run folder lies: cases that are made from something else lie elsewhere.
+def directory(
+    folder: pathlib.Path,
+    system: Prepares,
+    foreground: Sequence[int] | None,
+    fingerprint: str,
+) -> pathlib.Path:
+    """Where the cache of a run folder lies; cases that are made from something else lie elsewhere.
 
     Args:
       folder: of the run.
-      made_from: JSON-like, whatever the prepared cases follow from.
+      system: prepares the cases.
+      foreground: label values that are read, see `Reader`.
+      fingerprint: of the data set.
     """
-    told = json.dumps({**made_from, "tf_autoctx": __version__}, sort_keys=True)
+    kind = type(system.configuration)
+    free = configuration.changeable([kind])
+    options = {name: v for name, v in vars(system.configuration).items() if name not in free}
+    made_from = [kind.__name__, options, system.labels, foreground, fingerprint, __version__]
+    told = json.dumps(made_from, sort_keys=True)
     return folder / "cache" / hashlib.sha256(told.encode()).hexdigest()[:16]
+
+
+def forget_others(folder: pathlib.Path, cache: pathlib.Path) -> None:
+    """Removes the caches of a run folder that are made from something else, and what was made from
+    them in turn: what levels see of each other, which a finished network makes anew."""
+    if cache.exists() or not cache.parent.exists():
+        return
+    for derived in (*folder.glob("*/probability"), folder / "rendered", cache.parent):
+        shutil.rmtree(derived, ignore_errors=True)
 
 
 def cached(
@@ -75,11 +104,11 @@ def _prepared(
     """{name: path} of a case, which is made unless it is there."""
     if not (folder / "spacing").exists():
         image, label = read(case)
-        voxels = images.array(image).astype(np.float32)
+        voxels = image.array.astype(np.float32)
         tensors = system.prepare(case, voxels[None, ..., None], label[None, ..., None])
         for name, tensor in tensors.items():
             pipeline.store(folder / name, tensor)
-        spacing = np.array(images.spacing(image), np.float32)
+        spacing = np.array(image.spacing, np.float32)
         pipeline.store(folder / "spacing", spacing)  # last: all is there
     return {path.name: str(path) for path in sorted(folder.glob("[!.]*"))}
 

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import pathlib
+import shutil
+import time
 from collections.abc import Mapping
 from typing import Any
 
-from tf_autoctx import configuration
+from tf_autoctx import configuration, files
 from tf_autoctx.data import datasets
+from tf_autoctx.data.phantoms import folder as phantom_folder
+from tf_autoctx.errors import Faults, UserError
 from tf_autoctx.systems.shared import caching, checks, evaluation
+from tf_autoctx.systems.shared.caching import Files
 from tf_autoctx.systems.shared.declaration import Declaration
 from tf_autoctx.systems.shared.evaluation import Scoring
 from tf_autoctx.systems.shared.exporting import export_run
@@ -47,43 +53,107 @@ class Opened:
 
 
 def open_training(
-    declaration: Declaration, values: Mapping[str, Any], changeable: frozenset[str]
+    declaration: Declaration,
+    values: Mapping[str, Any],
+    changeable: frozenset[str],
+    growing: frozenset[str] = frozenset(),
 ) -> Opened:
-    """Sets devices, precision and seeds, loads the cases, opens the run folder and fills its cache.
+    """Sets devices, precision and seeds, checks all flags and cases, fills the run's cache, and
+    then opens the run folder: it binds nothing before something can be trained in it.
 
     Args:
       declaration: of the system.
       values: {flag: value}, presets filled in.
       changeable: names of the flags with which a run goes on whatever their value.
+      growing: names of those with which it goes on where they are larger than before.
 
     Raises:
-      UserError: flags that contradict each other, bad data, a folder of another run.
+      UserError: flags that contradict each other, bad data, a folder of another run or of another
+        process.
     """
+    began = time.time()
     kind: type[System] = declaration.load()
     values = dict(values)
     values |= kind.implied(values)
     chosen: Any = configuration.configured(declaration.configuration, values)
-    strategy = devices.strategy(values["strategy"])
-    values["precision"] = devices.set_up(values["precision"], values["seed"])
+    settings = configuration.configured(Settings, values)
+    for further in declaration.training:
+        configuration.configured(further, values)
     folder = pathlib.Path(values["work_dir"])
 
-    source = values["data_dir"] or kind.write_phantoms(folder / "phantoms", values)
+    strategy = devices.strategy(values["strategy"])
+    is_chief = devices.is_chief(strategy)
+    if is_chief:
+        files.own(folder, began)
+        devices.warn_of_unseen_gpu()
+    values["precision"] = devices.set_up(values["precision"], values["seed"])
+
+    source = values["data_dir"] or _phantoms(kind, folder, values)
     cases = datasets.load(source, values["seed"], values["validation_fraction"])
     labels = kind.structures(cases, values["foreground"])
     system = kind(chosen, labels)
-    making = Making(declaration.name, values, datasets.fingerprint(cases), changeable)
+    fingerprint = datasets.fingerprint(cases)
+    making = Making(declaration.name, values, fingerprint, changeable, growing)
     system.check_run(making)
-    run = runs.open_run(folder, making).note(labels=labels)
+    runs.check(folder, making)
 
     read = system.reader(values["foreground"], cases.labels)
-    held_out = evaluation.held_out(cases, read)
-    training, validation = (
-        caching.cached(part, folder / "cache", read, system)
-        for part in (cases.train, cases.validation)
-    )
+    cache = caching.directory(folder, system, read.foreground, fingerprint)
+    if is_chief:
+        caching.forget_others(folder, cache)
+    held_out, training, validation = _read_all(cases, cache, read, system)
     system.check_cases(training, validation)
+    run = runs.open_run(folder, making, is_chief).note(labels=labels)
     if declaration.dimensions == 3:
         run = run.note(spacing=checks.spacing_range(training))
-    settings = configuration.configured(Settings, values)
     session = Session(run, values, strategy, settings, training, validation)
+    if is_chief:
+        print(_resolved(session, len(held_out)))
     return Opened(system, session, held_out, read)
+
+
+def _phantoms(kind: type[System], folder: pathlib.Path, values: Mapping[str, Any]) -> pathlib.Path:
+    """The run's own phantoms; those of other flags give way where nothing was trained on them."""
+    own = folder / "phantoms"
+    try:
+        return kind.write_phantoms(own, values)
+    except UserError:
+        if runs.is_trained(folder) or not phantom_folder.is_made(own):
+            raise
+        shutil.rmtree(own)
+        return kind.write_phantoms(own, values)
+
+
+def _read_all(
+    cases: datasets.Dataset, cache: pathlib.Path, read: Reader, system: System
+) -> tuple[list[datasets.Case], Files, Files]:
+    """The held-out cases, and the prepared ones that train and validate.
+
+    Raises:
+      UserError: all faults of all cases together.
+    """
+    faults = Faults()
+    training, validation = (
+        caching.cached(part, cache, read, system, faults)
+        for part in (cases.train, cases.validation)
+    )
+    held_out = evaluation.held_out(cases, read, faults)
+    faults.require_none("faults in the cases")
+    return held_out, training, validation
+
+
+def _resolved(session: Session, held_out: int) -> str:
+    """What a training is about to do, in words."""
+    settings, replicas = session.settings, session.strategy.num_replicas_in_sync
+    epoch = math.ceil(settings.samples_per_epoch / (settings.batch_size * replicas))
+    epochs = math.ceil(settings.steps / epoch)
+    return (
+        f"{session.folder}: on {devices.described(session.strategy)}, precision "
+        f"{session.values['precision']}, batch {settings.batch_size} x {replicas} "
+        f"replica{'s' * (replicas > 1)}\n"
+        f"cases: {len(session.training)} to train, {len(session.validation)} to validate, "
+        f"{held_out} held out\n"
+        f"steps: {settings.steps} for each level or stage, in {epochs} "
+        f"epoch{'s' * (epochs > 1)} of {epoch}; learning rate {settings.learning_rate:g}, "
+        f"{settings.learning_rate_decay}"
+    )

@@ -28,6 +28,8 @@ class Stage(abc.ABC):
       columns: names of the cached tensors that it reads of a case.
       others: further cases that come with each sample, see `pipeline.training`.
       keeps_last: whether the last weights are kept in place of the best.
+      made_on: a digest of the networks of other stages that it starts from or looks through, see
+        `stages.digest`: where it is another than before, the stage is trained anew. None: of none.
     """
 
     name: str
@@ -35,6 +37,7 @@ class Stage(abc.ABC):
     columns: tuple[str, ...]
     others: int = 0
     keeps_last: bool = False
+    made_on: str | None = None
 
     @abc.abstractmethod
     def build(self) -> Networks:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import pathlib
 import zipfile
+from collections.abc import Iterable
+from typing import Any
 
 import keras
 import numpy as np
@@ -17,6 +21,9 @@ from tf_autoctx.systems.shared.caching import Files
 from tf_autoctx.systems.shared.session import Session
 from tf_autoctx.systems.shared.stage import Networks, Stage
 from tf_autoctx.training import devices, loop
+
+NETWORK = "model.keras"
+RECORD = "tf_autoctx.json"  # in the archive of a network, beside what Keras has there
 
 
 def train(stage: Stage, session: Session) -> Networks:
@@ -40,7 +47,10 @@ def train(stage: Stage, session: Session) -> Networks:
         )
     task = _StageTask(stage, session)
     folder = session.folder / stage.name
-    history = loop.fit(task, folder, session.strategy, settings)
+    try:
+        history = loop.fit(task, folder, session.strategy, settings, stage.made_on)
+    except tf.errors.OpError as error:
+        raise pipeline.fault(error) or error from None
     figures.history(folder / "history.png", history, folder.name.replace("_", " "))
 
     with devices.policy("float32"):
@@ -56,13 +66,80 @@ def train_network(stage: Stage, session: Session) -> keras.Model:
     Raises:
       UserError: see `train`; a model.keras that cannot be read.
     """
-    path = session.folder / stage.name / "model.keras"
-    if path.exists():
+    path = session.folder / stage.name / NETWORK
+    if is_finished(stage, session, [path]):
         return load(path)
     (network,) = train(stage, session).values()
+    save(path, network, stage, session)
+    return network
+
+
+def is_finished(stage: Stage, session: Session, files: Iterable[pathlib.Path]) -> bool:
+    """Whether the networks of a stage are there, trained for all steps, and on what the stage
+    starts from now.
+
+    Networks that were taken over from another run, or are of an earlier release, are finished.
+
+    Args:
+      stage: whose networks they are.
+      session: of the run.
+      files: of its networks.
+    """
+    if not all(path.exists() for path in files):
+        return False
+    if not (session.folder / stage.name / "last").exists():
+        return True
+    return all(_is_of(_recorded(path), stage, session) for path in files)
+
+
+def _is_of(record: dict[str, Any], stage: Stage, session: Session) -> bool:
+    """Whether a network of a record is one that the stage would come to now."""
+    if record.get("steps", session.settings.steps) < session.settings.steps:
+        return False
+    before = record.get("made_on")
+    return None in (before, stage.made_on) or before == stage.made_on
+
+
+def save(path: pathlib.Path, network: keras.Model, stage: Stage, session: Session) -> None:
+    """Writes a finished network of a stage, with a record of how it was made."""
+    record = _record(stage, session) | {"digest": digest(network.get_weights())}
     with replacing(path) as partial:
         network.save(partial)
-    return network
+        with zipfile.ZipFile(partial, "a") as archive:
+            archive.writestr(RECORD, json.dumps(record))
+
+
+def _record(stage: Stage, session: Session) -> dict[str, Any]:
+    return {"steps": session.settings.steps, "made_on": stage.made_on}
+
+
+def _recorded(path: pathlib.Path) -> dict[str, Any]:
+    """The record in the file of a finished network; empty where there is none."""
+    if not path.exists():
+        return {}
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return dict(json.loads(archive.read(RECORD))) if RECORD in archive.namelist() else {}
+    except Exception as error:
+        raise _unreadable(path, type(error).__name__) from error
+
+
+def digest(weights: Iterable[np.ndarray]) -> str:
+    """SHA-256 (hex) of weights, for `Stage.made_on`."""
+    total = hashlib.sha256()
+    for array in weights:
+        total.update(f"{array.dtype}{array.shape}".encode())
+        total.update(np.ascontiguousarray(array).data)
+    return total.hexdigest()
+
+
+def recorded_digest(path: pathlib.Path) -> str | None:
+    """`digest` of the weights in the file of a finished network; None in an earlier release's.
+
+    Raises:
+      UserError: it cannot be read.
+    """
+    return _recorded(path).get("digest")
 
 
 class _StageTask:
@@ -110,7 +187,7 @@ def finished(folder: pathlib.Path) -> keras.Model | None:
     Raises:
       UserError: it cannot be read.
     """
-    path = folder / "model.keras"
+    path = folder / NETWORK
     return load(path) if path.exists() else None
 
 
@@ -126,12 +203,22 @@ def load(path: pathlib.Path) -> keras.Model:
             "go on."
         )
     try:
-        return keras.models.load_model(path, compile=False)
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise UserError(
-            f"{path}: not a network that can be read ({type(error).__name__}); delete it and train "
-            "again, which makes it anew from the stage's checkpoints."
-        ) from error
+        with zipfile.ZipFile(path) as archive:
+            if archive.testzip():
+                raise zipfile.BadZipFile
+        network = keras.models.load_model(path, compile=False)
+    except Exception as error:  # Keras' reader raises whatever comes next
+        raise _unreadable(path, type(error).__name__) from error
+    if not all(np.isfinite(array).all() for array in network.get_weights()):
+        raise _unreadable(path, "weights that are not finite")
+    return network
+
+
+def _unreadable(path: pathlib.Path, reason: str) -> UserError:
+    return UserError(
+        f"{path}: not a network that can be read ({reason}); delete it and train again, which "
+        "makes it anew from the stage's checkpoints."
+    )
 
 
 def sizes(files: Files, name: str) -> list[tuple[int, ...]]:
