@@ -60,12 +60,17 @@ def show(
     from tf_autoctx.data import datasets, images, phantoms
 
     image, label = datasets.read_case(case, labels=labels, dimensions=2)
-    pixels = np.rint(images.array(image)).astype(np.uint8)
+    pixels = np.rint(image.array).astype(np.uint8)
     seen = phantoms.another_scanner(pixels, (seed, zlib.crc32(case.name.encode())))
     assert label is not None, "only cases with a label are shown"
+    if label.max() > 1:
+        raise errors.UserError(
+            f"{case.label}: has voxels that are to be ignored, which a mask of this corpus cannot "
+            "say; leave the case out."
+        )
     names = {"image": f"images/{case.name}.png", "label": f"labels/{case.name}.png"}
-    images.write(folder / names["image"], images.like(seen, image))
-    images.write(folder / names["label"], images.like(255 * label, image))
+    images.write(folder / names["image"], image.like(seen))
+    images.write(folder / names["label"], image.like(255 * label))
     return names
 
 

@@ -56,6 +56,9 @@ class Client:
         "Tries after connection errors and 503 (UNAVAILABLE); the waits double from 0.5 s.",
         least=0,
     )
+    series: str | None = field(
+        None, "DICOM series of a folder that holds several: its UID, or its number in their list."
+    )
     overwrite: bool = field(False, "Replace results that are there already.")
 
     def __post_init__(self) -> None:
@@ -79,7 +82,13 @@ def main(given: Given) -> None:
     model: serving.Model = protocol(chosen.address, chosen.model, chosen.version, chosen.timeout)
     signature, flat = _signature(chosen, model)
     sender = sending.Sender(
-        model, signature, flat, pathlib.Path(chosen.output), chosen.retries, chosen.overwrite
+        model,
+        signature,
+        flat,
+        pathlib.Path(chosen.output),
+        chosen.retries,
+        chosen.overwrite,
+        chosen.series,
     )
     jobs = sender.jobs(pathlib.Path(chosen.input), chosen.probabilities)
     sender.send_all(jobs, chosen.requests_in_flight)

@@ -174,7 +174,6 @@ def times(runs: Sequence[ScoredRun], chosen: EmbryoTables) -> list[dict[str, Any
     """
     import numpy as np
 
-    from tf_autoctx.data import images
     from tf_autoctx.systems.embryo.system import TrainedRun
     from tf_autoctx.systems.shared import evaluation
 
@@ -184,7 +183,7 @@ def times(runs: Sequence[ScoredRun], chosen: EmbryoTables) -> list[dict[str, Any
     timed: list[dict[str, Any]] = []
     for case in evaluation.held_out(trained.cases, trained.read)[: chosen.volumes]:
         image, _ = trained.read(case)
-        voxels = images.array(image).astype(np.float32)
+        voxels = image.array.astype(np.float32)
         volume: dict[str, Any] = {"case": case.name, "size": voxels.shape, "seconds": {}}
         for method, segment in methods.items():
             segment(voxels)

@@ -12,7 +12,7 @@ import numpy as np
 
 from tf_autoctx import metrics
 from tf_autoctx.commands.planned_runs import PlannedRun
-from tf_autoctx.data import datasets, images
+from tf_autoctx.data import datasets
 from tf_autoctx.files import replacing
 from tf_autoctx.report import tables
 from tf_autoctx.systems.fetal_head.paper import COLUMNS, CONCAT, METHODS, TABLES
@@ -117,7 +117,7 @@ def seconds(finished: Sequence[PlannedRun]) -> tuple[dict[str, float], tuple[int
     read = Reader(FetalHeadSystem, of_run["foreground"], cases.labels)
     case = evaluation.held_out(cases, read)[0]
     image, _ = read(case)
-    voxels, spacing = images.array(image), images.spacing(image)
+    voxels, spacing = image.array, image.spacing
     of_method: dict[str, float] = {}
     for run in {run.method: run for run in reversed(finished)}.values():
         segmentor, times = prediction.load(run.folder), []

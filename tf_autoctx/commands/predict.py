@@ -6,7 +6,8 @@ r"""Segments images with a finished run or a SavedModel, each on its own grid.
   autoctx-predict --model=runs/renderer --input=frame.png --output=results --every_iteration
 
 --model is a run folder, a SavedModel, or a folder of its versions, of which the newest is taken. A
-folder is read with all folders below it, and results lie in the same folders.
+folder is read with all folders below it, and results lie in the same folders. A folder of DICOM
+slices is one image; where it holds several series, --series chooses one.
 
 Writes NAME.nii.gz (label values), with --masks masks/NAME.nii.gz (0 and 1) and with --probabilities
 probabilities/NAME.nii.gz; where there are several structures, masks/STRUCTURE/NAME.nii.gz and so
@@ -60,6 +61,9 @@ class Prediction:
         "Format of all images. By default png for PNG, JPEG and TIFF images, else nii.gz.",
         choices=FORMATS,
     )
+    series: str | None = field(
+        None, "DICOM series of a folder that holds several: its UID, or its number in their list."
+    )
     overwrite: bool = field(False, "Replace results that are there already.")
     resume: bool = field(False, "Write the results that are not there yet.")
 
@@ -95,8 +99,9 @@ def main(given: Given) -> None:
         chosen.probabilities,
         chosen.every_iteration,
         chosen.output_format and f".{chosen.output_format}",
+        chosen.series,
     )
-    sources = results.sources(source, output, segmentor.dimensions)
+    sources = results.sources(source, output, segmentor.dimensions, chosen.series)
     files = {path: wanted.files(name, path) for name, path in sources.items()}
     left = results.still_wanted(files, overwrite=chosen.overwrite, resume=chosen.resume)
     if chosen.resume:

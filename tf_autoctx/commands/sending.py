@@ -10,11 +10,10 @@ import time
 from collections.abc import Sequence
 
 import numpy as np
-import SimpleITK as sitk
 
 from tf_autoctx import serving
-from tf_autoctx.data import images
-from tf_autoctx.errors import UserError, sentence
+from tf_autoctx.data import images, names
+from tf_autoctx.errors import FieldError, UserError, sentence
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +42,7 @@ class Sender:
       output: folder of the results.
       retries: see `serving.with_retries`.
       overwrite: whether results that are there are replaced.
+      series: which of several DICOM series of a folder, see `images.read`.
     """
 
     model: serving.Model
@@ -51,16 +51,22 @@ class Sender:
     output: pathlib.Path
     retries: int
     overwrite: bool
+    series: str | None = None
 
     def jobs(self, source: pathlib.Path, probabilities: bool) -> list[Job]:
         """The images of a file or folder that lack results.
 
-        Raises:
-          UserError: no image; a result would replace an image or another result.
+          Raises:
+            FieldError: a series is wanted and there is no DICOM folder.
+        UserError: no image; a result would replace an image or another result.
         """
-        sources = {images.stem(source): str(source)}
         if source.is_dir():
-            sources = images.find(source, series=not self.flat, below=True, without=self.output)
+            sources = names.find(source, series=not self.flat, below=True, without=self.output)
+        else:
+            sources = {names.case_name(source): str(source)}
+        wanted = self.series
+        if wanted is not None and not any(pathlib.Path(p).is_dir() for p in sources.values()):
+            raise FieldError("series", wanted, f"{source} holds no DICOM folder; expected one.")
         jobs = []
         for name, path in sources.items():
             pixels = self.flat and str(path).lower().endswith(images.PIXELS_ONLY)
@@ -82,7 +88,7 @@ class Sender:
           UserError: an unreadable image, a server that refuses, an answer of another size.
         """
         image = self._read(job.path)
-        voxels = images.array(image)
+        voxels = image.array
         voxels = voxels.astype(voxels.dtype if voxels.dtype.name in serving.TYPES else np.float32)
         voxels = np.ascontiguousarray(voxels, voxels.dtype.newbyteorder("<"))
 
@@ -98,12 +104,12 @@ class Sender:
             if self.overwrite or not file.exists():
                 file.parent.mkdir(parents=True, exist_ok=True)
                 shown = 255 * outputs[name] if file.suffix == ".png" else outputs[name]
-                images.write(file, images.like(shown, image))
+                images.write(file, image.like(shown))
 
-    def _read(self, path: str) -> sitk.Image:
+    def _read(self, path: str) -> images.Image:
         if self.flat:
-            return images.read_2d(path, grey_levels=True)
-        image = images.read(path)
+            return images.read_2d(path, grey_levels=True, series=self.series)
+        image = images.read(path, self.series)
         images.require_dimensions(path, image, 3)
         return image
 

@@ -195,13 +195,14 @@ def read(path: Path, series: str | int | None = None, colour: bool = False) -> I
     return Image.of(path, image, known)
 
 
-def read_2d(path: Path, grey_levels: bool = False) -> Image:
+def read_2d(path: Path, grey_levels: bool = False, series: str | int | None = None) -> Image:
     """Reads an image of two dimensions, or a volume of one slice, as a single DICOM image is.
 
     Args:
       path: as for `read`. Of colour, the luminance is taken (ITU-R BT.601).
       grey_levels: whether pixels outside 0..255, or none above 1, are taken from their own range to
         0..255, with a warning.
+      series: as for `read`.
 
     Returns:
       Image of one value a pixel.
@@ -211,7 +212,7 @@ def read_2d(path: Path, grey_levels: bool = False) -> Image:
         RGBA.
     """
     path = pathlib.Path(path)
-    raw, header = _load(path, None)
+    raw, header = _load(path, series)
     image = raw[:, :, 0] if raw.GetDimension() == 3 and raw.GetSize()[2] == 1 else raw
     require_dimensions(path, image, 2)
     if header.flat_unknown and not path.name.lower().endswith(PIXELS_ONLY):
@@ -263,6 +264,8 @@ def write(path: Path, image: sitk.Image) -> None:
         raise UserError(
             f"{path}: cannot write this format; expected a name that ends in {', '.join(WRITABLE)}."
         )
+    if path.name.lower().endswith(PIXELS_ONLY) and image.GetSize()[2:] == (1,):
+        image = image[:, :, 0]  # of a volume of one slice
     # The suffix tells SimpleITK the format.
     partial = path.with_name(f".{uuid.uuid4().hex}-{path.name}")
     try:

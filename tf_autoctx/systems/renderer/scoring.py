@@ -17,7 +17,8 @@ import tensorflow as tf
 from absl import logging
 
 from tf_autoctx import biometry, metrics
-from tf_autoctx.data import datasets, images
+from tf_autoctx.data import datasets
+from tf_autoctx.data.labels import left_out
 from tf_autoctx.errors import UserError
 from tf_autoctx.files import replacing
 from tf_autoctx.report import figures
@@ -172,9 +173,10 @@ class Scorer:
 
     def _score_case(self, case: datasets.Case, read: Reader, strip: pathlib.Path) -> dict[str, Any]:
         """{"kept", "scores", "agreement"} of a case, see `ScoredImage`; writes its strip."""
-        image, truth = read(case)
-        assert truth is not None, "only cases with a label are scored"
-        pixels = images.array(image).astype(np.float32)
+        image, label = read(case)
+        assert label is not None, "only cases with a label are scored"
+        truth = left_out(label, label)[1]
+        pixels = image.array.astype(np.float32)
         rendering = self._system.rendering
         iterations = self._render(rendering.preprocess(tf.constant(pixels[None, ..., None]))[0])
         kept = online.kept(iterations)
@@ -183,11 +185,13 @@ class Scorer:
             outputs = rendering.postprocess(iteration.outputs(), pixels.shape)
             shown.append({name: np.asarray(x)[0, ..., 0] for name, x in outputs.items()})
         mm = self._choice.pixel_sizes.get(case.name)
-        spacing = (mm, mm) if mm else images.millimetres(case.image, image)
+        spacing = (mm, mm) if mm else image.millimetres
         figures.strip(strip, pixels, shown, kept, case.name, truth=truth)
         return {
             "kept": kept,
-            "scores": [_scores(output["label"], truth, spacing) for output in shown],
+            "scores": [
+                _scores(left_out(output["label"], label)[0], truth, spacing) for output in shown
+            ],
             "agreement": [iteration.agreement for iteration in iterations],
         }
 

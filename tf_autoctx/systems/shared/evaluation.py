@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 import keras
@@ -13,7 +13,8 @@ import numpy as np
 from absl import logging
 
 from tf_autoctx import metrics
-from tf_autoctx.data import datasets, images
+from tf_autoctx.data import datasets
+from tf_autoctx.data.labels import left_out
 from tf_autoctx.errors import Faults, UserError
 from tf_autoctx.report import figures, tables, views
 from tf_autoctx.systems.shared.caching import Read
@@ -186,10 +187,10 @@ def _case(
 ) -> dict[str, list[Row]]:
     """{method: rows} of a case; writes its picture and its view."""
     image, truth = read(case)
-    voxels = images.array(image).astype(np.float32)
-    spacing = images.millimetres(case.image, image)
+    voxels = image.array.astype(np.float32)
+    spacing = image.millimetres
     warn_of_spacing(case.image, spacing, scoring.trained)
-    segmentations = evaluator(voxels)
+    segmentations, truth = _counted(evaluator(voxels), truth, scoring.labels)
     rows = {}
     for method, segmentation in segmentations.items():
         prediction = np.asarray(segmentation["label"])
@@ -202,6 +203,20 @@ def _case(
     view = views.of(shown, truth, segmentations, spacing, scoring.labels)
     views.write(directory / "views" / f"{case.name}.npz", view)
     return rows
+
+
+def _counted(
+    segmentations: dict[str, dict[str, Any]], truth: np.ndarray, structures: Collection[int]
+) -> tuple[dict[str, dict[str, Any]], np.ndarray]:
+    """Segmentations and truth with background where the truth is to be ignored."""
+    counted = {
+        method: {
+            **segmentation,
+            "label": left_out(np.asarray(segmentation["label"]), truth, structures)[0],
+        }
+        for method, segmentation in segmentations.items()
+    }
+    return counted, left_out(truth, truth, structures)[1]
 
 
 def draw_measurements(directory: pathlib.Path, by_method: Mapping[str, list[Row]]) -> None:

@@ -8,9 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import SimpleITK as sitk
 
-from tf_autoctx.data import images
+from tf_autoctx.data import images, names
 from tf_autoctx.errors import FieldError, UserError
 from tf_autoctx.files import replacing
 from tf_autoctx.report import figures
@@ -30,6 +29,7 @@ class Results:
       masks, probabilities: whether each structure's are wanted.
       every_iteration: whether those of online rendering are.
       suffix: of images; None: .png for PNG, JPEG and TIFF images, else .nii.gz.
+      series: which of several DICOM series of a folder, see `images.read`.
 
     Raises:
       FieldError: a format that cannot hold a volume; iterations of a model that has none.
@@ -41,6 +41,7 @@ class Results:
     probabilities: bool = False
     every_iteration: bool = False
     suffix: str | None = None
+    series: str | None = None
 
     def __post_init__(self) -> None:
         if not self._flat and self.suffix in images.PIXELS_ONLY:
@@ -92,10 +93,10 @@ class Results:
         Raises:
           UserError: the image cannot be read, or a result not be written.
         """
-        image = read_image(path, self.segmentor.dimensions)
+        image = read_image(path, self.segmentor.dimensions, self.series)
         segmentation = self.segmentor(
-            images.array(image),
-            images.spacing(image),
+            image.array,
+            image.millimetres,
             path,
             probabilities=self.probabilities,
             progress=progress,
@@ -116,54 +117,67 @@ class Results:
                     _write_iterations(file, segmentation["iterations"], image, self._ending(path))
 
 
-def read_image(path: Path, dimensions: int) -> sitk.Image:
+def read_image(path: Path, dimensions: int, series: str | None = None) -> images.Image:
     """A raw image as a model of so many dimensions takes it.
+
+    Args:
+      path: a file or a DICOM folder.
+      dimensions: 2 or 3.
+      series: see `images.read`.
 
     Raises:
       UserError: it cannot be read, or has other dimensions.
     """
     if dimensions == 2:
-        return images.read_2d(path, grey_levels=True)
-    image = images.read(path)
+        return images.read_2d(path, grey_levels=True, series=series)
+    image = images.read(path, series)
     images.require_dimensions(path, image, 3)
     return image
 
 
-def sources(path: pathlib.Path, output: pathlib.Path, dimensions: int) -> dict[str, str]:
+def sources(
+    path: pathlib.Path, output: pathlib.Path, dimensions: int, series: str | None = None
+) -> dict[str, str]:
     """{name: path} of the image, or of those in a folder and below it.
 
     Args:
       path: of an image, a DICOM series folder or a folder of folders of images.
       output: folder of the results, which is left out.
       dimensions: of the images.
+      series: a DICOM series that is wanted, see `images.read`.
 
     Raises:
+      FieldError: a series is wanted and there is no DICOM folder.
       UserError: there is no image.
     """
     if path.is_dir():
-        return images.find(path, series=dimensions == 3, below=True, without=output)
-    return {images.stem(path): str(path)}
+        paths = names.find(path, series=dimensions == 3, below=True, without=output)
+    else:
+        paths = {names.case_name(path): str(path)}
+    if series is not None and not any(pathlib.Path(file).is_dir() for file in paths.values()):
+        raise FieldError("series", series, f"{path} holds no DICOM folder; expected one.")
+    return paths
 
 
-def _write(file: pathlib.Path, voxels: np.ndarray, image: sitk.Image) -> None:
+def _write(file: pathlib.Path, voxels: np.ndarray, image: images.Image) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    images.write(file, images.like(voxels, image))
+    images.write(file, image.like(voxels))
 
 
-def _write_label(file: pathlib.Path, label: np.ndarray, image: sitk.Image) -> None:
+def _write_label(file: pathlib.Path, label: np.ndarray, image: images.Image) -> None:
     """A label or a mask; in formats that are looked at, of 0 and 255."""
     label = label.astype(np.uint8)
     shown = file.name.lower().endswith(images.PIXELS_ONLY)
     _write(file, 255 * label if shown else label, image)
 
 
-def _write_strip(file: pathlib.Path, segmentation: dict[str, Any], image: sitk.Image) -> None:
-    pixels = images.array(image)
+def _write_strip(file: pathlib.Path, segmentation: dict[str, Any], image: images.Image) -> None:
+    pixels = image.array
     figures.strip(file, pixels, segmentation["iterations"], segmentation["kept"], file.stem)
 
 
 def _write_iterations(
-    folder: pathlib.Path, iterations: list[dict[str, Any]], image: sitk.Image, ending: str
+    folder: pathlib.Path, iterations: list[dict[str, Any]], image: images.Image, ending: str
 ) -> None:
     """Rendering and label of every iteration, the folder whole or not at all."""
     with replacing(folder) as partial:

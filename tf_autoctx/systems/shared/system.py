@@ -10,7 +10,6 @@ from typing import Any, ClassVar, Protocol, Self
 
 import keras
 import numpy as np
-import SimpleITK as sitk
 import tensorflow as tf
 
 from tf_autoctx import export
@@ -260,7 +259,7 @@ class Reader:
     foreground: Sequence[int] | None
     known: Mapping[int, str]
 
-    def __call__(self, case: datasets.Case) -> tuple[sitk.Image, np.ndarray]:
+    def __call__(self, case: datasets.Case) -> tuple[images.Image, np.ndarray]:
         """Image and labels of a case, see `datasets.read_case`, with the system's own warnings.
 
         Raises:
@@ -275,7 +274,7 @@ class Reader:
         )
         if label is None:
             raise UserError(f"{case.image}: has no label; expected one to learn from or to score.")
-        self.system.declaration.check_voxels(case.image, images.array(image))
+        self.system.declaration.check_voxels(case.image, image.array)
         return image, label
 
 
