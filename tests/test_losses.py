@@ -321,3 +321,85 @@ def test_adversarial_gradients_of_a_sure_discriminator():
     np.testing.assert_allclose(values, [1e4, 0])
     np.testing.assert_allclose(tape.gradient(values, far), [[-1], [0]])
     assert losses.generator_adversarial(tf.cast(far, "bfloat16")).dtype == "float32"
+
+
+# Voxels to be ignored: everything is as if they were not there.
+
+IGNORED = 255
+
+
+def with_others(label, logits, seed=1):
+    """The case with further voxels at the end of the first axis, to be ignored, of wild logits."""
+    more = np.random.default_rng(seed).normal(0, 9, (*logits.shape[:1], 2, *logits.shape[2:]))
+    others = np.full((*label.shape[:1], 2, *label.shape[2:]), IGNORED, np.uint8)
+    return np.concatenate([label, others], 1), np.concatenate([logits, more.astype(np.float32)], 1)
+
+
+def two_scales(label, logits):
+    return {"logits": logits, "logits_half": logits[:, ::2, ::2]}
+
+
+def branches(label, logits):
+    return {"logits": logits, "aux1": 2 * logits, "aux2": -logits}
+
+
+@pytest.mark.parametrize(
+    "loss, outputs",
+    [
+        (losses.DiceLoss, lambda label, logits: logits),
+        (losses.DeepSupervisedCrossEntropy, two_scales),
+        (losses.HybridLoss, branches),
+    ],
+)
+def test_ignored_voxels_change_no_loss_and_get_no_gradient(loss, outputs):
+    label, logits = random_case(4, 4)
+    more_label, more_logits = with_others(label, logits)
+    plain, ignoring = loss(), loss(ignored=IGNORED)
+    expected, gradient = with_gradient(plain, label, outputs(label, logits))
+    values, more_gradient = with_gradient(ignoring, more_label, outputs(more_label, more_logits))
+    np.testing.assert_allclose(values, expected, rtol=1e-6)
+    for name, full in zip(tf.nest.flatten(gradient), tf.nest.flatten(more_gradient)):
+        kept = name.shape[1]
+        np.testing.assert_allclose(full[:, :kept], name, rtol=1e-4, atol=1e-9)
+        assert not full[:, kept:].any()
+    again = with_gradient(ignoring, label, outputs(label, logits))[0]
+    np.testing.assert_allclose(again, expected, rtol=1e-6)  # none is to be ignored
+    assert not np.allclose(
+        with_gradient(plain, more_label, outputs(more_label, more_logits))[0], expected
+    )
+
+
+def test_cross_entropy_is_the_mean_of_the_voxels_that_count():
+    label, logits = np.array(LABEL), np.array(LOGITS)
+    label[0, 1] = IGNORED
+    value = losses.cross_entropy(label, logits, ignored=IGNORED)
+    np.testing.assert_allclose(value, [-np.log(3 / 4)], rtol=1e-6)
+    label[0, 0] = IGNORED
+    assert np.array(losses.cross_entropy(label, logits, ignored=IGNORED)).tolist() == [0]
+
+
+def test_dice_of_the_voxels_that_count():
+    # Class 1: 2 * 3/4 / (3/4 + 1); class 0: 0 / (1/4 + 0).
+    label, logits = np.array(LABEL), np.array(LOGITS)
+    label[0, 1] = IGNORED
+    value = losses.DiceLoss(ignored=IGNORED)(label, logits)
+    np.testing.assert_allclose(value, [-(6 / 7 + 0) / 2], rtol=1e-4)
+
+
+def test_squared_dice_of_what_is_counted():
+    # 2 * 3/4 / (9/16 + 1): the second voxel has neither probability nor truth.
+    label = np.array([[[1], [IGNORED]]], np.uint8)
+    p = np.array([[[0.75], [0.9]]], np.float32)
+    counted = losses.counted(p, label, IGNORED)
+    np.testing.assert_allclose(counted[0, :, 0], [0.75, 0])
+    np.testing.assert_allclose(losses.SquaredDiceLoss()(label == 1, counted), [-0.96], rtol=1e-4)
+    assert losses.counted(p, label, None) is p
+
+
+def test_the_hybrid_loss_weighs_classes_by_their_share_of_what_counts():
+    # Of the one voxel that counts, all are class 1: its weight 1 - 1 is 0, which leaves the Dice:
+    # 2 * 3/4 / (9/16 + 1) of class 1 and 0 of class 0.
+    label, logits = np.array(LABEL), np.array(LOGITS)
+    label[0, 1] = IGNORED
+    value = losses.HybridLoss(1.0, ignored=IGNORED)(label, {"logits": logits})
+    np.testing.assert_allclose(value, [-0.96], rtol=1e-3)

@@ -380,3 +380,26 @@ def test_where_metrics_are_shown():
     assert metrics.shown("table") == table
     assert metrics.shown("charts") == ("DSC", "Adb", "Hdb", "volume_error", "area_error")
     assert metrics.shown("measurements") == ("BPD_error", "OFD_error", "HC_error")
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_a_volume_of_one_slice_is_measured_as_an_image(axis):
+    prediction, truth = np.zeros((2, 30, 30), bool)
+    prediction[5:20, 6:20], truth[5:20, 5:20] = True, True
+    flat = metrics.compare(prediction, truth, (0.5, 0.25))
+    spacing = np.insert([0.5, 0.25], axis, 999.0)  # nnU-Net's of such an axis
+    volume = metrics.compare(*(np.expand_dims(mask, axis) for mask in (prediction, truth)), spacing)
+    for name in ("Adb_mm", "Hdb_mm", "Hdb95_mm", "DSC_percent"):
+        assert volume[name] == flat[name]
+    # A column of 15 voxels, 0.25 mm off, of boundaries of 54 and 56; its corners touch the others'.
+    assert flat["Hdb_mm"] == 0.25
+    assert flat["Adb_mm"] == pytest.approx(0.25 * (13 / 54 + 15 / 56) / 2)
+
+
+def test_a_row_of_voxels_has_two_ends():
+    mask = np.zeros((1, 1, 9), bool)
+    mask[..., 2:7] = True
+    moved = np.roll(mask, 1, -1)
+    distances = metrics.surface_distances(mask, moved, (1.0, 1.0, 2.0))
+    assert [d.tolist() for d in distances] == [[2, 2], [2, 2]]
+    assert metrics.surface_distances(mask[..., 2:3], mask[..., 2:3])[0].tolist() == [0]

@@ -1,6 +1,9 @@
 """Losses, from logits where nothing else is said.
 
 One float32 value per sample, so that any number of replicas sums the same gradient.
+
+Where a data set marks voxels to be ignored, losses take the value of their label, `ignored`, and
+leave them out: sums and means are those of the other voxels. Without it, no operation is added.
 """
 
 from __future__ import annotations
@@ -14,27 +17,45 @@ from keras import ops
 Tensor = Any  # of whichever backend
 
 
-def cross_entropy(labels: Tensor, logits: Tensor, class_weights: Tensor | None = None) -> Tensor:
+def cross_entropy(
+    labels: Tensor,
+    logits: Tensor,
+    class_weights: Tensor | None = None,
+    ignored: int | None = None,
+) -> Tensor:
     """Mean voxel-wise cross entropy of each sample.
 
     Args:
       labels: (batch, *spatial, 1) integer.
       logits: (batch, *spatial, classes).
       class_weights: (batch, classes), weight of a voxel by its true class; None: 1.
+      ignored: label of voxels that do not count, none of the classes; None: all do.
 
     Returns:
-      (batch,) float32.
+      (batch,) float32; 0 where no voxel counts.
     """
     truth = one_hot(labels, logits)
     losses = -truth * ops.log_softmax(ops.cast(logits, "float32"), axis=-1)
     if class_weights is not None:
         losses = losses * _beside_voxels(class_weights, losses)
-    return ops.mean(ops.sum(losses, axis=-1), axis=_spatial(logits))
+    losses = ops.sum(losses, axis=-1)
+    if ignored is None:
+        return ops.mean(losses, axis=_spatial(logits))
+    return _mean(losses[..., None], labels, ignored)[..., 0]
 
 
 def one_hot(labels: Tensor, logits: Tensor) -> Tensor:
-    """Labels (batch, *spatial, 1) as float32 (batch, *spatial, classes of the logits)."""
+    """Labels (batch, *spatial, 1) as float32 (batch, *spatial, classes of the logits); 0 in all
+    channels for a label that is none of the classes."""
     return ops.one_hot(ops.cast(labels[..., 0], "int32"), logits.shape[-1], dtype="float32")
+
+
+def counted(values: Tensor, labels: Tensor, ignored: int | None) -> Tensor:
+    """Values (batch, *spatial, channels) with 0 where the labels (batch, *spatial, 1) are to be
+    ignored: such voxels are left out of the sums of a Dice loss, as their truth is 0 too."""
+    if ignored is None:
+        return values
+    return values * ops.cast(labels != ignored, values.dtype)
 
 
 def l2(model: keras.Model) -> Tensor:
@@ -63,15 +84,18 @@ class DeepSupervisedCrossEntropy(keras.losses.Loss):
 
     STRIDES: ClassVar = {"logits": 1, "logits_half": 2, "logits_quarter": 4}
 
-    def __init__(self, name: str = "deep_supervised_cross_entropy") -> None:
+    def __init__(
+        self, name: str = "deep_supervised_cross_entropy", ignored: int | None = None
+    ) -> None:
         super().__init__(name=name, reduction=None)
+        self.ignored = ignored
 
     def call(self, y_true: Tensor, y_pred: Mapping[str, Tensor]) -> Tensor:
         total = 0.0
         for name, logits in y_pred.items():
             every = slice(None, None, self.STRIDES[name])
             labels = y_true[(slice(None), *(every for _ in _spatial(logits)))]
-            total += cross_entropy(labels, logits)
+            total += cross_entropy(labels, logits, ignored=self.ignored)
         return total
 
 
@@ -87,12 +111,15 @@ class DiceLoss(keras.losses.Loss):
     in [-1, 0], float32.
     """
 
-    def __init__(self, name: str = "dice", epsilon: float = 1e-5) -> None:
+    def __init__(
+        self, name: str = "dice", epsilon: float = 1e-5, ignored: int | None = None
+    ) -> None:
         super().__init__(name=name, reduction=None)
-        self.epsilon = epsilon
+        self.epsilon, self.ignored = epsilon, ignored
 
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         p = ops.softmax(ops.cast(y_pred, "float32"), axis=-1)
+        p = counted(p, y_true, self.ignored)
         return -ops.mean(_dice(p, one_hot(y_true, y_pred), p, self.epsilon), axis=-1)
 
 
@@ -104,7 +131,7 @@ class SquaredDiceLoss(keras.losses.Loss):
 
     (Milletari et al. 2016, section 3.) Probabilities, because a refined prediction is 0 outside its
     box, which no logit is. A channel absent from both prediction and truth counts as a perfect 1,
-    not as 0/0 (epsilon 1e-5).
+    not as 0/0 (epsilon 1e-5). Voxels to be ignored are those of `counted`.
 
     call: y_true (batch, *spatial, channels) 0 or 1 of any dtype, y_pred (batch, *spatial, channels)
     probabilities -> (batch,) in [-1, 0], float32.
@@ -139,20 +166,26 @@ class HybridLoss(keras.losses.Loss):
     CROSS_ENTROPY_WEIGHTS: ClassVar = {"logits": 1.0, "aux1": 0.6, "aux2": 0.9}
 
     def __init__(
-        self, dice_weight: float = 100.0, name: str = "hybrid", epsilon: float = 1e-5
+        self,
+        dice_weight: float = 100.0,
+        name: str = "hybrid",
+        epsilon: float = 1e-5,
+        ignored: int | None = None,
     ) -> None:
         super().__init__(name=name, reduction=None)
-        self.dice_weight, self.epsilon = dice_weight, epsilon
+        self.dice_weight, self.epsilon, self.ignored = dice_weight, epsilon, ignored
 
     def call(self, y_true: Tensor, y_pred: Mapping[str, Tensor]) -> Tensor:
         total = 0.0
         for name, logits in y_pred.items():
             truth = one_hot(y_true, logits)
             p = ops.softmax(ops.cast(logits, "float32"), axis=-1)
+            p = counted(p, y_true, self.ignored)
             dice = ops.sum(_dice(p, truth, ops.square(p), self.epsilon), axis=-1)
-            share = ops.mean(truth, axis=_spatial(truth))
+            share = _mean(truth, y_true, self.ignored)
             total += self.dice_weight * self.DICE_WEIGHTS[name] * -dice
-            total += self.CROSS_ENTROPY_WEIGHTS[name] * cross_entropy(y_true, logits, 1 - share)
+            entropy = cross_entropy(y_true, logits, 1 - share, self.ignored)
+            total += self.CROSS_ENTROPY_WEIGHTS[name] * entropy
         return total
 
 
@@ -184,6 +217,15 @@ def _dice(p: Tensor, truth: Tensor, size: Tensor, epsilon: float) -> Tensor:
     axes = _spatial(p)
     overlap = 2 * ops.sum(p * truth, axis=axes) + epsilon
     return overlap / (ops.sum(size, axis=axes) + ops.sum(truth, axis=axes) + epsilon)
+
+
+def _mean(values: Tensor, labels: Tensor, ignored: int | None) -> Tensor:
+    """Mean of values (batch, *spatial, channels), which are 0 at voxels to be ignored, over all
+    other voxels: (batch, channels)."""
+    if ignored is None:
+        return ops.mean(values, axis=_spatial(values))
+    voxels = ops.sum(ops.cast(labels != ignored, values.dtype), axis=_spatial(values))
+    return ops.sum(values, axis=_spatial(values)) / ops.maximum(voxels, 1.0)
 
 
 def _spatial(x: Tensor) -> tuple[int, ...]:

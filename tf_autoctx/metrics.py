@@ -177,6 +177,7 @@ def surface_distances(
     Args:
       prediction, truth: non-empty masks of equal shape, (z, y, x) or (y, x); non-zero is object.
       spacing: distance between voxel centres per axis of the array, in mm; None measures in pixels.
+        Axes of length 1 do not count: a volume of one slice is measured as an image.
 
     Returns:
       (to_truth, to_prediction): one distance per boundary voxel of the prediction, of the truth.
@@ -187,6 +188,12 @@ def surface_distances(
     prediction, truth = _masks(prediction, truth, spacing)
     if not (prediction.any() and truth.any()):
         raise ValueError("an empty mask has no boundary to measure a distance to.")
+
+    # Along an axis of one voxel there is no outside: a slice's boundary is its outline.
+    axes = [axis for axis, size in enumerate(truth.shape) if size > 1] or [0]
+    shape = tuple(truth.shape[axis] for axis in axes)
+    prediction, truth = prediction.reshape(shape), truth.reshape(shape)
+    spacing = spacing if spacing is None else [spacing[axis] for axis in axes]
 
     # Only the box around both objects matters: outside it everything is background, as it is
     # outside the array.

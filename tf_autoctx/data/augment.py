@@ -15,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_autoctx.data.configuration import Augmentation, Deformation, RigidMotion
+from tf_autoctx.data.labels import IGNORED
 
 Sample = dict[str, tf.Tensor]
 
@@ -85,7 +86,8 @@ def random_erasing(
     Args:
       probability: share of samples that are erased.
     """
-    image, label = sample["image"], sample["label"][..., 0] > 0
+    image, label = sample["image"], sample["label"][..., 0]
+    label = tf.logical_and(label > 0, label != IGNORED)
     rank = image.shape.rank - 1
     chance, share, *rest = tf.unstack(tf.random.stateless_uniform([2 + 2 * rank], seed))
     ratios, places = tf.stack(rest[:rank]), tf.stack(rest[rank:])

@@ -260,7 +260,8 @@ def _require_bytes(path: str, values: np.ndarray) -> None:
 
 
 def fingerprint(dataset: Dataset) -> str:
-    """SHA-256 (hex) of names, splits and bytes of the cases, wherever their files lie.
+    """SHA-256 (hex) of names, splits and bytes of the cases, wherever their files lie, and of the
+    label that is to be ignored.
 
     Images of the same bytes in two splits get a warning: what was learnt by heart scores well.
     """
@@ -280,6 +281,8 @@ def fingerprint(dataset: Dataset) -> str:
                     path,
                     before,
                 )
+    if (ignored := label_files.ignored(dataset.labels)) is not None:
+        total.update(f"{label_files.IGNORE}\t{ignored}\n".encode())
     return total.hexdigest()
 
 

@@ -54,12 +54,20 @@ def ignored(known: Mapping[int, str]) -> int | None:
     return values[0]
 
 
-def left_out(prediction: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Prediction and truth with background in both where the truth is `IGNORED`."""
+def left_out(
+    prediction: np.ndarray, truth: np.ndarray, structures: Collection[int] = ()
+) -> tuple[np.ndarray, np.ndarray]:
+    """Prediction and truth with background in both where the truth is `IGNORED`.
+
+    Args:
+      prediction, truth: of equal shape.
+      structures: label values; where one is that of `IGNORED`, nothing is left out.
+    """
     out = truth == IGNORED
-    if not out.any():
+    if IGNORED in structures or not out.any():
         return prediction, truth
-    return np.where(out, 0, prediction).astype(prediction.dtype), np.where(out, 0, truth)
+    zero = np.zeros((), prediction.dtype)
+    return np.where(out, zero, prediction), np.where(out, np.zeros((), truth.dtype), truth)
 
 
 def read(

@@ -12,7 +12,7 @@ from absl import logging
 from keras import ops
 
 from tf_autoctx import losses, metrics
-from tf_autoctx.data import augment, pipeline
+from tf_autoctx.data import augment, labels, pipeline
 from tf_autoctx.data.configuration import RigidMotion
 from tf_autoctx.errors import UserError
 from tf_autoctx.systems.embryo.configuration import SlidingWindows
@@ -56,6 +56,7 @@ class PeerStage(Stage):
 
     def __init__(self, peer: SlidingWindows, session: Session) -> None:
         self._peer, self._motion = peer, session.configured(RigidMotion)
+        self._ignored = session.ignored
         self.seed = session.settings.seed * 1000 + 100 + self.number  # none of the cascade's
 
     @classmethod
@@ -143,17 +144,18 @@ class VNetStage(PeerStage):
     def losses(self, networks: Networks, batch: Mapping[str, Tensor]) -> Tensor:
         """Dice loss."""
         output = ops.sigmoid(networks["network"](batch["image"], training=True))
+        output = losses.counted(output, batch["label"], self._ignored)
         return losses.SquaredDiceLoss()(batch["label"] == CLASSES[self.name], output)
 
     def score(self, graph: Graph, sample: Sample) -> float:
         image, label = (padded(sample[name], self._peer.window) for name in ("image", "label"))
-        image, truth = self.validated(image, label == CLASSES[self.name])
-        output = graph(image)[..., 0].numpy() > 0.5
-        return metrics.dice(output, truth[..., 0].numpy())
+        image, label = self.validated(image, label)
+        output, label = labels.left_out(graph(image).numpy() > 0.5, label.numpy())
+        return metrics.dice(output[..., 0], label[..., 0] == CLASSES[self.name])
 
-    def validated(self, image: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+    def validated(self, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
         """What is validated of a volume (depth, height, width, 1): all of it."""
-        return image, truth
+        return image, label
 
 
 class VentricleStage(VNetStage):
@@ -166,11 +168,11 @@ class VentricleStage(VNetStage):
     def graph(self, networks: Networks) -> Graph:
         return probability(networks["network"])
 
-    def validated(self, image: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+    def validated(self, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
         """The window in whose middle the ventricle is."""
         window = self._peer.window
-        corner = tf.add(*holding(truth[..., 0], window)) // 2
-        return cut(image, corner, window), cut(truth, corner, window)
+        corner = tf.add(*holding(label[..., 0] == CLASSES[self.name], window)) // 2
+        return cut(image, corner, window), cut(label, corner, window)
 
 
 class BodyStage(VNetStage):

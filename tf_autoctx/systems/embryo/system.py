@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_autoctx.data import datasets, phantoms, pipeline
+from tf_autoctx.data.labels import IGNORED
 from tf_autoctx.errors import FieldError, UserError
 from tf_autoctx.systems.embryo import training
 from tf_autoctx.systems.embryo.configuration import DECLARATION, Embryo
@@ -127,7 +128,7 @@ class EmbryoSystem(System):
         counts = np.zeros(3, int)
         for entry in training:
             label = pipeline.stored(entry["label"], "label").numpy()
-            counts += np.bincount(label.ravel(), minlength=3)
+            counts += np.bincount(label.ravel(), minlength=3)[:3]
         present = [value for value, count in zip(self.labels, counts[1:]) if count]
         checks.warn_of_missing(self.labels, present)
         if counts[2] > counts[1] > 0:
@@ -140,10 +141,13 @@ class EmbryoSystem(System):
     # Training
 
     def prepare(self, case: datasets.Case, voxels: Tensor, label: Tensor) -> dict[str, Tensor]:
-        """The preprocessed image, and the label as classes 0, 1 (body), 2 (ventricle)."""
+        """The preprocessed image, and the label as classes 0, 1 (body), 2 (ventricle); what is to
+        be ignored stays that."""
         classes = sum(
             (label == value).astype(np.uint8) * k for k, value in enumerate(self.labels, start=1)
         )
+        if IGNORED not in self.labels:
+            classes = np.where(label == IGNORED, label, classes)
         return {"image": self.refinement.preprocess(tf.constant(voxels))[0], "label": classes[0]}
 
     def train(self, session: Session) -> Networks:

@@ -71,7 +71,7 @@ class FetalHeadSystem(System):
           UserError: the object is lost at the network's scale.
         """
         label = self.cascade.preprocess_label(tf.constant(label))
-        if not tf.reduce_any(label > 0):
+        if not tf.reduce_any(label == 1):
             scale = self.configuration.scale
             raise UserError(
                 f"{case.label}: the object vanishes at `scale={scale}`; use a larger scale."

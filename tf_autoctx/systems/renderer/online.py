@@ -154,7 +154,7 @@ class OnlineRendering:
             pair = first, rng.choice([i for i in stack if i != first] or stack)
             image = np.stack([self._images[i] for i in pair])
             label = np.stack([self._labels[i] for i in pair])
-            real[name] = terms.seen_by(name, image, label.astype(np.float32))
+            real[name] = terms.seen_by(name, image, (label == 1).astype(np.float32))
         return real
 
     def _look(self, batch: Tensor) -> Iteration:

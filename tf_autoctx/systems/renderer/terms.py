@@ -55,10 +55,14 @@ class Outputs:
       batch: {"image": (batch, height, width, 1), the fakes, "label": likewise, where there is a
         segmentation loss, "real": {discriminator: (batch, height, width, channels)}}.
       training: whether batch norm has the batch's statistics.
+      ignored: label of pixels that the segmentation loss leaves out; None: it leaves out none.
     """
 
-    def __init__(self, networks: Networks, batch: Batch, training: bool) -> None:
+    def __init__(
+        self, networks: Networks, batch: Batch, training: bool, ignored: int | None = None
+    ) -> None:
         self._networks, self._batch, self._training = networks, batch, training
+        self._ignored = ignored
         # Not `functools.cached_property`, whose lock would stop the replicas at each other.
         self._outputs: dict[str, Any] = {}
 
@@ -90,7 +94,7 @@ class Outputs:
             main, aux = self._distance("rendered"), self._distance("aux")
             return objective.rendering_weight * main + objective.rendering_aux_weight * aux
         if term == "segmentation":
-            hybrid = losses.HybridLoss(objective.dice_weight)
+            hybrid = losses.HybridLoss(objective.dice_weight, ignored=self._ignored)
             return hybrid(self._batch["label"], self._output("segmentor"))
         if term.endswith("_generator"):
             return losses.generator_adversarial(self._output(term.removesuffix("_generator")))
@@ -136,6 +140,7 @@ def updates(
     objective: Objective,
     settings: Settings,
     online: bool = False,
+    ignored: int | None = None,
 ) -> tuple[dict[str, keras.optimizers.Optimizer], Update]:
     """The optimizers, and one iteration of updates.
 
@@ -145,6 +150,7 @@ def updates(
       objective: how the terms are weighted, and whether some share an optimizer.
       settings: of the optimizers.
       online: whether the networks are those of `ONLINE`, with moving statistics in batch norm.
+      ignored: see `Outputs`.
 
     Returns:
       ({name: optimizer}, batch of `Outputs` -> {term: mean loss at its last update, "loss": their
@@ -162,7 +168,7 @@ def updates(
     def iteration(batch: Batch) -> dict[str, Tensor]:
         means: dict[str, Tensor] = {}
         for group in plan:
-            outputs = Outputs(networks, batch, training=not online)
+            outputs = Outputs(networks, batch, training=not online, ignored=ignored)
             means |= loop.minimize(
                 {
                     term: loop.Term(

@@ -27,6 +27,7 @@ class Session:
       strategy: `tf.distribute` strategy.
       settings: how long and how fast.
       training, validation: {name: path} of each prepared case; validation may be empty.
+      ignored: label of voxels that are left out of losses and scores; None: the data set has none.
     """
 
     run: Run
@@ -35,6 +36,7 @@ class Session:
     settings: Settings
     training: Files
     validation: Files
+    ignored: int | None = None
 
     @property
     def folder(self) -> pathlib.Path:
