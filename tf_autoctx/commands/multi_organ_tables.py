@@ -28,8 +28,8 @@ from tf_autoctx.systems.multi_organ.configuration import DECLARATION
 
 if TYPE_CHECKING:
     import numpy as np
-    import SimpleITK as sitk
 
+    from tf_autoctx.data import images
     from tf_autoctx.data.datasets import Case, Dataset
     from tf_autoctx.report.tables import Row
     from tf_autoctx.systems.shared.scored_runs import ScoredRun
@@ -116,7 +116,7 @@ class OtherData:
     known: Mapping[int, str]
     label_map: Mapping[int, int]
 
-    def read(self, case: Case) -> tuple[sitk.Image, np.ndarray]:
+    def read(self, case: Case) -> tuple[images.Image, np.ndarray]:
         """Image, and truth in the runs' values.
 
         Raises:
@@ -124,12 +124,14 @@ class OtherData:
         """
         import numpy as np
 
-        from tf_autoctx.data import datasets
+        from tf_autoctx.data import datasets, labels
 
         image, label = datasets.read_case(case, labels=self.known, merge=False)
         truth = np.zeros_like(label)
         for old, new in self.label_map.items():
             truth[label == old] = new
+        if labels.ignored(self.known) is not None:
+            truth[label == labels.IGNORED] = labels.IGNORED
         return image, truth
 
 
@@ -148,13 +150,15 @@ def other_data(
         values have other names.
     """
     from tf_autoctx.data import datasets
+    from tf_autoctx.data import labels as label_files
 
     dataset = datasets.load(data_dir, seed=0, validation_fraction=0, training=False)
     cases = labelled(dataset, data_dir)
     # Each is read before the networks start; a CSV file has no names, there the values that occur
     # are the known ones.
     occurring = values_of(cases, dataset.labels)
-    known = {value: name for value, name in dataset.labels.items() if value}
+    background = (0, label_files.ignored(dataset.labels))
+    known = {value: name for value, name in dataset.labels.items() if value not in background}
     theirs = set(known) or occurring
     if label_map is None:
         label_map = equal_values(data_dir, theirs, known, labels)
@@ -199,14 +203,14 @@ def values_of(cases: Sequence[Case], known: Mapping[int, str]) -> set[int]:
     """
     import numpy as np
 
-    from tf_autoctx.data import datasets
+    from tf_autoctx.data import datasets, labels
 
     occurring: set[int] = set()
     for case in cases:
         _, label = datasets.read_case(case, labels=known, merge=False)
         if label is not None:
             occurring |= set(np.unique(label).tolist())
-    return occurring - {0}
+    return occurring - ({0} if labels.ignored(known) is None else {0, labels.IGNORED})
 
 
 def equal_values(
@@ -249,7 +253,7 @@ def of_other_data(
     """
     import keras
 
-    from tf_autoctx.data import images
+    from tf_autoctx.data.labels import left_out
     from tf_autoctx.systems.shared import evaluation, prediction
 
     scored = set(other.label_map.values())
@@ -260,15 +264,16 @@ def of_other_data(
         segmentor = prediction.load(run.folder)
         for case in other.cases:
             image, truth = other.read(case)
-            spacing = images.spacing(image)
-            label = segmentor(images.array(image), spacing, case.image)["label"]
+            spacing = image.spacing
+            label = segmentor(image.array, spacing, case.image)["label"]
             about: dict[str, Any] = {
                 "system": DECLARATION.name,
                 "method": f"{run.rows[-1]['method']}, {MODES[run.mode]}",
                 "case": f"{prefix}/{case.name}",
                 "group": case.group,
             }
-            rows += [about | score for score in evaluation.scores(label, truth, spacing, labels)]
+            sides = left_out(label, truth, labels)
+            rows += [about | score for score in evaluation.scores(*sides, spacing, labels)]
             progress.add(1)
     return rows
 

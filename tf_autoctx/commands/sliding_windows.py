@@ -86,7 +86,8 @@ def opened(
         for part in (trained.cases.train, trained.cases.validation)
     )
     settings = configuration.configured(Settings, values)
-    return Session(run, values, strategy, settings, training, validation)
+    ignored = trained.read.ignored
+    return Session(run, values, strategy, settings, training, validation, ignored)
 
 
 def main(given: Given) -> None:

@@ -106,7 +106,7 @@ def open_training(
     run = runs.open_run(folder, making, is_chief).note(labels=labels)
     if declaration.dimensions == 3:
         run = run.note(spacing=checks.spacing_range(training))
-    session = Session(run, values, strategy, settings, training, validation)
+    session = Session(run, values, strategy, settings, training, validation, read.ignored)
     if is_chief:
         print(_resolved(session, len(held_out)))
     return Opened(system, session, held_out, read)

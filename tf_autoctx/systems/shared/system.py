@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_autoctx import export
-from tf_autoctx.data import datasets, images
+from tf_autoctx.data import datasets, images, labels
 from tf_autoctx.errors import FieldError, UserError
 from tf_autoctx.systems.shared.caching import Files
 from tf_autoctx.systems.shared.declaration import Declaration
@@ -258,6 +258,11 @@ class Reader:
     system: type[System]
     foreground: Sequence[int] | None
     known: Mapping[int, str]
+
+    @property
+    def ignored(self) -> int | None:
+        """Label of voxels that are left out of losses and scores; None: the data set has none."""
+        return None if labels.ignored(self.known) is None else labels.IGNORED
 
     def __call__(self, case: datasets.Case) -> tuple[images.Image, np.ndarray]:
         """Image and labels of a case, see `datasets.read_case`, with the system's own warnings.
