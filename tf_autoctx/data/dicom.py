@@ -167,13 +167,12 @@ def read_file(path: pathlib.Path) -> tuple[sitk.Image, Header]:
     Raises:
       UserError: see `images.read`.
     """
-    integrity.check(path)
+    _require_whole(path)
     file = dicom_files.read(path)
     _require_plain_values(file)
     if file.frames > 1:
         return _of_frames(file)
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
+    reader = _reader(path)
     with libraries.heard(path):
         image = reader.Execute()
     if file.text(dicom_files.PHOTOMETRIC) == "MONOCHROME1":
@@ -361,9 +360,8 @@ def _require_upright(where: pathlib.Path, slices: Sequence[Slice], heights: np.n
 
 def _pixels(file: File, told: set[str]) -> np.ndarray:
     """Of one slice, (y, x) float32."""
-    integrity.check(file.path)
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(file.path))
+    _require_whole(file.path)
+    reader = _reader(file.path)
     try:
         with libraries.heard(file.path, told=told):
             reader.ReadImageInformation()
@@ -383,6 +381,19 @@ def _pixels(file: File, told: set[str]) -> np.ndarray:
     return voxels.reshape(voxels.shape[-2:])
 
 
+def _require_whole(path: pathlib.Path) -> None:
+    """`integrity.check` of a DICOM file of any name."""
+    integrity.claims.require_name(path)
+    integrity.CHECKS["DICOM"](path)
+
+
+def _reader(path: pathlib.Path) -> sitk.ImageFileReader:
+    reader = sitk.ImageFileReader()
+    reader.SetImageIO("GDCMImageIO")  # whatever the file's name
+    reader.SetFileName(str(path))
+    return reader
+
+
 def _require_plain_values(file: File) -> None:
     """Raises a `UserError` for values that pass through a table, which ITK leaves out."""
     if file.items(dicom_files.TABLE):
@@ -394,8 +405,7 @@ def _require_plain_values(file: File) -> None:
 
 def _of_frames(file: File) -> tuple[sitk.Image, Header]:
     """The volume of a file of many frames."""
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(file.path))
+    reader = _reader(file.path)
     with libraries.heard(file.path):
         image = reader.Execute()
     if image.GetNumberOfComponentsPerPixel() > 1 or image.GetDimension() != 3:

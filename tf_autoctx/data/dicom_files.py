@@ -59,7 +59,7 @@ class File:
     """
 
     path: pathlib.Path
-    values: Values
+    values: Values = dataclasses.field(repr=False)
     order: str = "<"
     fault: str = ""
     pixels: bool = False

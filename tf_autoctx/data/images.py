@@ -180,13 +180,14 @@ def read(path: Path, series: str | int | None = None, colour: bool = False) -> I
             f"{path}: has {values} values per voxel ({kind}); expected one (grey, not colour)."
         )
     flat = image.GetDimension() == 2
-    if path.is_file() and image.GetSize()[2:] == (1,) and dicom_files.is_dicom(path):
-        if (count := dicom.siblings(path)) > 1:
-            raise UserError(
-                f"{path}: is one of {count} slices of a DICOM series; expected a volume, give its "
-                f"folder, {path.parent}."
-            )
-        image = sitk.Cast(image, sitk.sitkFloat32) if values == 1 else image
+    is_slice = path.is_file() and image.GetSize()[2:] == (1,) and dicom_files.is_dicom(path)
+    if is_slice and (count := dicom.siblings(path)) > 1:
+        raise UserError(
+            f"{path}: is one of {count} slices of a DICOM series; expected a volume, give its "
+            f"folder, {path.parent}."
+        )
+    if not flat and values == 1 and (is_slice or path.is_dir()):
+        image = sitk.Cast(image, sitk.sitkFloat32)
     if not flat and header.unknown:
         raise UserError(
             f"{path}: the spacing is unknown: {header.unknown}; expected that of every axis in mm."
@@ -195,7 +196,12 @@ def read(path: Path, series: str | int | None = None, colour: bool = False) -> I
     return Image.of(path, image, known)
 
 
-def read_2d(path: Path, grey_levels: bool = False, series: str | int | None = None) -> Image:
+def read_2d(
+    path: Path,
+    grey_levels: bool = False,
+    series: str | int | None = None,
+    colour: bool = False,
+) -> Image:
     """Reads an image of two dimensions, or a volume of one slice, as a single DICOM image is.
 
     Args:
@@ -203,9 +209,10 @@ def read_2d(path: Path, grey_levels: bool = False, series: str | int | None = No
       grey_levels: whether pixels outside 0..255, or none above 1, are taken from their own range to
         0..255, with a warning.
       series: as for `read`.
+      colour: whether pixels may have several values, and keep them.
 
     Returns:
-      Image of one value a pixel.
+      Image of one value a pixel, unless `colour`.
 
     Raises:
       UserError: see `read`; a volume of several slices; pixels of other than one value, RGB or
@@ -217,7 +224,7 @@ def read_2d(path: Path, grey_levels: bool = False, series: str | int | None = No
     require_dimensions(path, image, 2)
     if header.flat_unknown and not path.name.lower().endswith(PIXELS_ONLY):
         logging.warning("%s: %s; lengths are in pixels.", path, header.flat_unknown)
-    image = _grey(path, image)
+    image = image if colour else _grey(path, image)
     low, high = (float(extreme(sitk.GetArrayViewFromImage(image))) for extreme in (np.min, np.max))
     if grey_levels and image.GetPixelID() != sitk.sitkUInt8 and not (low >= 0 and 1 < high <= 255):
         logging.warning("%s: pixels of %g to %g are taken to 0 to 255.", path, low, high)
