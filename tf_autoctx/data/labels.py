@@ -199,18 +199,9 @@ def _enclosed(label: np.ndarray, mask: np.ndarray) -> int:
 
 def _opened(path: Path, dimensions: int | None) -> tuple[images.Image, np.ndarray]:
     """The image, and its voxels of its shape or with a last axis of colours."""
-    path = pathlib.Path(path)
-    if dimensions == 3 or path.is_dir():
-        image = images.read(path)
-        images.require_dimensions(path, image, dimensions or 3)
-        return image, image.array
-    raw, header = images._load(path, None)
-    if raw.GetDimension() == 3 and dimensions is None:
-        return _opened(path, 3)
-    picture = raw[:, :, 0] if raw.GetDimension() == 3 and raw.GetSize()[2] == 1 else raw
-    images.require_dimensions(path, picture, 2)
-    known = None if header.flat_unknown else picture.GetSpacing()[::-1]
-    image = images.Image(path, picture, None, known, images.Grid.of(raw))
+    flat = dimensions == 2
+    image = images.read_2d(path, colour=True) if flat else images.read(path, colour=True)
+    images.require_dimensions(path, image, dimensions or image.dimensions)
     return image, image.array
 
 

@@ -20,9 +20,10 @@ import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NoReturn
 
-import SimpleITK as sitk
 from absl import logging
 
+from tf_autoctx.data import dicom, dicom_files
+from tf_autoctx.data.dicom_files import SERIES
 from tf_autoctx.data.images import PIXELS_ONLY, SUFFIXES
 from tf_autoctx.errors import UserError
 
@@ -220,49 +221,48 @@ def _refuse_folder(error: OSError) -> NoReturn:
 def _images_in(folder: pathlib.Path, names: list[str], series: bool) -> dict[pathlib.Path, str]:
     """{image file: name} among the file names in a folder; the folder itself where its DICOM files
     are slices of series."""
-    dicom = {name for name in names if _may_be_dicom(folder / name)}
-    images = [name for name in names if _is_image(name) or name in dicom]
+    by_mark = {name for name in names if _may_be_dicom(folder / name)}
+    known = list(dicom.series_in(folder).values()) if by_mark else []
+    ours = {file.path.name for found in known for file in (*found.files, *found.faulty)}
+    images = [name for name in names if name in ours or (_is_image(name) and name not in by_mark)]
     named = {}
-    if series and _are_slices(folder, dicom):
+    if series and _are_slices(known):
         named[folder] = folder.resolve().name
-        pictures = [name for name in images if name.lower().endswith(PIXELS_ONLY)]
-        if pictures:
-            logging.warning(
-                "%s: %d pictures beside the DICOM slices are left out, such as %s.",
-                folder,
-                len(pictures),
-                pictures[0],
-            )
-        images = [name for name in images if name not in dicom and name not in pictures]
+        images = _beside_slices(folder, [name for name in images if name not in ours])
     channels = bool(images) and _channels(folder, images)
     return named | {folder / name: _name_of(folder / name, channels) for name in sorted(images)}
 
 
-def _are_slices(folder: pathlib.Path, dicom: Collection[str]) -> bool:
-    """Whether DICOM files of a folder are slices: several of one series, or one without a suffix.
+def _are_slices(known: Sequence[dicom.Series]) -> bool:
+    """Whether the DICOM files of a folder are slices: several of one series, or one of no suffix.
 
     A series of one file, such as a volume of many frames, is an image of its own.
     """
-    if len(dicom) < 2:
-        return any(not _is_image(name) for name in dicom)
-    reader = sitk.ImageSeriesReader
-    return any(
-        len(reader.GetGDCMSeriesFileNames(str(folder), number)) > 1
-        for number in reader.GetGDCMSeriesIDs(str(folder))
-    )
+    files = [[*s.files, *(file for file in s.faulty if file.text(SERIES))] for s in known]
+    every = [file for of_series in files for file in of_series]
+    if len(every) == 1:
+        return not _is_image(every[0].path.name)
+    return any(len(of_series) > 1 for of_series in files)
+
+
+def _beside_slices(folder: pathlib.Path, names: list[str]) -> list[str]:
+    """The images beside the slices of a DICOM folder, without pictures, which get a warning."""
+    pictures = [name for name in names if name.lower().endswith(PIXELS_ONLY)]
+    if pictures:
+        logging.warning(
+            "%s: %d pictures beside the DICOM slices are left out, such as %s.",
+            folder,
+            len(pictures),
+            pictures[0],
+        )
+    return [name for name in names if name not in pictures]
 
 
 def _may_be_dicom(file: pathlib.Path) -> bool:
-    """By the suffix, or by the mark after the preamble where the suffix is no image's."""
+    """By the suffix, or by how it begins where the suffix is no image's."""
     if file.suffix.lower() == ".dcm":
         return True
-    if _is_image(file.name) or file.name.upper() == "DICOMDIR":
-        return False
-    try:
-        with file.open("rb") as opened:
-            return opened.read(132)[128:] == b"DICM"
-    except OSError:
-        return False
+    return not _is_image(file.name) and dicom_files.is_dicom(file)
 
 
 def _within(directory: pathlib.Path, folder: pathlib.Path, file: pathlib.Path, name: str) -> str:
