@@ -1,41 +1,63 @@
-"""Scores a folder of label images against the ground truth of the same file names.
+"""Scores a folder of label images against the ground truth of the same names, a row a structure.
 
-  python eval/score.py --predictions=runs/demo/predictions --labels=data/labels --output=scores
-  python eval/score.py --predictions=ours --labels=labels --output=scores --fill_holes
+  python eval/score.py --predictions=results --labels=labels --output=scores
+  python eval/score.py --predictions=results --labels=labels --output=scores --names=runs/abdomen
+  python eval/score.py --predictions=results --labels=labels --output=scores --merge --fill_holes
 
-The second scores the predictions as they are and with their holes filled, side by side. Several
-cases are scored at a time. Writes scores.csv (a line per method, case and metric; the column system
-stays empty), cases.csv and summary.json into the output folder and prints the table. A case that
-cannot be scored is left out and listed, with its reason, in failed.csv, and the exit code is 1.
+Every label value but 0 is a structure of its own; --merge makes one object of all of them, or of
+those of --foreground. Their names are those of --names: 1:liver,2:spleen, or a dataset.json, a
+model_card.json, a run's config.json, or the folder of one. Without it, they are looked for in the
+dataset.json in the folder of the labels or the one above, then in the model_card.json, config.json
+or dataset.json in the folder of the predictions or the one above; else a value is "label 1". Voxels
+that the names call "ignore" do not count.
+
+Folders below are read too, and cases are called as those of a data set. Of what the predict command
+writes, masks/, probabilities/, strips/ and iterations/ are no predictions and are left out.
+
+The last example scores the predictions as they are and with their holes filled, side by side.
+Several cases are scored at a time. Writes scores.csv (a line per method, case, structure and
+metric), cases.csv and summary.json into the output folder, which compare and report take beside a
+run's own evaluation, and prints the table. A case that cannot be scored is left out and listed,
+with its reason, in failed.csv, and the exit code is 1. The files of an earlier scoring go.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import multiprocessing
 import pathlib
-from collections.abc import Mapping, Sequence
-from concurrent import futures
-from concurrent.futures import process
-from typing import Any
+import sys
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-from tf_autoctx import configuration, errors
-from tf_autoctx.commands import command_line
+from tf_autoctx import configuration, errors, files
+from tf_autoctx.commands import command_line, structure_names
 from tf_autoctx.configuration import field
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from tf_autoctx.commands.structure_names import StructureNames
+
+MOST_VALUES = 1000  # of a label image; an atlas of the brain has some hundred
+OBJECT = "object"  # what --merge makes, where no single name tells
 
 
 @dataclasses.dataclass(frozen=True)
 class Score:
     """What is scored, and how"""
 
-    predictions: str = field(..., "Folder of label images to score.")
+    predictions: str = field(..., "Folder of label images to score, with all folders below it.")
     labels: str = field(..., "Folder of ground-truth label images with the same names.")
     output: str = field(..., "Folder for scores.csv, cases.csv, summary.json and failed.csv.")
-    foreground: tuple[int, ...] | None = field(
+    names: str | None = field(
         None,
-        "Label values that make up the object, such as 1,2. Default: every one but 0.",
-        least=1,
+        "What label values are called: 1:liver,2:spleen, or a dataset.json, a model card, a run "
+        "folder. Default: such a file beside the labels or the predictions.",
     )
+    foreground: tuple[int, ...] | None = field(
+        None, "Label values to score, such as 1,2. Default: every one but 0.", least=1
+    )
+    merge: bool = field(False, "Score the union of all these values as one object.")
     largest_component: bool = field(False, "Also score the largest component of every label value.")
     fill_holes: bool = field(False, "Also score the predictions with their holes filled.")
     workers: int | None = field(
@@ -58,132 +80,259 @@ class Score:
         return [name, ", ".join([name, *self.steps]).replace("_", " ")] if self.steps else [name]
 
 
-def score(
-    prediction_path: str,
-    label_path: str,
-    foreground: Sequence[int] | None,
-    steps: Mapping[str, bool],
-) -> list[dict[str, float]]:
-    """`metrics.compare` of two files: of the prediction as it is, and post-processed.
+@dataclasses.dataclass(frozen=True)
+class Scored:
+    """The scores of a case.
+
+    Attributes:
+      methods: {label value: scores} of every method.
+      is_mask: whether 255 stood for the object of a mask.
+    """
+
+    methods: list[dict[int, dict[str, Any]]]
+    is_mask: bool
+
+
+def score(prediction_path: str, label_path: str, settings: Score, names: StructureNames) -> Scored:
+    """Scores of a prediction as it is, and post-processed.
 
     It runs in a process of its own.
 
     Args:
       prediction_path, label_path: of label images.
-      foreground: label values that make up the object, or None.
-      steps: arguments of `postprocessing.postprocess`; without them nothing is post-processed.
+      settings: of the command; merged values have the value 1.
+      names: of the label values.
 
     Raises:
-      UserError: a file cannot be read; the two do not lie on the same grid.
+      UserError: a file cannot be read or is no label image; the two do not lie on the same grid.
     """
     import numpy as np
 
-    from tf_autoctx import metrics, postprocessing
-    from tf_autoctx.data import images
+    from tf_autoctx.report import tables
 
-    image, label = images.read(prediction_path), images.read(label_path)
-    images.require_same_grid(prediction_path, image, label_path, label)
-    prediction, truth = images.array(image), images.array(label)
-    if foreground:
-        prediction, truth = (
-            np.where(np.isin(voxels, foreground), voxels, 0) for voxels in (prediction, truth)
+    pair = _read(prediction_path, label_path, settings, names)
+    outside = pair.truth == (names.ignored or -1)
+    truth, *predictions = _labels(pair, settings)
+    methods = []
+    for prediction in predictions:
+        prediction, known = (np.where(outside, 0, label) for label in (prediction, truth))
+        values = np.setdiff1d(np.union1d(prediction, known), 0).tolist()
+        if len(values) > MOST_VALUES:
+            raise errors.UserError(
+                f"{label_path}: has {len(values)} label values together with {prediction_path}; "
+                f"expected label images of {MOST_VALUES} at most."
+            )
+        # What these are called is known once all cases are: until then, by their values.
+        called = {value: str(value) for value in values}
+        rows = tables.scores(prediction, known, pair.spacing, called)
+        methods.append({int(row.pop("structure")): row for row in rows})
+    return Scored(methods, pair.is_mask)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Pair:
+    """A prediction and its truth, labels of one shape.
+
+    Attributes:
+      prediction, truth: label values.
+      spacing: in mm, in array order; None: unknown.
+      is_mask: whether 255 stood for the object of a mask, which is now that of `names.single`.
+    """
+
+    prediction: np.ndarray
+    truth: np.ndarray
+    spacing: tuple[float, ...] | None
+    is_mask: bool
+
+
+def _read(prediction_path: str, label_path: str, settings: Score, names: StructureNames) -> _Pair:
+    """Reads a case. The object of a mask may be 1 in one file and 255 in the other: see `score`."""
+    import numpy as np
+
+    from tf_autoctx.data import images, labels
+
+    pair, arrays = [], []
+    for path in (prediction_path, label_path):
+        # Values of the foreground stay as they are: both files together tell whether 255 is 1.
+        image, label = labels.read(path, None, foreground=labels.MASKS, truth=path == label_path)
+        if label.ndim == 2:
+            _require_named(path, label, settings, names)
+        pair.append(image)
+        arrays.append(label)
+    images.require_same_grid(*pair)
+    objects = [set(np.unique(label).tolist()) - {0} for label in arrays]
+    spoken_for = {names.single, *(settings.foreground or ())}
+    is_mask = (
+        names.single in labels.MASKS
+        and names.ignored is None
+        and all(len(values) < 2 and values <= set(labels.MASKS) for values in objects)
+        and not objects[0] | objects[1] <= spoken_for
+    )
+    if is_mask:
+        arrays = [(label > 0) * np.uint8(names.single or 0) for label in arrays]
+    prediction, truth = arrays
+    return _Pair(prediction, truth, pair[0].millimetres or pair[1].millimetres, is_mask)
+
+
+def _labels(pair: _Pair, settings: Score) -> list[np.ndarray]:
+    """The truth, and the prediction of every method: of the values that count, merged if wanted."""
+    import numpy as np
+
+    from tf_autoctx import postprocessing
+
+    truth, prediction = pair.truth, pair.prediction
+    if settings.foreground:
+        truth, prediction = (
+            np.where(np.isin(label, settings.foreground), label, 0) for label in (truth, prediction)
         )
-    predictions = [prediction]
-    if steps:
-        predictions.append(postprocessing.postprocess(prediction, **steps))
-    spacing = images.millimetres(label_path, label)
-    return [metrics.compare(prediction, truth, spacing) for prediction in predictions]
+    every = [truth, prediction]
+    if settings.steps:
+        every.append(postprocessing.postprocess(prediction, **settings.steps))
+    return [(label != 0).astype(np.uint8) for label in every] if settings.merge else every
+
+
+def _require_named(path: str, label: np.ndarray, settings: Score, names: StructureNames) -> None:
+    """Raises a `UserError` for a picture of grey levels, such as a mask with smooth edges.
+
+    Volumes with values that nobody named are scored all the same: they are seldom pictures.
+    """
+    import numpy as np
+
+    values = np.setdiff1d(label, 0).tolist()
+    known = {*names.labels, names.ignored, *(settings.foreground or ())}
+    unknown = [value for value in values if value not in known]
+    if len(values) < 2 or not unknown or settings.foreground:
+        return
+    shown = ", ".join(map(str, unknown[:5])) + ", ..." * (len(unknown) > 5)
+    raise errors.UserError(
+        f"{path}: has the label values {shown}, which nobody named; expected a mask, or give "
+        "`names` such as 1:skull,2:brain, or `foreground`."
+    )
 
 
 def pairs(settings: Score) -> dict[str, tuple[str, str]]:
     """{name of a case: (path of the prediction, path of the label)}.
 
+    Cases are called as those of a data set, as in the evaluation of a run.
+
     Raises:
       UserError: a folder cannot be read, or holds a file that the other does not.
     """
-    from tf_autoctx.data import images
+    from tf_autoctx.data import names
 
-    predictions, labels = images.find(settings.predictions), images.find(settings.labels)
-    lonely = [path for name, path in predictions.items() if name not in labels]
-    lonely += [path for name, path in labels.items() if name not in predictions]
-    if lonely:
+    predictions = names.find(settings.predictions, below=True, skip=names.BESIDE_LABELS)
+    labels = names.find(settings.labels, below=True)
+    paths = list(names.pairs(predictions, labels).values())
+    cases = names.of_data_set([prediction for prediction, _ in paths])
+    return dict(sorted(zip(cases, paths, strict=True)))
+
+
+def labels_of(scored: Collection[Scored], names: StructureNames, settings: Score) -> dict[int, str]:
+    """{label value: name} of what occurs in any case, ascending; what has no name gets a warning.
+
+    Raises:
+      UserError: nothing occurs at all, or no truth has a value of the foreground.
+    """
+    from absl import logging
+
+    from tf_autoctx import metrics
+
+    every = [item for case in scored for rows in case.methods for item in rows.items()]
+    in_truth = {value for value, row in every if row[metrics.size_of(row).truth]}
+    wanted = settings.foreground
+    if not in_truth and wanted:
+        listed = ",".join(map(str, wanted))
         raise errors.UserError(
-            f"{', '.join(lonely)}: no image of the same name in the other folder; match the two."
+            f"{settings.labels}: no voxel has a value of `foreground={listed}`; name one that "
+            "occurs."
         )
-    return {name: (path, labels[name]) for name, path in predictions.items()}
+    if not every:
+        raise errors.UserError(
+            f"{settings.labels}: every voxel is background, as in the predictions; expected a "
+            "structure to score."
+        )
+    if settings.merge:
+        single = list(names.labels.values())
+        return {1: single[0] if len(single) == 1 else OBJECT}
+    values = sorted({value for value, _ in every})
+    if not names.labels and values != [1] and any(case.is_mask for case in scored):
+        raise errors.UserError(
+            f"{settings.labels}: 255 is the object of masks in some files, others have the values "
+            f"{', '.join(map(str, values))}; expected one kind, or `names` of all values."
+        )
+    if nameless := [value for value in values if value not in names.labels and names.labels]:
+        logging.warning(
+            "%s names no label %s, which occurs and is scored as %s; --foreground leaves it out, "
+            "--merge makes one object of all.",
+            names.source,
+            ", ".join(map(str, nameless)),
+            ", ".join(map(names.of, nameless)),
+        )
+    return {value: names.of(value) for value in values}
+
+
+def rows_of(
+    scored: Mapping[str, Scored], labels: Mapping[int, str], system: str, methods: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Rows of `report.tables`: method by method, structure by structure, case by case."""
+    about = {"system": system, "group": ""}
+    return [
+        {
+            **about,
+            "method": method,
+            "case": case,
+            "structure": structure,
+            **of_case.methods[number][value],
+        }
+        for number, method in enumerate(methods)
+        for value, structure in labels.items()
+        for case, of_case in scored.items()
+        if value in of_case.methods[number]
+    ]
 
 
 def score_all(
-    cases: Mapping[str, tuple[str, str]], settings: Score
-) -> tuple[dict[str, list[dict[str, float]]], dict[str, str]]:
+    cases: Mapping[str, tuple[str, str]], settings: Score, names: StructureNames
+) -> tuple[dict[str, Scored], dict[str, str]]:
     """Scores several cases at a time.
 
     Args:
       cases: see `pairs`.
-      settings: of the command.
+      settings, names: see `score`.
 
     Returns:
-      ({case: its scores, see `score`}, {case that cannot be scored: reason}).
-
-    Raises:
-      UserError: a worker was killed.
+      ({case: its scores}, {case that cannot be scored: reason}), both in the order of the cases.
     """
-    scored, failed = {}, {}
-    # New processes rather than copies of this one: the threads of SimpleITK and NumPy do not
-    # survive a fork.
-    context = multiprocessing.get_context("spawn")
-    with futures.ProcessPoolExecutor(settings.workers, context) as pool:
-        jobs = {
-            pool.submit(score, *paths, settings.foreground, settings.steps): name
-            for name, paths in cases.items()
-        }
-        for number, job in enumerate(futures.as_completed(jobs), start=1):
-            name = jobs[job]
-            try:
-                scored[name] = job.result()
-                told = f"DSC {scored[name][-1]['DSC_percent']:.2f} %"
-            except errors.UserError as error:
-                failed[name], told = str(error), "not scored"
-            except process.BrokenProcessPool:
-                raise errors.UserError(
-                    "--workers: a worker was killed, for lack of memory perhaps; give fewer."
-                ) from None
-            print(f"{number}/{len(jobs)} {name}: {told}", flush=True)
-    return scored, failed
+    from tf_autoctx.data import isolation
+
+    scored: dict[str, Scored] = {}
+    failed: dict[str, str] = {}
+    tasks = {name: (*paths, settings, names) for name, paths in cases.items()}
+    workers = min(settings.workers or isolation.cpus(), len(tasks))
+    with isolation.Pool(workers) as pool:
+        for number, (name, outcome) in enumerate(pool.map(score, tasks), start=1):
+            if isinstance(outcome, Scored):
+                scored[name], told = outcome, _told(outcome.methods[-1])
+            else:
+                failed[name], told = str(errors.sentence(outcome)), "not scored"
+            print(_printable(f"{number}/{len(tasks)} {name}: {told}"), flush=True)
+    in_order = {name: scored[name] for name in cases if name in scored}
+    return in_order, {name: failed[name] for name in cases if name in failed}
 
 
-def rows_of(
-    scored: Mapping[str, list[dict[str, float]]], settings: Score, cases: Sequence[str]
-) -> list[dict[str, Any]]:
-    """Rows of `report.tables`, in the order of the cases.
+def _told(rows: Mapping[int, Mapping[str, Any]]) -> str:
+    """The DSC of a case: of its structure, or the mean of those that its truth has."""
+    import numpy as np
 
-    Raises:
-      UserError: no label image has a value of the foreground.
-    """
-    from tf_autoctx import metrics
+    dice = [row["DSC_percent"] for row in rows.values() if np.isfinite(row["DSC_percent"])]
+    if not dice:
+        return "no structure"
+    return f"{'mean ' * (len(dice) > 1)}DSC {np.mean(dice):.2f} %"
 
-    rows = [
-        {
-            "system": "",
-            "method": method,
-            "case": name,
-            "group": "",
-            "structure": "object",
-            **scored[name][number],
-        }
-        for number, method in enumerate(settings.methods)
-        for name in cases
-        if name in scored
-    ]
-    if rows and settings.foreground:
-        sizes = [row[metrics.size_of(row).truth] for row in rows]
-        if not any(sizes):
-            values = ",".join(map(str, settings.foreground))
-            raise errors.UserError(
-                f"{settings.labels}: no voxel has a value of --foreground={values}; name one that "
-                "occurs."
-            )
-    return rows
+
+def _printable(text: str) -> str:
+    """Text with the bytes of names that are no text in letters."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def main(given: command_line.Given) -> None:
@@ -192,17 +341,34 @@ def main(given: command_line.Given) -> None:
 
     settings = given.configured(Score)
     cases, output = pairs(settings), pathlib.Path(settings.output)
-    scored, failed = score_all(cases, settings)
-    if rows := rows_of(scored, settings, list(cases)):
-        tables.write(output, rows)
+    names = names_of(settings)
+    files.own(output)
+    scored, failed = score_all(cases, settings, names)
+    rows = []
+    if scored:
+        labels = labels_of(scored.values(), names, settings)
+        rows = rows_of(scored, labels, names.system, settings.methods)
+    tables.write(output, rows, failures=failed)
+    if rows:
         print("\n" + tables.table(rows))
-    reasons = [{"case": name, "reason": reason} for name, reason in sorted(failed.items())]
-    tables.write_csv(output / "failed.csv", reasons, ("case", "reason"))
     if failed:
-        reason = next(iter(failed.values()))
+        for reason in failed.values():
+            print(f"error: {reason}", file=sys.stderr)
         raise errors.UserError(
-            f"{output / 'failed.csv'}: {len(failed)} of {len(cases)} cases are not scored; {reason}"
+            f"{output / 'failed.csv'}: {len(failed)} of {len(cases)} cases are not scored; "
+            "expected readable label images on the grid of their truth."
         )
+
+
+def names_of(settings: Score) -> StructureNames:
+    """The names of the label values, see the command's help."""
+    if settings.names:
+        return structure_names.given(settings.names)
+    folders = pathlib.Path(settings.labels), pathlib.Path(settings.predictions)
+    names = structure_names.beside(*folders)
+    if names.source:
+        print(f"names of structures: {names.source}")
+    return names
 
 
 command = command_line.Command(main, (Score,), __doc__)

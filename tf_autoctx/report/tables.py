@@ -131,15 +131,14 @@ def write(
         if metric not in LABELS
     ]
     failed = [dict(zip(FAILURES, failure)) for failure in sorted((failures or {}).items())]
-    files = FILES if rows else FILES[-1:]
-    if failures is None:
-        files = FILES[:-1]
+    names = [name for name in FILES[:-1] if rows or failures is None]
+    names += FILES[-1:] * (failures is not None)
     with contextlib.ExitStack() as places:
         # What is entered first takes its place last.
-        new = {name: places.enter_context(replacing(directory / name)) for name in files}
+        new = {name: places.enter_context(replacing(directory / name)) for name in names}
         if failures is not None:
             _write_lines(new["failed.csv"], failed, FAILURES)
-        if "scores.csv" in files:
+        if "scores.csv" in new:
             _write_lines(new["scores.csv"], long, LONG)
             _write_lines(new["cases.csv"], rows, (*LABELS, *_metric_names(rows)))
             new["summary.json"].write_text(text + "\n", "utf-8", "backslashreplace")
