@@ -44,7 +44,7 @@ SPACES += ("lps", "ras", "las")
 # against their image by as much, see `images.require_same_grid`.
 SHEAR = 1e-3
 TAKEN = "x is taken to grow to the left, y to the back, z to the head"
-UNITLESS = "the header names no unit of length; mm are taken, here and in all such files"
+UNITLESS = "the header names no unit of length (said once for all files)"
 CONTRADICTION = 1e-2  # of two spacings in one header, relative
 
 
@@ -232,8 +232,8 @@ def _of_nifti(path: pathlib.Path, header: Nifti) -> Header:
         remarks.append(f"the header states no orientation (qform and sform codes of 0); {TAKEN}")
     if header.units == 0:
         if axes == 3 and header.dim[3] > 1:
-            remarks.append(UNITLESS)
-        return Header("", flat_unknown="the header names no unit of length", remarks=tuple(remarks))
+            remarks.append(f"{UNITLESS}; mm are taken")
+        return Header("", flat_unknown=UNITLESS, remarks=tuple(remarks))
     if header.units > 3:
         told = f"the unit of length is {header.units}, which NIfTI does not know"
         return Header(told, flat_unknown=told)
@@ -311,9 +311,9 @@ def _of_nrrd(fields: dict[str, str]) -> Header:
         remarks.append(f"the header states no orientation (space {space or 'is missing'}); {TAKEN}")
     if not named:
         # Spaces named after a patient are of mm in all that writes them.
-        told = "" if space.startswith(SPACES) else "the header names no unit of length"
+        told = "" if space.startswith(SPACES) else UNITLESS
         if told and len(lengths) == 3:
-            remarks.append(UNITLESS)
+            remarks.append(f"{UNITLESS}; mm are taken")
         return Header("", flat_unknown=told, remarks=tuple(remarks))
     factors = set(_units(named)[: len(lengths)])
     if len(factors) != 1 or None in factors:

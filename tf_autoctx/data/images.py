@@ -25,7 +25,7 @@ Path = str | os.PathLike[str]
 # The axes of volumes in memory: x grows to the left, y to the back (posterior), z to the head
 # (superior), as in DICOM.
 ORIENTATION = "LPS"
-# Remarks on files that were made already, each once; that on units once for all files.
+# What was said of files already.
 _told: set[tuple[Path, str]] = set()
 AXES = {"L": 0, "R": 0, "P": 1, "A": 1, "S": 2, "I": 2}  # axis of `ORIENTATION`
 
@@ -223,7 +223,7 @@ def read_2d(
     image = raw[:, :, 0] if raw.GetDimension() == 3 and raw.GetSize()[2] == 1 else raw
     require_dimensions(path, image, 2)
     if header.flat_unknown and not path.name.lower().endswith(PIXELS_ONLY):
-        logging.warning("%s: %s; lengths are in pixels.", path, header.flat_unknown)
+        _tell(path, f"{header.flat_unknown}; lengths are in pixels")
     image = image if colour else _grey(path, image)
     low, high = (float(extreme(sitk.GetArrayViewFromImage(image))) for extreme in (np.min, np.max))
     if grey_levels and image.GetPixelID() != sitk.sitkUInt8 and not (low >= 0 and 1 < high <= 255):
@@ -384,9 +384,7 @@ def _load(path: pathlib.Path, series: str | int | None) -> tuple[sitk.Image, hea
             f"{path}: not a readable image; expected an intact {', '.join(SUFFIXES)} file."
         ) from None
     for remark in header.remarks:
-        if (path, remark) not in _told and (headers.UNITLESS, remark) not in _told:
-            logging.warning("%s: %s.", path, remark)
-        _told.update({(path, remark), (remark, remark)})
+        _tell(path, remark)
     if header.factor != 1:
         image.SetSpacing([header.factor * edge for edge in image.GetSpacing()])
         image.SetOrigin([header.factor * place for place in image.GetOrigin()])
@@ -395,6 +393,14 @@ def _load(path: pathlib.Path, series: str | int | None) -> tuple[sitk.Image, hea
         raise UserError(f"{path}: its geometry is not finite; expected numbers.")
     _require_finite(path, sitk.GetArrayViewFromImage(image))
     return image, header
+
+
+def _tell(path: pathlib.Path, remark: str) -> None:
+    """Warns of a file, once; where it is of a unit, once for all files."""
+    key = ("", remark) if headers.UNITLESS in remark else (path, remark)
+    if key not in _told:
+        logging.warning("%s: %s.", path, remark)
+    _told.add(key)
 
 
 def _of_its_format(
