@@ -5,6 +5,7 @@ import resource
 import struct
 
 import numpy as np
+import PIL.Image
 import pytest
 import SimpleITK as sitk
 
@@ -24,29 +25,14 @@ def volume(shape=(4, 5, 6), dtype=np.int16):
     return image
 
 
-def write_series(folder, positions=(10.0, 12.0, 14.0), uid="1.2.3.4"):
-    """DICOM slices of 5 x 6 pixels, 0.75 x 0.5 mm; the slice at z mm has the value 100 z."""
-    folder.mkdir(exist_ok=True)
-    writer = sitk.ImageFileWriter()
-    writer.KeepOriginalImageUIDOn()
-    for number, z in enumerate(positions):
-        piece = sitk.JoinSeries([sitk.Image([6, 5], sitk.sitkInt16) + int(100 * z)])
-        piece.SetSpacing((0.5, 0.75, 1))
-        tags = {
-            "0008|0060": "CT",
-            "0008|0018": f"{uid}.{number + 1}",
-            "0020|000d": "1.2.3",
-            "0020|000e": uid,
-            "0020|0013": str(number),
-            "0020|0032": f"-7\\3\\{z}",
-            "0020|0037": "1\\0\\0\\0\\1\\0",
-        }
-        for tag, value in tags.items():
-            piece.SetMetaData(tag, value)
-        writer.SetFileName(
-            str(folder / f"{uid}_{9 - number}.dcm")
-        )  # the names run against the positions
-        writer.Execute(piece)
+def known(path, image):
+    """The image of a file that tells its millimetres."""
+    return images.Image.of(path, image, image.GetSpacing())
+
+
+def stored(image):
+    """The voxels of a SimpleITK image."""
+    return sitk.GetArrayFromImage(image)
 
 
 @pytest.mark.parametrize("suffix", [".nii.gz", ".nii", ".nrrd", ".mha"])
@@ -54,12 +40,12 @@ def test_a_written_volume_keeps_voxels_and_geometry(tmp_path, suffix):
     path = tmp_path / f"a{suffix}"
     images.write(path, volume())
     image = images.read(path)
-    assert image.GetPixelID() == sitk.sitkInt16
-    np.testing.assert_array_equal(images.array(image), images.array(volume()))
-    assert images.spacing(image) == pytest.approx((2.0, 0.75, 0.5))
-    assert image.GetOrigin() == pytest.approx((-120.5, 33.25, 871.125))
-    assert image.GetDirection() == pytest.approx(OBLIQUE, abs=1e-6)
-    images.require_same_grid(path, image, "in memory", volume())
+    assert image.image.GetPixelID() == sitk.sitkInt16
+    np.testing.assert_array_equal(image.array, stored(volume()))
+    assert image.spacing == image.millimetres == pytest.approx((2.0, 0.75, 0.5))
+    assert image.grid.origin == pytest.approx((-120.5, 33.25, 871.125))
+    assert image.grid.direction == pytest.approx(OBLIQUE, abs=1e-6)
+    images.require_same_grid(image, images.Image.of("in memory", volume(), (0.5, 0.75, 2.0)))
     assert os.listdir(tmp_path) == [path.name]
 
 
@@ -72,7 +58,7 @@ def test_a_written_volume_is_compressed(tmp_path, suffix):
 def test_a_grey_png_has_two_dimensions(tmp_path):
     pixels = np.arange(12, dtype=np.uint8).reshape(3, 4)
     images.write(tmp_path / "a.png", sitk.GetImageFromArray(pixels))
-    np.testing.assert_array_equal(images.array(images.read(tmp_path / "a.png")), pixels)
+    np.testing.assert_array_equal(images.read(tmp_path / "a.png").array, pixels)
 
 
 # Two dimensions.
@@ -90,8 +76,9 @@ def test_grey_levels_of_any_format_are_the_same(tmp_path, suffix):
     )  # a volume of one slice
     sitk.WriteImage(image, str(tmp_path / f"a{suffix}"))
     answer = images.read_2d(tmp_path / f"a{suffix}", grey_levels=True)
-    assert answer.GetDimension() == 2
-    np.testing.assert_array_equal(images.array(answer), grey)
+    assert answer.dimensions == 2 and answer.orientation is None
+    np.testing.assert_array_equal(answer.array, grey)
+    images.write(tmp_path / f"b{suffix.replace('dcm', 'png')}", answer.like(grey > 9))
 
 
 @pytest.mark.parametrize("alpha", [False, True])
@@ -104,8 +91,8 @@ def test_colour_becomes_its_luminance(tmp_path, suffix, alpha):
     sitk.WriteImage(sitk.GetImageFromArray(colour, isVector=True), str(tmp_path / f"a{suffix}"))
     expected = np.rint(colour.reshape(6, 8, -1)[..., :3] @ np.array([0.299, 0.587, 0.114]))
     answer = images.read_2d(tmp_path / f"a{suffix}")
-    assert answer.GetPixelID() == sitk.sitkUInt8
-    assert np.abs(images.array(answer).astype(float) - expected).max() <= 1
+    assert answer.image.GetPixelID() == sitk.sitkUInt8
+    assert np.abs(answer.array.astype(float) - expected).max() <= 1
     with pytest.raises(UserError, match="expected one \\(grey, not colour\\)"):
         images.read(tmp_path / f"a{suffix}")
 
@@ -114,8 +101,8 @@ def test_a_jpeg_is_nearly_its_picture(tmp_path):
     smooth = np.add.outer(np.arange(64), np.arange(80)).astype(np.uint8)
     sitk.WriteImage(sitk.GetImageFromArray(smooth), str(tmp_path / "a.jpg"))
     answer = images.read_2d(tmp_path / "a.jpg", grey_levels=True)
-    assert np.abs(images.array(answer).astype(float) - smooth).max() <= 4
-    assert images.millimetres(tmp_path / "a.jpg", answer) is None
+    assert np.abs(answer.array.astype(float) - smooth).max() <= 4
+    assert answer.millimetres is None and answer.spacing == (1, 1)
 
 
 @pytest.mark.parametrize(
@@ -132,9 +119,9 @@ def test_other_pixels_are_taken_to_grey_levels(tmp_path, values, expected):
     sitk.WriteImage(
         sitk.GetImageFromArray(np.array([values], np.float32)), str(tmp_path / "a.nii.gz")
     )
-    np.testing.assert_allclose(images.array(images.read_2d(tmp_path / "a.nii.gz"))[0], values)
+    np.testing.assert_allclose(images.read_2d(tmp_path / "a.nii.gz").array[0], values)
     np.testing.assert_allclose(
-        images.array(images.read_2d(tmp_path / "a.nii.gz", grey_levels=True))[0], expected
+        images.read_2d(tmp_path / "a.nii.gz", grey_levels=True).array[0], expected
     )
 
 
@@ -144,48 +131,26 @@ def test_a_volume_is_no_picture(tmp_path):
         images.read_2d(tmp_path / "a.nii.gz")
 
 
-def test_stills_of_one_series_are_images_of_their_own_where_wanted(tmp_path):
-    write_series(tmp_path)
-    assert len(images.find(tmp_path)) == 1 and len(images.find(tmp_path, series=False)) == 3
-
-
-def test_pixel_formats_match_by_size_alone(tmp_path):
+def test_pixel_formats_match_by_size_alone():
     image, label = (sitk.GetImageFromArray(picture()) for _ in range(2))
     image.SetSpacing((0.26, 0.26))  # the dots per inch of a JPEG
-    images.require_same_grid("a.png", label, "a.jpg", image)
+    of = images.Image.of
+    images.require_same_grid(of("a.png", label), of("a.jpg", image))
     with pytest.raises(UserError, match="spacing"):
-        images.require_same_grid("a.nii", label, "b.nii", image)
+        images.require_same_grid(of("a.nii", label, (1, 1)), of("b.nii", image, (0.26, 0.26)))
     with pytest.raises(UserError, match="size"):
-        images.require_same_grid("a.png", label[:5], "a.jpg", image)
+        images.require_same_grid(of("a.png", label[:5]), of("a.jpg", image))
 
 
-def test_a_dicom_series_is_one_volume_in_order_of_position(tmp_path):
-    write_series(tmp_path / "scan")
-    image = images.read(tmp_path / "scan")
-    assert images.array(image)[:, 0, 0].tolist() == [1000, 1200, 1400]
-    assert images.spacing(image) == pytest.approx((2.0, 0.75, 0.5))
-    assert image.GetOrigin() == pytest.approx((-7, 3, 10))
-    assert images.find(tmp_path / "scan") == {"scan": str(tmp_path / "scan")}
-
-
-def test_a_dicom_series_without_one_of_its_slices_is_refused(tmp_path):
-    write_series(tmp_path / "scan", positions=(10, 12, 16, 18))
-    with pytest.raises(UserError, match="scan: slices 2 to 4 mm apart; expected even steps"):
-        images.read(tmp_path / "scan")
-
-
-def test_rounded_slice_positions_are_accepted(tmp_path):
-    write_series(tmp_path / "scan", positions=(10, 11.99, 14, 16.01))
-    assert images.read(tmp_path / "scan").GetSize() == (6, 5, 4)
-
-
-def test_a_folder_of_two_series_or_of_none_is_refused(tmp_path):
-    with pytest.raises(UserError, match=f"{tmp_path.name}: holds 0 DICOM series; expected one"):
-        images.read(tmp_path)
-    write_series(tmp_path, uid="1.2.3.4")
-    write_series(tmp_path, uid="1.2.3.5")
-    with pytest.raises(UserError, match=f"{tmp_path.name}: holds 2 DICOM series; expected one"):
-        images.read(tmp_path)
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_grey_with_transparency_is_grey(tmp_path, suffix, caplog):
+    for name, alpha in (("opaque", np.full((6, 8), 255, np.uint8)), ("window", picture(1))):
+        pixels = np.stack([picture(), alpha], axis=-1)
+        PIL.Image.fromarray(pixels, "LA").save(tmp_path / f"{name}{suffix}")
+        image = images.read_2d(tmp_path / f"{name}{suffix}", grey_levels=True)
+        np.testing.assert_array_equal(image.array, picture())
+    told = [record.getMessage() for record in caplog.records]
+    assert told == [f"{tmp_path / f'window{suffix}'}: its transparency is left out."]
 
 
 def not_finite(path):
@@ -299,49 +264,28 @@ def test_what_cannot_be_written_leaves_nothing_behind(tmp_path, name, sentence):
     assert os.listdir(tmp_path) == []
 
 
-def test_like_takes_the_grid_of_its_reference():
-    mask = images.array(volume()) > 60
-    image = images.like(mask, volume())
+def test_like_takes_the_grid_of_its_image():
+    whole = images.Image.of("a.nrrd", volume(), (0.5, 0.75, 2.0))
+    mask = stored(volume()) > 60
+    image = whole.like(mask)
     assert image.GetPixelID() == sitk.sitkUInt8
-    np.testing.assert_array_equal(images.array(image), mask)
-    images.require_same_grid("mask", image, "image", volume())
-    with pytest.raises(ValueError, match=r"\(5, 4, 6\), the reference image \(4, 5, 6\)"):
-        images.like(mask.transpose(1, 0, 2), volume())
+    np.testing.assert_array_equal(stored(image), mask)
+    assert images.Grid.of(image) == images.Grid.of(volume())
+    with pytest.raises(ValueError, match=r"\(5, 4, 6\), the image \(4, 5, 6\)"):
+        whole.like(mask.transpose(1, 0, 2))
 
 
 def test_voxels_may_have_several_values(tmp_path):
+    whole = images.Image.of("a.nrrd", volume(), (0.5, 0.75, 2.0))
     values = np.random.default_rng(0).random((4, 5, 6, 3), np.float32)
-    images.write(tmp_path / "a.nii.gz", images.like(values, volume()))
+    images.write(tmp_path / "a.nii.gz", whole.like(values))
     image = images.read(tmp_path / "a.nii.gz", colour=True)
-    np.testing.assert_array_equal(images.array(image), values)
-    images.require_same_grid("values", image, "image", volume())
-    with pytest.raises(ValueError, match=r"\(5, 4, 6, 3\), the reference image \(4, 5, 6\)"):
-        images.like(values.transpose(1, 0, 2, 3), volume())
-
-
-def test_find_sorts_by_name_and_passes_over_other_files(tmp_path):
-    for name in ("b.nii.gz", "a.b.NRRD", "c.png", "notes.txt", "._c.png", ".partial-1-d.nii.gz"):
-        (tmp_path / name).touch()
-    (tmp_path / "folder.mha").mkdir()
-    expected = {"a.b": "a.b.NRRD", "b": "b.nii.gz", "c": "c.png"}
-    assert list(images.find(tmp_path).items()) == [
-        (name, str(tmp_path / file)) for name, file in expected.items()
-    ]
-
-
-def test_find_says_what_is_wrong_with_a_folder(tmp_path):
-    with pytest.raises(UserError, match="nowhere: no such folder; expected a folder of images"):
-        images.find(tmp_path / "nowhere")
-    with pytest.raises(
-        UserError, match=f"{tmp_path.name}: holds no image; expected files that end in .nii.gz"
-    ):
-        images.find(tmp_path)
-    (tmp_path / "a.nii.gz").touch()
-    (tmp_path / "a.nrrd").touch()
-    with pytest.raises(
-        UserError, match=r"a.nrrd: has the same name as .*a.nii.gz; expected one image of each name"
-    ):
-        images.find(tmp_path)
+    np.testing.assert_array_equal(image.array, values)
+    images.require_same_grid(image, whole)
+    with pytest.raises(UserError, match="has 3 values per voxel"):
+        images.read(tmp_path / "a.nii.gz")
+    with pytest.raises(ValueError, match=r"\(5, 4, 6, 3\), the image \(4, 5, 6\)"):
+        whole.like(values.transpose(1, 0, 2, 3))
 
 
 @pytest.mark.parametrize(
@@ -369,7 +313,7 @@ def test_a_label_on_another_grid_is_refused(change, sentence):
     with pytest.raises(
         UserError, match=f"^l.nrrd: {sentence} of its image i.nrrd; resample the label or fix"
     ):
-        images.require_same_grid("l.nrrd", label, "i.nrrd", volume())
+        images.require_same_grid(known("l.nrrd", label), known("i.nrrd", volume()))
 
 
 def test_a_rounded_header_is_the_same_grid():
@@ -377,4 +321,4 @@ def test_a_rounded_header_is_the_same_grid():
     label.SetSpacing((0.5001, 0.75, 1.9999))
     label.SetOrigin((-120.49, 33.25, 871.13))
     label.SetDirection(np.round(OBLIQUE, 6))
-    images.require_same_grid("l.nrrd", label, "i.nrrd", volume())
+    images.require_same_grid(known("l.nrrd", label), known("i.nrrd", volume()))

@@ -186,7 +186,7 @@ def nifti(path: pathlib.Path) -> Nifti:
         if size in SIZES and len(raw) >= size:
             break
     else:
-        raise UserError(f"{path}: begins with no NIfTI header; expected an intact NIfTI file.")
+        raise UserError(f"{path}: not a readable image; expected an intact NIfTI file.")
     version = SIZES[size]
     values: dict[str, Any] = {
         name: struct.unpack_from(order + form, raw, at)

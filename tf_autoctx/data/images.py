@@ -11,9 +11,11 @@ import os
 import pathlib
 import shutil
 import uuid
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
+import PIL.Image
 import SimpleITK as sitk
 from absl import logging
 
@@ -420,12 +422,39 @@ def _of_its_format(
 
 
 def _read_file(path: pathlib.Path) -> sitk.Image:
+    if path.name.lower().endswith(PIXELS_ONLY) and (pixels := _with_transparency(path)) is not None:
+        return sitk.GetImageFromArray(pixels, isVector=True)
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     with libraries.heard(path):
         reader.ReadImageInformation()
         _require_voxels(path, reader)
         return reader.Execute()
+
+
+def _with_transparency(path: pathlib.Path) -> np.ndarray | None:
+    """Grey and transparency (y, x, 2) of a picture that has both, which ITK cannot read or reads as
+    grey pixels twice as many; None of any other.
+
+    Raises:
+      UserError: 16 bits each, which Pillow cannot read.
+    """
+    try:
+        with warnings.catch_warnings(), PIL.Image.open(path) as picture:
+            warnings.simplefilter("ignore")
+            if picture.mode != "LA":
+                return None
+            if path.name.lower().endswith(".png"):
+                deep = path.read_bytes()[24] > 8  # bits of a sample
+            else:
+                deep = max(picture.tag_v2.get(258, (8,))) > 8  # type: ignore[attr-defined]
+            if not deep:
+                return np.asarray(picture)
+    except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError):
+        return None
+    raise UserError(
+        f"{path}: is grey of over 8 bits with transparency; expected one without transparency."
+    )
 
 
 def _require_voxels(path: pathlib.Path, reader: sitk.ImageFileReader) -> None:

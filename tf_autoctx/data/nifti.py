@@ -8,6 +8,7 @@ import shutil
 import struct
 import tempfile
 
+import numpy as np
 import SimpleITK as sitk
 
 from tf_autoctx.data import headers, integrity, libraries
@@ -44,18 +45,33 @@ def read(path: pathlib.Path) -> sitk.Image:
       RuntimeError: it cannot be read.
     """
     header = headers.nifti(path)
-    if header.version == 1:
-        integrity.check(path)
-        if not headers.is_packed(path) or path.name.lower().endswith(".gz"):
-            return _read(path, path, header)
+    integrity.check(path)
+    _require_finite(path, header)
+    readable = not headers.is_packed(path) or path.name.lower().endswith(".gz")
+    if header.version == 1 and readable:
+        return _read(path, path, header)
     with tempfile.TemporaryDirectory() as folder:
         plain = pathlib.Path(folder) / "a.nii"
         _write_plain(path, plain, header)
-        try:
-            integrity.check(plain)
-        except UserError as error:
-            raise UserError(str(error).replace(str(plain), str(path))) from None
         return _read(path, plain, header)
+
+
+def _require_finite(path: pathlib.Path, header: headers.Nifti) -> None:
+    """Raises a `UserError` for voxels that are no numbers: ITK's reader puts 0 there."""
+    if header.datatype not in (16, 64):  # float32, float64
+        return
+    edge, left, bad = header.bits // 8, math.prod(header.dim[1 : 1 + header.dim[0]]), 0
+    count = left
+    with headers.unpacked(path) as file:
+        file.seek(header.offset)
+        while left > 0 and (raw := file.read(edge * min(left, 1 << 20))):
+            voxels = np.frombuffer(raw, f"{header.order}f{edge}", len(raw) // edge)
+            bad += voxels.size - np.count_nonzero(np.isfinite(voxels))
+            left -= voxels.size
+    if bad:
+        raise UserError(
+            f"{path}: {bad} of {count} voxels are NaN or infinite; expected finite numbers."
+        )
 
 
 def _read(path: pathlib.Path, readable: pathlib.Path, header: headers.Nifti) -> sitk.Image:
