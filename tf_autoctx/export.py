@@ -50,6 +50,7 @@ AXES = {
 }
 DTYPES = ("uint8", "int8", "uint16", "int16", "int32", "float32", "float64")
 CARD = pathlib.PurePath("assets.extra") / "model_card.json"
+GRAPH = "saved_model.pb"
 WARM_UP = pathlib.PurePath("assets.extra") / "tf_serving_warmup_requests"
 WARM_UP_EDGE = 32  # voxels along each axis of a warm-up request
 CARD_SIGNATURE = "card"
@@ -103,7 +104,7 @@ def write(directory: str | pathlib.Path, exported: Exported) -> pathlib.Path:
     """
     fingerprint = _fingerprint(exported.networks, exported.configuration)
     last = newest(directory)
-    if last and _card(last).get("fingerprint") == fingerprint:
+    if last and read_card(last).get("fingerprint") == fingerprint and damaged(last) is None:
         return last
     # keras.export.ExportArchive would trace every layer a second time, which no server calls.
     module = tf.Module()
@@ -111,7 +112,8 @@ def write(directory: str | pathlib.Path, exported: Exported) -> pathlib.Path:
     graphs, described = _graphs(exported)
     card = {**exported.card, **described, "fingerprint": fingerprint}
     graphs[CARD_SIGNATURE] = _served_card(card)
-    version = pathlib.Path(directory) / str(int(last.name) + 1 if last else 1)
+    highest = max((int(path.name) for path in versions(directory)), default=0)
+    version = pathlib.Path(directory) / str(highest + 1)
     with replacing(version, keep=True) as partial:  # never in place of another process's version
         try:
             tf.saved_model.save(module, str(partial), signatures=graphs)
@@ -119,6 +121,7 @@ def write(directory: str | pathlib.Path, exported: Exported) -> pathlib.Path:
             reason = type(error).__name__
             raise OSError(f"the SavedModel could not be written ({reason})") from error
         (partial / CARD).parent.mkdir()
+        card["files"] = {str(file.relative_to(partial)): _sha256(file) for file in _files(partial)}
         (partial / CARD).write_text(json.dumps(card, indent=1) + "\n")
         _write_warm_up(partial / WARM_UP, exported.functions, exported.spec)
     return version
@@ -158,16 +161,54 @@ def _graphs(exported: Exported) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def newest(directory: str | pathlib.Path) -> pathlib.Path | None:
-    """The folder of the highest version in the folder of all versions; None where there is none."""
-    versions = [path for path in pathlib.Path(directory).glob("[0-9]*") if path.name.isdecimal()]
-    return max(versions, key=lambda path: int(path.name), default=None)
+    """The folder of the highest whole version in the folder of all versions; None where there is
+    none. Versions above it that are not whole are told."""
+    for version in reversed(versions(directory)):
+        if (version / GRAPH).exists():
+            return version
+        logging.warning(
+            "%s: no SavedModel, as %s is missing; the version before is taken. Delete the folder, "
+            "since a server would try to load it.",
+            version,
+            GRAPH,
+        )
+    return None
 
 
-def _card(version: pathlib.Path) -> dict[str, Any]:
+def versions(directory: str | pathlib.Path) -> list[pathlib.Path]:
+    """The folders of all versions, ascending, whole or not."""
+    paths = [path for path in pathlib.Path(directory).glob("[0-9]*") if path.name.isdecimal()]
+    return sorted(paths, key=lambda path: int(path.name))
+
+
+def read_card(version: pathlib.Path) -> dict[str, Any]:
+    """The card of a version; empty where it cannot be read."""
     try:
-        return json.loads((version / CARD).read_text())
-    except (OSError, ValueError):
+        card = json.loads((version / CARD).read_bytes())
+    except (OSError, ValueError, RecursionError):
         return {}
+    return card if isinstance(card, dict) else {}
+
+
+def damaged(version: pathlib.Path) -> pathlib.Path | None:
+    """A file of a SavedModel that is not what was written, as its card tells; None: there is none,
+    or the card is of an earlier release."""
+    written = read_card(version).get("files")
+    for name, sha256 in written.items() if isinstance(written, dict) else ():
+        file = version / name
+        if not file.exists() or _sha256(file) != sha256:
+            return file
+    return None
+
+
+def _files(version: pathlib.Path) -> list[pathlib.Path]:
+    """What a server needs of a SavedModel."""
+    return [version / GRAPH, *sorted((version / "variables").iterdir())]
+
+
+def _sha256(file: pathlib.Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _fingerprint(networks: Sequence[keras.Model], configuration: Any) -> str:

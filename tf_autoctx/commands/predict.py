@@ -17,8 +17,8 @@ a strip of their iterations, strips/NAME.png, and with --every_iteration each on
 iterations/NAME/.
 
 Results that are there are never replaced without being told: --overwrite makes them anew, and
---resume goes on with a folder where it was stopped: it writes what is not there. No file tells what
-model and flags a result is of: resume with the same ones. If an image of a folder fails, the others
+--resume goes on with a folder where it was stopped: it writes what is not there, and anew what is
+of an image that has changed since or of another model. If an image of a folder fails, the others
 are done all the same, and the exit code is 1.
 """
 
@@ -30,13 +30,14 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from tf_autoctx import configuration
+from tf_autoctx import configuration, files
 from tf_autoctx.commands.command_line import Command, Given
 from tf_autoctx.configuration import check, field
 from tf_autoctx.errors import UserError, sentence
 from tf_autoctx.systems.shared import registry
 
 if TYPE_CHECKING:
+    from tf_autoctx.systems.shared.origins import Origins
     from tf_autoctx.systems.shared.results import Results
 
 FORMATS = ("nii.gz", "nii", "nrrd", "mha", "png", "tif", "tiff")
@@ -83,10 +84,11 @@ def option_kinds() -> list[type]:
 
 def main(given: Given) -> None:
     chosen = given.configured(Prediction)
-    from tf_autoctx.systems.shared import prediction, results
+    from tf_autoctx.systems.shared import origins, prediction, results
 
     names = [name for kind in option_kinds() for name in configuration.rules(kind)]
-    segmentor = prediction.load(chosen.model, **{name: given[name] for name in names})
+    options = {name: given[name] for name in names}
+    segmentor = prediction.load(chosen.model, **options)
     if chosen.every_iteration and not segmentor.iterations:
         raise UserError(
             f"`every_iteration`: {chosen.model} does not render online; expected a run that does."
@@ -102,26 +104,31 @@ def main(given: Given) -> None:
         chosen.series,
     )
     sources = results.sources(source, output, segmentor.dimensions, chosen.series)
-    files = {path: wanted.files(name, path) for name, path in sources.items()}
-    left = results.still_wanted(files, overwrite=chosen.overwrite, resume=chosen.resume)
+    paths = {path: wanted.files(name, path) for name, path in sources.items()}
+    files.own(output)
+    model = origins.of_model(chosen.model, {**options, "series": chosen.series})
+    made_from = origins.Origins(output, model)
+    left = results.still_wanted(paths, made_from, overwrite=chosen.overwrite, resume=chosen.resume)
     if chosen.resume:
-        print(f"{len(files) - len(left)} of {len(files)} images are done already")
-    write(wanted, left)
+        print(f"{len(paths) - len(left)} of {len(paths)} images are done already")
+    write(wanted, left, made_from)
 
 
-def write(wanted: Results, left: Mapping[Any, Any]) -> None:
+def write(wanted: Results, left: Mapping[Any, Any], made_from: Origins) -> None:
     """Segments the images and writes their results; one that fails does not stop the others."""
     # One image shows its tiles or iterations, several show images.
     if len(left) < 2:
-        for path, files in left.items():
-            wanted.write(path, files, progress=True)
+        for path, paths in left.items():
+            wanted.write(path, paths, progress=True)
+            made_from.note(path, paths.values())
         return
     import keras
 
     bar, failures = keras.utils.Progbar(len(left), unit_name="image"), []
-    for path, files in left.items():
+    for path, paths in left.items():
         try:
-            wanted.write(path, files, progress=False)
+            wanted.write(path, paths, progress=False)
+            made_from.note(path, paths.values())
         except UserError as error:
             failures.append(sentence(error))
         bar.add(1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -158,19 +157,38 @@ class _SavedModelPredictor:
         self._model = tf.saved_model.load(str(path))  # owns the variables
         self._label: Callable[..., dict[str, tf.Tensor]] = self._model.signatures["serving_default"]
         self._all = self._model.signatures.get("probabilities", self._label)
+        weights = [variable.numpy() for variable in self._label.variables]
+        self.is_finite = all(np.isfinite(array).all() for array in weights)
 
     def __call__(self, image: np.ndarray, probabilities: bool, progress: bool) -> dict[str, Any]:
         return (self._all if probabilities else self._label)(image=tf.constant(image))
 
 
 def _of_saved_model(path: pathlib.Path) -> Segmentor:
+    """The model of a SavedModel.
+
+    Raises:
+      UserError: it is none of ours, or damaged, or its weights are no numbers.
+    """
+    if file := export.damaged(path):
+        raise UserError(
+            f"{file}: cut short, damaged or missing; delete the folder {path} and export it again, "
+            "which the training command does when it is run again."
+        )
     try:
         predictor = _SavedModelPredictor(path)
-        card = json.loads((path / export.CARD).read_text())
+        card = export.read_card(path)
         labels, name = runs.labels(card), card["system"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, tf.errors.OpError) as error:
+        spacing = [[float(mm) for mm in edges] for edges in card.get("spacing") or []]
+    except Exception as error:  # TensorFlow's reader raises whatever comes next
         raise UserError(
-            f"{path}: not a SavedModel of ours ({type(error).__name__}); export it again."
+            f"{path}: not a SavedModel of ours ({type(error).__name__}); delete the folder and "
+            "export it again, which the training command does when it is run again."
         ) from error
+    if not predictor.is_finite:
+        raise UserError(
+            f"{path}: has weights that are not finite; delete the folder and export it again, from "
+            "a run whose networks are whole."
+        )
     declaration = registry.find(name, str(path))
-    return Segmentor(declaration, labels, card.get("spacing", []), predictor)
+    return Segmentor(declaration, labels, spacing, predictor)

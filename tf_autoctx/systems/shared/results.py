@@ -13,6 +13,7 @@ from tf_autoctx.data import images, names
 from tf_autoctx.errors import FieldError, UserError
 from tf_autoctx.files import replacing
 from tf_autoctx.report import figures
+from tf_autoctx.systems.shared.origins import Origins
 from tf_autoctx.systems.shared.prediction import Segmentor
 
 Key = tuple[str, int | None]  # kind of a result, and the label value of its structure
@@ -189,14 +190,20 @@ def _write_iterations(
 
 
 def still_wanted(
-    wanted: Mapping[str, Mapping[Key, pathlib.Path]], *, overwrite: bool, resume: bool
+    wanted: Mapping[str, Mapping[Key, pathlib.Path]],
+    origins: Origins,
+    *,
+    overwrite: bool,
+    resume: bool,
 ) -> dict[str, dict[Key, pathlib.Path]]:
     """The results that are to be made: all that are there are kept, replaced or in the way.
 
     Args:
       wanted: {image: its results}.
-      overwrite: whether results that are there are made anew.
-      resume: whether they are kept.
+      origins: what results that are there were made from.
+      overwrite: whether they are made anew.
+      resume: whether they are kept, but for those of an image that has changed since, or of another
+        model.
 
     Returns:
       {image: its results}, without images that have all of them.
@@ -211,7 +218,17 @@ def still_wanted(
             f"{there[0]}: is there already; give `resume` to go on with the others, `overwrite` to "
             "replace it, or another `output`."
         )
-    kept = [] if overwrite else there
+    kept = {
+        file
+        for path, files in wanted.items()
+        for file in files.values()
+        if not overwrite and file.exists() and origins.is_of(file, path)
+    }
+    if not overwrite and len(kept) < len(there):
+        print(
+            f"{len(there) - len(kept)} of {len(there)} results are of images that have changed "
+            "since, or of another model: they are made anew"
+        )
     left = {
         path: {key: file for key, file in files.items() if file not in kept}
         for path, files in wanted.items()

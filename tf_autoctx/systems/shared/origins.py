@@ -1,0 +1,110 @@
+"""What the results of a folder were made from, so that those of a changed image or another model
+are known."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from tf_autoctx.data import datasets
+
+NAME = (
+    ".made_from"  # in the folder of the results: a line of JSON for an image, the last one counts
+)
+HEADERS = (".mhd", ".nhdr", ".hdr")  # whose voxels lie in a file of the same name beside them
+
+
+class Origins:
+    """The record of a folder of results.
+
+    Args:
+      folder: of the results.
+      model: whatever besides an image decides its results, see `of_model`.
+    """
+
+    def __init__(self, folder: pathlib.Path, model: str) -> None:
+        self._folder, self._path, self._model = folder, folder / NAME, model
+        self._records: dict[str, dict[str, Any]] = {}  # by result
+        for line in self._lines():
+            try:
+                record = json.loads(line)
+                self._records |= dict.fromkeys(record["results"], record)
+            except (ValueError, TypeError, KeyError):  # cut short by a kill
+                continue
+
+    def _lines(self) -> list[str]:
+        try:
+            return self._path.read_text("utf-8", errors="replace").splitlines()
+        except FileNotFoundError:
+            return []
+
+    def is_of(self, result: pathlib.Path, image: str | os.PathLike[str]) -> bool:
+        """Whether a result was made from an image as it is now.
+
+        Where there is no record, as of earlier releases: whether it is younger than the image.
+        """
+        record = self._records.get(self._name(result))
+        if record is None:
+            return result.stat().st_mtime_ns >= _stamp(image)[1]
+        if record.get("model") != self._model:
+            return False
+        # Files that were copied are other files of the same bytes.
+        stamp = _stamp(image)
+        return list(stamp) == record.get("stamp") or (
+            stamp[0] == record.get("stamp", [None])[0] and _digest(image) == record.get("sha256")
+        )
+
+    def note(self, image: str | os.PathLike[str], results: Iterable[pathlib.Path]) -> None:
+        """Records what results were made from, once they are written."""
+        record = {
+            "results": [self._name(result) for result in results],
+            "stamp": _stamp(image),
+            "sha256": _digest(image),
+            "model": self._model,
+        }
+        self._records |= dict.fromkeys(record["results"], record)
+        before = "" if all(line.endswith("}") for line in self._lines()[-1:]) else "\n"
+        with open(self._path, "a", encoding="utf-8") as file:
+            file.write(f"{before}{json.dumps(record)}\n")
+
+    def _name(self, result: pathlib.Path) -> str:
+        return result.relative_to(self._folder).as_posix()
+
+
+def of_model(model: str | os.PathLike[str], options: Mapping[str, Any]) -> str:
+    """SHA-256 (hex) of the files of a finished model, a run folder or a SavedModel, and of what was
+    chosen for it."""
+    folder = pathlib.Path(model)
+    patterns = ("*.keras", "*/*.keras", "*.pb", "variables/*", "*/saved_model.pb", "*/variables/*")
+    files = sorted({path for pattern in patterns for path in folder.glob(pattern)})
+    try:
+        flags = json.loads((folder / "config.json").read_bytes())["flags"]
+    except (OSError, ValueError, KeyError, TypeError):
+        flags = {}
+    told = [dict(options), flags, [(str(f.relative_to(folder)), datasets.digest(f)) for f in files]]
+    return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _files(image: str | os.PathLike[str]) -> list[pathlib.Path]:
+    """The files that an image consists of."""
+    path = pathlib.Path(image)
+    if path.is_dir():  # DICOM slices
+        return sorted(file for file in path.iterdir() if file.is_file())
+    if path.suffix.lower() in HEADERS:
+        return sorted(path.parent.glob(f"{glob.escape(path.stem)}.*"))
+    return [path]
+
+
+def _stamp(image: str | os.PathLike[str]) -> tuple[int, int]:
+    """Bytes of an image, and when it was last changed (ns)."""
+    stats = [file.stat() for file in _files(image)]
+    return sum(s.st_size for s in stats), max((s.st_mtime_ns for s in stats), default=0)
+
+
+def _digest(image: str | os.PathLike[str]) -> str:
+    return " ".join(datasets.digest(file) for file in _files(image))
