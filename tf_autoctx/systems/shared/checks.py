@@ -1,13 +1,16 @@
-"""What is said of the cases that a model is trained on."""
+"""What is said of the cases that a model is trained on, and of how they lay."""
 
 from __future__ import annotations
 
+import pathlib
 from collections.abc import Collection, Mapping
+from typing import Any
 
 import numpy as np
 from absl import logging
 
-from tf_autoctx.data import pipeline
+from tf_autoctx.data import datasets, images, pipeline
+from tf_autoctx.errors import UserError
 from tf_autoctx.systems.shared.caching import Files
 
 
@@ -23,3 +26,23 @@ def warn_of_missing(labels: Mapping[int, str], present: Collection[int]) -> None
     for value, name in labels.items():
         if value not in present:
             logging.warning("No training case has %s (label %d): it cannot be learnt.", name, value)
+
+
+def require_stored_so(
+    folder: pathlib.Path, facts: Mapping[str, Any], cases: datasets.Dataset
+) -> None:
+    """Refuses to go on with a run of volumes that were not brought to one orientation, unless they
+    are all stored in it, where it makes no difference.
+
+    Raises:
+      UserError: one is not; it cannot be read.
+    """
+    if "orientation" in facts:
+        return
+    for case in (*cases.train, *cases.validation, *cases.test):
+        if (stored := images.read(case.image).orientation) != images.ORIENTATION:
+            raise UserError(
+                f"{folder}: this run was trained before volumes were brought to "
+                f"{images.ORIENTATION}, and {case.image} is stored as {stored}; expected another "
+                "`work_dir`."
+            )

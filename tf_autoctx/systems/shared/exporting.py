@@ -70,6 +70,8 @@ def _card(system: System, run: Run, precision: str) -> dict[str, Any]:
         "system": run.system,
         "labels": run.facts["labels"],
         "spacing": run.spacing,
+        # Of raw volumes, (z, y, x): x grows to the left, y to the back, z to the head.
+        "orientation": run.facts.get("orientation"),
         "precision": precision,
         "data_fingerprint": run.fingerprint,
         "metrics": dict(list(methods.items())[-1:]),  # of the last method, which is served

@@ -6,11 +6,13 @@ Neither Keras nor TensorFlow is imported: a client has no need of them.
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from absl import logging
 
+from tf_autoctx.data import images
 from tf_autoctx.errors import UserError
 from tf_autoctx.systems.shared.declaration import Declaration
 
@@ -81,4 +83,31 @@ def warn_of_spacing(
             "not mm. Resample it.",
             path,
             *(" x ".join(f"{mm:.4g}" for mm in edges) for edges in (spacing, *trained)),
+        )
+
+
+def warn_of_orientation(where: Path, facts: Mapping[str, Any], dimensions: int) -> None:
+    """Warns of a model of volumes that was made before these were brought to one orientation.
+
+    Args:
+      where: its folder, for messages.
+      facts: its config.json or model card.
+      dimensions: of its images.
+
+    Raises:
+      UserError: it expects another orientation.
+    """
+    stated = facts.get("orientation", "")
+    if dimensions == 3 and not stated:
+        logging.warning(
+            "%s: made before volumes were brought to %s, it knows its training files as they were "
+            "stored; where those were not %s, train it again.",
+            where,
+            images.ORIENTATION,
+            images.ORIENTATION,
+        )
+    elif dimensions == 3 and stated != images.ORIENTATION:
+        raise UserError(
+            f"{where}: a model of volumes in the orientation {stated!r}; expected "
+            f"{images.ORIENTATION}."
         )

@@ -191,4 +191,5 @@ def _of_saved_model(path: pathlib.Path) -> Segmentor:
             "a run whose networks are whole."
         )
     declaration = registry.find(name, str(path))
+    image_checks.warn_of_orientation(path, card, declaration.dimensions)
     return Segmentor(declaration, labels, spacing, predictor)
