@@ -10,6 +10,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import ctypes
+import logging as standard
 import os
 import pathlib
 import pickle
@@ -18,7 +19,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
@@ -27,6 +27,7 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self, TypeVar
 
 from absl import logging
+from absl.logging import converter
 
 from tf_autoctx import errors
 from tf_autoctx.errors import UserError
@@ -129,8 +130,8 @@ class Pool:
 
     def _ready(self) -> list[_Worker]:
         """The processes whose outcome, or end, is there."""
-        by_connection = {worker.connection: worker for worker in self._busy}
-        return [by_connection[ready] for ready in connection.wait(list(by_connection))]
+        ready = connection.wait([worker.connection for worker in self._busy])
+        return [worker for worker in self._busy if worker.connection in ready]
 
 
 class _Fault(NamedTuple):
@@ -151,21 +152,15 @@ class _Worker:
 
     def __init__(self) -> None:
         ours, theirs = socket.socketpair()
-        # What libraries say when they give up is not for the user; for us where nothing works.
-        self._resources = contextlib.ExitStack()
-        self._said = self._resources.enter_context(tempfile.TemporaryFile())
         start = f"isolation.work({theirs.fileno()}, {os.getpid()}, {logging.get_verbosity()})"
         program = PROGRAM.format(path=sys.path, start=start)
         self._process = subprocess.Popen(
             [sys.executable, "-c", program],
             stdin=subprocess.DEVNULL,
-            stdout=self._said,
-            stderr=self._said,
             pass_fds=[theirs.fileno()],
         )
         theirs.close()
         self.connection = connection.Connection(ours.detach())
-        self._resources.callback(self.connection.close)
         self.ended, self._began = False, False
 
     def send(self, function: Function, arguments: tuple[Any, ...]) -> None:
@@ -192,11 +187,9 @@ class _Worker:
     def _end(self, arguments: Sequence[Any]) -> UserError:
         """The error of a process that is no more."""
         self.ended, code = True, self._process.wait()
-        with self._resources:
-            self._said.seek(0)
-            said = self._said.read().decode(errors="backslashreplace")
+        self.connection.close()
         if not self._began:
-            raise RuntimeError(f"a process that reads files did not start (exit {code}): {said}")
+            raise RuntimeError(f"a process that reads files did not start (exit code {code})")
         return UserError(
             f"{_files(arguments)}: ended the process that read it, "
             f"{SIGNALS.get(-code, f'exit code {code}')}; expected an intact file that fits in "
@@ -204,9 +197,9 @@ class _Worker:
         )
 
     def kill(self) -> None:
-        with self._resources:
-            self._process.kill()
-            self._process.wait()
+        self._process.kill()
+        self._process.wait()
+        self.connection.close()
 
 
 def work(descriptor: int, parent: int, verbosity: int) -> None:
@@ -222,6 +215,9 @@ def work(descriptor: int, parent: int, verbosity: int) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with contextlib.suppress(OSError):  # where memory ends, this process goes first
         pathlib.Path("/proc/self/oom_score_adj").write_text("1000")
+    with open(os.devnull, "wb") as nowhere:  # what libraries say when they give up
+        os.dup2(nowhere.fileno(), 1)
+        os.dup2(nowhere.fileno(), 2)
     logging.set_verbosity(verbosity)
     tasks = connection.Connection(descriptor)
     tasks.send(True)
@@ -287,11 +283,10 @@ def _files(arguments: Sequence[Any]) -> str:
 @contextlib.contextmanager
 def _recorded(warnings: list[tuple[int, str]]) -> Iterator[None]:
     """Adds what absl logs in the block to `warnings`."""
-    import logging as standard
 
     class Recorder(standard.Handler):
         def emit(self, record: standard.LogRecord) -> None:
-            level = logging.converter.standard_to_absl(record.levelno)
+            level = converter.standard_to_absl(record.levelno)
             warnings.append((level, record.getMessage()))
 
     logger, recorder = logging.get_absl_logger(), Recorder()

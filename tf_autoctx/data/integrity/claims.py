@@ -146,19 +146,20 @@ def unpacked(path: object, packed: Iterable[bytes], kind: int) -> Iterator[bytes
         raise damaged(path, "what is packed ends too soon")
 
 
-def require_voxels(path: object, stream: Iterable[bytes], promised: int, before: int = 0) -> None:
-    """Counts the bytes of voxels.
-
-    The rest of a stream that is longer is not read, but told of.
+def require_voxels(
+    path: object, stream: Iterable[bytes], promised: int, before: int = 0, own: bool = True
+) -> None:
+    """Counts the bytes of voxels; the rest of a stream that is much longer is not read.
 
     Args:
       path: for messages.
       stream: pieces.
       promised: bytes of voxels.
       before: bytes of something else before them.
+      own: see `require_no_rest`.
 
     Raises:
-      UserError: fewer than promised.
+      UserError: fewer than promised, or many more.
     """
     there = -before
     for piece in stream:
@@ -167,14 +168,25 @@ def require_voxels(path: object, stream: Iterable[bytes], promised: int, before:
             break
     if there < promised:
         raise missing(path, max(there, 0), promised)
-    warn_of_rest(path, there - promised)
+    require_no_rest(path, there - promised, promised, own)
 
 
-def warn_of_rest(path: object, count: int) -> None:
-    """Warns of bytes behind the voxels: the header may be wrong."""
-    if count > 0:
-        more = f"{count}" if count < PIECE else f"{PIECE} or more"
-        logging.warning("%s: holds %s bytes behind the voxels of its header; ignored.", path, more)
+def require_no_rest(path: object, rest: int, promised: int, own: bool = True) -> None:
+    """Warns of bytes behind the voxels: the header may be wrong.
+
+    Args:
+      path: for messages.
+      rest: how many.
+      promised: bytes of voxels.
+      own: whether the file is this image's alone, not one of several images with a header each.
+
+    Raises:
+      UserError: they are more than padding, a hundredth of the voxels.
+    """
+    if own and rest > promised // 100 + 16:
+        raise damaged(path, f"it holds more than the {promised} bytes of voxels of its header")
+    if rest > 0:
+        logging.warning("%s: holds %d bytes behind its voxels; ignored.", path, rest)
 
 
 def require_numbers(path: object, file: BinaryIO, promised: int) -> None:

@@ -14,6 +14,7 @@ from tf_autoctx.errors import UserError
 UNDEFINED = 0xFFFFFFFF
 LONG = (b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV")
 SHORT = b"AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM UI UL US".split()
+ODD = (b"\0\0", b"??", b"  ", b"OX")  # what some writers put for an unknown kind
 ITEM, ITEM_END, SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
 SYNTAX, MODALITY, FRAMES = 0x00020010, 0x00080060, 0x00280008
 SAMPLES, ROWS, COLUMNS, BITS, COLOUR = 0x00280002, 0x00280010, 0x00280011, 0x00280100, 0x00280004
@@ -76,7 +77,9 @@ def _require_pixels(
         stored, ratio = pixels.element.length, 1
     else:
         stored, ratio = sum(length for _, length in pixels.frames), RATIO
-    claims.require_room(path, size, values_each * bits / 8, stored, ratio)
+    promised = claims.require_room(path, size, values_each * bits / 8, stored, ratio)
+    if ratio == 1:
+        claims.require_no_rest(path, stored - promised - promised % 2, promised)
     if pixels.element.length == UNDEFINED and _is_jpeg(syntax):
         begun = ended = 0
         for place, length in pixels.frames:
@@ -143,6 +146,9 @@ def _elements(path: pathlib.Path, file: BinaryIO, values: dict[int, bytes]) -> I
         tag = group << 16 | number
         implicit = not explicit or (nested[-1] if nested else False)
         length, width, kind = _length(head, order, implicit, tag)
+        if kind and kind not in (*LONG, *SHORT, *ODD):
+            # GDCM would allocate what it takes for a length.
+            raise claims.damaged(path, f"element ({group:04x},{number:04x}) is of no known kind")
         position += width
         if tag in (ITEM_END, SEQUENCE_END):
             if nested:

@@ -69,6 +69,8 @@ def check(path: pathlib.Path) -> None:
     packed = _true(fields.get("CompressedData", "False")) is True
     skip = start if sources == [path] else _number(path, fields, "HeaderSize", 0)
     stored = sum(max(file.stat().st_size - max(skip, 0), 0) for file in sources)
+    if packed and sources == [path] and "CompressedDataSize" not in fields:
+        raise claims.damaged(path, "its header lacks CompressedDataSize")
     ratio = claims.RATIO if packed else width if text else 1
     promised = claims.require_room(path, size, width * channels, stored, ratio)
     for source in sources:
@@ -195,13 +197,13 @@ def _require_data(
                 raise claims.damaged(where, f"{stored - skip} of {count} packed bytes are there")
             file.seek(skip)
             stream = claims.unpacked(where, claims.pieces(file, count), claims.ZLIB)
-            claims.require_voxels(where, stream, promised)
+            claims.require_voxels(where, stream, promised, own=source == path)
         elif width:
             file.seek(max(skip, 0))
             claims.require_numbers(where, file, promised // width)
         elif skip >= 0:
             if stored - skip < promised:
                 raise claims.missing(where, max(stored - skip, 0), promised)
-            claims.warn_of_rest(where, stored - skip - promised)
+            claims.require_no_rest(where, stored - skip - promised, promised, source == path)
         elif stored < promised:  # the voxels end the file
             raise claims.missing(where, stored, promised)

@@ -53,10 +53,10 @@ def check(path: pathlib.Path) -> None:
                 if left < promised:
                     raise claims.missing(where, max(left, 0), promised)
                 if skipped >= 0:
-                    claims.warn_of_rest(where, left - promised)
+                    claims.require_no_rest(where, left - promised, promised, source == path)
             elif encoding in GZIP:
                 stream = claims.unpacked(where, claims.pieces(file), claims.GZIP)
-                claims.require_voxels(where, stream, promised, max(skipped, 0))
+                claims.require_voxels(where, stream, promised, max(skipped, 0), source == path)
             elif encoding in TEXT:
                 claims.require_numbers(where, file, promised // voxel)
             else:

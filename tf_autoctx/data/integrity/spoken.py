@@ -16,6 +16,7 @@ import SimpleITK as sitk
 from absl import logging
 
 from tf_autoctx.data.integrity import claims
+from tf_autoctx.errors import UserError
 
 DAMAGE = re.compile(
     r"premature end|corrupt jpeg data|read error|decoding error|not enough data|cannot read|"
@@ -23,7 +24,9 @@ DAMAGE = re.compile(
     re.IGNORECASE,
 )
 # What cameras leave behind the last row: libjpeg says that data are corrupt, but has them all.
-HARMLESS = re.compile(r"extraneous bytes? before marker 0xd9")
+BEHIND = re.compile(r"(\d+) extraneous bytes? before marker 0xd9")
+MOST_BEHIND = 64
+LOSS = re.compile(r"data loss will occur", re.IGNORECASE)
 _lock = threading.Lock()
 
 
@@ -68,10 +71,14 @@ def require_whole(path: object, words: list[str]) -> None:
       UserError: known words of damage.
     """
     for line in words:
-        if HARMLESS.search(line):
-            continue
-        if DAMAGE.search(line):
+        behind = BEHIND.search(line)
+        if DAMAGE.search(line) and not (behind and int(behind[1]) <= MOST_BEHIND):
             raise claims.damaged(path, f"its reader says {line.rstrip('.')!r}")
+        if LOSS.search(line):
+            raise UserError(
+                f"{path}: would lose bits of its pixels in reading; expected grey or RGB pixels in "
+                "strips, no tiles."
+            )
         logging.warning("%s: its reader says %r.", path, line)
 
 

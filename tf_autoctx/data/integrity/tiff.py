@@ -52,9 +52,23 @@ class _Page:
         return (*self.size, self.bits, self.number(277, 1), self.number(339, 1))
 
     @property
+    def simple(self) -> bool:
+        """Whether it is grey or RGB, in strips, value by value, the first row at the top."""
+        own = 324 not in self.tags and self.number(262, -1) in (0, 1, 2)
+        return own and self.number(284, 1) == 1 and self.number(274, 1) == 1
+
+    @property
     def counts(self) -> bool:
         """Whether it is an image, not a thumbnail or a mask."""
         return not self.number(254, 0) & 5
+
+    @property
+    def rest(self) -> int:
+        """Bytes of the strips or tiles beyond those of its size."""
+        if self.compression != PLAIN or self.number(262, 1) == YCBCR:
+            return 0
+        stored = self.tags.get(325 if 324 in self.tags else 279, ())
+        return max(sum(stored) - sum(length for _, length in self.parts()), 0)
 
     def parts(self) -> Iterator[tuple[int, int]]:
         """(offset, bytes) of every strip or tile."""
@@ -102,11 +116,15 @@ def check(path: pathlib.Path) -> None:
     # Pages may share their pixels, with the same place in the file.
     shared = len(pages) if ratio == 1 else 1
     claims.require_room(path, size, first.bits / 8, stored * shared, ratio)
+    rest = 0
     for number, page in enumerate(pages, start=1):
+        rest += page.rest
         for offset, length in page.parts():
             if offset + length > stored or (not length and page.compression != PLAIN):
                 raise claims.damaged(path, f"page {number} of {len(pages)} lacks pixels")
-    if ratio > 1:
+    claims.require_no_rest(path, rest, stored)
+    # What ITK does not read itself goes through a reader of libtiff that may reduce it to 8 bits.
+    if ratio > 1 or not first.simple:
         spoken.decode(path)
 
 
