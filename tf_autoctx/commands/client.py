@@ -14,8 +14,10 @@ done. If an image fails, the others are done all the same, and the exit code is 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import pathlib
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from tf_autoctx.commands.command_line import Command, Given
@@ -39,7 +41,9 @@ class Client:
         choices=("rest", "grpc"),
     )
     server: str | None = field(
-        None, "Address, host:port. By default localhost:8501 for rest, localhost:8500 for grpc."
+        None,
+        "Address, host:port, or https://host:port for TLS. By default localhost:8501 for rest, "
+        "localhost:8500 for grpc.",
     )
     version: int | None = field(
         None, "Version of the model. By default the highest that the server holds.", least=0
@@ -48,12 +52,13 @@ class Client:
     requests_in_flight: int = field(1, "Images that are sent at once.", least=1)
     timeout: float = field(
         3600.0,
-        "Seconds to wait for the answer to one request, the server's queue included.",
+        "Seconds until the whole answer to one request is there, the server's queue included.",
         least=0.001,
     )
     retries: int = field(
         6,
-        "Tries after connection errors and 503 (UNAVAILABLE); the waits double from 0.5 s.",
+        "Tries after connection errors and 503 (UNAVAILABLE): the first at once, the others after "
+        "waits that double from 1 s. After 3 images in a row without an answer the client stops.",
         least=0,
     )
     series: str | None = field(
@@ -63,52 +68,64 @@ class Client:
 
     def __post_init__(self) -> None:
         check(self)
-        host, _, port = self.address.rpartition(":")
-        if not host or "/" in host or not port.isdecimal() or int(port) > 65535:
+        scheme, _, address = self.address.rpartition("://")
+        host, _, port = address.rpartition(":")
+        known = scheme in ("", "http", "https")
+        if not known or not host or set(host) & set("/?#@ ") or not port.isdecimal():
             raise FieldError("server", self.server, "not an address; expected host:port.")
+        if int(port) > 65535:
+            raise FieldError("server", self.server, "expected a port of 65535 at most.")
 
     @property
     def address(self) -> str:
-        """The server's, host:port."""
+        """The server's, host:port or https://host:port."""
         return self.server or f"localhost:{8501 if self.protocol == 'rest' else 8500}"
 
 
 def main(given: Given) -> None:
     chosen = given.configured(Client)
     from tf_autoctx import serving
-    from tf_autoctx.commands import sending
+    from tf_autoctx.commands import sending, served_card
 
     protocol = serving.Rest if chosen.protocol == "rest" else serving.Grpc
-    model: serving.Model = protocol(chosen.address, chosen.model, chosen.version, chosen.timeout)
-    signature, flat = _signature(chosen, model)
-    sender = sending.Sender(
-        model,
-        signature,
-        flat,
-        pathlib.Path(chosen.output),
-        chosen.retries,
-        chosen.overwrite,
-        chosen.series,
+    model: serving.Model = protocol(
+        chosen.address, chosen.model, chosen.version, chosen.timeout, chosen.requests_in_flight
     )
-    jobs = sender.jobs(pathlib.Path(chosen.input), chosen.probabilities)
-    sender.send_all(jobs, chosen.requests_in_flight)
+    with contextlib.closing(model):
+        known = serving.with_retries(model.signatures, chosen.retries)
+        signature = _signature(chosen, known)
+        card = served_card.of_model(model, chosen.model, known, chosen.retries)
+        sender = sending.Sender(
+            model,
+            known,
+            signature,
+            card,
+            pathlib.Path(chosen.output),
+            chosen.retries,
+            chosen.overwrite,
+            chosen.series,
+        )
+        jobs = sender.jobs(pathlib.Path(chosen.input), chosen.probabilities)
+        if card.labels:
+            print("labels:", ", ".join(f"{value} {name}" for value, name in card.labels.items()))
+        sender.send_all(jobs, chosen.requests_in_flight)
 
 
-def _signature(chosen: Client, model: serving.Model) -> tuple[str, bool]:
-    """The signature to ask, and whether it takes 2D images."""
+def _signature(chosen: Client, known: Mapping[str, serving.Signature]) -> str:
+    """The name of the signature to ask, of those that the model has."""
     from tf_autoctx import serving
 
-    known = serving.with_retries(model.signatures, chosen.retries)
     wanted = chosen.probabilities and "probabilities_bytes" in known
     signature = "probabilities_bytes" if wanted else "serving_bytes"
-    if signature not in known or "image" not in known.get("serving_default", ()):
+    default = known.get("serving_default")
+    if signature not in known or default is None or "image" not in default.inputs:
+        names = serving.plain(", ".join(sorted(known))) or "none"
         raise FieldError(
             "model",
             chosen.model,
-            f"has the signatures {', '.join(sorted(known))}; expected {signature}, export it "
-            "again.",
+            f"has the signatures {names}; expected {signature}, export it again.",
         )
-    return signature, known["serving_default"]["image"] == 4  # batch, height, width, channel
+    return signature
 
 
 command = Command(main, (Client,), __doc__)

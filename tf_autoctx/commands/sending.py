@@ -6,14 +6,20 @@ import concurrent.futures
 import dataclasses
 import pathlib
 import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from tf_autoctx import serving
-from tf_autoctx.data import images, names
+from tf_autoctx.commands.served_card import Card
+from tf_autoctx.data import images, isolation, names
 from tf_autoctx.errors import FieldError, UserError, sentence
+from tf_autoctx.systems.shared import image_checks
+
+UNANSWERED = 3  # images in a row without an answer, after which no more are sent
+DTYPES = {"label_bytes": "u1", "probability_bytes": "<f4"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,8 +43,9 @@ class Sender:
 
     Attributes:
       model: on a server.
-      signature: its name.
-      flat: whether it takes 2D images.
+      known: its signatures.
+      signature: the name of the one that is asked.
+      card: of the model.
       output: folder of the results.
       retries: see `serving.with_retries`.
       overwrite: whether results that are there are replaced.
@@ -46,19 +53,25 @@ class Sender:
     """
 
     model: serving.Model
+    known: Mapping[str, serving.Signature]
     signature: str
-    flat: bool
+    card: Card
     output: pathlib.Path
     retries: int
     overwrite: bool
     series: str | None = None
 
+    @property
+    def flat(self) -> bool:
+        """Whether the model takes 2D images: batch, height, width, channel."""
+        return self.known["serving_default"].inputs["image"] == 4
+
     def jobs(self, source: pathlib.Path, probabilities: bool) -> list[Job]:
         """The images of a file or folder that lack results.
 
-          Raises:
-            FieldError: a series is wanted and there is no DICOM folder.
-        UserError: no image; a result would replace an image or another result.
+        Raises:
+          FieldError: a series is wanted and there is no DICOM folder.
+          UserError: no image; a result would replace an image or another result.
         """
         if source.is_dir():
             sources = names.find(source, series=not self.flat, below=True, without=self.output)
@@ -81,78 +94,173 @@ class Sender:
             print(f"{len(jobs) - len(left)} of {len(jobs)} images have their results already.")
         return left
 
-    def send(self, job: Job) -> None:
+    def send(self, job: Job, image: images.Image, stop: threading.Event) -> None:
         """Sends one image and writes what it lacks.
 
+        Args:
+          job: its files.
+          image: as `read` returns it.
+          stop: where it is set meanwhile, no more tries are made.
+
         Raises:
-          UserError: an unreadable image, a server that refuses, an answer of another size.
+          UnansweredError: a server that does not answer.
+          UserError: voxels that are not finite, a server that refuses, an answer of another size or
+            that is not finite.
         """
-        image = self._read(job.path)
         voxels = image.array
+        image_checks.require_finite(job.path, voxels)
+        self.card.warn(image, voxels)
         voxels = voxels.astype(voxels.dtype if voxels.dtype.name in serving.TYPES else np.float32)
         voxels = np.ascontiguousarray(voxels, voxels.dtype.newbyteorder("<"))
+        # Whether it is finite tells of the label too.
+        asked = set(job.results) | (set(DTYPES) & set(self.known[self.signature].outputs))
+        most = serving.most_bytes(self.known, self.signature, voxels.size)
 
         def ask() -> dict[str, bytes]:
-            return self.model.predict(self.signature, voxels, list(job.results))
+            return self.model.predict(self.signature, voxels, asked, most)
 
         try:
-            reply = serving.with_retries(ask, self.retries)
+            reply = serving.with_retries(ask, self.retries, stop)
         except UserError as error:
-            raise UserError(f"{job.path}: {error}") from None
-        outputs = {name: _decoded(job, name, reply[name], voxels.shape) for name in job.results}
+            raise type(error)(f"{job.path}: {error}") from None
+        outputs = {name: _decoded(job, name, reply[name], voxels.shape) for name in asked}
         for name, file in job.results.items():
             if self.overwrite or not file.exists():
                 file.parent.mkdir(parents=True, exist_ok=True)
                 shown = 255 * outputs[name] if file.suffix == ".png" else outputs[name]
                 images.write(file, image.like(shown))
 
-    def _read(self, path: str) -> images.Image:
-        if self.flat:
-            return images.read_2d(path, grey_levels=True, series=self.series)
-        image = images.read(path, self.series)
-        images.require_dimensions(path, image, 3)
-        return image
-
     def send_all(self, jobs: Sequence[Job], requests_in_flight: int) -> None:
         """Sends images, several at once; one that fails does not stop the others.
 
+        They are read in processes of their own: see `isolation`.
+
         Raises:
-          UserError: an image failed.
+          UserError: an image failed, or the server does not answer any more.
         """
-        failures, begin = [], time.monotonic()
-        pool = concurrent.futures.ThreadPoolExecutor(requests_in_flight)
+        state = _State(len(jobs))
+        senders = concurrent.futures.ThreadPoolExecutor(requests_in_flight)
+        tasks = {job: (job.path, self.flat, self.series) for job in jobs}
+        running: set[concurrent.futures.Future[None]] = set()
         try:
-            running = [pool.submit(self.send, job) for job in jobs]
-            for count, done in enumerate(concurrent.futures.as_completed(running), 1):
-                error = done.exception()
-                if error is not None and not isinstance(error, UserError):
-                    raise error
-                if error is not None:
-                    failures.append(error)
-                if len(jobs) > 1:
-                    _show(count, len(jobs), time.monotonic() - begin)
+            with isolation.Pool(min(requests_in_flight, isolation.cpus(), len(jobs))) as readers:
+                for job, image in readers.map(read, tasks) if jobs else ():
+                    if isinstance(image, UserError):
+                        state.read_failed(image)
+                        continue
+                    running.add(senders.submit(self.send, job, image, state.stop))
+                    if len(running) >= requests_in_flight:
+                        running = state.first_done(running)
+                    if state.stop.is_set():
+                        break
+            while running:
+                running = state.first_done(running)
+        except BaseException:
+            state.stop.set()
+            raise
         finally:
-            pool.shutdown(cancel_futures=True)  # of an interrupt: what is sent is finished
-        if len(jobs) == 1 and failures:
-            raise failures[0]
-        for failure in failures:
+            senders.shutdown(cancel_futures=True)  # of an interrupt: what is sent is finished
+        state.require_no_failure()
+
+
+class _State:
+    """How far the sending of images is.
+
+    Attributes:
+      stop: set when the server does not answer any more.
+    """
+
+    def __init__(self, images: int) -> None:
+        self.stop = threading.Event()
+        self._images, self._done, self._unanswered = images, 0, 0
+        self._failures: list[UserError] = []
+        self._begin = time.monotonic()
+
+    def read_failed(self, error: UserError) -> None:
+        """Notes an image that could not be read."""
+        self._failures.append(error)
+        self._one_more()
+
+    def first_done(
+        self, running: set[concurrent.futures.Future[None]]
+    ) -> set[concurrent.futures.Future[None]]:
+        """Waits until some images are sent; returns the others."""
+        done, running = concurrent.futures.wait(
+            running, return_when=concurrent.futures.FIRST_COMPLETED
+        )
+        for future in done:
+            error = future.exception()
+            if error is not None and not isinstance(error, UserError):
+                raise error
+            if error is not None:
+                self._failures.append(error)
+            is_unanswered = isinstance(error, serving.UnansweredError)
+            self._unanswered = self._unanswered + 1 if is_unanswered else 0
+            if self._unanswered >= UNANSWERED:
+                self.stop.set()
+            self._one_more()
+        return running
+
+    def require_no_failure(self) -> None:
+        """Raises a `UserError` where an image failed, and prints which ones where there are several
+        images."""
+        if not self._failures:
+            return
+        if self._images == 1:
+            raise self._failures[0]
+        if self._done < self._images:
+            print()
+        for failure in self._failures:
             print(f"error: {sentence(failure)}", file=sys.stderr)
-        if failures:
+        told = f"{len(self._failures)} of {self._images} images failed"
+        if self._done < self._images:
             raise UserError(
-                f"{len(failures)} of {len(jobs)} images failed; run again to send these once more."
+                f"{told} and {self._images - self._done} were not sent, since the server did not "
+                f"answer {UNANSWERED} times in a row; run again to send them."
             )
+        raise UserError(f"{told}; run again to send these once more.")
+
+    def _one_more(self) -> None:
+        self._done += 1
+        if self._images > 1:
+            _show(self._done, self._images, time.monotonic() - self._begin)
+
+
+def read(path: str, flat: bool, series: str | None) -> images.Image:
+    """A raw image as a model takes it.
+
+    Args:
+      path: a file or a DICOM folder.
+      flat: whether the model takes 2D images.
+      series: see `images.read`.
+
+    Raises:
+      UserError: it cannot be read, or has other dimensions.
+    """
+    if flat:
+        return images.read_2d(path, grey_levels=True, series=series)
+    image = images.read(path, series)
+    images.require_dimensions(path, image, 3)
+    return image
 
 
 def _decoded(job: Job, name: str, raw: bytes, shape: tuple[int, ...]) -> np.ndarray:
     """An output of a reply, of the image's shape or with a last axis of values."""
-    dtype, voxels = np.dtype("u1" if name == "label_bytes" else "<f4"), int(np.prod(shape))
+    dtype, voxels = np.dtype(DTYPES[name]), int(np.prod(shape))
     values, rest = divmod(len(raw), voxels * dtype.itemsize)
     if rest or values < 1 or (name == "label_bytes" and values != 1):
         raise UserError(
             f"{job.path}: {name} of the answer has {len(raw)} bytes; expected {dtype.itemsize} for "
             f"each of {voxels} voxels."
         )
-    return np.frombuffer(raw, dtype).reshape(shape + (values,) * (values > 1))
+    output = np.frombuffer(raw, dtype)
+    unusable = output.size - np.count_nonzero(np.isfinite(output))
+    if unusable:
+        raise UserError(
+            f"{job.path}: {unusable} of {output.size} values of {name} of the answer are NaN or "
+            "infinite; expected numbers, nothing is written."
+        )
+    return output.reshape(shape + (values,) * (values > 1))
 
 
 def _show(count: int, jobs: int, seconds: float) -> None:

@@ -1,0 +1,97 @@
+"""What a served model tells of itself, as far as a client makes use of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any, Self
+
+import numpy as np
+from absl import logging
+
+from tf_autoctx import serving
+from tf_autoctx.data import images
+from tf_autoctx.errors import FieldError
+from tf_autoctx.systems.shared import image_checks, registry
+from tf_autoctx.systems.shared.declaration import Declaration
+
+
+@dataclasses.dataclass(frozen=True)
+class Card:
+    """A model card.
+
+    Attributes:
+      declaration: of the system; None: it is unknown here.
+      labels: {label value: name}.
+      spacing: smallest and largest of the training cases in mm, (z, y, x); empty if unknown.
+      orientation: of the volumes that the model was trained on; None: unknown.
+    """
+
+    declaration: Declaration | None = None
+    labels: Mapping[int, str] = dataclasses.field(default_factory=dict)
+    spacing: list[list[float]] = dataclasses.field(default_factory=list)
+    orientation: str | None = None
+
+    @classmethod
+    def of(cls, text: str) -> Self:
+        """The card of JSON.
+
+        Raises:
+          ValueError: it is none.
+        """
+        try:
+            card: Any = json.loads(text)
+            labels = {int(k): serving.plain(str(v)) for k, v in card.get("labels", {}).items()}
+            spacing = [[float(mm) for mm in edges] for edges in card.get("spacing") or []]
+            if spacing and [len(edges) for edges in spacing] != [3, 3]:
+                raise ValueError("spacing")
+            declaration = registry.declarations().get(card.get("system"))
+            return cls(declaration, labels, spacing, card.get("orientation"))
+        except (AttributeError, TypeError, RecursionError, OverflowError) as error:
+            raise ValueError(str(error)) from None
+
+    def warn(self, image: images.Image, voxels: np.ndarray) -> None:
+        """Warns of an image that is unlike those of the training, as `predict` does."""
+        image_checks.warn_of_unlike(
+            image.path, voxels, image.millimetres, self.declaration, self.spacing
+        )
+
+
+def of_model(
+    model: serving.Model, name: str, known: Mapping[str, serving.Signature], retries: int
+) -> Card:
+    """The card of a model on a server; an empty one, and a warning, where it has none.
+
+    Args:
+      model: on a server.
+      name: of it there.
+      known: its signatures.
+      retries: see `serving.with_retries`.
+
+    Raises:
+      FieldError: it takes volumes in another orientation.
+      UserError: the server does not answer, or with something else.
+    """
+    text = serving.with_retries(model.card, retries) if serving.CARD in known else "{}"
+    try:
+        card = Card.of(text)
+    except ValueError:
+        raise FieldError(
+            "model", name, "its card cannot be read; expected one of ours, export it again."
+        ) from None
+    is_flat = known["serving_default"].inputs["image"] == 4
+    if card.orientation not in (None, images.ORIENTATION) and not is_flat:
+        raise FieldError(
+            "model",
+            name,
+            f"takes volumes in {serving.plain(str(card.orientation))}; expected "
+            f"{images.ORIENTATION}, in which this client sends them.",
+        )
+    if serving.CARD not in known:
+        logging.warning(
+            "%s: this export tells nothing of its training, so images are not compared with it; "
+            "export it again.",
+            name,
+        )
+    return card
