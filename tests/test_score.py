@@ -368,6 +368,14 @@ def test_pictures_of_grey_levels_are_no_labels(tmp_path, capsys):
     assert set(dice(tmp_path, "--foreground=100,255").values()) == {100}
 
 
+def test_an_image_in_place_of_a_prediction(folders, capsys):
+    image = np.random.default_rng(0).integers(0, 3000, (16, 20, 24)).astype(np.int16)
+    for folder in ("ours", "labels"):
+        save(folders / folder / "c.nii.gz", image if folder == "ours" else 0 * image + (image > 9))
+    error = refused(folders, capsys)
+    assert "ours/c.nii.gz: has 27" in error and "label values; expected a label image of" in error
+
+
 def test_probabilities_are_no_labels(folders, capsys):
     save(folders / "ours" / "a.nii.gz", (0.4 * cube(1)).astype(np.float32))
     assert "ours/a.nii.gz: has the label values [0.4]; expected whole numbers" in refused(

@@ -117,11 +117,6 @@ def score(prediction_path: str, label_path: str, settings: Score, names: Structu
     for prediction in predictions:
         prediction, known = (np.where(outside, 0, label) for label in (prediction, truth))
         values = np.setdiff1d(np.union1d(prediction, known), 0).tolist()
-        if len(values) > MOST_VALUES:
-            raise errors.UserError(
-                f"{label_path}: has {len(values)} label values together with {prediction_path}; "
-                f"expected label images of {MOST_VALUES} at most."
-            )
         # What these are called is known once all cases are: until then, by their values.
         called = {value: str(value) for value in values}
         rows = tables.scores(prediction, known, pair.spacing, called)
@@ -155,8 +150,7 @@ def _read(prediction_path: str, label_path: str, settings: Score, names: Structu
     for path in (prediction_path, label_path):
         # Values of the foreground stay as they are: both files together tell whether 255 is 1.
         image, label = labels.read(path, None, foreground=labels.MASKS, truth=path == label_path)
-        if label.ndim == 2:
-            _require_named(path, label, settings, names)
+        _require_labels(path, label, settings, names)
         pair.append(image)
         arrays.append(label)
     images.require_same_grid(*pair)
@@ -191,17 +185,23 @@ def _labels(pair: _Pair, settings: Score) -> list[np.ndarray]:
     return [(label != 0).astype(np.uint8) for label in every] if settings.merge else every
 
 
-def _require_named(path: str, label: np.ndarray, settings: Score, names: StructureNames) -> None:
-    """Raises a `UserError` for a picture of grey levels, such as a mask with smooth edges.
+def _require_labels(path: str, label: np.ndarray, settings: Score, names: StructureNames) -> None:
+    """Raises a `UserError` for a picture in place of labels, such as a mask with smooth edges.
 
-    Volumes with values that nobody named are scored all the same: they are seldom pictures.
+    In 2D that is several values that nobody named; a volume is scored with all of its values,
+    unless there are far too many.
     """
     import numpy as np
 
     values = np.setdiff1d(label, 0).tolist()
-    known = {*names.labels, names.ignored, *(settings.foreground or ())}
+    if len(values) > MOST_VALUES:
+        raise errors.UserError(
+            f"{path}: has {len(values)} label values; expected a label image of {MOST_VALUES} at "
+            "most."
+        )
+    known = {*names.labels, names.ignored}
     unknown = [value for value in values if value not in known]
-    if len(values) < 2 or not unknown or settings.foreground:
+    if label.ndim == 3 or len(values) < 2 or not unknown or settings.foreground:
         return
     shown = ", ".join(map(str, unknown[:5])) + ", ..." * (len(unknown) > 5)
     raise errors.UserError(
