@@ -161,7 +161,8 @@ def _panels(
             (slice(None),) * axis + (centre[axis],),
             np.delete(voxel, axis),
             f"{'zyx'[axis]} = {centre[axis]}",
-            # z grows towards the head, so the slices that show it are drawn with z upwards.
+            # Volumes are read in `images.ORIENTATION`: x grows to the left, so that the patient's
+            # left is on the right, y to the back, downwards, and z to the head, upwards.
             "lower" if axis else "upper",
         )
         for axis in range(3)

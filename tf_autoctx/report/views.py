@@ -1,6 +1,6 @@
 """What it takes to look at a case, on a grid that is small enough for many cases in one page.
 
-A view is a dict of arrays:
+Volumes lie as they are read, see `images.ORIENTATION`. A view is a dict of arrays:
   "image": grey values (z, y, x) uint8; a 2D image has one slice.
   "truth": (z, y, x) uint8: k for the k-th structure from 1, else 0.
   "labels": likewise of every method, (methods, z, y, x).
