@@ -24,7 +24,7 @@ import numpy as np
 from tf_autoctx import configuration, export, metrics
 from tf_autoctx.commands.command_line import Command, Given
 from tf_autoctx.configuration import field
-from tf_autoctx.data import images
+from tf_autoctx.data import images, names
 from tf_autoctx.errors import UserError
 from tf_autoctx.systems.multi_organ.configuration import DECLARATION as MULTI_ORGAN
 from tf_autoctx.systems.renderer.configuration import DECLARATION as RENDERER
@@ -79,8 +79,8 @@ def compared_images(run: pathlib.Path, segmentor: Segmentor, count: int) -> dict
     folder = run / "phantoms"
     if segmentor.declaration.name == RENDERER.name:
         folder /= "target"
-    phantoms = images.find(folder / "imagesTs") if count else {}
-    voxels = {name: images.array(images.read(path)) for name, path in [*phantoms.items()][:count]}
+    phantoms = names.find(folder / "imagesTs") if count else {}
+    voxels = {name: images.read(path).array for name, path in [*phantoms.items()][:count]}
     size = next((x.shape for x in voxels.values()), NOISE_SIZE[-segmentor.dimensions :])
     voxels["noise"] = np.random.default_rng(0).uniform(0, 255, size)
     return voxels

@@ -151,7 +151,7 @@ def require_equal(outputs: Sequence[pathlib.Path], single: pathlib.Path, count: 
         assert written.keys() == expected.keys()
         for name, path in written.items():
             actual, wanted = (sitk.ReadImage(str(file)) for file in (path, expected[name]))
-            np.testing.assert_array_equal(images.array(actual), images.array(wanted))
+            np.testing.assert_array_equal(*map(sitk.GetArrayFromImage, (actual, wanted)))
 
 
 def main(given: Given) -> None:

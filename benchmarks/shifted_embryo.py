@@ -31,7 +31,6 @@ def main(given: Given) -> None:
     import numpy as np
 
     from tf_autoctx import metrics
-    from tf_autoctx.data import images
     from tf_autoctx.systems.embryo.system import TrainedRun
     from tf_autoctx.systems.shared import evaluation, prediction
 
@@ -42,7 +41,7 @@ def main(given: Given) -> None:
     dice: dict[str, list[float]] = {name: [] for name in labels.values()}
     for case in evaluation.held_out(trained.cases, trained.read):
         image, _ = trained.read(case)
-        voxels, spacing = images.array(image), images.spacing(image)
+        voxels, spacing = image.array, image.spacing
         still = segment(voxels, spacing, case.image)["label"]
         inner = tuple(slice(0, n - by) for n, by in zip(voxels.shape, chosen.shift))
         moved = np.pad(voxels[inner], [(by, 0) for by in chosen.shift], mode="edge")

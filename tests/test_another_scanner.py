@@ -18,11 +18,9 @@ def test_pixels_change_and_labels_and_splits_do_not(tmp_path, capfd):
         assert len(pairs) == count
         for a, b in pairs:
             assert a.name == b.name
-            old, new = (images.array(images.read(case.image)) for case in (a, b))
+            old, new = (images.read(case.image).array for case in (a, b))
             assert old.shape == new.shape and np.abs(old.astype(float) - new).mean() > 10
-            np.testing.assert_array_equal(
-                *(images.array(images.read(case.label)) for case in (a, b))
-            )
+            np.testing.assert_array_equal(*(images.read(case.label).array for case in (a, b)))
     with pytest.raises(SystemExit) as stopped:
         running.call("another_scanner", *command)
     assert stopped.value.code == 1 and "is there already" in capfd.readouterr().err

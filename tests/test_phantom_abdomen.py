@@ -143,12 +143,12 @@ def test_folder_is_a_decathlon_task_reused_or_refused(tmp_path, monkeypatch):
     image, label, _ = phantoms.abdomen(*TINY, (4, 2))  # the test case's own seed
     read = images.read(folder / "imagesTs" / "abdomen_002.nii.gz")
     assert (
-        read.GetSpacing() == (6.0, 6.0, 6.0)
-        and read.GetPixelIDTypeAsString() == "16-bit signed integer"
+        read.spacing == (6.0, 6.0, 6.0)
+        and read.image.GetPixelIDTypeAsString() == "16-bit signed integer"
     )
-    np.testing.assert_array_equal(images.array(read), image)
+    np.testing.assert_array_equal(read.array, image)
     np.testing.assert_array_equal(
-        images.array(images.read(folder / "labelsTs" / "abdomen_002.nii.gz")), label
+        images.read(folder / "labelsTs" / "abdomen_002.nii.gz").array, label
     )
     monkeypatch.setattr(phantoms, "abdomen", lambda *_: pytest.fail("made again"))
     assert phantoms.write_abdomens(folder, *TINY, (2, 1), seed=4) == folder

@@ -185,8 +185,8 @@ def test_folder_holds_cases_of_various_sizes(tmp_path, monkeypatch):
     for case in cases:
         image, label = datasets.read_case(case, labels=dataset.labels, merge=False)
         assert (
-            image.GetSpacing() == (0.25, 0.25, 0.25)
-            and image.GetPixelIDTypeAsString() == "8-bit unsigned integer"
+            image.spacing == (0.25, 0.25, 0.25)
+            and image.image.GetPixelIDTypeAsString() == "8-bit unsigned integer"
         )
         assert np.unique(label).tolist() == [0, 1, 2]
         shapes.add(label.shape)
@@ -195,7 +195,7 @@ def test_folder_holds_cases_of_various_sizes(tmp_path, monkeypatch):
     assert all(
         low * n <= m <= n for shape in shapes for low, n, m in zip(lowest, most, shape, strict=True)
     )
-    read = images.array(images.read(folder / "imagesTs" / "embryo_004.nii.gz"))
+    read = images.read(folder / "imagesTs" / "embryo_004.nii.gz").array
     expected = phantoms.embryo(read.shape, 0.25, (4, 4))[0]  # the test case's own seed
     np.testing.assert_array_equal(read, np.rint(expected))
 

@@ -247,7 +247,7 @@ def test_folders_are_decathlon_tasks_without_a_head_in_common(tmp_path):
             (*dataset.train, *dataset.validation, *dataset.test), key=lambda case: case.name
         )
         for n, case in enumerate(cases):
-            image, label = (images.array(images.read(path)) for path in (case.image, case.label))
+            image, label = (images.read(path).array for path in (case.image, case.label))
             expected = phantoms.fetal_head_2d(SIZE, (4, n, number), scanner)
             np.testing.assert_array_equal(image, expected[0])
             np.testing.assert_array_equal(label, 255 * expected[1])

@@ -128,12 +128,8 @@ def test_folder_is_a_decathlon_task(tmp_path):
         {"image": task["test"][0], "label": "./labelsTs/head_002.nii.gz"},
     ):
         image, label = images.read(folder / entry["image"]), images.read(folder / entry["label"])
-        assert (
-            image.GetSpacing()
-            == pytest.approx((3.04, 3.06375, 3.00898), abs=1e-4)
-            == label.GetSpacing()
-        )
-        heads.append((images.array(image), images.array(label)))
+        assert image.spacing == pytest.approx((3.00898, 3.06375, 3.04), abs=1e-4) == label.spacing
+        heads.append((image.array, label.array))
     expected = phantoms.fetal_head(SMALL, (4, 2))  # the test case's own seed
     np.testing.assert_array_equal(heads[2][1], expected[1])
     assert np.abs(heads[2][0] - expected[0]).max() <= 0.5
@@ -183,7 +179,7 @@ def test_scans_of_one_head_share_its_size_and_are_a_group(tmp_path):
     assert [case.group for case in cases.train] == ["fetus 000"]
     assert [case.group for case in cases.test] == ["fetus 001"] * 3 + ["fetus 002"] * 3
     scans = [datasets.read_case(case) for case in cases.test]
-    sizes = [millilitres(label, images.spacing(image)) for image, label in scans]
+    sizes = [millilitres(label, image.spacing) for image, label in scans]
     assert (
         np.ptp(sizes[:3]) < 0.02 * sizes[0]
         and np.ptp(sizes[3:]) < 0.02 * sizes[3]
@@ -191,12 +187,7 @@ def test_scans_of_one_head_share_its_size_and_are_a_group(tmp_path):
     )
     for first, second in ((0, 1), (1, 2), (0, 2)):  # another pose, another picture
         assert dice(scans[first][1] > 0, scans[second][1] > 0) < 0.97
-        assert (
-            np.abs(
-                images.array(scans[first][0]) - images.array(scans[second][0]).astype(float)
-            ).mean()
-            > 5
-        )
+        assert np.abs(scans[first][0].array - scans[second][0].array.astype(float)).mean() > 5
     np.testing.assert_array_equal(scans[4][1], phantoms.fetal_head(SMALL, (4, 2), 1)[1])
     with pytest.raises(UserError, match="heads: holds phantoms"):
         phantoms.write_fetal_heads(tmp_path / "heads", SMALL, (1, 6), seed=4)

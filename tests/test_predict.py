@@ -73,11 +73,9 @@ def test_results_lie_in_the_same_folders(predict, scans):
         ("two/a.mha", "two/a.nrrd"),
         ("b.mha", "b.nii.gz"),
     ):
-        expected = images.array(images.read(scans / source)) > 100
-        np.testing.assert_array_equal(images.array(images.read(scans / "out" / name)), expected)
-        np.testing.assert_array_equal(
-            images.array(images.read(scans / "out" / "masks" / name)), expected
-        )
+        expected = images.read(scans / source).array > 100
+        np.testing.assert_array_equal(images.read(scans / "out" / name).array, expected)
+        np.testing.assert_array_equal(images.read(scans / "out" / "masks" / name).array, expected)
 
 
 def test_resume_writes_what_is_missing_and_nothing_else(predict, refused, scans, capsys):
@@ -93,10 +91,10 @@ def test_resume_writes_what_is_missing_and_nothing_else(predict, refused, scans,
     predict(scans, out, "--probabilities", "--resume")
     assert "1 of 3 images are done already" in capsys.readouterr().out
     assert len(files(out)) == 6 and (out / "two" / "a.nii.gz").stat().st_mtime_ns == stamp
-    assert not images.array(images.read(out / "one" / "a.nii.gz")).any()
-    assert images.array(images.read(out / "probabilities" / "one" / "a.nii.gz")).any()
+    assert not images.read(out / "one" / "a.nii.gz").array.any()
+    assert images.read(out / "probabilities" / "one" / "a.nii.gz").array.any()
     predict(scans, out, "--overwrite")
-    assert images.array(images.read(out / "one" / "a.nii.gz")).any()
+    assert images.read(out / "one" / "a.nii.gz").array.any()
 
 
 def test_a_bad_image_does_not_stop_the_others(refused, scans, tmp_path):

@@ -236,12 +236,10 @@ def test_predict_writes_labels_on_each_image_s_own_grid(run, tmp_path):
     label = images.read(tmp_path / "run" / "a.nii.gz")
     probability = images.read(tmp_path / "run" / "probabilities" / "a.nii.gz")
     for result in (label, probability):
-        images.require_same_grid("result", result, "image", image)
-    assert images.array(label).dtype == np.uint8 and images.array(probability).dtype == np.float32
-    np.testing.assert_array_equal(images.array(label), images.array(probability) > 0.5)
-    np.testing.assert_array_equal(
-        images.array(label), images.array(images.read(tmp_path / "export" / "a.nii.gz"))
-    )
+        images.require_same_grid(result, images.Image.of("image", image, image.GetSpacing()))
+    assert label.array.dtype == np.uint8 and probability.array.dtype == np.float32
+    np.testing.assert_array_equal(label.array, probability.array > 0.5)
+    np.testing.assert_array_equal(label.array, images.read(tmp_path / "export" / "a.nii.gz").array)
     again = running.script(
         "predict.py", f"--model={run}", f"--input={folder}", f"--output={tmp_path / 'run'}"
     )
@@ -286,7 +284,7 @@ def describe(folder, names, **changes):
 def replace(path, change, spacing=None):
     """Rewrites an image with its voxels changed."""
     image = images.read(path)
-    changed = sitk.GetImageFromArray(change(images.array(image)), isVector=False)
+    changed = sitk.GetImageFromArray(change(image.array), isVector=False)
     if spacing:
         changed.SetSpacing(spacing)
     sitk.WriteImage(changed, str(path))

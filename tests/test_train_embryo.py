@@ -193,13 +193,13 @@ def test_predict_from_the_run_and_from_the_export(run, tmp_path):
         )
         assert ended.returncode == 0, ended.stderr
     labels = {name: images.read(tmp_path / name / "embryo.nii.gz") for name in ("run", "export")}
-    images.require_same_grid("result", labels["run"], "image", image)
-    np.testing.assert_array_equal(*(images.array(label) for label in labels.values()))
+    images.require_same_grid(labels["run"], images.Image.of("image", image, image.GetSpacing()))
+    np.testing.assert_array_equal(*(label.array for label in labels.values()))
     written = (tmp_path / "run" / "probabilities").rglob("embryo.nii.gz")
     assert {path.parent.name for path in written} == {"body", "ventricle"}
     for value, name in enumerate(("body", "ventricle"), start=1):
         mask = images.read(tmp_path / "run" / "masks" / name / "embryo.nii.gz")
-        np.testing.assert_array_equal(images.array(mask), images.array(labels["run"]) == value)
+        np.testing.assert_array_equal(mask.array, labels["run"].array == value)
 
 
 def test_a_killed_stage_goes_on_to_the_same_weights(tmp_path):
@@ -294,8 +294,8 @@ def data(tmp_path):
 
 def rewrite(path, change):
     image = images.read(path)
-    changed = sitk.GetImageFromArray(change(images.array(image)))
-    changed.SetSpacing(image.GetSpacing())
+    changed = sitk.GetImageFromArray(change(image.array))
+    changed.SetSpacing(image.grid.spacing)
     sitk.WriteImage(changed, str(path))
 
 

@@ -127,8 +127,8 @@ def test_predict_writes_label_values_and_a_probability_a_structure(run, tmp_path
         assert ("tile" in ended.stdout) == (name == "run")  # a graph has no progress to show
     results = {name: tmp_path / name / "ct.nii.gz" for name in ("run", "export")}
     labels = {name: images.read(path) for name, path in results.items()}
-    images.require_same_grid("result", labels["run"], "image", image)
-    np.testing.assert_array_equal(*(images.array(label) for label in labels.values()))
+    images.require_same_grid(labels["run"], images.Image.of("image", image, image.GetSpacing()))
+    np.testing.assert_array_equal(*(label.array for label in labels.values()))
     structures = {
         path.parent.name for path in (tmp_path / "run" / "probabilities").rglob("ct.nii.gz")
     }
@@ -309,8 +309,8 @@ def data(tmp_path):
 
 def rewrite(path, change):
     image = images.read(path)
-    changed = sitk.GetImageFromArray(change(images.array(image)))
-    changed.SetSpacing(image.GetSpacing())
+    changed = sitk.GetImageFromArray(change(image.array))
+    changed.SetSpacing(image.grid.spacing)
     sitk.WriteImage(changed, str(path))
 
 
