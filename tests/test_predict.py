@@ -81,7 +81,7 @@ def test_results_lie_in_the_same_folders(predict, scans):
 def test_resume_writes_what_is_missing_and_nothing_else(predict, refused, scans, capsys):
     out = scans / "out"  # among the images, whose results are no images
     predict(scans, out, "--probabilities")
-    by_hand = images.read(out / "one" / "a.nii.gz") * 0
+    by_hand = sitk.ReadImage(out / "one" / "a.nii.gz") * 0
     images.write(out / "one" / "a.nii.gz", by_hand)
     (out / "probabilities" / "one" / "a.nii.gz").unlink()
     (out / "b.nii.gz").unlink()
