@@ -58,16 +58,22 @@ class Service(prediction_service_pb2_grpc.PredictionServiceServicer):
 
 
 @contextlib.contextmanager
-def serving(service, max_bytes=-1):
+def serving(service, max_bytes=-1, certificate=None):
     """Yields the address, host:port, of a server of a `Service`.
 
-    It takes messages of up to `max_bytes` (-1: any).
+    It takes messages of up to `max_bytes` (-1: any), and speaks TLS with a `certificate`: the files
+    of one and of its key.
     """
     server = grpc.server(
         futures.ThreadPoolExecutor(4), options=[("grpc.max_receive_message_length", max_bytes)]
     )
     prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(service, server)
-    port = server.add_insecure_port("127.0.0.1:0")
+    if certificate:
+        chain, key = (path.read_bytes() for path in certificate)
+        credentials = grpc.ssl_server_credentials([(key, chain)])
+        port = server.add_secure_port("127.0.0.1:0", credentials)
+    else:
+        port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     try:
         yield f"127.0.0.1:{port}"

@@ -5,10 +5,12 @@ Toy exports are behind the stand-ins for REST and gRPC.
 
 import base64
 import contextlib
+import gzip
 import json
 import re
 import shutil
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -16,6 +18,7 @@ import time
 import urllib.request
 
 import grpc_server
+import helpers
 import numpy as np
 import pytest
 import rest_server
@@ -28,6 +31,7 @@ from tensorflow_serving.config import model_server_config_pb2
 
 from tf_autoctx import errors, export, serving
 from tf_autoctx.data import images
+from tf_autoctx.systems.shared import image_checks
 
 
 def bright(threshold):
@@ -428,6 +432,379 @@ def test_no_answer_in_time(models, tmp_path, refused):
             "--timeout=0.2",
         )
     assert written(tmp_path / "out") == []
+
+
+def in_pieces(begin, rest, pause=0.05):
+    """A fault: an answer that comes one byte at a time, from its `begin` on."""
+
+    def fault(handler):
+        handler.wfile.write(begin)
+        for _ in range(400):
+            handler.wfile.write(rest)
+            handler.wfile.flush()
+            time.sleep(pause)
+
+    return fault
+
+
+OK = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
+
+
+@pytest.mark.parametrize(
+    "begin, rest",
+    [
+        (b"", b"H"),
+        (OK + b"X-Slow: ", b"x"),
+        (OK, b"A: b\r\n"),
+        (OK + b"Content-Length: 300\r\n\r\n", b" "),
+        (OK + b"Connection: close\r\n\r\n", b" "),
+        (OK + b"Transfer-Encoding: chunked\r\n\r\n", b"1\r\n \r\n"),
+        (OK + b"Transfer-Encoding: chunked\r\n\r\n", b"0"),
+        (b"HTTP/1.1 500 Oh\r\nContent-Length: 9000\r\n\r\n", b" "),
+    ],
+)
+def test_the_deadline_is_for_the_whole_answer(models, tmp_path, refused, begin, rest):
+    """No pause is longer than the limit."""
+    volume(tmp_path / "a.mha")
+    with Server(models, [in_pieces(begin, rest)]) as server:
+        start = time.monotonic()
+        told = r"a.mha: .*nothing, within 0.5 s \(--timeout\); expected an answer in time"
+        refused(told, server.address, tmp_path / "a.mha", tmp_path / "out", "--timeout=0.5")
+        assert time.monotonic() - start < 4  # with the start of a process that reads
+    assert len(server.asked) == 1 and written(tmp_path) == ["a.mha"]
+
+
+def endless(begin, part):
+    def fault(handler):
+        handler.wfile.write(begin)
+        while True:
+            handler.wfile.write(part)
+
+    return fault
+
+
+@pytest.mark.parametrize(
+    "begin, part, told",
+    [
+        (OK + b"Content-Length: 999999999999\r\n\r\n", b" ", r"answers with 999999999999 bytes"),
+        (OK + b"Connection: close\r\n\r\n", b" " * 9999, r"answers with \d{7} bytes or more"),
+        (
+            OK + b"Transfer-Encoding: chunked\r\n\r\n",
+            b"ffff\r\n" + b"1" * 65535 + b"\r\n",
+            r"answers with \d{7} bytes or more; expected \d{7} at most for this request",
+        ),
+        (
+            b'HTTP/1.1 400 Bad\r\nConnection: close\r\n\r\n{"error": "no \\"image\\" ',
+            b"of mine ",
+            r'answers 400, no "image" of mine .{381}\.\.\.; expected an image',
+        ),
+        (
+            b"HTTP/1.1 500 Oh no\r\nTransfer-Encoding: chunked\r\n\r\n",
+            b"ffff\r\n" + b"1" * 65535 + b"\r\n",
+            r"answers 500, Oh no; expected an answer",
+        ),
+    ],
+)
+def test_no_more_is_read_than_an_answer_may_have(models, tmp_path, refused, begin, part, told):
+    volume(tmp_path / "a.mha")
+    with Server(models, [endless(begin, part)]) as server:
+        refused(told, server.address, tmp_path / "a.mha", tmp_path / "out", "--timeout=60")
+    assert len(server.asked) == 1 and written(tmp_path) == ["a.mha"]
+
+
+def test_what_no_tensorflow_serving_answers(models, tmp_path, refused):
+    """Compressed bytes that would become gigabytes, JSON that is nested, no JSON."""
+    volume(tmp_path / "a.mha")
+    bodies = {
+        b"Content-Encoding: gzip\r\n": gzip.compress(b" " * 10_000_000),
+        b"X: nested\r\n": b"[" * 100_000,
+        b"X: long\r\n": b"9" * 100_000,
+        b"X: text\r\n": b"<html>",
+        b"X: other\r\n": b'{"outputs": {"label_bytes": [{"b64": "\u00e9"}]}}',
+    }
+    faults = [
+        endless_once(OK + header + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+        for header, body in bodies.items()
+    ]
+    with Server(models, faults) as server:
+        for _ in bodies:
+            told = "a.mha: .*answers, but not as TensorFlow Serving does; expected its REST port"
+            refused(told, server.address, tmp_path / "a.mha", tmp_path / "out")
+
+
+def endless_once(answer):
+    """A fault: an answer, after which the connection ends."""
+
+    def fault(handler):
+        handler.wfile.write(answer)
+        handler.wfile.flush()
+        handler.close_connection = True
+        handler.connection.shutdown(socket.SHUT_WR)
+
+    return fault
+
+
+def test_an_answer_that_is_cut_off_is_asked_for_again(models, tmp_path):
+    volume(tmp_path / "a.mha")
+    half = endless_once(OK + b"Content-Length: 3000\r\n\r\n{")
+    with Server(models, [half, half]) as server:
+        send(server.address, tmp_path / "a.mha", tmp_path / "out")
+        assert len(server.asked) == 3
+    assert written(tmp_path / "out") == ["a.nii.gz"]
+
+
+def says(message):
+    def fault(handler):
+        raise rest_server.Refused(400, message)
+
+    return fault
+
+
+EVIL = "no \x1b[2J\x1b]0;title\x07\x9b31m\u202egnp.exe\ud800\u200b\r\nerror: \x1b[31mfine\x00"
+
+
+def test_what_a_server_says_is_printed_without_escape_codes(models, tmp_path, refused, monkeypatch):
+    volume(tmp_path / "a.mha")
+    with Server(models, [says(EVIL)]) as server:
+        told = "answers 400, no gnp.exe error: fine; expected an image"
+        error = refused(told, server.address, tmp_path / "a.mha", tmp_path / "out")
+        assert error.isprintable() or error.strip().isprintable()
+
+        def metadata(model):
+            return {EVIL: serving.Signature({}, {})}
+
+        monkeypatch.setattr(serving.Rest, "signatures", metadata)
+        told = "has the signatures no gnp.exe error: fine; expected serving_bytes"
+        refused(told, server.address, tmp_path / "a.mha", tmp_path / "out")
+
+
+@pytest.mark.parametrize("protocol", ["rest", "grpc"])
+def test_no_images_are_sent_to_a_server_that_does_not_answer(models, tmp_path, protocol, refused):
+    """One after another each would be tried for half a minute, or for the whole timeout."""
+    for k in range(20):
+        volume(tmp_path / "scans" / f"{k:02d}.mha")
+
+    class Busy(grpc_server.Service):
+        asked = 0
+
+        def Predict(self, request, context):
+            if request.model_spec.signature_name == export.CARD_SIGNATURE:
+                return super().Predict(request, context)
+            Busy.asked += 1
+            if Busy.asked not in (1, 2, 5):
+                context.abort(grpc_server.CODES[503], "full")
+            return super().Predict(request, context)
+
+    def fine(handler):
+        pass
+
+    faults = [fine, fine, *[unavailable] * 2, fine, *[unavailable] * 50]
+    arguments = (tmp_path / "scans", tmp_path / "out", "--retries=0", f"--protocol={protocol}")
+    told = "5 of 20 images failed and 12 were not sent, since the server did not answer 3 times"
+    if protocol == "rest":
+        with Server(models, faults) as server:
+            error = refused(told, server.address, *arguments)
+            assert len(server.asked) <= 9
+    else:
+        with grpc_server.serving(Busy(models)) as address:
+            error = refused(told, address, *arguments)
+    assert error.count("full (1 tries); expected a server that answers") == 5
+    assert len(written(tmp_path / "out")) == 3
+
+
+def test_no_images_are_sent_to_a_server_that_hangs(models, tmp_path, refused):
+    for k in range(20):
+        volume(tmp_path / "scans" / f"{k:02d}.mha")
+    gone = threading.Event()
+    with Server(models, [lambda handler: gone.wait(20)] * 20) as server:
+        told = "images failed and 1[0-9] were not sent, since the server did not answer 3 times"
+        arguments = ("--timeout=0.3", "--requests_in_flight=2")
+        refused(told, server.address, tmp_path / "scans", tmp_path / "out", *arguments)
+        gone.set()
+
+
+def test_connections_are_kept(models, tmp_path):
+    for k in range(8):
+        volume(tmp_path / "scans" / f"{k}.mha")
+    with Server(models) as server:
+        arguments = (tmp_path / "scans", tmp_path / "out", "--requests_in_flight=2")
+        send(server.address, *arguments)
+        assert len(server.asked) == 8 and 1 <= len(server.connections) <= 2
+
+
+@pytest.mark.parametrize("protocol", ["rest", "grpc"])
+def test_a_voxel_that_is_no_number_is_refused_by_the_graph(
+    models, tmp_path, protocol, refused, monkeypatch
+):
+    """Float64 holds what float32, of which models compute, does not."""
+    image = sitk.Cast(volume(tmp_path / "fine.mha"), sitk.sitkFloat64)
+    image[1, 2, 3] = image[0, 0, 0] = 1e39
+    images.write(tmp_path / "a.mha", image)
+    with served(protocol, models) as address:
+        arguments = (address, tmp_path / "a.mha", tmp_path / "out", f"--protocol={protocol}")
+        refused(
+            r"a.mha: 2 of 210 voxels are NaN, infinite or beyond 3.4e\+38; expected", *arguments
+        )
+        monkeypatch.setattr(image_checks, "require_finite", lambda path, voxels: voxels)
+        error = refused(
+            r"a.mha: .*image has 2 voxels that are NaN or infinite as float32; expected finite "
+            r"numbers\.\]; expected an image that this model takes",
+            *arguments,
+        )
+    assert error.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+def test_probabilities_that_are_no_numbers_are_named(models, tmp_path, refused, monkeypatch):
+    """Those of an export of before; the label is of no use then."""
+    volume(tmp_path / "a.mha")
+    predict = serving.Rest.predict
+
+    def damaged(self, signature, voxels, outputs, most):
+        assert most < 5_000_000
+        reply = predict(self, signature, voxels, outputs, most)
+        values = np.frombuffer(reply["probability_bytes"], np.float32).copy()
+        values[[3, 9]] = np.nan
+        return reply | {"probability_bytes": values.tobytes()}
+
+    monkeypatch.setattr(serving.Rest, "predict", damaged)
+    with Server(models) as server:
+        for wanted in ("--probabilities", "--noprobabilities"):
+            told = "a.mha: 2 of 210 values of probability_bytes .* are NaN or infinite; expected"
+            refused(told, server.address, tmp_path / "a.mha", tmp_path / "out", wanted)
+    assert written(tmp_path) == ["a.mha"]
+
+
+@pytest.fixture(scope="module")
+def told_models(tmp_path_factory):
+    """Models that tell what they were trained on, and some that tell it wrongly."""
+    root = tmp_path_factory.mktemp("told")
+    card = {
+        "system": "multi_organ",
+        "labels": {1: "liver", 2: "spleen \x1b[31m"},
+        "spacing": [[1.2, 0.7, 0.5], [1.3, 0.8, 0.6]],
+        "orientation": "LPS",
+    }
+    cards = {
+        "ct": card,
+        "unknown": card | {"system": "of_another_package"},
+        "turned": card | {"orientation": "RAS"},
+        "damaged": card | {"spacing": [[1, 2]]},
+    }
+    for name, content in cards.items():
+        toy = export.Exported(bright(100.0), [], content)
+        export.write(root / name, toy)
+    models = rest_server.Models({name: root / name for name in cards})
+    yield models
+    models.close()
+
+
+@pytest.mark.parametrize("protocol", ["rest", "grpc"])
+def test_the_client_warns_as_predict_does(told_models, tmp_path, protocol, caplog, capsys, refused):
+    scans = {
+        "ct": sitk.GetImageFromArray(np.linspace(-1000, 1500, 210).reshape(5, 6, 7)),
+        "grey": sitk.GetImageFromArray(np.linspace(0, 255, 210).reshape(5, 6, 7)),
+        "empty": sitk.GetImageFromArray(np.full((5, 6, 7), 40, np.int16)),
+        "thick": sitk.GetImageFromArray(np.linspace(-1000, 1500, 210).reshape(5, 6, 7)),
+    }
+    (tmp_path / "scans").mkdir()
+    for name, image in scans.items():
+        image.SetSpacing((0.5, 0.75, 4 if name == "thick" else 1.25))
+        images.write(tmp_path / "scans" / f"{name}.mha", image)
+    with served(protocol, told_models) as address:
+
+        def warnings(model):
+            caplog.clear()
+            output = tmp_path / model
+            send(address, tmp_path / "scans", output, f"--protocol={protocol}", model=model)
+            lines = [line for line in caplog.messages if "scans" in line]
+            return sorted(line.rpartition("scans/")[2] for line in lines)
+
+        thick = "thick.mha: voxels of 4 x 0.75 x 0.5 mm (z, y, x); the model was trained on"
+        empty = "empty.mha: all voxels are 40, there is nothing to be seen in it"
+        grey = "grey.mha: intensities from 0 to 255 do not look like a CT in HU"
+        told = warnings("ct")
+        assert [line[: len(t)] for line, t in zip(told, (empty, grey, thick))] == [
+            *(empty, grey, thick)
+        ]
+        assert len(told) == 3 and "labels: 1 liver, 2 spleen\n" in capsys.readouterr().out
+        assert [line[:5] for line in warnings("unknown")] == ["empty", "thick"]
+        arguments = (address, tmp_path / "scans", tmp_path / "out", f"--protocol={protocol}")
+        refused("takes volumes in RAS; expected LPS", *arguments, model="turned")
+        refused("its card cannot be read; expected one of ours", *arguments, model="damaged")
+
+
+def test_a_model_without_a_card_is_served_with_a_warning(models, tmp_path, caplog, monkeypatch):
+    signatures = serving.Rest.signatures
+
+    def of_before(self):
+        return {name: x for name, x in signatures(self).items() if name != "card"}
+
+    monkeypatch.setattr(serving.Rest, "signatures", of_before)
+    volume(tmp_path / "a.mha")
+    with Server(models) as server:
+        send(server.address, tmp_path / "a.mha", tmp_path / "out")
+    assert "fetal_head: this export tells nothing of its training" in caplog.text
+    assert written(tmp_path / "out") == ["a.nii.gz"]
+
+
+def test_the_client_needs_no_tensorflow():
+    modules = helpers.modules_after(
+        "from tf_autoctx import serving\n"
+        "from tf_autoctx.commands import client, sending, served_card\n"
+        "from tf_autoctx.systems.shared import registry\n"
+        "import numpy\n"
+        "registry.declarations()['multi_organ'].check_voxels('a', numpy.zeros(2))\n"
+    )
+    assert not {"tensorflow", "keras", "scipy", "matplotlib"} & modules
+
+
+def test_grpc_answers_are_bounded(models, tmp_path, refused):
+    class Long(grpc_server.Service):
+        def Predict(self, request, context):
+            answer = super().Predict(request, context)
+            if "label_bytes" in answer.outputs:
+                answer.outputs["label_bytes"].string_val[0] = b"1" * 5_000_000
+            return answer
+
+    volume(tmp_path / "a.mha")
+    with grpc_server.serving(Long(models)) as address:
+        arguments = (address, tmp_path / "a.mha", tmp_path / "out", "--protocol=grpc")
+        refused(r"larger than max.*; expected \d{7} bytes at most for this request", *arguments)
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory):
+    """Files of a certificate of 127.0.0.1 that nobody signed, and its key."""
+    if not shutil.which("openssl"):
+        pytest.skip("there is no openssl")
+    folder = tmp_path_factory.mktemp("tls")
+    files = folder / "certificate.pem", folder / "key.pem"
+    command = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=127.0.0.1"
+    command += " -addext subjectAltName=IP:127.0.0.1 -out certificate.pem -keyout key.pem"
+    subprocess.run(command.split(), cwd=folder, check=True, capture_output=True)
+    return files
+
+
+@pytest.mark.parametrize("protocol", ["rest", "grpc"])
+def test_tls(models, tmp_path, certificate, monkeypatch, refused, protocol):
+    volume(tmp_path / "a.mha")
+    with contextlib.ExitStack() as stack:
+        if protocol == "rest":
+            server = Server(models)
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(*certificate)
+            server.socket = context.wrap_socket(server.socket, server_side=True)
+            address = stack.enter_context(server).address
+            server.handle_error = lambda *_: None  # of handshakes
+        else:
+            service = grpc_server.serving(grpc_server.Service(models), certificate=certificate)
+            address = stack.enter_context(service)
+        where = (f"https://{address}", tmp_path / "a.mha", tmp_path / "out")
+        arguments = (*where, f"--protocol={protocol}", "--retries=0")
+        refused("no secure connection .*certificate|UNAVAILABLE, .*CERTIFICATE_VERIFY", *arguments)
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate[0]))
+        send(*arguments)
+    assert written(tmp_path / "out") == ["a.nii.gz"]
 
 
 def test_a_restart_of_the_server_loses_and_doubles_nothing(models, tmp_path, monkeypatch):

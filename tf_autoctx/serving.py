@@ -50,6 +50,7 @@ CARD = "card"  # the signature that tells what a client should know
 ANSI = re.compile(
     r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-_])|\x9b[0-?]*[ -/]*[@-~]"
 )
+NODES = re.compile(r"\s*\[\[\{\{.*?\}\}\]\]")  # where in a graph TensorFlow met an error
 BEGUN_ERROR = re.compile(r'\s*\{\s*"error"\s*:\s*"((?:[^"\\]|\\[^u]|\\u[0-9a-fA-F]{4})*)')
 # Codes of both protocols, and what a user can do.
 CODES = {
@@ -107,7 +108,7 @@ def refused(
       message: of the server.
       wait: seconds that it asks for.
     """
-    message = plain(message) or "no message"
+    message = plain(NODES.sub("", message).rstrip(" \n.")) or "no message"
     if code == "UNAVAILABLE":
         return Unavailable(f"{server}: {number}, {message}", wait)
     kind = UnansweredError if code == "DEADLINE_EXCEEDED" else UserError
