@@ -182,6 +182,12 @@ def test_a_single_case_validates_on_itself_with_a_warning(tmp_path, caplog):
             {"labels": {"left": [1, 2]}},
             r"has the labels {'left': \[1, 2\]}; expected a whole number",
         ),
+        ({"labels": {"left": 1.5}}, r"has the labels {'left': 1.5}; expected a whole number"),
+        (
+            {"labels": {"left": 1, "right": 1}},
+            ".*expected each value once, and 0 for the background",
+        ),
+        ({"labels": {"background": 2, "left": 1}}, ".*expected each value once, and 0 for the"),
         ({"modality": {"0": "T1", "1": "T2"}}, "describes 2 channels per image; expected one"),
         (
             {"training": ["imagesTr/a.nii.gz"]},
@@ -200,6 +206,20 @@ def test_a_single_case_validates_on_itself_with_a_warning(tmp_path, caplog):
 def test_a_bad_dataset_json_is_named(tmp_path, change, sentence):
     with pytest.raises(UserError, match=f"dataset.json: {sentence}"):
         datasets.load(decathlon(tmp_path, **change), seed=0)
+
+
+def test_a_key_twice_in_a_dataset_json_is_named(tmp_path):
+    path = decathlon(tmp_path) / "dataset.json"
+    path.write_text('{"training": [], "labels": {"left": 1, "ignore": 2, "ignore": 3}}')
+    with pytest.raises(UserError, match=r"dataset.json: is not JSON \(it has the key 'ignore' tw"):
+        datasets.load(tmp_path, seed=0)
+
+
+def test_a_structure_of_0_gets_a_warning(tmp_path, caplog):
+    datasets.load(decathlon(tmp_path / "a", labels={"0": "Background", "1": "left"}), seed=0)
+    assert "label 0" not in caplog.text
+    datasets.load(decathlon(tmp_path / "b", labels={"0": "liver", "1": "left"}), seed=0)
+    assert "label 0 is called 'liver'; it is taken for the background" in caplog.text
 
 
 def test_a_dataset_json_that_is_not_json_is_named(tmp_path):

@@ -31,6 +31,9 @@ SPELLINGS = {
     "validation": ("validation", "val", "valid", "dev"),
     "test": ("test", "testing", "ts"),
 }
+# What data sets call the label 0.
+BACKGROUNDS = ("background", "bg", "back", "air", "none", "clear", "clear label", "unlabeled")
+BACKGROUNDS += ("unlabelled", "void", "0", "", "others", "other", "unknown", "backgroud")
 DELIMITERS = ",;\t|"
 
 
@@ -307,7 +310,7 @@ def _read_folder(folder: pathlib.Path) -> tuple[list[Entry], dict[int, str]]:
             f"{folder}: has no dataset.json; expected a Decathlon or nnU-Net folder, or a CSV file."
         )
     try:
-        description = json.loads(path.read_bytes())
+        description = json.loads(path.read_bytes(), object_pairs_hook=_each_once)
     except ValueError as error:
         raise UserError(
             f"{path}: is not JSON ({error}); expected a data set's description."
@@ -443,15 +446,44 @@ def _nnunet(path: pathlib.Path, description: Mapping[str, Any], split: str) -> l
 
 
 def _labels(path: pathlib.Path, labels: Any) -> dict[int, str]:
-    """{value: name} from the Decathlon's {"1": "liver"} or nnU-Net's {"liver": 1}."""
+    """{value: name} from the Decathlon's {"1": "liver"} or nnU-Net's {"liver": 1}.
+
+    Raises:
+      UserError: other values than whole numbers, one of them twice, a background other than 0.
+    """
     try:
-        if all(key.isdecimal() for key in labels):
-            return {int(value): str(name) for value, name in labels.items()}
-        return {int(value): name for name, value in labels.items()}
+        decathlon = all(key.isdecimal() for key in labels)
+        pairs = [pair if decathlon else pair[::-1] for pair in labels.items()]
+        named = {int(value): str(name) for value, name in pairs}
+        whole = all(float(value).is_integer() for value, _ in pairs)
     except (AttributeError, TypeError, ValueError):
+        whole = False
+    if not whole:
         raise UserError(
             f"{path}: has the labels {labels}; expected a whole number and a name for each."
-        ) from None
+        )
+    background = [v for v, name in named.items() if v and name.casefold() == "background"]
+    if len(named) < len(pairs) or background:
+        raise UserError(
+            f"{path}: has the labels {labels}; expected each value once, and 0 for the background."
+        )
+    if named.get(0, BACKGROUNDS[0]).casefold() not in BACKGROUNDS:
+        logging.warning(
+            "%s: label 0 is called %r; it is taken for the background and not learnt.",
+            path,
+            named[0],
+        )
+    return named
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, unless it has a key twice, of which Python would take the last."""
+    known = dict(pairs)
+    if len(known) < len(pairs):
+        keys = [key for key, _ in pairs]
+        doubled = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"it has the key {doubled!r} twice")
+    return known
 
 
 def _read_csv(path: pathlib.Path) -> list[Entry]:
