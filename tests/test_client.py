@@ -729,7 +729,8 @@ def test_the_client_warns_as_predict_does(told_models, tmp_path, protocol, caplo
         assert len(told) == 3 and "labels: 1 liver, 2 spleen\n" in capsys.readouterr().out
         assert [line[:5] for line in warnings("unknown")] == ["empty", "thick"]
         arguments = (address, tmp_path / "scans", tmp_path / "out", f"--protocol={protocol}")
-        refused("takes volumes in RAS; expected LPS", *arguments, model="turned")
+        told = "turned: a model of volumes in the orientation 'RAS'; expected LPS"
+        refused(told, *arguments, model="turned")
         refused("its card cannot be read; expected one of ours", *arguments, model="damaged")
 
 

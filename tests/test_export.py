@@ -1,5 +1,6 @@
 """SavedModels: versions, bytes in and out, and what a server reads beside the graph."""
 
+import dataclasses
 import json
 import pathlib
 import sys
@@ -95,12 +96,14 @@ def bright_or_nan(image):
 def unstable(tmp_path_factory):
     folder = tmp_path_factory.mktemp("unstable")
     card = {
-        "system": "toy",
+        "system": "multi_organ",
+        "orientation": "LPS",
         "labels": {1: "b\u00f6dy"},
         "config": {"data_dir": "/home/anna/patients"},
     }
     model = export.Exported({"serving_default": bright_or_nan}, [], card)
     loaded = cpp_loader.CppModel(export.write(folder, model))
+    loaded.folder = folder
     yield loaded
     loaded.close()
 
@@ -134,6 +137,43 @@ def test_a_nan_is_no_background(unstable, value, told):
         with pytest.raises(RuntimeError) as refused:
             unstable(signature, inputs)
         assert f"assertion failed: [{told}" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "value, told",
+    [
+        (np.nan, "scan.mha: 1 of 24 voxels are NaN, infinite or beyond 3.4e+38; expected finite"),
+        (1e39, "scan.mha: 1 of 24 voxels are NaN, infinite or beyond 3.4e+38; expected finite"),
+        (1e30, "scan.mha: probability has 1 values that are NaN or infinite; expected an image"),
+    ],
+)
+def test_a_nan_is_no_background_for_predict(unstable, value, told):
+    exported = prediction.load(unstable.folder)
+
+    def of_run(image, probabilities, progress):
+        return bright_or_nan(image)
+
+    of_run.iterations = 0
+    image = np.ones((2, 3, 4))
+    for segmentor in (exported, dataclasses.replace(exported, predictor=of_run)):
+        image[1, 1, 1] = 1
+        assert segmentor(image, None, "scan.mha")["label"].all()
+        image[1, 1, 1] = value
+        with pytest.raises(UserError) as refused:
+            segmentor(image, None, "scan.mha")
+        assert str(refused.value).startswith(told)
+
+
+def test_a_warning_of_an_image_that_shows_nothing(unstable, caplog):
+    """Of a CT that is empty, that is all there is to say; of one of noise, that it is not in HU."""
+    segmentor = prediction.load(unstable.folder)
+    segmentor(np.full((2, 3, 4), 7), None, "scan.mha")
+    assert caplog.messages == [
+        "scan.mha: all voxels are 7, there is nothing to be seen in it; expected an image."
+    ]
+    caplog.clear()
+    segmentor(np.arange(24).reshape(2, 3, 4), None, "scan.mha")
+    assert len(caplog.messages) == 1 and "do not look like a CT in HU" in caplog.text
 
 
 def test_the_card_is_served_but_for_the_flags(unstable):

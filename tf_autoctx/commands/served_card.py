@@ -12,7 +12,7 @@ from absl import logging
 
 from tf_autoctx import serving
 from tf_autoctx.data import images
-from tf_autoctx.errors import FieldError
+from tf_autoctx.errors import FieldError, UserError
 from tf_autoctx.systems.shared import image_checks, registry
 from tf_autoctx.systems.shared.declaration import Declaration
 
@@ -25,13 +25,13 @@ class Card:
       declaration: of the system; None: it is unknown here.
       labels: {label value: name}.
       spacing: smallest and largest of the training cases in mm, (z, y, x); empty if unknown.
-      orientation: of the volumes that the model was trained on; None: unknown.
+      orientation: of the volumes that the model was trained on; empty if unknown.
     """
 
     declaration: Declaration | None = None
     labels: Mapping[int, str] = dataclasses.field(default_factory=dict)
     spacing: list[list[float]] = dataclasses.field(default_factory=list)
-    orientation: str | None = None
+    orientation: str = ""
 
     @classmethod
     def of(cls, text: str) -> Self:
@@ -46,8 +46,8 @@ class Card:
             spacing = [[float(mm) for mm in edges] for edges in card.get("spacing") or []]
             if spacing and [len(edges) for edges in spacing] != [3, 3]:
                 raise ValueError("spacing")
-            declaration = registry.declarations().get(card.get("system"))
-            return cls(declaration, labels, spacing, card.get("orientation"))
+            orientation = serving.plain(str(card.get("orientation") or ""))
+            return cls(_declaration(str(card.get("system"))), labels, spacing, orientation)
         except (AttributeError, TypeError, RecursionError, OverflowError) as error:
             raise ValueError(str(error)) from None
 
@@ -56,6 +56,13 @@ class Card:
         image_checks.warn_of_unlike(
             image.path, voxels, image.millimetres, self.declaration, self.spacing
         )
+
+
+def _declaration(system: str) -> Declaration | None:
+    try:
+        return registry.find(system, "the server")
+    except UserError:  # of a package that the client's machine does not have
+        return None
 
 
 def of_model(
@@ -70,8 +77,9 @@ def of_model(
       retries: see `serving.with_retries`.
 
     Raises:
-      FieldError: it takes volumes in another orientation.
-      UserError: the server does not answer, or with something else.
+      FieldError: its card cannot be read.
+      UserError: it takes volumes in another orientation; the server does not answer, or with
+        something else.
     """
     text = serving.with_retries(model.card, retries) if serving.CARD in known else "{}"
     try:
@@ -80,14 +88,8 @@ def of_model(
         raise FieldError(
             "model", name, "its card cannot be read; expected one of ours, export it again."
         ) from None
-    is_flat = known["serving_default"].inputs["image"] == 4
-    if card.orientation not in (None, images.ORIENTATION) and not is_flat:
-        raise FieldError(
-            "model",
-            name,
-            f"takes volumes in {serving.plain(str(card.orientation))}; expected "
-            f"{images.ORIENTATION}, in which this client sends them.",
-        )
+    axes = known["serving_default"].inputs["image"]  # batch and channel among them
+    image_checks.warn_of_orientation(name, {"orientation": card.orientation}, axes - 2)
     if serving.CARD not in known:
         logging.warning(
             "%s: this export tells nothing of its training, so images are not compared with it; "

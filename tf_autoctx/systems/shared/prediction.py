@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -73,11 +74,11 @@ class Segmentor:
           the number of the one that is returned}.
 
         Raises:
-          UserError: voxels that are not finite.
+          UserError: voxels that are not finite, or of which nothing finite can be computed.
         """
         voxels = image_checks.require_finite(name, voxels)
         image_checks.warn_of_unlike(name, voxels, spacing, self.declaration, self.spacing)
-        output = self.predictor(voxels[None, ..., None], probabilities, progress)
+        output = self._output(name, voxels[None, ..., None], probabilities, progress)
         segmentation: dict[str, Any] = {"label": np.asarray(output["label"])[0, ..., 0]}
         if probabilities:
             foreground = np.asarray(output["probability"])[0, ..., -len(self.labels) :]
@@ -91,6 +92,27 @@ class Segmentor:
                 for iteration in output["iterations"]
             ]
         return segmentation
+
+    def _output(
+        self, name: str | pathlib.Path, image: np.ndarray, probabilities: bool, progress: bool
+    ) -> dict[str, Any]:
+        """What the predictor returns; a NaN of its probability would be background."""
+        try:
+            output = self.predictor(image, probabilities, progress)
+        except tf.errors.InvalidArgumentError as error:  # of the checks in a SavedModel
+            refusal = re.search(r"assertion failed: \[(.*?)\.?\]", error.message)
+            if refusal is None:
+                raise
+            raise UserError(f"{name}: {refusal[1]}.") from None
+        if "probability" in output:
+            values = np.asarray(output["probability"])
+            unusable = values.size - np.count_nonzero(np.isfinite(values))
+            if unusable:
+                raise UserError(
+                    f"{name}: probability has {unusable} values that are NaN or infinite; expected "
+                    "an image such as those of the training."
+                )
+        return output
 
 
 def load(path: str | pathlib.Path, **options: Any) -> Segmentor:
