@@ -115,23 +115,31 @@ def main(given: Given) -> None:
 
 
 def write(wanted: Results, left: Mapping[Any, Any], made_from: Origins) -> None:
-    """Segments the images and writes their results; one that fails does not stop the others."""
-    # One image shows its tiles or iterations, several show images.
-    if len(left) < 2:
-        for path, paths in left.items():
-            wanted.write(path, paths, progress=True)
-            made_from.note(path, paths.values())
-        return
+    """Segments the images and writes their results; one that fails does not stop the others.
+
+    Another process reads them, the next one while one is segmented.
+    """
     import keras
 
-    bar, failures = keras.utils.Progbar(len(left), unit_name="image"), []
-    for path, paths in left.items():
-        try:
-            wanted.write(path, paths, progress=False)
-            made_from.note(path, paths.values())
-        except UserError as error:
-            failures.append(sentence(error))
-        bar.add(1)
+    from tf_autoctx.data import isolation
+    from tf_autoctx.systems.shared import reading
+
+    # One image shows its tiles or iterations, several show images.
+    alone, failures = len(left) < 2, []
+    bar = keras.utils.Progbar(len(left), unit_name="image", verbose=not alone)
+    tasks = {path: (path, wanted.segmentor.dimensions, wanted.series) for path in left}
+    with isolation.Pool(1) as pool:
+        for path, image in pool.map(reading.read_image, tasks):
+            try:
+                if isinstance(image, UserError):
+                    raise image
+                wanted.write(path, image, left[path], progress=alone)
+                made_from.note(path, left[path].values())
+            except UserError as error:
+                if alone:
+                    raise
+                failures.append(sentence(error))
+            bar.add(1)
     for failure in failures:
         print(f"error: {failure}", file=sys.stderr)
     if failures:

@@ -57,7 +57,7 @@ def cpus() -> int:
 class Pool:
     """Processes that work on files, one at a time each.
 
-    They start at once, and end with the `with` block:
+    They start when there is work for them, and end with the `with` block:
 
       with isolation.Pool() as pool:
           for name, outcome in pool.map(images.read, {name: (path,) for name, path in ...}):
@@ -67,13 +67,12 @@ class Pool:
     """
 
     def __init__(self, workers: int | None = None) -> None:
-        """Starts the processes; by default one a CPU."""
+        """Takes how many there may be; by default one a CPU."""
         self.workers = workers or cpus()
         self._idle: list[_Worker] = []
         self._busy: dict[_Worker, Any] = {}
 
     def __enter__(self) -> Self:
-        self._idle = [_Worker() for _ in range(self.workers)]
         return self
 
     def __exit__(
@@ -107,24 +106,21 @@ class Pool:
         """
         waiting = collections.deque(tasks)
         while waiting or self._busy:
-            while waiting and self._idle:
-                self._start(self._idle.pop(), waiting.popleft(), function, tasks)
+            while waiting and len(self._busy) < self.workers:
+                self._begin(waiting.popleft(), function, tasks)
             for worker in self._ready():
                 name = self._busy.pop(worker)
                 outcome = worker.outcome(tasks[name])
-                if worker.ended:
-                    worker = _Worker()
-                if waiting:
-                    self._start(worker, waiting.popleft(), function, tasks)
-                else:
+                if not worker.ended:
                     self._idle.append(worker)
+                if waiting:
+                    self._begin(waiting.popleft(), function, tasks)
                 if isinstance(outcome, _Fault):
                     raise outcome.error
                 yield name, outcome
 
-    def _start(
-        self, worker: _Worker, name: K, function: Function, tasks: Mapping[K, Sequence[Any]]
-    ) -> None:
+    def _begin(self, name: K, function: Function, tasks: Mapping[K, Sequence[Any]]) -> None:
+        worker = self._idle.pop() if self._idle else _Worker()
         worker.send(function, tuple(tasks[name]))
         self._busy[worker] = name
 

@@ -20,6 +20,8 @@ TYPES = {1: "B", 2: "B", 3: "H", 4: "I", 6: "b", 7: "B", 8: "h", 9: "i", 13: "I"
 WIDE = {5: 8, 10: 8, 11: 4, 12: 8, 17: 8}  # bytes of the types that no size is of
 PLAIN, YCBCR = 1, 6
 FAX = range(2, 5)
+# {photometric interpretation: least values of a pixel}
+COLOURS = {0: 1, 1: 1, 2: 3, 3: 1, 4: 1, 5: 4, YCBCR: 3, 8: 3}
 RATIO = 4096  # the most bytes that LZW makes of one, rounded up
 PAGES = 100_000
 
@@ -107,6 +109,8 @@ def check(path: pathlib.Path) -> None:
                 f"bits, page 1 {first.size[0]} x {first.size[1]} of {first.bits}; expected pages "
                 "that are alike."
             )
+    if first.number(277, 1) < COLOURS.get(first.number(262, -1), 2**16):
+        raise claims.damaged(path, "its pixels are of no known colours")
     _require_count(path, first, len(pages))
     compressions = {page.compression for page in pages}
     ratio = 1 if compressions == {PLAIN} else RATIO

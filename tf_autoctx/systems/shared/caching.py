@@ -7,7 +7,7 @@ import hashlib
 import json
 import pathlib
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import keras
@@ -15,11 +15,12 @@ import numpy as np
 
 from tf_autoctx import configuration
 from tf_autoctx.data import datasets, images, pipeline
-from tf_autoctx.errors import Faults
+from tf_autoctx.errors import Faults, UserError
+from tf_autoctx.systems.shared import reading
+from tf_autoctx.systems.shared.reading import Read
 from tf_autoctx.version import __version__
 
 Files = list[dict[str, str]]  # {name of a tensor: path} of each case
-Read = Callable[[datasets.Case], tuple[images.Image, np.ndarray]]
 
 
 class Prepares(Protocol):
@@ -74,15 +75,17 @@ def cached(
     read: Read,
     system: Prepares,
     faults: Faults | None = None,
+    isolated: bool = False,
 ) -> Files:
     """Prepares cases once, each in a folder of its own; what is there already is kept.
 
     Args:
       cases: with labels.
       directory: of the cache, see `directory`.
-      read: see `session.Reader`.
+      read: see `system.Reader`.
       system: prepares a case.
       faults: takes those of the cases, which are left out.
+      isolated: see `reading.each`.
 
     Returns:
       {name: path} of each case; "spacing" (z, y, x) or (y, x), mm, is among them.
@@ -90,27 +93,41 @@ def cached(
     Raises:
       UserError: a case that cannot be used, unless `faults` takes it.
     """
-    files, progress = [], keras.utils.Progbar(len(cases), unit_name="case")
-    for case in cases:
+    folders = {case.name: directory / case.name for case in cases}
+    left = [case for case in cases if not _is_whole(folders[case.name])]
+    progress = keras.utils.Progbar(len(cases), unit_name="case")
+    progress.update(len(cases) - len(left))
+    for case, outcome in reading.each(left, read, isolated):
         with faults.collecting() if faults else contextlib.nullcontext():
-            files.append(_prepared(case, directory / case.name, read, system))
+            if isinstance(outcome, UserError):
+                raise outcome
+            _prepare(case, folders[case.name], outcome, system)
         progress.add(1)
-    return files
+    return [
+        {path.name: str(path) for path in sorted(folder.glob("[!.]*"))}
+        for folder in folders.values()
+        if _is_whole(folder)
+    ]
 
 
-def _prepared(
-    case: datasets.Case, folder: pathlib.Path, read: Read, system: Prepares
-) -> dict[str, str]:
-    """{name: path} of a case, which is made unless it is there."""
-    if not (folder / "spacing").exists():
-        image, label = read(case)
-        voxels = image.array.astype(np.float32)
-        tensors = system.prepare(case, voxels[None, ..., None], label[None, ..., None])
-        for name, tensor in tensors.items():
-            pipeline.store(folder / name, tensor)
-        spacing = np.array(image.spacing, np.float32)
-        pipeline.store(folder / "spacing", spacing)  # last: all is there
-    return {path.name: str(path) for path in sorted(folder.glob("[!.]*"))}
+def _is_whole(folder: pathlib.Path) -> bool:
+    return (folder / "spacing").exists()
+
+
+def _prepare(
+    case: datasets.Case,
+    folder: pathlib.Path,
+    pair: tuple[images.Image, np.ndarray],
+    system: Prepares,
+) -> None:
+    """Fills the folder of a case, of which image and label were read."""
+    image, label = pair
+    voxels = image.array.astype(np.float32)
+    tensors = system.prepare(case, voxels[None, ..., None], label[None, ..., None])
+    for name, tensor in tensors.items():
+        pipeline.store(folder / name, tensor)
+    spacing = np.array(image.spacing, np.float32)
+    pipeline.store(folder / "spacing", spacing)  # last: all is there
 
 
 def case_of(entry: dict[str, str]) -> str:

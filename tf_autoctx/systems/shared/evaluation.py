@@ -1,4 +1,4 @@
-"""Held-out cases on their original grid: scores, the table, a picture and a view a case."""
+"""Held-out cases on their original grid: scores, the table, a picture and a view per case."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from tf_autoctx.data import datasets
 from tf_autoctx.data.labels import left_out
 from tf_autoctx.errors import Faults, UserError
 from tf_autoctx.report import figures, tables, views
-from tf_autoctx.systems.shared.caching import Read
+from tf_autoctx.systems.shared import reading
 from tf_autoctx.systems.shared.image_checks import warn_of_spacing
+from tf_autoctx.systems.shared.reading import Read
 
 Row = dict[str, Any]
 Evaluator = Callable[[np.ndarray], dict[str, dict[str, Any]]]
@@ -55,7 +56,7 @@ class Scoring:
 
 
 def held_out(
-    cases: datasets.Dataset, read: Read, faults: Faults | None = None
+    cases: datasets.Dataset, read: Read, faults: Faults | None = None, isolated: bool = False
 ) -> list[datasets.Case]:
     """The cases to score: test cases with a label; where there is none, the validation cases, with
     a warning.
@@ -66,6 +67,7 @@ def held_out(
       cases: of which some are held out.
       read: reads a case.
       faults: takes those of the cases.
+      isolated: see `reading.each`.
 
     Raises:
       UserError: there are neither; whatever `read` raises, unless `faults` takes it.
@@ -87,9 +89,10 @@ def held_out(
             f"{cases.name}: neither a test case with a label nor a validation case; expected one "
             "to score."
         )
-    for case in test:
+    for _, outcome in reading.each(test, read, isolated, kept=False):
         with faults.collecting() if faults else contextlib.nullcontext():
-            read(case)
+            if isinstance(outcome, UserError):
+                raise outcome
     return test
 
 
@@ -139,7 +142,7 @@ def evaluate(
 ) -> list[Row]:
     """Scores methods on cases and prints the table.
 
-    Writes the tables of `tables.write`, a picture a case (last method), and in views/ what the
+    Writes the tables of `tables.write`, a picture per case (last method), and in views/ what the
     report's page shows of it.
 
     What is measured is drawn too, for the cases that have the structure: agreement of the last

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tf_autoctx import configuration, files
-from tf_autoctx.data import datasets
+from tf_autoctx.data import datasets, images
 from tf_autoctx.data.phantoms import folder as phantom_folder
 from tf_autoctx.errors import Faults, UserError
 from tf_autoctx.systems.shared import caching, checks, evaluation
@@ -44,9 +44,8 @@ class Opened:
         if not devices.is_chief(self.session.strategy):
             return
         system, session, run = self.system, self.session, runs.load(self.session.folder)
-        scoring = Scoring(
-            run.system, system.labels, run.spacing, system.window, type(system).measure
-        )
+        measure = system.measure if system.measurements else None
+        scoring = Scoring(run.system, system.labels, run.spacing, system.window, measure)
         folder = session.folder / "evaluation"
         evaluation.evaluate(self.held_out, self.read, system.evaluator(networks), scoring, folder)
         export_run(system, run, networks, session.values["export_precision"])
@@ -96,16 +95,19 @@ def open_training(
     making = Making(declaration.name, values, fingerprint, changeable, growing)
     system.check_run(making)
     runs.check(folder, making)
+    if declaration.dimensions == 3 and runs.is_trained(folder):
+        checks.require_stored_so(folder, runs.load(folder).facts, cases)
 
     read = system.reader(values["foreground"], cases.labels)
     cache = caching.directory(folder, system, read.foreground, fingerprint)
     if is_chief:
         caching.forget_others(folder, cache)
-    held_out, training, validation = _read_all(cases, cache, read, system)
+    isolated = bool(values["data_dir"])  # our own phantoms are whole
+    held_out, training, validation = _read_all(cases, cache, read, system, isolated)
     system.check_cases(training, validation)
     run = runs.open_run(folder, making, is_chief).note(labels=labels)
     if declaration.dimensions == 3:
-        run = run.note(spacing=checks.spacing_range(training))
+        run = run.note(spacing=checks.spacing_range(training), orientation=images.ORIENTATION)
     session = Session(run, values, strategy, settings, training, validation, read.ignored)
     if is_chief:
         print(_resolved(session, len(held_out)))
@@ -125,7 +127,11 @@ def _phantoms(kind: type[System], folder: pathlib.Path, values: Mapping[str, Any
 
 
 def _read_all(
-    cases: datasets.Dataset, cache: pathlib.Path, read: Reader, system: System
+    cases: datasets.Dataset,
+    cache: pathlib.Path,
+    read: Reader,
+    system: System,
+    isolated: bool,
 ) -> tuple[list[datasets.Case], Files, Files]:
     """The held-out cases, and the prepared ones that train and validate.
 
@@ -134,10 +140,10 @@ def _read_all(
     """
     faults = Faults()
     training, validation = (
-        caching.cached(part, cache, read, system, faults)
+        caching.cached(part, cache, read, system, faults, isolated)
         for part in (cases.train, cases.validation)
     )
-    held_out = evaluation.held_out(cases, read, faults)
+    held_out = evaluation.held_out(cases, read, faults, isolated)
     faults.require_none("faults in the cases")
     return held_out, training, validation
 

@@ -83,18 +83,20 @@ class Results:
         suffix = self.suffix or (".png" if pixels else ".nii.gz")
         return ".nii.gz" if kind == "probabilities" and suffix == ".png" else suffix
 
-    def write(self, path: Path, files: Mapping[Key, pathlib.Path], progress: bool) -> None:
+    def write(
+        self, path: Path, image: images.Image, files: Mapping[Key, pathlib.Path], progress: bool
+    ) -> None:
         """Segments an image and writes its results.
 
         Args:
           path: of the image.
+          image: see `reading.read_image`.
           files: those of `files` that are wanted.
           progress: whether to show one.
 
         Raises:
-          UserError: the image cannot be read, or a result not be written.
+          UserError: a result cannot be written.
         """
-        image = read_image(path, self.segmentor.dimensions, self.series)
         segmentation = self.segmentor(
             image.array,
             image.millimetres,
@@ -116,24 +118,6 @@ class Results:
                     _write_strip(file, segmentation, image)
                 case "iterations":
                     _write_iterations(file, segmentation["iterations"], image, self._ending(path))
-
-
-def read_image(path: Path, dimensions: int, series: str | None = None) -> images.Image:
-    """A raw image as a model of so many dimensions takes it.
-
-    Args:
-      path: a file or a DICOM folder.
-      dimensions: 2 or 3.
-      series: see `images.read`.
-
-    Raises:
-      UserError: it cannot be read, or has other dimensions.
-    """
-    if dimensions == 2:
-        return images.read_2d(path, grey_levels=True, series=series)
-    image = images.read(path, series)
-    images.require_dimensions(path, image, 3)
-    return image
 
 
 def sources(

@@ -14,10 +14,12 @@ import tensorflow as tf
 
 from tf_autoctx import export
 from tf_autoctx.data import datasets, images, labels
-from tf_autoctx.errors import FieldError, UserError
+from tf_autoctx.errors import FieldError
+from tf_autoctx.metrics import Metric
+from tf_autoctx.systems.shared import reading
 from tf_autoctx.systems.shared.caching import Files
 from tf_autoctx.systems.shared.declaration import Declaration
-from tf_autoctx.systems.shared.evaluation import Measure
+from tf_autoctx.systems.shared.image_checks import warn_of_orientation
 from tf_autoctx.systems.shared.session import Session
 from tf_autoctx.training.runs import Making, Run
 
@@ -26,6 +28,7 @@ Networks = dict[str, keras.Model]  # by name, in the order in which they run
 # Of one image, by method: {"label": integer labels of its shape, and where there are probabilities
 # "probability": {structure: 0 to 1, on any grid over the same extent}}.
 Segmentations = dict[str, dict[str, Any]]
+Served = Mapping[str, Mapping[str, Any]]
 
 
 class Predictor(Protocol):
@@ -53,39 +56,43 @@ class Predictor(Protocol):
 class System(abc.ABC):
     """A published system: what its images are, how they are segmented, trained and exported.
 
-    A subclass also sets `declaration`, `served` and, where they differ, `merges_foreground`,
-    `window` and `measure`. Everything that changes voxel values is in its `prepare` and `segment`,
-    in Keras ops: training, prediction and the exported graph run the very same functions.
+    A subclass also sets `declaration`, `served` and, where they differ, `structure`, `measurements`
+    and `window`. Everything that changes voxel values is in its `prepare` and `segment`, in Keras
+    ops: training, prediction and the exported graph run the very same functions.
 
     Attributes:
       declaration: name, dimensions, flags and presets.
       served: {input or output of the export: JSON-like dict of its range, units and meaning}.
-      merges_foreground: whether all foreground label values are one structure, of value 1.
+      structure: name of the one structure, of value 1, that all foreground label values are; None:
+        each value is a structure of its own.
+      measurements: the metrics of `measure`, which are drawn too, see `evaluation.evaluate`.
       window: range of raw intensities that pictures show.
-      measure: scores beside those of `metrics.compare`, see `evaluation.Scoring`.
       configuration: an instance of the declaration's.
       labels: {label value: name} of the structures.
     """
 
     declaration: ClassVar[Declaration]
-    served: ClassVar[Mapping[str, Mapping[str, Any]]]
-    merges_foreground: ClassVar[bool] = True
+    served: ClassVar[Served]
+    structure: ClassVar[str | None] = None
+    measurements: ClassVar[tuple[Metric, ...]] = ()
     window: tuple[float, float] = (-np.inf, np.inf)
     configuration: Any
-    measure: ClassVar[Measure | None] = None
 
     def __init__(self, configuration: Any, labels: Mapping[int, str]) -> None:
         self.configuration = configuration
         self.labels = dict(labels)
 
     @classmethod
-    def of_run(cls, run: Run, **changes: Any) -> Self:
-        """The system of a run, with changes to its configuration.
+    def of_run(cls, run: Run) -> Self:
+        """The system of a run.
+
+        Warns of a run that knows its volumes as they were stored, see `warn_of_orientation`.
 
         Raises:
           UserError: config.json lacks something.
         """
-        configuration: Any = run.configured(cls.declaration.configuration, **changes)
+        warn_of_orientation(run.folder, run.facts, cls.declaration.dimensions)
+        configuration: Any = run.configured(cls.declaration.configuration)
         try:
             return cls(configuration, run.labels)
         except ValueError as error:
@@ -127,6 +134,8 @@ class System(abc.ABC):
         Raises:
           UserError: values that the data set does not have.
         """
+        if cls.structure is not None:
+            return {1: cls.structure}
         return datasets.structures(cases, foreground)
 
     def check_run(self, making: Making) -> None:
@@ -147,7 +156,7 @@ class System(abc.ABC):
             structures reads those of its labels.
           known: {label value: name} of the data set.
         """
-        values = foreground if self.merges_foreground else list(self.labels)
+        values = list(self.labels) if self.structure is None else foreground
         return Reader(type(self), values, known)
 
     # Training
@@ -209,6 +218,17 @@ class System(abc.ABC):
 
         return segment
 
+    def measure(
+        self, mask: np.ndarray, truth: np.ndarray, spacing: Sequence[float]
+    ) -> dict[str, float]:
+        """Scores of the one structure beside those of `metrics.compare`: columns of `measurements`.
+
+        Args:
+          mask, truth: bool masks of equal shape, (z, y, x) or (y, x); not both are empty.
+          spacing: mm per axis in the array's order.
+        """
+        return {}
+
     def predictor(self, run: Run, options: Mapping[str, Any]) -> Predictor:
         """A finished run as `predict` uses it.
 
@@ -264,23 +284,19 @@ class Reader:
         """Label of voxels that are left out of losses and scores; None: the data set has none."""
         return None if labels.ignored(self.known) is None else labels.IGNORED
 
+    @property
+    def arguments(self) -> reading.Arguments:
+        """What `reading.read_case` takes beside a case."""
+        merge = self.system.structure is not None
+        return self.system.declaration, self.foreground, self.known, merge
+
     def __call__(self, case: datasets.Case) -> tuple[images.Image, np.ndarray]:
         """Image and labels of a case, see `datasets.read_case`, with the system's own warnings.
 
         Raises:
           UserError: no label, or a file that cannot be learnt from.
         """
-        image, label = datasets.read_case(
-            case,
-            self.foreground,
-            self.known,
-            dimensions=self.system.declaration.dimensions,
-            merge=self.system.merges_foreground,
-        )
-        if label is None:
-            raise UserError(f"{case.image}: has no label; expected one to learn from or to score.")
-        self.system.declaration.check_voxels(case.image, image.array)
-        return image, label
+        return reading.read_case(case, *self.arguments)
 
 
 class GraphPredictor:
