@@ -9,7 +9,7 @@ import PIL.Image
 import pytest
 import SimpleITK as sitk
 
-from tf_autoctx.data import images
+from tf_autoctx.data import images, libraries
 from tf_autoctx.errors import UserError
 
 COS, SIN = np.cos(0.3), np.sin(0.3)
@@ -322,3 +322,286 @@ def test_a_rounded_header_is_the_same_grid():
     label.SetOrigin((-120.49, 33.25, 871.13))
     label.SetDirection(np.round(OBLIQUE, 6))
     images.require_same_grid(known("l.nrrd", label), known("i.nrrd", volume()))
+
+
+# What headers say
+
+
+def nifti_1(path, **fields):
+    """A NIfTI-1 file of 6 x 5 x 4 voxels of 0.5 x 0.75 x 2 mm, of a changed header."""
+    image = sitk.GetImageFromArray(np.arange(120, dtype=np.float32).reshape(4, 5, 6))
+    image.SetSpacing((0.5, 0.75, 2.0))
+    sitk.WriteImage(image, str(path))
+    raw = bytearray(path.read_bytes())
+    places = {
+        "units": (123, "B"),
+        "pixdim": (80, "3f"),
+        "codes": (252, "2h"),
+        "sform": (280, "12f"),
+    }
+    for name, values in fields.items():
+        at, form = places[name]
+        struct.pack_into(f"<{form}", raw, at, *values)
+    path.write_bytes(raw)
+
+
+def matrix(*changes, scale=1.0):
+    """Of an sform: that of `nifti_1`, with ((row, column), value) changed."""
+    rows = np.diag([-0.5, -0.75, 2.0, 1])[:3] * scale
+    for at, value in changes:
+        rows[at] = value
+    return rows.ravel()
+
+
+SHEARED = matrix(((0, 1), 0.3 * 0.75))
+
+HEADERS = {
+    "mm": ({}, (2.0, 0.75, 0.5)),
+    "mm and seconds": ({"units": [10]}, (2.0, 0.75, 0.5)),
+    "m": ({"units": [1]}, (2000.0, 750.0, 500.0)),
+    "um": ({"units": [3]}, (0.002, 0.00075, 0.0005)),
+    "no unit": ({"units": [0]}, (2.0, 0.75, 0.5)),
+    "unit of no length": ({"units": [8]}, (2.0, 0.75, 0.5)),
+    "unknown unit": ({"units": [5]}, "the spacing is unknown: the unit of length is 5"),
+    "0 mm": ({"pixdim": [0.5, 0.75, 0]}, r"the spacing is unknown: pixdim is \(0.5, 0.75, 0\)"),
+    "all 0 mm": ({"pixdim": [0, 0, 0], "codes": [0, 0]}, "the spacing is unknown: pixdim"),
+    "negative": ({"pixdim": [0.5, -0.75, 2]}, r"the spacing is unknown: pixdim is \(0.5, -0.75"),
+    "NaN": ({"pixdim": [0.5, np.nan, 2]}, r"the spacing is unknown: pixdim is \(0.5, nan"),
+    "contradiction": ({"pixdim": [1, 1, 1]}, r".*pixdim is \(1, 1, 1\), but the sform's axes are"),
+    "NaN matrix": ({"sform": [np.nan] * 12}, "the sform is not finite"),
+    "sheared by 1.4e-4": (
+        {"codes": [0, 1], "sform": matrix(((0, 1), 1.4e-4 * 0.75))},
+        (2.0, 0.75, 0.5),
+    ),
+    "sheared by 9e-4": (
+        {"codes": [0, 1], "sform": matrix(((0, 1), 9e-4 * 0.75))},
+        (2.0, 0.75, 0.5),
+    ),
+    "sheared by 2e-3": (
+        {"codes": [0, 1], "sform": matrix(((0, 1), 2e-3 * 0.75))},
+        "the axes are sheared; expected axes at right angles",
+    ),
+}
+
+
+@pytest.mark.parametrize("permissive", [None, "0", "1"])
+@pytest.mark.parametrize("fields, expected", HEADERS.values(), ids=HEADERS)
+def test_spacing_is_known_where_a_nifti_header_states_it(
+    tmp_path, monkeypatch, fields, expected, permissive
+):
+    if permissive is not None:
+        monkeypatch.setenv("ITK_NIFTI_SFORM_PERMISSIVE", permissive)
+    nifti_1(tmp_path / "a.nii", **fields)
+    if isinstance(expected, str):
+        with pytest.raises(UserError, match=f"a.nii: {expected}"):
+            images.read(tmp_path / "a.nii")
+    else:
+        image = images.read(tmp_path / "a.nii")
+        assert image.millimetres == pytest.approx(expected, rel=1e-6)
+        assert image.orientation == "LPS"
+    assert os.environ.get("ITK_NIFTI_SFORM_PERMISSIVE") == permissive
+
+
+@pytest.mark.parametrize(
+    "fields, told",
+    [
+        ({}, ""),
+        ({"codes": [0, 0]}, "states no orientation (qform and sform codes of 0)"),
+        ({"sform": matrix(((0, 0), 0.5))}, "the sform says RPS, the qform LPS; the sform is taken"),
+        ({"sform": matrix(((0, 1), 0.05))}, "the sform is sheared; the qform is taken"),
+    ],
+)
+def test_a_doubtful_geometry_is_told_once(tmp_path, caplog, fields, told):
+    nifti_1(tmp_path / "a.nii", **fields)
+    for _ in range(2):
+        images.read(tmp_path / "a.nii")
+    assert caplog.text.count(told or "a.nii") == bool(told)
+
+
+def nifti_2(old, order="<"):
+    """NIfTI-2 of a NIfTI-1 file, field by field (nifti2.h)."""
+    new = bytearray(544)
+    struct.pack_into(f"{order}i", new, 0, 540)
+    new[4:12] = b"n+2\0\r\n\x1a\n"
+    for form, to, at in (
+        ("h", "h", (70, 12)),
+        ("h", "h", (72, 14)),
+        ("8h", "8q", (40, 16)),
+        ("8f", "8d", (76, 104)),
+        ("2f", "2d", (112, 176)),
+        ("6f", "6d", (256, 352)),
+        ("12f", "12d", (280, 400)),
+        ("2h", "2i", (252, 344)),
+        ("B", "i", (123, 500)),
+    ):
+        struct.pack_into(order + to, new, at[1], *struct.unpack_from(f"<{form}", old, at[0]))
+    struct.pack_into(f"{order}q", new, 168, 544)
+    voxels = np.frombuffer(old[352:], "<f4")
+    return bytes(new) + voxels.astype(f"{order}f4").tobytes()
+
+
+@pytest.mark.parametrize(
+    "name, change",
+    [
+        ("a.nii", gzip.compress),
+        ("a.nii.gz", bytes),
+        ("a.nii", nifti_2),
+        ("a.nii.gz", lambda raw: gzip.compress(nifti_2(raw))),
+        ("a.nii", lambda raw: nifti_2(raw, ">")),
+    ],
+)
+def test_nifti_is_read_whatever_its_version_and_packing(tmp_path, name, change):
+    nifti_1(tmp_path / "old.nii")
+    (tmp_path / name).write_bytes(change((tmp_path / "old.nii").read_bytes()))
+    old, new = images.read(tmp_path / "old.nii"), images.read(tmp_path / name)
+    np.testing.assert_array_equal(new.array, old.array)
+    assert new.grid == old.grid and new.millimetres == (2.0, 0.75, 0.5)
+
+
+def test_nan_in_nifti_2_is_refused(tmp_path):
+    nifti_1(tmp_path / "old.nii")
+    raw = bytearray(nifti_2((tmp_path / "old.nii").read_bytes()))
+    struct.pack_into("<f", raw, 544 + 40, np.nan)
+    (tmp_path / "a.nii").write_bytes(raw)
+    with pytest.raises(UserError, match=r"a.nii: 1 of 120 voxels are NaN or infinite"):
+        images.read(tmp_path / "a.nii")
+
+
+NRRD = {
+    "directions of a patient": (
+        "space: left-posterior-superior\nspace directions: (0.5,0,0) (0,0.75,0) (0,0,2)\n",
+        (2.0, 0.75, 0.5),
+    ),
+    "mm": (
+        'space: RAS\nspace directions: (0.5,0,0) (0,0.75,0) (0,0,2)\nspace units: "mm" "mm" "mm"\n',
+        (2.0, 0.75, 0.5),
+    ),
+    "cm": (
+        "space: left-posterior-superior\nspace directions: (0.05,0,0) (0,0.075,0) (0,0,0.2)\n"
+        'space units: "cm" "cm" "cm"\nspace origin: (1,2,3)\n',
+        (2.0, 0.75, 0.5),
+    ),
+    "um": (
+        "space: left-posterior-superior\nspace directions: (500,0,0) (0,750,0) (0,0,2000)\n"
+        'space units: "microns" "microns" "microns"\n',
+        (2.0, 0.75, 0.5),
+    ),
+    "pixels": (
+        "space: left-posterior-superior\nspace directions: (1,0,0) (0,1,0) (0,0,1)\n"
+        'space units: "pixels" "pixels" "pixels"\n',
+        'the units of length are "pixels"',
+    ),
+    "mixed": (
+        "space: left-posterior-superior\nspace directions: (1,0,0) (0,1,0) (0,0,1)\n"
+        'space units: "mm" "mm" "s"\n',
+        "the units of length are",
+    ),
+    "spacings": ("spacings: 0.5 0.75 2\n", (2.0, 0.75, 0.5)),
+    "spacings in um": ('spacings: 500 750 2000\nunits: "um" "um" "um"\n', (2.0, 0.75, 0.5)),
+    "NaN": ("spacings: 0.5 0.75 nan\n", r"the axes are \(0.5, 0.75\) long"),
+    "0": ("spacings: 0.5 0.75 0\n", r"the axes are \(0.5, 0.75, 0\) long"),
+    "none": ("", "neither `space directions` nor `spacings`"),
+}
+
+
+@pytest.mark.parametrize("lines, expected", NRRD.values(), ids=NRRD)
+def test_spacing_is_known_where_an_nrrd_header_states_it(tmp_path, lines, expected):
+    head = f"NRRD0004\ntype: uint8\ndimension: 3\nsizes: 6 5 4\nencoding: raw\n{lines}\n"
+    (tmp_path / "a.nrrd").write_bytes(head.encode() + bytes(range(120)))
+    if isinstance(expected, str):
+        with pytest.raises(UserError, match=f"a.nrrd: the spacing is unknown: .*({expected})"):
+            images.read(tmp_path / "a.nrrd")
+    else:
+        image = images.read(tmp_path / "a.nrrd")
+        assert image.millimetres == pytest.approx(expected)
+        if "origin" in lines:
+            assert image.grid.origin == pytest.approx((10, 20, 30))
+
+
+META = {
+    "spacing": ("ElementSpacing = 0.5 0.75 2\n", (2.0, 0.75, 0.5)),
+    "size": ("ElementSize = 0.5 0.75 2\n", (2.0, 0.75, 0.5)),
+    "cm": ("ElementSpacing = 0.05 0.075 0.2\nDistanceUnits = cm\n", (2.0, 0.75, 0.5)),
+    "none": ("", "it has no ElementSpacing"),
+    "0": ("ElementSpacing = 0.5 0.75 0\n", r"ElementSpacing is \(0.5, 0.75, 0\)"),
+    "unknown unit": ("ElementSpacing = 1 1 1\nDistanceUnits = ?\n", r"DistanceUnits is \?"),
+}
+
+
+@pytest.mark.parametrize("lines, expected", META.values(), ids=META)
+def test_spacing_is_known_where_a_metaimage_header_states_it(tmp_path, lines, expected):
+    head = "ObjectType = Image\nNDims = 3\nBinaryData = True\nBinaryDataByteOrderMSB = False\n"
+    head += f"CompressedData = False\nTransformMatrix = 1 0 0 0 1 0 0 0 1\n{lines}"
+    head += "DimSize = 6 5 4\nElementType = MET_UCHAR\nElementDataFile = LOCAL\n"
+    (tmp_path / "a.mha").write_bytes(head.encode() + bytes(range(120)))
+    if isinstance(expected, str):
+        with pytest.raises(UserError, match=f"a.mha: the spacing is unknown: {expected}"):
+            images.read(tmp_path / "a.mha")
+    else:
+        assert images.read(tmp_path / "a.mha").millimetres == pytest.approx(expected)
+
+
+def test_a_stack_of_pictures_is_no_volume(tmp_path):
+    sitk.WriteImage(sitk.Image([6, 5, 4], sitk.sitkUInt8), str(tmp_path / "a.tif"))
+    with pytest.raises(UserError, match=r"a.tif: the spacing is unknown: the format has no mm"):
+        images.read(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize(
+    "suffix, known", [(".nii.gz", True), (".mha", True), (".nrrd", False), (".png", False)]
+)
+def test_2d_images_have_mm_where_the_header_names_them(tmp_path, suffix, known):
+    image = sitk.GetImageFromArray(picture())
+    image.SetSpacing((0.25, 0.5))
+    sitk.WriteImage(image, str(tmp_path / f"a{suffix}"))
+    read = images.read_2d(tmp_path / f"a{suffix}")
+    assert read.millimetres == ((0.5, 0.25) if known else None)
+
+
+@pytest.mark.parametrize("suffix", [".nii.gz", ".nii", ".mha", ".nrrd"])
+def test_the_result_of_a_picture_without_mm_has_none(tmp_path, suffix):
+    sitk.WriteImage(sitk.GetImageFromArray(picture()), str(tmp_path / "a.png"))
+    image = images.read_2d(tmp_path / "a.png")
+    images.write(tmp_path / f"b{suffix}", image.like(image.array / 2))
+    result = images.read_2d(tmp_path / f"b{suffix}")
+    assert result.millimetres is None
+    np.testing.assert_array_equal(result.array, image.array / 2)
+
+
+def test_the_result_of_one_slice_is_a_volume_of_one(tmp_path):
+    image = sitk.GetImageFromArray(picture()[None])
+    image.SetSpacing((0.25, 0.5, 3))
+    image.SetOrigin((1, 2, 3))
+    image.SetDirection((0, 0, 1, 1, 0, 0, 0, 1, 0))  # sagittal
+    sitk.WriteImage(image, str(tmp_path / "a.nii.gz"))
+    read = images.read_2d(tmp_path / "a.nii.gz")
+    assert read.array.shape == (6, 8) and read.millimetres == (0.5, 0.25)
+    images.write(tmp_path / "b.nii.gz", read.like(read.array))
+    before, after = (sitk.ReadImage(str(tmp_path / f"{name}.nii.gz")) for name in "ab")
+    assert images.Grid.of(before) == images.Grid.of(after)
+    np.testing.assert_array_equal(stored(before), stored(after))
+    images.write(tmp_path / "b.png", read.like(read.array))
+    np.testing.assert_array_equal(images.read_2d(tmp_path / "b.png").array, read.array)
+
+
+def test_what_a_library_says_of_a_damaged_picture_is_an_error(tmp_path):
+    smooth = np.add.outer(np.arange(64), np.arange(80)).astype(np.uint8)
+    sitk.WriteImage(sitk.GetImageFromArray(smooth), str(tmp_path / "a.jpg"))
+    raw = (tmp_path / "a.jpg").read_bytes()
+    (tmp_path / "a.jpg").write_bytes(raw[: len(raw) // 3] + b"\xff\xd9")
+    with pytest.raises(UserError, match=r"a.jpg: .*; expected"):
+        images.read_2d(tmp_path / "a.jpg")
+
+
+def test_harmless_words_of_a_library_are_warnings(tmp_path, caplog, capfd):
+    def says(line):
+        with libraries.heard(tmp_path / "a.tif"):
+            os.write(2, f"{line}\n".encode())
+
+    says("TIFFReadDirectory: Warning, Unknown field with tag 50838")
+    assert "a.tif" in caplog.text and "Unknown field with tag 50838" in caplog.text
+    caplog.clear()
+    says("I0000 00:00:1795717036.012272 port.cc:153] of another thread")
+    assert not caplog.text and "of another thread" in capfd.readouterr().err
+    with pytest.raises(UserError, match=r"a.tif: .*Read error at scanline 3"):
+        says("TIFFReadScanline: Read error at scanline 3")

@@ -74,12 +74,28 @@ def read(path: pathlib.Path) -> Header:
     name = path.name.lower()
     if name.endswith(NIFTI):
         return _of_nifti(path, nifti(path))
-    if name.endswith((".nrrd", ".nhdr")):
-        return _of_nrrd(_fields(path, ":"))
-    if name.endswith((".mha", ".mhd")):
-        return _of_meta(_fields(path, "="))
     reason = "the format has no mm"
+    try:
+        if name.endswith((".nrrd", ".nhdr")):
+            return _of_nrrd(_fields(path, ":"))
+        if name.endswith((".mha", ".mhd")):
+            return _of_meta(_fields(path, "="))
+    except ValueError:
+        reason = "its spacing is written in no numbers"
     return Header(reason, flat_unknown=reason)
+
+
+def forget_spacing(path: pathlib.Path) -> None:
+    """Makes a file tell no spacing in mm, as its source told none: ITK writes 1 mm then."""
+    name = path.name.lower()
+    if name.endswith(NIFTI):
+        with unpacked(path) as file:
+            raw = bytearray(file.read())
+        raw[FIELDS[1]["units"][0]] = 0
+        path.write_bytes(gzip.compress(raw, mtime=0) if is_packed(path) else raw)
+    elif name.endswith(".mha"):
+        head, found, rest = path.read_bytes().partition(b"\nElementSpacing =")
+        path.write_bytes(head + found.replace(b"ElementSpacing", b"Comment") + rest)
 
 
 # NIfTI
@@ -290,7 +306,9 @@ def _units(text: str) -> list[float | None]:
 
 
 def _of_nrrd(fields: dict[str, str]) -> Header:
-    axes = int(fields.get("dimension") or 0)
+    kinds = fields.get("kinds", "").lower().split()
+    values = sum(kind not in ("domain", "space", "time", "???", "none") for kind in kinds)
+    axes = int(fields.get("dimension") or 0) - values
     directions = re.findall(r"none|\([^)]*\)", fields.get("space directions", ""))
     vectors = [v.strip("()").split(",") for v in directions if v != "none"]
     spacings = [text for text in fields.get("spacings", "").split() if text.lower() != "nan"]
@@ -298,7 +316,7 @@ def _of_nrrd(fields: dict[str, str]) -> Header:
         lengths = [math.hypot(*map(float, vector)) for vector in vectors]
     else:
         lengths = [abs(float(text)) for text in spacings]
-    if len(lengths) < min(axes, 2) or not all(math.isfinite(mm) and mm > 0 for mm in lengths):
+    if len(lengths) != axes or not all(math.isfinite(mm) and mm > 0 for mm in lengths):
         told = (
             "the header has neither `space directions` nor `spacings`"
             if not lengths

@@ -27,6 +27,8 @@ Path = str | os.PathLike[str]
 # The axes of volumes in memory: x grows to the left, y to the back (posterior), z to the head
 # (superior), as in DICOM.
 ORIENTATION = "LPS"
+# Marks an image whose millimetres are unknown, for `write`.
+NO_MILLIMETRES = "tf_autoctx_no_millimetres"
 # What was said of files already.
 _told: set[tuple[Path, str]] = set()
 AXES = {"L": 0, "R": 0, "P": 1, "A": 1, "S": 2, "I": 2}  # axis of `ORIENTATION`
@@ -144,6 +146,8 @@ class Image:
         image.SetSpacing(self.grid.spacing)
         image.SetOrigin(self.grid.origin)
         image.SetDirection(self.grid.direction)
+        if self.millimetres is None:
+            image.SetMetaData(NO_MILLIMETRES, "")
         return image
 
 
@@ -191,9 +195,7 @@ def read(path: Path, series: str | int | None = None, colour: bool = False) -> I
     if not flat and values == 1 and (is_slice or path.is_dir()):
         image = sitk.Cast(image, sitk.sitkFloat32)
     if not flat and header.unknown:
-        raise UserError(
-            f"{path}: the spacing is unknown: {header.unknown}; expected that of every axis in mm."
-        )
+        raise _of_unknown_spacing(path, header)
     known = None if flat and header.flat_unknown else image.GetSpacing()
     return Image.of(path, image, known)
 
@@ -262,7 +264,8 @@ def _grey(path: pathlib.Path, image: sitk.Image) -> sitk.Image:
 def write(path: Path, image: sitk.Image) -> None:
     """Writes `image` to `path`, compressed where the format can.
 
-    The file appears whole or not at all.
+    The file appears whole or not at all. Where `Image.like` made the image and its millimetres are
+    unknown, the file tells none, as far as its format can be silent.
 
     Raises:
       UserError: a suffix outside `WRITABLE`, a folder that is missing or read-only, no disk space,
@@ -275,11 +278,17 @@ def write(path: Path, image: sitk.Image) -> None:
         )
     if path.name.lower().endswith(PIXELS_ONLY) and image.GetSize()[2:] == (1,):
         image = image[:, :, 0]  # of a volume of one slice
+    unknown = image.HasMetaDataKey(NO_MILLIMETRES)
+    if unknown:
+        image = sitk.Image(image)
+        image.EraseMetaData(NO_MILLIMETRES)
     # The suffix tells SimpleITK the format.
     partial = path.with_name(f".{uuid.uuid4().hex}-{path.name}")
     try:
         with libraries.heard(path):
             sitk.WriteImage(image, str(partial), useCompression=True)
+            if unknown:
+                headers.forget_spacing(partial)
             # ITK's NIfTI writer reports success on a full disk and its PNG writer keeps one slice,
             # so look.
             written = sitk.ReadImage(str(partial))
@@ -397,6 +406,12 @@ def _load(path: pathlib.Path, series: str | int | None) -> tuple[sitk.Image, hea
     return image, header
 
 
+def _of_unknown_spacing(path: pathlib.Path, header: headers.Header) -> UserError:
+    return UserError(
+        f"{path}: the spacing is unknown: {header.unknown}; expected that of every axis in mm."
+    )
+
+
 def _tell(path: pathlib.Path, remark: str) -> None:
     """Warns of a file, once; where it is of a unit, once for all files."""
     key = ("", remark) if headers.UNITLESS in remark else (path, remark)
@@ -418,7 +433,12 @@ def _of_its_format(
         return dicom.read_file(path)
     integrity.check(path)
     header = headers.read(path)
-    return _read_file(path), header
+    try:
+        return _read_file(path), header
+    except RuntimeError:  # ITK takes no axes of 0 mm
+        if header.unknown and not name.endswith(PIXELS_ONLY):
+            raise _of_unknown_spacing(path, header) from None
+        raise
 
 
 def _read_file(path: pathlib.Path) -> sitk.Image:
