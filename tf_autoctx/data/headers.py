@@ -38,8 +38,14 @@ MILLIMETRES = {  # {name of a unit: mm}
     "inch": 25.4,
 }
 # Names of NRRD spaces in which ITK knows left and right; of others it takes the axes as they are.
-SPACES = ("left-posterior-superior", "right-anterior-superior", "left-anterior-superior")
-SPACES += ("lps", "ras", "las")
+SPACES = (
+    "left-posterior-superior",
+    "right-anterior-superior",
+    "left-anterior-superior",
+    "lps",
+    "ras",
+    "las",
+)
 # Rounded headers: angles between axes are off by no more than this (cosine). Labels may be turned
 # against their image by as much, see `images.require_same_grid`.
 SHEAR = 1e-3

@@ -66,7 +66,7 @@ def _require_finite(path: pathlib.Path, header: headers.Nifti) -> None:
         file.seek(header.offset)
         while left > 0 and (raw := file.read(edge * min(left, 1 << 20))):
             voxels = np.frombuffer(raw, f"{header.order}f{edge}", len(raw) // edge)
-            bad += voxels.size - np.count_nonzero(np.isfinite(voxels))
+            bad += voxels.size - int(np.count_nonzero(np.isfinite(voxels)))
             left -= voxels.size
     if bad:
         raise UserError(
