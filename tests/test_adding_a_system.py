@@ -52,7 +52,8 @@ def train(folder, *arguments):
     """Runs the toy's command in this process; the dtype policy comes back."""
     policy = keras.config.dtype_policy()
     try:
-        command.command.perform([f"--work_dir={folder}", *SETTINGS, *arguments])
+        words = running.last_of_each([f"--work_dir={folder}", *SETTINGS, *arguments])
+        command.command.perform(words)
     finally:
         keras.config.set_dtype_policy(policy)
 
@@ -73,7 +74,7 @@ def run(tmp_path_factory):
 def scan(run):
     """A held-out phantom: path, image, truth."""
     path = run / "phantoms" / "imagesTs" / "ball_006.nii.gz"
-    truth = images.array(images.read(run / "phantoms" / "labelsTs" / path.name))
+    truth = images.read(run / "phantoms" / "labelsTs" / path.name).array
     return path, images.read(path), truth
 
 
@@ -151,13 +152,13 @@ def test_predict_takes_the_run_folder_and_the_export(run, scan, tmp_path, model)
     path, image, truth = scan
     running.call("predict", f"--model={run / model}", f"--input={path}", f"--output={tmp_path}")
     label = images.read(tmp_path / path.name)
-    images.require_same_grid("label", label, "image", image)
-    assert helpers.dice(images.array(label) == 1, truth == 1) > 0.8
+    images.require_same_grid(label, image)
+    assert helpers.dice(label.array == 1, truth == 1) > 0.8
 
 
 def test_the_export_is_the_run(run, scan):
     _, image, _ = scan
-    for voxels in (images.array(image).astype(np.float32), helpers.noise(9, 31, 12)):
+    for voxels in (image.array.astype(np.float32), helpers.noise(9, 31, 12)):
         mine = prediction.load(run)(voxels, (1, 1, 1), probabilities=True)
         theirs = running.served(export.newest(run / "saved_model"), voxels[None, ..., None])
         probability = mine["probability"]["object"]
@@ -171,7 +172,7 @@ def test_the_python_of_the_readme_takes_it(run, scan):
     _, image, truth = scan
     readme = (PAGE.parent.parent / "README.md").read_text()
     block = re.search(r"^    import tf_autoctx\n(?:    .*\n)+", readme, re.MULTILINE)[0]
-    names = {"voxels": images.array(image), "spacing": images.spacing(image), "truth": truth}
+    names = {"voxels": image.array, "spacing": image.spacing, "truth": truth}
     lines = textwrap.dedent(block).replace("runs/fetal_head", str(run)).splitlines()
     exec("\n".join([*lines[:-1], f"scores = {lines[-1]}"]), names)
     assert names["result"]["label"].shape == truth.shape
@@ -191,8 +192,8 @@ def test_a_server_and_the_client(run, scan, tmp_path):
             "--probabilities",
         )
     models.close()
-    mine = prediction.load(run)(images.array(images.read(path)), probabilities=True)
-    served = images.array(images.read(tmp_path / "probabilities" / path.name))
+    mine = prediction.load(run)(images.read(path).array, probabilities=True)
+    served = images.read(tmp_path / "probabilities" / path.name).array
     np.testing.assert_allclose(served, mine["probability"]["object"], atol=1e-5)
 
 

@@ -381,9 +381,16 @@ def making(system="fetal_head", fingerprint="abc", **changes):
     return runs.Making(system, FLAGS | changes, fingerprint, {"level", "work_dir"})
 
 
+def trained(folder):
+    """Marks a run folder as one in which something was trained, which alone binds it."""
+    (folder / "level_1" / "last").mkdir(parents=True)
+    (folder / "level_1" / "last" / "step-3.index").write_bytes(b"")
+
+
 def test_run_folder_refuses_other_flags_and_data(tmp_path):
     folder = tmp_path / "run"
     run = runs.open_run(folder, making())
+    trained(folder)
     assert run.flags == json.loads((folder / "config.json").read_text())["flags"]
     assert run.flags == FLAGS | {"phantom_size": [1, 2, 3]}
     assert (run.folder, run.system, run.fingerprint) == (folder, "fetal_head", "abc")
@@ -426,6 +433,7 @@ def test_what_a_run_notes_stays(tmp_path):
 
 def test_what_went_on_with_a_run_stays_on_record(tmp_path, monkeypatch):
     first = runs.open_run(tmp_path, making())
+    trained(tmp_path)
     assert first.facts["seed"] == 1 and "resumed" not in first.facts
     assert runs.open_run(tmp_path, making()).facts["resumed"] == []  # the same code and versions
     monkeypatch.setattr(runs, "_git_revision", lambda: "another")

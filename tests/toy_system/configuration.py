@@ -70,7 +70,6 @@ class Phantoms:
 
 DECLARATION = Declaration(
     name="toy",
-    title="bright objects, toy",
     dimensions=3,
     configuration=Toy,
     training=(Augmentation,),
