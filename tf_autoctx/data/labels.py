@@ -137,7 +137,8 @@ def whole(path: Path, voxels: np.ndarray) -> np.ndarray:
         )
     if float(rounded[-1]) > np.iinfo(np.int32).max:
         raise UserError(f"{path}: has the label value {rounded[-1]:.0f}; expected a label's value.")
-    return np.rint(voxels).astype(np.uint8 if rounded[-1] <= IGNORED else np.int32)
+    rounded_voxels = voxels if voxels.dtype.kind in "iub" else np.rint(voxels)
+    return rounded_voxels.astype(np.uint8 if rounded[-1] <= IGNORED else np.int32)
 
 
 def require_lossless(path: Path) -> None:
