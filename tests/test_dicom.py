@@ -1,13 +1,16 @@
 """DICOM folders and files, made by pydicom."""
 
+import contextlib
 import pathlib
 import shutil
 
 import numpy as np
 import pytest
+import rest_server
+import running
 import SimpleITK as sitk
 
-from tf_autoctx.data import dicom, images
+from tf_autoctx.data import datasets, dicom, images
 from tf_autoctx.errors import UserError
 
 pydicom = pytest.importorskip("pydicom")
@@ -416,3 +419,99 @@ def test_series_of_a_folder_are_told_without_reading_pixels(tmp_path, monkeypatc
     assert [s.description for s in series.values()] == ["Scout", "Thorax 1.0"]
     assert [len(s.files) for s in series.values()] == [1, 4]
     assert all(isinstance(file.path, pathlib.Path) for file in series["1.2.3.4"].files)
+
+
+# Commands
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A SavedModel that says where a voxel is above 1215."""
+    import tensorflow as tf
+
+    from tf_autoctx import export
+
+    def segment(image):
+        label = tf.cast(image > 1215, tf.uint8)
+        return {"label": label, "probability": tf.cast(label, tf.float32)}
+
+    directory = tmp_path_factory.mktemp("model") / "fetal_head"
+    card = {"system": "fetal_head", "labels": {1: "head"}, "orientation": "LPS"}
+    export.write(directory, export.Exported({"serving_default": segment}, [], card))
+    return directory
+
+
+@pytest.fixture
+def patients(tmp_path):
+    """in/one, a series of slices with a thumbnail; in/two, a series with a scout."""
+    write(tmp_path / "in" / "one", ImageOrientationPatient=[0, -1, 0, -1, 0, 0])
+    sitk.WriteImage(sitk.Image([6, 5], sitk.sitkUInt8), str(tmp_path / "in" / "one" / "a.png"))
+    two_series(tmp_path / "in" / "two")
+    return tmp_path / "in"
+
+
+def check(result, folder):
+    """The label of a patient lies on the grid of the slices, in their own orientation."""
+    label = sitk.ReadImage(result)
+    theirs = sitk.ReadImage(
+        sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), "1.2.3.4")  # as GDCM sorts them
+    )
+    np.testing.assert_array_equal(*(map(sitk.GetArrayFromImage, (label, theirs > 1215))))
+    for name in ("GetSpacing", "GetOrigin", "GetDirection"):
+        np.testing.assert_allclose(getattr(label, name)(), getattr(theirs, name)(), atol=1e-6)
+
+
+def commands(model):
+    """{command: function of source, output and further words}, for predict and for the client."""
+
+    @contextlib.contextmanager
+    def predict():
+        yield lambda *words: running.call("predict", f"--model={model}", *words)
+
+    @contextlib.contextmanager
+    def client():
+        models = rest_server.Models({"fetal_head": model})
+        try:
+            with rest_server.Server(models) as server:
+                where = ("--model=fetal_head", f"--server={server.address}")
+                yield lambda *words: running.call("client", *where, *words)
+        finally:
+            models.close()
+
+    return {"predict": predict, "client": client}
+
+
+@pytest.mark.parametrize("command", ["predict", "client"])
+def test_a_patient_of_several_series_does_not_stop_the_others(
+    model, patients, tmp_path, capsys, command
+):
+    where = (f"--input={patients}", f"--output={tmp_path / 'out'}")
+    with commands(model)[command]() as run:
+        with pytest.raises(SystemExit):
+            run(*where)
+        told = capsys.readouterr().err
+        assert "holds 2 DICOM series, 1: 1.2.3.5 (CT, Scout, 1 slice); 2: 1.2.3.4" in told
+        assert "choose one by --series=UID or its number" in told and "1 of 2 images failed" in told
+        check(tmp_path / "out" / "one.nii.gz", patients / "one")
+        assert not (tmp_path / "out" / "two.nii.gz").exists()
+        again = (f"--input={patients}", f"--output={tmp_path / 'chosen'}", "--series=1.2.3.4")
+        run(*again)
+        for name in ("one", "two"):
+            check(tmp_path / "chosen" / f"{name}.nii.gz", patients / name)
+        with pytest.raises(SystemExit):
+            run(f"--input={patients / 'one' / 'a.png'}", f"--output={tmp_path}", "--series=2")
+        assert "--series=2: " in capsys.readouterr().err
+
+
+def test_dicom_folders_are_cases_of_a_data_set(tmp_path):
+    for name in ("one", "two"):
+        write(tmp_path / "images" / name)
+        label = sitk.GetImageFromArray((expected() > 1215).astype(np.uint8))
+        label.SetSpacing((0.5, 0.75, 2))
+        label.SetOrigin((-7, 3, 10))
+        (tmp_path / "labels").mkdir(exist_ok=True)
+        sitk.WriteImage(sitk.DICOMOrient(label, "RAS"), str(tmp_path / "labels" / f"{name}.nii.gz"))
+    cases = datasets.load(tmp_path, seed=0)
+    for case in (*cases.train, *cases.validation):
+        image, truth = datasets.read_case(case)
+        np.testing.assert_array_equal(truth, image.array > 1215)
