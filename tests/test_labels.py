@@ -160,6 +160,16 @@ def test_tiff_is_read_unless_it_holds_jpeg(tmp_path):
         labels.require_lossless(path)
 
 
+def test_dicom_is_read_unless_it_says_that_it_lost_something(tmp_path):
+    image = sitk.JoinSeries([sitk.GetImageFromArray(square())])
+    for name, lossy in (("a", "00"), ("b", "01")):
+        image.SetMetaData("0028|2110", lossy)
+        sitk.WriteImage(image, str(tmp_path / f"{name}.dcm"))
+    labels.require_lossless(tmp_path / "a.dcm")
+    with pytest.raises(UserError, match=r"b.dcm: lossy DICOM changes label values; expected a los"):
+        labels.require_lossless(tmp_path / "b.dcm")
+
+
 def test_a_slice_is_read_in_both_dimensions(tmp_path):
     path = write(tmp_path / "a.nii.gz", square()[None])
     assert read(path, 2).shape == (8, 10)

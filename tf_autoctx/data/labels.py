@@ -13,11 +13,10 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import BinaryIO
 
 import numpy as np
-import SimpleITK as sitk
 from absl import logging
 from scipy import ndimage
 
-from tf_autoctx.data import images
+from tf_autoctx.data import dicom_files, images
 from tf_autoctx.errors import UserError
 
 Path = str | os.PathLike[str]
@@ -31,7 +30,9 @@ MASKS = (1, 255)  # how the object of a mask is written
 OUTLINE = 0.1  # from this share on, holes look like those of outlines
 
 LOSSY_TIFF = {6: "JPEG", 7: "JPEG", 33003: "JPEG 2000", 33005: "JPEG 2000", 34712: "JPEG 2000"}
-DICOM_LOSSY = "0028|2110"  # LossyImageCompression
+LOSSY, TRANSFER_SYNTAX = 0x00282110, 0x00020010  # of DICOM
+JPEG_OF_DICOM = "1.2.840.10008.1.2.4."
+LOSSY_SYNTAXES = tuple(JPEG_OF_DICOM + kind for kind in ("50", "51", "81", "203"))
 
 
 def ignored(known: Mapping[int, str]) -> int | None:
@@ -150,7 +151,7 @@ def require_lossless(path: Path) -> None:
         head = file.read(132)
         tiff = _tiff_compression(file) if head[:2] in (b"II", b"MM") else 1
     kind = "JPEG" if head[:3] == b"\xff\xd8\xff" else LOSSY_TIFF.get(tiff)
-    if head[128:] == b"DICM" and _is_lossy_dicom(path):
+    if dicom_files.is_dicom(path) and _is_lossy_dicom(path):
         kind = "lossy DICOM"
     if kind:
         raise UserError(
@@ -297,15 +298,8 @@ def _tiff_compression(file: BinaryIO) -> int:
 
 
 def _is_lossy_dicom(path: pathlib.Path) -> bool:
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
-    try:
-        reader.ReadImageInformation()
-    except RuntimeError:  # which its reader names
-        return False
-    return (
-        DICOM_LOSSY in reader.GetMetaDataKeys() and reader.GetMetaData(DICOM_LOSSY).strip() == "01"
-    )
+    file = dicom_files.read(path)
+    return file.text(LOSSY) == "01" or file.text(TRANSFER_SYNTAX) in LOSSY_SYNTAXES
 
 
 def _shown(values: np.ndarray) -> str:
