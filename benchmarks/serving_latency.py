@@ -25,7 +25,7 @@ from tf_autoctx import export
 from tf_autoctx.commands.command_line import Command, Given
 from tf_autoctx.configuration import check, field
 from tf_autoctx.systems.fetal_head.configuration import FetalHead
-from tf_autoctx.systems.fetal_head.system import STRUCTURE, FetalHeadSystem
+from tf_autoctx.systems.fetal_head.system import FetalHeadSystem
 from tf_autoctx.systems.shared import stages
 from tf_autoctx.systems.shared.exporting import POLICIES
 from tf_autoctx.systems.shared.system import GraphPredictor
@@ -75,7 +75,7 @@ def of_export(version: pathlib.Path, image: np.ndarray) -> Model:
 def models(chosen: Latency, folder: pathlib.Path) -> dict[str, Model]:
     """{name: model}, all with the same weights; their files are in a folder."""
     configuration = FetalHead(scale=1.0, base_filters=chosen.base_filters)
-    system = FetalHeadSystem(configuration, {1: STRUCTURE})
+    system = FetalHeadSystem(configuration, {1: "head"})
     image = np.random.default_rng(0).uniform(0, 255, (1, *chosen.size, 1)).astype(np.float32)
     trained = system.new_networks([LEVEL])[LEVEL]
     trained.save(folder / "model.keras")

@@ -18,10 +18,12 @@ import running
 from toy_system import command, system
 from toy_system.configuration import DECLARATION, Toy
 
-from tf_autoctx import configuration, errors, export
+from tf_autoctx import configuration, errors, export, metrics
+from tf_autoctx.commands import predict
 from tf_autoctx.data import images
+from tf_autoctx.report import tables
 from tf_autoctx.systems.shared import prediction, registry
-from tf_autoctx.systems.shared.stage import Stage
+from tf_autoctx.systems.shared.stage import AdamStage, Stage
 from tf_autoctx.systems.shared.system import System
 
 HERE = pathlib.Path(__file__).resolve().parent
@@ -44,6 +46,7 @@ def registered():
     """The toy is a system for this module alone."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(registry, "_registered", {})
+        patch.setattr(metrics, "METRICS", dict(metrics.METRICS))
         registry.register(DECLARATION)
         yield
 
@@ -85,9 +88,49 @@ def test_it_learns_and_is_scored(run):
     assert min(float(row["DSC_percent"]) for row in rows) > 90
     names = {path.name for path in (run / "evaluation").iterdir()}
     assert {"scores.csv", "summary.json", "ball_006.png", "views"} <= names
+    # What it measures itself is compared with the truth, and drawn.
+    for row in rows:
+        measured, true = float(row["reach_mm"]), float(row["truth_reach_mm"])
+        assert 4 <= true <= 12 and float(row["reach_error_mm"]) == abs(measured - true) <= 2
+    assert "agreement_reach_mm.png" in names and "agreement_reach_error_mm.png" not in names
+    assert "agreement_truth_reach_mm.png" not in names
     config = json.loads((run / "config.json").read_text())
     assert config["system"] == "toy" and config["labels"] == {"1": "object"}
     assert {"base_filters", "threshold", "flips", "steps", "data_dir"} <= config["flags"].keys()
+
+
+def test_its_own_metric_is_known_with_its_unit(run):
+    column = metrics.column("reach_mm")
+    assert (column.title, column.truth, column.is_score) == ("reach (mm)", "truth_reach_mm", False)
+    assert not metrics.column("truth_reach_mm").is_score
+    assert metrics.column("reach_error_mm").title == "reach error (mm)"
+    rows = tables.read(run / "evaluation")
+    assert "reach error (mm)" in tables.table(rows) and "truth reach" not in tables.table(rows)
+
+
+def test_another_program_knows_its_metric_too(run, tmp_path):
+    """Neither compare nor report has loaded the system; they ask the registry for it."""
+    other = shutil.copytree(run, tmp_path / "other")
+    folders = f"--evaluations={run / 'evaluation'},{other / 'evaluation'}"
+    words = {
+        "compare": [folders, f"--output={tmp_path / 'compared'}"],
+        "report": [folders, f"--output={tmp_path / 'page.html'}"],
+    }
+    for name, arguments in words.items():
+        script = (
+            f"import sys; sys.path.insert(0, {str(HERE)!r})\n"
+            "from tf_autoctx.systems.shared import registry\n"
+            "from toy_system.configuration import DECLARATION\n"
+            "registry.register(DECLARATION)\n"
+            f"from tf_autoctx.commands.{name} import command\n"
+            f"command.perform({arguments!r})"
+        )
+        done = running.script("-c", script)
+        assert done.returncode == 0, done.stderr
+    with open(tmp_path / "compared" / "comparison.csv", newline="") as file:
+        compared = {row["metric"] for row in csv.DictReader(file)}
+    assert "reach_error_mm" in compared and not {"reach_mm", "truth_reach_mm"} & compared
+    assert "reach error (mm)" in (tmp_path / "page.html").read_text()
 
 
 def test_a_killed_run_ends_in_the_weights_of_an_unbroken_one(run, tmp_path, monkeypatch):
@@ -222,13 +265,44 @@ def test_another_packages_entry_point_is_found(tmp_path, monkeypatch):
     )
     (folder / "entry_points.txt").write_text("\n".join([f"[{group}]", *lines, ""]))
     monkeypatch.setattr(registry, "_registered", {})
-    with pytest.raises(errors.UserError, match="'toy', which is not installed"):
+    with pytest.raises(errors.UserError, match="here: a run of 'toy'; expected one of fetal_"):
         registry.find("toy", "here")
     monkeypatch.syspath_prepend(str(tmp_path))
     assert registry.find("toy", "here") is DECLARATION
     (script,) = project["scripts"].values()
     module, _, name = script.partition(":")
     assert (module, getattr(command, name)) == ("toy_system.command", command.command)
+
+
+def test_a_broken_package_is_a_warning_and_no_end(tmp_path, monkeypatch, caplog, capsys):
+    """Of two packages the one cannot be imported and the other brings no declaration."""
+    values = {"broken": "no_such_package_of_ours:DECLARATION", "nothing": "json:dumps"}
+    for name, value in values.items():
+        folder = tmp_path / f"{name}-1.0.dist-info"
+        folder.mkdir()
+        (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        (folder / "entry_points.txt").write_text(f"[{registry.GROUP}]\n{name} = {value}\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(SystemExit) as ended:
+        predict.command.perform(["--help"])
+    assert not ended.value.code and "--tile_size" in capsys.readouterr().out
+    assert caplog.text.count("the system 'broken' cannot be used") == 1
+    assert caplog.text.count("the system 'nothing' cannot be used") == 1
+    assert registry.find("embryo", "here").name == "embryo"
+    with pytest.raises(errors.UserError, match=r"'broken' cannot be used \(ModuleNotFound"):
+        registry.find("broken", "here")
+    with pytest.raises(errors.UserError, match=r"it is of the type function\); expected a `Decl"):
+        registry.find("nothing", "here")
+    with pytest.raises(errors.UserError, match="a run of 'sliding_windows'; expected one of fetal"):
+        registry.find("sliding_windows", "here")
+
+
+def test_only_the_system_that_is_asked_for_is_imported():
+    loaded = helpers.modules_after(
+        "from tf_autoctx.systems.shared import registry; registry.find('renderer', 'here')"
+    )
+    assert "tf_autoctx.systems.renderer.configuration" in loaded
+    assert "tf_autoctx.systems.embryo.configuration" not in loaded
 
 
 def test_the_page_quotes_the_toy_and_names_every_method():
@@ -239,7 +313,7 @@ def test_the_page_quotes_the_toy_and_names_every_method():
     for block in blocks:
         pieces = [piece for piece in re.split(r"^ *\.\.\.\n", block, flags=re.MULTILINE) if piece]
         assert all(any(piece in file for file in files) for piece in pieces), block
-    for interface in (System, Stage):
+    for interface in (System, Stage, AdamStage):
         own = [n for n in {*vars(interface), *interface.__annotations__} if not n.startswith("_")]
         assert not [name for name in own if f"`{name}`" not in page]
 

@@ -13,6 +13,7 @@ from tf_autoctx import export, losses
 from tf_autoctx.models import layers
 from tf_autoctx.models.embryo import embryo
 from tf_autoctx.models.loc_con import BoxCorner, Crop, ResizeLike, ResizeToCube, Uncrop
+from tf_autoctx.models.options import VNetOptions
 from tf_autoctx.models.vnet import vnet
 
 
@@ -39,11 +40,14 @@ def test_parameters_of_the_papers_width():
     assert model.output_shape == (None, 160, 160, 160, 3)
 
 
+SMALL = VNetOptions(base_filters=2, depth=4, kernel=3)
+
+
 @pytest.fixture(scope="module")
 def small():
     """A VNet of 2 filters, 4 resolutions, kernel 3, 3 input channels, random norms and slopes."""
     keras.utils.set_random_seed(0)
-    return randomize(vnet((None, None, None, 3), 4, base_filters=2, depth=4, kernel=3))
+    return randomize(vnet((None, None, None, 3), 4, SMALL))
 
 
 def written_out(model, x, without=()):
@@ -131,7 +135,7 @@ def test_every_skip_and_residual_changes_the_answer(small):
 def test_every_input_channel_and_weight_changes_the_answer(channels):
     keras.utils.set_random_seed(0)
     model, x = (
-        vnet((None, None, None, channels), base_filters=2, depth=3, kernel=3),
+        vnet((None, None, None, channels), options=VNetOptions(2, 3, 3)),
         noise(1, 8, 8, 12, channels),
     )
     x = tf.constant(x)
@@ -160,7 +164,7 @@ def test_any_size_works(small, size):
 @pytest.mark.parametrize("normalization, independent", [("instance", True), ("batch", False)])
 def test_samples_of_a_batch_in_training(normalization, independent):
     keras.utils.set_random_seed(0)
-    model = vnet(base_filters=1, depth=3, kernel=3, normalization=normalization)
+    model = vnet(options=VNetOptions(1, 3, 3, normalization))
     a, b = noise(1, 8, 8, 8, 1), 5 + 3 * noise(1, 8, 8, 8, 1, seed=1)
     alone, together = (model(x, training=True)[:1] for x in (a, np.concatenate([a, b])))
     assert np.allclose(alone, together, atol=1e-4) == independent
@@ -170,18 +174,18 @@ def test_one_resolution_is_one_stage():
     # An image of the stage's width is added as it is: one convolution of kernel 5, a norm, a slope,
     # a head of 2.
     assert (
-        vnet((None, None, None, 4), 2, base_filters=4, depth=1).count_params()
+        vnet((None, None, None, 4), 2, VNetOptions(base_filters=4, depth=1)).count_params()
         == 125 * 16 + 4 + 2 * 4 + 4 + 4 * 2 + 2
     )
 
 
 def test_options_that_do_not_exist_are_refused():
     with pytest.raises(ValueError, match="depth=0: expected at least 1"):
-        vnet(depth=0)
+        vnet(options=VNetOptions(depth=0))
     with pytest.raises(ValueError, match=r"normalization='layer'.*'instance' or 'batch'"):
-        vnet(normalization="layer")
+        vnet(options=VNetOptions(normalization="layer"))
     with pytest.raises(ValueError, match=r"initializer='zeros'.*he, paper"):
-        embryo(initializer="zeros")
+        embryo(vnets=VNetOptions(initializer="zeros"))
     with pytest.raises(ValueError, match="ventricle_box=0: expected at least 1"):
         embryo(ventricle_box=0)
 
@@ -189,7 +193,7 @@ def test_options_that_do_not_exist_are_refused():
 @pytest.mark.parametrize("size", [(16, 9, 16), (3, 1, 2)])
 def test_mixed_bfloat16_is_near_float32_with_its_gradients(small, size, bfloat16):
     model, x = (
-        vnet((None, None, None, 3), 4, base_filters=2, depth=4, kernel=3),
+        vnet((None, None, None, 3), 4, SMALL),
         tf.constant(noise(2, *size, 3)),
     )
     model.set_weights(small.get_weights())
@@ -426,9 +430,7 @@ TINY = {
     "low_size": 8,
     "body_box": 12,
     "ventricle_box": 6,
-    "base_filters": 1,
-    "depth": 2,
-    "kernel": 3,
+    "vnets": VNetOptions(base_filters=1, depth=2, kernel=3),
 }
 
 
@@ -440,7 +442,7 @@ def tiny():
 
 
 def scene(*centres, size=(16, 18, 20), seed=0):
-    """Images, one a centre, with a dark body of radius 6, a bright ventricle of radius 2 in it."""
+    """Images, one per centre: a dark body of radius 6, a bright ventricle of radius 2 in it."""
     grid = np.stack(np.meshgrid(*map(np.arange, size), indexing="ij"), axis=-1)
     far = np.stack([np.linalg.norm(grid - centre, axis=-1) for centre in centres])[..., None]
     label = np.where(far < 2.2, 2, np.where(far < 6, 1, 0))
@@ -450,7 +452,7 @@ def scene(*centres, size=(16, 18, 20), seed=0):
 
 
 def test_the_papers_sizes_by_default():
-    model = embryo(base_filters=1, depth=2, kernel=3)
+    model = embryo(vnets=TINY["vnets"])
     assert {name: tensor.shape for name, tensor in model.output.items()} == {
         "initial": (None, 160, 160, 160, 3),
         "body": (None, None, None, None, 1),
@@ -554,7 +556,8 @@ def test_refined_losses_teach_vnet_1_end_to_end_only(end_to_end):
 
 def test_a_few_steps_of_adam_learn_an_embryo():
     keras.utils.set_random_seed(1)
-    model = embryo(**{**TINY, "body_box": 16, "base_filters": 2, "ventricle_box": 12})
+    vnets = VNetOptions(base_filters=2, depth=2, kernel=3)
+    model = embryo(low_size=8, body_box=16, ventricle_box=12, vnets=vnets)
     image, label = scene((7, 8, 9), (9, 9, 8))
     small = np.array(layers.resize_nearest(label, (8, 8, 8)))
     truth = {"initial": np.eye(3)[small[..., 0]], "body": label > 0, "ventricle": label > 1}
@@ -581,11 +584,16 @@ def test_a_few_steps_of_adam_learn_an_embryo():
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"end_to_end": False}, {"auto_context": False, "normalization": "batch"}]
+    "options",
+    [
+        {},
+        {"end_to_end": False},
+        {"auto_context": False, "vnets": VNetOptions(1, 2, 3, normalization="batch")},
+    ],
 )
 def test_a_saved_model_answers_the_same(options, tmp_path):
     keras.utils.set_random_seed(0)
-    model, x = embryo(**TINY, **options), noise(2, 9, 16, 13, 1)
+    model, x = embryo(**TINY | options), noise(2, 9, 16, 13, 1)
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras", compile=False)
     expected, answers = model(x, training=False), loaded(x, training=False)

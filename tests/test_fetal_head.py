@@ -1,3 +1,5 @@
+import dataclasses
+
 import keras
 import numpy as np
 import pytest
@@ -5,11 +7,16 @@ import tensorflow as tf
 from helpers import graph, noise
 from keras import ops
 
+from tf_autoctx.data.configuration import Augmentation
 from tf_autoctx.errors import UserError
 from tf_autoctx.models.options import VARIANTS
+from tf_autoctx.systems.fetal_head import training
 from tf_autoctx.systems.fetal_head.configuration import WAYS, FetalHead
 from tf_autoctx.systems.fetal_head.segmentation import Cascade
 from tf_autoctx.systems.fetal_head.system import FetalHeadSystem
+from tf_autoctx.systems.shared.session import Session
+from tf_autoctx.training import devices, runs
+from tf_autoctx.training.configuration import Settings
 
 ALL = (*VARIANTS, *WAYS)
 
@@ -241,6 +248,30 @@ def test_patches_are_blended_over_half_of_them(patch_network):
     )
     answer = system("p-USegNet").probability(patch_network, x, np.zeros_like(x))
     np.testing.assert_allclose(answer, expected, atol=1e-5)
+
+
+# Training.
+
+
+def test_a_level_that_is_finished_looks_at_no_image(tmp_path):
+    """Sizes are read when a level is about to be trained; here the files are not even there."""
+    cascade, files = system(), [{"image": "none", "label": "none", "context": ""}]
+    (tmp_path / "level_1").mkdir()
+    keras.utils.set_random_seed(1)
+    network = cascade.network()
+    network.save(tmp_path / "level_1" / "model.keras")
+    settings = Settings(
+        steps=1, samples_per_epoch=1, learning_rate=1e-3, learning_rate_decay="constant"
+    )
+    values = dataclasses.asdict(Augmentation())
+    strategy = devices.strategy("single")
+    session = Session(runs.Run(tmp_path, {}), values, strategy, settings, files, [])
+    (finished,) = training.train(cascade, session).values()
+    for mine, theirs in zip(finished.get_weights(), network.get_weights(), strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+    (tmp_path / "level_1" / "model.keras").unlink()
+    with pytest.raises(UserError, match="none: missing"):
+        training.train(cascade, session)
 
 
 # Configuration.

@@ -329,6 +329,19 @@ def test_every_column_is_declared(dimensions, spaced):
     assert metrics.size_of(scores).name in scores and metrics.size_of(scores).truth in scores
 
 
+def test_a_metric_of_another_system(monkeypatch):
+    monkeypatch.setattr(metrics, "METRICS", dict(metrics.METRICS))
+    reach = metrics.Metric("reach", ("mm",), "neither", ("charts",))
+    assert metrics.column("reach_mm").title == "reach mm" and metrics.column("reach_mm").is_score
+    metrics.register(reach)
+    metrics.register(reach, metrics.METRICS["DSC"])  # once more is no fault
+    column, true = metrics.column("reach_mm"), metrics.column("truth_reach_mm")
+    assert column.title == "reach (mm)" and column.truth == true.name and true.of_truth
+    assert not column.is_score and not true.is_score and "reach" in metrics.shown("charts")
+    with pytest.raises(ValueError, match=r"declared before as .*expected another name"):
+        metrics.register(metrics.Metric("DSC", ("mm",), "lower"))
+
+
 def test_the_table_of_metrics_is_written_out():
     """Every row and column that is declared is one that a comparison gives."""
     written = set()

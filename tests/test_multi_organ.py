@@ -565,9 +565,8 @@ def test_the_loss_of_a_step_is_that_of_all_levels(tmp_path):
         subvolumes.draw, scales=downsampling, unit=1, size=8, deformation=DEFORMATION
     )
     columns = {name: [entry[name] for entry in files] for name in files[0]}
-    [batch] = pipeline.training(
-        columns, draw, seed=seed, first_step=0, steps=1, batch_size=3, replicas=1
-    )
+    order = pipeline.Order(seed=seed, steps=1, batch_size=3)
+    [batch] = pipeline.training(columns, draw, order)
     logits = network({f"image_{n}": batch[f"image_{n}"] for n in levels}, training=True)
     dice = [
         float(ops.mean(losses.DiceLoss()(batch[f"label_{n}"], logits[f"level_{n}"])))
@@ -772,4 +771,4 @@ def test_signatures_serve_the_label_and_the_probabilities():
     output = signatures["probabilities"](x)
     assert output["probability"].shape == (1, 9, 10, 11, 3)
     np.testing.assert_array_equal(output["label"], system.segment(networks, x)["label"])
-    assert system.window == (-160, 240) and not system.merges_foreground
+    assert system.window == (-160, 240) and system.structure is None

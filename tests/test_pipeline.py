@@ -23,8 +23,8 @@ def files(tmp_path_factory):
 
 def drawn(files, **settings):
     """[(cases, random seeds) of every batch], each batch a tuple of samples."""
-    settings = {"seed": 7, "first_step": 0, "steps": 10, "batch_size": 1, "replicas": 1, **settings}
-    batches = pipeline.training(files, lambda sample, seed: {**sample, "seed": seed}, **settings)
+    order = pipeline.Order(**{"seed": 7, "steps": 10, **settings})
+    batches = pipeline.training(files, lambda sample, seed: {**sample, "seed": seed}, order)
     return [
         tuple(
             (int(image), *map(int, seed))
@@ -109,9 +109,9 @@ def test_workers_together_see_what_one_sees(files, workers, replicas, batch_size
 
 
 def test_augmentation_changes_what_is_drawn(files):
-    settings = {"seed": 7, "first_step": 0, "steps": 2, "batch_size": 2, "replicas": 1}
+    order = pipeline.Order(seed=7, steps=2, batch_size=2)
     batches = pipeline.training(
-        files, lambda sample, seed: {**sample, "image": 100 + sample["image"]}, **settings
+        files, lambda sample, seed: {**sample, "image": 100 + sample["image"]}, order
     )
     for batch in batches:
         assert batch["image"].shape == (2, 2, 3, 4, 1)

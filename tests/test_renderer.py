@@ -292,14 +292,15 @@ def test_real_samples_are_never_of_the_step(tmp_path, workers):
                 "fake": sample["image2d"][0, 0, 0],
                 "real": tf.stack([other["image2d"][0, 0, 0] for other in sample["others"]]),
             },
-            seed=3,
-            first_step=0,
-            steps=40,
-            batch_size=2 // workers,
-            replicas=workers,
-            worker=worker,
-            workers=workers,
-            others=3,
+            pipeline.Order(
+                seed=3,
+                steps=40,
+                batch_size=2 // workers,
+                replicas=workers,
+                worker=worker,
+                workers=workers,
+                others=3,
+            ),
         )
         steps = list(batches.as_numpy_iterator())
         assert len(steps) == 40 and steps[0]["real"].shape == (2 // workers, 3)
@@ -494,15 +495,6 @@ def test_too_few_images_to_have_a_real_one(tmp_path):
     files = corpus(tmp_path, 2)
     with pytest.raises(FieldError, match="batch_size=2: all 2 training images are fakes at once"):
         training.train(system(), session(files, tmp_path / "run"))
-
-
-def test_the_stage_loses_all_terms_at_once(tmp_path):
-    stage = training.SelfPlayStage(system(), session(corpus(tmp_path), tmp_path))
-    together = stage.losses(networks(), batch()).numpy()
-    outputs = terms.Outputs(networks(), batch(), training=True)
-    every = [outputs.losses(term, OBJECTIVE).numpy() for term in terms.TRAINING]
-    assert together.shape == (2,)
-    np.testing.assert_allclose(together, np.sum(every, axis=0), rtol=1e-5)
 
 
 def test_an_unfinished_run_says_so(tmp_path):

@@ -306,8 +306,8 @@ HEADER = b"system,method,case,group,structure,metric,value\n"
             HEADER + b"s,a,b,,c,DSC_percent,100\ns,a,b,,c,DSC_percent,99\n",
             "line 3: DSC_percent of a, b, c a second",
         ),
-        (HEADER + b"s,a,b,,c,DSC_percent\n", "line 2: has not one value a column"),
-        (HEADER + b"s,a,b,,c,DSC_percent,100,1\n", "line 2: has not one value a column"),
+        (HEADER + b"s,a,b,,c,DSC_percent\n", "line 2: has not one value per column"),
+        (HEADER + b"s,a,b,,c,DSC_percent,100,1\n", "line 2: has not one value per column"),
         (
             HEADER + b"s,a,b,,c,DSC_percent,100\n\nt,a,b,,c,volume_mL,1\n",
             "line 4: a, b, c has another system",

@@ -240,7 +240,7 @@ def test_validation_of_the_vnets():
     assert score(BodyStage) == pytest.approx(2 * 64 / (body + bright))
 
 
-def test_the_localiser_keeps_its_last_weights():
+def test_the_localiser_is_not_validated_and_keeps_its_last_weights():
     session = Session(
         runs.Run("run", {}),
         {},
@@ -256,7 +256,8 @@ def test_the_localiser_keeps_its_last_weights():
         [{"label": "b"}],
     )
     own = LocaliserStage.own_session(session)
-    assert own.training == session.training and not own.validation and own.settings.patience == 0
+    assert own.training == session.training and own.settings.patience == 0
+    assert stage(LocaliserStage).graph({}) is None
     assert VentricleStage.own_session(session) is session
 
 

@@ -12,6 +12,7 @@ import pytest
 import running
 import SimpleITK as sitk
 
+from tf_autoctx import errors
 from tf_autoctx.data import images
 from tf_autoctx.systems.embryo import training
 from tf_autoctx.systems.embryo.configuration import STAGES, Embryo
@@ -101,6 +102,24 @@ def test_stages_one_by_one_are_all_stages(run, tmp_path):
     c = prediction.load(run)(volume, (0.4,) * 3, probabilities=True)
     of_last_stage = c["probability"]["body"]
     assert np.abs(a["probability"]["body"] - of_last_stage).max() > 1e-4
+
+
+def test_predict_reads_the_last_stage_alone(run, tmp_path, monkeypatch):
+    folder, volume = shutil.copytree(run, tmp_path / "run"), noise(16, 17, 18)
+    (folder / "initial" / "model.keras").write_bytes(b"damaged")
+    read, load = [], stages.load
+
+    def noted(path):
+        read.append(path.parent.name)
+        return load(path)
+
+    monkeypatch.setattr(stages, "load", noted)
+    label = prediction.load(folder)(volume)["label"]
+    assert read == ["end_to_end"]
+    np.testing.assert_array_equal(label, prediction.load(run)(volume)["label"])
+    (folder / "end_to_end" / "model.keras").write_bytes(b"damaged")
+    with pytest.raises(errors.UserError, match=r"end_to_end/model.keras: not a network"):
+        prediction.load(folder)
 
 
 def test_a_stage_without_the_one_before_is_refused(tmp_path, capsys):

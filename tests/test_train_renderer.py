@@ -159,6 +159,15 @@ def test_export_predicts_as_predict(which, request):
         np.testing.assert_allclose(answer["rendered"].mean(), image.mean(), rtol=0.02)
 
 
+def test_predict_without_iterations_reads_no_discriminator(light, tmp_path):
+    folder, image = shutil.copytree(light, tmp_path / "run"), pixels(21, 30).astype(np.float32)
+    (folder / "networks" / "d_app.keras").write_bytes(b"damaged")
+    mine, theirs = (prediction.load(of, iterations=0)(image)["label"] for of in (folder, light))
+    np.testing.assert_array_equal(mine, theirs)
+    with pytest.raises(UserError, match=r"d_app.keras: not a network"):
+        prediction.load(folder, iterations=1)
+
+
 def test_the_export_is_what_a_server_needs(run, tmp_path):
     running.check_export(run / "saved_model" / "1", pixels(2, 20, 24), tmp_path)
 

@@ -13,7 +13,12 @@ import numpy as np
 from scipy import ndimage, special
 from skimage import measure
 
-MEASUREMENTS = ("BPD", "OFD", "HC")  # rows of `metrics.METRICS`, each with its error
+from tf_autoctx import metrics
+
+MEASUREMENTS = ("BPD", "OFD", "HC")
+METRICS = tuple(
+    metrics.METRICS[name + ending] for name in MEASUREMENTS for ending in ("", "_error")
+)
 
 
 def head(mask: np.ndarray, spacing: Sequence[float]) -> dict[str, float]:

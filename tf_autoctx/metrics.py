@@ -1,7 +1,7 @@
 """Scores of a segmentation against its ground truth, and what they are.
 
 Overlap, boundary distances, volume, and statistics over cases. `METRICS` says once what each metric
-is; tables, figures and the page read it there.
+is; tables, figures and the page read it there. A system adds what it measures itself by `register`.
 
 Overlap and distances follow Yang et al. 2019, section 3.1, equations 6-8. The paper's Adb divides
 by the object's size; its reported values are only possible with the number of surface points, which
@@ -102,6 +102,18 @@ METRICS = {
         Metric("HC_error", ("mm",), "lower", ("measurements",)),
     )
 }
+
+
+def register(*declared: Metric) -> None:
+    """Adds metrics to `METRICS` for as long as the program runs.
+
+    Raises:
+      ValueError: one of the same name is declared in another way.
+    """
+    for metric in declared:
+        before = METRICS.setdefault(metric.name, metric)
+        if before != metric:
+            raise ValueError(f"{metric}: declared before as {before}; expected another name.")
 
 
 def columns(metric: Metric) -> dict[str, Column]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import keras
 import numpy as np
@@ -15,16 +15,16 @@ from tf_autoctx import losses, metrics
 from tf_autoctx.data import augment, datasets
 from tf_autoctx.data.configuration import Augmentation
 from tf_autoctx.data.phantoms import folder as phantom_folder
+from tf_autoctx.metrics import Metric
 from tf_autoctx.models import layers
 from tf_autoctx.systems.shared import stages
 from tf_autoctx.systems.shared.session import Session
-from tf_autoctx.systems.shared.stage import Stage
-from tf_autoctx.systems.shared.system import Networks, System
+from tf_autoctx.systems.shared.stage import AdamStage
+from tf_autoctx.systems.shared.system import Networks, Served, System
 from tf_autoctx.training.runs import Run
 from toy_system.configuration import DECLARATION
 
 Tensor = Any  # of whichever backend
-OBJECT = "object"
 
 
 class ToySystem(System):
@@ -32,32 +32,32 @@ class ToySystem(System):
 
     declaration = DECLARATION
     # What a client should know of the export beside dtypes and shapes.
-    served = {  # noqa: RUF012
+    served: ClassVar[Served] = {
         "image": {"units": "raw intensities", "rule": "any size; the volume's own grid"},
         "label": {"range": [0, 1], "meaning": "1 where the object is"},
         "probability": {"range": [0, 1], "meaning": "of the object"},
     }
+    structure = "object"
+    measurements = (
+        Metric("reach", ("mm",), "neither"),  # neither higher nor lower is better: the truth has it
+        Metric("reach_error", ("mm",), "lower", ("table",)),
+    )
 
     # What a user hands in
 
     @classmethod
     def write_phantoms(cls, folder: pathlib.Path, values: Mapping[str, Any]) -> pathlib.Path:
-        return phantom_folder.write(
-            folder,
-            ball,
-            "ball",
-            {"name": "balls", "description": "a bright ball each", "modality": {"0": "none"}},
-            {1: OBJECT},
+        about = {"name": "balls", "description": "a bright ball each", "modality": {"0": "none"}}
+        balls = phantom_folder.Phantoms(
+            make=ball,
+            prefix="ball",
+            about=about,
+            labels={1: "object"},
             size=values["phantom_size"],
             cases=values["phantom_cases"],
             seed=values["seed"],
         )
-
-    @classmethod
-    def structures(
-        cls, cases: datasets.Dataset, foreground: Sequence[int] | None
-    ) -> dict[int, str]:
-        return {1: OBJECT}
+        return phantom_folder.write(folder, balls)
 
     # Segmentation, in Keras ops alone
 
@@ -81,6 +81,13 @@ class ToySystem(System):
         label = ops.cast(probability > self.configuration.threshold, "uint8")
         return {"label": label, "probability": probability}
 
+    def measure(
+        self, mask: np.ndarray, truth: np.ndarray, spacing: Sequence[float]
+    ) -> dict[str, float]:
+        measured, true = (reach(voxels, spacing) for voxels in (mask, truth))
+        error = abs(measured - true)
+        return {"reach_mm": measured, "truth_reach_mm": true, "reach_error_mm": error}
+
     # Training
 
     def prepare(self, case: datasets.Case, voxels: Tensor, label: Tensor) -> dict[str, Tensor]:
@@ -98,7 +105,7 @@ class ToySystem(System):
         return {name: self.network() for name in names}
 
 
-class ToyStage(Stage):
+class ToyStage(AdamStage):
     """The one network, trained on whole volumes."""
 
     name = "segmentor"
@@ -128,6 +135,12 @@ class ToyStage(Stage):
     def score(self, graph: Callable[[Tensor], Tensor], sample: dict[str, Tensor]) -> float:
         prediction = np.argmax(graph(sample["image"][None])[0], axis=-1)
         return metrics.dice(prediction, sample["label"][..., 0])
+
+
+def reach(mask: np.ndarray, spacing: Sequence[float]) -> float:
+    """Length along z in mm, of nothing 0."""
+    slices = np.flatnonzero(mask.any(axis=(1, 2)))
+    return float(np.ptp(slices) + 1) * spacing[0] if len(slices) else 0.0
 
 
 def ball(

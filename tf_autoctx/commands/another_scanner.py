@@ -1,12 +1,10 @@
 r"""2D ultrasound as a made-up scanner would show it: a target corpus whose truth is known.
 
-  python eval/another_scanner.py --data_dir=my_scanner --output=other_scanner
-  python eval/renderer_tables.py --runs=runs/renderer --corpus=other_scanner/cases.csv \
-      --output=tables
+  autoctx-another-scanner --data_dir=my_scanner --output=other_scanner
+  autoctx-renderer-tables --runs=runs/renderer --corpus=other_scanner/cases.csv --output=tables
 
-Grey values change (gamma, time-gain curve, dynamic range, blur, speckle, see
-tf_autoctx/data/phantoms/scanner.py), geometry does not. Writes images/ and labels/ (PNG) and
-cases.csv with the splits of the source.
+Grey values change (gamma, time-gain curve, dynamic range, blur, speckle), geometry does not. Writes
+images/ and labels/ (PNG) and cases.csv with the splits of the source.
 """
 
 from __future__ import annotations
@@ -28,7 +26,7 @@ if TYPE_CHECKING:
 class AnotherScanner:
     """What is shown anew"""
 
-    data_dir: str = field(..., "Corpus with labels, in any form that train_renderer.py reads.")
+    data_dir: str = field(..., "Corpus with labels, in any form that autoctx-train-renderer reads.")
     output: str = field(..., "New folder.")
     seed: int = field(
         0, "Seed of speckle, noise and the scanner's setting for each image.", least=0

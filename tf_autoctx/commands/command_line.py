@@ -287,12 +287,11 @@ class Command:
             flags.DEFINE_alias(alias, name, flag_values=values)
         return values
 
-    def serialized(self, given: Given, without: Sequence[str] = ()) -> list[str]:
+    def serialized(self, given: Given) -> list[str]:
         """Those of the flags that the user gave, here or to a command of more flags, as words of a
         command line."""
         values = self.flags()
         names = [name for name in given if name in given.typed and name in values]
-        names = [name for name in names if name not in without]
         for name in names:
             values[name].value = given[name]
         return [values[name].serialize() for name in names]

@@ -49,8 +49,10 @@ def load(folders: Sequence[str]) -> Evaluations:
       UserError: no scores.csv; two folders of the same name have a method of the same name.
     """
     from tf_autoctx.report import tables
+    from tf_autoctx.systems.shared import scored_runs
 
     evaluations = {folder: tables.read(folder) for folder in folders}
+    scored_runs.declare_metrics(row for rows in evaluations.values() for row in rows)
     having = collections.Counter(
         name for rows in evaluations.values() for name in {row["method"] for row in rows}
     )

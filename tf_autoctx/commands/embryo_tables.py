@@ -1,12 +1,12 @@
 """Table 1 of the embryo system (Xu et al. 2020) from finished runs: Dice scores, and times.
 
-  python eval/embryo_tables.py --runs=runs/embryo,runs/embryo_no_context \\
+  autoctx-embryo-tables --runs=runs/embryo,runs/embryo_no_context \\
       --sliding_windows=runs/sliding_windows --output=runs/embryo_tables
 
-Scores are those of the runs' own evaluations; runs of one mode with other seeds are pooled, as in
-multi_organ_tables.py. For the times, which are measured here and now, the first run of every mode
-segments the same held-out volumes in float32, as its evaluation did. Writes scores.csv, cases.csv,
-summary.json, times.json and table.txt into the output folder and prints the table.
+Scores are those of the runs' own evaluations; runs of one mode with other seeds are pooled, as by
+autoctx-multi-organ-tables. For the times, which are measured here and now, the first run of every
+mode segments the same held-out volumes in float32, as its evaluation did. Writes scores.csv,
+cases.csv, summary.json, times.json and table.txt into the output folder and prints the table.
 """
 
 from __future__ import annotations
@@ -58,10 +58,10 @@ METHODS = (METHOD, "initial", "without auto-context", "with auto-context", "end-
 class EmbryoTables:
     """Tables: which runs they are of, and how times are measured."""
 
-    runs: tuple[str, ...] = field(..., "Finished run folders of train_embryo.py.")
+    runs: tuple[str, ...] = field(..., "Finished run folders of autoctx-train-embryo.")
     output: str = field(..., "Folder for the tables.")
     sliding_windows: tuple[str, ...] | None = field(
-        None, "Folders of eval/sliding_windows.py, if there are any."
+        None, "Folders of autoctx-sliding-windows, if there are any."
     )
     volumes: int = field(1, "Held-out volumes that are timed.", least=1)
     fraction: float = field(

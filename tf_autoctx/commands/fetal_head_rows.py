@@ -16,7 +16,7 @@ from tf_autoctx.data import datasets
 from tf_autoctx.files import replacing
 from tf_autoctx.report import tables
 from tf_autoctx.systems.fetal_head.paper import COLUMNS, CONCAT, METHODS, TABLES
-from tf_autoctx.systems.fetal_head.system import STRUCTURE, FetalHeadSystem
+from tf_autoctx.systems.fetal_head.system import FetalHeadSystem
 from tf_autoctx.systems.shared import evaluation, prediction
 from tf_autoctx.systems.shared.system import Reader
 from tf_autoctx.training import runs
@@ -171,7 +171,7 @@ def block(
     for method, values in paper.items():
         if method not in summary:
             continue
-        cell = summary[method][STRUCTURE]
+        cell = summary[method][FetalHeadSystem.structure]
         means = [tables.spread(cell["metrics"][name])[0] for name in names]
         lines.append([method, str(cell["n"]), str(cell["n_missed"]), *means])
         lines[-1] += [f"{times[method]:.3f}"] if times else []

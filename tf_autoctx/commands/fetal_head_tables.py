@@ -1,17 +1,17 @@
 r"""Tables 1 and 2 of the fetal head system (Yang et al. 2019), trained where runs are missing.
 
-  python eval/fetal_head_tables.py --steps=2000 --phantom_size=96,96,96 --base_filters=8 --jobs=2 \
+  autoctx-fetal-head-tables --steps=2000 --phantom_size=96,96,96 --base_filters=8 --jobs=2 \
       --runs=runs/fetal_heads --output=runs/fetal_head_tables
-  python eval/fetal_head_tables.py --steps=4000 --data_dir=my_data \
+  autoctx-fetal-head-tables --steps=4000 --data_dir=my_data \
       --variants=USegNet,USegNet-DS-HAS-Ctx ...
 
-Flags of train_fetal_head.py are flags of this command, and go to every training. --steps is the
-budget of a variant: the levels of -Ctx share it. Without --data_dir every seed has phantoms of its
-own, the same for all variants. A finished run folder RUNS/VARIANT_seed_SEED is taken as it is; a
-training or a table that was stopped goes on when the same command is given again. Every row is the
-last level, beside the paper's numbers; tests are paired over cases and seeds. Where the seeds share
-their test cases (--data_dir), or heads are scanned several times (--phantom_scans), p values and
-intervals look surer than they are.
+Flags of autoctx-train-fetal-head are flags of this command, and go to every training. --steps is
+the budget of a variant: the levels of -Ctx share it. Without --data_dir every seed has phantoms of
+its own, the same for all variants. A finished run folder RUNS/VARIANT_seed_SEED is taken as it is;
+a training or a table that was stopped goes on when the same command is given again. Every row is
+the last level, beside the paper's numbers; tests are paired over cases and seeds. Where the seeds
+share their test cases (--data_dir), or heads are scanned several times (--phantom_scans), p values
+and intervals look surer than they are.
 
 Writes scores.csv, cases.csv, summary.json, comparison.csv, times.json and table.txt, and how the
 head volumes of the best variant agree with the truth and repeat (figures 8 and 9).

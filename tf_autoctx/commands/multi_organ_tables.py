@@ -1,8 +1,8 @@
 """Tables 1 and 2 of the multi-organ system (Roth et al. 2018): the three modes side by side.
 
-  python eval/multi_organ_tables.py --runs=runs/end_to_end,runs/separate,runs/no_context \\
+  autoctx-multi-organ-tables --runs=runs/end_to_end,runs/separate,runs/no_context \\
       --output=runs/tables
-  python eval/multi_organ_tables.py --runs=runs/end_to_end --output=runs/unseen \\
+  autoctx-multi-organ-tables --runs=runs/end_to_end --output=runs/unseen \\
       --data_dir=other --label_map=3:1,4:2
 
 The first reads what the evaluations of finished runs wrote. The second lets their networks segment
@@ -10,7 +10,7 @@ other data without re-training. Both write scores.csv, cases.csv, summary.json a
 the output folder and print the table.
 
 Runs of one mode with other seeds are pooled. Where the seeds share their scans, a scan counts once
-a seed, and p values and intervals look surer than they are.
+per seed, and p values and intervals look surer than they are.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ MODES = {
 class Tables:
     """Tables: which runs are compared, and on which data."""
 
-    runs: tuple[str, ...] = field(..., "Finished run folders of train_multi_organ.py.")
+    runs: tuple[str, ...] = field(..., "Finished run folders of autoctx-train-multi-organ.")
     output: str = field(..., "Folder for scores.csv, cases.csv, summary.json and table.txt.")
     data_dir: str = field(
         "",

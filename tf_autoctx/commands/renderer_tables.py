@@ -1,15 +1,15 @@
 r"""Table 1 and figure 5b of online rendering (Yang et al. 2018): a whole corpus of another scanner.
 
-  python eval/renderer_tables.py --runs=runs/t2t,runs/orig,runs/s2t_sp,runs/s2t_p,runs/renderer \
+  autoctx-renderer-tables --runs=runs/t2t,runs/orig,runs/s2t_sp,runs/s2t_p,runs/renderer \
       --output=tables
-  python eval/renderer_tables.py --runs=runs/orig,runs/renderer --corpus=my_other_scanner \
-      --cases=20 --output=tables
+  autoctx-renderer-tables --runs=runs/orig,runs/renderer --corpus=my_other_scanner --cases=20 \
+      --output=tables
 
 Runs of one variant with other seeds are pooled. Every image is rendered from the trained weights;
 the kept iteration, the first (the trained weights as they are) and the best one, which only the
 truth can tell, are rows of their own. Images that were scored stay scored: the same command goes on
 where it was stopped. Writes scores.csv, cases.csv, summary.json, iterations.csv, table.txt, a curve
-a variant and a strip an image.
+per variant and a strip per image.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ ORDER = tuple(reversed(VARIANTS))
 class RendererTables:
     """What is scored, and how"""
 
-    runs: tuple[str, ...] = field(..., "Finished run folders of train_renderer.py.")
+    runs: tuple[str, ...] = field(..., "Finished run folders of autoctx-train-renderer.")
     output: str = field(..., "Folder for the tables; what is there goes on.")
     corpus: str = field(
         "", "Images of another scanner, with labels. Empty: each run's own phantoms."
@@ -193,7 +193,7 @@ def write_iterations(path: pathlib.Path, scored: Iterable[ScoredRun]) -> None:
 
 
 def draw_gains(directory: pathlib.Path, scored: Sequence[ScoredRun]) -> None:
-    """Draws the change of DSC over the iterations, a figure a variant that renders online (figure
+    """Draws the change of DSC over the iterations, a figure per variant that renders online (figure
     5b)."""
     from tf_autoctx.report import figures
 

@@ -30,9 +30,12 @@ class Report:
 
 def main(given: command_line.Given) -> None:
     """Runs the command."""
-    from tf_autoctx.report import page
+    from tf_autoctx.report import page, tables
+    from tf_autoctx.systems.shared import scored_runs
 
     settings = given.configured(Report)
+    for folder in settings.evaluations:
+        scored_runs.declare_metrics(tables.read(folder))
     page.write(settings.output, settings.evaluations)
 
 

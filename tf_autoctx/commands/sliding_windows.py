@@ -1,12 +1,12 @@
 """The sliding-window peer of an embryo run (Xu et al. 2020, table 1, "Benchmark"), on its cases.
 
-  python eval/sliding_windows.py --run=runs/embryo --output=runs/sliding_windows
-  python eval/sliding_windows.py --run=runs/embryo --output=runs/sliding_windows --window=32
-                                                                 # for phantoms of 0.125 mm
+  autoctx-sliding-windows --run=runs/embryo --output=runs/sliding_windows
+  autoctx-sliding-windows --run=runs/embryo --output=runs/sliding_windows --window=32
+                                                             # for phantoms of 0.125 mm
 
 A localiser, a small VNet for the ventricle and one for the body are trained one after the other;
 what is not a flag here is as in the run. Where it was stopped, the same command goes on.
-eval/embryo_tables.py puts it beside the run.
+autoctx-embryo-tables puts it beside the run.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 class Peer:
     """Run: the embryo run, and the peer's own folder."""
 
-    run: str = field(..., "Run folder of train_embryo.py.")
+    run: str = field(..., "Run folder of autoctx-train-embryo.")
     output: str = field(..., "Folder of the peer; what is there goes on.")
     steps: int | None = field(
         None,

@@ -1,12 +1,12 @@
 """Mouse embryo body and ventricle in 3D ultrasound: trains the refinement of Xu et al. 2020.
 
-  python train_embryo.py                                            # on phantoms, all stages
-  python train_embryo.py --data_dir=my_embryos --foreground=1,2     # the body's label value, then
-                                                                    # the ventricle's
-  python train_embryo.py --stage=initial && python train_embryo.py --stage=refine
-  python train_embryo.py --noauto_context --initial_from=runs/embryo \\
+  autoctx-train-embryo                                         # on phantoms, all stages
+  autoctx-train-embryo --data_dir=my_embryos --foreground=1,2  # the body's label value, then the
+                                                               # ventricle's
+  autoctx-train-embryo --stage=initial && autoctx-train-embryo --stage=refine
+  autoctx-train-embryo --noauto_context --initial_from=runs/embryo \\
       --work_dir=runs/embryo_no_context
-  python train_embryo.py --preset=paper --data_dir=my_embryos
+  autoctx-train-embryo --preset=paper --data_dir=my_embryos
 
 A run that was stopped goes on where it was when the same command is given again.
 """

@@ -1,8 +1,8 @@
 """Whole fetal head in 3D ultrasound: trains USegNet-DS-HAS-Ctx (Yang et al. 2019) level by level.
 
-  python train_fetal_head.py --level=2                       # on phantoms
-  python train_fetal_head.py --level=2 --data_dir=my_data    # a Decathlon or nnU-Net folder, a CSV
-  python train_fetal_head.py --preset=paper --data_dir=my_data
+  autoctx-train-fetal-head --level=2                     # on phantoms
+  autoctx-train-fetal-head --level=2 --data_dir=my_data  # a Decathlon or nnU-Net folder, a CSV
+  autoctx-train-fetal-head --preset=paper --data_dir=my_data
 
 A run that was stopped goes on where it was when the same command is given again.
 """

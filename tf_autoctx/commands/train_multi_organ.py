@@ -1,9 +1,9 @@
 """Organs and vessels in CT: trains a pyramid of 3D U-Nets with auto-context (Roth et al. 2018).
 
-  python train_multi_organ.py --mode=end_to_end --levels=2           # on phantoms
-  python train_multi_organ.py --data_dir=my_cts                      # CTs of 0.6 to 1 mm
-  python train_multi_organ.py --data_dir=my_cts --downsampling=2,1   # data that is coarse already
-  python train_multi_organ.py --preset=paper --data_dir=my_cts
+  autoctx-train-multi-organ --mode=end_to_end --levels=2          # on phantoms
+  autoctx-train-multi-organ --data_dir=my_cts                     # CTs of 0.6 to 1 mm
+  autoctx-train-multi-organ --data_dir=my_cts --downsampling=2,1  # data that is coarse already
+  autoctx-train-multi-organ --preset=paper --data_dir=my_cts
 
 A run that was stopped goes on where it was when the same command is given again.
 """

@@ -1,12 +1,12 @@
 """Fetal head in 2D ultrasound across scanners: self-play on a source corpus (Yang et al. 2018).
 
-  python train_renderer.py                                          # on phantoms
-  python train_renderer.py --variant=S2T-p --corpus=my_scanner      # images/ and labels/
-  python train_renderer.py --variant=Orig-S2T --work_dir=runs/orig  # a row of table 1
-  python train_renderer.py --preset=paper --corpus=my_decathlon_folder  # with held-out images
+  autoctx-train-renderer                                          # on phantoms
+  autoctx-train-renderer --variant=S2T-p --corpus=my_scanner      # images/ and labels/
+  autoctx-train-renderer --variant=Orig-S2T --work_dir=runs/orig  # a row of table 1
+  autoctx-train-renderer --preset=paper --corpus=my_decathlon_folder  # with held-out images
 
-A run that was stopped goes on where it was when the same command is given again. predict.py then
-renders images of other scanners online, and eval/renderer_tables.py scores a whole corpus.
+A run that was stopped goes on where it was when the same command is given again. autoctx-predict
+then renders images of other scanners online, and autoctx-renderer-tables scores a whole corpus.
 """
 
 from __future__ import annotations

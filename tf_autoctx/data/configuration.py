@@ -25,8 +25,9 @@ class Data:
     )
     validation_fraction: float = field(
         0.2,
-        "Share of the training cases that are held back to validate on; where a system picks a "
-        "checkpoint, they pick it.",
+        "Share of the training cases that nothing is learnt from: after every epoch the networks "
+        "are scored on them, and most systems keep the best ones. With 0 all cases are learnt from "
+        "and the last networks are kept. Data that name their validation cases keep to them.",
         least=0.0,
         most=0.9,
     )
@@ -37,7 +38,10 @@ class Data:
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
-    """Augmentation: random changes of a sample on the network's grid, see `augment.augmented`."""
+    """Augmentation: random changes of a sample.
+
+    On the network's grid, by `augment.augmented`.
+    """
 
     flips: bool = field(True, "Mirror each axis with probability 1/2.")
     shift: int = field(0, "Largest random translation, in voxels of the network's grid.", least=0)
@@ -54,7 +58,10 @@ class Augmentation:
 
 @dataclasses.dataclass(frozen=True)
 class Deformation:
-    """Augmentation: random translation, rotation, elastic deformation, see `augment.deformed`."""
+    """Augmentation: random translation, rotation and elastic deformation of a sample.
+
+    By `augment.deformed`.
+    """
 
     shift: int = field(4, "Largest random translation, in voxels of the last level.", least=0)
     rotation: float = field(
@@ -75,7 +82,10 @@ class Deformation:
 
 @dataclasses.dataclass(frozen=True)
 class RigidMotion:
-    """Augmentation: random rotation, translation and flips, see `augment.moved`."""
+    """Augmentation: random rotation, translation and flips of a sample.
+
+    By `augment.moved`.
+    """
 
     rotation: float = field(
         180.0, "Largest random angle about each axis, in degrees.", least=0.0, most=180.0

@@ -160,7 +160,7 @@ def _turned_back(array: np.ndarray, orientation: str) -> np.ndarray:
 
 
 def read(path: Path, series: str | int | None = None, colour: bool = False) -> Image:
-    """Reads an image of one value a voxel: a volume, brought to `ORIENTATION`, or a 2D image.
+    """Reads an image of one value per voxel: a volume, brought to `ORIENTATION`, or a 2D image.
 
     Args:
       path: an image file, or a folder that holds DICOM slices.

@@ -67,7 +67,7 @@ class Pool:
     """
 
     def __init__(self, workers: int | None = None) -> None:
-        """Takes how many there may be; by default one a CPU."""
+        """Takes how many there may be; by default one per CPU."""
         self.workers = workers or cpus()
         self._idle: list[_Worker] = []
         self._busy: dict[_Worker, Any] = {}

@@ -7,6 +7,7 @@ unbroken run sees there, and n workers together see what one sees with n times t
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import pathlib
 import re
@@ -48,6 +49,7 @@ def _checksum(serialized: tf.Tensor) -> tf.Tensor:
     return tf.fingerprint(serialized[None], method="farmhash64")[0]
 
 
+@tf.autograph.experimental.do_not_convert
 def stored(path: str | tf.Tensor, name: str) -> tf.Tensor:
     """The tensor of a name ("image", "image_2": see `KINDS`) at `path`, in eager or graph mode.
 
@@ -103,70 +105,89 @@ def sample(files: Mapping[str, tf.Tensor]) -> Sample:
     return loaded
 
 
-def training(
-    files: Mapping[str, Sequence[str]],
-    augment: Callable[[Sample, tf.Tensor], Any],
-    *,
-    seed: int,
-    first_step: int,
-    steps: int,
-    batch_size: int,
-    replicas: int,
-    worker: int = 0,
-    workers: int = 1,
-    others: int = 0,
-) -> tf.data.Dataset:
-    """Batches of the steps `first_step` .. `steps`.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Order:
+    """Which samples the batches of a training have, and in what order.
 
-    Every epoch is a new permutation of the cases; step n takes samples n * batch_size * replicas
-    and on. What does not fill a last step is left out of the epoch, so that all samples of a step
-    are of different cases, as long as there are as many.
+    Every epoch is a new permutation of the cases; step n takes samples n * `per_step` and on. What
+    does not fill a last step is left out of the epoch, so that all samples of a step are of
+    different cases, as long as there are as many.
 
-    Args:
-      files: {"image": [path, ...], "label": [...], ...}, one entry a case, see `sample`.
-      augment: (sample, seed of shape (2,)) -> sample.
+    Attributes:
       seed: integer.
+      first_step, steps: the batches are those of the steps `first_step` .. `steps`.
       batch_size: samples per replica. Above 1, all samples must have one shape.
       replicas: replicas of all workers together.
       worker, workers: which part of the samples is this process's, of how many.
       others: further samples that come with each sample, under the key "others", a tuple: random
         samples of the cases that are not in this step.
+    """
+
+    seed: int
+    first_step: int = 0
+    steps: int
+    batch_size: int = 1
+    replicas: int = 1
+    worker: int = 0
+    workers: int = 1
+    others: int = 0
+
+    @property
+    def per_step(self) -> int:
+        """Samples of all replicas in a step."""
+        return self.batch_size * self.replicas
+
+    def numbers(self) -> np.ndarray:
+        """(samples of this worker,) int64, counted from the first step of the training."""
+        every = np.arange(self.first_step * self.per_step, self.steps * self.per_step)
+        of_workers = every.reshape(-1, self.workers, self.per_step // self.workers)
+        return of_workers[:, self.worker].ravel().astype(np.int64)
+
+
+def training(
+    files: Mapping[str, Sequence[str]],
+    augment: Callable[[Sample, tf.Tensor], Any],
+    order: Order,
+) -> tf.data.Dataset:
+    """Batches for a training.
+
+    Args:
+      files: {"image": [path, ...], "label": [...], ...}, one entry per case, see `sample`.
+      augment: (sample, seed of shape (2,)) -> sample.
+      order: which samples they have.
 
     Returns:
-      tf.data.Dataset of dicts of (batch_size, *spatial, channels) tensors, one element a replica
+      tf.data.Dataset of dicts of (batch_size, *spatial, channels) tensors, one element per replica
       and step.
     """
-    cases, per_step = len(next(iter(files.values()))), batch_size * replicas
+    cases, per_step = len(next(iter(files.values()))), order.per_step
     per_epoch = cases // per_step * per_step or cases
     columns = {kind: tf.constant(paths) for kind, paths in files.items()}
-    index = (
-        np.arange(first_step * per_step, steps * per_step)
-        .reshape(-1, workers, per_step // workers)[:, worker]
-        .ravel()
-    )
 
     # Autograph takes longer than the tracing itself, and changes nothing.
     @tf.autograph.experimental.do_not_convert
     def prepare(number: tf.Tensor) -> Any:
         epoch, place = number // per_epoch, tf.cast(number % per_epoch, tf.int32)
-        order = tf.random.experimental.stateless_shuffle(tf.range(cases), [seed, epoch])
-        own_seed = tf.stack([tf.constant(seed, tf.int64), number])
+        shuffled = tf.random.experimental.stateless_shuffle(tf.range(cases), [order.seed, epoch])
+        own_seed = tf.stack([tf.constant(order.seed, tf.int64), number])
 
         def draw(place: tf.Tensor) -> Sample:
-            return sample({kind: paths[order[place]] for kind, paths in columns.items()})
+            return sample({kind: paths[shuffled[place]] for kind, paths in columns.items()})
 
         drawn = draw(place)
-        if others:
+        if order.others:
             # The first place that is not in this step
             after = place // per_step * per_step + per_step
-            away = tf.random.stateless_uniform([others], own_seed, 0, cases - per_step, tf.int32)
-            drawn["others"] = tuple(draw((after + away[i]) % cases) for i in range(others))
+            away = tf.random.stateless_uniform(
+                [order.others], own_seed, 0, cases - per_step, tf.int32
+            )
+            drawn["others"] = tuple(draw((after + away[i]) % cases) for i in range(order.others))
         return augment(drawn, own_seed)
 
-    samples = tf.data.Dataset.from_tensor_slices(index.astype(np.int64)).map(
+    samples = tf.data.Dataset.from_tensor_slices(order.numbers()).map(
         prepare, num_parallel_calls=tf.data.AUTOTUNE
     )
-    return samples.batch(batch_size, drop_remainder=True).prefetch(4)
+    return samples.batch(order.batch_size, drop_remainder=True).prefetch(4)
 
 
 def random_patch(
@@ -198,5 +219,5 @@ def require_one_shape(shapes: Iterable[tuple[int, ...]], batch_size: int) -> Non
             "batch_size",
             batch_size,
             f"training images have different sizes, such as {distinct[0]} and {distinct[1]}; "
-            "use batch_size=1 (per replica) or images of one size.",
+            "use `batch_size=1` (per replica) or images of one size.",
         )

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import keras
 from keras import ops
 
 from tf_autoctx.models import layers
 from tf_autoctx.models.loc_con import ResizeLike, ResizeToCube, Uncrop, loc_con
+from tf_autoctx.models.options import PAPER_VNET, VNetOptions
 from tf_autoctx.models.vnet import vnet
 
 # Channels of the initial segmentation.
@@ -23,7 +22,7 @@ def embryo(
     ventricle_box: int = 160,
     auto_context: bool = True,
     end_to_end: bool = True,
-    **arguments: Any,
+    vnets: VNetOptions = PAPER_VNET,
 ) -> keras.Model:
     """Initial segmentation of the shrunken volume, refined in a box per object (figure 2).
 
@@ -39,7 +38,7 @@ def embryo(
         boxes (table 1) and nothing flows back.
       end_to_end: whether their gradient flows through the probability into VNet I. A box's place is
         a constant anyway.
-      **arguments: of all three `vnet`.
+      vnets: what all three are made of.
 
     Returns:
       Functional model: image (batch, depth, height, width, 1) -> float32 probabilities {"initial":
@@ -48,7 +47,7 @@ def embryo(
         (body) and "vnet_3" (ventricle), which return logits.
 
     Raises:
-      ValueError: an edge below 1, or arguments that `vnet` refuses.
+      ValueError: an edge below 1, or options that `vnet` refuses.
     """
     edges = {"low_size": low_size, "body_box": body_box, "ventricle_box": ventricle_box}
     for name, edge in edges.items():
@@ -58,7 +57,7 @@ def embryo(
 
     # Initial segmentation (section 2.1)
     low = ResizeToCube(low_size, dtype="float32")(image)
-    logits = vnet(outputs=len(CLASSES), name="vnet_1", **arguments)(low)
+    logits = vnet(outputs=len(CLASSES), options=vnets, name="vnet_1")(low)
     initial = keras.layers.Softmax(dtype="float32")(logits)
 
     # Refinement (sections 2.2 and 2.3)
@@ -70,7 +69,7 @@ def embryo(
         ("ventricle", "vnet_3", ventricle_box),
     ):
         x, corner = loc_con(image, context, CLASSES.index(name), box, auto_context)
-        logits = vnet((None, None, None, x.shape[-1]), 1, name=network, **arguments)(x)
+        logits = vnet((None, None, None, x.shape[-1]), 1, vnets, name=network)(x)
         probability = keras.layers.Activation("sigmoid", dtype="float32")(logits)
         outputs[name] = Uncrop(dtype="float32")([probability, corner, image])
     return keras.Model(image, outputs, name="embryo")

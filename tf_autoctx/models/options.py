@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import NamedTuple
 
 # Of convolutions, see `layers.initializers`.
@@ -12,6 +13,28 @@ NORMALIZATIONS = ("instance", "batch")
 
 # What a discriminator decides from, see `renderer.discriminator`.
 HEADS = ("scaled", "flatten", "pool")
+
+
+@dataclasses.dataclass(frozen=True)
+class VNetOptions:
+    """What a VNet is made of; the defaults are the embryo paper's.
+
+    Attributes:
+      base_filters: channels of the first stage; every resolution doubles them.
+      depth: resolutions.
+      kernel: edge of the convolutions in a stage.
+      normalization: "instance" (statistics of the volume, for batches of 1) or "batch".
+      initializer: see `layers.initializers`.
+    """
+
+    base_filters: int = 16
+    depth: int = 5
+    kernel: int = 5
+    normalization: str = "instance"
+    initializer: str = "he"
+
+
+PAPER_VNET = VNetOptions()
 
 
 class Parts(NamedTuple):

@@ -91,7 +91,7 @@ def pyramid(
       **arguments: of `unet3d`.
 
     Returns:
-      Functional model: {"image_1": (batch, depth, height, width, 1), ..., one a level} ->
+      Functional model: {"image_1": (batch, depth, height, width, 1), ..., one per level} ->
         {"level_1": float32 logits (batch, depth, height, width, classes), ...};
         `get_layer("level_1")` is the U-Net of level 1.
 

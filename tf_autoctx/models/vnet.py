@@ -6,17 +6,13 @@ import keras
 from keras import ops
 
 from tf_autoctx.models import layers
+from tf_autoctx.models.options import PAPER_VNET, VNetOptions
 
 
 def vnet(
     input_shape: layers.Shape = (None, None, None, 1),
     outputs: int = 3,
-    *,
-    base_filters: int = 16,
-    depth: int = 5,
-    kernel: int = 5,
-    normalization: str = "instance",
-    initializer: str = "he",
+    options: VNetOptions = PAPER_VNET,
     name: str = "vnet",
 ) -> keras.Model:
     """VNet (Milletari et al. 2016, section 2, figure 2), with normalization.
@@ -29,12 +25,7 @@ def vnet(
     Args:
       input_shape: (depth, height, width, channels); None leaves an axis free.
       outputs: channels of the output.
-      base_filters: channels of the first stage; the paper has 16, and every resolution doubles
-        them.
-      depth: resolutions; the paper has 5.
-      kernel: edge of the convolutions in a stage; the paper has 5.
-      normalization: "instance" (statistics of the volume, for batches of 1) or "batch".
-      initializer: see `layers.initializers`.
+      options: what it is made of.
       name: of the model.
 
     Returns:
@@ -45,9 +36,9 @@ def vnet(
       ValueError: depth below 1; unknown normalization or initializer (the message lists the known
         ones).
     """
+    depth, normalization, initializer = options.depth, options.normalization, options.initializer
     if depth < 1:
         raise ValueError(f"depth={depth}: expected at least 1 resolution.")
-    block = {"normalization": normalization, "initializer": initializer}
     convolutions = [min(resolution + 1, 3) for resolution in range(depth)]
     image = keras.Input(input_shape, name="image")
     x = layers.PadToMultiple(2 ** (depth - 1))(image)
@@ -55,12 +46,12 @@ def vnet(
     # Compression
     skips = []
     for resolution in range(depth):
-        filters = base_filters * 2**resolution
+        filters = options.base_filters * 2**resolution
         if resolution:
             # Sizes are even here and so never below the kernel: this one needs no bfloat16 guard.
             x = keras.layers.Conv3D(filters, 2, strides=2, **layers.initializers(initializer))(x)
             x = _prelu(layers.normalize(x, normalization))
-        x = _stage(x, filters, convolutions[resolution], kernel, **block)
+        x = _stage(x, filters, convolutions[resolution], options)
         skips.append(x)
 
     # Decompression
@@ -69,7 +60,7 @@ def vnet(
         x = layers.deconv(x, skip.shape[-1], 2, initializer)
         x = _prelu(layers.normalize(x, normalization))
         x = keras.layers.Concatenate()([x, skip])
-        x = _stage(x, x.shape[-1], convolutions[resolution], kernel, **block)
+        x = _stage(x, x.shape[-1], convolutions[resolution], options)
 
     # Head; float32 under mixed precision too, for the softmax or sigmoid
     logits = layers.conv(x, outputs, 1, initializer, dtype="float32")
@@ -77,12 +68,7 @@ def vnet(
 
 
 def _stage(
-    x: layers.Tensor,
-    filters: int,
-    convolutions: int,
-    kernel: int,
-    normalization: str,
-    initializer: str,
+    x: layers.Tensor, filters: int, convolutions: int, options: VNetOptions
 ) -> layers.Tensor:
     """Conv, normalization, PReLU, `convolutions` times; the input is added before the last PReLU.
 
@@ -90,15 +76,16 @@ def _stage(
     convolution takes the input to another width, which is the same with learned weights and fits
     any number of channels.
     """
+    kernel, initializer = options.kernel, options.initializer
     stage_input = x if x.shape[-1] == filters else layers.conv(x, filters, 1, initializer)
     for number in range(1, convolutions + 1):
-        x = layers.normalize(layers.conv(x, filters, kernel, initializer), normalization)
+        x = layers.normalize(layers.conv(x, filters, kernel, initializer), options.normalization)
         x = _prelu(x if number < convolutions else keras.layers.Add()([x, stage_input]))
     return x
 
 
 def _prelu(x: layers.Tensor) -> layers.Tensor:
-    """PReLU with one slope a channel, so that sizes stay free; 0.25 at first (He et al. 2015)."""
+    """PReLU with one slope per channel, so that sizes stay free; 0.25 at first (He et al. 2015)."""
     return PReLU(alpha_initializer=keras.initializers.Constant(0.25), shared_axes=(1, 2, 3))(x)
 
 

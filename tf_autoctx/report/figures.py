@@ -60,7 +60,7 @@ def picture(
     One structure is yellow in the prediction and green in the truth. Several have a colour each,
     which tints them too; the truth is in the row above, the prediction in the row below. The slices
     (axial, coronal, sagittal for a patient image) pass through the centroid of the structures in
-    the truth, else in the prediction, else through the centre. A 2D image gives one panel a row.
+    the truth, else in the prediction, else through the centre. A 2D image gives one panel per row.
     The file appears whole or not at all, its folder is created.
 
     Args:
@@ -344,7 +344,7 @@ def repeatability(
 ) -> None:
     """Draws how far repeated measurements lie apart (Yang et al. 2019, figure 9 and section 3.2).
 
-    The SDs of all groups are a box a method, with a point a group.
+    The SDs of all groups are a box per method, with a point per group.
 
     Args:
       path: of the PNG, which appears whole or not at all.

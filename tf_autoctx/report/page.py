@@ -33,7 +33,6 @@ PARTS = pathlib.Path(__file__).parent / "html"
 # Of the last method of each evaluation, then of the others; without a yellow or green other than
 # those of `figures.picture`.
 COLOURS = (figures.PREDICTION, *(figures.PALETTE[i] for i in (1, 6, 5, 0, 4)))
-BOXES = metrics.shown("charts")
 JPEG_QUALITY = 60
 LAYOUT = {
     "template": "plotly_dark",
@@ -229,7 +228,7 @@ def _history(file: pathlib.Path) -> dict[str, list[float]]:
         }
     except (IndexError, TypeError, ValueError, csv.Error):
         raise UserError(
-            f"{file}: not the history of a training; expected a line an epoch with its loss."
+            f"{file}: not the history of a training; expected a line per epoch with its loss."
         ) from None
 
 
@@ -280,7 +279,7 @@ def _results(results: Results) -> str:
 
 
 def _cases(results: Results, cases: Mapping[str, dict[str, Any] | None]) -> str:
-    """A line a case and structure, first that with the lowest DSC of the last method."""
+    """A line per case and structure, first that with the lowest DSC of the last method."""
     names, last = tables.headings(results.rows), results.shown[-1]
     by_case: dict[tuple[str, str], dict[str, Row]] = {}
     for row in results.rows:
@@ -323,7 +322,7 @@ def _number_in(view: Mapping[str, Any], structure: str) -> int:
 
 
 def _agreement(results: Results) -> str:
-    """A line a method and structure: how its sizes agree with the truth's and repeat in a group."""
+    """A line per method and structure: how sizes agree with the truth's and repeat in a group."""
     size, colours = metrics.size_of(results.rows[0]), results.colours
     lines = []
     both = dict.fromkeys((row["method"], row["structure"]) for row in results.rows)
@@ -396,9 +395,9 @@ def _agreement_chart(results: Results, structure: str) -> go.Figure:
 
 
 def _boxes(results: Results) -> list[go.Figure]:
-    """A box plot a metric, a box a structure and method, with every case as a point."""
+    """A box plot per metric, a box per structure and method, with every case as a point."""
     rows, boxes = results.rows, []
-    for name, title in tables.headings(rows, BOXES).items():
+    for name, title in tables.headings(rows, metrics.shown("charts")).items():
         figure = go.Figure(layout=LAYOUT).update_layout(title=title, boxmode="group")
         figure.update_xaxes(categoryarray=results.structures)
         for method, colour in results.colours.items():
@@ -624,12 +623,12 @@ def _packed_surface(surface: Mapping[str, np.ndarray]) -> dict[str, Any]:
 
 
 def _scores(rows: Sequence[Row]) -> str:
-    """The main scores of a case, a column a method."""
+    """The main scores of a case, a column per method."""
     methods, lines = list(dict.fromkeys(row["method"] for row in rows)), []
     for structure in dict.fromkeys(row["structure"] for row in rows):
         scores = {row["method"]: row for row in rows if row["structure"] == structure}
         lines.append(_line([_words(structure)]))
-        for name, title in tables.headings(rows, BOXES).items():
+        for name, title in tables.headings(rows, metrics.shown("charts")).items():
             values = [scores.get(method, {}).get(name, math.nan) for method in methods]
             lines.append(_line([_words(title), *map(_number, values)]))
     return _table([""], methods, lines)

@@ -32,7 +32,6 @@ LONG = (*LABELS, "metric", "value")  # columns of the long table
 FAILURES = ("case", "reason")  # columns of the table of failures
 # The set of tables; the first, which `read` wants, takes its place last.
 FILES = ("scores.csv", "cases.csv", "summary.json", "failed.csv")
-COLUMNS = metrics.shown("table")  # of the printed table
 NOTES = (  # below the printed table
     "mean ± SD over the cases where the value is finite; below it the 95 % confidence interval of "
     "the mean",
@@ -208,7 +207,7 @@ def read(directory: str | pathlib.Path) -> list[Row]:
     for number, line in _lines(path):
         where = f"{path}, line {number}"
         if None in line or None in line.values():
-            raise UserError(f"{where}: has not one value a column; expected {len(LONG)}.")
+            raise UserError(f"{where}: has not one value per column; expected {len(LONG)}.")
         line = {column: unescaped(cell) for column, cell in line.items()}
         metric, text = line.pop("metric"), line.pop("value")
         names = line["method"], line["case"], line["structure"]
@@ -383,8 +382,9 @@ def _tests(
 # As text
 
 
-def headings(rows: Sequence[Row], columns: Collection[str] = COLUMNS) -> dict[str, str]:
-    """{column of the rows: what stands above it}; `columns` are names of metrics."""
+def headings(rows: Sequence[Row], columns: Collection[str] | None = None) -> dict[str, str]:
+    """{column of the rows: what stands above it}; for `columns` see `table`."""
+    columns = metrics.shown("table") if columns is None else columns
     known = [metrics.column(name) for name in _metric_names(rows)]
     return {
         column.name: column.title
@@ -394,7 +394,7 @@ def headings(rows: Sequence[Row], columns: Collection[str] = COLUMNS) -> dict[st
 
 
 def table(
-    rows: Sequence[Row], columns: Collection[str] = COLUMNS, pairs: Pairs | None = None
+    rows: Sequence[Row], columns: Collection[str] | None = None, pairs: Pairs | None = None
 ) -> str:
     """The results as plain text.
 
@@ -403,11 +403,13 @@ def table(
 
     Args:
       rows, pairs: see `summarize`.
-      columns: names of metrics; the default fits into 150 columns of text.
+      columns: names of metrics; None: those that are shown in a table, which fit into 150 columns
+        of text.
 
     Raises:
       ValueError: two rows have the same method, structure and case.
     """
+    columns = metrics.shown("table") if columns is None else columns
     summary = summarize(rows, pairs)
     several = len({row["structure"] for row in rows}) > 1
     shown = headings(rows, columns)

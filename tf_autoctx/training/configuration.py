@@ -32,12 +32,14 @@ class RunOptions:
         may_change=True,
     )
     precision: str = field(
-        "auto", "Of training; auto is bfloat16 where the hardware has it.", choices=PRECISIONS
+        "auto",
+        "Precision that training computes in; auto is bfloat16 where the hardware has it.",
+        choices=PRECISIONS,
     )
     export_precision: str = field(
         "float32",
-        "Of the networks in the SavedModel, whose inputs and outputs are float32. bfloat16 is "
-        "faster where the server has it.",
+        "Precision that the SavedModel computes in; its inputs and outputs are float32. bfloat16 "
+        "is faster where the server has it.",
         choices=("float32", "bfloat16"),
         may_change=True,
     )
@@ -62,18 +64,22 @@ class Settings:
         least=1,
         may_grow=True,
     )
-    samples_per_epoch: int = field(..., "Samples between two validations.", least=1)
+    samples_per_epoch: int = field(
+        ...,
+        "Samples that make an epoch, after which the networks are validated and saved.",
+        least=1,
+    )
     checkpoint_steps: int = field(
         100, "Steps between two checkpoints within an epoch.", least=1, may_change=True
     )
-    batch_size: int = field(1, "Samples per replica.", least=1)
-    learning_rate: float = field(..., "Of Adam, at the start.", least=0.0)
+    batch_size: int = field(1, "Samples in a step of each replica, such as a GPU.", least=1)
+    learning_rate: float = field(..., "Learning rate of Adam at the start.", least=0.0)
     learning_rate_decay: str = field(
         ...,
-        "How the rate changes; polynomial falls to 0 at the last step.",
+        "How the learning rate changes; polynomial falls to 0 at the last step.",
         choices=("constant", "polynomial"),
     )
-    beta_1: float = field(0.9, "Adam's momentum.", least=0.0, most=0.9999)
+    beta_1: float = field(0.9, "Momentum of Adam, its beta 1.", least=0.0, most=0.9999)
     patience: int = field(
         0,
         "Epochs without a better validation score after which training stops; 0 never stops early.",

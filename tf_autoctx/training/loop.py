@@ -51,7 +51,7 @@ class Task(Protocol):
         """
 
     def batches(self, first_step: int, context: tf.distribute.InputContext) -> tf.data.Dataset:
-        """Batches from a step on, one a replica and step; called once, in every process."""
+        """Batches from a step on, one per replica and step; called once, in every process."""
 
     def validate(self) -> Logs:
         """Scores of the networks as they are, after an epoch; "DSC" picks the best checkpoint."""
@@ -163,7 +163,7 @@ def fit(
       made_on: what the task is built upon, see `Checkpoints`.
 
     Returns:
-      History, a dict an epoch.
+      History, a dict per epoch.
 
     Raises:
       UserError: the loss or a weight is no longer finite; no checkpoint can be read; other
@@ -173,7 +173,7 @@ def fit(
 
 
 def write_history(path: pathlib.Path, history: Sequence[Logs]) -> None:
-    """Writes a history as CSV, a line an epoch, whole or not at all."""
+    """Writes a history as CSV, a line per epoch, whole or not at all."""
     columns = sorted({name for logs in history for name in logs})
     with replacing(path) as partial, open(partial, "w", newline="", encoding="utf-8") as file:
         table = csv.DictWriter(file, ["epoch", *columns], restval="NA", lineterminator="\n")

@@ -1,4 +1,4 @@
-"""The run folder: one folder a run, whose config.json says how it was made."""
+"""The run folder: one folder per run, whose config.json says how it was made."""
 
 from __future__ import annotations
 
@@ -87,14 +87,14 @@ class Run:
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise self.broken(error) from None
 
-    def configured(self, kind: type[T], **changes: Any) -> T:
-        """An instance of a configuration from the run's flags, with changes.
+    def configured(self, kind: type[T]) -> T:
+        """An instance of a configuration from the run's flags.
 
         Raises:
           UserError: a flag is missing or has no value that it can have.
         """
         try:
-            return configuration.configured(kind, self.flags | changes)
+            return configuration.configured(kind, self.flags)
         except (KeyError, TypeError, ValueError) as error:
             raise self.broken(error) from None
 

@@ -11,7 +11,6 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -94,10 +93,18 @@ def write_fetal_heads(
         "description": "made-up 3D ultrasound of the whole fetal head, exact truth",
         "modality": {"0": "US"},
     }
-    given: dict[str, Any] = {"size": size, "cases": (train, test * scans), "seed": seed}
-    if scans > 1:
-        given |= {"scans": scans, "group": group}
-    written = folder.write(directory, make, "head", about, {1: "head"}, **given)
+    heads = folder.Phantoms(
+        make=make,
+        prefix="head",
+        about=about,
+        labels={1: "head"},
+        size=size,
+        cases=(train, test * scans),
+        seed=seed,
+        further={"scans": scans} if scans > 1 else {},
+        group=group if scans > 1 else None,
+    )
+    written = folder.write(directory, heads)
     return written / "cases.csv" if scans > 1 else written
 
 
@@ -132,9 +139,17 @@ def write_abdomens(
     def make(size: Sequence[int], seed: tuple[int, int]) -> Case:
         return abdomen(size, float(spacing), seed)
 
-    labels = dict(enumerate(ABDOMEN_LABELS, 1))
-    given: dict[str, Any] = {"size": size, "spacing": float(spacing), "cases": cases, "seed": seed}
-    return folder.write(directory, make, "abdomen", about, labels, **given)
+    abdomens = folder.Phantoms(
+        make=make,
+        prefix="abdomen",
+        about=about,
+        labels=dict(enumerate(ABDOMEN_LABELS, 1)),
+        size=size,
+        cases=cases,
+        seed=seed,
+        further={"spacing": float(spacing)},
+    )
+    return folder.write(directory, abdomens)
 
 
 def write_embryos(
@@ -173,9 +188,17 @@ def write_embryos(
         "description": "made-up high-frequency ultrasound of mouse embryos in utero, exact truth",
         "modality": {"0": "US"},
     }
-    labels = dict(enumerate(EMBRYO_LABELS, 1))
-    given: dict[str, Any] = {"size": size, "spacing": float(spacing), "cases": cases, "seed": seed}
-    return folder.write(directory, make, "embryo", about, labels, **given)
+    embryos = folder.Phantoms(
+        make=make,
+        prefix="embryo",
+        about=about,
+        labels=dict(enumerate(EMBRYO_LABELS, 1)),
+        size=size,
+        cases=cases,
+        seed=seed,
+        further={"spacing": float(spacing)},
+    )
+    return folder.write(directory, embryos)
 
 
 def write_fetal_heads_2d(
@@ -213,16 +236,16 @@ def write_fetal_heads_2d(
             "modality": {"0": "US"},
             "file_ending": ".png",
         }
-        return folder.write(
-            Path(directory) / name,
-            make,
-            name,
-            about,
-            {255: "head"},
+        images = folder.Phantoms(
+            make=make,
+            prefix=name,
+            about=about,
+            labels={255: "head"},
             size=size,
-            scanner=dataclasses.asdict(scanner),
             cases=cases,
             seed=seed,
+            further={"scanner": dataclasses.asdict(scanner)},
         )
+        return folder.write(Path(directory) / name, images)
 
     return corpus(1, "source", SOURCE), corpus(2, "target", TARGET)

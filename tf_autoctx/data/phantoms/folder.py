@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -21,26 +22,11 @@ from tf_autoctx.files import replacing
 Make = Callable[[Sequence[int], tuple[int, int]], tuple[np.ndarray, np.ndarray, tuple[float, ...]]]
 
 
-def write(
-    directory: str | os.PathLike[str],
-    make: Make,
-    prefix: str,
-    about: Mapping[str, Any],
-    labels: Mapping[int, str],
-    *,
-    size: Sequence[int],
-    cases: tuple[int, int],
-    seed: int,
-    group: Callable[[int], str] | None = None,
-    **further: Any,
-) -> Path:
-    """Writes the cases, or finds them written already.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Phantoms:
+    """What is in a folder of phantoms.
 
-    The folder appears under its name only when it is complete. `imagesTr`, `labelsTr`, `imagesTs`,
-    `labelsTs` hold `<prefix>_000.nii.gz` and on, or files that end as `about` says.
-
-    Args:
-      directory: folder to make; its parents are made too.
+    Attributes:
       make: (size, (seed, number of a case)) -> image (z, y, x), label (z, y, x), spacing (z, y, x)
         in mm; all (y, x) for a size of two.
       prefix: of the cases' names.
@@ -49,10 +35,39 @@ def write(
       size: voxels along (z, y, x) or (y, x).
       cases: number of (training, test) cases.
       seed: integer.
+      further: what decides the content as well, such as {"spacing": 1.5}; anything that JSON can
+        hold.
       group: number of a case -> its group; with it `cases.csv` lists the cases and their groups
         too.
-      **further: what decides the content as well, such as the spacing; anything that JSON can
-        hold.
+    """
+
+    make: Make
+    prefix: str
+    about: Mapping[str, Any]
+    labels: Mapping[int, str]
+    size: Sequence[int]
+    cases: tuple[int, int]
+    seed: int
+    further: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    group: Callable[[int], str] | None = None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All that decides the content, as it is read from dataset.json."""
+        size, cases = ([int(n) for n in numbers] for numbers in (self.size, self.cases))
+        settings = {"size": size, **self.further, "cases": cases, "seed": int(self.seed)}
+        return json.loads(json.dumps(settings))  # tuples become lists
+
+
+def write(directory: str | os.PathLike[str], phantoms: Phantoms) -> Path:
+    """Writes the cases, or finds them written already.
+
+    The folder appears under its name only when it is complete. `imagesTr`, `labelsTr`, `imagesTs`,
+    `labelsTs` hold `<prefix>_000.nii.gz` and on, or files that end as `about` says.
+
+    Args:
+      directory: folder to make; its parents are made too.
+      phantoms: what is in it.
 
     Returns:
       The folder, a `Path`.
@@ -60,11 +75,7 @@ def write(
     Raises:
       UserError: the folder exists and holds something else.
     """
-    counts = [int(n) for n in cases]
-    settings = {"size": [int(n) for n in size], **further, "cases": counts, "seed": int(seed)}
-    settings = json.loads(json.dumps(settings))  # as they will be read: tuples become lists
-    named = {"0": "background"} | {str(value): name for value, name in labels.items()}
-    directory = Path(directory)
+    directory, settings = Path(directory), phantoms.settings
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         recorded = _recorded_settings(directory)
         if recorded != settings:
@@ -77,27 +88,26 @@ def write(
 
     with replacing(directory, keep=True) as unfinished:
         unfinished.mkdir()
-        entries = _write_images(unfinished, make, settings, prefix, about)
-        _describe(unfinished, settings, {**about, "labels": named}, entries)
-        if group:
-            _write_groups(unfinished, entries, group)
+        entries = _write_images(unfinished, phantoms)
+        _describe(unfinished, phantoms, entries)
+        if phantoms.group:
+            _write_groups(unfinished, entries, phantoms.group)
     return directory
 
 
-def _write_images(
-    folder: Path, make: Make, settings: Mapping[str, Any], prefix: str, about: Mapping[str, Any]
-) -> dict[str, list[str]]:
+def _write_images(folder: Path, phantoms: Phantoms) -> dict[str, list[str]]:
     """Writes images and labels; {"Tr", "Ts": names of the files}."""
     entries: dict[str, list[str]] = {"Tr": [], "Ts": []}
     for part in entries:
         (folder / f"images{part}").mkdir()
         (folder / f"labels{part}").mkdir()
+    settings = phantoms.settings
     train, test = settings["cases"]
     progress = keras.utils.Progbar(train + test, unit_name="phantom")
     for number in range(train + test):
         part = "Tr" if number < train else "Ts"
-        name = f"{prefix}_{number:03d}{about.get('file_ending', '.nii.gz')}"
-        image, label, spacing = make(settings["size"], (settings["seed"], number))
+        name = f"{phantoms.prefix}_{number:03d}{phantoms.about.get('file_ending', '.nii.gz')}"
+        image, label, spacing = phantoms.make(settings["size"], (settings["seed"], number))
         for kind, voxels in (("images", image), ("labels", label)):
             volume = sitk.GetImageFromArray(voxels)
             volume.SetSpacing(spacing[::-1])  # SimpleITK counts (x, y, z) or (x, y)
@@ -107,16 +117,14 @@ def _write_images(
     return entries
 
 
-def _describe(
-    folder: Path,
-    settings: Mapping[str, Any],
-    about: Mapping[str, Any],
-    entries: Mapping[str, list[str]],
-) -> None:
+def _describe(folder: Path, phantoms: Phantoms, entries: Mapping[str, list[str]]) -> None:
     """Writes dataset.json."""
+    settings = phantoms.settings
     train, test = settings["cases"]
+    named = {str(value): name for value, name in phantoms.labels.items()}
     task = {
-        **about,
+        **phantoms.about,
+        "labels": {"0": "background"} | named,
         "tensorImageSize": f"{len(settings['size'])}D",
         "numTraining": train,
         "numTest": test,

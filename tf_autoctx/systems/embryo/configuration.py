@@ -6,7 +6,7 @@ import dataclasses
 
 from tf_autoctx.configuration import check, field
 from tf_autoctx.data.configuration import RigidMotion
-from tf_autoctx.models.options import INITIALIZERS, NORMALIZATIONS
+from tf_autoctx.models.options import INITIALIZERS, NORMALIZATIONS, VNetOptions
 from tf_autoctx.systems.embryo.presets import PRESETS
 from tf_autoctx.systems.shared.declaration import Declaration
 
@@ -37,13 +37,19 @@ class Embryo:
     kernel: int = field(5, "Edge of the convolution kernels.", least=1)
     normalization: str = field(
         "instance",
-        "Statistics of the volume at hand, or moving averages.",
+        "What features are normalized by: statistics of the volume at hand (instance), or moving "
+        "averages (batch).",
         choices=NORMALIZATIONS,
     )
-    initializer: str = field("he", "Initializer of convolutions.", choices=INITIALIZERS)
+    initializer: str = field("he", "How convolutions are initialized.", choices=INITIALIZERS)
 
     def __post_init__(self) -> None:
         check(self)
+
+    @property
+    def vnet(self) -> VNetOptions:
+        """What each of the three VNets is made of."""
+        return _vnet(self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +72,7 @@ class Schedule:
         may_change=True,
     )
     end_to_end_learning_rate: float = field(
-        1e-3, "Of Adam in the stage end_to_end, at the start.", least=0.0
+        1e-3, "Learning rate of Adam at the start of the stage end_to_end.", least=0.0
     )
 
     def __post_init__(self) -> None:
@@ -99,7 +105,6 @@ class Phantoms:
 
 DECLARATION = Declaration(
     name="embryo",
-    title="mouse embryo body and brain ventricle, 3D ultrasound",
     dimensions=3,
     configuration=Embryo,
     training=(Schedule, RigidMotion),
@@ -142,8 +147,21 @@ class SlidingWindows(Windows):
     base_filters: int = field(..., "Channels of the first stage of a VNet.", least=1)
     depth: int = field(..., "Resolutions of a VNet.", least=1)
     kernel: int = field(..., "Edge of the convolution kernels.", least=1)
-    normalization: str = field(..., "Of the VNets.", choices=NORMALIZATIONS)
-    initializer: str = field(..., "Of the VNets and of the localiser.", choices=INITIALIZERS)
+    normalization: str = field(
+        ..., "What features of the VNets are normalized by.", choices=NORMALIZATIONS
+    )
+    initializer: str = field(..., "How all convolutions are initialized.", choices=INITIALIZERS)
+
+    @property
+    def vnet(self) -> VNetOptions:
+        """What each of its VNets is made of."""
+        return _vnet(self)
+
+
+def _vnet(chosen: Embryo | SlidingWindows) -> VNetOptions:
+    """The fields of a configuration that a VNet is made of."""
+    names = [field.name for field in dataclasses.fields(VNetOptions)]
+    return VNetOptions(**{name: getattr(chosen, name) for name in names})
 
 
 def beside(embryo: Embryo, windows: Windows) -> SlidingWindows:
@@ -151,9 +169,5 @@ def beside(embryo: Embryo, windows: Windows) -> SlidingWindows:
     return SlidingWindows(
         window=windows.window,
         stride=windows.stride,
-        base_filters=max(1, embryo.base_filters // 2),
-        depth=embryo.depth,
-        kernel=embryo.kernel,
-        normalization=embryo.normalization,
-        initializer=embryo.initializer,
+        **dataclasses.asdict(embryo.vnet) | {"base_filters": max(1, embryo.base_filters // 2)},
     )

@@ -51,11 +51,7 @@ class Refinement:
             ventricle_box=chosen.ventricle_box,
             auto_context=chosen.auto_context,
             end_to_end=stage == "end_to_end",
-            base_filters=chosen.base_filters,
-            depth=chosen.depth,
-            kernel=chosen.kernel,
-            normalization=chosen.normalization,
-            initializer=chosen.initializer,
+            vnets=chosen.vnet,
         )
         if stage == "initial":
             return keras.Model(whole.input, {"initial": whole.output["initial"]}, name="initial")

@@ -38,15 +38,7 @@ def new_localiser(peer: SlidingWindows) -> keras.Model:
 
 def new_vnet(peer: SlidingWindows, name: str) -> keras.Model:
     """A new small VNet of one output, likewise."""
-    return vnet(
-        outputs=1,
-        base_filters=peer.base_filters,
-        depth=peer.depth,
-        kernel=peer.kernel,
-        normalization=peer.normalization,
-        initializer=peer.initializer,
-        name=name,
-    )
+    return vnet(outputs=1, options=peer.vnet, name=name)
 
 
 def new_networks(peer: SlidingWindows) -> Networks:

@@ -30,13 +30,13 @@ from tf_autoctx.systems.embryo.sliding_windows import (
 from tf_autoctx.systems.shared import stages
 from tf_autoctx.systems.shared.caching import Files, case_of
 from tf_autoctx.systems.shared.session import Session
-from tf_autoctx.systems.shared.stage import Networks, Sample, Stage, Tensor
+from tf_autoctx.systems.shared.stage import AdamStage, Networks, Sample, Tensor
 from tf_autoctx.training.runs import Run
 
 Graph = Callable[[Tensor], Tensor]  # image -> probability
 
 
-class PeerStage(Stage):
+class PeerStage(AdamStage):
     """One network of the peer, which sees windows of a volume that moves as a whole.
 
     Args:
@@ -92,7 +92,7 @@ class PeerStage(Stage):
 class LocaliserStage(PeerStage):
     """The localiser; half of its windows hold the whole ventricle, if any can.
 
-    It ends with its last weights: its share of right decisions would be 1 long before it is sure.
+    It is not validated: its share of right decisions would be 1 long before it is sure.
     """
 
     name = "localiser"
@@ -102,7 +102,7 @@ class LocaliserStage(PeerStage):
 
     @classmethod
     def own_session(cls, session: Session) -> Session:
-        return session.with_settings(patience=0).with_files(session.training, [])
+        return session.with_settings(patience=0)
 
     def build(self) -> Networks:
         return {"network": new_localiser(self._peer)}
@@ -122,12 +122,6 @@ class LocaliserStage(PeerStage):
         stacked = ops.reshape(windows, (-1, *windows.shape[2:]))
         logits = ops.reshape(networks["network"](stacked, training=True), ops.shape(target))
         return ops.mean(ops.softplus(logits) - target * logits, axis=-1)
-
-    def graph(self, networks: Networks) -> Graph:
-        return networks["network"]
-
-    def score(self, graph: Graph, sample: Sample) -> float:
-        raise NotImplementedError("its session has no case to validate on")
 
 
 class VNetStage(PeerStage):
@@ -215,7 +209,7 @@ def finished(run: Run) -> Networks:
         network = stages.finished(run.folder / kind.name)
         if network is None:
             raise UserError(
-                f"{run.folder}/{kind.name}/model.keras: not finished; run eval/sliding_windows.py "
+                f"{run.folder}/{kind.name}/model.keras: not finished; run autoctx-sliding-windows "
                 "again to go on."
             )
         networks[kind.name] = network

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import tensorflow as tf
@@ -19,7 +19,16 @@ from tf_autoctx.systems.embryo.segmentation import Refinement
 from tf_autoctx.systems.shared import checks
 from tf_autoctx.systems.shared.caching import Files
 from tf_autoctx.systems.shared.session import Session
-from tf_autoctx.systems.shared.system import Networks, Reader, Segmentations, System, Tensor
+from tf_autoctx.systems.shared.system import (
+    GraphPredictor,
+    Networks,
+    Predictor,
+    Reader,
+    Segmentations,
+    Served,
+    System,
+    Tensor,
+)
 from tf_autoctx.training import runs
 from tf_autoctx.training.runs import Making, Run
 
@@ -32,7 +41,7 @@ class EmbryoSystem(System):
 
     declaration = DECLARATION
     # What a client should know of the export beside dtypes and shapes.
-    served = {  # noqa: RUF012
+    served: ClassVar[Served] = {
         "image": {
             "range": None,
             "units": "raw intensities, 0 in fluid; each volume is divided by its own root mean "
@@ -47,7 +56,6 @@ class EmbryoSystem(System):
         "ventricle": {"range": [0, 1], "meaning": "1 where the ventricle is"},
         "probability": {"range": [0, 1], "meaning": "of the body, then of the ventricle"},
     }
-    merges_foreground = False
 
     def __init__(self, configuration: Embryo, labels: Mapping[int, str]) -> None:
         super().__init__(configuration, labels)
@@ -185,6 +193,10 @@ class EmbryoSystem(System):
             return segmentations
 
         return segment
+
+    def predictor(self, run: Run, options: Mapping[str, Any]) -> Predictor:
+        """See `System.predictor`; the last finished stage alone is read."""
+        return GraphPredictor(self, training.last_finished(run))
 
     # Export
 

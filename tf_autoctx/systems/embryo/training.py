@@ -21,13 +21,13 @@ from tf_autoctx.systems.embryo.configuration import STAGES, Schedule
 from tf_autoctx.systems.embryo.segmentation import Refinement
 from tf_autoctx.systems.shared import stages
 from tf_autoctx.systems.shared.session import Session
-from tf_autoctx.systems.shared.stage import Networks, Sample, Stage, Tensor
+from tf_autoctx.systems.shared.stage import AdamStage, Networks, Sample, Tensor
 from tf_autoctx.training.runs import Run
 
 Graph = Callable[[Tensor], tuple[Tensor, Tensor]]  # image -> probability, classes
 
 
-class CascadeStage(Stage):
+class CascadeStage(AdamStage):
     """A stage of the cascade: one network that takes VNets over from the stage before.
 
     Args:
@@ -39,7 +39,6 @@ class CascadeStage(Stage):
       frozen: those of them that stay as they are.
 
     Raises:
-      FieldError: volumes that do not stack to a batch.
       UserError: the stage before is not finished.
     """
 
@@ -57,9 +56,15 @@ class CascadeStage(Stage):
         if self._weights:
             weights = [array for of_vnet in self._weights.values() for array in of_vnet]
             self.made_on = stages.digest(weights)
-        pipeline.require_one_shape(
-            stages.sizes(session.training, "label"), session.settings.batch_size
-        )
+
+    def begin(self, session: Session) -> None:
+        """See `Stage.begin`.
+
+        Raises:
+          FieldError: volumes that do not stack to a batch.
+        """
+        sizes = stages.sizes(session.training, "label")
+        pipeline.require_one_shape(sizes, session.settings.batch_size)
 
     def _before(self, folder: pathlib.Path, stage: str) -> dict[str, list[np.ndarray]]:
         """{VNet that is taken over: its weights} of the stage before."""
@@ -184,7 +189,7 @@ def finished_stages(run: Run) -> list[str]:
     names = [name for name in STAGES if (run.folder / name / "model.keras").exists()]
     if not names:
         raise UserError(
-            f"{run.folder}: no stage is finished; run the training script with the same flags to "
+            f"{run.folder}: no stage is finished; run the training command with the same flags to "
             "go on."
         )
     return names
@@ -196,7 +201,17 @@ def finished(run: Run) -> Networks:
     Raises:
       UserError: there is none, or one cannot be read.
     """
-    return {name: stages.load(run.folder / name / "model.keras") for name in finished_stages(run)}
+    return {name: stages.load(run.folder / name / stages.NETWORK) for name in finished_stages(run)}
+
+
+def last_finished(run: Run) -> Networks:
+    """{stage: network} of the last stage that is finished; no other is read.
+
+    Raises:
+      UserError: see `finished`.
+    """
+    name = finished_stages(run)[-1]
+    return {name: stages.load(run.folder / name / stages.NETWORK)}
 
 
 def graph(refinement: Refinement, network: keras.Model) -> Graph:

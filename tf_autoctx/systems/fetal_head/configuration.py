@@ -55,16 +55,19 @@ class FetalHead:
     base_filters: int = field(32, "Channels of the first stage; all others follow.", least=1)
     normalization: str = field(
         "instance",
-        "Statistics of the volume at hand, or moving averages.",
+        "What features are normalized by: statistics of the volume at hand (instance), or moving "
+        "averages (batch).",
         choices=NORMALIZATIONS,
     )
-    initializer: str = field("he", "Initializer of convolutions.", choices=INITIALIZERS)
+    initializer: str = field("he", "How convolutions are initialized.", choices=INITIALIZERS)
     attention_kernel: str = field(
         "paper",
         "Kernels of the attention modules: 3 everywhere, or as in the authors' code.",
         choices=tuple(ATTENTION_KERNELS),
     )
-    l2: float = field(0.0, "Lambda of equation 2, on the sum of squared kernels.", least=0.0)
+    l2: float = field(
+        0.0, "Weight of the sum of squared kernels in the loss, lambda of equation 2.", least=0.0
+    )
 
     def __post_init__(self) -> None:
         check(self)
@@ -114,7 +117,6 @@ class Phantoms:
 
 DECLARATION = Declaration(
     name="fetal_head",
-    title="whole fetal head, 3D ultrasound",
     dimensions=3,
     configuration=FetalHead,
     training=(Augmentation,),

@@ -142,7 +142,7 @@ class Cascade:
         """`postprocess` of every level on the original grid, level 1 first.
 
         Args:
-          networks: one model a level.
+          networks: one model per level.
           image: raw voxels (batch, depth, height, width, 1) float32.
         """
         size, x = ops.shape(image)[1:4], self.preprocess(image)

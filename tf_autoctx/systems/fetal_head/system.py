@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import tensorflow as tf
@@ -19,10 +19,8 @@ from tf_autoctx.systems.fetal_head.segmentation import Cascade
 from tf_autoctx.systems.shared import stages
 from tf_autoctx.systems.shared.caching import Files
 from tf_autoctx.systems.shared.session import Session
-from tf_autoctx.systems.shared.system import Networks, Segmentations, System, Tensor
+from tf_autoctx.systems.shared.system import Networks, Segmentations, Served, System, Tensor
 from tf_autoctx.training.runs import Run
-
-STRUCTURE = "head"
 
 
 class FetalHeadSystem(System):
@@ -30,7 +28,7 @@ class FetalHeadSystem(System):
 
     declaration = DECLARATION
     # What a client should know of the export beside dtypes and shapes.
-    served = {  # noqa: RUF012
+    served: ClassVar[Served] = {
         "image": {
             "range": None,
             "units": "raw intensities; each volume is scaled by its own smallest and largest",
@@ -39,7 +37,8 @@ class FetalHeadSystem(System):
         "label": {"range": [0, 1], "meaning": "1 where the head's probability is above 0.5"},
         "probability": {"range": [0, 1], "meaning": "of the head"},
     }
-    measure = staticmethod(biometry.compare)
+    structure = "head"
+    measurements = biometry.METRICS
 
     def __init__(self, configuration: Any, labels: Mapping[int, str]) -> None:
         super().__init__(configuration, labels)
@@ -55,12 +54,6 @@ class FetalHeadSystem(System):
     def write_phantoms(cls, folder: pathlib.Path, values: Mapping[str, Any]) -> pathlib.Path:
         names = ("phantom_size", "phantom_cases", "seed", "phantom_scans")
         return phantoms.write_fetal_heads(folder, *(values[name] for name in names))
-
-    @classmethod
-    def structures(
-        cls, cases: datasets.Dataset, foreground: Sequence[int] | None
-    ) -> dict[int, str]:
-        return {1: STRUCTURE}
 
     # Training
 
@@ -119,12 +112,17 @@ class FetalHeadSystem(System):
             return {
                 f"level {level}": {
                     "label": output["label"][0, ..., 0],
-                    "probability": {STRUCTURE: output["probability"][0, ..., 0]},
+                    "probability": {self.structure: output["probability"][0, ..., 0]},
                 }
                 for level, output in enumerate(outputs, start=1)
             }
 
         return segment
+
+    def measure(
+        self, mask: np.ndarray, truth: np.ndarray, spacing: Sequence[float]
+    ) -> dict[str, float]:
+        return biometry.compare(mask, truth, spacing)
 
     # Export
 

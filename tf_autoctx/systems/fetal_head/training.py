@@ -17,21 +17,18 @@ from tf_autoctx.systems.fetal_head.segmentation import Cascade
 from tf_autoctx.systems.shared import stages
 from tf_autoctx.systems.shared.caching import Files, case_of
 from tf_autoctx.systems.shared.session import Session
-from tf_autoctx.systems.shared.stage import Networks, Sample, Stage, Tensor
+from tf_autoctx.systems.shared.stage import AdamStage, Networks, Sample, Tensor
 
 Level = Callable[[Tensor, Tensor], Tensor]  # image, context -> probability
 
 
-class LevelStage(Stage):
+class LevelStage(AdamStage):
     """One level of the cascade; its name is level_1, level_2, ...
 
     Args:
       level: 1 is the first.
       cascade: what the levels are.
       session: whose files have the last level's context.
-
-    Raises:
-      FieldError: samples that do not stack to a batch; a patch that is too large.
     """
 
     columns = ("image", "label", "context")
@@ -46,8 +43,15 @@ class LevelStage(Stage):
         self.seed = session.settings.seed * 1000 + level
         self._augmentation = session.configured(Augmentation)
         self._loss = losses.DeepSupervisedCrossEntropy(ignored=session.ignored)
+
+    def begin(self, session: Session) -> None:
+        """See `Stage.begin`.
+
+        Raises:
+          FieldError: samples that do not stack to a batch; a patch that is too large.
+        """
         sizes = stages.sizes(session.training, "image")
-        shapes = {cascade.training_shape(size) for size in sizes}
+        shapes = {self._cascade.training_shape(size) for size in sizes}
         pipeline.require_one_shape(shapes, session.settings.batch_size)
         # Sizes that are known let XLA compile the step on a GPU.
         unknown = [None] * len(next(iter(shapes)))

@@ -62,9 +62,12 @@ class MultiOrgan:
     )
     base_filters: int = field(32, "Channels of the first convolution; all others follow.", least=1)
     normalization: str = field(
-        "batch", "Moving averages, or statistics of the tile at hand.", choices=NORMALIZATIONS
+        "batch",
+        "What features are normalized by: moving averages (batch), or statistics of the tile at "
+        "hand (instance).",
+        choices=NORMALIZATIONS,
     )
-    initializer: str = field("he", "Initializer of convolutions.", choices=INITIALIZERS)
+    initializer: str = field("he", "How convolutions are initialized.", choices=INITIALIZERS)
 
     def __post_init__(self) -> None:
         check(self)
@@ -146,7 +149,6 @@ class TileOptions:
 
 DECLARATION = Declaration(
     name="multi_organ",
-    title="abdominal organs, CT",
     dimensions=3,
     configuration=MultiOrgan,
     training=(Deformation,),

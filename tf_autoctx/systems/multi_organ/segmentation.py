@@ -114,7 +114,7 @@ class Pyramid:
         """Class probabilities of every level on its own grid.
 
         Args:
-          unets: one function a level, see `unets`.
+          unets: one function per level, see `unets`.
           images: the volume as each level sees it, see `preprocess`.
           progress: called after each tile, outside graphs.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import keras
 import numpy as np
@@ -24,27 +24,11 @@ from tf_autoctx.systems.shared.system import (
     Networks,
     Predictor,
     Segmentations,
+    Served,
     System,
     Tensor,
 )
 from tf_autoctx.training.runs import Run
-
-# What a client should know of the export beside dtypes and shapes.
-SERVED = {
-    "image": {
-        "range": [-1024, 3071],
-        "units": "HU",
-        "rule": "any size; the CT's own grid",
-    },
-    "label": {
-        "range": [0, 255],
-        "meaning": "value of the most probable structure, see labels; 0: background",
-    },
-    "probability": {
-        "range": [0, 1],
-        "meaning": "of the background, then of each structure, label values ascending",
-    },
-}
 
 
 class MultiOrganSystem(System):
@@ -54,8 +38,22 @@ class MultiOrganSystem(System):
     """
 
     declaration = DECLARATION
-    served = SERVED
-    merges_foreground = False
+    # What a client should know of the export beside dtypes and shapes.
+    served: ClassVar[Served] = {
+        "image": {
+            "range": [-1024, 3071],
+            "units": "HU",
+            "rule": "any size; the CT's own grid",
+        },
+        "label": {
+            "range": [0, 255],
+            "meaning": "value of the most probable structure, see labels; 0: background",
+        },
+        "probability": {
+            "range": [0, 1],
+            "meaning": "of the background, then of each structure, label values ascending",
+        },
+    }
 
     def __init__(self, configuration: MultiOrgan, labels: Mapping[int, str]) -> None:
         # In the order of the network's channels.

@@ -19,12 +19,12 @@ from tf_autoctx.systems.multi_organ.segmentation import Pyramid, UNet
 from tf_autoctx.systems.shared import stages
 from tf_autoctx.systems.shared.caching import Files, case_of
 from tf_autoctx.systems.shared.session import Session
-from tf_autoctx.systems.shared.stage import Networks, Sample, Stage, Tensor
+from tf_autoctx.systems.shared.stage import AdamStage, Networks, Sample, Tensor
 
 Last = Callable[[Sequence[Tensor]], Tensor]  # images of all levels -> the last one's probabilities
 
 
-class PyramidStage(Stage):
+class PyramidStage(AdamStage):
     """Trains the pyramid of the first levels; its name is that of `stage_name`.
 
     Args:

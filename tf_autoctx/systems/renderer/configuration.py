@@ -50,7 +50,7 @@ class Renderer:
         choices=HEADS,
     )
     initializer: str = field(
-        "truncated_normal", "Initializer of convolutions.", choices=INITIALIZERS
+        "truncated_normal", "How convolutions are initialized.", choices=INITIALIZERS
     )
 
     def __post_init__(self) -> None:
@@ -85,10 +85,10 @@ class Objective:
     """Objective: how the terms of the loss are weighted, and in what order they update."""
 
     rendering_weight: float = field(
-        1.0, "Alpha 0 of equation 1: the rendered image's distance.", least=0.0
+        1.0, "Weight of the rendered image's distance, alpha 0 of equation 1.", least=0.0
     )
     rendering_aux_weight: float = field(
-        1.0, "Alpha 1 of equation 1: the side branch's distance.", least=0.0
+        1.0, "Weight of the side branch's distance, alpha 1 of equation 1.", least=0.0
     )
     dice_weight: float = field(
         100.0, "Weight of the segmentor's Dice terms beside its cross entropy.", least=0.0
@@ -148,7 +148,6 @@ class OnlineOptions:
 
 DECLARATION = Declaration(
     name="renderer",
-    title="fetal head of any scanner, 2D ultrasound",
     dimensions=2,
     configuration=Renderer,
     training=(Objective,),

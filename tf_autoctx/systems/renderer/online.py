@@ -129,7 +129,7 @@ class OnlineRendering:
           progress: whether to show a progress bar over the iterations.
 
         Returns:
-          The first is of the trained weights as they are, then one an iteration.
+          The first is of the trained weights as they are, then one per iteration.
         """
         for variable, value in zip(self._variables, self._trained):
             variable.assign(value)

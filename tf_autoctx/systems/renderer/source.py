@@ -1,7 +1,7 @@
 """The source corpus S as the trained renderer shows it, S': online rendering's real images (Yang et
 al. 2018, section 2.3).
 
-Files of a corpus are [{"image2d", "label2d": path}], one entry a case.
+Files of a corpus are [{"image2d", "label2d": path}], one entry per case.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import tensorflow as tf
@@ -15,10 +15,17 @@ from tf_autoctx.systems.renderer import online, training
 from tf_autoctx.systems.renderer.configuration import DECLARATION, ITERATIONS
 from tf_autoctx.systems.renderer.segmentation import Rendering
 from tf_autoctx.systems.shared.session import Session
-from tf_autoctx.systems.shared.system import Networks, Predictor, Segmentations, System, Tensor
+from tf_autoctx.systems.shared.system import (
+    GraphPredictor,
+    Networks,
+    Predictor,
+    Segmentations,
+    Served,
+    System,
+    Tensor,
+)
 from tf_autoctx.training.runs import Run
 
-STRUCTURE = "head"
 SERVED = ("renderer", "segmentor")  # the networks of the export, as far as the variant has them
 
 
@@ -27,7 +34,7 @@ class RendererSystem(System):
 
     declaration = DECLARATION
     # What a client should know of the export beside dtypes and shapes.
-    served = {  # noqa: RUF012
+    served: ClassVar[Served] = {
         "image": {
             "range": [0, 255],
             "units": "grey levels",
@@ -41,7 +48,8 @@ class RendererSystem(System):
         "label": {"range": [0, 1], "meaning": "1 where the head's probability is above 0.5"},
         "probability": {"range": [0, 1], "meaning": "of the head"},
     }
-    measure = staticmethod(biometry.compare)
+    structure = "head"
+    measurements = biometry.METRICS
 
     def __init__(self, configuration: Any, labels: Mapping[int, str]) -> None:
         super().__init__(configuration, labels)
@@ -54,12 +62,6 @@ class RendererSystem(System):
         names = ("phantom_size", "phantom_cases", "seed")
         source, target = phantoms.write_fetal_heads_2d(folder, *(values[name] for name in names))
         return target if values["variant"] == "Orig-T2T" else source
-
-    @classmethod
-    def structures(
-        cls, cases: datasets.Dataset, foreground: Sequence[int] | None
-    ) -> dict[int, str]:
-        return {1: STRUCTURE}
 
     # Training
 
@@ -94,7 +96,7 @@ class RendererSystem(System):
             return {
                 self.configuration.variant: {
                     "label": output["label"][0, ..., 0],
-                    "probability": {STRUCTURE: output["probability"][0, ..., 0]},
+                    "probability": {self.structure: output["probability"][0, ..., 0]},
                 }
             }
 
@@ -112,10 +114,16 @@ class RendererSystem(System):
         """
         iterations = options.get("iterations", ITERATIONS if self.configuration.renders else 0)
         if not iterations:
-            return super().predictor(run, options)
+            served = training.finished(run.folder, self.configuration, SERVED)
+            return GraphPredictor(self, served)
         return online.OnlinePredictor(
             self.rendering, run, iterations, options.get("online_seed", 0)
         )
+
+    def measure(
+        self, mask: np.ndarray, truth: np.ndarray, spacing: Sequence[float]
+    ) -> dict[str, float]:
+        return biometry.compare(mask, truth, spacing)
 
     # Export
 

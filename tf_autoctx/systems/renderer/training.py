@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pathlib
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import keras
 import tensorflow as tf
@@ -35,9 +35,6 @@ class SelfPlayStage(Stage):
     Args:
       rendering: what the networks are.
       session: of the training.
-
-    Raises:
-      FieldError: images that do not stack to a batch, or too few to have a real one.
     """
 
     name = "self_play"
@@ -48,6 +45,13 @@ class SelfPlayStage(Stage):
         self._rendering, self._objective = rendering, session.configured(Objective)
         self._ignored = session.ignored
         self.seed, self.others = session.settings.seed, len(rendering.configuration.discriminators)
+
+    def begin(self, session: Session) -> None:
+        """See `Stage.begin`.
+
+        Raises:
+          FieldError: images that do not stack to a batch, or too few to have a real one.
+        """
         batch_size, cases = session.settings.batch_size, len(session.training)
         pipeline.require_one_shape(stages.sizes(session.training, "label2d"), batch_size)
         fakes = batch_size * session.strategy.num_replicas_in_sync
@@ -61,12 +65,6 @@ class SelfPlayStage(Stage):
 
     def build(self) -> Networks:
         return self._rendering.networks()
-
-    def losses(self, networks: Networks, batch: Mapping[str, Tensor]) -> Tensor:
-        """All terms together; `updates` takes them apart."""
-        outputs = terms.Outputs(networks, batch, training=True, ignored=self._ignored)
-        every = terms.groups(networks, self._objective)[-1]
-        return sum(outputs.losses(term, self._objective) for term in every)
 
     def updates(self, networks: Networks, settings: Settings) -> tuple[Optimizers, Step]:
         plan = terms.groups(networks, self._objective)
@@ -124,8 +122,15 @@ def train(rendering: Rendering, session: Session) -> Networks:
     return networks
 
 
-def finished(folder: pathlib.Path, configuration: Renderer) -> Networks:
-    """The networks of a finished run, by the folder of the run.
+def finished(
+    folder: pathlib.Path, configuration: Renderer, wanted: Collection[str] | None = None
+) -> Networks:
+    """The networks of a finished run.
+
+    Args:
+      folder: of the run.
+      configuration: what the networks are.
+      wanted: names of those that are read; None: all.
 
     Raises:
       UserError: it is not finished, or a network cannot be read.
@@ -136,7 +141,8 @@ def finished(folder: pathlib.Path, configuration: Renderer) -> Networks:
             f"{directory}: is not there; run the training command with the same flags to finish "
             "the run."
         )
-    return {name: stages.load(file) for name, file in _files(folder, configuration).items()}
+    files = _files(folder, configuration)
+    return {name: stages.load(files[name]) for name in files if wanted is None or name in wanted}
 
 
 def graph(rendering: Rendering, networks: Mapping[str, keras.Model]) -> Graph:

@@ -18,7 +18,6 @@ class Declaration:
 
     Attributes:
       name: in config.json, tables and model cards; the default run folder is runs/NAME.
-      title: a few words for pictures and messages.
       dimensions: of the images that it takes, 2 or 3.
       configuration: the dataclass that the system is made of, one field a flag.
       training: further dataclasses of flags that its training takes, such as the augmentation.
@@ -33,7 +32,6 @@ class Declaration:
     """
 
     name: str
-    title: str
     dimensions: int
     configuration: type
     training: tuple[type, ...]
@@ -45,8 +43,13 @@ class Declaration:
     voxel_check: str | None = None
 
     def load(self) -> Any:
-        """The class of the system, a `System`; imports Keras."""
-        return _imported(self.implementation)
+        """The class of the system, a `System`, whose own metrics are known from then on; imports
+        Keras."""
+        from tf_autoctx import metrics
+
+        kind = _imported(self.implementation)
+        metrics.register(*kind.measurements)
+        return kind
 
     def check_voxels(self, path: str | pathlib.Path, voxels: np.ndarray) -> None:
         """Warns of a raw image that is none of this system's, such as a CT that is not in HU.

@@ -8,8 +8,10 @@ import pathlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from tf_autoctx import metrics
 from tf_autoctx.errors import UserError
 from tf_autoctx.report import tables
+from tf_autoctx.systems.shared import registry
 from tf_autoctx.training import runs
 from tf_autoctx.training.runs import Run
 
@@ -62,6 +64,20 @@ def load(
             "run."
         )
     return ScoredRun(run, mode, rows)
+
+
+def declare_metrics(rows: Iterable[tables.Row]) -> None:
+    """Loads the systems, as far as they are installed, whose rows have a metric that nothing has
+    declared so far: a system declares its own."""
+    unknown = {
+        row["system"]
+        for row in rows
+        for name in row.keys() - set(tables.LABELS)
+        if metrics.column(name).metric.better is None
+    }
+    for name, declaration in registry.declarations().items() if unknown else ():
+        if name in unknown:
+            declaration.load()
 
 
 def in_order(

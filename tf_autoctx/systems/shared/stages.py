@@ -45,6 +45,7 @@ def train(stage: Stage, session: Session) -> Networks:
             settings.patience,
             "there is no validation case; expected `validation_fraction` above 0.",
         )
+    stage.begin(session)
     task = _StageTask(stage, session)
     folder = session.folder / stage.name
     try:
@@ -147,21 +148,20 @@ class _StageTask:
 
     def __init__(self, stage: Stage, session: Session) -> None:
         self._stage, self._session = stage, session
-        self.keeps_last, self.validates = stage.keeps_last, bool(session.validation)
         keras.utils.set_random_seed(stage.seed)
         with session.strategy.scope():
             self.networks = stage.build()
             self.optimizers, self._step = stage.updates(self.networks, session.settings)
         self._graph = stage.graph(self.networks)
+        self.keeps_last = stage.keeps_last
+        self.validates = bool(session.validation) and self._graph is not None
 
     def step(self, batch: loop.Batch) -> dict[str, tf.Tensor]:
         return self._step(batch)
 
     def batches(self, first_step: int, context: tf.distribute.InputContext) -> tf.data.Dataset:
         stage, session = self._stage, self._session
-        return pipeline.training(
-            {name: [entry[name] for entry in session.training] for name in stage.columns},
-            stage.augment,
+        order = pipeline.Order(
             seed=stage.seed,
             first_step=first_step,
             steps=session.settings.steps,
@@ -171,8 +171,11 @@ class _StageTask:
             workers=context.num_input_pipelines,
             others=stage.others,
         )
+        files = {name: [entry[name] for entry in session.training] for name in stage.columns}
+        return pipeline.training(files, stage.augment, order)
 
     def validate(self) -> loop.Logs:
+        assert self._graph is not None
         samples = (
             pipeline.sample({name: entry[name] for name in self._stage.columns})
             for entry in self._session.validation
