@@ -47,9 +47,7 @@ def check(path: pathlib.Path) -> None:
             return  # GDCM raises what zlib says
         if pixels is None:
             kind = values.get(MODALITY, b"").decode("latin-1").strip("\0 ")
-            raise UserError(
-                f"{path}: holds no pixels (a DICOM file of modality {kind!r}); expected an image."
-            )
+            raise UserError(f"{path}: holds no pixels (modality {kind!r}); expected an image.")
         _require_pixels(path, file, values, pixels, syntax)
     if syntax.startswith(JPEG) and syntax.removeprefix(JPEG) in LIBJPEG:
         spoken.decode(path)

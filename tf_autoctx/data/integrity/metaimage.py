@@ -61,20 +61,45 @@ def check(path: pathlib.Path) -> None:
     kind = fields.get("ElementType", "")
     if kind not in TYPES or not 1 <= channels <= 1024:
         raise claims.damaged(path, f"its voxels are {channels} of type {kind!r}")
-    width = TYPES[kind]
     sources, slices = _sources(path, fields, lines, size)
     if slices != 1 and slices != size[-1]:
         raise claims.damaged(path, f"it names {slices} data files for {size[-1]} slices")
-    text = _true(fields.get("BinaryData", "True")) is False
+    if _true(fields.get("BinaryData", "True")) is False:
+        raise UserError(f"{path}: holds its voxels as text; expected BinaryData = True.")
     packed = _true(fields.get("CompressedData", "False")) is True
-    skip = start if sources == [path] else _number(path, fields, "HeaderSize", 0)
-    stored = sum(max(file.stat().st_size - max(skip, 0), 0) for file in sources)
-    if packed and sources == [path] and "CompressedDataSize" not in fields:
+    local = sources == [path]
+    if packed and local and "CompressedDataSize" not in fields:
         raise claims.damaged(path, "its header lacks CompressedDataSize")
-    ratio = claims.RATIO if packed else width if text else 1
-    promised = claims.require_room(path, size, width * channels, stored, ratio)
+    skip = start if local else _number(path, fields, "HeaderSize", 0)
+    if skip < -1 or (packed and skip < 0):
+        raise claims.damaged(path, f"its header has HeaderSize = {skip}")
+    stored = sum(max(file.stat().st_size - max(skip, 0), 0) for file in sources)
+    ratio = claims.RATIO if packed else 1
+    promised = claims.require_room(path, size, TYPES[kind] * channels, stored, ratio) // slices
     for source in sources:
-        _require_data(path, source, skip, promised // slices, packed, fields, text * width)
+        where = path if local else f"{path} ({source.name})"
+        if packed:
+            count = _number(path, fields, "CompressedDataSize", 0)
+            _require_packed(where, source, skip, count, promised)
+            continue
+        left = source.stat().st_size - max(skip, 0)
+        if left < promised:
+            raise claims.missing(where, max(left, 0), promised)
+        if skip >= 0:  # else the voxels end the file
+            claims.require_no_rest(where, left - promised, promised, own=local or not skip)
+
+
+def _require_packed(
+    where: object, source: pathlib.Path, skip: int, count: int, promised: int
+) -> None:
+    """Raises a `UserError` unless so many bytes of voxels are packed behind a header."""
+    left = source.stat().st_size - skip
+    if count > left:
+        raise claims.damaged(where, f"{left} of {count} packed bytes are there")
+    with source.open("rb") as file:
+        file.seek(skip)
+        stream = claims.unpacked(where, claims.pieces(file, count or left), claims.ZLIB)
+        claims.require_voxels(where, stream, promised)
 
 
 def _header(path: pathlib.Path, start: bytes) -> tuple[list[tuple[str, str]], int]:
@@ -173,37 +198,3 @@ def _sources(
         names = detached.numbered(path, [*named.split(), "1"])
         return detached.files(path, names), len(names)
     return detached.files(path, [named]), 1
-
-
-def _require_data(
-    path: pathlib.Path,
-    source: pathlib.Path,
-    skip: int,
-    promised: int,
-    packed: bool,
-    fields: Mapping[str, str],
-    width: int,
-) -> None:
-    """Raises a `UserError` unless a file holds so many bytes of voxels.
-
-    With a `width`, these are numbers as text that would have so many bytes each.
-    """
-    where = path if source == path else f"{path} ({source.name})"
-    stored = source.stat().st_size
-    with source.open("rb") as file:
-        if packed:
-            count = _number(path, fields, "CompressedDataSize", 0) or stored - skip
-            if count > stored - skip:
-                raise claims.damaged(where, f"{stored - skip} of {count} packed bytes are there")
-            file.seek(skip)
-            stream = claims.unpacked(where, claims.pieces(file, count), claims.ZLIB)
-            claims.require_voxels(where, stream, promised, own=source == path)
-        elif width:
-            file.seek(max(skip, 0))
-            claims.require_numbers(where, file, promised // width)
-        elif skip >= 0:
-            if stored - skip < promised:
-                raise claims.missing(where, max(stored - skip, 0), promised)
-            claims.require_no_rest(where, stored - skip - promised, promised, source == path)
-        elif stored < promised:  # the voxels end the file
-            raise claims.missing(where, stored, promised)

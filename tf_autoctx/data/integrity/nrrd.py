@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import BinaryIO
 
 from tf_autoctx.data.integrity import claims, detached
@@ -41,26 +42,38 @@ def check(path: pathlib.Path) -> None:
     # Of text, a number may be a character and a blank.
     ratio = {**dict.fromkeys(GZIP, claims.RATIO), **dict.fromkeys(TEXT, voxel)}.get(encoding, 1)
     promised = claims.require_room(path, size, voxel, stored, ratio) // len(sources)
-    lines, skipped = (_skip(path, fields, name) for name in ("line skip", "byte skip"))
+    skips = [_skip(path, fields, name) for name in ("line skip", "byte skip")]
     for source in sources:
         where = path if source == path else f"{path} ({source.name})"
         with source.open("rb") as file:
             file.seek(start)
-            for _ in range(lines):
-                file.readline(HEADER)
-            if encoding in RAW:
-                left = source.stat().st_size - file.tell() - max(skipped, 0)
-                if left < promised:
-                    raise claims.missing(where, max(left, 0), promised)
-                if skipped >= 0:
-                    claims.require_no_rest(where, left - promised, promised, source == path)
-            elif encoding in GZIP:
-                stream = claims.unpacked(where, claims.pieces(file), claims.GZIP)
-                claims.require_voxels(where, stream, promised, max(skipped, 0), source == path)
-            elif encoding in TEXT:
+            if encoding in TEXT:
                 claims.require_numbers(where, file, promised // voxel)
-            else:
+            elif encoding in HEX:
                 claims.require_voxels(where, _hexadecimal(file), promised)
+            else:
+                _require_bytes(where, file, encoding, skips, promised)
+
+
+def _require_bytes(
+    where: object, file: BinaryIO, encoding: str, skips: Sequence[int], promised: int
+) -> None:
+    """Raises a `UserError` unless so many bytes of voxels are stored, or packed, in a file.
+
+    Behind a skip, the file may be that of several headers.
+    """
+    lines, skipped = skips
+    for _ in range(lines):
+        file.readline(HEADER)
+    if encoding in GZIP:
+        stream = claims.unpacked(where, claims.pieces(file), claims.GZIP)
+        claims.require_voxels(where, stream, promised, max(skipped, 0), own=not any(skips))
+        return
+    left = os.fstat(file.fileno()).st_size - file.tell() - max(skipped, 0)
+    if left < promised:
+        raise claims.missing(where, max(left, 0), promised)
+    if skipped >= 0:  # else the voxels end the file
+        claims.require_no_rest(where, left - promised, promised, own=not any(skips))
 
 
 def _header(path: pathlib.Path, data: bytes) -> tuple[dict[str, str], list[str] | None, int]:
