@@ -32,8 +32,10 @@ SPELLINGS = {
     "test": ("test", "testing", "ts"),
 }
 # What data sets call the label 0.
-BACKGROUNDS = ("background", "bg", "back", "air", "none", "clear", "clear label", "unlabeled")
-BACKGROUNDS += ("unlabelled", "void", "0", "", "others", "other", "unknown", "backgroud")
+BACKGROUNDS = (
+    *("background", "backgroud", "back", "bg", "air", "clear", "clear label", "none", "0", ""),
+    *("unlabeled", "unlabelled", "unknown", "void", "other", "others"),
+)
 DELIMITERS = ",;\t|"
 
 
@@ -508,8 +510,8 @@ def _read_csv(path: pathlib.Path) -> list[Entry]:
                 f"{where}: group {group!r} is in {split} and {split_of[group]}; expected it in one "
                 "split."
             )
-        files = [_beside(path, file) if file else None for file in (image, label)]
-        entries.append(Entry(where, split, *files, group))
+        label_file = _beside(path, label) if label else None
+        entries.append(Entry(where, split, _beside(path, image), label_file, group))
     return entries
 
 

@@ -266,7 +266,7 @@ def _of_known_values(
         )
     if out is None:
         return label
-    kept = np.where(label == out, IGNORED, label)
+    kept = np.asarray(np.where(label == out, IGNORED, label))
     return kept.astype(np.uint8) if kept.max() <= IGNORED else kept
 
 
