@@ -54,8 +54,9 @@ GRAPH = "saved_model.pb"
 WARM_UP = pathlib.PurePath("assets.extra") / "tf_serving_warmup_requests"
 WARM_UP_EDGE = 32  # voxels along each axis of a warm-up request
 CARD_SIGNATURE = "card"
-# Of the card, what is served: not the flags, whose paths are no business of a client.
-UNSERVED = ("config",)
+# Of the card, what is not served: the flags, whose paths are no business of a client, and digests,
+# which cannot be in a graph that they are of.
+UNSERVED = ("config", "files")
 # What `write` puts around the functions; another number makes another version of the same weights.
 FORMAT = 2
 
