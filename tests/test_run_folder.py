@@ -108,8 +108,8 @@ def test_a_folder_in_which_nothing_was_trained_opens_with_any_flags(tmp_path, ca
     ).shape
     assert len(list((tmp_path / "run" / "cache").iterdir())) == 1 and shape[0] < 24
     # Now it is bound
-    told = trained(capsys, tmp_path / "run", *changed, "--seed=4")
-    assert "--seed 3 (now 4)" in told
+    told = trained(capsys, tmp_path / "run", *changed, "--learning_rate=1")
+    assert "--learning_rate 0.001 (now 1.0)" in told
 
 
 @pytest.fixture

@@ -144,6 +144,7 @@ def main(given: command_line.Given) -> None:
     output = pathlib.Path(settings.output)
     evaluations = load(settings.evaluations)
     lines = compare(evaluations)
+    files.own(output)
     text = "\n".join([table(lines), *left_out(evaluations)])
     tables.write_csv(output / "comparison.csv", lines, list(lines[0]))
     with files.replacing(output / "table.txt") as path:

@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from tf_autoctx import configuration
+from tf_autoctx import configuration, files
 from tf_autoctx.commands.command_line import Command, Given
 from tf_autoctx.configuration import field
 from tf_autoctx.errors import UserError
@@ -259,6 +259,7 @@ def main(given: Given) -> None:
     text = f"{table_1(rows, timed, structures)}\n\n{tables.dice_table(rows)}"
 
     output = pathlib.Path(chosen.output)
+    files.own(output)
     tables.write(output, rows)
     for name, written in ("times.json", json.dumps(timed, indent=1)), ("table.txt", text):
         with replacing(output / name) as path:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from tf_autoctx import metrics
+from tf_autoctx import files, metrics
 from tf_autoctx.commands.planned_runs import PlannedRun
 from tf_autoctx.data import datasets
 from tf_autoctx.files import replacing
@@ -59,6 +59,7 @@ def write(output: pathlib.Path, finished: Sequence[PlannedRun], flags: Mapping[s
         ]
     )
     pairs = [(line["method"], line["against"]) for line in lines[:: len(names)]]
+    files.own(output)
     tables.write(output, rows + levels, pairs)
     columns = list(lines[0]) if lines else ["method"]
     tables.write_csv(output / "comparison.csv", lines, columns)

@@ -124,7 +124,7 @@ def _of_seed(chosen: FetalHeadTables, values: dict[str, Any]) -> list[PlannedRun
             **{name: values[name] for name in ("seed", "data_dir", "preset", "precision")},
         }
         run = PlannedRun(method, pathlib.Path(chosen.runs) / f"{method}_seed_{seed}", own)
-        if (run.folder / "config.json").exists():
+        if runs.is_trained(run.folder):
             making = runs.Making(DECLARATION.name, values | own, fingerprint, changeable)
             if different := runs.differences(runs.load(run.folder), making):
                 raise UserError(

@@ -286,6 +286,7 @@ def main(given: command_line.Given) -> None:
 
     settings = given.configured(Tables)
     runs, prefixes = scored_runs.in_order(map(load, settings.runs), MODES)
+    files.own(settings.output)
     labels = runs[0].run.labels
     if settings.data_dir:
         other = other_data(settings.data_dir, settings.label_map, labels)

@@ -214,6 +214,7 @@ def main(given: command_line.Given) -> None:
     from tf_autoctx.report import tables
 
     output = pathlib.Path(settings.output)
+    files.own(output)
     scored = score(settings)
     rows = [row for run in scored for row in rows_of(run)]
     methods = list(dict.fromkeys(row["method"] for row in rows))

@@ -61,13 +61,14 @@ class Origins:
 
     def note(self, image: str | os.PathLike[str], results: Iterable[pathlib.Path]) -> None:
         """Records what results were made from, once they are written."""
+        names = [self._name(result) for result in results]
         record = {
-            "results": [self._name(result) for result in results],
+            "results": names,
             "stamp": _stamp(image),
             "sha256": _digest(image),
             "model": self._model,
         }
-        self._records |= dict.fromkeys(record["results"], record)
+        self._records |= dict.fromkeys(names, record)
         before = "" if all(line.endswith("}") for line in self._lines()[-1:]) else "\n"
         with open(self._path, "a", encoding="utf-8") as file:
             file.write(f"{before}{json.dumps(record)}\n")
