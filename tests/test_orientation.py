@@ -9,6 +9,7 @@ import itertools
 import json
 import logging
 import pathlib
+import re
 import shutil
 
 import numpy as np
@@ -323,3 +324,17 @@ def test_going_on_with_a_run_of_before_is_refused_by_its_command(trained, tmp_pa
     with pytest.raises(SystemExit):
         train(f"--data_dir={trained / 'data_mixed'}", f"--work_dir={tmp_path / 'run'}")
     assert "this run was trained before volumes were brought to LPS" in capsys.readouterr().err
+
+
+def test_the_readme_of_serving_turns_a_scan_and_its_label_back(tmp_path, monkeypatch):
+    text = (running.ROOT / "serving" / "README.md").read_text()
+    (example,) = (code for code in re.findall(r"(?s)```python\n(.*?)```", text) if "LPS" in code)
+    image, label = scan()
+    sitk.WriteImage(stored(image, "PIR"), str(tmp_path / "scan.nii.gz"))
+    assert example.count("volume * 0") == 1
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(example.replace("volume * 0", "(volume > 200).astype('uint8')"), names)
+    np.testing.assert_array_equal(names["volume"], sitk.GetArrayFromImage(image))
+    truth = sitk.GetArrayFromImage(stored(label, "PIR")) > 0
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(names["label"]), truth)
