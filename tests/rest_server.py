@@ -292,7 +292,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 f"{list(sizes.values())}",
             )
         found = [
-            {output: to_json(output, array[k]) for output, array in outputs.items()}
+            {
+                output: to_json(output, np.asarray(array[k], array.dtype))
+                for output, array in outputs.items()
+            }
             for k in range(min(sizes.values()))
         ]
         return {
