@@ -236,7 +236,7 @@ def _without_colours(path: Path, voxels: np.ndarray, channels: int) -> np.ndarra
             f"{path}: has {len(rows)} colours beside black, such as {shown}; expected one, that of "
             "the object, or grey label values."
         )
-    return colours.any(axis=-1).astype(np.uint8)
+    return np.asarray(np.any(colours, axis=-1), np.uint8)
 
 
 def _of_known_values(
@@ -266,8 +266,8 @@ def _of_known_values(
         )
     if out is None:
         return label
-    kept = np.asarray(np.where(label == out, IGNORED, label))
-    return kept.astype(np.uint8) if kept.max() <= IGNORED else kept
+    label[label == out] = IGNORED
+    return label.astype(np.uint8) if label.max() <= IGNORED else label
 
 
 def _mask_value(value: int, structures: Sequence[int]) -> int | None:
