@@ -46,7 +46,8 @@ image = np.random.default_rng(0).normal(100, 30, size).astype("<f4")
 raw = {"image_bytes": [image.tobytes()], "shape": np.int32([size]), "dtype": ["float32"]}
 for name, signature in sorted(model.signatures.items()):
     inputs = signature.structured_input_signature[1]
-    given = {"image": image[None, ..., None]} if "image" in inputs else raw
+    plain = {"image": image[None, ..., None], "request": np.int32([0])}
+    given = raw if "image_bytes" in inputs else {key: plain[key] for key in inputs}
     outputs = signature(**{key: tf.constant(value) for key, value in given.items()})
     for output, value in sorted(outputs.items()):
         told = f"{len(value.numpy()[0])} bytes" if value.dtype == tf.string else value.dtype.name
