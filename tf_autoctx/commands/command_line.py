@@ -218,7 +218,9 @@ class Command:
             self.perform(arguments)
         except KeyboardInterrupt:
             print(f"\ninterrupted: {self._afterwards()}", file=sys.stderr)
-            sys.exit(INTERRUPTED)
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(INTERRUPTED)  # at once: TensorFlow's threads may take their time to end
 
     def _afterwards(self) -> str:
         """What the same command does after an interruption."""
