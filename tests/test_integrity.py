@@ -16,7 +16,7 @@ import pytest
 import SimpleITK as sitk
 import tifffile
 
-from tf_autoctx.data import integrity, isolation
+from tf_autoctx.data import images, integrity, isolation
 from tf_autoctx.data.integrity import claims
 from tf_autoctx.errors import UserError
 
@@ -528,6 +528,7 @@ def circle(path):
         ("a.mha", lambda p: meta(p, "LOCAL", more="nonsense\n"), "a line of its header is 'nons"),
         ("a.mhd", lambda p: meta(p, "gone.raw"), "its data file 'gone.raw' is missing; expected"),
         ("a.mhd", lambda p: meta(p, "s%d.raw 1 99999999 1"), "names no data files"),
+        ("a.mhd", lambda p: meta(p, "77 % x.raw"), "'77 % x.raw' names no data files"),
         ("a.nrrd", lambda p: nrrd(p, "raw", VOXELS.tobytes()[:-1]), "expected 7200 .*not 7199"),
         ("a.nrrd", lambda p: nrrd(p, "ascii", NUMBERS[:-5]), "expected 3600 numbers"),
         ("a.nrrd", lambda p: nrrd(p, "hex", b"0" * 14399), "expected 7200 .*not 7199"),
@@ -582,6 +583,14 @@ def test_nested_sequences_of_dicom_are_passed_over(tmp_path):
     dicom(tmp_path / "a.dcm", VOXELS[0], extra=sequence)
     integrity.check(tmp_path / "a.dcm")
     np.testing.assert_array_equal(itk(tmp_path / "a.dcm"), VOXELS[:1])
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.nii")
+    with pytest.raises(UserError, match=r"a.nii: is a pipe or a device; expected an image file"):
+        integrity.check(tmp_path / "a.nii")
+    with pytest.raises(UserError, match=r"a.nii: is a pipe or a device"):
+        images.read(tmp_path / "a.nii")
 
 
 def test_a_folder_is_checked_by_its_name_alone(tmp_path):

@@ -425,6 +425,7 @@ def _of_its_format(
 ) -> tuple[sitk.Image, headers.Header]:
     if path.is_dir():
         return dicom.read_folder(path, series)
+    integrity.claims.require_file(path)
     path.open("rb").close()  # a missing or forbidden file says so itself
     name = path.name.lower()
     if name.endswith(headers.NIFTI):

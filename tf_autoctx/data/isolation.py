@@ -120,6 +120,7 @@ class Pool:
                 yield name, outcome
 
     def _begin(self, name: K, function: Function, tasks: Mapping[K, Sequence[Any]]) -> None:
+        self._idle = [worker for worker in self._idle if worker.runs]  # memory may have ended one
         worker = self._idle.pop() if self._idle else _Worker()
         worker.send(function, tuple(tasks[name]))
         self._busy[worker] = name
@@ -158,6 +159,10 @@ class _Worker:
         theirs.close()
         self.connection = connection.Connection(ours.detach())
         self.ended, self._began = False, False
+
+    @property
+    def runs(self) -> bool:
+        return self._process.poll() is None
 
     def send(self, function: Function, arguments: tuple[Any, ...]) -> None:
         task = pickle.dumps((function, arguments), pickle.HIGHEST_PROTOCOL)

@@ -44,8 +44,8 @@ def read(path: pathlib.Path) -> sitk.Image:
       UserError: see `integrity.check`; sheared axes, no voxels, over three dimensions.
       RuntimeError: it cannot be read.
     """
-    header = headers.nifti(path)
     integrity.check(path)
+    header = headers.nifti(path)
     _require_finite(path, header)
     readable = not headers.is_packed(path) or path.name.lower().endswith(".gz")
     if header.version == 1 and readable:

@@ -46,6 +46,7 @@ def check(path: str | os.PathLike[str]) -> None:
     claims.require_name(path)
     if path.is_dir():
         return
+    claims.require_file(path)
     try:
         CHECKS[recognition.of(path)](path)
     except OSError as error:

@@ -45,6 +45,12 @@ def require_name(path: pathlib.Path) -> None:
         ) from None
 
 
+def require_file(path: pathlib.Path) -> None:
+    """Raises a `UserError` for a pipe or a device, which may keep its reader waiting forever."""
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path}: is a pipe or a device; expected an image file.")
+
+
 def require_size(path: object, size: Sequence[int]) -> None:
     """Raises a `UserError` for an axis without voxels."""
     if not size or min(size) < 1:

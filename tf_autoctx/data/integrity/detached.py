@@ -12,13 +12,13 @@ MOST = 100_000
 
 
 def numbered(path: pathlib.Path, words: Sequence[str]) -> list[str]:
-    """File names of a pattern, `slice%03d.raw 1 20 1`: the pattern, first, last and step.
+    """File names of a pattern, `slice%03d.raw 1 20 1`: the pattern, first, last and step, or 1.
 
     Raises:
       UserError: they make no names.
     """
     try:
-        first, last, step = (int(word) for word in words[1:4])
+        first, last, step = (int(word) for word in [*words[1:4], "1"][:3])
         if not step or abs(last - first) > MOST * abs(step):
             raise ValueError
         return [words[0] % k for k in range(first, last + (1 if step > 0 else -1), step)]

@@ -195,6 +195,6 @@ def _sources(
         names = [name for key, name in lines if not key][: size[-1]]
         return detached.files(path, names), len(names)
     if "%" in named:
-        names = detached.numbered(path, [*named.split(), "1"])
+        names = detached.numbered(path, named.split())
         return detached.files(path, names), len(names)
     return detached.files(path, [named]), 1

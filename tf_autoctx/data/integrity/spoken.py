@@ -26,6 +26,9 @@ DAMAGE = re.compile(
 # What cameras leave behind the last row: libjpeg says that data are corrupt, but has them all.
 BEHIND = re.compile(r"(\d+) extraneous bytes? before marker 0xd9")
 MOST_BEHIND = 64
+# Where ITK's source says it, and which of its objects.
+SOURCE = re.compile(r"(WARNING|ERROR): In .*, line \d+$")
+SPEAKER = re.compile(r"^\w+ \(0x[0-9a-f]+\): ")
 LOSS = re.compile(r"data loss will occur", re.IGNORECASE)
 _lock = threading.Lock()
 
@@ -61,11 +64,17 @@ def listening() -> Iterator[Words]:
                 os.close(descriptor)
             file.seek(0)
             lines = file.read().decode(errors="backslashreplace").splitlines()
-            words.extend(dict.fromkeys(line.strip() for line in lines if line.strip()))
+            said = (SPEAKER.sub("", line.strip()) for line in lines if not SOURCE.match(line))
+            words.extend(dict.fromkeys(line for line in said if line))
 
 
-def require_whole(path: object, words: list[str]) -> None:
-    """Judges what was said: damage is an error, everything else a warning.
+def require_whole(path: object, words: list[str], warn: bool = True) -> None:
+    """Judges what was said: damage is an error.
+
+    Args:
+      path: for messages.
+      words: lines.
+      warn: whether everything else is a warning.
 
     Raises:
       UserError: known words of damage.
@@ -79,11 +88,12 @@ def require_whole(path: object, words: list[str]) -> None:
                 f"{path}: would lose bits of its pixels in reading; expected grey or RGB pixels in "
                 "strips, no tiles."
             )
-        logging.warning("%s: its reader says %r.", path, line)
+        if warn:
+            logging.warning("%s: its reader says %r.", path, line)
 
 
 def decode(path: pathlib.Path) -> None:
-    """Reads a file as the caller will, for what is said meanwhile.
+    """Reads a file as the caller will, who also warns, for what is said meanwhile.
 
     Raises:
       UserError: it cannot be decoded, or known words of damage.
@@ -94,4 +104,4 @@ def decode(path: pathlib.Path) -> None:
     except RuntimeError:
         said = next((line for line in words if DAMAGE.search(line)), "it cannot be decoded")
         raise claims.damaged(path, said.rstrip(".")) from None
-    require_whole(path, words)
+    require_whole(path, words, warn=False)

@@ -57,6 +57,7 @@ class _Page:
     def simple(self) -> bool:
         """Whether it is grey or RGB, in strips, value by value, the first row at the top."""
         own = 324 not in self.tags and self.number(262, -1) in (0, 1, 2)
+        own = own and self.number(258, 1) in (8, 16, 32)
         return own and self.number(284, 1) == 1 and self.number(274, 1) == 1
 
     @property
