@@ -173,8 +173,9 @@ def test_help_is_made_of_the_configuration_without_keras(capsys):
         command.command.perform(["--help"])
     shown = " ".join(capsys.readouterr().out.split())
     assert ended.value.code == 0
-    assert "Probability above which a voxel is the object's. Default: 0.5." in shown
-    assert "Optimizer steps per level or stage. (demo 200, standard 2000, paper 20000)" in shown
+    told = "Probability above which a voxel is the object's. Expected: a number from 0 to 1. "
+    assert f"{told}Default: 0.5." in shown
+    assert "(demo 200, standard 2000, paper 20000) Expected: a number of at least 1." in shown
     loaded = helpers.modules_after(
         f"import sys; sys.path.insert(0, {str(HERE)!r}); from toy_system.command import command\n"
         "assert 'threshold' in command.help()"

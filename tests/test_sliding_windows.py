@@ -375,13 +375,16 @@ def test_the_peer_is_trained_and_scored_on_the_runs_cases(run, tmp_path, monkeyp
 
 def test_other_settings_need_another_folder(run, tmp_path, capsys, monkeypatch):
     def stop(*_):
-        raise errors.UserError("stopped before training")
+        checkpoint = tmp_path / "localiser" / "last" / "step-1.index"
+        checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        checkpoint.touch()
+        raise errors.UserError("stopped in training")
 
     monkeypatch.setattr(sliding_windows_training, "train", stop)
     for steps, told in (
-        (3, "stopped before training"),
-        (3, "stopped before training"),
-        (4, "--steps 3 (now 4)"),
+        (3, "stopped in training"),
+        (4, "stopped in training"),  # more steps go on
+        (2, "--steps 4 (now 2)"),
     ):
         with pytest.raises(SystemExit):
             train(f"--run={run}", f"--output={tmp_path}", "--window=16", f"--steps={steps}")

@@ -3,10 +3,10 @@
   autoctx-embryo-tables --runs=runs/embryo,runs/embryo_no_context \\
       --sliding_windows=runs/sliding_windows --output=runs/embryo_tables
 
-Scores are those of the runs' own evaluations; runs of one mode with other seeds are pooled, as by
-autoctx-multi-organ-tables. For the times, which are measured here and now, the first run of every
-mode segments the same held-out volumes in float32, as its evaluation did. Writes scores.csv,
-cases.csv, summary.json, times.json and table.txt into the output folder and prints the table.
+Scores are those of the runs' own evaluations; runs of one mode with other seeds are pooled. For the
+times, which are measured here and now, the first run of every mode segments the same held-out
+volumes in float32, as its evaluation did. Writes scores.csv, cases.csv, summary.json, times.json
+and table.txt into the output folder and prints the table.
 """
 
 from __future__ import annotations

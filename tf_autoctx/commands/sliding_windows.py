@@ -5,8 +5,8 @@
                                                              # for phantoms of 0.125 mm
 
 A localiser, a small VNet for the ventricle and one for the body are trained one after the other;
-what is not a flag here is as in the run. Where it was stopped, the same command goes on.
-autoctx-embryo-tables puts it beside the run.
+what is not a flag here is as in the run. Where it was stopped, the same command goes on. It is put
+beside the run by autoctx-embryo-tables.
 """
 
 from __future__ import annotations
