@@ -183,7 +183,7 @@ def test_what_does_not_exist_is_seen(text, words):
 def test_what_exists_is_not():
     for text in (
         "losses.py: DiceLoss, l2",
-        "systems/shared/stage.py: Stage.losses, Stage.columns",
+        "systems/shared/stage.py: AdamStage.losses, Stage.columns",
         "data/phantoms/",
         "--noflips --scale=1",
         "eval/score.py --fill_holes",

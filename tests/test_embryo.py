@@ -210,7 +210,7 @@ def test_stages_follow_each_other(tmp_path):
     whole = train("end_to_end", embryo, files, run)
     for name in ("vnet_1", "vnet_2", "vnet_3"):
         assert not same(weights(refined, name), weights(whole, name))
-    again = train("end_to_end", embryo, files, run, steps=50)
+    again = train("end_to_end", embryo, files, run, steps=1)
     assert same(weights(again, "vnet_1"), weights(whole, "vnet_1"))
     assert list(embryo.finished(Run(run, {}))) == list(STAGES)
 
