@@ -639,6 +639,13 @@ def test_a_training_killed_at_any_checkpoint_ends_in_the_same_weights(
     assert whole[1:] == again[1:] == ([0.5, 0.9, 0.1], "-8")
 
 
+def test_the_first_of_equal_epochs_is_the_best(tmp_path):
+    first, _, best = fit(tmp_path / "equal", {4: 0.5, 8: 0.5, 12: 0.5})
+    alone, *_ = fit(tmp_path / "first", {4: 0.5, 8: 0.4, 12: 0.3})
+    assert best == "-4"
+    np.testing.assert_array_equal(first, alone)
+
+
 @pytest.mark.parametrize("kept", [1, 2])
 def test_a_checkpoint_whose_removal_is_cut_short_is_none(tmp_path, monkeypatch, kept):
     """Of what was made on something else: half of it would be a damaged one."""

@@ -1,0 +1,233 @@
+"""What all systems share, one promise a test: seeds, the cache, export, prediction, presets."""
+
+import dataclasses
+import json
+import types
+
+import keras
+import numpy as np
+import pytest
+import test_order
+
+from tf_autoctx import configuration, export
+from tf_autoctx.commands import training as training_command
+from tf_autoctx.commands.command_line import Given
+from tf_autoctx.systems.embryo.configuration import STAGES
+from tf_autoctx.systems.embryo.sliding_windows_training import KINDS
+from tf_autoctx.systems.fetal_head import training as fetal_head
+from tf_autoctx.systems.fetal_head.configuration import DECLARATION, FetalHead
+from tf_autoctx.systems.multi_organ import training as multi_organ
+from tf_autoctx.systems.multi_organ.configuration import DECLARATION as MULTI_ORGAN
+from tf_autoctx.systems.shared import caching, exporting, image_checks, registry, stages
+from tf_autoctx.systems.shared.prediction import Segmentor
+from tf_autoctx.training import devices, runs
+
+# Seeds and validation
+
+
+def test_stages_of_a_run_have_seeds_of_their_own(tmp_path):
+    seeds = {}
+    heads = test_order.head_session(tmp_path / "heads")
+    for level in (1, 2, 3):
+        stage = fetal_head.LevelStage(level, test_order.cascade(3), heads)
+        seeds[f"level {level}"] = stage.seed
+    assert len(set(seeds.values())) == 3
+    system = test_order.test_multi_organ.pyramid("separate", downsampling=(3, 2, 1))
+    organs = test_order.test_multi_organ.session(tmp_path / "organs", [])
+    levels = [multi_organ.PyramidStage(count, None, system, organs).seed for count in (1, 2, 3)]
+    assert len(set(levels)) == 3
+    # The peer is trained on the cases of the cascade.
+    made = [*map(test_order.of_embryos, STAGES), *map(test_order.of_peer, KINDS)]
+    of_embryo = [make(tmp_path / str(number))[0].seed for number, make in enumerate(made)]
+    assert len(set(of_embryo)) == 6
+
+
+def test_a_stage_is_validated_on_the_validation_cases_alone(tmp_path, monkeypatch):
+    session, system = test_order.head_session(tmp_path), test_order.cascade(1)
+    session = session.with_files(session.training[:1], session.training[1:])
+    stage, seen = fetal_head.LevelStage(1, system, session), []
+    stage.begin(session)
+    monkeypatch.setattr(stage, "build", lambda: {"network": test_order.plain_usegnet((1,))})
+    monkeypatch.setattr(stage, "score", lambda _, sample: seen.append(sample["image"]) or 0.25)
+    assert stages._StageTask(stage, session).validate() == {"DSC": 0.25}
+    (image,) = seen
+    np.testing.assert_array_equal(image, stored(session.validation[0], "image"))
+
+
+def stored(entry, name):
+    return test_order.pipeline.stored(entry[name], name)
+
+
+# Who writes, and in which precision
+
+
+@pytest.mark.parametrize("is_chief", [True, False])
+def test_the_chief_alone_writes(tmp_path, is_chief):
+    strategy = types.SimpleNamespace(extended=types.SimpleNamespace(should_checkpoint=is_chief))
+    assert devices.is_chief(strategy) == is_chief
+    network = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+    checkpoints = test_order.checkpoints.Checkpoints(
+        tmp_path, {"network": network}, {}, writes=devices.is_chief(strategy)
+    )
+    checkpoints.save({"step": 1}, best=True)
+    runs.Run(tmp_path, {"flags": {}}, writes=devices.is_chief(strategy)).note(labels={1: "head"})
+    written = {path.name for path in tmp_path.rglob("*") if path.is_file()}
+    assert ("config.json" in written) == ("step-1.index" in written) == is_chief
+
+
+def test_a_dtype_policy_is_for_the_networks_that_are_made_meanwhile():
+    before = keras.config.dtype_policy().name
+    with pytest.raises(KeyError), devices.policy("mixed_bfloat16"):
+        assert keras.config.dtype_policy().name == "mixed_bfloat16"
+        raise KeyError
+    assert keras.config.dtype_policy().name == before == "float32"
+
+
+# The cache
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Of a made-up system."""
+
+    size: int = configuration.field(8, "That decides what is prepared.")
+    tile: int = configuration.field(8, "That does not.", may_change=True)
+
+
+def lies_at(folder, *, options=None, labels=None, foreground=None, fingerprint="data"):
+    system = types.SimpleNamespace(
+        configuration=options or Options(), labels=labels or {1: "head"}, prepare=None
+    )
+    return caching.directory(folder, system, foreground, fingerprint)
+
+
+def test_a_cache_of_other_data_or_options_lies_elsewhere(tmp_path):
+    here = lies_at(tmp_path)
+    assert here == lies_at(tmp_path, options=Options(tile=16)) and here.parent.parent == tmp_path
+    others = [
+        lies_at(tmp_path, **changed)
+        for changed in (
+            {"options": Options(size=16)},
+            {"labels": {1: "liver"}},
+            {"foreground": [1]},
+            {"fingerprint": "others"},
+        )
+    ]
+    assert len({here, *others}) == 5
+
+
+def test_what_is_made_from_another_cache_goes_with_it(tmp_path):
+    kept = [tmp_path / "level_1" / "model.keras", tmp_path / "config.json"]
+    made = [tmp_path / "level_1" / "probability" / "a", tmp_path / "rendered" / "a" / "image2d"]
+    here, other = lies_at(tmp_path), lies_at(tmp_path, fingerprint="others")
+    for path in (*kept, *made, here / "a" / "spacing"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    caching.forget_others(tmp_path, here)
+    assert all(path.exists() for path in (*kept, *made, here))
+    caching.forget_others(tmp_path, other)
+    assert all(path.exists() for path in kept)
+    assert not any(path.exists() for path in (*made, here, tmp_path / "cache"))
+
+
+# Export and prediction
+
+
+class Exportable:
+    """As much of a system as an export needs."""
+
+    labels, spec, served = {1: "head"}, export.VOLUME, {}
+    configuration = Options()
+
+    def served_networks(self, networks):
+        return {"second": networks["second"]}
+
+    def new_networks(self, names):
+        return {name: test_order.plain(channels=1, classes=1, name=name) for name in names}
+
+    def signatures(self, networks):
+        return {}
+
+
+@pytest.fixture
+def exported(tmp_path, monkeypatch):
+    """(precision) -> what is exported of a run of two networks, and these."""
+    methods = {"level 1": {"head": 1}, "level 2": {"head": 2}}
+    (tmp_path / "evaluation").mkdir()
+    (tmp_path / "evaluation" / "summary.json").write_text(json.dumps({"methods": methods}))
+    facts = {"labels": {"1": "head"}, "versions": {}, "git_revision": None, "flags": {}}
+    run = runs.Run(tmp_path, {**facts, "system": "made up", "data_fingerprint": "data"})
+    written = []
+
+    def write(directory, model):
+        written.append(model)
+        return directory / "1"
+
+    def made(precision):
+        networks = Exportable().new_networks(["first", "second"])
+        monkeypatch.setattr(export, "write", write)
+        exporting.export_run(Exportable(), run, networks, precision)
+        return written[-1], networks
+
+    return made
+
+
+@pytest.mark.parametrize("precision", exporting.POLICIES)
+def test_an_export_of_any_precision_has_the_weights_of_the_run(exported, precision):
+    model, networks = exported(precision)
+    (network,) = model.networks
+    assert network.layers[-1].compute_dtype == precision
+    for new, own in zip(network.get_weights(), networks["second"].get_weights(), strict=True):
+        np.testing.assert_array_equal(new, own)
+    assert model.configuration["precision"] == model.card["precision"] == precision
+    assert keras.config.dtype_policy().name == "float32"
+
+
+def test_the_card_has_the_scores_of_what_is_served(exported):
+    assert exported("float32")[0].card["metrics"] == {"level 2": {"head": 2}}
+
+
+@pytest.mark.parametrize("background", [0, 1])
+def test_probabilities_have_the_names_of_their_channels(background):
+    """Those of the structures are the last; a background may be the first."""
+
+    def predictor(image, probabilities, progress):
+        channels = np.arange(1.0, 4.0)[-2 - background :]
+        probability = image / image + channels
+        return {"label": np.zeros(image.shape, np.uint8), "probability": probability}
+
+    segmentor = Segmentor(MULTI_ORGAN, {2: "liver", 5: "spleen"}, [], predictor)
+    voxels = np.linspace(-1000, 1000, 24, dtype=np.float32).reshape(2, 3, 4)
+    output = segmentor(voxels, (1, 1, 1), probabilities=True)["probability"]
+    assert {name: array.mean() for name, array in output.items()} == {"liver": 3, "spleen": 4}
+
+
+@pytest.mark.parametrize(
+    "spacing, warns",
+    [((0.81, 1, 2.3), False), ((0.79, 1, 2), True), ((1, 1, 2.5), True), ((2, 1, 1), True)],
+)
+def test_a_spacing_that_is_off_by_a_fifth_gets_a_warning(caplog, spacing, warns):
+    image_checks.warn_of_spacing("ct.nii", spacing, [[1, 1, 1], [1, 1, 2]])
+    assert ("ct.nii" in caplog.text) == warns
+
+
+def test_a_system_that_a_program_registers_comes_before_ours(monkeypatch):
+    mine = dataclasses.replace(DECLARATION, dimensions=2)
+    monkeypatch.setattr(registry, "_registered", {})
+    registry.register(mine)
+    assert registry.find("fetal_head", "run") is mine
+    assert registry.declarations()["fetal_head"] is mine
+
+
+# Presets
+
+
+def test_a_flag_that_is_given_wins_over_the_preset():
+    kinds = training_command.kinds(DECLARATION)
+    values = {name: None for kind in kinds for name in configuration.rules(kind)}
+    defaults = {field.name: field.default for field in dataclasses.fields(FetalHead)}
+    values |= defaults | {"data_dir": "", "work_dir": "", "preset": "paper", "steps": 7}
+    filled = training_command.filled(DECLARATION, Given(values, frozenset(["steps", "preset"])))
+    assert filled["steps"] == 7
+    assert filled["learning_rate"] == DECLARATION.presets["paper"]["learning_rate"] == 1e-5
+    assert filled["work_dir"] == "runs/fetal_head"
