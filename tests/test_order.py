@@ -16,11 +16,12 @@ import test_sliding_windows
 import test_training
 from helpers import randomize
 
-from tf_autoctx import export, files
+from tf_autoctx import export, files, metrics
 from tf_autoctx.data import datasets, images, pipeline
 from tf_autoctx.data.configuration import Augmentation, RigidMotion
+from tf_autoctx.data.phantoms import folder as phantom_folder
 from tf_autoctx.models import layers, unet3d
-from tf_autoctx.report import figures
+from tf_autoctx.report import figures, tables
 from tf_autoctx.systems.embryo import sliding_windows_training
 from tf_autoctx.systems.embryo import training as embryo_training
 from tf_autoctx.systems.embryo.configuration import STAGES
@@ -722,6 +723,51 @@ def test_an_export_leaves_another_process_s_version_alone(tmp_path, monkeypatch)
     monkeypatch.setattr(tf.saved_model, "save", slow)
     export.write(tmp_path, export.Exported({"serving_default": label}, [network], {}))
     assert [path.name for path in tmp_path.rglob("*")] == ["1", "theirs"]
+
+
+def test_phantoms_of_another_process_stay(tmp_path):
+    directory = tmp_path / "phantoms"
+
+    def make(size, seed):
+        (directory / "theirs").mkdir(parents=True, exist_ok=True)
+        return np.zeros(size, np.uint8), np.ones(size, np.uint8), (1.0, 1.0)
+
+    mine = phantom_folder.Phantoms(
+        make=make,
+        prefix="a",
+        about={"file_ending": ".png"},
+        labels={1: "b"},
+        size=(4, 4),
+        cases=(1, 1),
+        seed=0,
+    )
+    phantom_folder.write(directory, mine)
+    assert [path.name for path in directory.rglob("*")] == ["theirs"]
+
+
+# Tables
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("name", tables.FILES)
+def test_tables_killed_at_any_file_are_written_whole_the_next_time(tmp_path, killed, name, after):
+    rows = [
+        {
+            **dict(zip(tables.LABELS, ("made up", "method", case, case, "head"))),
+            **metrics.compare(np.eye(4) > 0, np.eye(4) + np.eye(4, k=number) > 0, (1, 1)),
+        }
+        for number, case in enumerate("ab")
+    ]
+    tables.write(tmp_path / "whole", rows, failures={"c": "cut short"})
+    tables.write(tmp_path / "run", rows[:1], failures={"d": "cut short"})
+    killed(name, after)
+    with pytest.raises(Killed):
+        tables.write(tmp_path / "run", rows, failures={"c": "cut short"})
+    left = {path.name for path in (tmp_path / "run").iterdir()}
+    assert "scores.csv" not in left or left == set(tables.FILES)
+    tables.write(tmp_path / "run", rows, failures={"c": "cut short"})
+    for file in tables.FILES:
+        assert (tmp_path / "run" / file).read_text() == (tmp_path / "whole" / file).read_text()
 
 
 # How many validate
