@@ -20,7 +20,7 @@ from tf_autoctx import errors
 from tf_autoctx.errors import UserError
 
 LOCK = ".lock"
-# Names of `replacing`, and of what TensorFlow writes before it is a checkpoint.
+# Names of `temporary`, and of what TensorFlow writes before it is a checkpoint.
 LEFT_OVER = re.compile(
     r"\.[0-9a-f]{32}-.*|step-[0-9]+_temp|step-[0-9]+\..*\.tempstate.*|checkpoint\.tmp.*", re.DOTALL
 )
@@ -42,8 +42,7 @@ def replacing(path: str | os.PathLike[str], keep: bool = False) -> Iterator[path
       UserError: the folder cannot be written, the path is too long, or the disk is full.
     """
     path = pathlib.Path(path)
-    tail = os.fsencode(path.name)[-TAIL:].decode(errors="ignore")
-    partial = path.with_name(f".{uuid.uuid4().hex}-{tail}")
+    partial = temporary(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileNotFoundError):
@@ -62,6 +61,12 @@ def replacing(path: str | os.PathLike[str], keep: bool = False) -> Iterator[path
     finally:
         with contextlib.suppress(OSError):
             shutil.rmtree(partial) if partial.is_dir() else partial.unlink()
+
+
+def temporary(path: pathlib.Path) -> pathlib.Path:
+    """A new name beside a path: hidden, of the same suffix, and one that `own` sweeps."""
+    tail = os.fsencode(path.name)[-TAIL:].decode(errors="ignore")
+    return path.with_name(f".{uuid.uuid4().hex}-{tail}")
 
 
 def own(folder: str | os.PathLike[str], began: float | None = None) -> None:

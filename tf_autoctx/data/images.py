@@ -10,7 +10,6 @@ import dataclasses
 import os
 import pathlib
 import shutil
-import uuid
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -21,6 +20,7 @@ from absl import logging
 
 from tf_autoctx.data import dicom, dicom_files, headers, integrity, libraries, nifti
 from tf_autoctx.errors import UserError
+from tf_autoctx.files import temporary
 
 Path = str | os.PathLike[str]
 
@@ -283,7 +283,7 @@ def write(path: Path, image: sitk.Image) -> None:
         image = sitk.Image(image)
         image.EraseMetaData(NO_MILLIMETRES)
     # The suffix tells SimpleITK the format.
-    partial = path.with_name(f".{uuid.uuid4().hex}-{path.name}")
+    partial = temporary(path)
     try:
         with libraries.heard(path):
             sitk.WriteImage(image, str(partial), useCompression=True)

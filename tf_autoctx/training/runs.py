@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping
 from typing import Any, TypeVar
 
 from tf_autoctx import configuration
-from tf_autoctx.errors import UserError
+from tf_autoctx.errors import FieldError, UserError
 from tf_autoctx.files import replacing
 
 PACKAGES = ("tensorflow", "keras", "numpy", "scipy", "SimpleITK")
@@ -101,6 +101,8 @@ class Run:
     def broken(self, error: Exception) -> UserError:
         """What to tell of a config.json that lacks something."""
         path = self.folder / "config.json"
+        if isinstance(error, FieldError):
+            return UserError(f"{path}: {error} Put back a copy of the file.")
         return UserError(f"{path}: {error} is missing or wrong; expected the flags of a run.")
 
     def note(self, **facts: Any) -> Run:
