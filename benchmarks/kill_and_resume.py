@@ -47,7 +47,7 @@ class Kills:
 
     kills: int = field(10, "How often the run is killed.", least=1)
     seed: int = field(0, "Of the moments.")
-    steps: int = field(1000, "Of training, a level.", least=1)
+    steps: int = field(1000, "Steps of training per level.", least=1)
 
     def __post_init__(self) -> None:
         check(self)
