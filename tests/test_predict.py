@@ -61,7 +61,8 @@ def scans(tmp_path):
 
 
 def files(folder):
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.*"))
+    """Results in a folder and below; hidden files are no results."""
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("[!.]*.*"))
 
 
 def test_results_lie_in_the_same_folders(predict, scans):

@@ -96,7 +96,8 @@ def test_run_folder_is_complete(run):
         image, label = (
             pipeline.stored(entry[name], name).numpy() for name in ("image2d", "label2d")
         )
-        cached = run / "cache" / pathlib.Path(entry["image2d"]).parent.name
+        case = pathlib.Path(entry["image2d"]).parent.name
+        (cached,) = (run / "cache").glob(f"*/{case}")
         expected = network(pipeline.stored(str(cached / "image2d"), "image2d")[None])[
             "rendered"
         ].numpy()[0]
@@ -192,7 +193,8 @@ def test_predict_on_files_of_every_kind(light, tmp_path):
     ]
     done = running.script(*command, "--every_iteration", "--masks", "--probabilities")
     assert done.returncode == 0, done.stderr
-    found = sorted(str(path.relative_to(output)) for path in output.rglob("*") if path.is_file())
+    written = [path for path in output.rglob("[!.]*") if path.is_file()]
+    found = sorted(str(path.relative_to(output)) for path in written)
     names = {"grey": ".png", "colour": ".png", "frame": ".nii.gz", "volume": ".nii.gz"}
     expected = [f"{kind}{name}{end}" for name, end in names.items() for kind in ("", "masks/")]
     expected += [f"probabilities/{name}.nii.gz" for name in names] + [

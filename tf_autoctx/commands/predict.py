@@ -84,6 +84,7 @@ def option_kinds() -> list[type]:
 
 def main(given: Given) -> None:
     chosen = given.configured(Prediction)
+    from tf_autoctx.data import images
     from tf_autoctx.systems.shared import origins, prediction, results
 
     names = [name for kind in option_kinds() for name in configuration.rules(kind)]
@@ -105,6 +106,7 @@ def main(given: Given) -> None:
     )
     sources = results.sources(source, output, segmentor.dimensions, chosen.series)
     paths = {path: wanted.files(name, path) for name, path in sources.items()}
+    images.require_own_files({path: kinds.values() for path, kinds in paths.items()})
     files.own(output)
     model = origins.of_model(chosen.model, {**options, "series": chosen.series})
     made_from = origins.Origins(output, model)

@@ -125,13 +125,12 @@ def scorers(settings: RendererTables) -> list[Scorer]:
     return ready
 
 
-def score(settings: RendererTables) -> list[ScoredRun]:
+def score(ready: list[Scorer], settings: RendererTables) -> list[ScoredRun]:
     """Scores every image by every run, the runs in the order of the table.
 
     Raises:
-      UserError: see `scorers` and `Scorer.score`.
+      UserError: see `Scorer.score`.
     """
-    ready = scorers(settings)
     several = len({scorer.seed for scorer in ready}) > 1
     scored = []
     for folder, scorer in zip(settings.runs, ready):
@@ -213,9 +212,9 @@ def main(given: command_line.Given) -> None:
     settings = given.configured(RendererTables)
     from tf_autoctx.report import tables
 
-    output = pathlib.Path(settings.output)
+    output, ready = pathlib.Path(settings.output), scorers(settings)
     files.own(output)
-    scored = score(settings)
+    scored = score(ready, settings)
     rows = [row for run in scored for row in rows_of(run)]
     methods = list(dict.fromkeys(row["method"] for row in rows))
     rows = [row for method in methods for row in rows if row["method"] == method]

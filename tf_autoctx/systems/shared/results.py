@@ -193,9 +193,8 @@ def still_wanted(
       {image: its results}, without images that have all of them.
 
     Raises:
-      UserError: a result would replace an image or another result, or is there already.
+      UserError: a result is there already.
     """
-    images.require_own_files({path: files.values() for path, files in wanted.items()})
     there = [file for files in wanted.values() for file in files.values() if file.exists()]
     if there and not overwrite and not resume:
         raise UserError(
