@@ -379,9 +379,13 @@ def test_training_goes_on_with_a_damaged_folder_or_ends_in_one_sentence(copy, tm
     (copy / "level_1" / "model.keras").unlink()  # it goes on from the checkpoints
     shutil.rmtree(copy / "saved_model")
     spoiled, told = tmp_path / "spoiled", {}
-    for path in files_of(copy):
+    alike = ("phantoms/", "evaluation/", "level_1/tensorboard/", "level_1/history")
+    for number, path in enumerate(files_of(copy)):
         name = path.relative_to(copy).as_posix()
-        for kind, damaged in damages(path.read_bytes()).items():
+        kinds = damages(path.read_bytes())
+        if name.startswith(alike):  # one kind each, as it takes its time
+            kinds.pop(("halved", "changed")[number % 2])
+        for kind, damaged in kinds.items():
             shutil.rmtree(spoiled, ignore_errors=True)
             shutil.copytree(copy, spoiled)
             (spoiled / name).write_bytes(damaged)
