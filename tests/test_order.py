@@ -156,11 +156,12 @@ def heads(folder, count=2):
 
 
 def head_session(folder, steps=SETTINGS.steps):
+    """Without a validation case: all steps tell in the weights."""
     values = {**vars(Augmentation(flips=False, erase_probability=0.0))}
     entries = heads(folder)
     strategy = tf.distribute.get_strategy()
     settings = Settings(**{**vars(SETTINGS), "steps": steps})
-    return Session(Run(folder, {}), values, strategy, settings, entries, entries[1:])
+    return Session(Run(folder, {}), values, strategy, settings, entries, [])
 
 
 def finish(folder, network):
@@ -220,11 +221,12 @@ def test_a_level_is_validated_with_the_map_of_the_level_before(tmp_path):
 def test_the_maps_of_a_level_that_is_trained_anew_are_made_anew(tmp_path):
     """More steps than before: level 2 sees what level 1 is now."""
     system = cascade(2)
-    fetal_head.train(system, head_session(tmp_path / "once", steps=2))
+    before = fetal_head.train(system, head_session(tmp_path / "once", steps=2))
     grown = fetal_head.train(system, head_session(tmp_path / "once", steps=4))
     whole = fetal_head.train(system, head_session(tmp_path / "whole", steps=4))
     for name, network in whole.items():
         np.testing.assert_array_equal(flat(network.get_weights()), flat(grown[name].get_weights()))
+        assert differ(network.get_weights(), before[name].get_weights())
     maps = [tmp_path / run / "level_1" / "probability" / "case_0" for run in ("once", "whole")]
     assert maps[0].read_bytes() == maps[1].read_bytes()
 
@@ -378,6 +380,23 @@ def test_the_refinement_learns_from_the_map_and_not_only_from_its_box(tmp_path):
             for network in (trained, first)
         )
         assert all(np.abs(new - old)[..., channel, :].max() > 1e-4 for channel in (0, 1))
+
+
+def test_the_refinement_leaves_vnet_1_alone_with_its_moving_averages(tmp_path):
+    embryo = test_embryo.system(depth=1, normalization="batch")
+    entries = test_embryo.cases(tmp_path, embryo, sizes=[(18, 20, 22)] * 2)
+    initial = randomize(embryo.refinement.network("initial"))
+    finish(tmp_path / "run" / "initial", initial)
+    refined = test_embryo.train("refine", embryo, entries, tmp_path / "run")
+    before, after = (
+        {w.path.split("/", 1)[-1]: w.numpy() for w in network.get_layer("vnet_1").weights}
+        for network in (initial, refined)
+    )
+    assert any("moving_mean" in path for path in before)
+    for a, b in zip(before.values(), after.values(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    moved = [w.numpy() for w in refined.get_layer("vnet_2").weights if "moving_mean" in w.path]
+    assert all(np.any(array) for array in moved)
 
 
 # The renderer

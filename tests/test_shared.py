@@ -12,6 +12,8 @@ import test_order
 from tf_autoctx import configuration, export
 from tf_autoctx.commands import training as training_command
 from tf_autoctx.commands.command_line import Given
+from tf_autoctx.data import images
+from tf_autoctx.errors import UserError
 from tf_autoctx.systems.embryo.configuration import STAGES
 from tf_autoctx.systems.embryo.sliding_windows_training import KINDS
 from tf_autoctx.systems.fetal_head import training as fetal_head
@@ -217,6 +219,17 @@ def test_a_system_that_a_program_registers_comes_before_ours(monkeypatch):
     registry.register(mine)
     assert registry.find("fetal_head", "run") is mine
     assert registry.declarations()["fetal_head"] is mine
+
+
+def test_a_result_never_takes_an_image_s_place_whatever_the_way_to_it(tmp_path):
+    (tmp_path / "scans").mkdir()
+    image = tmp_path / "scans" / "a.nii.gz"
+    image.touch()
+    (tmp_path / "link").symlink_to(tmp_path / "scans")
+    images.require_own_files({str(image): [tmp_path / "out" / "a.nii.gz"]})
+    for folder in (tmp_path / "scans", tmp_path / "link", tmp_path / "scans" / ".." / "scans"):
+        with pytest.raises(UserError, match="is an input image and would be replaced"):
+            images.require_own_files({str(image): [folder / "a.nii.gz"]})
 
 
 # Presets
