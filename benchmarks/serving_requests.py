@@ -150,8 +150,10 @@ def require_equal(outputs: Sequence[pathlib.Path], single: pathlib.Path, count: 
         written = results(output)
         assert written.keys() == expected.keys()
         for name, path in written.items():
-            actual, wanted = (sitk.ReadImage(str(file)) for file in (path, expected[name]))
-            np.testing.assert_array_equal(*map(sitk.GetArrayFromImage, (actual, wanted)))
+            actual, wanted = (
+                sitk.GetArrayFromImage(sitk.ReadImage(str(file))) for file in (path, expected[name])
+            )
+            np.testing.assert_array_equal(actual, wanted)
 
 
 def main(given: Given) -> None:

@@ -63,7 +63,7 @@ def command(module):
 def module_of(script):
     """Name of the command that a script calls."""
     (name,) = re.findall(
-        r"^from tf_autoctx\.commands\.(\w+) import command$", script.read_text(), re.MULTILINE
+        r"^from tf_autoctx\.commands\.(\w+) import command$", script.read_text(encoding="utf-8"), re.MULTILINE
     )
     return name
 
@@ -198,7 +198,7 @@ def test_files_and_targets_that_a_document_names_exist(document):
     for file in re.findall(r"`([\w/]+\.py)\b", text):
         folders = (ROOT, ROOT / "tf_autoctx", *(ROOT / "tests").glob("*/"))
         assert file in WING or any((folder / file).exists() for folder in folders), file
-    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
     named = re.findall(r"(?:`|^    )make ([\w-]+)", text, re.MULTILINE)
     assert set(named) <= set(targets)
 
@@ -256,7 +256,7 @@ def test_command_lines_of_documents(document):
 
 @pytest.mark.parametrize("script", [s for s in SCRIPTS if s.name != "setup.py"], ids=names)
 def test_command_lines_of_scripts_and_their_commands(script):
-    for text in (ast.get_docstring(ast.parse(script.read_text())), command(module_of(script)).doc):
+    for text in (ast.get_docstring(ast.parse(script.read_text(encoding="utf-8"))), command(module_of(script)).doc):
         lines = [*command_lines(text)]
         assert lines, "no example"
         for words in lines:
@@ -273,7 +273,7 @@ def test_a_wrong_command_line_is_seen():
 
 
 def test_readme_names_every_console_command():
-    told = set(re.findall(r"`?(autoctx-[a-z-]+)", (ROOT / "README.md").read_text()))
+    told = set(re.findall(r"`?(autoctx-[a-z-]+)", (ROOT / "README.md").read_text(encoding="utf-8")))
     assert told == set(consoles())
     for module in consoles().values():
         assert callable(command(module))
@@ -307,7 +307,7 @@ def test_a_paper_is_linked_where_it_is_cited(system):
 
 
 def test_citation_and_changes_are_of_this_version():
-    text = (ROOT / "CITATION.cff").read_text()
+    text = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
     assert f"\nversion: {tf_autoctx.__version__}\n" in text
-    changes = (ROOT / "CHANGELOG.md").read_text()
+    changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     assert re.findall(r"^## \[([\d.]+)\]", changes, re.MULTILINE)[0] == tf_autoctx.__version__

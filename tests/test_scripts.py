@@ -230,7 +230,7 @@ def test_predict_writes_labels_on_each_image_s_own_grid(run, tmp_path):
     )
     assert exported.returncode == 0, exported.stderr
     written = sorted(
-        str(path.relative_to(tmp_path / "run")) for path in (tmp_path / "run").rglob("*.*")
+        str(path.relative_to(tmp_path / "run")) for path in (tmp_path / "run").rglob("[!.]*.*")
     )
     assert written == ["a.nii.gz", "b.nii.gz", "probabilities/a.nii.gz", "probabilities/b.nii.gz"]
     label = images.read(tmp_path / "run" / "a.nii.gz")

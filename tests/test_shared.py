@@ -2,14 +2,18 @@
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
 import types
 
 import keras
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import test_order
 
-from tf_autoctx import configuration, export
+from tf_autoctx import configuration, export, files
 from tf_autoctx.commands import training as training_command
 from tf_autoctx.commands.command_line import Given
 from tf_autoctx.data import images
@@ -20,7 +24,15 @@ from tf_autoctx.systems.fetal_head import training as fetal_head
 from tf_autoctx.systems.fetal_head.configuration import DECLARATION, FetalHead
 from tf_autoctx.systems.multi_organ import training as multi_organ
 from tf_autoctx.systems.multi_organ.configuration import DECLARATION as MULTI_ORGAN
-from tf_autoctx.systems.shared import caching, exporting, image_checks, registry, stages
+from tf_autoctx.systems.shared import (
+    caching,
+    exporting,
+    image_checks,
+    origins,
+    registry,
+    results,
+    stages,
+)
 from tf_autoctx.systems.shared.prediction import Segmentor
 from tf_autoctx.training import devices, runs
 
@@ -230,6 +242,102 @@ def test_a_result_never_takes_an_image_s_place_whatever_the_way_to_it(tmp_path):
     for folder in (tmp_path / "scans", tmp_path / "link", tmp_path / "scans" / ".." / "scans"):
         with pytest.raises(UserError, match="is an input image and would be replaced"):
             images.require_own_files({str(image): [folder / "a.nii.gz"]})
+
+
+@pytest.mark.parametrize("size", [(4, 5), (3, 4, 5)])
+def test_a_mask_is_of_its_own_value(tmp_path, size):
+    """Also where larger values lie beside it."""
+    label = np.zeros(size, np.uint8)
+    label[..., 1], label[..., 2], label[..., 3] = 2, 5, 7
+    found = {"label": label, "probability": {"liver": label / 10, "spleen": 1 - label / 10}}
+
+    class Segmenting:
+        labels, dimensions, iterations = {2: "liver", 5: "spleen"}, len(size), 0
+
+        def __call__(self, *_, **__):
+            return found
+
+    image = images.Image.of("image.mha", sitk.GetImageFromArray(label * 1.0), (1.0, 1.0, 1.0))
+    wanted = results.Results(Segmenting(), tmp_path, masks=True, suffix=".nrrd")
+    wanted.write("image.mha", image, wanted.files("a", "image.mha"), progress=False)
+    for name, value in (("liver", 2), ("spleen", 5)):
+        file = sitk.ReadImage(str(tmp_path / "masks" / name / "a.nrrd"))
+        np.testing.assert_array_equal(sitk.GetArrayFromImage(file), label == value)
+
+
+def test_results_are_of_an_image_as_it_is_and_of_a_model(tmp_path):
+    image, result = tmp_path / "a.nii", tmp_path / "out" / "a.nii"
+    result.parent.mkdir()
+    for path in (image, result):
+        path.write_bytes(b"abc")
+    origins.Origins(result.parent, "model").note(image, [result])
+    assert origins.Origins(result.parent, "model").is_of(result, image)
+    assert not origins.Origins(result.parent, "another").is_of(result, image)
+    copied = tmp_path / "copy.nii"
+    copied.write_bytes(b"abc")
+    assert origins.Origins(result.parent, "model").is_of(result, copied)
+    os.utime(image, ns=(0, 0))
+    assert origins.Origins(result.parent, "model").is_of(result, image)
+    image.write_bytes(b"abd")
+    assert not origins.Origins(result.parent, "model").is_of(result, image)
+
+
+# What goes on
+
+
+@pytest.mark.parametrize(
+    "steps, made_on, expected",
+    [(3, "a", True), (2, "a", True), (4, "a", False), (3, "b", False), (3, None, True)],
+)
+def test_a_network_is_finished_for_as_many_steps_on_the_same_level(
+    tmp_path, steps, made_on, expected
+):
+    def made(steps, made_on):
+        stage = types.SimpleNamespace(name="level_2", made_on=made_on)
+        session = types.SimpleNamespace(
+            folder=tmp_path, settings=types.SimpleNamespace(steps=steps)
+        )
+        return stage, session
+
+    path = tmp_path / "level_2" / stages.NETWORK
+    assert not stages.is_finished(*made(3, "a"), [path])
+    stages.save(path, test_order.plain(channels=1, classes=1, name="a"), *made(3, "a"))
+    assert stages.is_finished(*made(4, "b"), [path])  # taken over: there is no training here
+    (tmp_path / "level_2" / "last").mkdir()
+    assert stages.is_finished(*made(steps, made_on), [path]) == expected
+
+
+@pytest.mark.parametrize("steps, told", [(5, []), (6, []), (4, ["`steps` 5 (now 4)"])])
+def test_steps_may_grow_and_never_shrink(tmp_path, steps, told):
+    facts = {"system": "a", "flags": {"steps": 5, "name": "b"}, "data_fingerprint": "c"}
+    making = runs.Making("a", {"steps": steps, "name": "d"}, "c", {"name"}, {"steps"})
+    assert runs.differences(runs.Run(tmp_path, facts), making) == told
+
+
+def test_the_last_stage_of_the_embryo_has_its_own_learning_rate(tmp_path):
+    _, session = test_order.of_embryos("initial")(tmp_path)
+    session = dataclasses.replace(
+        session, values={**session.values, "end_to_end_learning_rate": 0.5}
+    )
+    rates = {
+        name: kind.own_session(session).settings.learning_rate
+        for name, kind in test_order.embryo_training.KINDS.items()
+    }
+    own = session.settings.learning_rate
+    assert rates == {"initial": own, "refine": own, "end_to_end": 0.5} and own != 0.5
+
+
+def test_a_folder_has_one_owner(tmp_path):
+    code = f"from tf_autoctx import files; files.own({str(tmp_path)!r})"
+
+    def another():
+        return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stderr
+
+    with files.owning():
+        files.own(tmp_path)
+        files.own(tmp_path)
+        assert f"{tmp_path}: another process ({os.getpid()} on " in another()
+    assert not another() and not list(tmp_path.iterdir())
 
 
 # Presets
