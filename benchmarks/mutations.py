@@ -138,12 +138,15 @@ def verdict(tree: pathlib.Path, mutation: Mutation, timeout: float) -> tuple[boo
     finally:
         (tree / mutation.file).write_text(before, "utf-8")
     failed = re.findall(r"^FAILED (\S+)", output, re.MULTILINE)
-    broken = "SyntaxError" in output or (code not in (0, 1, None))
-    told = "noticed" if code != 0 and not broken else "NOT NOTICED"
-    if broken:
-        told += ", the tests cannot be run: " + (output.strip().splitlines() or [""])[-1]
-    by = " (hangs)" if code is None else f" by {failed[0]}" if failed else ""
-    return told == "noticed", f"{told}: {mutation.name}{by}, {time.monotonic() - begin:.0f} s"
+    seconds = f"{time.monotonic() - begin:.0f} s"
+    if failed or code is None:
+        by = f"by {failed[0]}" if failed else "(hangs)"
+        return True, f"noticed: {mutation.name} {by}, {seconds}"
+    told = "NOT NOTICED"
+    if code:
+        last = (output.strip().splitlines() or ["nothing"])[-1]
+        told += f", the tests cannot be run (exit code {code}, {last})"
+    return False, f"{told}: {mutation.name}, {seconds}"
 
 
 def by_file(mutations: Sequence[Mutation]) -> list[list[str]]:
@@ -180,7 +183,11 @@ def main(given: Given) -> None:
         tree = trees.get()
         code, output = tried(tree, tests, chosen.timeout)
         trees.put(tree)
-        return "" if code == 0 else f"{', '.join(tests)}: fail as they are\n{output[-3000:]}"
+        return (
+            ""
+            if code == 0
+            else f"{' '.join(tests)}: exit code {code} as things are\n{output[-3000:]}"
+        )
 
     def with_fault(mutation: Mutation) -> bool:
         tree = trees.get()
