@@ -63,7 +63,9 @@ def command(module):
 def module_of(script):
     """Name of the command that a script calls."""
     (name,) = re.findall(
-        r"^from tf_autoctx\.commands\.(\w+) import command$", script.read_text(encoding="utf-8"), re.MULTILINE
+        r"^from tf_autoctx\.commands\.(\w+) import command$",
+        script.read_text(encoding="utf-8"),
+        re.MULTILINE,
     )
     return name
 
@@ -198,7 +200,9 @@ def test_files_and_targets_that_a_document_names_exist(document):
     for file in re.findall(r"`([\w/]+\.py)\b", text):
         folders = (ROOT, ROOT / "tf_autoctx", *(ROOT / "tests").glob("*/"))
         assert file in WING or any((folder / file).exists() for folder in folders), file
-    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    targets = re.findall(
+        r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE
+    )
     named = re.findall(r"(?:`|^    )make ([\w-]+)", text, re.MULTILINE)
     assert set(named) <= set(targets)
 
@@ -256,7 +260,10 @@ def test_command_lines_of_documents(document):
 
 @pytest.mark.parametrize("script", [s for s in SCRIPTS if s.name != "setup.py"], ids=names)
 def test_command_lines_of_scripts_and_their_commands(script):
-    for text in (ast.get_docstring(ast.parse(script.read_text(encoding="utf-8"))), command(module_of(script)).doc):
+    for text in (
+        ast.get_docstring(ast.parse(script.read_text(encoding="utf-8"))),
+        command(module_of(script)).doc,
+    ):
         lines = [*command_lines(text)]
         assert lines, "no example"
         for words in lines:

@@ -1,5 +1,6 @@
 """What a run folder binds, who may write it, and what becomes of damage and of leftovers."""
 
+import functools
 import json
 import os
 import pathlib
@@ -288,6 +289,8 @@ def test_ctrl_c_is_one_sentence_and_exit_code_130(tmp_path):
         text=True,
         cwd=ROOT,
         env={**os.environ, "TF_CONFIG": ""},  # none
+        # Tests may run in the background of a shell, which lets its jobs ignore it.
+        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
     while "training" not in (line := process.stdout.readline()):
         assert line, process.stderr.read()

@@ -113,8 +113,8 @@ def test_train_resume_predict_score_and_report_in_an_empty_folder(environment, t
     run(environment / "autoctx-predict", model, scans, "--output=results", cwd=tmp_path)
     saved = "--model=runs/fetal_head/saved_model"
     run(environment / "autoctx-predict", saved, scans, "--output=served", cwd=tmp_path)
-    for name in os.listdir(tmp_path / "results"):
-        ours, served = (tmp_path / folder / name for folder in ("results", "served"))
+    for path in (tmp_path / "results").glob("[!.]*"):
+        ours, served = (tmp_path / folder / path.name for folder in ("results", "served"))
         assert ours.read_bytes() == served.read_bytes()
 
     labels = f"--labels={phantoms / 'labelsTs'}"
