@@ -11,6 +11,7 @@ import keras
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import tensorflow as tf
 import test_order
 
 from tf_autoctx import configuration, export, files
@@ -34,7 +35,7 @@ from tf_autoctx.systems.shared import (
     stages,
 )
 from tf_autoctx.systems.shared.prediction import Segmentor
-from tf_autoctx.training import devices, runs
+from tf_autoctx.training import devices, loop, runs
 
 # Seeds and validation
 
@@ -70,6 +71,25 @@ def test_a_stage_is_validated_on_the_validation_cases_alone(tmp_path, monkeypatc
 
 def stored(entry, name):
     return test_order.pipeline.stored(entry[name], name)
+
+
+@pytest.mark.parametrize("replicas", [1, 2, 4])
+def test_replicas_take_the_mean_of_their_gradients(monkeypatch, replicas):
+    """Keras sums them; Adam would not show whether each is a part of the mean."""
+
+    class Taking:
+        def scale_loss(self, loss):
+            return loss
+
+        def apply(self, gradients, variables):
+            (self.gradient,) = gradients
+
+    strategy = types.SimpleNamespace(num_replicas_in_sync=replicas)
+    monkeypatch.setattr(tf.distribute, "get_strategy", lambda: strategy)
+    variable, optimizer = keras.Variable(3.0), Taking()
+    term = loop.Term(optimizer, [variable], lambda: variable.value * tf.constant([1.0, 5.0]))
+    assert float(loop.minimize({"loss": term})["loss"]) == 9
+    assert float(optimizer.gradient) == pytest.approx(3 / replicas)
 
 
 # Who writes, and in which precision
