@@ -156,15 +156,15 @@ def test_what_is_measured_stands_beside_the_truth(tmp_path, capsys):
 
 
 def test_biometry_needs_millimetres():
-    assert evaluation.scores(disc(9), disc(9), None, {1: "head"}, biometry.compare) == [
+    assert tables.scores(disc(9), disc(9), None, {1: "head"}, biometry.compare) == [
         {"structure": "head", **metrics.compare(disc(9), disc(9))}
     ]
-    (false,) = evaluation.scores(disc(9), disc(0), (1, 1, 1), {1: "head"}, biometry.compare)
+    (false,) = tables.scores(disc(9), disc(0), (1, 1, 1), {1: "head"}, biometry.compare)
     assert false["volume_mL"] > 0 and np.isnan(false["BPD_mm"]) and np.isnan(false["HC_error_mm"])
 
 
 def test_an_organ_that_was_missed_counts_as_0():
-    (liver,) = evaluation.scores(volume(), volume(v_3=2), (1, 1, 1), STRUCTURES)
+    (liver,) = tables.scores(volume(), volume(v_3=2), (1, 1, 1), STRUCTURES)
     assert liver["structure"] == "liver" and liver["DSC_percent"] == 0 and liver["Hdb_mm"] == np.inf
 
 

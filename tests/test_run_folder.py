@@ -286,7 +286,7 @@ def test_ctrl_c_is_one_sentence_and_exit_code_130(tmp_path):
         [sys.executable, "-c", TRAIN, *words],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        text=True,
+        encoding="utf-8",  # of the progress bar, whatever the locale
         cwd=ROOT,
         env={**os.environ, "TF_CONFIG": ""},  # none
         # Tests may run in the background of a shell, which lets its jobs ignore it.

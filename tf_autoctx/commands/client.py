@@ -37,7 +37,7 @@ class Client:
     output: str = field(..., "Folder for the results; made if it is missing.")
     protocol: str = field(
         "rest",
-        "How the server is spoken to; grpc needs the extra: pip install 'tf_autoctx[serving]'.",
+        "Interface of the server; grpc needs the extra: pip install 'tf_autoctx[serving]'.",
         choices=("rest", "grpc"),
     )
     server: str | None = field(

@@ -1,8 +1,8 @@
 """Compares evaluations on the cases that they have in common, by paired tests of every metric.
 
-  python eval/compare.py --evaluations=runs/a/evaluation,runs/b/evaluation --output=runs/a_against_b
+  autoctx-compare --evaluations=runs/a/evaluation,runs/b/evaluation --output=runs/a_against_b
 
-Any folder that a training run, eval/score.py or a table wrote a scores.csv into is an evaluation.
+Any folder that a training run, autoctx-score or a table wrote a scores.csv into is an evaluation.
 Every method of one is compared with every method of those before it: mean difference, its bootstrap
 95 % interval, Wilcoxon's p, and Holm's p, corrected for the number of metrics. Methods of the same
 name get that of their run before it. Writes comparison.csv and table.txt and prints the table.
@@ -116,7 +116,7 @@ def left_out(evaluations: Evaluations) -> list[str]:
 
 
 def table(lines: Sequence[Mapping[str, Any]]) -> str:
-    """The same as plain text, a block a pair of methods and structure."""
+    """The same as plain text, a block per pair of methods and structure."""
     from tf_autoctx.report import tables
 
     blocks: dict[str, list[list[str]]] = {}

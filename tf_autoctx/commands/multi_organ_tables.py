@@ -254,7 +254,8 @@ def of_other_data(
     import keras
 
     from tf_autoctx.data.labels import left_out
-    from tf_autoctx.systems.shared import evaluation, prediction
+    from tf_autoctx.report import tables
+    from tf_autoctx.systems.shared import prediction
 
     scored = set(other.label_map.values())
     labels = {value: name for value, name in runs[0].run.labels.items() if value in scored}
@@ -273,7 +274,7 @@ def of_other_data(
                 "group": case.group,
             }
             sides = left_out(label, truth, labels)
-            rows += [about | score for score in evaluation.scores(*sides, spacing, labels)]
+            rows += [about | score for score in tables.scores(*sides, spacing, labels)]
             progress.add(1)
     return rows
 

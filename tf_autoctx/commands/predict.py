@@ -123,15 +123,14 @@ def write(wanted: Results, left: Mapping[Any, Any], made_from: Origins) -> None:
     """
     import keras
 
-    from tf_autoctx.data import isolation
-    from tf_autoctx.systems.shared import reading
+    from tf_autoctx.data import images, isolation
 
     # One image shows its tiles or iterations, several show images.
     alone, failures = len(left) < 2, []
     bar = keras.utils.Progbar(len(left), unit_name="image", verbose=not alone)
     tasks = {path: (path, wanted.segmentor.dimensions, wanted.series) for path in left}
     with isolation.Pool(1) as pool:
-        for path, image in pool.map(reading.read_image, tasks):
+        for path, image in pool.map(images.read_raw, tasks):
             try:
                 if isinstance(image, UserError):
                     raise image

@@ -1,10 +1,10 @@
 """One HTML page of an evaluation, or of several on the same cases, with a viewer of every case.
 
-  python eval/report.py --evaluations=runs/fetal_head/evaluation --output=report.html
-  python eval/report.py --evaluations=runs/a/evaluation,runs/b/evaluation --output=report.html
+  autoctx-report --evaluations=runs/fetal_head/evaluation --output=report.html
+  autoctx-report --evaluations=runs/a/evaluation,runs/b/evaluation --output=report.html
 
 The second lays one over the other. The page has tables, charts and the viewer, and needs no network
-and no other file. Any folder with a scores.csv will do; training scripts also leave what the viewer
+and no other file. Any folder with a scores.csv will do; trainings also leave what the viewer
 shows in views/, and curves and configuration in the run folder above.
 """
 

@@ -1,8 +1,8 @@
-"""Scores a folder of label images against the ground truth of the same names, a row a structure.
+"""Scores a folder of label images against the ground truth of the same names, per structure.
 
-  python eval/score.py --predictions=results --labels=labels --output=scores
-  python eval/score.py --predictions=results --labels=labels --output=scores --names=runs/abdomen
-  python eval/score.py --predictions=results --labels=labels --output=scores --merge --fill_holes
+  autoctx-score --predictions=results --labels=labels --output=scores
+  autoctx-score --predictions=results --labels=labels --output=scores --names=runs/abdomen
+  autoctx-score --predictions=results --labels=labels --output=scores --merge --fill_holes
 
 Every label value but 0 is a structure of its own; --merge makes one object of all of them, or of
 those of --foreground. Their names are those of --names: 1:liver,2:spleen, or a dataset.json, a
@@ -61,7 +61,7 @@ class Score:
     largest_component: bool = field(False, "Also score the largest component of every label value.")
     fill_holes: bool = field(False, "Also score the predictions with their holes filled.")
     workers: int | None = field(
-        None, "Cases that are scored at a time. Default: one a CPU.", least=1
+        None, "Cases that are scored at a time. Default: one per CPU.", least=1
     )
 
     def __post_init__(self) -> None:

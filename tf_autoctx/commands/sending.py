@@ -99,7 +99,7 @@ class Sender:
 
         Args:
           job: its files.
-          image: as `read` returns it.
+          image: see `images.read_raw`.
           stop: where it is set meanwhile, no more tries are made.
 
         Raises:
@@ -140,11 +140,12 @@ class Sender:
         """
         state = _State(len(jobs))
         senders = concurrent.futures.ThreadPoolExecutor(requests_in_flight)
-        tasks = {job: (job.path, self.flat, self.series) for job in jobs}
+        dimensions = 2 if self.flat else 3
+        tasks = {job: (job.path, dimensions, self.series) for job in jobs}
         running: set[concurrent.futures.Future[None]] = set()
         try:
             with isolation.Pool(min(requests_in_flight, isolation.cpus(), len(jobs))) as readers:
-                for job, image in readers.map(read, tasks) if jobs else ():
+                for job, image in readers.map(images.read_raw, tasks) if jobs else ():
                     if isinstance(image, UserError):
                         state.read_failed(image)
                         continue
@@ -224,24 +225,6 @@ class _State:
         self._done += 1
         if self._images > 1:
             _show(self._done, self._images, time.monotonic() - self._begin)
-
-
-def read(path: str, flat: bool, series: str | None) -> images.Image:
-    """A raw image as a model takes it.
-
-    Args:
-      path: a file or a DICOM folder.
-      flat: whether the model takes 2D images.
-      series: see `images.read`.
-
-    Raises:
-      UserError: it cannot be read, or has other dimensions.
-    """
-    if flat:
-        return images.read_2d(path, grey_levels=True, series=series)
-    image = images.read(path, series)
-    images.require_dimensions(path, image, 3)
-    return image
 
 
 def _decoded(job: Job, name: str, raw: bytes, shape: tuple[int, ...]) -> np.ndarray:

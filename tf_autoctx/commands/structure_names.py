@@ -111,7 +111,7 @@ def read(path: pathlib.Path) -> StructureNames:
         ) from None
     except (ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{path}: names no labels; expected label values and names.") from None
-    names = _named(str(path), datasets._labels(path, labels))
+    names = _named(str(path), datasets.label_names(path, labels))
     system = told.get("system", "")
     return dataclasses.replace(names, system=system if isinstance(system, str) else "")
 

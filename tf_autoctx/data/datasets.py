@@ -340,7 +340,7 @@ def _read_folder(folder: pathlib.Path) -> tuple[list[Entry], dict[int, str]]:
             raise UserError(
                 f"{path}: training image {entry.image} has no label; expected one in labelsTr."
             )
-    labels = _labels(path, description["labels"])
+    labels = label_names(path, description["labels"])
     try:
         label_files.ignored(labels)
     except UserError as error:
@@ -447,7 +447,7 @@ def _nnunet(path: pathlib.Path, description: Mapping[str, Any], split: str) -> l
     return entries
 
 
-def _labels(path: pathlib.Path, labels: Any) -> dict[int, str]:
+def label_names(path: pathlib.Path, labels: Any) -> dict[int, str]:
     """{value: name} from the Decathlon's {"1": "liver"} or nnU-Net's {"liver": 1}.
 
     Raises:

@@ -237,6 +237,24 @@ def read_2d(
     return Image(path, image, None, known, Grid.of(raw))
 
 
+def read_raw(path: Path, dimensions: int, series: str | int | None = None) -> Image:
+    """A raw image as a model of so many dimensions takes it.
+
+    Args:
+      path: a file or a DICOM folder.
+      dimensions: 2 or 3.
+      series: see `read`.
+
+    Raises:
+      UserError: it cannot be read, or has other dimensions.
+    """
+    if dimensions == 2:
+        return read_2d(path, grey_levels=True, series=series)
+    image = read(path, series)
+    require_dimensions(path, image, 3)
+    return image
+
+
 def _grey(path: pathlib.Path, image: sitk.Image) -> sitk.Image:
     """The luminance of a colour image; others stay as they are.
 

@@ -41,7 +41,7 @@ class Scoring:
     Attributes:
       system: its name, the same in every row.
       labels: {label value: name} of the structures. One that a case's truth lacks is left out, see
-        `scores`.
+        `tables.scores`.
       trained: smallest and largest spacing of the training cases, see `warn_of_spacing`; empty
         where it does not matter.
       window: range of intensities that the pictures show.
@@ -94,43 +94,6 @@ def held_out(
             if isinstance(outcome, UserError):
                 raise outcome
     return test
-
-
-def scores(
-    prediction: np.ndarray,
-    truth: np.ndarray,
-    spacing: Sequence[float] | None,
-    labels: Mapping[int, str],
-    measure: Measure | None = None,
-) -> list[Row]:
-    """Scores of every structure of a case: {"structure", **`metrics.compare`, **`measure`} each.
-
-    A structure that the truth lacks has no overlap and no distance: a 100 % for finding nothing
-    would flatter the mean, a 0 % for a stray voxel would weigh as much as an organ that was missed.
-    Where nothing was predicted either, it has no scores at all. Where something was, its volume
-    stays, everything else is NaN, and the tables count it as false.
-
-    Args:
-      prediction, truth: integer labels of equal shape, (depth, height, width) or (height, width).
-      spacing: (z, y, x) or (y, x) in mm; None measures in pixels.
-      labels: {label value: name}.
-      measure: see `Scoring`.
-    """
-    rows = []
-    for value, name in labels.items():
-        mask, true_mask = prediction == value, truth == value
-        if not true_mask.any() and not mask.any():
-            continue
-        score = metrics.compare(mask, true_mask, spacing)
-        if measure and spacing is not None:
-            score |= measure(mask, true_mask, spacing)
-        if not true_mask.any():
-            score = {
-                name: score[name] if metrics.column(name).metric.is_size else np.nan
-                for name in score
-            }
-        rows.append({"structure": name, **score})
-    return rows
 
 
 def evaluate(
@@ -197,7 +160,7 @@ def _case(
     rows = {}
     for method, segmentation in segmentations.items():
         prediction = np.asarray(segmentation["label"])
-        scored = scores(prediction, truth, spacing, scoring.labels, scoring.measure)
+        scored = tables.scores(prediction, truth, spacing, scoring.labels, scoring.measure)
         about = {"system": scoring.system, "method": method, "case": case.name}
         rows[method] = [{**about, "group": case.group, **score} for score in scored]
     shown = np.clip(voxels, *scoring.window)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -14,26 +13,6 @@ from tf_autoctx.systems.shared.declaration import Declaration
 
 Read = Callable[[datasets.Case], tuple[images.Image, np.ndarray]]
 Arguments = tuple[Declaration, Sequence[int] | None, Mapping[int, str], bool]
-
-
-def read_image(
-    path: str | pathlib.Path, dimensions: int, series: str | None = None
-) -> images.Image:
-    """A raw image as a model of so many dimensions takes it.
-
-    Args:
-      path: a file or a DICOM folder.
-      dimensions: 2 or 3.
-      series: see `images.read`.
-
-    Raises:
-      UserError: it cannot be read, or has other dimensions.
-    """
-    if dimensions == 2:
-        return images.read_2d(path, grey_levels=True, series=series)
-    image = images.read(path, series)
-    images.require_dimensions(path, image, 3)
-    return image
 
 
 def read_case(

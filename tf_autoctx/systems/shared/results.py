@@ -90,7 +90,7 @@ class Results:
 
         Args:
           path: of the image.
-          image: see `reading.read_image`.
+          image: see `images.read_raw`.
           files: those of `files` that are wanted.
           progress: whether to show one.
 
