@@ -225,3 +225,21 @@ for command in (["show", "--all"], run):
     except SystemExit as ended:
         assert not ended.code
 """
+
+
+HOLD = """
+import sys, time
+from tf_autoctx import files
+files.own(sys.argv[1])
+print("held", flush=True)
+time.sleep(100)
+"""
+
+
+def holding(folder):
+    """A process that owns a folder."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(folder)], stdout=subprocess.PIPE, text=True, cwd=ROOT
+    )
+    assert process.stdout.readline() == "held\n"
+    return process

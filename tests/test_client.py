@@ -31,7 +31,6 @@ from tensorflow_serving.config import model_server_config_pb2
 
 from tf_autoctx import errors, export, serving
 from tf_autoctx.data import images
-from tf_autoctx.systems.shared import image_checks
 
 
 def bright(threshold):
@@ -177,7 +176,8 @@ def array(image):
 
 
 def written(folder):
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    names = (str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    return sorted(name for name in names if name != ".made_from")
 
 
 @contextlib.contextmanager
@@ -633,25 +633,25 @@ def test_connections_are_kept(models, tmp_path):
 
 
 @pytest.mark.parametrize("protocol", ["rest", "grpc"])
-def test_a_voxel_that_is_no_number_is_refused_by_the_graph(
-    models, tmp_path, protocol, refused, monkeypatch
-):
+def test_a_voxel_that_is_no_number_is_refused_by_the_graph(models, tmp_path, protocol, refused):
     """Float64 holds what float32, of which models compute, does not."""
     image = sitk.Cast(volume(tmp_path / "fine.mha"), sitk.sitkFloat64)
     image[1, 2, 3] = image[0, 0, 0] = 1e39
     images.write(tmp_path / "a.mha", image)
     with served(protocol, models) as address:
         arguments = (address, tmp_path / "a.mha", tmp_path / "out", f"--protocol={protocol}")
-        refused(
+        error = refused(
             r"a.mha: 2 of 210 voxels are NaN, infinite or beyond 3.4e\+38; expected", *arguments
         )
-        monkeypatch.setattr(image_checks, "require_finite", lambda path, voxels: voxels)
-        error = refused(
-            r"a.mha: .*image has 2 voxels that are NaN or infinite as float32; expected finite "
-            r"numbers\.\]; expected an image that this model takes",
-            *arguments,
+        kind = serving.Rest if protocol == "rest" else serving.Grpc
+        told = (
+            r"image has 2 voxels that are NaN or infinite as float32; expected finite numbers\.\]; "
+            "expected an image that this model takes"
         )
-    assert error.count("\n") == 1 and not (tmp_path / "out").exists()
+        model = contextlib.closing(kind(address, "fetal_head", None, 60))
+        with model as held, pytest.raises(errors.UserError, match=told):
+            held.predict("serving_bytes", array(image), ["label_bytes"])
+    assert error.count("\n") == 1 and written(tmp_path / "out") == []
 
 
 def test_probabilities_that_are_no_numbers_are_named(models, tmp_path, refused, monkeypatch):
@@ -881,6 +881,36 @@ def test_a_half_done_folder_goes_on(models, tmp_path, capsys, refused):
             tmp_path / "scans" / "d.nii.gz",
             tmp_path / "scans",
         )
+
+
+def test_results_of_an_image_or_a_model_that_has_changed_are_made_anew(models, tmp_path, capsys):
+    for name in "ab":
+        volume(tmp_path / "scans" / f"{name}.mha")
+    with Server(models) as server:
+        arguments = (server.address, tmp_path / "scans", tmp_path / "out")
+        send(*arguments)
+        image = volume(tmp_path / "scans" / "b.mha", seed=1)
+        send(*arguments)
+        assert "1 of 2 results are of images that have changed since" in capsys.readouterr().out
+        assert len(server.asked) == 3
+        np.testing.assert_array_equal(array(tmp_path / "out" / "b.nii.gz"), array(image) > 120)
+        send(*arguments, "--version=1")  # its threshold is another one
+        assert len(server.asked) == 5
+        send(*arguments, "--version=1")
+        assert len(server.asked) == 5
+
+
+def test_the_folder_of_the_results_is_the_clients_own(models, tmp_path, refused):
+    volume(tmp_path / "a.mha")
+    process = running.holding(tmp_path / "out")
+    try:
+        with Server(models) as server:
+            told = f"another process .{process.pid} on .* is at work in it"
+            refused(told, server.address, tmp_path / "a.mha", tmp_path / "out")
+        assert server.asked == []
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_a_folder_of_folders(models, tmp_path, refused):

@@ -159,6 +159,13 @@ def not_finite(path):
     sitk.WriteImage(sitk.GetImageFromArray(voxels), path)
 
 
+def immense(path):
+    """Float64 holds what float32 does not."""
+    voxels = np.zeros((2, 3, 4))
+    voxels[0, 0, 0] = 1e39
+    sitk.WriteImage(sitk.GetImageFromArray(voxels), path)
+
+
 def sheared(path):
     sitk.WriteImage(volume(), path)
     header = bytearray(gzip.decompress(pathlib.Path(path).read_bytes()))
@@ -190,7 +197,9 @@ def no_voxels(path):
         ("a.mha", no_voxels, r"has size \(0, 3, 4\), no voxels; expected at least one"),
         ("a.nii.gz", not_finite, "3 of 24 voxels are NaN or infinite; expected finite numbers"),
         ("a.nii", not_finite, "3 of 24 voxels are NaN or infinite; expected finite numbers"),
-        ("a.nrrd", not_finite, "3 of 24 voxels are NaN or infinite; expected finite numbers"),
+        ("a.nrrd", not_finite, "3 of 24 voxels are NaN, infinite or beyond 3.4e.38; expected"),
+        ("a.nii.gz", immense, "1 of 24 voxels are NaN, infinite or beyond 3.4e.38; expected"),
+        ("a.mha", immense, "1 of 24 voxels are NaN, infinite or beyond 3.4e.38; expected"),
         (
             "a.nii.gz",
             lambda path: sitk.WriteImage(sitk.JoinSeries([volume(), volume()]), path),

@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from tf_autoctx import errors, files, metrics
+from tf_autoctx import errors, files, metrics, spreadsheets
 from tf_autoctx.report import tables
 
 
@@ -380,7 +380,7 @@ def test_no_name_is_a_formula_and_reading_gives_it_back(name, tmp_path):
 
 @pytest.mark.parametrize("name", ["-5", "+1.5e-3", "a-b", "x = 1", "it's", "'quoted'", "'", ""])
 def test_numbers_and_harmless_names_stay_as_they_are(name):
-    assert tables.escaped(name) == tables.unescaped(name) == name
+    assert spreadsheets.escaped(name) == spreadsheets.unescaped(name) == name
 
 
 def test_escapes_are_undone_whatever_the_name():
@@ -388,7 +388,7 @@ def test_escapes_are_undone_whatever_the_name():
     generator = np.random.default_rng(0)
     for length in generator.integers(8, size=3000):
         name = "".join(generator.choice(letters, length))
-        assert tables.unescaped(tables.escaped(name)) == name
+        assert spreadsheets.unescaped(spreadsheets.escaped(name)) == name
 
 
 def test_a_set_of_tables_is_replaced_together(results, tmp_path):

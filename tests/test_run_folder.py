@@ -189,26 +189,8 @@ def test_a_level_on_another_level_is_trained_anew(copy, capsys, caplog):
 # One process
 
 
-HOLD = """
-import sys, time
-from tf_autoctx import files
-files.own(sys.argv[1])
-print("held", flush=True)
-time.sleep(100)
-"""
-
-
-def holding(folder):
-    """A process that owns a folder."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(folder)], stdout=subprocess.PIPE, text=True, cwd=ROOT
-    )
-    assert process.stdout.readline() == "held\n"
-    return process
-
-
 def test_a_folder_is_of_one_process_at_a_time(run, scan, tmp_path, capsys):
-    process = holding(tmp_path / "here")
+    process = running.holding(tmp_path / "here")
     try:
         where = f"{tmp_path / 'here'}: another process ({process.pid} on "
         assert where in trained(capsys, tmp_path / "here")
@@ -242,7 +224,7 @@ def test_what_a_killed_process_left_is_swept(tmp_path):
     for name in left + kept:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("")
-    process = holding(tmp_path / "predictions")
+    process = running.holding(tmp_path / "predictions")
     (tmp_path / kept[-1]).write_text("")
     try:
         with files.owning():

@@ -132,8 +132,18 @@ def test_a_stage_without_the_one_before_is_refused(tmp_path, capsys):
 
 
 @pytest.mark.usefixtures("unexported")
-def test_without_auto_context_the_same_vnet_1_and_another_refinement(run, tmp_path, capsys):
-    train(f"--work_dir={tmp_path}", *TINY, "--noauto_context", f"--initial_from={run}")
+def test_without_auto_context_the_same_vnet_1_and_another_refinement(
+    run, tmp_path, capsys, monkeypatch
+):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    words = (f"--work_dir={tmp_path}", *TINY, "--noauto_context", f"--initial_from={run}")
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(shutil, "copyfile", interrupted)
+        train(*words)
+    assert not (tmp_path / "initial" / "model.keras").exists()
+    train(*words)  # goes on, and knows where VNet I is from
     assert methods(tmp_path) == ["initial", "refine"]
     assert not (tmp_path / "initial" / "history.csv").exists()  # it was not trained here
     mine, theirs = (stages.load(folder / "refine" / "model.keras") for folder in (tmp_path, run))

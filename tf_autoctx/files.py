@@ -1,10 +1,12 @@
-"""Files that appear whole or not at all, and folders that one process writes at a time."""
+"""Files that appear whole or not at all, their digests, and folders that one process writes at a
+time."""
 
 from __future__ import annotations
 
 import atexit
 import contextlib
 import fcntl
+import hashlib
 import os
 import pathlib
 import platform
@@ -92,6 +94,17 @@ def own(folder: str | os.PathLike[str], began: float | None = None) -> None:
     except OSError as error:
         told = errors.reason(error, "a folder that can be written")
         raise UserError(f"{folder}: {told}.") from error
+
+
+def digest(path: str | os.PathLike[str] | None) -> str:
+    """SHA-256 (hex) of a file, of every file of a folder, or "" of None."""
+    if path is None:
+        return ""
+    path = pathlib.Path(path)
+    if path.is_dir():  # DICOM slices
+        return " ".join(digest(file) for file in sorted(path.iterdir()) if file.is_file())
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextlib.contextmanager

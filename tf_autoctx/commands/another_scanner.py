@@ -14,7 +14,7 @@ import pathlib
 import zlib
 from typing import TYPE_CHECKING
 
-from tf_autoctx import configuration, errors, files
+from tf_autoctx import configuration, errors, files, spreadsheets
 from tf_autoctx.commands import command_line
 from tf_autoctx.configuration import field
 
@@ -78,7 +78,6 @@ def main(given: command_line.Given) -> None:
     import keras
 
     from tf_autoctx.data import datasets
-    from tf_autoctx.report import tables
 
     corpus = datasets.load(settings.data_dir, settings.seed, validation_fraction=0, training=False)
     cases = [
@@ -95,7 +94,7 @@ def main(given: command_line.Given) -> None:
             names = show(case, corpus.labels, settings.seed, folder)
             rows.append({**names, "split": split, "group": case.group})
             progress.add(1)
-        tables.write_csv(folder / "cases.csv", rows, ("image", "label", "split", "group"))
+        spreadsheets.write(folder / "cases.csv", rows, ("image", "label", "split", "group"))
 
 
 command = command_line.Command(main, (AnotherScanner,), __doc__)

@@ -8,8 +8,9 @@ r"""Segments images with a model that TensorFlow Serving holds, each on its own 
 Writes NAME.nii.gz (label values; of PNG, JPEG and TIFF images NAME.png of 0 and 255) and with
 --probabilities probabilities/NAME.nii.gz (float32; where the model has several, in the order of its
 model_card.json, they are the values of one voxel). A result appears whole or not at all, and images
-that have theirs are passed over, so that the same command goes on with a folder that was left half
-done. If an image fails, the others are done all the same, and the exit code is 1.
+that have theirs are passed over, unless they or the model have changed since, so that the same
+command goes on with a folder that was left half done. If an image fails, the others are done all
+the same, and the exit code is 1.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from tf_autoctx import files
 from tf_autoctx.commands.command_line import Command, Given
 from tf_autoctx.configuration import check, field
 from tf_autoctx.errors import FieldError
@@ -86,6 +88,7 @@ def main(given: Given) -> None:
     chosen = given.configured(Client)
     from tf_autoctx import serving
     from tf_autoctx.commands import sending, served_card
+    from tf_autoctx.systems.shared import origins
 
     protocol = serving.Rest if chosen.protocol == "rest" else serving.Grpc
     model: serving.Model = protocol(
@@ -95,12 +98,15 @@ def main(given: Given) -> None:
         known = serving.with_retries(model.signatures, chosen.retries)
         signature = _signature(chosen, known)
         card = served_card.of_model(model, chosen.model, known, chosen.retries)
+        output = pathlib.Path(chosen.output)
+        of = f"{chosen.model} {card.digest} {chosen.series}"
         sender = sending.Sender(
             model,
             known,
             signature,
             card,
-            pathlib.Path(chosen.output),
+            output,
+            origins.Origins(output, of),
             chosen.retries,
             chosen.overwrite,
             chosen.series,
@@ -108,6 +114,7 @@ def main(given: Given) -> None:
         jobs = sender.jobs(pathlib.Path(chosen.input), chosen.probabilities)
         if card.labels:
             print("labels:", ", ".join(f"{value} {name}" for value, name in card.labels.items()))
+        files.own(output)
         sender.send_all(jobs, chosen.requests_in_flight)
 
 

@@ -17,7 +17,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from tf_autoctx import configuration, errors, files
+from tf_autoctx import configuration, errors, files, spreadsheets
 from tf_autoctx.commands import command_line
 from tf_autoctx.configuration import field
 
@@ -138,7 +138,6 @@ def table(lines: Sequence[Mapping[str, Any]]) -> str:
 
 def main(given: command_line.Given) -> None:
     """Runs the command."""
-    from tf_autoctx.report import tables
 
     settings = given.configured(Compare)
     output = pathlib.Path(settings.output)
@@ -146,7 +145,7 @@ def main(given: command_line.Given) -> None:
     lines = compare(evaluations)
     files.own(output)
     text = "\n".join([table(lines), *left_out(evaluations)])
-    tables.write_csv(output / "comparison.csv", lines, list(lines[0]))
+    spreadsheets.write(output / "comparison.csv", lines, list(lines[0]))
     with files.replacing(output / "table.txt") as path:
         path.write_text(text + "\n", encoding="utf-8")
     print(text)

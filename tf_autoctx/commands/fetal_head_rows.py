@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from tf_autoctx import files, metrics
+from tf_autoctx import files, metrics, spreadsheets
 from tf_autoctx.commands.planned_runs import PlannedRun
 from tf_autoctx.data import datasets
 from tf_autoctx.files import replacing
@@ -62,7 +62,7 @@ def write(output: pathlib.Path, finished: Sequence[PlannedRun], flags: Mapping[s
     files.own(output)
     tables.write(output, rows + levels, pairs)
     columns = list(lines[0]) if lines else ["method"]
-    tables.write_csv(output / "comparison.csv", lines, columns)
+    spreadsheets.write(output / "comparison.csv", lines, columns)
     for name, written in ("times.json", json.dumps(times, indent=1)), ("table.txt", text):
         with replacing(output / name) as path:
             path.write_text(written + "\n", encoding="utf-8")

@@ -110,7 +110,7 @@ def main(given: Given) -> None:
     files.own(output)
     model = origins.of_model(chosen.model, {**options, "series": chosen.series})
     made_from = origins.Origins(output, model)
-    left = results.still_wanted(paths, made_from, overwrite=chosen.overwrite, resume=chosen.resume)
+    left = origins.still_wanted(paths, made_from, overwrite=chosen.overwrite, resume=chosen.resume)
     if chosen.resume:
         print(f"{len(paths) - len(left)} of {len(paths)} images are done already")
     write(wanted, left, made_from)

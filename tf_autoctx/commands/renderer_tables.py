@@ -21,7 +21,7 @@ import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from tf_autoctx import configuration, errors, files
+from tf_autoctx import configuration, errors, files, spreadsheets
 from tf_autoctx.commands import command_line
 from tf_autoctx.configuration import field
 from tf_autoctx.systems.renderer.configuration import DECLARATION, ITERATIONS, VARIANTS
@@ -92,7 +92,7 @@ def pixel_sizes(path: str) -> dict[str, float]:
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             rows = [(row["name"], row["millimetres_per_pixel"]) for row in csv.DictReader(file)]
-        return {name: float(text) for name, text in rows if text.strip()}
+        return {spreadsheets.unescaped(name): float(mm) for name, mm in rows if mm.strip()}
     except (OSError, KeyError, AttributeError, ValueError) as error:
         raise errors.UserError(
             f"{path}: {error}; expected a CSV file with name,millimetres_per_pixel."
@@ -176,19 +176,15 @@ def pairs_of(methods: Sequence[str]) -> list[tuple[str, str]]:
 
 def write_iterations(path: pathlib.Path, scored: Iterable[ScoredRun]) -> None:
     """Writes DSC and agreement of every iteration as a CSV file."""
-    lines: list[Sequence[Any]] = [
-        ("run", "variant", "case", "iteration", "DSC_percent", "agreement")
-    ]
+    columns = ("run", "variant", "case", "iteration", "DSC_percent", "agreement")
+    lines = []
     for run in scored:
         for image in run.images:
             about = run.folder, run.variant, run.prefix + image.case
             for number, (scores, agreement) in enumerate(zip(image.scores, image.agreement)):
-                lines.append((*about, number, scores["DSC_percent"], agreement))
-    with (
-        files.replacing(path) as partial,
-        open(partial, "w", newline="", encoding="utf-8") as file,
-    ):
-        csv.writer(file).writerows(lines)
+                values = (*about, number, scores["DSC_percent"], agreement)
+                lines.append(dict(zip(columns, values)))
+    spreadsheets.write(path, lines, columns)
 
 
 def draw_gains(directory: pathlib.Path, scored: Sequence[ScoredRun]) -> None:

@@ -16,25 +16,19 @@ from tf_autoctx import serving
 from tf_autoctx.commands.served_card import Card
 from tf_autoctx.data import images, isolation, names
 from tf_autoctx.errors import FieldError, UserError, sentence
-from tf_autoctx.systems.shared import image_checks
+from tf_autoctx.systems.shared import origins
+from tf_autoctx.systems.shared.origins import Origins
 
 UNANSWERED = 3  # images in a row without an answer, after which no more are sent
 DTYPES = {"label_bytes": "u1", "probability_bytes": "<f4"}
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Job:
-    """An image and the files of its results; `probability` is None where it is not wanted."""
+    """An image and the results that it lacks: {output of the signature: file}."""
 
     path: str
-    label: pathlib.Path
-    probability: pathlib.Path | None
-
-    @property
-    def results(self) -> dict[str, pathlib.Path]:
-        """{output of the signature: file}."""
-        probability = {"probability_bytes": self.probability} if self.probability else {}
-        return {"label_bytes": self.label, **probability}
+    results: Mapping[str, pathlib.Path]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +41,7 @@ class Sender:
       signature: the name of the one that is asked.
       card: of the model.
       output: folder of the results.
+      made_from: what those that are there were made from.
       retries: see `serving.with_retries`.
       overwrite: whether results that are there are replaced.
       series: which of several DICOM series of a folder, see `images.read`.
@@ -57,6 +52,7 @@ class Sender:
     signature: str
     card: Card
     output: pathlib.Path
+    made_from: Origins
     retries: int
     overwrite: bool
     series: str | None = None
@@ -67,7 +63,7 @@ class Sender:
         return self.known["serving_default"].inputs["image"] == 4
 
     def jobs(self, source: pathlib.Path, probabilities: bool) -> list[Job]:
-        """The images of a file or folder that lack results.
+        """The images of a file or folder that lack results, or whose image or model has changed.
 
         Raises:
           FieldError: a series is wanted and there is no DICOM folder.
@@ -77,22 +73,23 @@ class Sender:
             sources = names.find(source, series=not self.flat, below=True, without=self.output)
         else:
             sources = {names.case_name(source): str(source)}
-        wanted = self.series
-        if wanted is not None and not any(pathlib.Path(p).is_dir() for p in sources.values()):
-            raise FieldError("series", wanted, f"{source} holds no DICOM folder; expected one.")
-        jobs = []
+        series = self.series
+        if series is not None and not any(pathlib.Path(p).is_dir() for p in sources.values()):
+            raise FieldError("series", series, f"{source} holds no DICOM folder; expected one.")
+        wanted = {}
         for name, path in sources.items():
             pixels = self.flat and str(path).lower().endswith(images.PIXELS_ONLY)
             label = self.output / f"{name}{'.png' if pixels else '.nii.gz'}"
-            probability = self.output / "probabilities" / f"{name}.nii.gz"
-            jobs.append(Job(path, label, probability if probabilities else None))
-        images.require_own_files({job.path: job.results.values() for job in jobs})
-        if self.overwrite:
-            return jobs
-        left = [job for job in jobs if not all(file.exists() for file in job.results.values())]
-        if len(left) < len(jobs):
-            print(f"{len(jobs) - len(left)} of {len(jobs)} images have their results already.")
-        return left
+            wanted[path] = {"label_bytes": label}
+            if probabilities:
+                probability = self.output / "probabilities" / f"{name}.nii.gz"
+                wanted[path]["probability_bytes"] = probability
+        images.require_own_files({path: results.values() for path, results in wanted.items()})
+        resume = not self.overwrite
+        left = origins.still_wanted(wanted, self.made_from, overwrite=self.overwrite, resume=resume)
+        if len(left) < len(wanted):
+            print(f"{len(wanted) - len(left)} of {len(wanted)} images have their results already.")
+        return [Job(path, results) for path, results in left.items()]
 
     def send(self, job: Job, image: images.Image, stop: threading.Event) -> None:
         """Sends one image and writes what it lacks.
@@ -108,7 +105,6 @@ class Sender:
             that is not finite.
         """
         voxels = image.array
-        image_checks.require_finite(job.path, voxels)
         self.card.warn(image, voxels)
         voxels = voxels.astype(voxels.dtype if voxels.dtype.name in serving.TYPES else np.float32)
         voxels = np.ascontiguousarray(voxels, voxels.dtype.newbyteorder("<"))
@@ -125,10 +121,10 @@ class Sender:
             raise type(error)(f"{job.path}: {error}") from None
         outputs = {name: _decoded(job, name, reply[name], voxels.shape) for name in asked}
         for name, file in job.results.items():
-            if self.overwrite or not file.exists():
-                file.parent.mkdir(parents=True, exist_ok=True)
-                shown = 255 * outputs[name] if file.suffix == ".png" else outputs[name]
-                images.write(file, image.like(shown))
+            file.parent.mkdir(parents=True, exist_ok=True)
+            shown = 255 * outputs[name] if file.suffix == ".png" else outputs[name]
+            images.write(file, image.like(shown))
+        self.made_from.note(job.path, job.results.values())
 
     def send_all(self, jobs: Sequence[Job], requests_in_flight: int) -> None:
         """Sends images, several at once; one that fails does not stop the others.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Mapping
 from typing import Any, Self
@@ -26,12 +27,14 @@ class Card:
       labels: {label value: name}.
       spacing: smallest and largest of the training cases in mm, (z, y, x); empty if unknown.
       orientation: of the volumes that the model was trained on; empty if unknown.
+      digest: SHA-256 (hex) of its text, in which that of the weights stands.
     """
 
     declaration: Declaration | None = None
     labels: Mapping[int, str] = dataclasses.field(default_factory=dict)
     spacing: list[list[float]] = dataclasses.field(default_factory=list)
     orientation: str = ""
+    digest: str = ""
 
     @classmethod
     def of(cls, text: str) -> Self:
@@ -47,7 +50,9 @@ class Card:
             if spacing and [len(edges) for edges in spacing] != [3, 3]:
                 raise ValueError("spacing")
             orientation = serving.plain(str(card.get("orientation") or ""))
-            return cls(_declaration(str(card.get("system"))), labels, spacing, orientation)
+            digest = hashlib.sha256(text.encode()).hexdigest()
+            system = _declaration(str(card.get("system")))
+            return cls(system, labels, spacing, orientation, digest)
         except (AttributeError, TypeError, RecursionError, OverflowError) as error:
             raise ValueError(str(error)) from None
 

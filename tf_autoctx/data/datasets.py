@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
+from tf_autoctx import files, spreadsheets
 from tf_autoctx.data import images, names
 from tf_autoctx.data import labels as label_files
 from tf_autoctx.errors import FieldError, UserError
@@ -274,7 +275,7 @@ def fingerprint(dataset: Dataset) -> str:
     seen: dict[str, tuple[str, str]] = {}  # {digest of an image: (split, path)}
     for split in SPLITS:
         for case in getattr(dataset, split):
-            digests = {"image": digest(case.image), "label": digest(case.label)}
+            digests = {"image": files.digest(case.image), "label": files.digest(case.label)}
             for role, of_file in digests.items():
                 total.update(f"{split}\t{case.name}\t{role}\t{of_file}\n".encode())
             before, path = seen.setdefault(digests["image"], (split, case.image))
@@ -289,17 +290,6 @@ def fingerprint(dataset: Dataset) -> str:
     if (ignored := label_files.ignored(dataset.labels)) is not None:
         total.update(f"{label_files.IGNORE}\t{ignored}\n".encode())
     return total.hexdigest()
-
-
-def digest(path: str | os.PathLike[str] | None) -> str:
-    """SHA-256 (hex) of a file, of every file of a folder, or "" of None."""
-    if path is None:
-        return ""
-    path = pathlib.Path(path)
-    if path.is_dir():  # DICOM slices
-        return " ".join(digest(file) for file in sorted(path.iterdir()) if file.is_file())
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _read_folder(folder: pathlib.Path) -> tuple[list[Entry], dict[int, str]]:
@@ -543,7 +533,8 @@ def _rows(path: pathlib.Path) -> list[tuple[str, dict[str, str]]]:
             )
         rows = []
         for row in reader:
-            where, values = f"{path}, line {reader.line_num + skipped}", [v.strip() for v in row]
+            where = f"{path}, line {reader.line_num + skipped}"
+            values = [spreadsheets.unescaped(cell.strip()) for cell in row]
             if any(values[len(columns) :]):
                 raise UserError(
                     f"{where}: has {len(values)} values; expected {len(columns)}, those of "

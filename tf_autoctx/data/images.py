@@ -48,6 +48,7 @@ SUFFIXES = (
     ".dcm",
 )
 # Lossless and in one file, so that one rename puts the whole image in place.
+FLOATS = (sitk.sitkFloat32, sitk.sitkFloat64, sitk.sitkVectorFloat32, sitk.sitkVectorFloat64)
 WRITABLE = (".nii.gz", ".nii", ".nrrd", ".mha", ".png", ".tif", ".tiff")
 PIXELS_ONLY = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 
@@ -169,11 +170,12 @@ def read(path: Path, series: str | int | None = None, colour: bool = False) -> I
       colour: whether a voxel may have several values.
 
     Returns:
-      Image of the file's pixel type (float32 of DICOM); every voxel is finite.
+      Image of the file's pixel type (float32 of DICOM); every voxel is finite in float32.
 
     Raises:
       UserError: missing, unreadable or damaged file, no or several series in the folder, slices
-        missing or uneven, 4D, no voxels, NaN or infinite voxels, several values a voxel, unless
+        missing or uneven, 4D, no voxels, NaN, infinite or
+        immense voxels, several values a voxel, unless
         `colour`; a volume whose header does not tell its spacing, or whose axes are not at right
         angles.
     """
@@ -420,7 +422,8 @@ def _load(path: pathlib.Path, series: str | int | None) -> tuple[sitk.Image, hea
     geometry = (*image.GetSpacing(), *image.GetOrigin(), *image.GetDirection())
     if not np.all(np.isfinite(geometry)):
         raise UserError(f"{path}: its geometry is not finite; expected numbers.")
-    _require_finite(path, sitk.GetArrayViewFromImage(image))
+    if image.GetPixelID() in FLOATS:
+        require_finite(path, sitk.GetArrayViewFromImage(image))
     return image, header
 
 
@@ -508,9 +511,18 @@ def _require_voxels(path: pathlib.Path, reader: sitk.ImageFileReader) -> None:
         )
 
 
-def _require_finite(path: Path, voxels: np.ndarray) -> None:
-    bad = voxels.size - np.count_nonzero(np.isfinite(voxels))
+def require_finite(path: Path, voxels: np.ndarray) -> np.ndarray:
+    """The voxels as float32, of which models compute; a NaN's label would be background.
+
+    Raises:
+      UserError: some are NaN, infinite or beyond float32.
+    """
+    with np.errstate(over="ignore"):
+        numbers = np.asarray(voxels, np.float32)
+    bad = numbers.size - np.count_nonzero(np.isfinite(numbers))
     if bad:
         raise UserError(
-            f"{path}: {bad} of {voxels.size} voxels are NaN or infinite; expected finite numbers."
+            f"{path}: {bad} of {numbers.size} voxels are NaN, infinite or beyond "
+            f"{np.finfo(np.float32).max:.2g}; expected finite numbers."
         )
+    return numbers

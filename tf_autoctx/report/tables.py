@@ -13,13 +13,12 @@ import itertools
 import json
 import math
 import pathlib
-import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 
-from tf_autoctx import metrics
+from tf_autoctx import metrics, spreadsheets
 from tf_autoctx.errors import UserError
 from tf_autoctx.files import replacing
 
@@ -42,15 +41,6 @@ DICE_NOTES = (  # below the table of Dice scores
     "has not",
     "Avg.: mean over the structures of a case, then over cases; in brackets the 95 % interval of "
     "the change",
-)
-# Where a spreadsheet takes a cell for a formula: at its beginning, and after what an import, or the
-# settings of another country, take for the end of a cell. Spaces and quotes may stand before the
-# sign, which some settings know in full width.
-_STARTS = r"(?:^|(?<=[;\t\r\n]))"
-_FORMULA = r"(?='*[ \"\u00a0\u3000]*[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20])"
-_TO_ESCAPE, _ESCAPED = re.compile(_STARTS + _FORMULA), re.compile(f"{_STARTS}'{_FORMULA}")
-_NUMBER = re.compile(
-    r"[+-]?(?:inf|nan|(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)", re.ASCII | re.IGNORECASE
 )
 
 
@@ -136,68 +126,17 @@ def write(
         # What is entered first takes its place last.
         new = {name: places.enter_context(replacing(directory / name)) for name in names}
         if failures is not None:
-            _write_lines(new["failed.csv"], failed, FAILURES)
+            spreadsheets.write_lines(new["failed.csv"], failed, FAILURES)
         if "scores.csv" in new:
-            _write_lines(new["scores.csv"], long, LONG)
-            _write_lines(new["cases.csv"], rows, (*LABELS, *_metric_names(rows)))
+            spreadsheets.write_lines(new["scores.csv"], long, LONG)
+            spreadsheets.write_lines(new["cases.csv"], rows, (*LABELS, *_metric_names(rows)))
             new["summary.json"].write_text(text + "\n", "utf-8", "backslashreplace")
         for name in FILES:
             (directory / name).unlink(missing_ok=True)
 
 
-def write_csv(
-    path: str | pathlib.Path, lines: Iterable[Mapping[str, Any]], columns: Sequence[str]
-) -> None:
-    """Writes {column: value} of every line as a CSV file, whole or not at all.
-
-    Words that a spreadsheet would run are `escaped`.
-
-    Raises:
-      UserError: the file cannot be written.
-    """
-    with replacing(path) as partial:
-        _write_lines(partial, lines, columns)
-
-
-def escaped(text: str) -> str:
-    """A cell with an apostrophe before what a spreadsheet would take for a formula; a number stays.
-
-    Names of files, methods and structures come from others, and =HYPERLINK(...) sends what stands
-    beside it to whoever made it up.
-    """
-    return text if _NUMBER.fullmatch(text) else _TO_ESCAPE.sub("'", text)
-
-
-def unescaped(text: str) -> str:
-    """The inverse of `escaped`."""
-    return _ESCAPED.sub("", text)
-
-
-def _write_lines(
-    path: pathlib.Path, lines: Iterable[Mapping[str, Any]], columns: Sequence[str]
-) -> None:
-    # A file's name that is no text has no letters in UTF-8.
-    with open(path, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-        table = csv.DictWriter(_UnixLines(file), columns)
-        table.writeheader()
-        for line in lines:
-            cells = line.items()
-            table.writerow({k: escaped(x) if isinstance(x, str) else x for k, x in cells})
-
-
-class _UnixLines:
-    """Takes the lines of a `csv.writer`, which quotes a name with a carriage return only where that
-    ends its lines."""
-
-    def __init__(self, file: TextIO) -> None:
-        self._file = file
-
-    def write(self, line: str) -> int:
-        return self._file.write(line.removesuffix("\r\n") + "\n")
-
-
 def read(directory: str | pathlib.Path) -> list[Row]:
-    """The rows of `scores.csv`, as `write` was given them, apostrophes of `escaped` taken away.
+    """The rows of `scores.csv`, as `write` was given them, its escapes undone.
 
     Raises:
       UserError: there is no such file in the folder, or it holds something else.
@@ -208,7 +147,7 @@ def read(directory: str | pathlib.Path) -> list[Row]:
         where = f"{path}, line {number}"
         if None in line or None in line.values():
             raise UserError(f"{where}: has not one value per column; expected {len(LONG)}.")
-        line = {column: unescaped(cell) for column, cell in line.items()}
+        line = {column: spreadsheets.unescaped(cell) for column, cell in line.items()}
         metric, text = line.pop("metric"), line.pop("value")
         names = line["method"], line["case"], line["structure"]
         row, about = rows.setdefault(names, dict(line)), ", ".join(names)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import json
 import os
@@ -14,6 +13,7 @@ import keras
 import numpy as np
 import SimpleITK as sitk
 
+from tf_autoctx import spreadsheets
 from tf_autoctx.data import images
 from tf_autoctx.errors import UserError
 from tf_autoctx.files import replacing
@@ -143,13 +143,12 @@ def _write_groups(
     """Writes cases.csv: the cases, their splits and their groups."""
     splits = {"Tr": "train", "Ts": "test"}
     parts = [(part, name) for part in splits for name in entries[part]]
-    lines = [
+    columns = ("image", "label", "split", "group")
+    rows = [
         (f"images{part}/{name}", f"labels{part}/{name}", splits[part], group(number))
         for number, (part, name) in enumerate(parts)
     ]
-    with open(folder / "cases.csv", "w", newline="", encoding="utf-8") as file:
-        rows = [("image", "label", "split", "group"), *lines]
-        csv.writer(file, lineterminator="\n").writerows(rows)
+    spreadsheets.write(folder / "cases.csv", (dict(zip(columns, row)) for row in rows), columns)
 
 
 def is_made(directory: str | os.PathLike[str]) -> bool:

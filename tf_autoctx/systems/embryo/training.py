@@ -175,9 +175,9 @@ def _take_over(source: pathlib.Path, session: Session) -> None:
     path = initial_file(session.folder)
     if path.exists():
         return
-    with replacing(path) as partial:
-        shutil.copyfile(source, partial)
     session.run.note(initial_from=str(source))
+    with replacing(path) as partial:  # last: where it is, all is noted
+        shutil.copyfile(source, partial)
 
 
 def finished_stages(run: Run) -> list[str]:

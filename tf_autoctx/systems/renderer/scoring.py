@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from tf_autoctx import biometry, metrics
+from tf_autoctx import biometry, files, metrics
 from tf_autoctx.data import datasets
 from tf_autoctx.data.labels import left_out
 from tf_autoctx.errors import UserError
@@ -121,7 +121,7 @@ class Scorer:
         networks = sorted((self.run.folder / "networks").iterdir())
         foreground = self._choice.foreground
         made_with = {
-            "networks": [datasets.digest(path) for path in networks],
+            "networks": [files.digest(path) for path in networks],
             "flags": {
                 "iterations": self._choice.iterations,
                 "seed": self._choice.seed,
@@ -132,7 +132,7 @@ class Scorer:
         for case in cases:
             file = output / "cases" / self.run.folder.name / f"{case.name}.json"
             settings = made_with | {
-                "files": [datasets.digest(case.image), datasets.digest(case.label)],
+                "files": [files.digest(case.image), files.digest(case.label)],
                 "mm": self._choice.pixel_sizes.get(case.name),
             }
             if not file.exists() or json.loads(file.read_text())["settings"] != settings:

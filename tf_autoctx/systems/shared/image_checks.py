@@ -19,23 +19,6 @@ from tf_autoctx.systems.shared.declaration import Declaration
 Path = str | pathlib.Path
 
 
-def require_finite(path: Path, voxels: np.ndarray) -> np.ndarray:
-    """The voxels as float32, of which models compute; a NaN's label would be background.
-
-    Raises:
-      UserError: some are NaN, infinite or beyond float32.
-    """
-    with np.errstate(over="ignore"):
-        numbers = np.asarray(voxels, np.float32)
-    if not np.isfinite(numbers).all():
-        count = numbers.size - np.count_nonzero(np.isfinite(numbers))
-        raise UserError(
-            f"{path}: {count} of {numbers.size} voxels are NaN, infinite or beyond "
-            f"{np.finfo(np.float32).max:.2g}; expected finite numbers."
-        )
-    return numbers
-
-
 def warn_of_unlike(
     path: Path,
     voxels: np.ndarray,

@@ -8,15 +8,19 @@ import hashlib
 import json
 import os
 import pathlib
+import threading
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
-from tf_autoctx.data import datasets
+from tf_autoctx import files
+from tf_autoctx.errors import UserError
 
 NAME = (
     ".made_from"  # in the folder of the results: a line of JSON for an image, the last one counts
 )
 HEADERS = (".mhd", ".nhdr", ".hdr")  # whose voxels lie in a file of the same name beside them
+
+Kind = TypeVar("Kind")  # of a result
 
 
 class Origins:
@@ -29,6 +33,7 @@ class Origins:
 
     def __init__(self, folder: pathlib.Path, model: str) -> None:
         self._folder, self._path, self._model = folder, folder / NAME, model
+        self._lock = threading.Lock()  # clients note several at once
         self._records: dict[str, dict[str, Any]] = {}  # by result
         for line in self._lines():
             try:
@@ -68,13 +73,59 @@ class Origins:
             "sha256": _digest(image),
             "model": self._model,
         }
-        self._records |= dict.fromkeys(names, record)
-        before = "" if all(line.endswith("}") for line in self._lines()[-1:]) else "\n"
-        with open(self._path, "a", encoding="utf-8") as file:
+        with self._lock, open(self._path, "a", encoding="utf-8") as file:
+            self._records |= dict.fromkeys(names, record)
+            before = "" if all(line.endswith("}") for line in self._lines()[-1:]) else "\n"
             file.write(f"{before}{json.dumps(record)}\n")
 
     def _name(self, result: pathlib.Path) -> str:
         return result.relative_to(self._folder).as_posix()
+
+
+def still_wanted(
+    wanted: Mapping[str, Mapping[Kind, pathlib.Path]],
+    origins: Origins,
+    *,
+    overwrite: bool,
+    resume: bool,
+) -> dict[str, dict[Kind, pathlib.Path]]:
+    """The results that are to be made: all that are there are kept, replaced or in the way.
+
+    Args:
+      wanted: {image: its results}.
+      origins: what results that are there were made from.
+      overwrite: whether they are made anew.
+      resume: whether they are kept, but for those of an image that has changed since, or of another
+        model.
+
+    Returns:
+      {image: its results}, without images that have all of them.
+
+    Raises:
+      UserError: a result is there already.
+    """
+    there = [file for files in wanted.values() for file in files.values() if file.exists()]
+    if there and not overwrite and not resume:
+        raise UserError(
+            f"{there[0]}: is there already; give `resume` to go on with the others, `overwrite` to "
+            "replace it, or another `output`."
+        )
+    kept = {
+        file
+        for path, files in wanted.items()
+        for file in files.values()
+        if not overwrite and file.exists() and origins.is_of(file, path)
+    }
+    if not overwrite and len(kept) < len(there):
+        print(
+            f"{len(there) - len(kept)} of {len(there)} results are of images that have changed "
+            "since, or of another model: they are made anew"
+        )
+    left = {
+        path: {key: file for key, file in files.items() if file not in kept}
+        for path, files in wanted.items()
+    }
+    return {path: files for path, files in left.items() if files}
 
 
 def of_model(model: str | os.PathLike[str], options: Mapping[str, Any]) -> str:
@@ -82,12 +133,12 @@ def of_model(model: str | os.PathLike[str], options: Mapping[str, Any]) -> str:
     chosen for it."""
     folder = pathlib.Path(model)
     patterns = ("*.keras", "*/*.keras", "*.pb", "variables/*", "*/saved_model.pb", "*/variables/*")
-    files = sorted({path for pattern in patterns for path in folder.glob(pattern)})
+    parts = sorted({path for pattern in patterns for path in folder.glob(pattern)})
     try:
         flags = json.loads((folder / "config.json").read_bytes())["flags"]
     except (OSError, ValueError, KeyError, TypeError):
         flags = {}
-    told = [dict(options), flags, [(str(f.relative_to(folder)), datasets.digest(f)) for f in files]]
+    told = [dict(options), flags, [(str(f.relative_to(folder)), files.digest(f)) for f in parts]]
     return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
 
 
@@ -108,4 +159,4 @@ def _stamp(image: str | os.PathLike[str]) -> tuple[int, int]:
 
 
 def _digest(image: str | os.PathLike[str]) -> str:
-    return " ".join(datasets.digest(file) for file in _files(image))
+    return " ".join(files.digest(file) for file in _files(image))

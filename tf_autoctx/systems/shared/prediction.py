@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_autoctx import configuration, export
+from tf_autoctx.data import images
 from tf_autoctx.errors import FieldError, UserError
 from tf_autoctx.systems.shared import image_checks, registry
 from tf_autoctx.systems.shared.declaration import Declaration
@@ -76,7 +77,7 @@ class Segmentor:
         Raises:
           UserError: voxels that are not finite, or of which nothing finite can be computed.
         """
-        voxels = image_checks.require_finite(name, voxels)
+        voxels = images.require_finite(name, voxels)
         image_checks.warn_of_unlike(name, voxels, spacing, self.declaration, self.spacing)
         output = self._output(name, voxels[None, ..., None], probabilities, progress)
         segmentation: dict[str, Any] = {"label": np.asarray(output["label"])[0, ..., 0]}

@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 
 from tf_autoctx.data import images, names
-from tf_autoctx.errors import FieldError, UserError
+from tf_autoctx.errors import FieldError
 from tf_autoctx.files import replacing
 from tf_autoctx.report import figures
-from tf_autoctx.systems.shared.origins import Origins
 from tf_autoctx.systems.shared.prediction import Segmentor
 
 Key = tuple[str, int | None]  # kind of a result, and the label value of its structure
@@ -171,49 +170,3 @@ def _write_iterations(
             rendered = np.clip(np.rint(iteration["rendered"]), 0, 255).astype(np.uint8)
             _write(partial / f"{number:02d}_rendered{ending}", rendered, image)
             _write_label(partial / f"{number:02d}_label{ending}", iteration["label"], image)
-
-
-def still_wanted(
-    wanted: Mapping[str, Mapping[Key, pathlib.Path]],
-    origins: Origins,
-    *,
-    overwrite: bool,
-    resume: bool,
-) -> dict[str, dict[Key, pathlib.Path]]:
-    """The results that are to be made: all that are there are kept, replaced or in the way.
-
-    Args:
-      wanted: {image: its results}.
-      origins: what results that are there were made from.
-      overwrite: whether they are made anew.
-      resume: whether they are kept, but for those of an image that has changed since, or of another
-        model.
-
-    Returns:
-      {image: its results}, without images that have all of them.
-
-    Raises:
-      UserError: a result is there already.
-    """
-    there = [file for files in wanted.values() for file in files.values() if file.exists()]
-    if there and not overwrite and not resume:
-        raise UserError(
-            f"{there[0]}: is there already; give `resume` to go on with the others, `overwrite` to "
-            "replace it, or another `output`."
-        )
-    kept = {
-        file
-        for path, files in wanted.items()
-        for file in files.values()
-        if not overwrite and file.exists() and origins.is_of(file, path)
-    }
-    if not overwrite and len(kept) < len(there):
-        print(
-            f"{len(there) - len(kept)} of {len(there)} results are of images that have changed "
-            "since, or of another model: they are made anew"
-        )
-    left = {
-        path: {key: file for key, file in files.items() if file not in kept}
-        for path, files in wanted.items()
-    }
-    return {path: files for path, files in left.items() if files}

@@ -1,0 +1,73 @@
+"""CSV files that no spreadsheet runs: cells that it would take for formulas are escaped."""
+
+from __future__ import annotations
+
+import csv
+import pathlib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TextIO
+
+from tf_autoctx.files import replacing
+
+# Where a spreadsheet takes a cell for a formula: at its beginning, and after what an import, or the
+# settings of another country, take for the end of a cell. Spaces and quotes may stand before the
+# sign, which some settings know in full width.
+_STARTS = r"(?:^|(?<=[;\t\r\n]))"
+_FORMULA = r"(?='*[ \"\u00a0\u3000]*[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20])"
+_TO_ESCAPE, _ESCAPED = re.compile(_STARTS + _FORMULA), re.compile(f"{_STARTS}'{_FORMULA}")
+_NUMBER = re.compile(
+    r"[+-]?(?:inf|nan|(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)", re.ASCII | re.IGNORECASE
+)
+
+
+def write(
+    path: str | pathlib.Path, lines: Iterable[Mapping[str, Any]], columns: Sequence[str]
+) -> None:
+    """Writes {column: value} of every line as a CSV file, whole or not at all.
+
+    Words that a spreadsheet would run are `escaped`.
+
+    Raises:
+      UserError: the file cannot be written.
+    """
+    with replacing(path) as partial:
+        write_lines(partial, lines, columns)
+
+
+def escaped(text: str) -> str:
+    """A cell with an apostrophe before what a spreadsheet would take for a formula; a number stays.
+
+    Names of files, methods and structures come from others, and =HYPERLINK(...) sends what stands
+    beside it to whoever made it up.
+    """
+    return text if _NUMBER.fullmatch(text) else _TO_ESCAPE.sub("'", text)
+
+
+def unescaped(text: str) -> str:
+    """The inverse of `escaped`."""
+    return _ESCAPED.sub("", text)
+
+
+def write_lines(
+    path: pathlib.Path, lines: Iterable[Mapping[str, Any]], columns: Sequence[str]
+) -> None:
+    """`write` to a path that takes its place later."""
+    # A file's name that is no text has no letters in UTF-8.
+    with open(path, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+        table = csv.DictWriter(_UnixLines(file), columns)
+        table.writeheader()
+        for line in lines:
+            cells = line.items()
+            table.writerow({k: escaped(x) if isinstance(x, str) else x for k, x in cells})
+
+
+class _UnixLines:
+    """Takes the lines of a `csv.writer`, which quotes a name with a carriage return only where that
+    ends its lines."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+
+    def write(self, line: str) -> int:
+        return self._file.write(line.removesuffix("\r\n") + "\n")
