@@ -206,6 +206,15 @@ def test_a_folder_is_of_one_process_at_a_time(run, scan, tmp_path, capsys):
     assert not (tmp_path / "here" / files.LOCK).exists()
 
 
+def test_a_folder_of_which_nothing_came_goes_again(tmp_path):
+    (tmp_path / "before").mkdir()
+    with files.owning():
+        for name in ("before", "empty", "full"):
+            files.own(tmp_path / name)
+        (tmp_path / "full" / "result").touch()
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["before", "full", "result"]
+
+
 def test_what_a_killed_process_left_is_swept(tmp_path):
     left = [
         f".{'0' * 32}-model.keras",
