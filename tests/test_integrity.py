@@ -551,6 +551,21 @@ def circle(path):
         ("a.tif", lambda p: described(p, '{"shape": [16, 20, 30]}'), "has 2 of the 16 pages of"),
         ("a.tif", pages, "page 2 has 30 x 10 pixels of 16 bits, page 1 30 x 20 of 16; expected"),
         ("a.tif", circle, "its directories lead in circles"),
+        (
+            "a.tif",
+            lambda p: tifffile.imwrite(p, np.float16(VOXELS)),
+            "have 16 bits of SampleFormat 3; expected whole numbers of up to 32 bits or floats",
+        ),
+        (
+            "a.tif",
+            lambda p: tifffile.imwrite(p, VOXELS.astype(np.float64)),
+            "have 64 bits of SampleFormat 3",
+        ),
+        (
+            "a.tif",
+            lambda p: tifffile.imwrite(p, GREY, photometric="miniswhite"),
+            r"meant to be dark .WhiteIsZero.; expected BlackIsZero, convert",
+        ),
         ("a.tif", stack(tile=(16, 16)), "would lose bits of its pixels in reading"),
         ("a.dcm", lambda p: dicom(p, VOXELS[0][:-1]), "expected 1200 .*not 1140"),
         ("a.dcm", lambda p: dicom(p, VOXELS[0], frames=3), "expected 3600 .*not 1200"),
