@@ -379,6 +379,18 @@ def test_frames_that_are_no_volume_are_refused(tmp_path):
         images.read(tmp_path / "a.dcm")
 
 
+def test_run_lengths_hold_every_frame(tmp_path):
+    made = enhanced((10, 12, 14))
+    made.compress(pydicom.uid.RLELossless)
+    save(made, tmp_path / "a.dcm")
+    np.testing.assert_array_equal(images.read(tmp_path / "a.dcm").array, expected((10, 12, 14)))
+    frames = pydicom.encaps.generate_frames(made.PixelData, number_of_frames=3)
+    made.PixelData = pydicom.encaps.encapsulate(list(frames)[:2])
+    save(made, tmp_path / "b.dcm")
+    with pytest.raises(UserError, match=r"b.dcm: cut off or damaged, 2 of 3 frames are there"):
+        images.read(tmp_path / "b.dcm")
+
+
 def test_a_cine_without_positions_is_no_volume(tmp_path):
     made = dataset(np.zeros((9, *SHAPE), np.uint8), kind=CINE, PixelSpacing=[1, 1])
     save(made, tmp_path / "a.dcm")
