@@ -186,8 +186,8 @@ def read(path: Path, series: str | int | None = None, colour: bool = False) -> I
     Raises:
       UserError: missing, unreadable or damaged file, no or several series in the folder, slices
         missing or uneven, 4D, no voxels, NaN, infinite, immense or complex voxels, several values a
-        voxel, unless `colour`; a volume whose header does not tell its spacing, or whose axes are not at right
-        angles.
+        voxel, unless `colour`; a volume whose header does not tell its spacing, or whose axes are
+        not at right angles.
     """
     path = pathlib.Path(path)
     image, header = _load(path, series)
