@@ -594,6 +594,11 @@ def circle(path):
         ("a.tif", stack(tile=(16, 16)), "would lose bits of its pixels in reading"),
         ("a.dcm", lambda p: dicom(p, VOXELS[0][:-1]), "expected 1200 .*not 1140"),
         ("a.dcm", lambda p: dicom(p, VOXELS[0][:-3], DEFLATED), "expected 1200 .*not 1020"),
+        (
+            "a.dcm",
+            lambda p: (dicom(p, VOXELS[0], DEFLATED), p.write_bytes(p.read_bytes()[:-9])),
+            "what is packed ends too soon",
+        ),
         ("a.dcm", lambda p: dicom(p, None, DEFLATED), "holds no pixels .modality 'CT'."),
         ("a.dcm", lambda p: dicom(p, VOXELS[0], frames=3), "expected 3600 .*not 1200"),
         ("a.dcm", lambda p: dicom(p, VOXELS), "holds more than the 1200 bytes of voxels"),
