@@ -10,7 +10,7 @@ import rest_server
 import running
 import SimpleITK as sitk
 
-from tf_autoctx.data import datasets, dicom, images
+from tf_autoctx.data import datasets, dicom, images, labels
 from tf_autoctx.errors import UserError
 
 pydicom = pytest.importorskip("pydicom")
@@ -108,6 +108,14 @@ def test_a_series_is_a_volume_in_order_of_position(tmp_path, syntax):
 def test_files_count_whatever_they_are_called(tmp_path, name):
     write(tmp_path, name=name)
     np.testing.assert_array_equal(images.read(tmp_path).array, expected())
+
+
+def test_a_label_has_no_slice_that_lost_something(tmp_path):
+    write(tmp_path)
+    labels.require_lossless(tmp_path)
+    save(slice_of(18, LossyImageCompression="01"), tmp_path / "last.dcm")
+    with pytest.raises(UserError, match=r"last.dcm: lossy DICOM changes label values; expected"):
+        labels.require_lossless(tmp_path)
 
 
 def test_what_lies_beside_a_series_hides_none_of_it(tmp_path):
@@ -377,6 +385,18 @@ def test_frames_that_are_no_volume_are_refused(tmp_path):
     save(enhanced((10, 12, 14), (1, 2, 3)), tmp_path / "a.dcm")
     with pytest.raises(UserError, match=r"a.dcm: its frames have 3 slopes or intercepts"):
         images.read(tmp_path / "a.dcm")
+
+
+def test_run_lengths_hold_every_frame(tmp_path):
+    made = enhanced((10, 12, 14))
+    made.compress(pydicom.uid.RLELossless)
+    save(made, tmp_path / "a.dcm")
+    np.testing.assert_array_equal(images.read(tmp_path / "a.dcm").array, expected((10, 12, 14)))
+    frames = pydicom.encaps.generate_frames(made.PixelData, number_of_frames=3)
+    made.PixelData = pydicom.encaps.encapsulate(list(frames)[:2])
+    save(made, tmp_path / "b.dcm")
+    with pytest.raises(UserError, match=r"b.dcm: cut off or damaged, 2 of 3 frames are there"):
+        images.read(tmp_path / "b.dcm")
 
 
 def test_a_cine_without_positions_is_no_volume(tmp_path):

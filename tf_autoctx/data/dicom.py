@@ -186,7 +186,7 @@ def read_file(path: pathlib.Path) -> tuple[sitk.Image, Header]:
     if pixel:
         edges = (*pixel, *(step or [1.0])) if image.GetDimension() == 3 else pixel
         image.SetSpacing(edges)
-    return image, Header(unknown, flat_unknown=why, remarks=remarks)
+    return image, Header(unknown, flat_unknown=why, remarks=remarks, directed=placed)
 
 
 def siblings(path: pathlib.Path) -> int:
@@ -424,7 +424,8 @@ def _of_frames(file: File) -> tuple[sitk.Image, Header]:
     with libraries.heard(file.path):
         image = reader.Execute()
     if image.GetNumberOfComponentsPerPixel() > 1 or image.GetDimension() != 3:
-        return image, Header("its frames are pictures", flat_unknown=_pixel_size(file)[1])
+        why = _pixel_size(file)[1]
+        return image, Header("its frames are pictures", flat_unknown=why, directed=False)
     voxels = sitk.GetArrayFromImage(image).astype(np.float32)
     shared = file.items(dicom_files.SHARED)[:1]
     frames = file.items(dicom_files.EACH)

@@ -44,7 +44,11 @@ NUMBERS = {
     "HeaderSize": 0,
     "CompressedDataSize": 0,
     "ElementNumberOfChannels": 0,
+    "ElementToIntensityFunctionSlope": 0,
+    "ElementToIntensityFunctionOffset": 0,
 }
+# {key: value that changes no voxel}; ITK leaves them out.
+SCALING = {"ElementToIntensityFunctionSlope": 1, "ElementToIntensityFunctionOffset": 0}
 TRUTH = ("BinaryData", "BinaryDataByteOrderMSB", "ElementByteOrderMSB", "CompressedData")
 
 
@@ -66,6 +70,12 @@ def check(path: pathlib.Path) -> None:
         raise claims.damaged(path, f"it names {slices} data files for {size[-1]} slices")
     if _true(fields.get("BinaryData", "True")) is False:
         raise UserError(f"{path}: holds its voxels as text; expected BinaryData = True.")
+    for key, plain in SCALING.items():
+        if key in fields and _numbers(path, fields, key, float) != [plain]:
+            raise UserError(
+                f"{path}: has {key} = {fields[key]}, which readers leave out; expected {plain}, "
+                "store the voxels scaled."
+            )
     packed = _true(fields.get("CompressedData", "False")) is True
     local = sources == [path]
     if packed and local and "CompressedDataSize" not in fields:
