@@ -331,6 +331,25 @@ def test_a_slice_alone_is_refused_where_it_is_one_of_several(tmp_path):
     assert image.millimetres == (2.0, 0.75, 0.5) and image.array.dtype == np.float32
 
 
+def test_slices_that_are_each_a_series_are_no_volumes(tmp_path):
+    for number, z in enumerate((10, 12, 14, 16)):
+        save(slice_of(z, uid=f"1.2.3.{number}"), tmp_path / f"{number}.dcm")
+    told = (
+        "4 DICOM files of one slice, each a series of its own; expected one SeriesInstanceUID for "
+        "the slices of a volume."
+    )
+    for path, begin in ((tmp_path, "holds"), (tmp_path / "2.dcm", "is one of")):
+        with pytest.raises(UserError) as error:
+            images.read(path)
+        assert str(error.value) == f"{path}: {begin} {told}"
+    np.testing.assert_array_equal(images.read(tmp_path, "1.2.3.2").array, expected((14,)))
+    assert images.read_2d(tmp_path / "2.dcm").array.shape == SHAPE
+    for number in range(4):  # of several patients
+        made = slice_of(10 + number, uid=f"1.2.3.{number}", PatientID=str(number))
+        save(made, tmp_path / f"{number}.dcm")
+    np.testing.assert_array_equal(images.read(tmp_path / "2.dcm").array, expected((12,)))
+
+
 def enhanced(positions, slopes=None):
     """An enhanced CT whose frames lie at the heights."""
     frames = []

@@ -123,6 +123,31 @@ def test_a_dicom_folder_is_one_image_whatever_lies_in_it(tmp_path, caplog):
     assert list(names.find(tmp_path / "p2")) == ["p2", "volume"]
 
 
+def test_one_series_in_two_folders_is_refused(tmp_path):
+    write_series(tmp_path / "a", 5)
+    (tmp_path / "b").mkdir()
+    for z in (3, 4):  # as archives export a few files a folder
+        (tmp_path / "a" / f"1.2.3.4_{z}.dcm").rename(tmp_path / "b" / f"{z}.dcm")
+    with pytest.raises(UserError) as error:
+        names.find(tmp_path, below=True)
+    first, second = ("a", "b") if str(error.value).startswith(f"{tmp_path}/b") else ("b", "a")
+    assert str(error.value) == (
+        f"{tmp_path / second}: holds slices of the DICOM series 1.2.3.4, as {tmp_path / first} "
+        "does; expected all slices of a series in one folder."
+    )
+    assert len(names.find(tmp_path, series=False, below=True)) == 5  # pictures
+
+
+def test_slices_that_are_each_a_series_are_one_folder(tmp_path):
+    """Of random UIDs: reading the folder tells."""
+    for z in range(3):
+        write_series(tmp_path / "a", z + 1, f"1.2.{z}")
+        for earlier in range(z):
+            (tmp_path / "a" / f"1.2.{z}_{earlier}.dcm").unlink()
+    write_series(tmp_path / "b")
+    assert list(names.find(tmp_path, below=True)) == ["a", "b"]
+
+
 def test_what_is_wrong_with_a_folder(tmp_path):
     with pytest.raises(UserError, match="nowhere: no such folder; expected a folder of images"):
         names.find(tmp_path / "nowhere")

@@ -342,8 +342,8 @@ def _same_named(folder: pathlib.Path) -> list[Entry]:
     """Cases of a folder with images/ and labels/, of the same names, see `names.pairs`."""
     labels = names.find(folder / "labels", below=True)
     for series in (True, False):  # stills of one DICOM series are images of their own
-        paths = names.find(folder / "images", series, below=True)
         try:
+            paths = names.find(folder / "images", series, below=True)
             pairs = names.pairs(paths, labels).values()
         except UserError:
             continue

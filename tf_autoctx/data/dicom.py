@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import SimpleITK as sitk
@@ -118,6 +118,8 @@ def chosen(folder: pathlib.Path, series: str | int | None) -> Series:
     for candidate in known.values():
         if wanted and wanted in (candidate.uid, str(candidate.number)):
             return candidate
+    if not wanted and len(slices := scattered(known.values())) == len(known):
+        raise UserError(f"{folder}: holds {_alone(slices)}.")
     listed = "; ".join(str(candidate) for candidate in list(known.values())[:SHOWN])
     more = f"; and {len(known) - SHOWN} more" if len(known) > SHOWN else ""
     if wanted:
@@ -189,11 +191,36 @@ def read_file(path: pathlib.Path) -> tuple[sitk.Image, Header]:
     return image, Header(unknown, flat_unknown=why, remarks=remarks)
 
 
-def siblings(path: pathlib.Path) -> int:
-    """How many slices beside a file, itself among them, are of its series."""
+def scattered(known: Collection[Series]) -> list[File]:
+    """Slices of a patient that are each a series of its own, as anonymisers with random UIDs leave
+    them; none unless there are several places."""
+    alone = [s.files[0] for s in known if len(s.files) == 1 and s.files[0].is_slice]
+    patients, places = (
+        {file.text(tag) for file in alone} for tag in (dicom_files.PATIENT, dicom_files.POSITION)
+    )
+    return alone if len(places) > 1 and len(patients) == 1 else []
+
+
+def _alone(slices: Collection[File]) -> str:
+    return (
+        f"{len(slices)} DICOM files of one slice, each a series of its own; expected one "
+        "SeriesInstanceUID for the slices of a volume"
+    )
+
+
+def require_whole_volume(path: pathlib.Path) -> None:
+    """Raises a `UserError` where a file is one of several slices in its folder."""
+    known = series_in(path.parent)
     uid = dicom_files.read(path).text(dicom_files.SERIES)
-    series = series_in(path.parent).get(uid) if uid else None
-    return len(series.files) if series else 1
+    count = len(known[uid].files) if uid in known else 1
+    if uid and count > 1:
+        raise UserError(
+            f"{path}: is one of {count} slices of a DICOM series; expected a volume, give its "
+            f"folder, {path.parent}."
+        )
+    slices = scattered(known.values())
+    if path.name in [file.path.name for file in slices]:
+        raise UserError(f"{path}: is one of {_alone(slices)}.")
 
 
 # Geometry

@@ -27,6 +27,7 @@ DIRECTORY = b"1.2.840.10008.1.3.10"  # DICOMDIR, which lists files
 LONGEST = 1 << 16  # bytes of a value that is kept
 
 CLASS, MODALITY, DESCRIPTION = 0x00080016, 0x00080060, 0x0008103E
+PATIENT = 0x00100020
 THICKNESS, BETWEEN = 0x00180050, 0x00180088
 DETECTOR, REGIONS = 0x00181164, 0x00186011
 FORMAT, UNITS_X, UNITS_Y = 0x00186012, 0x00186024, 0x00186026
@@ -103,6 +104,11 @@ class File:
     def is_image(self) -> bool:
         """Whether it says so itself: it has rows."""
         return ROWS in self.values
+
+    @property
+    def is_slice(self) -> bool:
+        """Whether it is one image that says where in a patient it lies."""
+        return self.is_image and self.frames == 1 and len(self.numbers(POSITION)) == 3
 
 
 def is_dicom(path: pathlib.Path) -> bool:
