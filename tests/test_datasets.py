@@ -406,6 +406,36 @@ def test_the_fingerprint_follows_the_split_and_the_slices_of_a_series(tmp_path):
     assert datasets.fingerprint(datasets.Dataset("set", (scan,), (), (), {})) != before
 
 
+DETACHED = {
+    "a.mhd": "NDims = 1\nDimSize = 4\nElementType = MET_UCHAR\nElementDataFile = voxels.raw\n",
+    "a.nhdr": "NRRD0004\ntype: uint8\ndimension: 1\nsizes: 4\nencoding: raw\n"
+    "data file: voxels.raw\n",
+}
+
+
+@pytest.mark.parametrize("name", DETACHED)
+def test_voxels_beside_a_header_are_of_the_image(tmp_path, caplog, name):
+    def scan(patient, voxels):
+        (tmp_path / patient).mkdir(exist_ok=True)
+        (tmp_path / patient / name).write_text(DETACHED[name])
+        (tmp_path / patient / "voxels.raw").write_bytes(voxels)
+        return datasets.Case(patient, str(tmp_path / patient / name), None, patient)
+
+    def told():
+        return datasets.fingerprint(datasets.Dataset("set", (first,), (), (second,), {}))
+
+    first, second = scan("one", b"1234"), scan("two", b"4321")  # of the same header
+    before = told()
+    assert "same scan" not in caplog.text
+    scan("one", b"1233")
+    assert told() != before
+    scan("one", b"4321")
+    told()
+    assert f"{second.image} in test is the same scan as {first.image} in train" in caplog.text
+    (tmp_path / "one" / "voxels.raw").unlink()  # reading it tells
+    told()
+
+
 def test_a_jpeg_label_is_refused(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (16, 16)).astype(np.uint8)
     for kind in ("images", "labels"):

@@ -21,7 +21,7 @@ import tensorflow as tf
 from tf_autoctx import errors, export, files
 from tf_autoctx.data import pipeline
 from tf_autoctx.systems.fetal_head.training import LevelStage
-from tf_autoctx.systems.shared import evaluation, opening, prediction, stages
+from tf_autoctx.systems.shared import evaluation, opening, origins, prediction, stages
 from tf_autoctx.training import checkpoints, runs
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -538,6 +538,21 @@ def test_resume_makes_anew_what_is_of_another_image_or_model(copy, tmp_path, cap
     network.set_weights([-array for array in network.get_weights()])
     network.save(copy / "level_1" / "model.keras")
     assert "c" in made("--resume")
+
+
+def test_a_result_is_of_the_voxels_beside_a_header(tmp_path):
+    scan, voxels, result = (tmp_path / name for name in ("a.mhd", "voxels.raw", "a.nii.gz"))
+    header = "NDims = 1\nDimSize = 4\nElementType = MET_UCHAR\nElementDataFile = voxels.raw\n"
+    scan.write_text(header)
+    voxels.write_bytes(b"1234")
+    result.touch()
+    made_from = origins.Origins(tmp_path, "model")
+    made_from.note(scan, [result])
+    (tmp_path / "a.txt").touch()  # is none of it
+    os.utime(voxels)  # the same bytes
+    assert made_from.is_of(result, scan)
+    voxels.write_bytes(b"4321")
+    assert not made_from.is_of(result, scan)
 
 
 def test_the_level_before_is_what_a_level_is_made_on(run):

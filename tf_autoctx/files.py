@@ -99,14 +99,9 @@ def own(folder: str | os.PathLike[str], began: float | None = None) -> None:
         raise UserError(f"{folder}: {told}.") from error
 
 
-def digest(path: str | os.PathLike[str] | None) -> str:
-    """SHA-256 (hex) of a file, of every file of a folder, or "" of None."""
-    if path is None:
-        return ""
-    path = pathlib.Path(path)
-    if path.is_dir():  # DICOM slices
-        return " ".join(digest(file) for file in sorted(path.iterdir()) if file.is_file())
-    with path.open("rb") as file:
+def digest(path: str | os.PathLike[str]) -> str:
+    """SHA-256 (hex) of a file."""
+    with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from tf_autoctx import files, spreadsheets
-from tf_autoctx.data import images, names
+from tf_autoctx import spreadsheets
+from tf_autoctx.data import image_files, images, names
 from tf_autoctx.data import labels as label_files
 from tf_autoctx.errors import FieldError, UserError
 
@@ -275,7 +275,7 @@ def fingerprint(dataset: Dataset) -> str:
     seen: dict[str, tuple[str, str]] = {}  # {digest of an image: (split, path)}
     for split in SPLITS:
         for case in getattr(dataset, split):
-            digests = {"image": files.digest(case.image), "label": files.digest(case.label)}
+            digests = {role: image_files.digest(getattr(case, role)) for role in ("image", "label")}
             for role, of_file in digests.items():
                 total.update(f"{split}\t{case.name}\t{role}\t{of_file}\n".encode())
             before, path = seen.setdefault(digests["image"], (split, case.image))
