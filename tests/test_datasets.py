@@ -223,8 +223,26 @@ def test_a_structure_of_0_gets_a_warning(tmp_path, caplog):
 
 
 def test_a_dataset_json_that_is_not_json_is_named(tmp_path):
-    (tmp_path / "dataset.json").write_text("{")
-    with pytest.raises(UserError, match=r"dataset.json: is not JSON .*; expected"):
+    for text, reason in (
+        ("{", "Expecting"),
+        ("[" * 200_000, "nested too deeply"),
+        ("ä", "'utf-8'"),
+    ):
+        (tmp_path / "dataset.json").write_bytes(text.encode("latin-1"))
+        with pytest.raises(UserError) as error:
+            datasets.load(tmp_path, seed=0)
+        told = str(error.value)
+        assert told.startswith(f"{tmp_path / 'dataset.json'}: is not JSON ({reason}")
+        assert told.endswith("; expected a data set's description.")
+
+
+@pytest.mark.parametrize("value", ["Infinity", "NaN", "1e999", "1" + 400 * "0"])
+def test_a_label_value_that_is_no_whole_number_is_named(tmp_path, value):
+    path = decathlon(tmp_path) / "dataset.json"
+    path.write_text(f'{{"training": [], "labels": {{"left": {value}}}}}')
+    with pytest.raises(
+        UserError, match=r"dataset.json: has the labels .*; expected a whole number"
+    ):
         datasets.load(tmp_path, seed=0)
 
 

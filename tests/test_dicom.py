@@ -311,6 +311,27 @@ def test_a_broken_scout_does_not_count_where_another_series_is_chosen(tmp_path):
         images.read(tmp_path, "1.2.3.5")
 
 
+@pytest.mark.parametrize("frames", [b"nan", b"inf"])
+def test_a_number_of_frames_that_is_none(tmp_path, frames):
+    save(slice_of(0, NumberOfFrames="999"), tmp_path / "a.dcm")
+    raw = (tmp_path / "a.dcm").read_bytes()
+    (tmp_path / "a.dcm").write_bytes(raw.replace(b"IS\4\x00999", b"IS\4\0" + frames))
+    assert [
+        file.frames for series in dicom.series_in(tmp_path).values() for file in series.files
+    ] == [1]
+    for path in (tmp_path, tmp_path / "a.dcm"):
+        with pytest.raises(UserError, match=r"a.dcm: "):
+            images.read(path)
+
+
+def test_sequences_in_sequences_without_end_are_refused(tmp_path):
+    begin = b"\x08\0\x15\x11SQ\0\0\xff\xff\xff\xff\xfe\xff\0\xe0\xff\xff\xff\xff"
+    (tmp_path / "a.dcm").write_bytes(bytes(128) + b"DICM" + 5000 * begin)
+    for path in (tmp_path, tmp_path / "a.dcm"):
+        with pytest.raises(UserError, match=r"a.dcm: "):
+            images.read(path)
+
+
 def test_a_folder_without_series(tmp_path):
     with pytest.raises(UserError, match=f"{tmp_path.name}: holds 0 DICOM series; expected one"):
         images.read(tmp_path)

@@ -79,6 +79,12 @@ def test_a_dataset_json_says_that_files_are_channels(tmp_path):
             call(tmp_path / "imagesTs")
 
 
+def test_a_dataset_json_that_is_none_says_nothing_of_channels(tmp_path):
+    (tmp_path / "dataset.json").write_text("[" * 200_000)
+    touch(tmp_path, "imagesTs/a_0000.nrrd", "imagesTs/b.nrrd")
+    assert list(names.find(tmp_path / "imagesTs")) == ["a_0000", "b"]
+
+
 def test_names_below_hold_their_folders(tmp_path):
     touch(tmp_path, "s0000/ct.nii.gz", "s0001/ct.nii.gz", "x/y/a_0000.png", "b.nrrd")
     assert list(names.find(tmp_path, below=True)) == ["b", "s0000/ct", "s0001/ct", "x/y/a"]

@@ -458,6 +458,18 @@ def test_a_config_that_cannot_be_is_named(copy, change, told):
     assert str(path) in str(refused.value) and told in str(refused.value)
 
 
+def test_a_config_that_is_no_json_is_named(tmp_path):
+    path = tmp_path / "config.json"
+    for text, reason in (("[" * 200_000, "nested too deeply"), ('{"a": 1, "a": 2}', "it has the")):
+        path.write_text(text)
+        with pytest.raises(errors.UserError) as refused:
+            runs.load(tmp_path)
+        assert str(refused.value).startswith(f"{path}: is not JSON ({reason}")
+        assert str(refused.value).endswith(
+            "put back a copy of the file, or delete the folder and train again."
+        )
+
+
 def test_a_path_that_is_too_long_is_one_sentence(run, scan, tmp_path, capsys):
     long = tmp_path / ("x" * 256)
     told = trained(capsys, long / "run")

@@ -39,7 +39,8 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from tf_autoctx.files import replacing
+from tf_autoctx.errors import UserError
+from tf_autoctx.files import read_json, replacing
 
 # A volume or a 2D image of any size; the name is that of the signatures' input.
 VOLUME = tf.TensorSpec((None, None, None, None, 1), tf.float32, name="image")
@@ -185,8 +186,8 @@ def versions(directory: str | pathlib.Path) -> list[pathlib.Path]:
 def read_card(version: pathlib.Path) -> dict[str, Any]:
     """The card of a version; empty where it cannot be read."""
     try:
-        card = json.loads((version / CARD).read_bytes())
-    except (OSError, ValueError, RecursionError):
+        card = read_json(version / CARD, "a model card")
+    except (OSError, UserError):
         return {}
     return card if isinstance(card, dict) else {}
 

@@ -10,7 +10,6 @@ import csv
 import dataclasses
 import hashlib
 import io
-import json
 import operator
 import os
 import pathlib
@@ -20,7 +19,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from tf_autoctx import spreadsheets
+from tf_autoctx import files, spreadsheets
 from tf_autoctx.data import image_files, images, names
 from tf_autoctx.data import labels as label_files
 from tf_autoctx.errors import FieldError, UserError
@@ -301,12 +300,7 @@ def _read_folder(folder: pathlib.Path) -> tuple[list[Entry], dict[int, str]]:
         raise UserError(
             f"{folder}: has no dataset.json; expected a Decathlon or nnU-Net folder, or a CSV file."
         )
-    try:
-        description = json.loads(path.read_bytes(), object_pairs_hook=_each_once)
-    except ValueError as error:
-        raise UserError(
-            f"{path}: is not JSON ({error}); expected a data set's description."
-        ) from None
+    description = files.read_json(path, "a data set's description")
     if not isinstance(description, dict) or "labels" not in description:
         raise UserError(
             f"{path}: lacks the key 'labels'; expected the label values and their names."
@@ -448,7 +442,7 @@ def label_names(path: pathlib.Path, labels: Any) -> dict[int, str]:
         pairs = [pair if decathlon else pair[::-1] for pair in labels.items()]
         named = {int(value): str(name) for value, name in pairs}
         whole = all(float(value).is_integer() for value, _ in pairs)
-    except (AttributeError, TypeError, ValueError):
+    except (AttributeError, TypeError, ValueError, OverflowError):
         whole = False
     if not whole:
         raise UserError(
@@ -466,16 +460,6 @@ def label_names(path: pathlib.Path, labels: Any) -> dict[int, str]:
             named[0],
         )
     return named
-
-
-def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object, unless it has a key twice, of which Python would take the last."""
-    known = dict(pairs)
-    if len(known) < len(pairs):
-        keys = [key for key, _ in pairs]
-        doubled = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"it has the key {doubled!r} twice")
-    return known
 
 
 def _read_csv(path: pathlib.Path) -> list[Entry]:

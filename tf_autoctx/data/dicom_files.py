@@ -7,6 +7,7 @@ where a file is silent.
 from __future__ import annotations
 
 import dataclasses
+import math
 import mmap
 import os
 import pathlib
@@ -93,7 +94,8 @@ class File:
     @property
     def frames(self) -> int:
         """How many images it holds."""
-        return int((self.numbers(FRAMES) or [1])[0] or 1)
+        number = (self.numbers(FRAMES) or [1.0])[0]
+        return int(number) if math.isfinite(number) and number >= 1 else 1
 
     @property
     def is_turned_round(self) -> bool:
@@ -151,7 +153,7 @@ def _read(path: pathlib.Path, data: Any) -> File:
         _Elements(data, order, explicit).dataset(at, len(data), values, "file")
     except (_EndError, struct.error):
         fault = "is cut off"
-    except zlib.error:
+    except (zlib.error, RecursionError):  # sequences in sequences
         fault = "is damaged"
     return File(path, values, order, fault, pixels=any(tag in values for tag in PIXELS))
 

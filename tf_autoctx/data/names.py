@@ -13,7 +13,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pathlib
 import re
@@ -22,6 +21,7 @@ from typing import NoReturn
 
 from absl import logging
 
+from tf_autoctx import files
 from tf_autoctx.data import dicom, dicom_files
 from tf_autoctx.data.dicom_files import SERIES
 from tf_autoctx.data.images import PIXELS_ONLY, SUFFIXES
@@ -200,8 +200,9 @@ def _channels(folder: pathlib.Path, names: Iterable[str]) -> bool:
     if not any(matches):
         return False
     try:
-        description = json.loads((folder.resolve().parent / "dataset.json").read_bytes())
-    except (OSError, ValueError):
+        path = folder.resolve().parent / "dataset.json"
+        description = files.read_json(path, "a data set's description")
+    except (OSError, UserError):
         return False
     return isinstance(description, dict) and "channel_names" in description
 

@@ -135,8 +135,8 @@ def of_model(model: str | os.PathLike[str], options: Mapping[str, Any]) -> str:
     patterns = ("*.keras", "*/*.keras", "*.pb", "variables/*", "*/saved_model.pb", "*/variables/*")
     parts = sorted({path for pattern in patterns for path in folder.glob(pattern)})
     try:
-        flags = json.loads((folder / "config.json").read_bytes())["flags"]
-    except (OSError, ValueError, KeyError, TypeError):
+        flags = files.read_json(folder / "config.json", "a run's configuration")["flags"]
+    except (OSError, UserError, KeyError, TypeError):
         flags = {}
     told = [dict(options), flags, [(str(f.relative_to(folder)), files.digest(f)) for f in parts]]
     return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
