@@ -315,6 +315,15 @@ def test_a_bad_csv_row_is_named(tmp_path, row, sentence):
         datasets.load(table(tmp_path, "a.png,al.png,train,p", row), seed=0)
 
 
+def test_a_series_is_of_a_dicom_folder(tmp_path):
+    path = table(tmp_path, "a.png,al.png,train,2", header="image,label,split,series")
+    with pytest.raises(UserError) as error:
+        datasets.load(path, seed=0)
+    assert str(error.value) == (
+        f"{path}, line 2: has the series '2' of a file, a.png; expected a DICOM folder."
+    )
+
+
 def test_the_same_image_behind_a_link_is_found(tmp_path):
     (tmp_path / "b.png").symlink_to("a.png")
     with pytest.raises(

@@ -287,19 +287,27 @@ def two_series(folder):
     write(folder, (0,), "scout{}.dcm", uid="1.2.3.5", SeriesDescription="Scout", SeriesNumber=1)
 
 
-def test_several_series_are_listed_and_one_is_chosen(tmp_path):
+def test_several_series_are_listed_and_one_is_chosen(tmp_path, caplog):
     two_series(tmp_path / "scan")
     with pytest.raises(UserError) as error:
         images.read(tmp_path / "scan")
     assert str(error.value) == (
         f"{tmp_path / 'scan'}: holds 2 DICOM series, 1: 1.2.3.5 (CT, Scout, 1 slice); 2: 1.2.3.4 "
-        "(CT, Thorax 1.0, 4 slices); choose one by `series=UID` or its number."
+        "(CT, Thorax 1.0, 4 slices); choose one by its UID or number (`series`; of a data set, the "
+        "column series of a CSV file)."
     )
     for series in ("1.2.3.4", "2", 2):
         np.testing.assert_array_equal(images.read(tmp_path / "scan", series).array, expected())
     assert images.read(tmp_path / "scan", "1").array.shape == (1, *SHAPE)
     with pytest.raises(UserError, match=r"has no series 3, but 1: 1.2.3.5 .* of one of them"):
         images.read(tmp_path / "scan", "3")
+    told = f"{tmp_path / 'scan'}: takes the series 2: 1.2.3.4 (CT, Thorax 1.0, 4 slices)."
+    assert [record.getMessage() for record in caplog.records].count(told) == 1
+    # A number chooses where there are several.
+    write(tmp_path / "one")
+    np.testing.assert_array_equal(images.read(tmp_path / "one", "2").array, expected())
+    with pytest.raises(UserError, match=r"has no series 1.2.3.5, but 1: 1.2.3.4"):
+        images.read(tmp_path / "one", "1.2.3.5")
 
 
 def test_a_broken_scout_does_not_count_where_another_series_is_chosen(tmp_path):
@@ -556,16 +564,42 @@ def test_a_patient_of_several_series_does_not_stop_the_others(
             run(*where)
         told = capsys.readouterr().err
         assert "holds 2 DICOM series, 1: 1.2.3.5 (CT, Scout, 1 slice); 2: 1.2.3.4" in told
-        assert "choose one by --series=UID or its number" in told and "1 of 2 images failed" in told
+        assert "choose one by its UID or number (--series; of a data set" in told
+        assert "1 of 2 images failed" in told
         check(tmp_path / "out" / "one.nii.gz", patients / "one")
         assert not (tmp_path / "out" / "two.nii.gz").exists()
-        again = (f"--input={patients}", f"--output={tmp_path / 'chosen'}", "--series=1.2.3.4")
+        again = (f"--input={patients}", f"--output={tmp_path / 'chosen'}", "--series=2")
         run(*again)
         for name in ("one", "two"):
             check(tmp_path / "chosen" / f"{name}.nii.gz", patients / name)
         with pytest.raises(SystemExit):
             run(f"--input={patients / 'one' / 'a.png'}", f"--output={tmp_path}", "--series=2")
         assert "--series=2: " in capsys.readouterr().err
+
+
+def test_a_csv_chooses_a_series(tmp_path):
+    two_series(tmp_path / "scan")
+    two_series(tmp_path / "other")
+    label = sitk.GetImageFromArray((expected() > 1215).astype(np.uint8))
+    label.SetSpacing((0.5, 0.75, 2))
+    label.SetOrigin((-7, 3, 10))
+    sitk.WriteImage(label, str(tmp_path / "label.nii.gz"))
+
+    def cases(*series):
+        rows = zip(("scan", "other"), ("train", "test"), series)
+        rows = [f"{name},label.nii.gz,{split},{chosen}" for name, split, chosen in rows]
+        (tmp_path / "cases.csv").write_text("\n".join(["image,label,split,Series", *rows]))
+        return datasets.load(tmp_path / "cases.csv", seed=0)
+
+    chosen = cases("2", "1.2.3.4")
+    for case in (*chosen.train, *chosen.test):
+        image, truth = datasets.read_case(case)
+        np.testing.assert_array_equal(image.array, expected())
+        np.testing.assert_array_equal(truth, image.array > 1215)
+    with pytest.raises(UserError, match=r"holds 2 DICOM series, .*the column series of a CSV"):
+        datasets.read_case(cases("", "").train[0])
+    prints = [datasets.fingerprint(cases(*series)) for series in (("1", "2"), ("2", "2"), ("", ""))]
+    assert len(set(prints)) == 3
 
 
 def test_dicom_folders_are_cases_of_a_data_set(tmp_path):

@@ -48,12 +48,15 @@ class Case:
       image: path.
       label: path; None for a test image that nobody outlined.
       group: such as a patient; it stays in one split.
+      series: of an image that is a DICOM folder: UID or number, see `images.read`; "": its only
+        one.
     """
 
     name: str
     image: str
     label: str | None
     group: str
+    series: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +66,7 @@ class Entry:
     Attributes:
       where: it says so, for messages.
       split: one of `SPLITS`.
-      image, label: as for `Case`.
+      image, label, series: as for `Case`.
       group: "": its own.
       name: that the source gives; "": that of the image.
     """
@@ -74,6 +77,7 @@ class Entry:
     label: pathlib.Path | None
     group: str = ""
     name: str = ""
+    series: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,8 +110,9 @@ def load(
       source: a Medical Segmentation Decathlon folder, an nnU-Net folder (1 or 2, one channel), a
         folder with images/ and labels/ of the same names (see `names`; all of them training cases),
         or a CSV file with the columns image, label, split (train, validation or val, test) and, if
-        wanted, group; its paths are relative to the CSV, and label may be empty for a test image.
-        Semicolons or tabs in place of commas, capitals and blanks are read too.
+        wanted, group and series (of a DICOM folder); its paths are relative to the CSV, and label
+        may be empty for a test image. Semicolons or tabs in place of commas, capitals and blanks
+        are read too.
       seed: decides which training cases validate, unless the CSV says so.
       validation_fraction: share of the groups (of the cases, where there are no groups) that
         validate, at least one; 0: none.
@@ -175,9 +180,7 @@ def read_case(
       UserError: unreadable file, image of other dimensions, constant image; a label that is none,
         see `labels.read`, on another grid or without the object.
     """
-    flat = dimensions == 2
-    image = images.read_2d(case.image, grey_levels=True) if flat else images.read(case.image)
-    images.require_dimensions(case.image, image, dimensions)
+    image = images.read_raw(case.image, dimensions, case.series)
     voxels = image.array
     if voxels.min() == voxels.max():
         raise UserError(
@@ -271,13 +274,16 @@ def fingerprint(dataset: Dataset) -> str:
     Images of the same bytes in two splits get a warning: what was learnt by heart scores well.
     """
     total = hashlib.sha256()
-    seen: dict[str, tuple[str, str]] = {}  # {digest of an image: (split, path)}
+    seen: dict[str, tuple[str, str]] = {}  # {digest and series of an image: (split, path)}
     for split in SPLITS:
         for case in getattr(dataset, split):
             digests = {role: image_files.digest(getattr(case, role)) for role in ("image", "label")}
             for role, of_file in digests.items():
                 total.update(f"{split}\t{case.name}\t{role}\t{of_file}\n".encode())
-            before, path = seen.setdefault(digests["image"], (split, case.image))
+            if case.series:
+                total.update(f"{split}\t{case.name}\tseries\t{case.series}\n".encode())
+            scan = f"{digests['image']} {case.series}"
+            before, path = seen.setdefault(scan, (split, case.image))
             if before != split and path != case.image:
                 logging.warning(
                     "%s in %s is the same scan as %s in %s: the scores flatter.",
@@ -468,8 +474,8 @@ def _read_csv(path: pathlib.Path) -> list[Entry]:
     split_of: dict[str, str] = {}
     entries = []
     for where, row in _rows(path):
-        image, label, word, group = (
-            row.get(key, "") for key in ("image", "label", "split", "group")
+        image, label, word, group, series = (
+            row.get(key, "") for key in ("image", "label", "split", "group", "series")
         )
         split = spelled.get(word.casefold())
         if split is None:
@@ -484,8 +490,12 @@ def _read_csv(path: pathlib.Path) -> list[Entry]:
                 f"{where}: group {group!r} is in {split} and {split_of[group]}; expected it in one "
                 "split."
             )
-        label_file = _beside(path, label) if label else None
-        entries.append(Entry(where, split, _beside(path, image), label_file, group))
+        image_file, label_file = _beside(path, image), _beside(path, label) if label else None
+        if series and image_file.is_file():
+            raise UserError(
+                f"{where}: has the series {series!r} of a file, {image}; expected a DICOM folder."
+            )
+        entries.append(Entry(where, split, image_file, label_file, group, series=series))
     return entries
 
 
@@ -513,7 +523,8 @@ def _rows(path: pathlib.Path) -> list[tuple[str, dict[str, str]]]:
         missing = [column for column in ("image", "label", "split") if column not in columns]
         if missing:
             raise UserError(
-                f"{path}: lacks {missing} among {columns}; expected image,label,split[,group]."
+                f"{path}: lacks {missing} among {columns}; expected "
+                "image,label,split[,group,series]."
             )
         rows = []
         for row in reader:
@@ -563,7 +574,8 @@ def _cases(entries: Sequence[Entry]) -> dict[str, list[Case]]:
     for entry in entries:
         name = entry.name or next(of_images)
         label = str(entry.label) if entry.label else None
-        splits[entry.split].append(Case(name, str(entry.image), label, entry.group or name))
+        case = Case(name, str(entry.image), label, entry.group or name, entry.series)
+        splits[entry.split].append(case)
     return splits
 
 

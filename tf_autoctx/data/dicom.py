@@ -107,13 +107,14 @@ def chosen(folder: pathlib.Path, series: str | int | None) -> Series:
     """The series of a folder that is wanted, see `images.read`.
 
     Raises:
-      UserError: there is none, or several and none is chosen; the sentence lists them.
+      UserError: there is none, or several and none is chosen; the sentence lists them. A number
+        chooses where there are several.
     """
     known = series_in(folder)
     wanted = "" if series is None else str(series)
     if not known:
         raise UserError(f"{folder}: holds 0 DICOM series; expected one series or an image file.")
-    if not wanted and len(known) == 1:
+    if len(known) == 1 and (not wanted or wanted.isdecimal()):
         return next(iter(known.values()))
     for candidate in known.values():
         if wanted and wanted in (candidate.uid, str(candidate.number)):
@@ -124,12 +125,12 @@ def chosen(folder: pathlib.Path, series: str | int | None) -> Series:
     more = f"; and {len(known) - SHOWN} more" if len(known) > SHOWN else ""
     if wanted:
         raise UserError(
-            f"{folder}: has no series {wanted}, but {listed}{more}; expected `series` of one of "
-            "them."
+            f"{folder}: has no series {wanted}, but {listed}{more}; expected the UID or number of "
+            "one of them."
         )
     raise UserError(
-        f"{folder}: holds {len(known)} DICOM series, {listed}{more}; choose one by `series=UID` or "
-        "its number."
+        f"{folder}: holds {len(known)} DICOM series, {listed}{more}; choose one by its UID or "
+        "number (`series`; of a data set, the column series of a CSV file)."
     )
 
 
@@ -148,8 +149,10 @@ def read_folder(folder: pathlib.Path, series: str | int | None) -> tuple[sitk.Im
             f"{broken.path}: {broken.fault}{more}; expected every slice of the series in {folder} "
             "whole."
         )
+    remarks = (f"takes the series {picked}",) if series else ()
     if len(picked.files) == 1:
-        return read_file(picked.files[0].path)
+        image, header = read_file(picked.files[0].path)
+        return image, dataclasses.replace(header, remarks=(*header.remarks, *remarks))
     many = [file for file in picked.files if file.frames > 1]
     if many:
         raise UserError(
@@ -160,7 +163,7 @@ def read_folder(folder: pathlib.Path, series: str | int | None) -> tuple[sitk.Im
     slices, geometry = _stacked(folder, slices)
     told: set[str] = set()
     voxels = np.stack([_pixels(piece.file, told) for piece in slices])
-    return geometry.image(voxels), Header()
+    return geometry.image(voxels), Header(remarks=remarks)
 
 
 def read_file(path: pathlib.Path) -> tuple[sitk.Image, Header]:

@@ -133,6 +133,7 @@ class Scorer:
             file = output / "cases" / self.run.folder.name / f"{case.name}.json"
             settings = made_with | {
                 "files": [image_files.digest(case.image), image_files.digest(case.label)],
+                "series": case.series,
                 "mm": self._choice.pixel_sizes.get(case.name),
             }
             if not file.exists() or json.loads(file.read_text())["settings"] != settings:
