@@ -398,7 +398,7 @@ def _pixels(file: File, told: set[str]) -> np.ndarray:
                 reader.SetOutputPixelType(sitk.sitkFloat32)
             image = reader.Execute()
     except RuntimeError:
-        syntax = file.text(0x00020010)
+        syntax = file.text(dicom_files.SYNTAX)
         raise UserError(
             f"{file.path}: its pixels cannot be read (transfer syntax {syntax}); expected an "
             "intact file of a common syntax."
