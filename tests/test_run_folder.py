@@ -21,7 +21,7 @@ import tensorflow as tf
 from tf_autoctx import errors, export, files
 from tf_autoctx.data import pipeline
 from tf_autoctx.systems.fetal_head.training import LevelStage
-from tf_autoctx.systems.shared import evaluation, opening, prediction, stages
+from tf_autoctx.systems.shared import evaluation, opening, origins, prediction, stages
 from tf_autoctx.training import checkpoints, runs
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -457,6 +457,18 @@ def test_a_config_that_cannot_be_is_named(copy, change, told):
     assert str(path) in str(refused.value) and told in str(refused.value)
 
 
+def test_a_config_that_is_no_json_is_named(tmp_path):
+    path = tmp_path / "config.json"
+    for text, reason in (("[" * 200_000, "nested too deeply"), ('{"a": 1, "a": 2}', "it has the")):
+        path.write_text(text)
+        with pytest.raises(errors.UserError) as refused:
+            runs.load(tmp_path)
+        assert str(refused.value).startswith(f"{path}: is not JSON ({reason}")
+        assert str(refused.value).endswith(
+            "put back a copy of the file, or delete the folder and train again."
+        )
+
+
 def test_a_path_that_is_too_long_is_one_sentence(run, scan, tmp_path, capsys):
     long = tmp_path / ("x" * 256)
     told = trained(capsys, long / "run")
@@ -537,6 +549,21 @@ def test_resume_makes_anew_what_is_of_another_image_or_model(copy, tmp_path, cap
     network.set_weights([-array for array in network.get_weights()])
     network.save(copy / "level_1" / "model.keras")
     assert "c" in made("--resume")
+
+
+def test_a_result_is_of_the_voxels_beside_a_header(tmp_path):
+    scan, voxels, result = (tmp_path / name for name in ("a.mhd", "voxels.raw", "a.nii.gz"))
+    header = "NDims = 1\nDimSize = 4\nElementType = MET_UCHAR\nElementDataFile = voxels.raw\n"
+    scan.write_text(header)
+    voxels.write_bytes(b"1234")
+    result.touch()
+    made_from = origins.Origins(tmp_path, "model")
+    made_from.note(scan, [result])
+    (tmp_path / "a.txt").touch()  # is none of it
+    os.utime(voxels)  # the same bytes
+    assert made_from.is_of(result, scan)
+    voxels.write_bytes(b"4321")
+    assert not made_from.is_of(result, scan)
 
 
 def test_the_level_before_is_what_a_level_is_made_on(run):

@@ -233,7 +233,8 @@ def test_a_value_without_a_name_is_scored_and_said(folders, caplog):
         (".", "holds neither model_card.json nor config.json nor dataset.json"),
         ("regions.json", "regions.json: has the labels"),
         ("list.json", "list.json: names no labels"),
-        ("text.json", "text.json: names no labels"),
+        ("text.json", "text.json: is not JSON (Extra data"),
+        ("nested.json", "nested.json: is not JSON (nested too deeply); expected label values and"),
     ],
 )
 def test_names_that_are_none(names, told, folders, capsys, monkeypatch):
@@ -242,6 +243,7 @@ def test_names_that_are_none(names, told, folders, capsys, monkeypatch):
     (folders / "regions.json").write_text(json.dumps(regions))
     (folders / "list.json").write_text('{"labels": ["liver"]}')
     (folders / "text.json").write_text("1:liver")
+    (folders / "nested.json").write_text("[" * 200_000)
     assert told in refused(folders, capsys, f"--names={names}")
 
 

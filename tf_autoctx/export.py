@@ -40,6 +40,7 @@ import tensorflow as tf
 from absl import logging
 
 from tf_autoctx import files
+from tf_autoctx.errors import UserError
 from tf_autoctx.files import replacing
 
 # A volume or a 2D image of any size; the name is that of the signatures' input.
@@ -188,8 +189,8 @@ def versions(directory: str | pathlib.Path) -> list[pathlib.Path]:
 def read_card(version: pathlib.Path) -> dict[str, Any]:
     """The card of a version; empty where it cannot be read."""
     try:
-        card = json.loads((version / CARD).read_bytes())
-    except (OSError, ValueError, RecursionError):
+        card = files.read_json(version / CARD, "a model card")
+    except (OSError, UserError):
         return {}
     return card if isinstance(card, dict) else {}
 

@@ -199,11 +199,8 @@ def read(path: Path, series: str | int | None = None, colour: bool = False) -> I
         )
     flat = image.GetDimension() == 2
     is_slice = path.is_file() and image.GetSize()[2:] == (1,) and dicom_files.is_dicom(path)
-    if is_slice and (count := dicom.siblings(path)) > 1:
-        raise UserError(
-            f"{path}: is one of {count} slices of a DICOM series; expected a volume, give its "
-            f"folder, {path.parent}."
-        )
+    if is_slice:
+        dicom.require_whole_volume(path)
     if not flat and values == 1 and (is_slice or path.is_dir()):
         image = sitk.Cast(image, sitk.sitkFloat32)
     if not flat and header.unknown:

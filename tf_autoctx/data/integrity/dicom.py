@@ -9,19 +9,31 @@ import struct
 from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
+from tf_autoctx.data.dicom_files import (
+    ALLOCATED,
+    BIG,
+    COLUMNS,
+    DEFLATED,
+    FRAMES,
+    IMPLICIT,
+    ITEM,
+    ITEM_END,
+    LONG,
+    MODALITY,
+    PHOTOMETRIC,
+    PIXELS,
+    ROWS,
+    SAMPLES,
+    SEQUENCE_END,
+    SHORT,
+    SYNTAX,
+    UNDEFINED,
+)
 from tf_autoctx.data.integrity import claims, spoken
 from tf_autoctx.errors import UserError
 
-UNDEFINED = 0xFFFFFFFF
-LONG = (b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV")
-SHORT = b"AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM UI UL US".split()
 ODD = (b"\0\0", b"??", b"  ", b"OX")  # what some writers put for an unknown kind
-ITEM, ITEM_END, SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
-SYNTAX, MODALITY, FRAMES = 0x00020010, 0x00080060, 0x00280008
-SAMPLES, ROWS, COLUMNS, BITS, COLOUR = 0x00280002, 0x00280010, 0x00280011, 0x00280100, 0x00280004
-PIXELS = (0x7FE00010, 0x7FE00008, 0x7FE00009)  # whole numbers, float32, float64
-KEPT = (SYNTAX, MODALITY, FRAMES, SAMPLES, ROWS, COLUMNS, BITS, COLOUR)
-IMPLICIT, BIG, DEFLATED = "1.2.840.10008.1.2", "1.2.840.10008.1.2.2", "1.2.840.10008.1.2.1.99"
+KEPT = (SYNTAX, MODALITY, FRAMES, SAMPLES, ROWS, COLUMNS, ALLOCATED, PHOTOMETRIC)
 NATIVE = (IMPLICIT, "1.2.840.10008.1.2.1", BIG, DEFLATED)
 RUN_LENGTHS = "1.2.840.10008.1.2.5"  # each frame is one fragment
 JPEG = "1.2.840.10008.1.2.4."  # JPEG, JPEG-LS and JPEG 2000, up to .93
@@ -77,7 +89,7 @@ def _require_pixels(
     order = ">" if syntax == BIG else "<"
     rows, columns, samples, bits = (
         _number(values.get(tag, b""), order, default)
-        for tag, default in ((ROWS, 0), (COLUMNS, 0), (SAMPLES, 1), (BITS, 0))
+        for tag, default in ((ROWS, 0), (COLUMNS, 0), (SAMPLES, 1), (ALLOCATED, 0))
     )
     text = values.get(FRAMES, b"1").decode("latin-1").strip("\0 ") or "1"
     frames = int(text) if text.isdecimal() else 0
@@ -85,7 +97,7 @@ def _require_pixels(
         bits = 32 if pixels.element.tag == PIXELS[1] else 64
     if bits not in (1, 8, 16, 32, 64) or samples not in (1, 3, 4):
         raise claims.damaged(path, f"its pixels are {samples} values of {bits} bits")
-    halved = values.get(COLOUR, b"").startswith((b"YBR_FULL_422", b"YBR_PARTIAL_422"))
+    halved = values.get(PHOTOMETRIC, b"").startswith((b"YBR_FULL_422", b"YBR_PARTIAL_422"))
     values_each = 2 if halved and syntax in NATIVE else samples
     size = (columns, rows, frames) if frames != 1 else (columns, rows)
     if pixels.element.length != UNDEFINED:
@@ -129,7 +141,7 @@ def _read(path: pathlib.Path, file: BinaryIO) -> tuple[dict[int, bytes], _Pixels
         if element.tag in KEPT and element.length < 1024:
             file.seek(element.place)
             values[element.tag] = file.read(element.length).rstrip(b"\0")
-            if element.tag in (SAMPLES, ROWS, COLUMNS, BITS):
+            if element.tag in (SAMPLES, ROWS, COLUMNS, ALLOCATED):
                 values[element.tag] = values[element.tag].ljust(2, b"\0")
         elif element.tag in PIXELS:
             frames = _fragments(path, file, element) if element.length == UNDEFINED else []

@@ -99,6 +99,18 @@ def check(path: pathlib.Path) -> None:
             claims.require_no_rest(where, left - promised, promised, own=local or not skip)
 
 
+def voxel_files(path: pathlib.Path) -> list[pathlib.Path]:
+    """The files of the voxels, which may be the file itself.
+
+    Raises:
+      UserError: the header does not tell, or one is missing.
+    """
+    with path.open("rb") as file:
+        lines, _ = _header(path, file.read(HEADER))
+    fields = _fields(path, lines)
+    return _sources(path, fields, lines, _numbers(path, fields, "DimSize", int))[0]
+
+
 def _require_packed(
     where: object, source: pathlib.Path, skip: int, count: int, promised: int
 ) -> None:
