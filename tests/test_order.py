@@ -14,7 +14,7 @@ import test_multi_organ
 import test_renderer
 import test_sliding_windows
 import test_training
-from helpers import randomize
+from helpers import plain, plain_usegnet, randomize
 
 from tf_autoctx import export, files, metrics
 from tf_autoctx.data import datasets, images, pipeline
@@ -54,17 +54,6 @@ def flat(weights):
 
 def differ(a, b):
     return np.abs(flat(a) - flat(b)).max() > 1e-5
-
-
-def plain(*, channels, classes, name):
-    """A network of one convolution, whose training takes a second and not ten."""
-    image = keras.Input((None, None, None, channels))
-    return keras.Model(image, keras.layers.Conv3D(classes, 3, padding="same")(image), name=name)
-
-
-def plain_usegnet(shape, *_, **__):
-    network = plain(channels=shape[-1], classes=2, name="usegnet")
-    return keras.Model(network.input, {"logits": network.output})
 
 
 def plain_unet3d(shape, classes, *, name, **_):
