@@ -184,15 +184,8 @@ def test_predict_on_files_of_every_kind(light, tmp_path):
     )
     sitk.WriteImage(sitk.GetImageFromArray(grey[None]), str(source / "frame.dcm"))
     before = {path: path.read_bytes() for path in (light / "networks").iterdir()}
-    command = [
-        "predict.py",
-        f"--model={light}",
-        f"--input={source}",
-        f"--output={output}",
-        "--iterations=1",
-    ]
-    done = running.script(*command, "--every_iteration", "--masks", "--probabilities")
-    assert done.returncode == 0, done.stderr
+    command = [f"--model={light}", f"--input={source}", f"--output={output}", "--iterations=1"]
+    running.call("predict", *command, "--every_iteration", "--masks", "--probabilities")
     written = [path for path in output.rglob("[!.]*") if path.is_file()]
     found = sorted(str(path.relative_to(output)) for path in written)
     names = {"grey": ".png", "colour": ".png", "frame": ".nii.gz", "volume": ".nii.gz"}
