@@ -173,8 +173,8 @@ class OnlineRendering:
         """
         for variable, value in zip(self._variables, self._trained):
             variable.assign(value)
-        rng = np.random.default_rng(self._settings.seed if seed is None else seed)
-        mirror = self._mirror(image)
+        seed = self._settings.seed if seed is None else seed
+        rng, mirror = np.random.default_rng(seed), self._mirror(image, seed)
         batch = tf.stack([image, tf.reverse(image, [MIRRORED[mirror] - 1])])
         bar = keras.utils.Progbar(self._settings.steps, unit_name="iteration") if progress else None
         iterations = [self._look(batch, mirror)]
@@ -191,11 +191,11 @@ class OnlineRendering:
         """Number of the iteration that is kept."""
         return kept(iterations, self.chosen.online_keep)
 
-    def _mirror(self, image: Tensor) -> str:
+    def _mirror(self, image: Tensor, seed: int) -> str:
         """How the image beside this one is mirrored; where it is drawn, by the image itself."""
         if self.chosen.online_mirror == "left_right":
             return "left_right"
-        drawn = zlib.crc32(np.asarray(image).tobytes()), self._settings.seed
+        drawn = zlib.crc32(np.asarray(image).tobytes()), seed
         return str(np.random.default_rng(drawn).choice(list(MIRRORED)))
 
     def _take_average(self) -> None:
