@@ -1,6 +1,7 @@
 """Configurations: what fields allow, and how values of flags and of config.json become them."""
 
 import dataclasses
+import pickle
 
 import helpers
 import pytest
@@ -122,9 +123,12 @@ def test_a_run_of_before_there_was_a_field_has_the_value_of_then():
     assert configuration.earlier([Younger, Toy]) == {"rate": 0.1, "marked": False}
 
 
+Options = configuration.optional("Options", __name__, "Options: of both.", Younger, Toy)
+
+
 def test_options_are_left_open_unless_they_are_given():
-    kind = configuration.optional("Options: of both.", Younger, Toy)
-    assert kind.__doc__ == "Options: of both."
+    kind = pickle.loads(pickle.dumps(Options))  # as an isolated process gets them
+    assert kind is Options and kind.__doc__ == "Options: of both."
     assert dataclasses.asdict(kind()) == dict.fromkeys(
         [*configuration.rules(Younger), *configuration.rules(Toy)]
     )

@@ -297,11 +297,11 @@ def test_tables_of_a_corpus(run, plain, tmp_path):
             assert row["Hdb_mm"] == mm
 
 
-def with_flags(run, folder, **changes):
-    """A copy of a run whose config.json has other flags; None: lacks them."""
+def with_flags(run, folder, without=(), **changes):
+    """A copy of a run whose config.json has other flags, or lacks some."""
     config = json.loads((shutil.copytree(run, folder) / "config.json").read_text())
     flags = config["flags"] | changes
-    config["flags"] = {name: value for name, value in flags.items() if value is not None}
+    config["flags"] = {name: value for name, value in flags.items() if name not in without}
     (folder / "config.json").write_text(json.dumps(config))
     return folder
 
@@ -363,7 +363,7 @@ def test_a_run_of_before_is_scored_and_renders_as_before(light, tmp_path):
         for kind in (Online, Objective, Appearance, Phantoms)
         for name in configuration.earlier([kind])
     ]
-    before = with_flags(light, tmp_path / "before", **dict.fromkeys(new))
+    before = with_flags(light, tmp_path / "before", without=new)
     image = pixels(20, 26).astype(np.float32)
     old, given, now = (
         prediction.load(folder, iterations=2, **options)(image, probabilities=True)

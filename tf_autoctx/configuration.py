@@ -155,9 +155,15 @@ def configured(kind: type[T], values: Mapping[str, Any]) -> T:
     return kind(**{n: tuple(v) if isinstance(v, list) else v for n, v in given.items()})
 
 
-def optional(doc: str, *kinds: type) -> type:
+def optional(name: str, module: str, doc: str, *kinds: type) -> type:
     """A configuration of the fields of others, each of them None where it is not given: for options
-    that a run has values of its own for."""
+    that a run has values of its own for.
+
+    Args:
+      name, module: of the variable that it becomes, by which it is pickled.
+      doc: its docstring.
+      kinds: whose fields it has.
+    """
     fields: list[Any] = []
     for kind in kinds:
         for field in dataclasses.fields(kind):
@@ -166,8 +172,8 @@ def optional(doc: str, *kinds: type) -> type:
             rule = dataclasses.replace(rule, help=rule.help + by_run, required=False, before=None)
             left_open = dataclasses.field(default=None, metadata={"rules": rule})
             fields.append((field.name, types(kind)[field.name] | None, left_open))
-    namespace = {"__doc__": doc, "__post_init__": check}
-    return dataclasses.make_dataclass("Options", fields, namespace=namespace, frozen=True)
+    namespace = {"__doc__": doc, "__module__": module, "__post_init__": check}
+    return dataclasses.make_dataclass(name, fields, namespace=namespace, frozen=True)
 
 
 def changeable(kinds: Iterable[type]) -> frozenset[str]:

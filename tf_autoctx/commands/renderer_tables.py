@@ -45,7 +45,9 @@ COLUMNS = ("DSC", "Conf", "Adb", "Hdb", "Jacc", "precision", "recall")
 AUGMENTED = ", augmented"  # what a user would do instead: a row of its own
 ORDER = tuple(name for variant in reversed(VARIANTS) for name in (variant, variant + AUGMENTED))
 SHOWN = 5  # the iteration by which most renderings settle (section 3)
-OPTIONS = configuration.optional("Online rendering, in place of what the runs have", Online)
+OnlineChanges = configuration.optional(
+    "OnlineChanges", __name__, "Online rendering, in place of what the runs have", Online
+)
 ONE_TRAINING = "one training of each variant: p is of its images, and says nothing of others"
 ITERATION_COLUMNS = (
     "run",
@@ -362,7 +364,7 @@ def told_over_runs(scored: Sequence[ScoredRun], settings: RendererTables) -> lis
 def main(given: command_line.Given) -> None:
     """Runs the command."""
     settings = given.configured(RendererTables)
-    names = configuration.rules(OPTIONS)
+    names = configuration.rules(OnlineChanges)
     options = {name: given[name] for name in names if given[name] is not None}
     from tf_autoctx.report import tables
 
@@ -389,4 +391,4 @@ def main(given: command_line.Given) -> None:
     print(text)
 
 
-command = command_line.Command(main, (RendererTables, OPTIONS), __doc__)
+command = command_line.Command(main, (RendererTables, OnlineChanges), __doc__)

@@ -289,6 +289,13 @@ class Iterations:
         check(self)
 
 
+OnlineOptions = optional(
+    "OnlineOptions",
+    __name__,
+    "Online rendering: options of prediction by a run folder of the renderer system.",
+    Iterations,
+    Online,
+)
 DECLARATION = Declaration(
     name="renderer",
     dimensions=2,
@@ -297,10 +304,6 @@ DECLARATION = Declaration(
     phantoms=Phantoms,
     presets=PRESETS,
     implementation="tf_autoctx.systems.renderer.system:RendererSystem",
-    prediction=optional(
-        "Online rendering: options of prediction by a run folder of the renderer system.",
-        Iterations,
-        Online,
-    ),
+    prediction=OnlineOptions,
     aliases={"corpus": "data_dir"},
 )
