@@ -161,7 +161,7 @@ def show_and_run(version, folder):
     with contextlib.redirect_stdout(io.StringIO()) as shown:
         saved_model_cli._show_all(str(version))
         given = saved_model_cli.load_inputs_from_input_arg_string(
-            f"image={folder / 'image.npy'}", None, None
+            f"image={folder / 'image.npy'}", "", ""
         )
         saved_model_cli.run_saved_model_with_feed_dict(
             str(version), "serve", "serving_default", given, str(folder), overwrite_flag=True
