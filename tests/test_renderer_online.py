@@ -90,6 +90,44 @@ def test_the_answer_is_of_averaged_weights(tmp_path):
         np.testing.assert_array_equal(a, b.probability)  # and every image starts anew
 
 
+def test_weights_go_back_to_the_best_iteration():
+    variable = tf.Variable(0.0)
+    best, seen = online._Best([variable], 0.5), []
+    for number, agreement in enumerate([0.4, 0.6, 0.6, 0.5, 0.7, 0.1, 0.2, 0.3], start=1):
+        variable.assign(number)
+        best.look(agreement, 2)
+        seen.append(float(variable))
+    assert seen == [1, 2, 3, 2, 5, 6, 5, 8]  # twice not better than 0.6, than 0.7
+
+
+def test_without_a_mask_there_is_nothing_to_go_back_to():
+    variable = tf.Variable(0.0)
+    best = online._Best([variable], 0.0)
+    for _ in range(4):
+        variable.assign_add(1.0)
+        best.look(0.0, 1)
+    assert float(variable) == 4
+
+
+def test_renderer_and_segmentor_go_back_online_and_discriminators_learn_on(tmp_path, monkeypatch):
+    averaged = dataclasses.replace(BEFORE, online_averaging=0.8)
+    impatient = dataclasses.replace(averaged, online_patience=1)
+    agreements = {id(chosen): iter([0.9, 0.8, 0.7, 0.6]) for chosen in (averaged, impatient)}
+    look = online.OnlineRendering._look
+
+    def fewer(self, batch, mirror):
+        return look(self, batch, mirror)._replace(agreement=next(agreements[id(self.chosen)]))
+
+    monkeypatch.setattr(online.OnlineRendering, "_look", fewer)
+    gone, patient = rendered_with(tmp_path, averaged, steps=3)
+    again, render = rendered_with(tmp_path, impatient, steps=3)
+    distances = moved(render)
+    assert distances["renderer"] == distances["segmentor"] == 0 < distances["d_app"]
+    assert moved(patient)["renderer"] > 0 and render.kept(again) == 0
+    np.testing.assert_array_equal(again[1].probability, gone[1].probability)
+    assert np.any(again[2].probability != gone[2].probability)
+
+
 def test_the_flags_of_before_give_the_answers_of_before(tmp_path):
     """Bit for bit, by the updates as they were: one rate, present weights, left to right."""
     image = tf.constant(grey(16, 16, 1, seed=9))
@@ -110,6 +148,7 @@ def test_the_flags_of_before_give_the_answers_of_before(tmp_path):
         "online_discriminator_rate": 1e-4,
         "online_segmentor_step": 1.0,
         "online_averaging": 0.0,
+        "online_patience": 0,
         "online_rendering_weight": 1.0,
         "online_app_weight": 1.0,
         "online_struct_weight": 1.0,

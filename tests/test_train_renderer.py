@@ -48,6 +48,7 @@ ONLINE = {
     "online_discriminator_rate": 1e-3,
     "online_segmentor_step": 0.3,
     "online_averaging": 0.8,
+    "online_patience": 3,
     "segmentation_loss": "hybrid",
     "update_order": "summed",
 }
@@ -452,6 +453,7 @@ def test_the_target_corpus_trains_orig_t2t(tmp_path):
                 "online_discriminator_rate": 1e-4,
                 "online_segmentor_step": 1,
                 "online_averaging": 0,
+                "online_patience": 0,
                 "online_rendering_weight": 0.5,
                 "online_mirror": "either",
                 "online_keep": "last",

@@ -195,6 +195,15 @@ class Online:
         may_change=True,
         before=0.0,
     )
+    online_patience: int = field(
+        3,
+        "After so many iterations without a better agreement of the mask with that of the mirror "
+        "image, renderer and segmentor go back to the weights that had the best one, while the "
+        "discriminators learn on; 0: never.",
+        least=0,
+        may_change=True,
+        before=0,
+    )
     online_rendering_weight: float = field(
         1.0, "Factor on the weights of L_rend online.", least=0.0, may_change=True, before=1.0
     )

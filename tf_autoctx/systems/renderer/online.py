@@ -157,6 +157,8 @@ class OnlineRendering:
         changing = [*self._networks.values(), *self._averaged.values(), *optimizers.values()]
         self._variables = [variable for owner in changing for variable in owner.variables]
         self._trained = [variable.numpy() for variable in self._variables]
+        shown = [*(self._networks[name] for name in SHOWN), *self._averaged.values()]
+        self._shown = [variable for network in shown for variable in network.trainable_variables]
 
     def __call__(
         self, image: Tensor, progress: bool = False, seed: int | None = None
@@ -178,11 +180,13 @@ class OnlineRendering:
         batch = tf.stack([image, tf.reverse(image, [MIRRORED[mirror] - 1])])
         bar = keras.utils.Progbar(self._settings.steps, unit_name="iteration") if progress else None
         iterations = [self._look(batch, mirror)]
+        best = _Best(self._shown, iterations[0].agreement)
         for _ in range(self._settings.steps):
             self._update({"image": batch, "real": self._real(rng)})
             if self._averaged:
                 self._average()
             iterations.append(self._look(batch, mirror))
+            best.look(iterations[-1].agreement, self.chosen.online_patience)
             if bar:
                 bar.add(1)
         return iterations
@@ -227,6 +231,31 @@ class OnlineRendering:
         back = np.flip(mirrored, MIRRORED[mirror] - 1)
         agreement = metrics.dice(mask[..., 0], back[..., 0]) if partly else 0.0
         return Iteration(outputs["rendered"][0], outputs["probability"][0], agreement)
+
+
+class _Best:
+    """The weights of the iteration with the best agreement so far.
+
+    Args:
+      variables: what goes back.
+      agreement: of iteration 0.
+    """
+
+    def __init__(self, variables: Sequence[keras.Variable], agreement: float) -> None:
+        self._variables, self._agreement = variables, agreement
+        self._weights, self._since = [variable.numpy() for variable in variables], 0
+
+    def look(self, agreement: float, patience: int) -> None:
+        """Remembers an iteration that is better; after `patience` that are not, the weights go
+        back, unless none had a mask yet."""
+        self._since += 1
+        if agreement > self._agreement:
+            self._agreement, self._since = agreement, 0
+            self._weights = [variable.numpy() for variable in self._variables]
+        elif self._agreement and self._since == patience:
+            self._since = 0
+            for variable, weights in zip(self._variables, self._weights):
+                variable.assign(weights)
 
 
 def _read(corpus: Files, name: str) -> list[np.ndarray]:

@@ -46,6 +46,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "online_discriminator_rate": 1e-4,
         "online_segmentor_step": 1.0,
         "online_averaging": 0.0,
+        "online_patience": 0,
         "online_rendering_weight": 0.5,
         "online_mirror": "either",
         "online_keep": "last",
