@@ -123,6 +123,9 @@ def test_renderer_and_segmentor_go_back_online_and_discriminators_learn_on(tmp_p
     again, render = rendered_with(tmp_path, impatient, steps=3)
     distances = moved(render)
     assert distances["renderer"] == distances["segmentor"] == 0 < distances["d_app"]
+    trained = weights(networks("S2T-p"))
+    for name, averaged_weights in weights(render._averaged).items():
+        np.testing.assert_equal(averaged_weights, trained[name])
     assert moved(patient)["renderer"] > 0 and render.kept(again) == 0
     np.testing.assert_array_equal(again[1].probability, gone[1].probability)
     assert np.any(again[2].probability != gone[2].probability)
