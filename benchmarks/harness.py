@@ -444,7 +444,13 @@ def write_record(path: pathlib.Path, row: str, result: Mapping[str, Any]) -> Non
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     record = read_record(path) | {row: {"made": now, "machine": machine(), **result}}
     with replacing(path) as partial:
-        partial.write_text(json.dumps(record, indent=1) + "\n", "utf-8")
+        partial.write_text(as_json(record), "utf-8")
+
+
+def as_json(record: Mapping[str, Any]) -> str:
+    """A file of results as text: an entry a line, long lists of numbers in one."""
+    text = json.dumps(record, indent=1)
+    return re.sub(r"\[\s+([-\d.,e\s]+?)\s+\]", lambda m: f"[{' '.join(m[1].split())}]", text) + "\n"
 
 
 def lines(result: Mapping[str, Any]) -> Iterator[str]:

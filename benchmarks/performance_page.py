@@ -10,20 +10,18 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import harness
+from pages import DASH, percent, ratio, seconds, table, write
 from speed_rows import ROWS
 
 from tf_autoctx.commands.command_line import Command, Given
 from tf_autoctx.configuration import check, field
 from tf_autoctx.errors import UserError
-from tf_autoctx.files import replacing
 
 Record = Mapping[str, Any]  # {row: result}
-DASH = "–"
 PRECISIONS = ("float32", "bfloat16")
 SYSTEMS = {
     "fetal_head": "fetal head, a level, 64x48x72",
@@ -63,29 +61,6 @@ def best(record: Record, row: str, start: str, precision: str) -> tuple[str, flo
         if name.startswith(start) and name.endswith(precision) and side["median"]
     }
     return min(of_peer.items(), key=lambda item: item[1]) if of_peer else None
-
-
-def seconds(value: float | None) -> str:
-    """To three digits."""
-    if value is None:
-        return DASH
-    return f"{value:.3g}" if value < 100 else f"{value:.0f}"
-
-
-def ratio(above: float | None, below: float | None) -> str:
-    """Of two times."""
-    return f"{above / below:.2f}" if above and below else DASH
-
-
-def percent(part: float | None, whole: float | None) -> str:
-    """Share of two times."""
-    return f"{100 * part / whole:.0f} %" if part and whole else DASH
-
-
-def table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    """A table in Markdown."""
-    rows = [head, ["---"] * len(head), *lines]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 # Tables
@@ -257,20 +232,6 @@ TABLES: dict[str, Callable[[Record], str]] = {
 }
 
 
-def filled(page: str, tables: Mapping[str, str]) -> str:
-    """A page with tables between their marks.
-
-    Raises:
-      UserError: a mark is missing, or one names no table.
-    """
-    pattern = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
-    names = [match[2] for match in pattern.finditer(page)]
-    if sorted(names) != sorted(tables):
-        expected = ", ".join(tables)
-        raise UserError(f"the page has the tables {', '.join(names)}; expected {expected}.")
-    return pattern.sub(lambda match: f"{match[1]}\n{tables[match[2]]}\n\n{match[3]}", page)
-
-
 def main(given: Given) -> None:
     """Writes the page.
 
@@ -282,10 +243,7 @@ def main(given: Given) -> None:
     for row, result in record.items():
         if result["tiny"]:
             raise UserError(f"{chosen.results}: {row} is of tiny networks; expected none.")
-    path = pathlib.Path(chosen.page)
-    text = filled(path.read_text("utf-8"), {name: make(record) for name, make in TABLES.items()})
-    with replacing(path) as partial:
-        partial.write_text(text, "utf-8")
+    write(pathlib.Path(chosen.page), {name: make(record) for name, make in TABLES.items()})
 
 
 command = Command(main, (Page,), __doc__)

@@ -377,6 +377,6 @@ def fakes(
     return rendered, logits, {"d_app": rendered["rendered"], "d_struct": soft, "d_pair": pair}
 
 
-TASKS: dict[str, type[Task]] = {
+TASKS: dict[str, Callable[..., Task]] = {
     kind.name: kind for kind in (FetalHeadTask, MultiOrganTask, EmbryoTask, RendererTask)
 }

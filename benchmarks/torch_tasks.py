@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from in_pytorch import adversarial, hybrid, resized
 from tasks import LEARNING_RATE, EmbryoTask, FetalHeadTask, MultiOrganTask, RendererTask, Task
+from torch.nn import functional
 
 Modules = dict[str, Any]  # {name: torch.nn.Module, compiled or not}
 Batch = dict[str, Any]
@@ -88,39 +90,42 @@ def label_of(probability: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def tiled(net: Callable[[Tensor], Tensor], x: Tensor, tile: int, overlap: int) -> Tensor:
-    """Class probabilities by overlapping tiles, weighted by ramps at their borders."""
-    starts = [_starts(n, tile, overlap) for n in x.shape[2:]]
-    if all(len(along) == 1 for along in starts):
-        return torch.softmax(net(x).float(), dim=1)
-    total = weights = None
-    for z in starts[0]:
-        for y in starts[1]:
-            for x0 in starts[2]:
-                at = [slice(first, first + tile) for first in (z, y, x0)]
-                p = torch.softmax(net(x[:, :, at[0], at[1], at[2]]).float(), dim=1)
-                ramp = _ramp(p.shape[2:], overlap, x.device)
-                if total is None or weights is None:
-                    total = torch.zeros((1, p.shape[1], *x.shape[2:]), device=x.device)
-                    weights = torch.zeros((1, 1, *x.shape[2:]), device=x.device)
-                total[:, :, at[0], at[1], at[2]] += p * ramp
-                weights[:, :, at[0], at[1], at[2]] += ramp
-    assert total is not None and weights is not None
-    return total / weights
+    """Class probabilities by overlapping tiles, blended by smooth ramps: `tiling.tiled`."""
+    size = x.shape[2:]
+    along = [_starts(n, tile, overlap) for n in size]
+    edges = [n if len(starts) == 1 else starts[1] + overlap for n, starts in zip(size, along)]
+    missing = [starts[-1] + edge - n for n, starts, edge in zip(size, along, edges)]
+    # Beyond the high end a tile sees edge values.
+    x = functional.pad(x, [n for m in reversed(missing) for n in (0, m)], mode="replicate")
+    total = None
+    for corner in itertools.product(*along):
+        z, y, w = (slice(first, first + edge) for first, edge in zip(corner, edges))
+        p = torch.softmax(net(x[:, :, z, y, w]).float(), dim=1)
+        for axis, (first, edge, starts) in enumerate(zip(corner, edges, along), start=2):
+            weights = _ramp(edge, overlap, first > 0, first < starts[-1], x)
+            p = p * weights.reshape([-1 if i == axis else 1 for i in range(5)])
+        total = x.new_zeros((1, p.shape[1], *x.shape[2:])) if total is None else total
+        total[:, :, z, y, w] += p
+    assert total is not None
+    return total[:, :, : size[0], : size[1], : size[2]]
 
 
 def _starts(n: int, tile: int, overlap: int) -> list[int]:
-    """Where as few tiles as cover n voxels begin, spread evenly."""
-    count = max(1, -(-(n - overlap) // (tile - overlap)))
-    return [round(i * max(0, n - tile) / max(1, count - 1)) for i in range(count)]
+    """Where tiles begin along an axis of n voxels, at multiples of 8."""
+    number = max(1, -(-(n - overlap) // (tile - overlap)))
+    stride = max(-(-(n - overlap) // (number * 8)) * 8, overlap)
+    return [i * stride for i in range(number)]
 
 
-def _ramp(size: Sequence[int], overlap: int, device: Any) -> Tensor:
-    total = torch.ones(1, 1, 1, 1, 1, device=device)
-    for axis, n in enumerate(size, start=2):
-        edge = torch.arange(n, device=device, dtype=torch.float32) + 0.5
-        rise = (torch.minimum(edge, n - edge) / overlap).clamp(max=1)
-        total = total * rise.reshape([-1 if i == axis else 1 for i in range(5)])
-    return total
+def _ramp(edge: int, overlap: int, rises: bool, falls: bool, like: Tensor) -> Tensor:
+    """Weights of a tile along an axis; those of two neighbours add up to 1."""
+    t = (torch.arange(overlap, device=like.device) + 0.5) / overlap
+    rise, weights = t * t * (3 - 2 * t), torch.ones(edge, device=like.device)
+    if rises:
+        weights[:overlap] *= rise
+    if falls:
+        weights[edge - overlap :] *= 1 - rise
+    return weights
 
 
 def embryo(task: EmbryoTask, nets: Modules, image: Tensor) -> dict[str, Tensor]:
