@@ -163,8 +163,9 @@ def timed(step: Callable[[], float | None], least: float = LEAST_SECONDS) -> flo
         seconds, count = step(), count + 1
         own += seconds or 0.0
         elapsed = time.perf_counter() - begin
-        if elapsed >= least:
-            return (elapsed if seconds is None else own) / count
+        total = elapsed if seconds is None else own
+        if total >= least or elapsed >= 10 * least:
+            return total / count
 
 
 def _serve(

@@ -5,6 +5,7 @@ Two- or three-dimensional by the rank of the input.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -195,9 +196,7 @@ def resize_linear(x: Tensor, size: Sequence[Any]) -> Tensor:
     """Linear resampling of every spatial axis.
 
     Shrinking is anti-aliased by a triangle filter widened by the factor. Axes are aligned at their
-    outer edges (voxel i covers [i, i + 1)), values beyond an edge do not weigh in. Each axis is one
-    matrix product with a small (new, old) matrix, so sizes may be tensors and any Keras backend can
-    run it.
+    outer edges (voxel i covers [i, i + 1)), values beyond an edge do not weigh in.
 
     Args:
       x: (batch, *spatial, channels) float.
@@ -208,11 +207,17 @@ def resize_linear(x: Tensor, size: Sequence[Any]) -> Tensor:
     """
     for axis, new in enumerate(size, start=1):
         old = ops.shape(x)[axis]
-        if isinstance(new, int) and isinstance(old, int) and new == old:
-            continue
+        if isinstance(new, int) and isinstance(old, int):
+            if new == old:
+                continue
+            neighbours: Any = math.ceil(2 * max(old / new, 1.0))
+        else:
+            neighbours = None
         factor = ops.cast(old, "float32") / ops.cast(new, "float32")
-        distance = ops.abs(positions(new)[:, None] * factor - positions(old))
-        x = weighted(x, axis, 1.0 - distance / ops.maximum(factor, 1.0))
+        reach = ops.maximum(factor, 1.0)
+        if neighbours is None:
+            neighbours = ops.cast(ops.ceil(2 * reach), "int32")
+        x = interpolated(x, axis, positions(new) * factor, reach, neighbours)
     return x
 
 
@@ -221,14 +226,40 @@ def positions(size: Any) -> Tensor:
     return ops.cast(ops.arange(size), "float32") + 0.5
 
 
-def weighted(x: Tensor, axis: int, weights: Tensor) -> Tensor:
-    """x with an axis replaced by weighted means of its voxels.
+def interpolated(x: Tensor, axis: int, at: Tensor, reach: Any = 1.0, neighbours: Any = 2) -> Tensor:
+    """x with an axis replaced by weighted means of its voxels, by a triangle about each place.
 
-    Weights (new, old) below 0 count as 0.
+    Sums of products of whole arrays, one neighbour after the other, and no matrix product: GPUs
+    round the factors of those to 10 bits (TensorFloat-32), weights and voxels alike.
+
+    Args:
+      x: (batch, *spatial, channels) float.
+      axis: of the spatial ones.
+      at: (new,) float32 places, in voxels from the edge of the axis.
+      reach: distance in voxels at which a voxel no longer weighs in.
+      neighbours: how many voxels may lie within reach, an integer or a scalar integer tensor.
+
+    Returns:
+      x with `new` voxels along the axis, same dtype.
     """
-    weights = ops.maximum(weights, 0.0)
-    weights = ops.cast(weights / ops.sum(weights, axis=1, keepdims=True), x.dtype)
-    return ops.moveaxis(ops.tensordot(weights, x, axes=[[1], [axis]]), 0, axis)
+    old = ops.shape(x)[axis]
+    first = ops.cast(ops.ceil(at - 0.5 - reach), "int32")
+    whole = ops.sum(ops.relu(1.0 - ops.abs(at[:, None] - positions(old)) / reach), axis=1)
+    beside = [-1 if i == axis else 1 for i in range(len(x.shape))]
+
+    def with_neighbour(k: Any, total: Any) -> Tensor:
+        voxel = first + k
+        weights = ops.relu(1.0 - ops.abs(at - ops.cast(voxel, "float32") - 0.5) / reach) / whole
+        weights = ops.where((voxel >= 0) & (voxel < old), weights, 0.0)
+        values = ops.take(x, ops.clip(voxel, 0, old - 1), axis=axis)
+        return total + ops.reshape(ops.cast(weights, x.dtype), beside) * values
+
+    total = with_neighbour(0, 0.0)
+    if not isinstance(neighbours, int):
+        return ops.fori_loop(1, neighbours, with_neighbour, total)
+    for k in range(1, neighbours):
+        total = with_neighbour(k, total)
+    return total
 
 
 def resize_nearest(x: Tensor, size: Sequence[Any]) -> Tensor:
