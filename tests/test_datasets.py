@@ -578,6 +578,35 @@ def test_one_file_name_in_two_folders_is_two_cases(tmp_path):
     assert data.train[0].group == "s0000"
 
 
+def test_what_a_csv_says_in_vain_gets_a_warning(tmp_path, caplog):
+    header = "image,label,split,patient"
+    rows = ("a.nrrd,l.nrrd,train,1", "b.nrrd,l.nrrd,test,1")
+    datasets.load(table(tmp_path, *rows, header=header), seed=0)
+    assert "the columns patient are not read; those are image, label, split, group" in caplog.text
+    told = f"{tmp_path / 'a.nrrd'} and {tmp_path / 'b.nrrd'} have one label, {tmp_path / 'l.nrrd'}"
+    assert told in caplog.text
+
+
+def test_an_nnunet_folder_of_fewer_cases_than_promised_gets_a_warning(tmp_path, caplog):
+    datasets.load(nnunet(tmp_path / "three", numTraining=3), seed=0)
+    assert not caplog.text
+    datasets.load(nnunet(tmp_path / "four", numTraining=4), seed=0)
+    assert "numTraining is 4; taken are the 3 files of imagesTr that end in .nrrd" in caplog.text
+
+
+def test_the_labels_of_a_csv_are_named_by_their_values(tmp_path):
+    rows = ("a.nrrd,l.nrrd,train,", "b.nrrd,m.nrrd,train,")
+    data = datasets.load(table(tmp_path, *rows), seed=0, validation_fraction=0)
+    write_label(tmp_path / "l.nrrd", (1, 2))
+    write_label(tmp_path / "m.nrrd", (4,))
+    assert datasets.structures(data) == {1: "label 1", 2: "label 2", 4: "label 4"}
+    write_label(tmp_path / "l.nrrd", (0.5,), np.float32)
+    (tmp_path / "m.nrrd").write_text("no image")
+    with pytest.raises(UserError, match=r"(?s)2 faults in the labels.*l.nrrd.*m.nrrd") as told:
+        datasets.structures(data)
+    assert "[0.5]" in str(told.value)
+
+
 def test_the_same_scan_in_two_splits_gets_a_warning_that_names_both(tmp_path, caplog):
     for name in "abc":
         (tmp_path / f"{name}.png").write_text("same" if name in "ac" else name)

@@ -167,6 +167,31 @@ def test_unsigned_pixels_of_negative_values(tmp_path):
     assert images.read(tmp_path).array[:, 0, 0].tolist() == [224, -800, -800]
 
 
+@pytest.mark.parametrize("kind, bits", [(np.int16, 16), (np.uint16, 16), (np.uint16, 12)])
+def test_values_for_the_opposite_grey_scale_are_those_that_are_stored(tmp_path, kind, bits):
+    """GDCM turns them round, which is right for looking at them alone."""
+    tags = {"PhotometricInterpretation": "MONOCHROME1", "RescaleSlope": 2, "RescaleIntercept": -9}
+    tags |= {"BitsStored": bits, "HighBit": bits - 1}
+    for z in (10, 12, 14):
+        save(slice_of(z, stored(z).astype(kind), **tags), tmp_path / "scan" / f"{z}.dcm")
+    truth = 2 * expected((10, 12, 14)) - 9
+    np.testing.assert_array_equal(images.read(tmp_path / "scan").array, truth)
+
+
+def test_a_picture_for_the_opposite_grey_scale_is_turned_round(tmp_path, caplog):
+    pixels = np.arange(30, dtype=np.uint8).reshape(SHAPE)
+    tags = {"PhotometricInterpretation": "MONOCHROME1", "PixelSpacing": [1, 1]}
+    save(dataset(pixels, kind=ULTRASOUND, **tags), tmp_path / "a.dcm")
+    with caplog.at_level("WARNING"):
+        np.testing.assert_array_equal(images.read_2d(tmp_path / "a.dcm").array, 255 - pixels)
+    assert "dark (MONOCHROME1), so they are turned round" in caplog.text
+    made = enhanced((10, 12, 14))
+    made.PhotometricInterpretation = "MONOCHROME1"
+    save(made, tmp_path / "b.dcm")
+    with pytest.raises(UserError, match=r"b.dcm: .*MONOCHROME1\); expected MONOCHROME2"):
+        images.read(tmp_path / "b.dcm")
+
+
 def test_values_through_a_table_are_refused(tmp_path):
     write(tmp_path, ModalityLUTSequence=[pydicom.Dataset()])
     with pytest.raises(UserError, match=r"IM9\d.dcm: its values pass through a table"):

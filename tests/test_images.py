@@ -614,3 +614,23 @@ def test_harmless_words_of_a_library_are_warnings(tmp_path, caplog, capfd):
     assert not caplog.text and "of another thread" in capfd.readouterr().err
     with pytest.raises(UserError, match=r"a.tif: .*Read error at scanline 3"):
         says("TIFFReadScanline: Read error at scanline 3")
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.tif"])
+def test_a_picture_that_is_stored_turned_is_refused(tmp_path, name):
+    picture = PIL.Image.fromarray(np.arange(80, dtype=np.uint8).reshape(8, 10))
+    for turned in (1, 6):
+        exif = picture.getexif()
+        exif[0x0112] = turned
+        picture.save(tmp_path / name, exif=exif)
+        if turned == 1:
+            assert images.read_2d(tmp_path / name).array.shape == (8, 10)
+    with pytest.raises(UserError, match=rf"{name}: is stored turned \(orientation 6 of EXIF\)"):
+        images.read_2d(tmp_path / name)
+
+
+def test_an_animation_is_refused(tmp_path):
+    frames = [PIL.Image.fromarray(np.full((8, 10), 50 * k, np.uint8)) for k in range(3)]
+    frames[0].save(tmp_path / "a.png", save_all=True, append_images=frames[1:])
+    with pytest.raises(UserError, match=r"a\.png: is an animation; expected one picture"):
+        images.read_2d(tmp_path / "a.png")

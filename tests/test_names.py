@@ -162,3 +162,18 @@ def test_images_go_with_labels(images, labels):
 def test_what_has_no_counterpart_is_named(images, labels, told):
     with pytest.raises(UserError, match=told):
         names.pairs({n: f"i/{n}" for n in images}, {n: f"l/{n}" for n in labels})
+
+
+def test_links_to_folders_are_followed_once(tmp_path):
+    touch(tmp_path / "elsewhere" / "b", "ct.nrrd")
+    touch(tmp_path / "in" / "a", "ct.nrrd")
+    (tmp_path / "in" / "b").symlink_to(tmp_path / "elsewhere" / "b")
+    (tmp_path / "in" / "a" / "up").symlink_to(tmp_path / "in")  # no end
+    (tmp_path / "in" / "0").symlink_to(tmp_path / "in" / "a")
+    assert list(names.find(tmp_path / "in", below=True)) == ["a/ct", "b/ct"]
+
+
+def test_files_of_formats_that_are_not_read_get_a_warning(tmp_path, caplog):
+    touch(tmp_path, "a.nrrd", "b.bmp", "c.MGZ", "d.json", "e.nii.gz.txt")
+    assert list(names.find(tmp_path)) == ["a"]
+    assert "2 files of formats that are not read are left out, such as " in caplog.text

@@ -1,6 +1,5 @@
 """What a run folder binds, who may write it, and what becomes of damage and of leftovers."""
 
-import functools
 import json
 import os
 import pathlib
@@ -11,6 +10,7 @@ import sys
 import time
 import zipfile
 
+import helpers
 import keras
 import numpy as np
 import pytest
@@ -206,6 +206,15 @@ def test_a_folder_is_of_one_process_at_a_time(run, scan, tmp_path, capsys):
     assert not (tmp_path / "here" / files.LOCK).exists()
 
 
+def test_a_folder_of_which_nothing_came_goes_again(tmp_path):
+    (tmp_path / "before").mkdir()
+    with files.owning():
+        for name in ("before", "empty", "full"):
+            files.own(tmp_path / name)
+        (tmp_path / "full" / "result").touch()
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["before", "full", "result"]
+
+
 def test_what_a_killed_process_left_is_swept(tmp_path):
     left = [
         f".{'0' * 32}-model.keras",
@@ -271,8 +280,7 @@ def test_ctrl_c_is_one_sentence_and_exit_code_130(tmp_path):
         encoding="utf-8",  # of the progress bar, whatever the locale
         cwd=ROOT,
         env={**os.environ, "TF_CONFIG": ""},  # none
-        # Tests may run in the background of a shell, which lets its jobs ignore it.
-        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=helpers.heed_interrupts,
     )
     while "training" not in (line := process.stdout.readline()):
         assert line, process.stderr.read()
@@ -520,7 +528,7 @@ def test_resume_makes_anew_what_is_of_another_image_or_model(copy, tmp_path, cap
     assert made("--resume") == {"b", "c"} and made("--resume") == set()
     record = out / ".made_from"
     record.write_text(record.read_text()[:-30])  # the last line was cut short by a kill
-    assert made("--resume") == set()  # younger than its image
+    assert made("--resume") == {"c"}  # of what it was made is not known
     record.unlink()
     os.utime(scans / "c.nii.gz", (time.time() + 9, time.time() + 9))
     assert made("--resume") == {"a", "c"}  # whose files are younger than their results

@@ -199,6 +199,20 @@ def test_names_beside_the_labels_come_first(folders, capsys):
     assert told in capsys.readouterr().out.splitlines()
 
 
+def test_names_that_contradict_each_other_are_refused(folders, capsys):
+    (folders / "labels" / "dataset.json").write_text(json.dumps(NNUNET))
+    exchanged = CARD | {"labels": {"1": "spleen", "2": "liver"}}
+    (folders / "ours" / "model_card.json").write_text(json.dumps(exchanged))
+    with pytest.raises(SystemExit):
+        score(folders)
+    told = "model_card.json: liver is 2, but 1 in "
+    assert told in capsys.readouterr().err
+    assert {name for _, _, name in score(folders, "--names=1:liver,2:spleen")} == {
+        "liver",
+        "spleen",
+    }
+
+
 def test_a_value_without_a_name_is_scored_and_said(folders, caplog):
     assert {name for _, name in dice(folders, "--names=1:liver")} == {"liver", "label 2"}
     assert "names names no label 2, which occurs and is scored as label 2" in caplog.text

@@ -29,6 +29,7 @@ LEFT_OVER = re.compile(
 TAIL = 60  # bytes of a name that a temporary name keeps: some file systems allow 255 in all
 
 _held: dict[pathlib.Path, int] = {}  # {folder: descriptor of its lock} of this process
+_made: set[pathlib.Path] = set()  # those of them that `own` made
 _process = os.getpid()  # a copy of this process, as `fork` makes them, holds nothing
 
 
@@ -78,7 +79,7 @@ def own(folder: str | os.PathLike[str], began: float | None = None) -> None:
     another process's own.
 
     Args:
-      folder: is made, unless it is there.
+      folder: is made, unless it is there; it goes again if nothing is written.
       began: what is younger than this time stays: processes that work together may have begun.
 
     Raises:
@@ -88,7 +89,9 @@ def own(folder: str | os.PathLike[str], began: float | None = None) -> None:
     if folder in _held:
         return
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        if not folder.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            _made.add(folder)
         _held[folder] = _locked(folder)
         _sweep(folder, time.time() if began is None else began)
     except OSError as error:
@@ -153,6 +156,10 @@ def _free(folder: pathlib.Path) -> None:
     with contextlib.suppress(OSError):
         (folder / LOCK).unlink()  # before another process may hold it
     os.close(_held.pop(folder))
+    if folder in _made:
+        _made.remove(folder)
+        with contextlib.suppress(OSError):
+            folder.rmdir()  # where nothing came of it
 
 
 def _sweep(folder: pathlib.Path, began: float) -> None:

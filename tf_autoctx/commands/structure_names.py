@@ -12,7 +12,6 @@ from tf_autoctx.errors import FieldError, UserError
 
 DATA_SET, CARD, RUN = "dataset.json", "model_card.json", "config.json"
 INLINE = re.compile(r"\s*\d+\s*:")
-IGNORED = "ignore"  # what nnU-Net calls the voxels that nobody outlined
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +74,8 @@ def beside(labels: pathlib.Path, predictions: pathlib.Path) -> StructureNames:
     predictions or the one above. A card or config.json there tells the system in any case.
 
     Raises:
-      UserError: such a file does not name its labels.
+      UserError: such a file does not name its labels, or two of them give a name to different
+        values.
     """
     of_truth = [folder / DATA_SET for folder in _upwards(labels)]
     of_model = [folder / name for folder in _upwards(predictions) for name in (CARD, RUN)]
@@ -88,8 +88,21 @@ def beside(labels: pathlib.Path, predictions: pathlib.Path) -> StructureNames:
         raise UserError(f"{message}, or `names` such as 1:liver,2:spleen.") from None
     if not told:
         return StructureNames()
+    for other in told[1:]:
+        _require_agreement(told[0], other)
     system = next((names.system for names in told if names.system), "")
     return dataclasses.replace(told[0], system=system)
+
+
+def _require_agreement(ours: StructureNames, theirs: StructureNames) -> None:
+    """Raises a `UserError` where a name stands for different values."""
+    values = {name: value for value, name in theirs.labels.items()}
+    for value, name in ours.labels.items():
+        if values.get(name, value) != value:
+            raise UserError(
+                f"{theirs.source}: {name} is {values[name]}, but {value} in {ours.source}; "
+                "expected the same, or `names` such as 1:liver,2:spleen."
+            )
 
 
 def read(path: pathlib.Path) -> StructureNames:
@@ -131,8 +144,10 @@ def _named(source: str, labels: Mapping[int, str]) -> StructureNames:
     Raises:
       UserError: two values of one name, or a name without a letter.
     """
+    from tf_autoctx.data.labels import IGNORE
+
     structures = {value: name for value, name in labels.items() if value}
-    ignored = [value for value, name in structures.items() if name.casefold() == IGNORED]
+    ignored = [value for value, name in structures.items() if name.casefold() == IGNORE]
     structures = {value: name for value, name in structures.items() if value not in ignored}
     names = list(structures.values())
     if len(set(names)) < len(names) or "" in names or len(ignored) > 1:

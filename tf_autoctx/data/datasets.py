@@ -21,11 +21,12 @@ import numpy as np
 from absl import logging
 
 from tf_autoctx import files, spreadsheets
-from tf_autoctx.data import images, names
+from tf_autoctx.data import images, isolation, names
 from tf_autoctx.data import labels as label_files
-from tf_autoctx.errors import FieldError, UserError
+from tf_autoctx.errors import Faults, FieldError, UserError
 
 SPLITS = ("train", "validation", "test")
+COLUMNS = ("image", "label", "split", "group")  # of a CSV file
 # What a CSV file may call them.
 SPELLINGS = {
     "train": ("train", "training", "tr"),
@@ -234,11 +235,8 @@ def structures(dataset: Dataset, foreground: Sequence[int] | None = None) -> dic
     background = (0, label_files.ignored(dataset.labels))
     named = {value: name for value, name in dataset.labels.items() if value not in background}
     if not named:
-        for case in dataset.train:
-            assert case.label is not None  # training cases have one
-            values = np.unique(label_files.whole(case.label, images.read(case.label).array))
-            _require_bytes(case.label, values)
-            named |= {int(value): f"label {int(value)}" for value in values if value}
+        values = _label_values(dataset.train)
+        named |= {value: f"label {value}" for value in values if value}
     unknown = sorted(set(foreground or []) - set(named))
     if unknown:
         raise FieldError(
@@ -255,6 +253,30 @@ def structures(dataset: Dataset, foreground: Sequence[int] | None = None) -> dic
             "255, and names that differ and may be names of folders."
         )
     return chosen
+
+
+def _label_values(cases: Sequence[Case]) -> list[int]:
+    """The values of labels, which other processes read, sorted.
+
+    Raises:
+      UserError: labels that cannot be read, all of them, or values beyond 255.
+    """
+    tasks = {case.name: (case.label,) for case in cases}
+    faults, values = Faults(), set()
+    with isolation.Pool() as pool:
+        for name, outcome in pool.map(_values_of, tasks):
+            with faults.collecting():
+                if isinstance(outcome, UserError):
+                    raise outcome
+                _require_bytes(str(tasks[name][0]), outcome)
+                values |= set(outcome.tolist())
+    faults.require_none("faults in the labels")
+    return sorted(values)
+
+
+def _values_of(path: str) -> np.ndarray:
+    _, label = label_files.read(path, None, truth=False)
+    return np.unique(label)
 
 
 def _require_bytes(path: str, values: np.ndarray) -> None:
@@ -434,6 +456,12 @@ def _nnunet(path: pathlib.Path, description: Mapping[str, Any], split: str) -> l
         label = path.parent / f"labels{end}" / f"{name}{ending}"
         there = label if label.exists() else None
         entries.append(Entry(str(path), split, file, there, name=name))
+    promised = description.get("numTraining", len(entries))
+    if split == "train" and promised != len(entries):
+        logging.warning(
+            "%s: numTraining is %s; taken are the %d files of imagesTr that end in %s.",
+            *(path, promised, len(entries), ending),
+        )
     return entries
 
 
@@ -544,6 +572,13 @@ def _rows(path: pathlib.Path) -> list[tuple[str, dict[str, str]]]:
                 rows.append((where, dict(zip(columns, values))))
     except csv.Error as error:
         raise UserError(f"{path}: {error}; expected a CSV file.") from None
+    unread = [column for column in columns if column and column not in COLUMNS]
+    if unread:
+        logging.warning(
+            "%s: the columns %s are not read; those are %s, and group keeps cases of a patient "
+            "in one split.",
+            *(path, ", ".join(unread), ", ".join(COLUMNS)),
+        )
     doubled = [column for column in columns if column and columns.count(column) > 1]
     if doubled:
         raise UserError(f"{path}: has the column {doubled[0]!r} twice; expected it once.")
@@ -591,6 +626,11 @@ def _require_distinct(source: pathlib.Path, splits: Mapping[str, Iterable[Case]]
     seen: dict[tuple[str, str], str] = {}
     for split in SPLITS:
         for case in splits[split]:
+            label = os.path.realpath(case.label) if case.label else None
+            if label and (other := seen.setdefault(("the label", label), case.image)) != case.image:
+                logging.warning(
+                    "%s: %s and %s have one label, %s.", source, other, case.image, case.label
+                )
             for key in (("the image", os.path.realpath(case.image)), ("the name", case.name)):
                 if key in seen:
                     raise UserError(

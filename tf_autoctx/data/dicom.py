@@ -175,10 +175,8 @@ def read_file(path: pathlib.Path) -> tuple[sitk.Image, Header]:
     reader = _reader(path)
     with libraries.heard(path):
         image = reader.Execute()
-    if file.text(dicom_files.PHOTOMETRIC) == "MONOCHROME1":
-        remarks: tuple[str, ...] = ("its high values are meant to be dark (MONOCHROME1)",)
-    else:
-        remarks = ()
+    turned = "its high values are meant to be dark (MONOCHROME1), so they are turned round"
+    remarks = (turned,) if file.is_turned_round else ()
     pixel, why = _pixel_size(file)
     step = [mm for tag in (dicom_files.BETWEEN, dicom_files.THICKNESS) for mm in file.numbers(tag)]
     step = [mm for mm in step if mm > 0][:1]
@@ -378,7 +376,19 @@ def _pixels(file: File, told: set[str]) -> np.ndarray:
     if values > 1:
         raise UserError(f"{file.path}: holds colour; expected one (grey) value per voxel.")
     voxels = sitk.GetArrayFromImage(image)
-    return voxels.reshape(voxels.shape[-2:])
+    voxels = voxels.reshape(voxels.shape[-2:])
+    return _as_stored(file, voxels) if file.is_turned_round else voxels
+
+
+def _as_stored(file: File, voxels: np.ndarray) -> np.ndarray:
+    """What a slice measures (HU), where GDCM has turned its values round before it scaled them."""
+    slope, intercept = (
+        (file.numbers(tag) or [default])[0]
+        for tag, default in ((dicom_files.SLOPE, 1.0), (dicom_files.INTERCEPT, 0.0))
+    )
+    signed = file.stored(dicom_files.SIGNED, "H") == 1
+    largest = -1 if signed else 2 ** file.stored(dicom_files.BITS, "H") - 1
+    return np.float32(slope * largest + 2 * intercept) - voxels
 
 
 def _require_whole(path: pathlib.Path) -> None:
@@ -405,6 +415,11 @@ def _require_plain_values(file: File) -> None:
 
 def _of_frames(file: File) -> tuple[sitk.Image, Header]:
     """The volume of a file of many frames."""
+    if file.is_turned_round:
+        raise UserError(
+            f"{file.path}: its values are stored for the opposite grey scale (MONOCHROME1); "
+            "expected MONOCHROME2, convert it."
+        )
     reader = _reader(file.path)
     with libraries.heard(file.path):
         image = reader.Execute()

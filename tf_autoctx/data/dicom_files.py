@@ -34,7 +34,8 @@ DELTA_X, DELTA_Y = 0x0018602C, 0x0018602E
 SERIES, NUMBER, POSITION, ORIENTATION = 0x0020000E, 0x00200011, 0x00200032, 0x00200037
 PLANE_POSITION, PLANE_ORIENTATION, MEASURES = 0x00209113, 0x00209116, 0x00289110
 FRAMES, ROWS, COLUMNS, SPACING = 0x00280008, 0x00280010, 0x00280011, 0x00280030
-PHOTOMETRIC, INTERCEPT, SLOPE = 0x00280004, 0x00281052, 0x00281053
+PHOTOMETRIC, BITS, SIGNED = 0x00280004, 0x00280101, 0x00280103
+INTERCEPT, SLOPE = 0x00281052, 0x00281053
 TABLE, TRANSFORM = 0x00283000, 0x00289145
 OFFSETS = 0x3004000C
 SHARED, EACH = 0x52009229, 0x52009230
@@ -92,6 +93,11 @@ class File:
     def frames(self) -> int:
         """How many images it holds."""
         return int((self.numbers(FRAMES) or [1])[0] or 1)
+
+    @property
+    def is_turned_round(self) -> bool:
+        """Whether its high values are dark; GDCM turns them round, so that they are as seen."""
+        return self.text(PHOTOMETRIC) == "MONOCHROME1"
 
     @property
     def is_image(self) -> bool:

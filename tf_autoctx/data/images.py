@@ -50,6 +50,7 @@ SUFFIXES = (
 # Lossless and in one file, so that one rename puts the whole image in place.
 FLOATS = (sitk.sitkFloat32, sitk.sitkFloat64, sitk.sitkVectorFloat32, sitk.sitkVectorFloat64)
 WRITABLE = (".nii.gz", ".nii", ".nrrd", ".mha", ".png", ".tif", ".tiff")
+ORIENTATION_OF_EXIF = 0x0112
 PIXELS_ONLY = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 
 
@@ -464,14 +465,35 @@ def _of_its_format(
 
 
 def _read_file(path: pathlib.Path) -> sitk.Image:
-    if path.name.lower().endswith(PIXELS_ONLY) and (pixels := _with_transparency(path)) is not None:
-        return sitk.GetImageFromArray(pixels, isVector=True)
+    if path.name.lower().endswith(PIXELS_ONLY):
+        _require_upright(path)
+        if (pixels := _with_transparency(path)) is not None:
+            return sitk.GetImageFromArray(pixels, isVector=True)
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     with libraries.heard(path):
         reader.ReadImageInformation()
         _require_voxels(path, reader)
         return reader.Execute()
+
+
+def _require_upright(path: pathlib.Path) -> None:
+    """Raises a `UserError` for a picture that viewers turn, and SimpleITK does not or in part, and
+    for one of several that follow each other."""
+    try:
+        with warnings.catch_warnings(), PIL.Image.open(path) as picture:
+            warnings.simplefilter("ignore")
+            turned = picture.getexif().get(ORIENTATION_OF_EXIF, 1)
+            moves = getattr(picture, "is_animated", False) and picture.format != "TIFF"
+    except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError):
+        return
+    if turned != 1:
+        raise UserError(
+            f"{path}: is stored turned (orientation {turned} of EXIF); expected rows from top to "
+            "bottom, save it upright."
+        )
+    if moves:
+        raise UserError(f"{path}: is an animation; expected one picture.")
 
 
 def _with_transparency(path: pathlib.Path) -> np.ndarray | None:

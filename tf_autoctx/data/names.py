@@ -31,6 +31,9 @@ Path = str | os.PathLike[str]
 
 # Folders below the results of `predict` that hold no labels.
 BESIDE_LABELS = ("masks", "probabilities", "strips", "iterations")
+UNREAD = re.compile(
+    r".*\.(bmp|gif|webp|img|mgh|mgz|mnc|npy|npz|zip|tar|tar\.gz|tgz|rar|7z)", re.IGNORECASE
+)
 CHANNEL = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")  # of nnU-Net
 
 
@@ -92,7 +95,7 @@ def find(
       directory: path.
       series: whether the slices of DICOM series are one image, their folder, rather than one each.
       below: whether images in folders below it count too, under names such as `patient_1/case_1`;
-        links to folders are not followed.
+        links to folders are followed, each folder once.
       without: the folder of the results, which does not count where it lies below.
       skip: folders right below that do not count, such as `BESIDE_LABELS`.
 
@@ -110,15 +113,19 @@ def find(
             f"{without}: is the folder of the input images; expected another one for the results."
         )
 
-    for walked, folders, names in os.walk(directory, onerror=_refuse_folder):
+    walks, unread = {os.path.realpath(directory), str(skipped)}, []
+    for walked, folders, names in os.walk(directory, onerror=_refuse_folder, followlinks=True):
         # A leading dot marks our own unfinished files and what macOS leaves behind.
         folder, names = pathlib.Path(walked), [name for name in names if not name.startswith(".")]
         inner = [name for name in folders if not name.startswith(".")]
         if folder == directory:
             inner = [name for name in inner if name not in skip]
-        folders[:] = [name for name in inner if (folder / name).resolve() != skipped]
-        if not below:
-            folders.clear()
+        folders.clear()
+        for name in sorted(inner, key=lambda name: (folder / name).is_symlink()) if below else ():
+            if (place := os.path.realpath(folder / name)) not in walks:
+                walks.add(place)
+                folders.append(name)
+        unread += [folder / name for name in names if UNREAD.fullmatch(name)]
         for file, name in _images_in(folder, names, series).items():
             full = _within(directory, folder, file, name)
             if full in paths:
@@ -126,6 +133,11 @@ def find(
                     f"{file}: has the same name as {paths[full]}; expected one image of each name."
                 )
             paths[full] = str(file)
+    if unread:
+        logging.warning(
+            "%s: %d files of formats that are not read are left out, such as %s.",
+            *(directory, len(unread), unread[0]),
+        )
     if not paths:
         raise UserError(
             f"{directory}: holds no image; expected files that end in {', '.join(SUFFIXES)}."

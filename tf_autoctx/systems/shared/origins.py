@@ -51,11 +51,12 @@ class Origins:
     def is_of(self, result: pathlib.Path, image: str | os.PathLike[str]) -> bool:
         """Whether a result was made from an image as it is now.
 
-        Where there is no record, as of earlier releases: whether it is younger than the image.
+        Where nothing is recorded in the folder, as of earlier releases: whether it is younger than
+        the image.
         """
         record = self._records.get(self._name(result))
-        if record is None:
-            return result.stat().st_mtime_ns >= _stamp(image)[1]
+        if record is None:  # of a kill before it was noted
+            return not self._path.exists() and result.stat().st_mtime_ns >= _stamp(image)[1]
         if record.get("model") != self._model:
             return False
         # Files that were copied are other files of the same bytes.
