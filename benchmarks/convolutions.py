@@ -26,6 +26,7 @@ CONVOLUTIONS = (
 )
 # What an operation is in a graph that TensorFlow has rewritten, such as a convolution with its bias
 PREFIXES = ("_MklNative", "_Mkl", "_Fused", "Fused")
+BETWEEN = "between operations"
 ATTRIBUTES = ("strides", "padding", "data_format", "dilations")
 Key = tuple[Any, ...]
 
@@ -105,22 +106,25 @@ def _definition(kind: str) -> Any:
 
 
 def profiled(step: Callable[[], Any], steps: int = 2) -> dict[str, float]:
-    """{operation: seconds a step} of a step that is traced, by TensorFlow's profiler.
+    """{operation: seconds a step}, the longest first, of a step by TensorFlow's profiler.
 
     The time of an operation is its own: what it calls counts there. With one thread between
-    operations (`tf.config.threading`) the sum is the time of the step.
+    operations (`tf.config.threading`) what is left of the step is time between them, `BETWEEN`.
     """
     step()
     with tempfile.TemporaryDirectory() as folder:
         options = tf.profiler.experimental.ProfilerOptions(host_tracer_level=2)
         tf.profiler.experimental.start(folder, options)
+        begin = time.perf_counter()
         for _ in range(steps):
             step()
+        seconds = (time.perf_counter() - begin) / steps
         tf.profiler.experimental.stop()
         (path,) = pathlib.Path(folder).rglob("*.xplane.pb")
         totals: dict[str, float] = collections.defaultdict(float)
-        for name, seconds in _own_times(path):
-            totals[name] += seconds / steps
+        for name, own in _own_times(path):
+            totals[name] += own / steps
+    totals[BETWEEN] = max(0.0, seconds - sum(totals.values()))
     return dict(sorted(totals.items(), key=lambda item: -item[1]))
 
 
@@ -146,7 +150,7 @@ def _kind(name: str) -> str:
         return ""
     for prefix in PREFIXES:
         kind = kind.removeprefix(prefix)
-    return kind
+    return kind if _definition(kind) is not None else ""
 
 
 def _nested(spans: Iterator[tuple[int, int, str]]) -> Iterator[tuple[str, float]]:

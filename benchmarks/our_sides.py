@@ -11,6 +11,7 @@ import pathlib
 import sys
 import tempfile
 import time
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -124,7 +125,7 @@ def stage_of(task: Task, system: Any) -> tuple[Any, Any]:
         learning_rate=tasks.LEARNING_RATE,
         learning_rate_decay="constant",
     )
-    run: Any = None  # nothing is kept
+    run: Any = types.SimpleNamespace(folder=pathlib.Path())  # nothing is kept
     session = Session(run, values(task), tf.distribute.get_strategy(), settings, [], [])
     return STAGES[task.name](system, session), settings
 

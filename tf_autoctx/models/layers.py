@@ -207,18 +207,19 @@ def resize_linear(x: Tensor, size: Sequence[Any]) -> Tensor:
     """
     for axis, new in enumerate(size, start=1):
         old = ops.shape(x)[axis]
-        if isinstance(new, int) and isinstance(old, int):
-            if new == old:
-                continue
-            neighbours: Any = math.ceil(2 * max(old / new, 1.0))
-        else:
-            neighbours = None
+        if isinstance(new, int) and isinstance(old, int) and new == old:
+            continue
         factor = ops.cast(old, "float32") / ops.cast(new, "float32")
         reach = ops.maximum(factor, 1.0)
-        if neighbours is None:
-            neighbours = ops.cast(ops.ceil(2 * reach), "int32")
-        x = interpolated(x, axis, positions(new) * factor, reach, neighbours)
+        x = interpolated(x, axis, positions(new) * factor, reach, _within(reach, old, new))
     return x
+
+
+def _within(reach: Tensor, old: Any, new: Any) -> Any:
+    """How many voxels may lie within reach of a place; an integer where the sizes are."""
+    if isinstance(old, int) and isinstance(new, int):
+        return math.ceil(2 * max(old / new, 1.0))
+    return ops.cast(ops.ceil(2 * reach), "int32")
 
 
 def positions(size: Any) -> Tensor:
