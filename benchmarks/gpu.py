@@ -20,9 +20,9 @@ import pathlib
 import platform
 import statistics
 import subprocess
-import time
 import traceback
 from multiprocessing.connection import Connection
+from time import monotonic, perf_counter
 from typing import Any
 
 import harness
@@ -136,9 +136,9 @@ def _timed(step: Any) -> list[float]:
     step()
     runs: list[float] = []
     while len(runs) < 3 or (sum(runs) < ENOUGH_SECONDS and len(runs) < ENOUGH_RUNS):
-        begin = time.perf_counter()
+        begin = perf_counter()
         step()
-        runs.append(time.perf_counter() - begin)
+        runs.append(perf_counter() - begin)
     return runs
 
 
@@ -162,14 +162,14 @@ def _measured_on_jax(entry: Entry, tiny: bool) -> dict[str, Any]:
     import jax
     import keras
 
-    begin = time.perf_counter()
+    begin = perf_counter()
     keras.config.set_dtype_policy("mixed_bfloat16" if entry.precision == "bfloat16" else "float32")
     # The default lets XLA run float32 convolutions and products through TF32 on a GPU.
     strict = "highest" if entry.precision == "float32" else None
     with jax.default_matmul_precision(strict):
         program, parameters = in_jax.compiled(TASKS[entry.system](tiny), entry.kind)
         answer = program.run()
-    told = _result(program.step, answer, parameters, time.perf_counter() - begin)
+    told = _result(program.step, answer, parameters, perf_counter() - begin)
     device = jax.devices()[0]
     peak = (device.memory_stats() or {}).get("peak_bytes_in_use")
     return told | {
@@ -184,7 +184,7 @@ def _measured_in_pytorch(entry: Entry, tiny: bool) -> dict[str, Any]:
     import torch
     import torch_tasks
 
-    begin = time.perf_counter()
+    begin = perf_counter()
     on_gpu = torch.cuda.is_available()
     torch.backends.cudnn.allow_tf32 = entry.precision == "tf32"  # the convolutions
     torch.backends.cuda.matmul.allow_tf32 = False  # the geometry
@@ -197,7 +197,7 @@ def _measured_in_pytorch(entry: Entry, tiny: bool) -> dict[str, Any]:
     )
     program = torch_tasks.program(TASKS[entry.system](tiny), entry.kind, way)
     answer = program.run()
-    told = _result(program.step, answer, program.parameters, time.perf_counter() - begin)
+    told = _result(program.step, answer, program.parameters, perf_counter() - begin)
     return told | {
         "device": torch.cuda.get_device_name() if on_gpu else "cpu",
         "peak_gib": torch.cuda.max_memory_allocated() / 2**30 if on_gpu else None,
@@ -293,7 +293,7 @@ def write(path: pathlib.Path, tiny: bool, results: dict[str, Any], waiting: list
 def main(given: Given) -> None:
     """Runs the benchmark."""
     chosen = given.configured(Gpu)
-    end = time.monotonic() + chosen.deadline - RESERVE
+    end = monotonic() + chosen.deadline - RESERVE
     path, results = pathlib.Path(chosen.output), {}
     installed = [name for name in FRAMEWORKS if harness.version(name)]
     for missing in set(FRAMEWORKS) - set(installed):
@@ -301,12 +301,12 @@ def main(given: Given) -> None:
     left = [e for e in ENTRIES if e.system in chosen.systems and e.framework in installed]
     # The next ones import while one is measured.
     ready = [(entry, Waiting(entry.framework)) for entry in left[:2]]
-    while ready and time.monotonic() < end:
+    while ready and monotonic() < end:
         entry, process = ready.pop(0)
         if len(left) > 2:
             ready.append((left[2], Waiting(left[2].framework)))
         left.pop(0)
-        limit = min(chosen.entry, end - time.monotonic())
+        limit = min(chosen.entry, end - monotonic())
         told = process.measured(entry, chosen.tiny, limit)
         results[entry.name] = dataclasses.asdict(entry) | {"tf32": entry.tf32} | told
         write(path, chosen.tiny, results, left)
