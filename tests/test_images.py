@@ -142,6 +142,54 @@ def test_pixel_formats_match_by_size_alone():
         images.require_same_grid(of("a.png", label[:5]), of("a.jpg", image))
 
 
+TEXT = {
+    "a.nrrd": "NRRD0004\ntype: uchar\ndimension: 2\nsizes: 6 5\nencoding: raw\n{}\n",
+    "a.mha": "ObjectType = Image\nNDims = 2\nBinaryData = True\n{}DimSize = 6 5\n"
+    "ElementType = MET_UCHAR\nElementDataFile = LOCAL\n",
+}
+
+
+@pytest.mark.parametrize(
+    "name, line, directed",
+    [
+        ("a.nrrd", "space dimension: 2\nspace directions: (1,0) (0,1)\n", True),
+        ("a.nrrd", "spacings: 1 1\n", False),
+        ("a.mha", "TransformMatrix = 1 0 0 1\n", True),
+        ("a.mha", "ElementSpacing = 1 1\n", False),
+    ],
+)
+def test_a_header_states_a_direction_or_none(tmp_path, name, line, directed):
+    (tmp_path / name).write_bytes(TEXT[name].format(line).encode() + bytes(range(30)))
+    assert images.read_2d(tmp_path / name).directed is directed
+
+
+def unitless(path, direction, codes=(1, 1)):
+    """A 2D NIfTI file without a unit, of these codes of qform and sform."""
+    image = sitk.GetImageFromArray(picture())
+    image.SetDirection(direction)
+    sitk.WriteImage(image, str(path))
+    raw = bytearray(path.read_bytes())
+    raw[123] = 0
+    struct.pack_into("<2h", raw, 252, *codes)
+    path.write_bytes(raw)
+    return images.read_2d(path)
+
+
+def test_directions_that_both_files_state_agree_without_mm(tmp_path):
+    image = unitless(tmp_path / "i.nii", (-1, 0, 0, -1))
+    images.require_same_grid(unitless(tmp_path / "a.nii", (-1, 0, 0, -1)), image)
+    images.require_same_grid(unitless(tmp_path / "b.nii", (1, 0, 0, 1), codes=(0, 0)), image)
+    sitk.WriteImage(sitk.GetImageFromArray(picture()), str(tmp_path / "c.png"))
+    images.require_same_grid(images.read_2d(tmp_path / "c.png"), image)
+    turned = unitless(tmp_path / "d.nii", (1, 0, 0, 1))
+    assert turned.millimetres is image.millimetres is None
+    with pytest.raises(
+        UserError,
+        match=r"d.nii: direction \(1.0, 0.0, 0.0, 1.0\) .* match \(-1.0, 0.0, 0.0, -1.0\) of",
+    ):
+        images.require_same_grid(turned, image)
+
+
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
 def test_grey_with_transparency_is_grey(tmp_path, suffix, caplog):
     for name, alpha in (("opaque", np.full((6, 8), 255, np.uint8)), ("window", picture(1))):
@@ -164,6 +212,10 @@ def immense(path):
     voxels = np.zeros((2, 3, 4))
     voxels[0, 0, 0] = 1e39
     sitk.WriteImage(sitk.GetImageFromArray(voxels), path)
+
+
+def complex_voxels(path):
+    sitk.WriteImage(sitk.Image([4, 3, 2], sitk.sitkComplexFloat32), path)
 
 
 def sheared(path):
@@ -198,6 +250,8 @@ def no_voxels(path):
         ("a.nii.gz", not_finite, "3 of 24 voxels are NaN or infinite; expected finite numbers"),
         ("a.nii", not_finite, "3 of 24 voxels are NaN or infinite; expected finite numbers"),
         ("a.nrrd", not_finite, "3 of 24 voxels are NaN, infinite or beyond 3.4e.38; expected"),
+        ("a.nii", complex_voxels, "has complex voxels; expected real numbers, save the magnitude"),
+        ("a.nrrd", complex_voxels, "has complex voxels; expected real numbers"),
         ("a.nii.gz", immense, "1 of 24 voxels are NaN, infinite or beyond 3.4e.38; expected"),
         ("a.mha", immense, "1 of 24 voxels are NaN, infinite or beyond 3.4e.38; expected"),
         (

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
 import re
 from collections.abc import Mapping
 
+from tf_autoctx import files
 from tf_autoctx.errors import FieldError, UserError
 
 DATA_SET, CARD, RUN = "dataset.json", "model_card.json", "config.json"
@@ -114,7 +114,7 @@ def read(path: pathlib.Path) -> StructureNames:
     from tf_autoctx.data import datasets
 
     try:
-        told = json.loads(path.read_bytes())
+        told = files.read_json(path, "label values and names")
         labels = told["labels"]
         labels.keys()
     except OSError as error:
@@ -122,7 +122,7 @@ def read(path: pathlib.Path) -> StructureNames:
             f"{path}: {(error.strerror or str(error)).lower()}; expected {DATA_SET}, {CARD} or "
             f"{RUN}, or names such as 1:liver,2:spleen."
         ) from None
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (KeyError, TypeError, AttributeError):
         raise UserError(f"{path}: names no labels; expected label values and names.") from None
     names = _named(str(path), datasets.label_names(path, labels))
     system = told.get("system", "")
@@ -132,8 +132,8 @@ def read(path: pathlib.Path) -> StructureNames:
 def _is_ours(file: pathlib.Path) -> bool:
     """Whether a file is a model card or a run's config.json; others use such names too."""
     try:
-        told = json.loads(file.read_bytes())
-    except (OSError, ValueError):
+        told = files.read_json(file, "labels")
+    except (OSError, UserError):
         return False
     return isinstance(told, dict) and {"system", "labels", "data_fingerprint"} <= told.keys()
 

@@ -10,7 +10,6 @@ import csv
 import dataclasses
 import hashlib
 import io
-import json
 import operator
 import os
 import pathlib
@@ -21,12 +20,12 @@ import numpy as np
 from absl import logging
 
 from tf_autoctx import files, spreadsheets
-from tf_autoctx.data import images, isolation, names
+from tf_autoctx.data import image_files, images, isolation, names
 from tf_autoctx.data import labels as label_files
 from tf_autoctx.errors import Faults, FieldError, UserError
 
 SPLITS = ("train", "validation", "test")
-COLUMNS = ("image", "label", "split", "group")  # of a CSV file
+COLUMNS = ("image", "label", "split", "group", "series")  # of a CSV file
 # What a CSV file may call them.
 SPELLINGS = {
     "train": ("train", "training", "tr"),
@@ -50,12 +49,15 @@ class Case:
       image: path.
       label: path; None for a test image that nobody outlined.
       group: such as a patient; it stays in one split.
+      series: of an image that is a DICOM folder: UID or number, see `images.read`; "": its only
+        one.
     """
 
     name: str
     image: str
     label: str | None
     group: str
+    series: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +67,7 @@ class Entry:
     Attributes:
       where: it says so, for messages.
       split: one of `SPLITS`.
-      image, label: as for `Case`.
+      image, label, series: as for `Case`.
       group: "": its own.
       name: that the source gives; "": that of the image.
     """
@@ -76,6 +78,7 @@ class Entry:
     label: pathlib.Path | None
     group: str = ""
     name: str = ""
+    series: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,8 +111,9 @@ def load(
       source: a Medical Segmentation Decathlon folder, an nnU-Net folder (1 or 2, one channel), a
         folder with images/ and labels/ of the same names (see `names`; all of them training cases),
         or a CSV file with the columns image, label, split (train, validation or val, test) and, if
-        wanted, group; its paths are relative to the CSV, and label may be empty for a test image.
-        Semicolons or tabs in place of commas, capitals and blanks are read too.
+        wanted, group and series (of a DICOM folder); its paths are relative to the CSV, and label
+        may be empty for a test image. Semicolons or tabs in place of commas, capitals and blanks
+        are read too.
       seed: decides which training cases validate, unless the CSV says so.
       validation_fraction: share of the groups (of the cases, where there are no groups) that
         validate, at least one; 0: none.
@@ -177,9 +181,7 @@ def read_case(
       UserError: unreadable file, image of other dimensions, constant image; a label that is none,
         see `labels.read`, on another grid or without the object.
     """
-    flat = dimensions == 2
-    image = images.read_2d(case.image, grey_levels=True) if flat else images.read(case.image)
-    images.require_dimensions(case.image, image, dimensions)
+    image = images.read_raw(case.image, dimensions, case.series)
     voxels = image.array
     if voxels.min() == voxels.max():
         raise UserError(
@@ -294,13 +296,16 @@ def fingerprint(dataset: Dataset) -> str:
     Images of the same bytes in two splits get a warning: what was learnt by heart scores well.
     """
     total = hashlib.sha256()
-    seen: dict[str, tuple[str, str]] = {}  # {digest of an image: (split, path)}
+    seen: dict[str, tuple[str, str]] = {}  # {digest and series of an image: (split, path)}
     for split in SPLITS:
         for case in getattr(dataset, split):
-            digests = {"image": files.digest(case.image), "label": files.digest(case.label)}
+            digests = {role: image_files.digest(getattr(case, role)) for role in ("image", "label")}
             for role, of_file in digests.items():
                 total.update(f"{split}\t{case.name}\t{role}\t{of_file}\n".encode())
-            before, path = seen.setdefault(digests["image"], (split, case.image))
+            if case.series:
+                total.update(f"{split}\t{case.name}\tseries\t{case.series}\n".encode())
+            scan = f"{digests['image']} {case.series}"
+            before, path = seen.setdefault(scan, (split, case.image))
             if before != split and path != case.image:
                 logging.warning(
                     "%s in %s is the same scan as %s in %s: the scores flatter.",
@@ -323,12 +328,7 @@ def _read_folder(folder: pathlib.Path) -> tuple[list[Entry], dict[int, str]]:
         raise UserError(
             f"{folder}: has no dataset.json; expected a Decathlon or nnU-Net folder, or a CSV file."
         )
-    try:
-        description = json.loads(path.read_bytes(), object_pairs_hook=_each_once)
-    except ValueError as error:
-        raise UserError(
-            f"{path}: is not JSON ({error}); expected a data set's description."
-        ) from None
+    description = files.read_json(path, "a data set's description")
     if not isinstance(description, dict) or "labels" not in description:
         raise UserError(
             f"{path}: lacks the key 'labels'; expected the label values and their names."
@@ -364,8 +364,8 @@ def _same_named(folder: pathlib.Path) -> list[Entry]:
     """Cases of a folder with images/ and labels/, of the same names, see `names.pairs`."""
     labels = names.find(folder / "labels", below=True)
     for series in (True, False):  # stills of one DICOM series are images of their own
-        paths = names.find(folder / "images", series, below=True)
         try:
+            paths = names.find(folder / "images", series, below=True)
             pairs = names.pairs(paths, labels).values()
         except UserError:
             continue
@@ -476,7 +476,7 @@ def label_names(path: pathlib.Path, labels: Any) -> dict[int, str]:
         pairs = [pair if decathlon else pair[::-1] for pair in labels.items()]
         named = {int(value): str(name) for value, name in pairs}
         whole = all(float(value).is_integer() for value, _ in pairs)
-    except (AttributeError, TypeError, ValueError):
+    except (AttributeError, TypeError, ValueError, OverflowError):
         whole = False
     if not whole:
         raise UserError(
@@ -496,24 +496,14 @@ def label_names(path: pathlib.Path, labels: Any) -> dict[int, str]:
     return named
 
 
-def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object, unless it has a key twice, of which Python would take the last."""
-    known = dict(pairs)
-    if len(known) < len(pairs):
-        keys = [key for key, _ in pairs]
-        doubled = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"it has the key {doubled!r} twice")
-    return known
-
-
 def _read_csv(path: pathlib.Path) -> list[Entry]:
     """What a CSV file says of its cases."""
     spelled = {word: split for split, words in SPELLINGS.items() for word in words}
     split_of: dict[str, str] = {}
     entries = []
     for where, row in _rows(path):
-        image, label, word, group = (
-            row.get(key, "") for key in ("image", "label", "split", "group")
+        image, label, word, group, series = (
+            row.get(key, "") for key in ("image", "label", "split", "group", "series")
         )
         split = spelled.get(word.casefold())
         if split is None:
@@ -528,8 +518,12 @@ def _read_csv(path: pathlib.Path) -> list[Entry]:
                 f"{where}: group {group!r} is in {split} and {split_of[group]}; expected it in one "
                 "split."
             )
-        label_file = _beside(path, label) if label else None
-        entries.append(Entry(where, split, _beside(path, image), label_file, group))
+        image_file, label_file = _beside(path, image), _beside(path, label) if label else None
+        if series and image_file.is_file():
+            raise UserError(
+                f"{where}: has the series {series!r} of a file, {image}; expected a DICOM folder."
+            )
+        entries.append(Entry(where, split, image_file, label_file, group, series=series))
     return entries
 
 
@@ -557,7 +551,8 @@ def _rows(path: pathlib.Path) -> list[tuple[str, dict[str, str]]]:
         missing = [column for column in ("image", "label", "split") if column not in columns]
         if missing:
             raise UserError(
-                f"{path}: lacks {missing} among {columns}; expected image,label,split[,group]."
+                f"{path}: lacks {missing} among {columns}; expected "
+                "image,label,split[,group,series]."
             )
         rows = []
         for row in reader:
@@ -614,7 +609,8 @@ def _cases(entries: Sequence[Entry]) -> dict[str, list[Case]]:
     for entry in entries:
         name = entry.name or next(of_images)
         label = str(entry.label) if entry.label else None
-        splits[entry.split].append(Case(name, str(entry.image), label, entry.group or name))
+        case = Case(name, str(entry.image), label, entry.group or name, entry.series)
+        splits[entry.split].append(case)
     return splits
 
 

@@ -90,7 +90,7 @@ class RendererSystem(System):
         return self.rendering.segment(networks, image)
 
     def evaluator(self, networks: Networks) -> Callable[[np.ndarray], Segmentations]:
-        @tf.function(input_signature=[tf.TensorSpec((None, None))])
+        @tf.function(input_signature=[tf.TensorSpec((None, None))], autograph=False)
         def segment(pixels: Tensor) -> Segmentations:
             output = self.segment(networks, pixels[None, ..., None])
             return {

@@ -148,7 +148,7 @@ def finished(
 def graph(rendering: Rendering, networks: Mapping[str, keras.Model]) -> Graph:
     """`Rendering.outputs` of the networks as a graph for preprocessed images of any size."""
 
-    @tf.function(input_signature=[export.IMAGE])
+    @tf.function(input_signature=[export.IMAGE], autograph=False)
     def outputs(image: Tensor) -> dict[str, Tensor]:
         return rendering.outputs(networks, image)
 
