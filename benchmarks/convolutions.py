@@ -32,13 +32,18 @@ Key = tuple[Any, ...]
 
 
 def listed(graph: Any) -> collections.Counter[Key]:
-    """How often a graph has each convolution: (type, (dtype, shape) of each input, attributes).
+    """How often a graph runs each convolution: (type, (dtype, shape) of each input, attributes).
+
+    Gradients that nobody asks for, such as that of the image, are in a traced graph and not run.
+
+    Args:
+      graph: of a concrete function.
 
     Raises:
       ValueError: a shape is not known in the graph; it must be traced for one size.
     """
     counts: collections.Counter[Key] = collections.Counter()
-    for operation in graph.get_operations():
+    for operation in _needed(graph):
         if operation.type not in CONVOLUTIONS:
             continue
         given = []
@@ -55,6 +60,18 @@ def listed(graph: Any) -> collections.Counter[Key]:
             attributes.append((name, tuple(value) if isinstance(value, list) else value))
         counts[operation.type, tuple(given), tuple(attributes)] += 1
     return counts
+
+
+def _needed(graph: Any) -> list[Any]:
+    """The operations that a concrete function runs: those that its results and effects need."""
+    waiting = [*(x.op for x in graph.outputs), *graph.control_outputs]
+    seen: dict[str, Any] = {}
+    while waiting:
+        operation = waiting.pop()
+        if operation.name not in seen:
+            seen[operation.name] = operation
+            waiting += [*(x.op for x in operation.inputs), *operation.control_inputs]
+    return list(seen.values())
 
 
 def alone(counts: collections.Counter[Key]) -> Callable[[], float]:
