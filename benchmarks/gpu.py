@@ -20,7 +20,6 @@ import pathlib
 import platform
 import statistics
 import subprocess
-import traceback
 from multiprocessing.connection import Connection
 from time import monotonic, perf_counter
 from typing import Any
@@ -127,8 +126,8 @@ def _serve(pipe: Connection, framework: str) -> None:
             pipe.send(("done", measure(entry, tiny)))
     except EOFError:
         return
-    except Exception:
-        pipe.send(("failed", traceback.format_exc()))
+    except Exception as error:
+        pipe.send(("failed", harness.told(error)))
 
 
 def _timed(step: Any) -> list[float]:
@@ -230,7 +229,7 @@ class Waiting:
             return {"failed": f"its process ended, exit code {self._process.exitcode}"}
         finally:
             self.close()
-        return told if kind == "done" else {"failed": told.strip().splitlines()[-1][:300]}
+        return told if kind == "done" else {"failed": told}
 
     def close(self) -> None:
         """Ends the process."""

@@ -24,7 +24,6 @@ import resource
 import statistics
 import subprocess
 import time
-import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
@@ -182,8 +181,8 @@ def _serve(
             pipe.send(("timed", timed(ready.step), peak_gib()))
     except EOFError:  # the benchmark has ended
         return
-    except Exception:
-        pipe.send(("failed", traceback.format_exc(), None))
+    except Exception as error:
+        pipe.send(("failed", told(error), None))
 
 
 class Worker:
@@ -231,6 +230,12 @@ class Worker:
         if self._process.is_alive():
             self._process.kill()
             self._process.join()
+
+
+def told(error: Exception) -> str:
+    """An error in a line, prefixed by its type."""
+    words = " ".join(str(error).split())
+    return f"{type(error).__name__}: {words}"[:300]
 
 
 class SideFailed(Exception):
@@ -293,7 +298,7 @@ def compared(sides: Sequence[Side], quiet: Quiet, tolerance: Tolerance) -> dict[
             try:
                 workers[side.name] = Worker(side)
             except SideFailed as error:
-                left_out[side.name] = last_line(error)
+                left_out[side.name] = str(error)
         differences = _differences(workers, tolerance)
         for name, (_, told) in differences.items():
             if told:
@@ -319,11 +324,6 @@ def compared(sides: Sequence[Side], quiet: Quiet, tolerance: Tolerance) -> dict[
     finally:
         for worker in workers.values():
             worker.close()
-
-
-def last_line(error: Exception) -> str:
-    """What an error tells at its end: the sentence of a traceback."""
-    return str(error).strip().splitlines()[-1][:300]
 
 
 def _differences(
@@ -391,8 +391,8 @@ def _call(
     try:
         os.environ.update(environment)
         pipe.send(("done", function(*arguments)))
-    except Exception:
-        pipe.send(("failed", traceback.format_exc()))
+    except Exception as error:
+        pipe.send(("failed", told(error)))
 
 
 # Records

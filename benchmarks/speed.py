@@ -68,7 +68,7 @@ def main(given: Given) -> None:
             with tempfile.TemporaryDirectory() as folder:
                 result = row.measured(pathlib.Path(folder), chosen.tiny, quiet)
         except (harness.SideFailed, RuntimeError) as error:
-            print(f"  failed: {harness.last_line(error)}", file=sys.stderr)
+            print(f"  failed: {error}", file=sys.stderr)
             failed = True
             continue
         told = {"title": row.title, "tiny": chosen.tiny, **result}

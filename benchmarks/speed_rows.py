@@ -267,7 +267,7 @@ class Profiles(Row):
                         with harness.Meter() as meter:
                             told = harness.called(our_sides.training_profile, task, precision)
                     except SideFailed as error:
-                        left_out[name] = harness.last_line(error)
+                        left_out[name] = str(error)
                         break
                     if meter.others <= quiet.most_others:
                         profiles[task.name][precision] = told

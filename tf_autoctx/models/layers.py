@@ -106,8 +106,13 @@ def deconv_block(
 
 def _at_least(x: Tensor, size: int) -> Tensor:
     """x with zeros at the high end of every spatial axis that is shorter than `size` voxels."""
-    missing = [[0, ops.maximum(size - n, 0)] for n in ops.shape(x)[1:-1]]
+    missing = [[0, _above_zero(size - n)] for n in ops.shape(x)[1:-1]]
     return ops.pad(x, [[0, 0], *missing, [0, 0]])
+
+
+def _above_zero(n: Any) -> Any:
+    """n, or 0 where it is below; an integer where n is one, as JAX pads by integers alone."""
+    return max(n, 0) if isinstance(n, int) else ops.maximum(n, 0)
 
 
 @keras.saving.register_keras_serializable("tf_autoctx")
