@@ -24,7 +24,8 @@ demo-renderer: $(VENV)/installed
 	for variant in Orig-T2T Orig-S2T S2T-sp S2T-p S2T; do \
 	  $(BIN)/python train_renderer.py --variant=$$variant --work_dir=runs/$$variant || exit 1; \
 	done
-	$(BIN)/python eval/renderer_tables.py --runs=runs/Orig-T2T,runs/Orig-S2T,runs/S2T-sp,runs/S2T-p,runs/S2T \
+	$(BIN)/python train_renderer.py --variant=Orig-S2T --appearance_strength=1 --work_dir=runs/augmented
+	$(BIN)/python eval/renderer_tables.py --runs=runs/Orig-T2T,runs/Orig-S2T,runs/augmented,runs/S2T-sp,runs/S2T-p,runs/S2T \
 	  --output=runs/renderer_tables
 
 test: $(VENV)/installed

@@ -448,7 +448,12 @@ def test_online_rendering_depends_on_the_source_and_on_every_trained_network(tmp
 
     def rendered(corpus):
         made = online.OnlineRendering(
-            test_renderer.system(), test_renderer.ONCE, trained, corpus, settings
+            test_renderer.system(),
+            test_renderer.ONCE,
+            trained,
+            corpus,
+            settings,
+            test_renderer.BEFORE,
         )
         return made(image)[-1]
 
