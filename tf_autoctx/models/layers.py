@@ -5,6 +5,7 @@ Two- or three-dimensional by the rank of the input.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -115,8 +116,13 @@ def deconv_block(
 
 def _at_least(x: Tensor, size: int) -> Tensor:
     """x with zeros at the high end of every spatial axis that is shorter than `size` voxels."""
-    missing = [[0, ops.maximum(size - n, 0)] for n in ops.shape(x)[1:-1]]
+    missing = [[0, _above_zero(size - n)] for n in ops.shape(x)[1:-1]]
     return ops.pad(x, [[0, 0], *missing, [0, 0]])
+
+
+def _above_zero(n: Any) -> Any:
+    """n, or 0 where it is below; an integer where n is one, as JAX pads by integers alone."""
+    return max(n, 0) if isinstance(n, int) else ops.maximum(n, 0)
 
 
 @keras.saving.register_keras_serializable("tf_autoctx")
@@ -205,9 +211,7 @@ def resize_linear(x: Tensor, size: Sequence[Any]) -> Tensor:
     """Linear resampling of every spatial axis.
 
     Shrinking is anti-aliased by a triangle filter widened by the factor. Axes are aligned at their
-    outer edges (voxel i covers [i, i + 1)), values beyond an edge do not weigh in. Each axis is one
-    matrix product with a small (new, old) matrix, so sizes may be tensors and any Keras backend can
-    run it.
+    outer edges (voxel i covers [i, i + 1)), values beyond an edge do not weigh in.
 
     Args:
       x: (batch, *spatial, channels) float.
@@ -221,9 +225,16 @@ def resize_linear(x: Tensor, size: Sequence[Any]) -> Tensor:
         if isinstance(new, int) and isinstance(old, int) and new == old:
             continue
         factor = ops.cast(old, "float32") / ops.cast(new, "float32")
-        distance = ops.abs(positions(new)[:, None] * factor - positions(old))
-        x = weighted(x, axis, 1.0 - distance / ops.maximum(factor, 1.0))
+        reach = ops.maximum(factor, 1.0)
+        x = interpolated(x, axis, positions(new) * factor, reach, _within(reach, old, new))
     return x
+
+
+def _within(reach: Tensor, old: Any, new: Any) -> Any:
+    """How many voxels may lie within reach of a place; an integer where the sizes are."""
+    if isinstance(old, int) and isinstance(new, int):
+        return math.ceil(2 * max(old / new, 1.0))
+    return ops.cast(ops.ceil(2 * reach), "int32")
 
 
 def positions(size: Any) -> Tensor:
@@ -231,14 +242,40 @@ def positions(size: Any) -> Tensor:
     return ops.cast(ops.arange(size), "float32") + 0.5
 
 
-def weighted(x: Tensor, axis: int, weights: Tensor) -> Tensor:
-    """x with an axis replaced by weighted means of its voxels.
+def interpolated(x: Tensor, axis: int, at: Tensor, reach: Any = 1.0, neighbours: Any = 2) -> Tensor:
+    """x with an axis replaced by weighted means of its voxels, by a triangle about each place.
 
-    Weights (new, old) below 0 count as 0.
+    Sums of products of whole arrays, one neighbour after the other, and no matrix product: GPUs
+    round the factors of those to 10 bits (TensorFloat-32), weights and voxels alike.
+
+    Args:
+      x: (batch, *spatial, channels) float.
+      axis: of the spatial ones.
+      at: (new,) float32 places, in voxels from the edge of the axis.
+      reach: distance in voxels at which a voxel no longer weighs in.
+      neighbours: how many voxels may lie within reach, an integer or a scalar integer tensor.
+
+    Returns:
+      x with `new` voxels along the axis, same dtype.
     """
-    weights = ops.maximum(weights, 0.0)
-    weights = ops.cast(weights / ops.sum(weights, axis=1, keepdims=True), x.dtype)
-    return ops.moveaxis(ops.tensordot(weights, x, axes=[[1], [axis]]), 0, axis)
+    old = ops.shape(x)[axis]
+    first = ops.cast(ops.ceil(at - 0.5 - reach), "int32")
+    whole = ops.sum(ops.relu(1.0 - ops.abs(at[:, None] - positions(old)) / reach), axis=1)
+    beside = [-1 if i == axis else 1 for i in range(len(x.shape))]
+
+    def with_neighbour(k: Any, total: Any) -> Tensor:
+        voxel = first + k
+        weights = ops.relu(1.0 - ops.abs(at - ops.cast(voxel, "float32") - 0.5) / reach) / whole
+        weights = ops.where((voxel >= 0) & (voxel < old), weights, 0.0)
+        values = ops.take(x, ops.clip(voxel, 0, old - 1), axis=axis)
+        return total + ops.reshape(ops.cast(weights, x.dtype), beside) * values
+
+    total = with_neighbour(0, 0.0)
+    if not isinstance(neighbours, int):
+        return ops.fori_loop(1, neighbours, with_neighbour, total)
+    for k in range(1, neighbours):
+        total = with_neighbour(k, total)
+    return total
 
 
 def resize_nearest(x: Tensor, size: Sequence[Any]) -> Tensor:

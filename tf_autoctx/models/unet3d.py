@@ -140,7 +140,7 @@ class ResampleAboutCentre(keras.layers.Layer):
             at = ops.clip(
                 from_centre + ops.cast(old, "float32") / 2, 0.5, ops.cast(old, "float32") - 0.5
             )
-            x = layers.weighted(x, axis, 1.0 - ops.abs(at[:, None] - layers.positions(old)))
+            x = layers.interpolated(x, axis, at)
         return x
 
     def compute_output_shape(self, shapes: Sequence[layers.Shape]) -> layers.Shape:
