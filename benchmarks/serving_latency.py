@@ -28,7 +28,6 @@ from tf_autoctx.systems.fetal_head.configuration import FetalHead
 from tf_autoctx.systems.fetal_head.system import FetalHeadSystem
 from tf_autoctx.systems.shared import stages
 from tf_autoctx.systems.shared.exporting import POLICIES
-from tf_autoctx.systems.shared.system import GraphPredictor
 from tf_autoctx.training import devices
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "tests"))
@@ -53,7 +52,7 @@ class Latency:
 
 def of_checkpoint(system: FetalHeadSystem, path: pathlib.Path, image: np.ndarray) -> Model:
     """What predict.py runs of a checkpoint."""
-    predictor = GraphPredictor(system, {LEVEL: stages.load(path)})
+    predictor = system.graphs({LEVEL: stages.load(path)})
 
     def run() -> dict[str, np.ndarray]:
         output = predictor(image, probabilities=True, progress=False)

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import tensorflow as tf
 
-from tf_autoctx.data import datasets, phantoms, pipeline
+from tf_autoctx.data import datasets, pipeline
 from tf_autoctx.data.labels import IGNORED
 from tf_autoctx.errors import FieldError, UserError
 from tf_autoctx.systems.embryo import training
@@ -20,7 +20,6 @@ from tf_autoctx.systems.shared import checks
 from tf_autoctx.systems.shared.caching import Files
 from tf_autoctx.systems.shared.session import Session
 from tf_autoctx.systems.shared.system import (
-    GraphPredictor,
     Networks,
     Predictor,
     Reader,
@@ -28,6 +27,7 @@ from tf_autoctx.systems.shared.system import (
     Served,
     System,
     Tensor,
+    segmented,
 )
 from tf_autoctx.training import runs
 from tf_autoctx.training.runs import Making, Run
@@ -75,6 +75,8 @@ class EmbryoSystem(System):
 
     @classmethod
     def write_phantoms(cls, folder: pathlib.Path, values: Mapping[str, Any]) -> pathlib.Path:
+        from tf_autoctx.data import phantoms
+
         names = ("phantom_size", "phantom_spacing", "phantom_cases", "seed")
         return phantoms.write_embryos(folder, *(values[name] for name in names))
 
@@ -176,27 +178,20 @@ class EmbryoSystem(System):
 
         A graph each: in one, TensorFlow would run several at once, in several times the memory.
         """
-        refinement, values = self.refinement, np.array([0, *self.labels], np.uint8)
-        graphs = {stage: training.graph(refinement, network) for stage, network in networks.items()}
+        graphs = {stage: self.graphs({stage: network}) for stage, network in networks.items()}
 
         def segment(voxels: np.ndarray) -> Segmentations:
-            image = refinement.preprocess(tf.constant(voxels[None, ..., None]))
-            segmentations: Segmentations = {}
-            for stage, graph in graphs.items():
-                probability, classes = graph(image)
-                segmentations[stage] = {
-                    "label": values[classes[0, ..., 0]],
-                    "probability": {
-                        name: probability[0, ..., k] for k, name in enumerate(self.labels.values())
-                    },
-                }
-            return segmentations
+            image = voxels[None, ..., None]
+            return {
+                stage: segmented(graph(image, probabilities=True, progress=False), self.labels)
+                for stage, graph in graphs.items()
+            }
 
         return segment
 
     def predictor(self, run: Run, options: Mapping[str, Any]) -> Predictor:
         """See `System.predictor`; the last finished stage alone is read."""
-        return GraphPredictor(self, training.last_finished(run))
+        return self.graphs(training.last_finished(run))
 
     # Export
 

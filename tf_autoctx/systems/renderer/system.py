@@ -10,13 +10,12 @@ import numpy as np
 import tensorflow as tf
 
 from tf_autoctx import biometry
-from tf_autoctx.data import datasets, phantoms
+from tf_autoctx.data import datasets
 from tf_autoctx.systems.renderer import online, training
 from tf_autoctx.systems.renderer.configuration import DECLARATION, ITERATIONS
 from tf_autoctx.systems.renderer.segmentation import Rendering
 from tf_autoctx.systems.shared.session import Session
 from tf_autoctx.systems.shared.system import (
-    GraphPredictor,
     Networks,
     Predictor,
     Segmentations,
@@ -59,6 +58,8 @@ class RendererSystem(System):
 
     @classmethod
     def write_phantoms(cls, folder: pathlib.Path, values: Mapping[str, Any]) -> pathlib.Path:
+        from tf_autoctx.data import phantoms
+
         names = ("phantom_size", "phantom_cases", "seed")
         source, target = phantoms.write_fetal_heads_2d(folder, *(values[name] for name in names))
         return target if values["variant"] == "Orig-T2T" else source
@@ -90,7 +91,7 @@ class RendererSystem(System):
         return self.rendering.segment(networks, image)
 
     def evaluator(self, networks: Networks) -> Callable[[np.ndarray], Segmentations]:
-        @tf.function(input_signature=[tf.TensorSpec((None, None))])
+        @tf.function(input_signature=[tf.TensorSpec((None, None))], autograph=False)
         def segment(pixels: Tensor) -> Segmentations:
             output = self.segment(networks, pixels[None, ..., None])
             return {
@@ -115,7 +116,7 @@ class RendererSystem(System):
         iterations = options.get("iterations", ITERATIONS if self.configuration.renders else 0)
         if not iterations:
             served = training.finished(run.folder, self.configuration, SERVED)
-            return GraphPredictor(self, served)
+            return self.graphs(served)
         return online.OnlinePredictor(
             self.rendering, run, iterations, options.get("online_seed", 0)
         )

@@ -16,7 +16,7 @@ from tf_autoctx.data import images
 from tf_autoctx.errors import FieldError, UserError
 from tf_autoctx.systems.shared import image_checks, registry
 from tf_autoctx.systems.shared.declaration import Declaration
-from tf_autoctx.systems.shared.system import Predictor
+from tf_autoctx.systems.shared.system import Predictor, probabilities_of
 from tf_autoctx.training import runs
 from tf_autoctx.training.runs import Run
 
@@ -82,10 +82,7 @@ class Segmentor:
         output = self._output(name, voxels[None, ..., None], probabilities, progress)
         segmentation: dict[str, Any] = {"label": np.asarray(output["label"])[0, ..., 0]}
         if probabilities:
-            foreground = np.asarray(output["probability"])[0, ..., -len(self.labels) :]
-            segmentation["probability"] = {
-                structure: foreground[..., k] for k, structure in enumerate(self.labels.values())
-            }
+            segmentation["probability"] = probabilities_of(output, self.labels)
         if "iterations" in output:
             segmentation["kept"] = output["kept"]
             segmentation["iterations"] = [

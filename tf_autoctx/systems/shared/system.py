@@ -207,14 +207,11 @@ class System(abc.ABC):
     def evaluator(self, networks: Networks) -> Callable[[np.ndarray], Segmentations]:
         """The segmentation of a raw image (*spatial) float32 by every level or stage, the served
         one last; here by the served one alone, a method of the system's name."""
-        predictor = GraphPredictor(self, self.served_networks(networks))
+        predictor = self.graphs(networks)
 
         def segment(voxels: np.ndarray) -> Segmentations:
             output = predictor(voxels[None, ..., None], probabilities=True, progress=False)
-            foreground = np.asarray(output["probability"])[0, ..., -len(self.labels) :]
-            probability = {name: foreground[..., k] for k, name in enumerate(self.labels.values())}
-            label = np.asarray(output["label"])[0, ..., 0]
-            return {self.declaration.name: {"label": label, "probability": probability}}
+            return {self.declaration.name: segmented(output, self.labels)}
 
         return segment
 
@@ -239,7 +236,11 @@ class System(abc.ABC):
         Raises:
           UserError: see `finished`; an option that this run does not have.
         """
-        return GraphPredictor(self, self.served_networks(self.finished(run)))
+        return self.graphs(self.finished(run))
+
+    def graphs(self, networks: Networks) -> GraphPredictor:
+        """The functions of the export of finished networks, as a predictor."""
+        return GraphPredictor(self.signatures(self.served_networks(networks)), self.spec)
 
     # Export
 
@@ -300,18 +301,42 @@ class Reader:
 
 
 class GraphPredictor:
-    """`System.segment` as one graph for images of any size: a `Predictor`."""
+    """The functions of an export, each as one graph for images of any size: a `Predictor`.
+
+    Args:
+      functions: see `System.signatures`.
+      spec: of their images, which here come one by one.
+    """
 
     iterations = 0
 
-    def __init__(self, system: System, networks: Networks) -> None:
-        self._networks = networks
-
-        @tf.function(input_signature=[system.spec])
-        def segment(image: tf.Tensor) -> dict[str, tf.Tensor]:
-            return system.segment(networks, image)
-
-        self._segment = segment
+    def __init__(
+        self, functions: Mapping[str, Callable[[Tensor], dict[str, Tensor]]], spec: tf.TensorSpec
+    ) -> None:
+        alone = [tf.TensorSpec((1, *spec.shape[1:]), spec.dtype)]
+        graphs = {
+            name: tf.function(function, input_signature=alone, autograph=False)
+            for name, function in functions.items()
+        }
+        self._label = graphs["serving_default"]
+        self._all = graphs.get("probabilities", self._label)
 
     def __call__(self, image: np.ndarray, probabilities: bool, progress: bool) -> dict[str, Any]:
-        return self._segment(image)
+        return (self._all if probabilities else self._label)(image)
+
+
+def segmented(output: Mapping[str, Any], labels: Mapping[int, str]) -> dict[str, Any]:
+    """What a predictor made of one image with its probability, as one of the `Segmentations`."""
+    label = np.asarray(output["label"])[0, ..., 0]
+    return {"label": label, "probability": probabilities_of(output, labels)}
+
+
+def probabilities_of(output: Mapping[str, Any], labels: Mapping[int, str]) -> dict[str, Any]:
+    """{structure: probability of the image's shape} of what a predictor made of one image.
+
+    Args:
+      output: see `Predictor.__call__`.
+      labels: {label value: name} of the last channels of its probability.
+    """
+    foreground = np.asarray(output["probability"])[0, ..., -len(labels) :]
+    return {name: foreground[..., k] for k, name in enumerate(labels.values())}
