@@ -109,7 +109,7 @@ def multi_organ(folder, ignored):
         return stage.losses({"network": lambda x, training: {"level_1": logits}}, batch)
 
     def score(seed):
-        classes = np.argmax(drawn((8, 8, 8, 3), seed), axis=-1).astype(np.uint8)
+        classes = np.argmax(drawn((1, 8, 8, 8, 3), seed)[0], axis=-1).astype(np.uint8)
         return stage.score(lambda images, size: tf.constant(classes), sample)
 
     return loss, score

@@ -23,7 +23,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 def outcomes(*tasks, workers=1):
     with isolation.Pool(workers) as pool:
-        return dict(pool.map(isolated.work, {task: (f"{task}.mha", task) for task in tasks}))
+        return dict(pool.map(isolated.work, [(task, (f"{task}.mha", task)) for task in tasks]))
 
 
 @pytest.mark.parametrize(
@@ -56,11 +56,11 @@ def test_a_field_is_shown_as_its_flag():
 def test_a_process_is_used_again_and_replaced_once_it_has_ended():
     with isolation.Pool(1) as pool:
         (first,), (second,) = (
-            dict(pool.map(isolated.work, {"a": ("a", "process")})).values() for _ in range(2)
+            dict(pool.map(isolated.work, [("a", ("a", "process"))])).values() for _ in range(2)
         )
         assert first == second != os.getpid()
-        dict(pool.map(isolated.work, {"a": ("a", "abort")}))
-        ((_, third),) = pool.map(isolated.work, {"a": ("a", "process")})
+        dict(pool.map(isolated.work, [("a", ("a", "abort"))]))
+        ((_, third),) = pool.map(isolated.work, [("a", ("a", "process"))])
         assert third != first
     for process in (first, third):
         assert not alive(process)
@@ -68,10 +68,10 @@ def test_a_process_is_used_again_and_replaced_once_it_has_ended():
 
 def test_a_process_that_ended_while_it_waited_takes_no_file_with_it():
     with isolation.Pool(1) as pool:
-        ((_, process),) = pool.map(isolated.work, {"a": ("a", "process")})
+        ((_, process),) = pool.map(isolated.work, [("a", ("a", "process"))])
         os.kill(process, signal.SIGKILL)
         os.waitid(os.P_PID, process, os.WEXITED | os.WNOWAIT)
-        assert dict(pool.map(isolated.work, {"b": ("b", "fine")})) == {"b": "fine"}
+        assert dict(pool.map(isolated.work, [("b", ("b", "fine"))])) == {"b": "fine"}
 
 
 def test_a_fault_of_ours_is_raised_and_not_a_case():
@@ -112,7 +112,7 @@ def test_a_script_without_a_main_guard_can_read(tmp_path):
     script.write_text(
         "from tf_autoctx.data import isolation\n"
         "with isolation.Pool(2) as pool:\n"
-        "    print(sorted(pool.map(max, {'a': (1, 2), 'b': (3, 4)})))\n"
+        "    print(sorted(pool.map(max, [('a', (1, 2)), ('b', (3, 4))])))\n"
     )
     done = subprocess.run(
         [sys.executable, script], env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
@@ -139,7 +139,7 @@ def test_processes_end_with_their_parent(tmp_path, end):
         "from tf_autoctx.data import isolation\n"
         "import isolated\n"
         "with isolation.Pool(2) as pool:\n"
-        f"    list(pool.map(isolated.busy, {{k: ({str(tmp_path)!r} + k,) for k in 'ab'}}))\n"
+        f"    list(pool.map(isolated.busy, [(k, ({str(tmp_path)!r} + k,)) for k in 'ab']))\n"
     )
     parent = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.DEVNULL)
     files = [pathlib.Path(f"{tmp_path}{name}") for name in "ab"]

@@ -141,7 +141,7 @@ class Sender:
         running: set[concurrent.futures.Future[None]] = set()
         try:
             with isolation.Pool(min(requests_in_flight, isolation.cpus(), len(jobs))) as readers:
-                for job, image in readers.map(images.read_raw, tasks) if jobs else ():
+                for job, image in readers.map(images.read_raw, tasks.items()) if jobs else ():
                     if isinstance(image, UserError):
                         state.read_failed(image)
                         continue

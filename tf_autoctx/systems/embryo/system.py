@@ -189,9 +189,11 @@ class EmbryoSystem(System):
 
         return segment
 
-    def predictor(self, run: Run, options: Mapping[str, Any]) -> Predictor:
+    def predictor(
+        self, run: Run, options: Mapping[str, Any], precision: str = "float32"
+    ) -> Predictor:
         """See `System.predictor`; the last finished stage alone is read."""
-        return self.graphs(training.last_finished(run))
+        return self.graphs(self.in_precision(training.last_finished(run), precision))
 
     # Export
 

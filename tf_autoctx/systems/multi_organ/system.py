@@ -127,10 +127,12 @@ class MultiOrganSystem(System):
 
         return segment
 
-    def predictor(self, run: Run, options: Mapping[str, Any]) -> Predictor:
+    def predictor(
+        self, run: Run, options: Mapping[str, Any], precision: str = "float32"
+    ) -> Predictor:
         chosen = dataclasses.replace(self.configuration, **options)
         changed = type(self)(chosen, self.labels)
-        return TilePredictor(changed, self.finished(run))
+        return TilePredictor(changed, self.in_precision(self.finished(run), precision))
 
     def unets(self, networks: Networks) -> list[UNet]:
         """See `Pyramid.unets`."""

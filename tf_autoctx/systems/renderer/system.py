@@ -23,6 +23,8 @@ from tf_autoctx.systems.shared.system import (
     System,
     Tensor,
 )
+from tf_autoctx.training import devices
+from tf_autoctx.training.configuration import POLICIES
 from tf_autoctx.training.runs import Run
 
 SERVED = ("renderer", "segmentor")  # the networks of the export, as far as the variant has them
@@ -103,12 +105,15 @@ class RendererSystem(System):
 
         return segment
 
-    def predictor(self, run: Run, options: Mapping[str, Any]) -> Predictor:
+    def predictor(
+        self, run: Run, options: Mapping[str, Any], precision: str = "float32"
+    ) -> Predictor:
         """The run as `predict` uses it: with online rendering, unless there are 0 iterations.
 
         Args:
           run: its folder.
           options: {name: value} of `OnlineOptions` that the user gives.
+          precision: see `System.in_precision`.
 
         Raises:
           UserError: the run is not finished; iterations without a renderer.
@@ -116,10 +121,14 @@ class RendererSystem(System):
         iterations = options.get("iterations", ITERATIONS if self.configuration.renders else 0)
         if not iterations:
             served = training.finished(run.folder, self.configuration, SERVED)
-            return self.graphs(served)
-        return online.OnlinePredictor(
-            self.rendering, run, iterations, options.get("online_seed", 0)
-        )
+            return self.graphs(self.in_precision(served, precision))
+        seed = options.get("online_seed", 0)
+        with devices.policy(POLICIES[precision]):
+            return online.OnlinePredictor(self.rendering, run, iterations, seed)
+
+    @property
+    def predicts_as_evaluated(self) -> bool:
+        return not self.configuration.renders  # online rendering is a matter of prediction
 
     def measure(
         self, mask: np.ndarray, truth: np.ndarray, spacing: Sequence[float]

@@ -21,6 +21,8 @@ from tf_autoctx.systems.shared.caching import Files
 from tf_autoctx.systems.shared.declaration import Declaration
 from tf_autoctx.systems.shared.image_checks import warn_of_orientation
 from tf_autoctx.systems.shared.session import Session
+from tf_autoctx.training import devices
+from tf_autoctx.training.configuration import POLICIES
 from tf_autoctx.training.runs import Making, Run
 
 Tensor = Any  # of whatever backend
@@ -226,17 +228,25 @@ class System(abc.ABC):
         """
         return {}
 
-    def predictor(self, run: Run, options: Mapping[str, Any]) -> Predictor:
+    def predictor(
+        self, run: Run, options: Mapping[str, Any], precision: str = "float32"
+    ) -> Predictor:
         """A finished run as `predict` uses it.
 
         Args:
           run: its folder.
           options: {name: value} of the declaration's `prediction` that the user gives.
+          precision: see `in_precision`.
 
         Raises:
           UserError: see `finished`; an option that this run does not have.
         """
-        return self.graphs(self.finished(run))
+        return self.graphs(self.in_precision(self.finished(run), precision))
+
+    @property
+    def predicts_as_evaluated(self) -> bool:
+        """Whether a `predictor` without options segments as the `evaluator` does."""
+        return True
 
     def graphs(self, networks: Networks) -> GraphPredictor:
         """The functions of the export of finished networks, as a predictor."""
@@ -256,6 +266,21 @@ class System(abc.ABC):
     @abc.abstractmethod
     def new_networks(self, names: Sequence[str]) -> Networks:
         """New networks of the names of `finished`, under the current Keras dtype policy."""
+
+    def in_precision(self, networks: Networks, precision: str) -> Networks:
+        """Networks that compute in a precision, of the same weights in float32.
+
+        Args:
+          networks: of `finished`, float32, or some of them.
+          precision: of `POLICIES`.
+        """
+        if precision == "float32":
+            return networks
+        with devices.policy(POLICIES[precision]):
+            others = self.new_networks(list(networks))
+        for name, network in others.items():
+            network.set_weights(networks[name].get_weights())
+        return others
 
     def signatures(self, networks: Networks) -> dict[str, Callable[[Tensor], dict[str, Tensor]]]:
         """{signature: function of `image`}, "serving_default" among them, see `export`."""
