@@ -2,6 +2,7 @@
 
 import importlib
 import pkgutil
+import signal
 import subprocess
 import sys
 
@@ -66,3 +67,8 @@ def shadowed(package):
     names = [module.name for module in pkgutil.iter_modules(package.__path__)]
     modules = {name: importlib.import_module(f"{package.__name__}.{name}") for name in names}
     return [name for name, module in modules.items() if getattr(package, name) is not module]
+
+
+def heed_interrupts():
+    """For a process: tests may run in a job of a shell, which lets those behind ignore them."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -136,7 +136,7 @@ def test_without_auto_context_the_same_vnet_1_and_another_refinement(
     run, tmp_path, capsys, monkeypatch
 ):
     def interrupted(*_):
-        raise KeyboardInterrupt
+        raise OSError("the disk is full")
 
     words = (f"--work_dir={tmp_path}", *TINY, "--noauto_context", f"--initial_from={run}")
     with monkeypatch.context() as patch, pytest.raises(SystemExit):

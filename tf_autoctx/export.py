@@ -39,6 +39,8 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
+from tf_autoctx import files
+from tf_autoctx.errors import UserError
 from tf_autoctx.files import replacing
 
 # A volume or a 2D image of any size; the name is that of the signatures' input.
@@ -122,7 +124,9 @@ def write(directory: str | pathlib.Path, exported: Exported) -> pathlib.Path:
             reason = type(error).__name__
             raise OSError(f"the SavedModel could not be written ({reason})") from error
         (partial / CARD).parent.mkdir()
-        card["files"] = {str(file.relative_to(partial)): _sha256(file) for file in _files(partial)}
+        card["files"] = {
+            str(file.relative_to(partial)): files.digest(file) for file in _files(partial)
+        }
         (partial / CARD).write_text(json.dumps(card, indent=1) + "\n")
         _write_warm_up(partial / WARM_UP, exported.functions, exported.spec)
     return version
@@ -185,8 +189,8 @@ def versions(directory: str | pathlib.Path) -> list[pathlib.Path]:
 def read_card(version: pathlib.Path) -> dict[str, Any]:
     """The card of a version; empty where it cannot be read."""
     try:
-        card = json.loads((version / CARD).read_bytes())
-    except (OSError, ValueError, RecursionError):
+        card = files.read_json(version / CARD, "a model card")
+    except (OSError, UserError):
         return {}
     return card if isinstance(card, dict) else {}
 
@@ -197,7 +201,7 @@ def damaged(version: pathlib.Path) -> pathlib.Path | None:
     written = read_card(version).get("files")
     for name, sha256 in written.items() if isinstance(written, dict) else ():
         file = version / name
-        if not file.exists() or _sha256(file) != sha256:
+        if not file.exists() or files.digest(file) != sha256:
             return file
     return None
 
@@ -205,11 +209,6 @@ def damaged(version: pathlib.Path) -> pathlib.Path | None:
 def _files(version: pathlib.Path) -> list[pathlib.Path]:
     """What a server needs of a SavedModel."""
     return [version / GRAPH, *sorted((version / "variables").iterdir())]
-
-
-def _sha256(file: pathlib.Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _fingerprint(networks: Sequence[keras.Model], configuration: Any) -> str:

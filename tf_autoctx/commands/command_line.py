@@ -270,6 +270,9 @@ class Command:
         logging.set_verbosity(level)
         names = [name for kind in self.kinds for name in configuration.rules(kind)]
         typed = frozenset(name for name in names if values[name].present)
+        for name in typed:
+            if values[name].value in ("", [], ()):  # such as of a variable that is not set
+                raise errors.UserError(f"flag --{name}: is empty; expected a value.")
         return Given({name: values[name].value for name in names}, typed)
 
     @property

@@ -13,10 +13,11 @@ from typing import Any, TypeVar
 
 from tf_autoctx import configuration
 from tf_autoctx.errors import FieldError, UserError
-from tf_autoctx.files import replacing
+from tf_autoctx.files import read_json, replacing
 
 PACKAGES = ("tensorflow", "keras", "numpy", "scipy", "SimpleITK")
 PACKAGE = pathlib.Path(__file__).parent.parent  # of tf_autoctx
+PUT_BACK = "put back a copy of the file, or delete the folder and train again"
 
 T = TypeVar("T")
 Path = str | pathlib.Path
@@ -235,20 +236,14 @@ def load(folder: Path) -> Run:
     folder = pathlib.Path(folder)
     path = folder / "config.json"
     try:
-        facts = json.loads(path.read_bytes())
+        facts = read_json(path, f"a run's configuration; {PUT_BACK}")
     except FileNotFoundError as error:
         raise UserError(
             f"{folder}: no config.json; expected a run folder of a training command."
         ) from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(
-            f"{path}: not a run's configuration, as it is no JSON ({error}); put back a copy of "
-            "the file, or delete the folder and train again."
-        ) from error
     if wrong := _wrong(facts):
         raise UserError(
-            f"{path}: not a run's configuration, as {wrong} is missing or wrong; put back a copy "
-            "of the file, or delete the folder and train again."
+            f"{path}: not a run's configuration, as {wrong} is missing or wrong; {PUT_BACK}."
         )
     return Run(folder, facts)
 

@@ -16,7 +16,7 @@ import numpy as np
 from absl import logging
 
 from tf_autoctx import biometry, files, metrics
-from tf_autoctx.data import datasets
+from tf_autoctx.data import datasets, image_files
 from tf_autoctx.data.labels import left_out
 from tf_autoctx.errors import UserError
 from tf_autoctx.files import replacing
@@ -132,7 +132,8 @@ class Scorer:
         for case in cases:
             file = output / "cases" / self.run.folder.name / f"{case.name}.json"
             settings = made_with | {
-                "files": [files.digest(case.image), files.digest(case.label)],
+                "files": [image_files.digest(case.image), image_files.digest(case.label)],
+                "series": case.series,
                 "mm": self._choice.pixel_sizes.get(case.name),
             }
             if not file.exists() or json.loads(file.read_text())["settings"] != settings:

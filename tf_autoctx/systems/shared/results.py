@@ -115,6 +115,7 @@ class Results:
             files=files,
             frame=image.frame,
             label=segmentation["label"],
+            is_mask=len(labels) == 1,
             probabilities={
                 value: images.rounded(segmentation["probability"][labels[value]])
                 for kind, value in files
@@ -136,6 +137,7 @@ class Segmented:
       files: {(kind, label value): file}, see `Results.files`.
       frame: of the image.
       label: of its shape, uint8.
+      is_mask: whether that has one structure alone.
       probabilities: {label value: likewise, float32}, of those that are written.
       compressed: whether they are.
       iterations, kept: see `Segmentor.__call__`.
@@ -146,6 +148,7 @@ class Segmented:
     files: Mapping[Key, pathlib.Path]
     frame: images.Frame
     label: np.ndarray
+    is_mask: bool
     probabilities: Mapping[int, np.ndarray]
     compressed: bool
     iterations: Sequence[Mapping[str, np.ndarray]]
@@ -168,7 +171,7 @@ def write(path: Path, segmented: Segmented) -> None:
     for (kind, value), file in segmented.files.items():
         match kind:
             case "labels":
-                _write_label(file, label, frame)
+                _write_label(file, label, frame, segmented.is_mask)
             case "masks":
                 _write_label(file, label == value, frame)
             case "probabilities":
@@ -213,10 +216,12 @@ def _write(
     images.write(file, frame.like(voxels), compressed)
 
 
-def _write_label(file: pathlib.Path, label: np.ndarray, frame: images.Frame) -> None:
-    """A label or a mask; in formats that are looked at, of 0 and 255."""
+def _write_label(
+    file: pathlib.Path, label: np.ndarray, frame: images.Frame, is_mask: bool = True
+) -> None:
+    """A label or a mask; a mask in formats that are looked at is of 0 and 255."""
     label = label.astype(np.uint8)
-    shown = file.name.lower().endswith(images.PIXELS_ONLY)
+    shown = is_mask and file.name.lower().endswith(images.PIXELS_ONLY)
     _write(file, 255 * label if shown else label, frame)
 
 
