@@ -27,8 +27,8 @@ from tf_autoctx.configuration import check, field
 from tf_autoctx.systems.fetal_head.configuration import FetalHead
 from tf_autoctx.systems.fetal_head.system import FetalHeadSystem
 from tf_autoctx.systems.shared import stages
-from tf_autoctx.systems.shared.exporting import POLICIES
 from tf_autoctx.training import devices
+from tf_autoctx.training.configuration import POLICIES
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "tests"))
 import cpp_loader

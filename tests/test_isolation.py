@@ -1,5 +1,6 @@
 """Processes that work on files: what comes back, what ends, and what ends with them."""
 
+import functools
 import os
 import pathlib
 import signal
@@ -102,6 +103,36 @@ def test_a_large_result_comes_whole():
     np.testing.assert_array_equal(outcomes("large")["large"], np.arange(3_000_000))
 
 
+def test_the_next_task_is_made_while_the_process_is_at_work(tmp_path):
+    """The first ends once the second was made, and is told before the third is."""
+    made, told = [], []
+
+    def tasks():
+        for number in range(4):
+            (tmp_path / str(number)).touch()
+            made.append(number)
+            assert len(told) >= number - 1
+            yield number, (str(tmp_path / str(min(number + 1, 3))), "wait")
+
+    with isolation.Pool(1) as pool:
+        for number, _ in pool.map(isolated.work, tasks()):
+            told.append(number)
+            assert len(made) <= number + 2
+    assert told == [0, 1, 2, 3]
+
+
+def test_a_process_that_is_started_early_has_its_module(tmp_path):
+    with isolation.Pool(1, "wrote") as pool:
+        pool.start("wave")  # whatever is not imported anyway
+        (worker,) = pool._idle
+        ((_, process),) = pool.map(isolated.work, [("a", ("a", "process"))])
+        assert process == worker._process.pid
+        ((_, modules),) = pool.map(isolated.work, [("a", ("a", "modules"))])
+        assert "wave" in modules
+        ((_, error),) = pool.map(isolated.work, [("a", ("a.nii", "exit"))])
+        assert "ended the process that wrote it, exit code 3; expected" in str(error)
+
+
 def test_no_tasks_start_nothing(monkeypatch):
     monkeypatch.setattr(subprocess, "Popen", None)
     assert outcomes() == {}
@@ -177,14 +208,7 @@ def volume(path, seed=0, label=False):
 @pytest.fixture
 def abort_at(monkeypatch):
     """Whatever other processes read of a name with these letters aborts them."""
-    before = isolation.PROGRAM
-
-    def at(letters):
-        patch = f"import isolated; isolated.abort_at({letters!r}); "
-        begin, end = before.split("{start}")
-        monkeypatch.setattr(isolation, "PROGRAM", begin + patch + "{start}" + end)
-
-    return at
+    return functools.partial(helpers.in_other_processes, monkeypatch, "abort_at")
 
 
 def test_predict_goes_on_after_a_file_that_aborts(tmp_path, abort_at, capsys):

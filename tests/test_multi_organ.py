@@ -614,7 +614,7 @@ def test_separate_trains_level_after_level(separate):
 
     # Level 1 was trained, then frozen to the bit, moving averages too; level 2 was trained on top.
     alone, below = weights(first, "level_1"), weights(second, "level_1")
-    assert len(alone) == 14 * 6 + 3 * 2 + 2
+    assert len(alone) == 14 * 5 + 3 * 2 + 2
     for a, b in zip(alone.values(), below.values(), strict=True):
         np.testing.assert_array_equal(a, b)
     for trained, level in ((first, "level_1"), (second, "level_2")):
@@ -738,7 +738,7 @@ def test_replicas_keep_the_same_moving_averages(tmp_path):
     )
     assert ended.returncode == 0, ended.stderr[-3000:]
     weights = [line.split()[1:] for line in ended.stdout.splitlines() if line.startswith("WEIGHT ")]
-    assert len(weights) == 3 * (14 * 6 + 3 * 2 + 2)  # of level 1, then of both
+    assert len(weights) == 3 * (14 * 5 + 3 * 2 + 2)  # of level 1, then of both
     assert all(same == finite == "True" for _, _, same, finite, _ in weights)
     for which in ("moving_mean", "moving_variance"):
         moved = [(stage, moved) for stage, name, _, _, moved in weights if name == which]

@@ -32,6 +32,8 @@ class Rules:
       may_change: whether a run goes on with another value.
       may_grow: whether a run goes on with a larger value.
       required: whether there is no default.
+      earlier: what a run of an earlier release had, whose config.json lacks the field; None: every
+        run has it.
     """
 
     help: str
@@ -43,6 +45,7 @@ class Rules:
     may_change: bool = False
     may_grow: bool = False
     required: bool = False
+    earlier: Any = None
 
     def expected(self) -> str:
         """The allowed values in words."""
@@ -144,11 +147,11 @@ def configured(kind: type[T], values: Mapping[str, Any]) -> T:
     Lists become tuples.
 
     Raises:
-      KeyError: a name is missing.
+      KeyError: a name is missing, which no earlier release lacked.
       FieldError: a value out of range.
     """
-    names = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
-    given = {name: values[name] for name in names}
+    values = {**earlier([kind]), **values}
+    given = {name: values[name] for name in rules(kind)}
     return kind(**{n: tuple(v) if isinstance(v, list) else v for n, v in given.items()})
 
 
@@ -162,3 +165,9 @@ def changeable(kinds: Iterable[type]) -> frozenset[str]:
 def growing(kinds: Iterable[type]) -> frozenset[str]:
     """Names of the fields with which a run goes on where their value is larger than before."""
     return frozenset(name for kind in kinds for name, rule in rules(kind).items() if rule.may_grow)
+
+
+def earlier(kinds: Iterable[type]) -> dict[str, Any]:
+    """{field: what runs of earlier releases had}, for fields that their config.json lacks."""
+    values = {name: rule.earlier for kind in kinds for name, rule in rules(kind).items()}
+    return {name: value for name, value in values.items() if value is not None}

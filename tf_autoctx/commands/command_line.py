@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import gc
 import inspect
 import os
 import sys
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from absl import app, flags, logging
@@ -17,7 +19,29 @@ from tf_autoctx import configuration, errors, files
 T = TypeVar("T")
 Presets = Mapping[str, Mapping[str, Any]]
 INTERRUPTED = 130  # exit code
+UNWANTED = ("matplotlib", "scipy")  # see `quick_imports`
 HELP = ("--help", "-h", "--helpfull", "--helpshort", "-help")
+
+
+@contextlib.contextmanager
+def quick_imports() -> Iterator[None]:
+    """TensorFlow and Keras are imported in the block as quickly as may be.
+
+    Keras tries to import Matplotlib, and TensorFlow SciPy, which they need for nothing that is done
+    here: they find neither. The garbage collector looks through hundreds of thousands of new
+    objects seldom, and once they are there never again.
+    """
+    hidden = [name for name in UNWANTED if name not in sys.modules]
+    thresholds = gc.get_threshold()
+    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]  # as Python marks them
+    gc.set_threshold(100_000, *thresholds[1:])
+    try:
+        yield
+    finally:
+        for name in hidden:
+            del sys.modules[name]
+        gc.set_threshold(*thresholds)
+        gc.freeze()
 
 
 class _Integers(flags.ArgumentParser):
@@ -148,7 +172,8 @@ def _described(flag: flags.Flag[Any], rule: configuration.Rules) -> str:
     """What `--help` says of a flag: its help, the presets' values, what it takes, the default."""
     switch = f"--[no]{flag.name}" if flag.boolean else f"--{flag.name}"
     text = (flag.help or "").removeprefix(f"<{'|'.join(rule.choices)}>: ")  # absl's, for choices
-    if rule != configuration.Rules(rule.help, may_change=rule.may_change, required=rule.required):
+    of_runs = {name: getattr(rule, name) for name in ("may_change", "required", "earlier")}
+    if rule != configuration.Rules(rule.help, **of_runs):
         text += f" Expected: {rule.expected()}."
     default = (flag.default_as_str or "").strip("'")
     if default and flag.default is not None:

@@ -123,6 +123,8 @@ class Sender:
         for name, file in job.results.items():
             file.parent.mkdir(parents=True, exist_ok=True)
             shown = 255 * outputs[name] if file.suffix == ".png" else outputs[name]
+            if name == "probability_bytes":
+                shown = images.rounded(shown)
             images.write(file, image.like(shown))
         self.made_from.note(job.path, job.results.values())
 

@@ -33,6 +33,7 @@ class Making:
       fingerprint: of the data set, see `datasets.fingerprint`.
       changeable: names of the flags with which the run goes on whatever their value.
       growing: names of those with which it goes on where they are larger than before.
+      earlier: {flag: value} of runs of earlier releases, which lack the flag.
     """
 
     system: str
@@ -40,6 +41,7 @@ class Making:
     fingerprint: str
     changeable: Collection[str] = ()
     growing: Collection[str] = ()
+    earlier: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,12 +215,12 @@ def differences(run: Run, making: Making) -> list[str]:
     """What sets a run apart from one made so, in phrases such as "`scale` 0.4 (now 1.0)"."""
     if run.system != making.system:
         return [f"system {run.system} (now {making.system})"]
-    flags = json.loads(json.dumps(dict(making.flags)))
+    flags, before = json.loads(json.dumps(dict(making.flags))), {**making.earlier, **run.flags}
     different = [
-        f"`{name}` {run.flags.get(name)!r} (now {value!r})"
+        f"`{name}` {before.get(name)!r} (now {value!r})"
         for name, value in flags.items()
-        if name not in making.changeable and run.flags.get(name) != value
-        if name not in making.growing or not _is_larger(value, run.flags.get(name))
+        if name not in making.changeable and before.get(name) != value
+        if name not in making.growing or not _is_larger(value, before.get(name))
     ]
     return different + ["other data"] * (run.fingerprint != making.fingerprint)
 

@@ -33,7 +33,7 @@ CLASSES = {"body": 1, "ventricle": 2}  # of `EmbryoSystem.prepare`
 
 def new_localiser(peer: SlidingWindows) -> keras.Model:
     """A new localiser, under the current Keras dtype policy."""
-    return localiser(peer.window, initializer=peer.initializer)
+    return localiser(peer.window, initializer=peer.initializer, bias=peer.bias)
 
 
 def new_vnet(peer: SlidingWindows, name: str) -> keras.Model:

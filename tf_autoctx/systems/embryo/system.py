@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import tensorflow as tf
 
+from tf_autoctx.configuration import earlier
 from tf_autoctx.data import datasets, pipeline
 from tf_autoctx.data.labels import IGNORED
 from tf_autoctx.errors import FieldError, UserError
@@ -33,7 +34,7 @@ from tf_autoctx.training import runs
 from tf_autoctx.training.runs import Making, Run
 
 # What a VNet I that is taken over must agree in.
-OF_VNET_1 = ("low_size", "base_filters", "depth", "kernel", "normalization")
+OF_VNET_1 = ("low_size", "base_filters", "depth", "kernel", "normalization", "bias")
 
 
 class EmbryoSystem(System):
@@ -115,8 +116,9 @@ class EmbryoSystem(System):
                 source,
                 "a run of another system or other data; expected those of this run.",
             )
+        flags = {**earlier([Embryo]), **run.flags}
         for name in OF_VNET_1:
-            before, now = run.flags.get(name), getattr(self.configuration, name)
+            before, now = flags.get(name), getattr(self.configuration, name)
             if before != now:
                 raise FieldError(
                     "initial_from",

@@ -61,6 +61,7 @@ class Pyramid:
             base_filters=chosen.base_filters,
             normalization=chosen.normalization,
             initializer=chosen.initializer,
+            bias=chosen.bias,
         )
 
     def unets(self, network: keras.Model) -> list[UNet]:

@@ -6,7 +6,7 @@ import dataclasses
 
 from tf_autoctx.configuration import check, field
 from tf_autoctx.errors import FieldError
-from tf_autoctx.models.options import HEADS, INITIALIZERS
+from tf_autoctx.models.options import BIAS, HEADS, INITIALIZERS
 from tf_autoctx.systems.renderer.presets import PRESETS
 from tf_autoctx.systems.shared.declaration import Declaration
 
@@ -52,6 +52,7 @@ class Renderer:
     initializer: str = field(
         "truncated_normal", "How convolutions are initialized.", choices=INITIALIZERS
     )
+    bias: bool = field(False, BIAS, earlier=True)
 
     def __post_init__(self) -> None:
         check(self)

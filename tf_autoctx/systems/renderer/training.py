@@ -156,7 +156,9 @@ def graph(rendering: Rendering, networks: Mapping[str, keras.Model]) -> Graph:
     return outputs
 
 
-def of_raw(rendering: Rendering) -> tuple[Graph, Callable[[Any, Any], dict[str, Tensor]]]:
+def of_raw(
+    rendering: Rendering,
+) -> tuple[Callable[[Any], Tensor], Callable[[Any, Any], dict[str, Tensor]]]:
     """`Rendering.preprocess` and `Rendering.postprocess` as graphs, the latter of (outputs, (2,)
     size)."""
     image = tf.TensorSpec((None, None, None, 1))

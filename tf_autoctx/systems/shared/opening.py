@@ -68,7 +68,8 @@ def open_training(
     declaration: Declaration,
     values: Mapping[str, Any],
     changeable: frozenset[str],
-    growing: frozenset[str] = frozenset(),
+    growing: frozenset[str],
+    earlier: Mapping[str, Any],
 ) -> Opened:
     """Sets devices, precision and seeds, checks all flags and cases, fills the run's cache, and
     then opens the run folder: it binds nothing before something can be trained in it.
@@ -78,6 +79,7 @@ def open_training(
       values: {flag: value}, presets filled in.
       changeable: names of the flags with which a run goes on whatever their value.
       growing: names of those with which it goes on where they are larger than before.
+      earlier: {flag: value} of runs of earlier releases, which lack the flag.
 
     Raises:
       UserError: flags that contradict each other, bad data, a folder of another run or of another
@@ -105,7 +107,7 @@ def open_training(
     labels = kind.structures(cases, values["foreground"])
     system = kind(chosen, labels)
     fingerprint = datasets.fingerprint(cases)
-    making = Making(declaration.name, values, fingerprint, changeable, growing)
+    making = Making(declaration.name, values, fingerprint, changeable, growing, earlier)
     system.check_run(making)
     runs.check(folder, making)
     if declaration.dimensions == 3 and runs.is_trained(folder):
