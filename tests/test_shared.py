@@ -35,6 +35,7 @@ from tf_autoctx.systems.shared import (
     stages,
 )
 from tf_autoctx.systems.shared.prediction import Segmentor
+from tf_autoctx.systems.shared.system import System
 from tf_autoctx.training import devices, loop, runs
 from tf_autoctx.training.configuration import POLICIES
 
@@ -173,6 +174,7 @@ class Exportable:
 
     labels, spec, served = {1: "head"}, export.VOLUME, {}
     configuration = Options()
+    in_precision = System.in_precision
 
     def served_networks(self, networks):
         return {"second": networks["second"]}
