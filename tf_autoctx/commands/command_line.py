@@ -28,20 +28,19 @@ def quick_imports() -> Iterator[None]:
     """TensorFlow and Keras are imported in the block as quickly as may be.
 
     Keras tries to import Matplotlib, and TensorFlow SciPy, which they need for nothing that is done
-    here: they find neither. The garbage collector looks through hundreds of thousands of new
-    objects seldom, and once they are there never again.
+    here: they find neither. The garbage collector would look through hundreds of thousands of new
+    objects again and again; once they are there, it never does.
     """
     hidden = [name for name in UNWANTED if name not in sys.modules]
-    thresholds = gc.get_threshold()
     sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]  # as Python marks them
-    gc.set_threshold(100_000, *thresholds[1:])
+    gc.disable()
     try:
         yield
     finally:
         for name in hidden:
             del sys.modules[name]
-        gc.set_threshold(*thresholds)
         gc.freeze()
+        gc.enable()
 
 
 class _Integers(flags.ArgumentParser):

@@ -45,13 +45,16 @@ def instance_normalization(x: Tensor, gamma: Tensor, beta: Tensor, epsilon: floa
     shape, channels = tf.shape(x), x.shape[-1]
     if x.shape[0] == 1:
         y = normalize(tf.reshape(x, [1, 1, -1, channels]), scale, offset, epsilon)
-        return tf.ensure_shape(tf.reshape(y, shape), x.shape)
-    rank, batch = len(x.shape), shape[0]
-    side_by_side = tf.transpose(x, [*range(1, rank - 1), 0, rank - 1])
-    voxels = tf.reshape(side_by_side, [1, 1, -1, batch * channels])
-    y = normalize(voxels, tf.tile(scale, [batch]), tf.tile(offset, [batch]), epsilon)
-    y = tf.reshape(y, tf.shape(side_by_side))
-    return tf.ensure_shape(tf.transpose(y, [rank - 2, *range(rank - 2), rank - 1]), x.shape)
+        y = tf.reshape(y, shape)
+    else:
+        rank, batch = len(x.shape), shape[0]
+        side_by_side = tf.transpose(x, [*range(1, rank - 1), 0, rank - 1])
+        voxels = tf.reshape(side_by_side, [1, 1, -1, batch * channels])
+        y = normalize(voxels, tf.tile(scale, [batch]), tf.tile(offset, [batch]), epsilon)
+        y = tf.reshape(y, tf.shape(side_by_side))
+        y = tf.transpose(y, [rank - 2, *range(rank - 2), rank - 1])
+    y.set_shape(x.shape)
+    return y
 
 
 def _by_a_gpu(x: Tensor, scale: Tensor, offset: Tensor, epsilon: float) -> Tensor:
@@ -66,13 +69,15 @@ def _by_a_gpu(x: Tensor, scale: Tensor, offset: Tensor, epsilon: float) -> Tenso
 
 def _by_a_cpu(x: Tensor, scale: Tensor, offset: Tensor, epsilon: float) -> Tensor:
     """The same by `_statistics`, as the operation of a CPU adds up a channel voxel by voxel: of 4
-    million voxels, what it makes is off by a hundredth, Keras' own by a thousandth."""
-    import tensorflow as tf
+    million voxels, what it makes is off by a hundredth, Keras' own by a thousandth.
 
-    mean, variance = _statistics(tf.stop_gradient(x))
+    The gradient knows that they follow from x.
+    """
+    import tensorflow as tf
 
     @tf.custom_gradient
     def normalized(x: Tensor, scale: Tensor, offset: Tensor) -> Any:
+        mean, variance = _statistics(x)
         y = tf.raw_ops.FusedBatchNormV3(
             x=x,
             scale=scale,
@@ -108,19 +113,19 @@ def _statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     """
     import tensorflow as tf
 
-    voxels, channels = tf.unstack(tf.shape(x)[2:])
+    channels = x.shape[-1] or tf.shape(x)[-1]
+    voxels = tf.size(x) // channels
     parts = tf.minimum(tf.bitwise.bitwise_and(voxels, -voxels), PARTS)
-    each = voxels // parts
-    none = tf.zeros([0])
-    _, means, variances, *_ = tf.raw_ops.FusedBatchNormV3(
-        x=tf.reshape(x, [1, 1, each, parts * channels]),
-        scale=tf.ones([parts * channels]),
-        offset=tf.zeros([parts * channels]),
+    any_weights, none = tf.ones([parts * channels]), tf.zeros([0])
+    of_parts = tf.raw_ops.FusedBatchNormV3(
+        x=tf.reshape(x, [1, 1, -1, parts * channels]),
+        scale=any_weights,
+        offset=any_weights,
         mean=none,
         variance=none,
     )
-    means, variances = (tf.reshape(values, [parts, channels]) for values in (means, variances))
-    # The operation divides the sum of squares by each - 1, that of one voxel by 1.
-    variances *= tf.cast(each - 1, tf.float32) / tf.cast(each, tf.float32)
+    # On a CPU these are mean and variance; `batch_variance` is divided by one voxel less.
+    kept = of_parts.reserve_space_1, of_parts.reserve_space_2
+    means, variances = (tf.reshape(values, [-1, channels]) for values in kept)
     mean = tf.reduce_mean(means, axis=0)
     return mean, tf.reduce_mean(variances + tf.square(means - mean), axis=0)

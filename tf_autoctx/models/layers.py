@@ -5,6 +5,7 @@ Two- or three-dimensional by the rank of the input.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -226,13 +227,15 @@ def resize_linear(x: Tensor, size: Sequence[Any]) -> Tensor:
     Returns:
       (batch, *size, channels), same dtype.
     """
+    shape = [*ops.shape(x)]  # once, as each call makes an operation of every axis
     for axis, new in enumerate(size, start=1):
-        old = ops.shape(x)[axis]
+        old = shape[axis]
         if isinstance(new, int) and isinstance(old, int) and new == old:
             continue
         factor = ops.cast(old, "float32") / ops.cast(new, "float32")
         distance = ops.abs(positions(new)[:, None] * factor - positions(old))
-        x = weighted(x, axis, 1.0 - distance / ops.maximum(factor, 1.0))
+        x = weighted(x, shape, axis, 1.0 - distance / ops.maximum(factor, 1.0))
+        shape[axis] = new
     return x
 
 
@@ -241,14 +244,24 @@ def positions(size: Any) -> Tensor:
     return ops.cast(ops.arange(size), "float32") + 0.5
 
 
-def weighted(x: Tensor, axis: int, weights: Tensor) -> Tensor:
+def weighted(x: Tensor, shape: Sequence[Any], axis: int, weights: Tensor) -> Tensor:
     """x with an axis replaced by weighted means of its voxels.
 
-    Weights (new, old) below 0 count as 0.
+    Args:
+      x: of any axes.
+      shape: its, integers or scalar integer tensors.
+      axis: number of the axis.
+      weights: (new, old); below 0 they count as 0.
     """
     weights = ops.maximum(weights, 0.0)
     weights = ops.cast(weights / ops.sum(weights, axis=1, keepdims=True), x.dtype)
-    return ops.moveaxis(ops.tensordot(weights, x, axes=[[1], [axis]]), 0, axis)
+    # What lies in memory before the axis, the axis, and what lies behind it: nothing is moved.
+    behind = math.prod(shape[axis + 1 :])
+    if isinstance(behind, int) and behind == 1:
+        y = ops.matmul(ops.reshape(x, (-1, shape[axis])), ops.transpose(weights))
+    else:
+        y = ops.matmul(weights, ops.reshape(x, (-1, shape[axis], behind)))
+    return ops.reshape(y, (*shape[:axis], -1, *shape[axis + 1 :]))
 
 
 def resize_nearest(x: Tensor, size: Sequence[Any]) -> Tensor:

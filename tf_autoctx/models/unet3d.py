@@ -140,13 +140,15 @@ class ResampleAboutCentre(keras.layers.Layer):
 
     def call(self, inputs: Sequence[layers.Tensor]) -> layers.Tensor:
         x, reference = inputs
+        shape, finer = [*ops.shape(x)], ops.shape(reference)
         for axis in range(1, len(x.shape) - 1):
-            old, new = ops.shape(x)[axis], ops.shape(reference)[axis]
+            old, new = shape[axis], finer[axis]
             from_centre = (layers.positions(new) - ops.cast(new, "float32") / 2) / self.factor
             at = ops.clip(
                 from_centre + ops.cast(old, "float32") / 2, 0.5, ops.cast(old, "float32") - 0.5
             )
-            x = layers.weighted(x, axis, 1.0 - ops.abs(at[:, None] - layers.positions(old)))
+            near = 1.0 - ops.abs(at[:, None] - layers.positions(old))
+            x, shape[axis] = layers.weighted(x, shape, axis, near), new
         return x
 
     def compute_output_shape(self, shapes: Sequence[layers.Shape]) -> layers.Shape:
