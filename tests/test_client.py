@@ -1130,9 +1130,8 @@ def test_the_configuration_is_tensorflow_serving_s():
     assert "runs}:/runs:ro" in compose
     for name in ("models.config", "batching.config"):
         assert f"/serving/{name}" in compose and (serving / name).exists()
-    (policy,) = re.findall(
-        "    model_version_policy.*\n    version_labels.*", (serving / "README.md").read_text("utf-8")
-    )
+    readme = (serving / "README.md").read_text("utf-8")
+    (policy,) = re.findall("    model_version_policy.*\n    version_labels.*", readme)
     pinned = text_format.Parse(policy, model_server_config_pb2.ModelConfig())
     assert (
         list(pinned.model_version_policy.specific.versions) == [1, 2]

@@ -1,5 +1,6 @@
 """Cut, flipped and lying files of every format that is read, and odd ones that are whole."""
 
+import contextlib
 import gzip
 import os
 import pathlib
@@ -222,7 +223,8 @@ def peak():
 
 def from_now_on():
     """The memory of now, which `peak` counts from."""
-    pathlib.Path("/proc/self/clear_refs").write_text("5")
+    with contextlib.suppress(OSError):  # where it may not be set back
+        pathlib.Path("/proc/self/clear_refs").write_text("5")
     return peak()
 
 

@@ -140,9 +140,10 @@ def _graphs(exported: Exported) -> tuple[dict[str, Any], dict[str, Any]]:
     outputs: dict[str, Any] = {}
     for signature, function in exported.functions.items():
         # Concrete, since saving would trace a tf.function once more.
-        checked = tf.function(_checked(function), input_signature=[spec])
+        checked = tf.function(_checked(function), input_signature=[spec], autograph=False)
         graph = checked.get_concrete_function()
-        of_bytes = tf.function(_of_bytes(graph, spec), input_signature=_bytes_spec())
+        bytes_spec = _bytes_spec()
+        of_bytes = tf.function(_of_bytes(graph, spec), input_signature=bytes_spec, autograph=False)
         graphs |= {signature: graph, twin(signature): of_bytes.get_concrete_function()}
         output = graph.structured_outputs
         signatures[signature] = {"inputs": [spec.name], "outputs": list(output)}
@@ -259,7 +260,7 @@ def _served_card(card: Mapping[str, Any]) -> Any:
         return {"card": tf.fill(tf.shape(request), text)}
 
     spec = tf.TensorSpec((None,), tf.int32, name="request")
-    return tf.function(card_of, input_signature=[spec]).get_concrete_function()
+    return tf.function(card_of, input_signature=[spec], autograph=False).get_concrete_function()
 
 
 def _described(tensor: Any) -> dict[str, Any]:

@@ -171,8 +171,8 @@ def _described(flag: flags.Flag[Any], rule: configuration.Rules) -> str:
     """What `--help` says of a flag: its help, the presets' values, what it takes, the default."""
     switch = f"--[no]{flag.name}" if flag.boolean else f"--{flag.name}"
     text = (flag.help or "").removeprefix(f"<{'|'.join(rule.choices)}>: ")  # absl's, for choices
-    of_runs = {name: getattr(rule, name) for name in ("may_change", "required", "earlier")}
-    if rule != configuration.Rules(rule.help, **of_runs):
+    plain = {"may_change": rule.may_change, "required": rule.required, "before": rule.before}
+    if rule != configuration.Rules(rule.help, **plain):
         text += f" Expected: {rule.expected()}."
     default = (flag.default_as_str or "").strip("'")
     if default and flag.default is not None:

@@ -33,7 +33,7 @@ class Making:
       fingerprint: of the data set, see `datasets.fingerprint`.
       changeable: names of the flags with which the run goes on whatever their value.
       growing: names of those with which it goes on where they are larger than before.
-      earlier: {flag: value} of runs of earlier releases, which lack the flag.
+      earlier: {flag: value} of runs that were made before there was the flag.
     """
 
     system: str
@@ -215,12 +215,13 @@ def differences(run: Run, making: Making) -> list[str]:
     """What sets a run apart from one made so, in phrases such as "`scale` 0.4 (now 1.0)"."""
     if run.system != making.system:
         return [f"system {run.system} (now {making.system})"]
-    flags, before = json.loads(json.dumps(dict(making.flags))), {**making.earlier, **run.flags}
+    flags, earlier = (json.loads(json.dumps(dict(of))) for of in (making.flags, making.earlier))
+    before = {name: run.flags.get(name, earlier.get(name)) for name in flags}
     different = [
-        f"`{name}` {before.get(name)!r} (now {value!r})"
+        f"`{name}` {before[name]!r} (now {value!r})"
         for name, value in flags.items()
-        if name not in making.changeable and before.get(name) != value
-        if name not in making.growing or not _is_larger(value, before.get(name))
+        if name not in making.changeable and before[name] != value
+        if name not in making.growing or not _is_larger(value, before[name])
     ]
     return different + ["other data"] * (run.fingerprint != making.fingerprint)
 

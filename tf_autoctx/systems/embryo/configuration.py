@@ -42,7 +42,7 @@ class Embryo:
         choices=NORMALIZATIONS,
     )
     initializer: str = field("he", "How convolutions are initialized.", choices=INITIALIZERS)
-    bias: bool = field(False, BIAS, earlier=True)
+    bias: bool = field(False, BIAS, before=True)
 
     def __post_init__(self) -> None:
         check(self)
@@ -152,7 +152,7 @@ class SlidingWindows(Windows):
         ..., "What features of the VNets are normalized by.", choices=NORMALIZATIONS
     )
     initializer: str = field(..., "How all convolutions are initialized.", choices=INITIALIZERS)
-    bias: bool = field(False, BIAS, earlier=True)
+    bias: bool = field(False, BIAS, before=True)
 
     @property
     def vnet(self) -> VNetOptions:

@@ -150,9 +150,9 @@ class Search:
     ) -> None:
         self._window, self._stride, self._window_batch = window, stride, window_batch
 
-        spec = [pipeline.KINDS["image"], tf.TensorSpec((None, 3), tf.int32)]
+        corners_spec = tf.TensorSpec((None, 3), tf.int32)
 
-        @tf.function(input_signature=spec, autograph=False)
+        @tf.function(input_signature=[pipeline.KINDS["image"], corners_spec], autograph=False)
         def logits(image: Tensor, corners_: Tensor) -> Tensor:
             def window_at(corner: Tensor) -> Tensor:
                 return cut(image, corner, window)

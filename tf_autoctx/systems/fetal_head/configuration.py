@@ -66,7 +66,7 @@ class FetalHead:
         choices=NORMALIZATIONS,
     )
     initializer: str = field("he", "How convolutions are initialized.", choices=INITIALIZERS)
-    bias: bool = field(False, BIAS, earlier=True)
+    bias: bool = field(False, BIAS, before=True)
     attention_kernel: str = field(
         "paper",
         "Kernels of the attention modules: 3 everywhere, or as in the authors' code.",

@@ -68,7 +68,7 @@ class MultiOrgan:
         choices=NORMALIZATIONS,
     )
     initializer: str = field("he", "How convolutions are initialized.", choices=INITIALIZERS)
-    bias: bool = field(False, BIAS, earlier=True)
+    bias: bool = field(False, BIAS, before=True)
 
     def __post_init__(self) -> None:
         check(self)

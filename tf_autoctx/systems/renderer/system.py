@@ -10,9 +10,10 @@ import numpy as np
 import tensorflow as tf
 
 from tf_autoctx import biometry
+from tf_autoctx.configuration import configured
 from tf_autoctx.data import datasets
 from tf_autoctx.systems.renderer import online, training
-from tf_autoctx.systems.renderer.configuration import DECLARATION, ITERATIONS
+from tf_autoctx.systems.renderer.configuration import DECLARATION, ITERATIONS, Phantoms
 from tf_autoctx.systems.renderer.segmentation import Rendering
 from tf_autoctx.systems.shared.session import Session
 from tf_autoctx.systems.shared.system import (
@@ -62,9 +63,14 @@ class RendererSystem(System):
     def write_phantoms(cls, folder: pathlib.Path, values: Mapping[str, Any]) -> pathlib.Path:
         from tf_autoctx.data import phantoms
 
-        names = ("phantom_size", "phantom_cases", "seed")
-        source, target = phantoms.write_fetal_heads_2d(folder, *(values[name] for name in names))
-        return target if values["variant"] == "Orig-T2T" else source
+        chosen = configured(Phantoms, values)
+        source, other = (
+            phantoms.write_fetal_heads_2d(
+                folder, scanner, chosen.phantom_size, chosen.phantom_cases, values["seed"]
+            )
+            for scanner in ("source", chosen.phantom_target)
+        )
+        return other if values["variant"] == "Orig-T2T" else source
 
     # Training
 
@@ -112,7 +118,7 @@ class RendererSystem(System):
 
         Args:
           run: its folder.
-          options: {name: value} of `OnlineOptions` that the user gives.
+          options: {name: value} of `Iterations` and `Online` that the user gives.
           precision: see `System.in_precision`.
 
         Raises:
@@ -124,7 +130,7 @@ class RendererSystem(System):
             return self.graphs(self.in_precision(served, precision))
         seed = options.get("online_seed", 0)
         with devices.policy(POLICIES[precision]):
-            return online.OnlinePredictor(self.rendering, run, iterations, seed)
+            return online.OnlinePredictor(self.rendering, run, iterations, seed, options)
 
     @property
     def predicts_as_evaluated(self) -> bool:

@@ -79,7 +79,7 @@ def open_training(
       values: {flag: value}, presets filled in.
       changeable: names of the flags with which a run goes on whatever their value.
       growing: names of those with which it goes on where they are larger than before.
-      earlier: {flag: value} of runs of earlier releases, which lack the flag.
+      earlier: {flag: value} of runs that were made before there was the flag.
 
     Raises:
       UserError: flags that contradict each other, bad data, a folder of another run or of another
