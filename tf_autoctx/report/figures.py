@@ -292,7 +292,7 @@ def curves(
     Raises:
       UserError: the file cannot be written.
     """
-    figure = Figure(figsize=(9, 5.5), layout="constrained")
+    figure = _figure((9, 5.5))
     ax = figure.subplots()
     last = max(len(curve) for of_all in (runs, beside) for of in of_all.values() for curve in of)
     colours = {name: PALETTE[i % len(PALETTE)] for i, name in enumerate({**runs, **beside})}
