@@ -78,6 +78,16 @@ def modules_after(code):
     return set(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split())
 
 
+def in_other_processes(monkeypatch, function, letters):
+    """Lets a function of `isolated` change the package for files of a name with these letters, in
+    all processes of pools."""
+    from tf_autoctx.data import isolation
+
+    begin, end = isolation.PROGRAM.split("{start}")
+    patch = f"import isolated; isolated.{function}({letters!r}); "
+    monkeypatch.setattr(isolation, "PROGRAM", begin + patch + "{start}" + end)
+
+
 def shadowed(package):
     """Submodules of a package that are not its attribute of that name, all imported."""
     names = [module.name for module in pkgutil.iter_modules(package.__path__)]

@@ -4,7 +4,9 @@ import ctypes
 import os
 import pathlib
 import signal
+import sys
 import threading
+import time
 
 import numpy as np
 from absl import logging
@@ -42,6 +44,13 @@ def work(path, what):
         case "print":
             print("noise")
             os.write(2, b"noise")
+        case "wait":
+            until = time.monotonic() + 60
+            while not os.path.exists(path):
+                assert time.monotonic() < until
+                time.sleep(0.01)
+        case "modules":
+            return list(sys.modules)
         case "large":
             return np.arange(3_000_000)
     return what
@@ -51,6 +60,20 @@ def busy(path):
     """Writes its process's number and holds the interpreter's lock, as a library would."""
     pathlib.Path(path).write_text(str(os.getpid()))
     ctypes.PyDLL(None).sleep(60)
+
+
+def refuse_at(letters):
+    """Lets nothing be written to files of a name with these letters."""
+    from tf_autoctx.data import images
+
+    write = images.write
+
+    def refuse(path, *arguments):
+        if letters in str(path):
+            raise UserError(f"{path}: refused; expected another.")
+        write(path, *arguments)
+
+    images.write = refuse
 
 
 def abort_at(letters):

@@ -109,7 +109,8 @@ def multi_organ(folder, ignored):
         return stage.losses({"network": lambda x, training: {"level_1": logits}}, batch)
 
     def score(seed):
-        return stage.score(lambda images: tf.nn.softmax(drawn((1, 8, 8, 8, 3), seed)), sample)
+        classes = np.argmax(drawn((1, 8, 8, 8, 3), seed)[0], axis=-1).astype(np.uint8)
+        return stage.score(lambda images, size: tf.constant(classes), sample)
 
     return loss, score
 
@@ -156,7 +157,9 @@ def peer(folder, ignored):
     def score(seed):
         whole = np.zeros((16, 16, 16, 1), np.float32)  # of the window, which is larger
         whole[:8, :8, :8] = drawn((1, 8, 8, 8, 1), seed)[0]
-        return stage.score(lambda image: tf.constant(whole), sample)
+        label = np.zeros((16, 16, 16, 1), np.uint8)
+        label[:8, :8, :8] = tensors["label"]
+        return stage.score(lambda *_: (tf.constant(whole), tf.constant(label)), sample)
 
     return loss, score
 

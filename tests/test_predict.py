@@ -3,6 +3,9 @@
 The model is a threshold.
 """
 
+import json
+
+import helpers
 import numpy as np
 import pytest
 import running
@@ -11,6 +14,8 @@ import tensorflow as tf
 
 from tf_autoctx import export
 from tf_autoctx.data import images
+
+MHA = ("--output_format=mha",)
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +108,62 @@ def test_a_bad_image_does_not_stop_the_others(refused, scans, tmp_path):
     error = refused("1 of 3 images failed; --resume", scans, tmp_path / "out")
     assert files(tmp_path / "out") == ["b.nii.gz", "two/a.nii.gz"]
     assert "one/a.mha: cut off or damaged" in error
+
+
+def test_errors_are_told_in_the_order_of_the_images(refused, scans, tmp_path, monkeypatch):
+    """A result that cannot be written is the fault of one image, and no result is noted."""
+    helpers.in_other_processes(monkeypatch, "refuse_at", "out/b.nii.gz")
+    (scans / "one" / "a.mha").write_bytes(b"ObjectType = Image")
+    error = refused("2 of 3 images failed; --resume", scans, tmp_path / "out")
+    lines = [line for line in error.splitlines() if line.startswith("error: ")]
+    assert "b.nii.gz: refused" in lines[0] and "one/a.mha: cut off" in lines[1]
+    assert files(tmp_path / "out") == ["two/a.nii.gz"]
+    noted = (tmp_path / "out" / ".made_from").read_text().splitlines()
+    assert [json.loads(line)["results"] for line in noted] == [["two/a.nii.gz"]]
+
+
+def test_images_are_read_and_written_by_other_processes(predict, scans, tmp_path, monkeypatch):
+    for name in ("_load", "write"):
+        monkeypatch.delattr(images, name)
+    predict(scans, tmp_path / "out", "--probabilities", "--masks")
+    assert len(files(tmp_path / "out")) == 9
+
+
+def test_probabilities_that_are_not_compressed(predict, scans, tmp_path):
+    for name in ("packed", "plain"):
+        wish = "--compressed" if name == "packed" else "--nocompressed"
+        predict(scans / "b.nii.gz", tmp_path / name, "--probabilities", wish)
+    assert files(tmp_path / "packed") == ["b.nii.gz", "probabilities/b.nii.gz"]
+    assert files(tmp_path / "plain") == ["b.nii.gz", "probabilities/b.nii"]
+    packed, plain = (
+        images.read(tmp_path / name).array
+        for name in ("packed/probabilities/b.nii.gz", "plain/probabilities/b.nii")
+    )
+    np.testing.assert_array_equal(packed, plain)
+    predict(scans / "b.nii.gz", tmp_path / "mha", "--probabilities", "--nocompressed", *MHA)
+    assert b"CompressedData = False" in (tmp_path / "mha/probabilities/b.mha").read_bytes()
+
+
+def test_written_probabilities_are_rounded(tmp_path, scans):
+    """To ten bits, such that they are above a half where the label is 1."""
+
+    def segment(image):
+        probability = tf.sigmoid((image - 100) / 30)
+        return {"label": tf.cast(probability > 0.5, tf.uint8), "probability": probability}
+
+    card = {"system": "fetal_head", "labels": {1: "head"}, "orientation": images.ORIENTATION}
+    export.write(tmp_path / "m", export.Exported({"serving_default": segment}, [], card))
+    where = (f"--model={tmp_path / 'm'}", f"--input={scans / 'b.nii.gz'}")
+    running.call("predict", *where, f"--output={tmp_path / 'out'}", "--probabilities")
+    voxels = images.read(scans / "b.nii.gz").array.astype(np.float32)
+    label, probability = (
+        images.read(tmp_path / "out" / name).array
+        for name in ("b.nii.gz", "probabilities/b.nii.gz")
+    )
+    exact = 1 / (1 + np.exp((100 - voxels) / 30))
+    np.testing.assert_allclose(probability, exact, rtol=1 / 2040)
+    assert not np.any(probability.view(np.uint32) & 0x1FFF) and np.any(probability != exact)
+    np.testing.assert_array_equal(probability > 0.5, label)
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,9 @@ from tf_autoctx.systems.shared import (
     stages,
 )
 from tf_autoctx.systems.shared.prediction import Segmentor
+from tf_autoctx.systems.shared.system import System
 from tf_autoctx.training import devices, loop, runs
+from tf_autoctx.training.configuration import POLICIES
 
 # Seeds and validation
 
@@ -172,6 +174,7 @@ class Exportable:
 
     labels, spec, served = {1: "head"}, export.VOLUME, {}
     configuration = Options()
+    in_precision = System.in_precision
 
     def served_networks(self, networks):
         return {"second": networks["second"]}
@@ -206,7 +209,7 @@ def exported(tmp_path, monkeypatch):
     return made
 
 
-@pytest.mark.parametrize("precision", exporting.POLICIES)
+@pytest.mark.parametrize("precision", POLICIES)
 def test_an_export_of_any_precision_has_the_weights_of_the_run(exported, precision):
     model, networks = exported(precision)
     (network,) = model.networks
@@ -279,7 +282,8 @@ def test_a_mask_is_of_its_own_value(tmp_path, size):
 
     image = images.Image.of("image.mha", sitk.GetImageFromArray(label * 1.0), (1.0, 1.0, 1.0))
     wanted = results.Results(Segmenting(), tmp_path, masks=True, suffix=".nrrd")
-    wanted.write("image.mha", image, wanted.files("a", "image.mha"), progress=False)
+    made = wanted.segmented("image.mha", image, wanted.files("a", "image.mha"), progress=False)
+    results.write("image.mha", made)
     for name, value in (("liver", 2), ("spleen", 5)):
         file = sitk.ReadImage(str(tmp_path / "masks" / name / "a.nrrd"))
         np.testing.assert_array_equal(sitk.GetArrayFromImage(file), label == value)

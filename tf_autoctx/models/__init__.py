@@ -12,6 +12,7 @@ import typing
 
 if typing.TYPE_CHECKING:
     from tf_autoctx.models import (
+        backends,
         embryo,
         layers,
         loc_con,
@@ -25,6 +26,7 @@ if typing.TYPE_CHECKING:
     )
 
 __all__ = [
+    "backends",
     "embryo",
     "layers",
     "loc_con",

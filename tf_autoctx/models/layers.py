@@ -12,6 +12,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from tf_autoctx.models import backends
 from tf_autoctx.models.options import LINEAR_INITIALIZERS
 
 Tensor = Any  # of whichever backend, or symbolic
@@ -89,11 +90,10 @@ def normalize(x: Tensor, normalization: str) -> Tensor:
       ValueError: another normalization.
     """
     if normalization == "instance":
-        return keras.layers.GroupNormalization(groups=-1, epsilon=1e-5)(x)
+        return InstanceNormalization(groups=-1, epsilon=1e-5)(x)
     if normalization == "batch":
-        # Replicas with averages of their own would drift apart; backends other than TensorFlow
-        # have one replica anyway.
-        synchronized = keras.backend.backend() == "tensorflow"
+        # Replicas with averages of their own would drift apart.
+        synchronized = backends.has_replicas()
         return keras.layers.BatchNormalization(
             momentum=0.9, epsilon=1e-5, synchronized=synchronized
         )(x)
@@ -101,17 +101,36 @@ def normalize(x: Tensor, normalization: str) -> Tensor:
 
 
 def conv_block(
-    x: Tensor, filters: int, kernel: int, normalization: str, initializer: str
+    x: Tensor, filters: int, kernel: int, normalization: str, initializer: str, bias: bool = False
 ) -> Tensor:
-    """Conv, normalization, ReLU."""
-    return keras.layers.ReLU()(normalize(conv(x, filters, kernel, initializer), normalization))
+    """Conv, normalization, ReLU; `bias`: whether the conv has one, see `options.BIAS`."""
+    x = conv(x, filters, kernel, initializer, use_bias=bias)
+    return keras.layers.ReLU()(normalize(x, normalization))
 
 
 def deconv_block(
-    x: Tensor, filters: int, kernel: int, normalization: str, initializer: str
+    x: Tensor, filters: int, kernel: int, normalization: str, initializer: str, bias: bool = False
 ) -> Tensor:
-    """Deconv of stride 2, normalization, ReLU."""
-    return keras.layers.ReLU()(normalize(deconv(x, filters, kernel, initializer), normalization))
+    """Deconv of stride 2, normalization, ReLU, likewise."""
+    x = deconv(x, filters, kernel, initializer, use_bias=bias)
+    return keras.layers.ReLU()(normalize(x, normalization))
+
+
+@keras.saving.register_keras_serializable("tf_autoctx")
+class InstanceNormalization(keras.layers.GroupNormalization):
+    """Group normalization of one channel a group, as one operation where the backend has one.
+
+    Statistics and weights are float32 in any precision.
+    """
+
+    def call(self, x: Tensor) -> Tensor:
+        y = backends.instance_normalization(x, self.gamma, self.beta, self.epsilon)
+        return super().call(x) if y is None else ops.cast(y, self.compute_dtype)
+
+
+def _is_at_least(x: Tensor, size: int) -> bool:
+    """Whether every spatial axis is known to have `size` voxels or more."""
+    return all(n is not None and n >= size for n in x.shape[1:-1])
 
 
 def _at_least(x: Tensor, size: int) -> Tensor:
@@ -131,14 +150,16 @@ class Conv3D(keras.layers.Conv3D):
 
     On CPUs, TensorFlow 2.21 fills the bfloat16 gradient of a kernel with stray memory where the
     input is smaller than the kernel. Zeros at the high end are what `same` padding puts there
-    anyway, so enlarging such an input changes no output.
+    anyway, so enlarging such an input changes no output. An input that is known to be large enough
+    stays as it is, and so does every one where `training` is False: there is no gradient.
     """
 
-    def call(self, x: Tensor) -> Tensor:
-        if self.compute_dtype != "bfloat16" or self.kernel_size[0] == 1:
+    def call(self, x: Tensor, training: bool | None = None) -> Tensor:
+        kernel = self.kernel_size[0]
+        if self.compute_dtype != "bfloat16" or training is False or _is_at_least(x, kernel):
             return super().call(x)
         depth, height, width = ops.shape(x)[1:-1]
-        return super().call(_at_least(x, self.kernel_size[0]))[:, :depth, :height, :width]
+        return super().call(_at_least(x, kernel))[:, :depth, :height, :width]
 
 
 @keras.saving.register_keras_serializable("tf_autoctx")
@@ -148,13 +169,12 @@ class Conv3DTranspose(keras.layers.Conv3DTranspose):
     Its output must not be smaller than the kernel.
     """
 
-    def call(self, x: Tensor) -> Tensor:
-        if self.compute_dtype != "bfloat16":
+    def call(self, x: Tensor, training: bool | None = None) -> Tensor:
+        least = (self.kernel_size[0] + 1) // 2
+        if self.compute_dtype != "bfloat16" or training is False or _is_at_least(x, least):
             return super().call(x)
         depth, height, width = ops.shape(x)[1:-1]
-        return super().call(_at_least(x, (self.kernel_size[0] + 1) // 2))[
-            :, : 2 * depth, : 2 * height, : 2 * width
-        ]
+        return super().call(_at_least(x, least))[:, : 2 * depth, : 2 * height, : 2 * width]
 
 
 @keras.saving.register_keras_serializable("tf_autoctx")
@@ -220,8 +240,9 @@ def resize_linear(x: Tensor, size: Sequence[Any]) -> Tensor:
     Returns:
       (batch, *size, channels), same dtype.
     """
+    shape = ops.shape(x)  # once, as each call makes an operation of every axis
     for axis, new in enumerate(size, start=1):
-        old = ops.shape(x)[axis]
+        old = shape[axis]
         if isinstance(new, int) and isinstance(old, int) and new == old:
             continue
         factor = ops.cast(old, "float32") / ops.cast(new, "float32")

@@ -47,6 +47,7 @@ class Cascade:
             attention_kernel=chosen.attention_kernel,
             normalization=chosen.normalization,
             initializer=chosen.initializer,
+            bias=chosen.bias,
         )
 
     def network_size(self, size: Size) -> tuple[Any, ...]:

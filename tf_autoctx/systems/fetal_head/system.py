@@ -11,7 +11,7 @@ import tensorflow as tf
 from absl import logging
 
 from tf_autoctx import biometry
-from tf_autoctx.data import datasets, phantoms
+from tf_autoctx.data import datasets
 from tf_autoctx.errors import UserError
 from tf_autoctx.systems.fetal_head import training
 from tf_autoctx.systems.fetal_head.configuration import DECLARATION, FetalHead
@@ -52,6 +52,8 @@ class FetalHeadSystem(System):
 
     @classmethod
     def write_phantoms(cls, folder: pathlib.Path, values: Mapping[str, Any]) -> pathlib.Path:
+        from tf_autoctx.data import phantoms
+
         names = ("phantom_size", "phantom_cases", "seed", "phantom_scans")
         return phantoms.write_fetal_heads(folder, *(values[name] for name in names))
 

@@ -78,9 +78,9 @@ class LevelStage(AdamStage):
         return level_graph(self._cascade, networks["network"])
 
     def score(self, graph: Level, sample: Sample) -> float:
-        head = graph(sample["image"][None], sample["context"][None])[0] > 0.5
+        probability = graph(sample["image"][None], sample["context"][None]).numpy()
         label = sample["label"][..., 0].numpy()
-        return metrics.dice(*labels.left_out(head[..., 0].numpy(), label))
+        return metrics.dice(*labels.left_out(probability[0, ..., 0] > 0.5, label))
 
 
 def train(cascade: Cascade, session: Session) -> Networks:
@@ -122,9 +122,9 @@ def with_context(
 
 
 def level_graph(cascade: Cascade, network: keras.Model) -> Level:
-    """`Cascade.probability` of one network as a graph for any size."""
+    """`Cascade.probability` of one network as a graph for one volume of any size."""
 
-    volume = tf.TensorSpec((None, None, None, None, 1))
+    volume = tf.TensorSpec((1, None, None, None, 1))
 
     @tf.function(input_signature=[volume, volume], autograph=False)
     def probability(image: Tensor, context: Tensor) -> Tensor:

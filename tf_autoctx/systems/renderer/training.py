@@ -6,6 +6,7 @@ from __future__ import annotations
 import pathlib
 import shutil
 from collections.abc import Callable, Collection, Mapping
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -102,7 +103,7 @@ class SelfPlayStage(Stage):
         return graph(self._rendering, networks)
 
     def score(self, graph: Graph, sample: Sample) -> float:
-        head = graph(sample["image2d"][None])["probability"][0, ..., 0].numpy() > 0.5
+        head = graph(sample["image2d"][None])["probability"].numpy()[0, ..., 0] > 0.5
         return metrics.dice(*labels.left_out(head, sample["label2d"][..., 0].numpy()))
 
 
@@ -162,6 +163,22 @@ def graph(rendering: Rendering, networks: Mapping[str, keras.Model]) -> Graph:
         return rendering.outputs(networks, image)
 
     return outputs
+
+
+def of_raw(
+    rendering: Rendering,
+) -> tuple[Callable[[Any], Tensor], Callable[[Any, Any], dict[str, Tensor]]]:
+    """`Rendering.preprocess` and `Rendering.postprocess` as graphs, the latter of (outputs, (2,)
+    size)."""
+    image = tf.TensorSpec((None, None, None, 1))
+    before = tf.function(rendering.preprocess, input_signature=[image], autograph=False)
+    outputs = {"rendered": image, "probability": image}
+
+    @tf.function(input_signature=[outputs, tf.TensorSpec([2], tf.int32)], autograph=False)
+    def after(outputs: Mapping[str, Tensor], size: Tensor) -> dict[str, Tensor]:
+        return rendering.postprocess(outputs, tf.unstack(size))
+
+    return before, after
 
 
 def _files(folder: pathlib.Path, configuration: Renderer) -> dict[str, pathlib.Path]:

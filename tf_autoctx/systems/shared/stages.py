@@ -17,6 +17,7 @@ from tf_autoctx.data import pipeline
 from tf_autoctx.errors import FieldError, UserError
 from tf_autoctx.files import replacing
 from tf_autoctx.report import figures
+from tf_autoctx.systems.shared import precision
 from tf_autoctx.systems.shared.caching import Files
 from tf_autoctx.systems.shared.session import Session
 from tf_autoctx.systems.shared.stage import Networks, Stage
@@ -104,6 +105,7 @@ def _is_of(record: dict[str, Any], stage: Stage, session: Session) -> bool:
 def save(path: pathlib.Path, network: keras.Model, stage: Stage, session: Session) -> None:
     """Writes a finished network of a stage, with a record of how it was made."""
     record = _record(stage, session) | {"digest": digest(network.get_weights())}
+    precision.forget(session.folder)
     with replacing(path) as partial:
         network.save(partial)
         with zipfile.ZipFile(partial, "a") as archive:
