@@ -330,7 +330,8 @@ def test_no_rigid_motion_changes_nothing_and_the_outside_continues_the_edge_with
 
 LABEL = np.zeros((17, 35, 20, 1), np.uint8)
 LABEL[4:9, 9:30, 5:14] = 1
-SAMPLE = {"image": tf.constant(noise(17, 35, 20, 1)), "label": tf.constant(LABEL)}
+# As a step has it on a GPU, which looks up no integers of 8 bits
+SAMPLE = {"image": tf.constant(noise(17, 35, 20, 1)), "label": tf.cast(LABEL, tf.float32)}
 CHANGES = {
     "augmented": functools.partial(augmented, augmentation=EVERYTHING),
     "moved": functools.partial(augment.moved, motion=RigidMotion(180.0, 3, True)),

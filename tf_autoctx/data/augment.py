@@ -65,14 +65,8 @@ def shift(sample: Sample, seed: tf.Tensor, voxels: int) -> Sample:
     for axis in range(rank):
         size = tf.shape(sample["image"])[axis]
         index = tf.clip_by_value(tf.range(size) + offsets[axis], 0, size - 1)
-        sample = {k: _taken(v, index, axis) for k, v in sample.items()}
+        sample = {k: tf.gather(v, index, axis=axis) for k, v in sample.items()}
     return sample
-
-
-def _taken(tensor: tf.Tensor, index: tf.Tensor, axis: int) -> tf.Tensor:
-    """The planes of an index along an axis; as float32 meanwhile, since a GPU looks up no integers
-    of 8 bits."""
-    return tf.cast(tf.gather(tf.cast(tensor, tf.float32), index, axis=axis), tensor.dtype)
 
 
 def intensity_jitter(sample: Sample, seed: tf.Tensor, amount: float) -> Sample:
@@ -179,8 +173,7 @@ def moved(sample: Sample, seed: tf.Tensor, motion: RigidMotion) -> Sample:
       seed: 2 integers.
       motion: how large its parts may be.
     """
-    image, spacing = sample["image"], sample["spacing"]
-    label = tf.cast(sample["label"], tf.float32)  # a GPU looks up no integers of 8 bits
+    image, label, spacing = sample["image"], sample["label"], sample["spacing"]
     seeds = tf.unstack(tf.random.experimental.stateless_split(seed, 3))
     angles = _angles(seeds[0], motion.rotation)
     translation = tf.random.stateless_uniform([3], seeds[1], -1.0, 1.0) * motion.shift
@@ -201,7 +194,7 @@ def moved(sample: Sample, seed: tf.Tensor, motion: RigidMotion) -> Sample:
         return _linear(image, inside), _nearest(label, at)
 
     moved_image, moved_label = _in_blocks(moved_block, (image, label))
-    return {"image": moved_image, "label": tf.cast(moved_label, sample["label"].dtype)}
+    return {"image": moved_image, "label": moved_label}
 
 
 def _in_blocks(
