@@ -25,6 +25,18 @@ def seeds(count):
     return [tf.constant([3, number], tf.int64) for number in range(count)]
 
 
+def held(sample):
+    """A case in memory, of tensors."""
+    import tensorflow as tf
+
+    from tf_autoctx.data.arrays import Held
+
+    return {
+        name: tuple(map(held, tensor)) if name == "others" else Held(tf.convert_to_tensor(tensor))
+        for name, tensor in sample.items()
+    }
+
+
 def graph(function, channels=1):
     """A function of (batch, depth, height, width, channels) as a graph that knows no size."""
     import tensorflow as tf

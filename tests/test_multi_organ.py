@@ -566,7 +566,7 @@ def test_the_loss_of_a_step_is_that_of_all_levels(tmp_path):
     )
     columns = {name: [entry[name] for entry in files] for name in files[0]}
     order = pipeline.Order(seed=seed, steps=1, batch_size=3)
-    [batch] = pipeline.training(columns, draw, order)
+    [(batch, _)] = pipeline.training(columns, draw, order)
     logits = network({f"image_{n}": batch[f"image_{n}"] for n in levels}, training=True)
     dice = [
         float(ops.mean(losses.DiceLoss()(batch[f"label_{n}"], logits[f"level_{n}"])))

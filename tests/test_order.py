@@ -14,7 +14,7 @@ import test_multi_organ
 import test_renderer
 import test_sliding_windows
 import test_training
-from helpers import randomize
+from helpers import held, randomize
 
 from tf_autoctx import export, files, metrics
 from tf_autoctx.data import datasets, images, pipeline
@@ -528,7 +528,8 @@ COLUMNS = {
 
 def gradients(stage, sample, settings):
     """What a first step learns from a sample: what it leaves in the optimizers."""
-    seen = stage.augment(sample, tf.constant([3, 4], tf.int64))
+    seed = tf.constant([3, 4], tf.int64)
+    seen = stage.augment(stage.read(held(sample), seed), seed)
     batch = tf.nest.map_structure(lambda tensor: tf.convert_to_tensor(tensor)[None], seen)
     keras.utils.set_random_seed(0)
     optimizers, step = stage.updates(stage.build(), settings)
@@ -577,7 +578,7 @@ def test_a_stage_learns_from_all_that_it_sees_of_a_case(tmp_path, name, column):
 class Preparing:
     """Prepares cases as a system does."""
 
-    configuration, labels = None, {1: "head"}
+    configuration, labels, chunk = None, {1: "head"}, (2, None, 3)
 
     def prepare(self, case, voxels, label):
         return {"image": voxels[0], "label": label[0]}

@@ -288,9 +288,9 @@ def test_real_samples_are_never_of_the_step(tmp_path, workers):
     for worker in range(workers):
         batches = pipeline.training(
             columns,
-            lambda sample, seed: {
-                "fake": sample["image2d"][0, 0, 0],
-                "real": tf.stack([other["image2d"][0, 0, 0] for other in sample["others"]]),
+            lambda case, seed: {
+                "fake": case["image2d"].whole()[0, 0, 0],
+                "real": tf.stack([other["image2d"].whole()[0, 0, 0] for other in case["others"]]),
             },
             pipeline.Order(
                 seed=3,
@@ -301,6 +301,7 @@ def test_real_samples_are_never_of_the_step(tmp_path, workers):
                 workers=workers,
                 others=3,
             ),
+            lambda drawn, seed: drawn,
         )
         steps = list(batches.as_numpy_iterator())
         assert len(steps) == 40 and steps[0]["real"].shape == (2 // workers, 3)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import tensorflow as tf
 
+from tf_autoctx.data.arrays import Array
 from tf_autoctx.data.configuration import Augmentation, Deformation, RigidMotion
 from tf_autoctx.data.labels import IGNORED
 
@@ -281,8 +282,9 @@ def _cubic_b_spline(t: tf.Tensor) -> tf.Tensor:
     return tf.where(t < 1, 2 / 3 - t**2 + t**3 / 2, tf.maximum(2 - t, 0) ** 3 / 6)
 
 
-def sample_linear(volume: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
-    """Linear interpolation; 0 (which is air, after windowing) outside.
+def sample_linear(volume: Array, index: tf.Tensor) -> tf.Tensor:
+    """Linear interpolation; 0 (which is air, after windowing) outside. Of the volume the box around
+    the points is read.
 
     Args:
       volume: (depth, height, width, channels) float32.
@@ -291,26 +293,35 @@ def sample_linear(volume: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
     Returns:
       (..., channels) float32.
     """
-    covered, inside = 1.0, []
-    for at, edge in zip(tf.unstack(index, axis=-1), tf.unstack(tf.shape(volume)[:3])):
+    covered: tf.Tensor = 1.0
+    inside, lows, highs = [], [], []
+    for at, edge in zip(tf.unstack(index, axis=-1), tf.unstack(volume.shape()[:3])):
+        last = tf.cast(edge - 1, tf.float32)
         # Within a voxel of the volume its outermost voxels fade to 0.
-        covered *= tf.clip_by_value(tf.minimum(at + 1, tf.cast(edge, tf.float32) - at), 0, 1)
-        inside.append(tf.clip_by_value(at, 0, tf.cast(edge - 1, tf.float32)))
-    return _linear(volume, inside) * covered[..., None]
+        covered *= tf.clip_by_value(tf.minimum(at + 1, last + 1 - at), 0, 1)
+        inside.append(tf.clip_by_value(at, 0, last))
+        lows.append(tf.floor(tf.reduce_min(inside[-1])))
+        highs.append(tf.minimum(tf.floor(tf.reduce_max(inside[-1])) + 1, last))
+    low = tf.stack(lows)
+    box = volume.cut(tf.cast(low, tf.int32), tf.cast(tf.stack(highs) - low + 1, tf.int32))
+    return _linear(box, [at - low for at, low in zip(inside, lows)]) * covered[..., None]
 
 
-def sample_nearest(volume: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
+def sample_nearest(volume: Array, index: tf.Tensor) -> tf.Tensor:
     """The nearest voxels, 0 outside.
 
     Args: volume (depth, height, width, channels), index (..., 3). Returns (..., channels).
     """
-    return _nearest(volume, tf.unstack(index, axis=-1))
+    nearest, inside = _rounded(tf.unstack(index, axis=-1), volume.shape())
+    values = volume.at([tf.cast(along, tf.int32) for along in nearest])
+    return tf.where(inside[..., None], values, tf.zeros([], values.dtype))
 
 
 def _linear(volume: tf.Tensor, at: Sequence[tf.Tensor]) -> tf.Tensor:
     """Linear interpolation at points inside a volume: (..., channels) at three coordinates
     (...)."""
-    starts, steps, parts = [], [], []
+    steps: list[tf.Tensor] = []
+    starts, parts = [], []
     for coordinate, edge in zip(at, tf.unstack(tf.shape(volume)[:3])):
         # The last voxel is the end of the interval before it.
         low = tf.minimum(tf.floor(coordinate), tf.cast(tf.maximum(edge - 2, 0), tf.float32))
@@ -331,14 +342,21 @@ def _linear(volume: tf.Tensor, at: Sequence[tf.Tensor]) -> tf.Tensor:
 
 def _nearest(volume: tf.Tensor, at: Sequence[tf.Tensor]) -> tf.Tensor:
     """The nearest voxels (..., channels) at three coordinates (...), 0 outside."""
+    nearest, inside = _rounded(at, tf.shape(volume))
+    values = _voxels(volume, _flat(volume, nearest))
+    return tf.where(inside[..., None], values, tf.zeros([], values.dtype))
+
+
+def _rounded(at: Sequence[tf.Tensor], shape: tf.Tensor) -> tuple[list[tf.Tensor], tf.Tensor]:
+    """Three coordinates of the nearest voxels of a volume, float32, and whether those are nearest
+    of all."""
     inside: tf.Tensor = True
     index = []
-    for coordinate, edge in zip(at, tf.unstack(tf.shape(volume)[:3])):
+    for coordinate, edge in zip(at, tf.unstack(shape[:3])):
         nearest = tf.floor(coordinate + 0.5)
         index.append(tf.clip_by_value(nearest, 0, tf.cast(edge - 1, tf.float32)))
         inside = tf.logical_and(inside, nearest == index[-1])
-    values = _voxels(volume, _flat(volume, index))
-    return tf.where(inside[..., None], values, tf.zeros([], volume.dtype))
+    return index, inside
 
 
 def _flat(volume: tf.Tensor, index: Sequence[tf.Tensor]) -> tf.Tensor:
