@@ -4,7 +4,12 @@ BIN := $(VENV)/bin
 # Fewer log lines from TensorFlow; the scripts print what matters.
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: demo demo-multi-organ demo-embryo demo-renderer test lint clean
+# Files of tests that train nothing and export little, for work in between.
+FAST := another_scanner api biometry command_line compare configuration datasets dicom docs errors \
+  evaluation floors ignored images labels layers losses metrics mutations names \
+  phantom_fetal_head_2d postprocessing predict report_figures report_tables report_views shared
+
+.PHONY: demo demo-multi-organ demo-embryo demo-renderer test test-fast lint clean
 
 demo: $(VENV)/installed
 	$(BIN)/python train_fetal_head.py --level=2
@@ -19,11 +24,15 @@ demo-renderer: $(VENV)/installed
 	for variant in Orig-T2T Orig-S2T S2T-sp S2T-p S2T; do \
 	  $(BIN)/python train_renderer.py --variant=$$variant --work_dir=runs/$$variant || exit 1; \
 	done
-	$(BIN)/python eval/renderer_tables.py --runs=runs/Orig-T2T,runs/Orig-S2T,runs/S2T-sp,runs/S2T-p,runs/S2T \
+	$(BIN)/python train_renderer.py --variant=Orig-S2T --appearance_strength=1 --work_dir=runs/augmented
+	$(BIN)/python eval/renderer_tables.py --runs=runs/Orig-T2T,runs/Orig-S2T,runs/augmented,runs/S2T-sp,runs/S2T-p,runs/S2T \
 	  --output=runs/renderer_tables
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest -n 2 --dist=loadfile --no-loadscope-reorder
+
+test-fast: $(VENV)/installed
+	$(BIN)/python -m pytest -n 2 --dist=loadfile --no-loadscope-reorder $(FAST:%=tests/test_%.py)
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -1,3 +1,4 @@
+import gc
 import os
 import pathlib
 import sys
@@ -31,10 +32,21 @@ def unexported():
         yield
 
 
+# Files in the order of their time, the longest first: a long one at the end would keep one process
+# busy alone.
+LONGEST = """
+run_folder order train_multi_organ multi_organ train_renderer scripts renderer train_embryo score
+wheel embryo sliding_windows unet3d training embryo_models client tiling orientation models
+report_page fetal_head adding_a_system renderer_models phantom_embryo isolation fetal_head_tables
+phantom_abdomen embryo_tables integrity start subvolumes export phantoms augment pipeline
+"""
+
+
 def pytest_collection_modifyitems(items):
-    """Files that train come first: a long one at the end would keep one process busy alone."""
-    items.sort(
-        key=lambda item: (
-            not item.path.name.startswith(("test_train_", "test_scripts", "test_fetal_head_tables"))
-        )
-    )
+    # What is imported by now stays, and a graph in the making is thousands of objects, none of them
+    # garbage: Python's default looks through all that there is again and again.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
+    places = {f"test_{name}.py": place for place, name in enumerate(LONGEST.split())}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))

@@ -130,7 +130,7 @@ def test_another_program_knows_its_metric_too(run, tmp_path):
     with open(tmp_path / "compared" / "comparison.csv", newline="") as file:
         compared = {row["metric"] for row in csv.DictReader(file)}
     assert "reach_error_mm" in compared and not {"reach_mm", "truth_reach_mm"} & compared
-    assert "reach error (mm)" in (tmp_path / "page.html").read_text()
+    assert "reach error (mm)" in (tmp_path / "page.html").read_text("utf-8")
 
 
 def test_a_killed_run_ends_in_the_weights_of_an_unbroken_one(run, tmp_path, monkeypatch):
@@ -214,7 +214,7 @@ def test_the_export_is_the_run(run, scan):
 
 def test_the_python_of_the_readme_takes_it(run, scan):
     _, image, truth = scan
-    readme = (PAGE.parent.parent / "README.md").read_text()
+    readme = (PAGE.parent.parent / "README.md").read_text("utf-8")
     block = re.search(r"^    import tf_autoctx\n(?:    .*\n)+", readme, re.MULTILINE)[0]
     names = {"voxels": image.array, "spacing": image.spacing, "truth": truth}
     lines = textwrap.dedent(block).replace("runs/fetal_head", str(run)).splitlines()
@@ -255,7 +255,7 @@ def test_a_field_that_may_change_changes_the_next_version(run, tmp_path, capsys)
 
 def test_another_packages_entry_point_is_found(tmp_path, monkeypatch):
     """The block of the page, installed: what pip writes of it is this folder."""
-    (block,) = re.findall(r"```toml\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    (block,) = re.findall(r"```toml\n(.*?)```", PAGE.read_text("utf-8"), re.DOTALL)
     project = tomllib.loads(block)["project"]
     (group,) = project["entry-points"]
     lines = [f"{name} = {value}" for name, value in project["entry-points"][group].items()]
@@ -307,7 +307,7 @@ def test_only_the_system_that_is_asked_for_is_imported():
 
 
 def test_the_page_quotes_the_toy_and_names_every_method():
-    page = PAGE.read_text()
+    page = PAGE.read_text("utf-8")
     files = [path.read_text() for path in sorted((HERE / "toy_system").glob("*.py"))]
     blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     assert len(blocks) >= 5

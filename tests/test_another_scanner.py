@@ -8,7 +8,9 @@ from tf_autoctx.data import datasets, images, phantoms
 
 
 def test_pixels_change_and_labels_and_splits_do_not(tmp_path, capfd):
-    source, _ = phantoms.write_fetal_heads_2d(tmp_path / "phantoms", (48, 48), (3, 2), seed=1)
+    source = phantoms.write_fetal_heads_2d(
+        tmp_path / "phantoms", "source", (48, 48), (3, 2), seed=1
+    )
     command = [f"--data_dir={source}", f"--output={tmp_path / 'out'}"]
     done = running.script("eval/another_scanner.py", *command)
     assert done.returncode == 0, done.stderr

@@ -4,7 +4,8 @@ import itertools
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers import noise, seeds
+from helpers import grey, noise, seeds
+from scipy import ndimage
 from tensorflow.python.framework import kernels
 
 from tf_autoctx.data import augment
@@ -385,3 +386,57 @@ def test_a_gpu_leaves_no_voxels_to_the_host(name):
         assert any(not outputs & set(kernel.host_memory_arg) for kernel in fitting), node
         checked.add(node.type)
     assert checked >= {"Mul", "SelectV2", "GatherV2"}
+
+
+# Appearance of 2D images.
+
+
+def test_appearance_is_seeded_stays_in_range_and_grows_with_its_strength():
+    image = tf.constant(grey(24, 20, 1))
+    for seed in seeds(5):
+        first, again = (augment.appearance(image, seed, 1.0) for _ in range(2))
+        np.testing.assert_array_equal(first, again)
+        assert first.shape == (24, 20, 1) and first.dtype == tf.float32
+        assert np.min(first) >= 0 and np.max(first) <= 1
+    assert len({augment.appearance(image, s, 1.0).numpy().tobytes() for s in seeds(5)}) == 5
+    changes = [
+        np.mean([np.abs(augment.appearance(image, s, strength) - image).mean() for s in seeds(20)])
+        for strength in (0.0, 0.3, 1.0)
+    ]
+    assert changes[0] < 1e-6 and 0.01 < changes[1] < changes[2] / 2
+
+
+def test_appearance_by_hand():
+    """An even image, so that blur and contrast do nothing, at amounts that the seed gives."""
+    seed = seeds(3)[1]
+    parts = tf.unstack(tf.random.experimental.stateless_split(seed, 2))
+    gain, _, brightness, exponent, _, noise = 0.1 * np.array(
+        tf.random.stateless_uniform([6], parts[0], -1.0, 1.0)
+    )
+    depth = np.linspace(-1, 1, 9)[:, None, None]
+    even = 0.5 * (1 + 0.5 * gain * depth) + 0.3 * brightness
+    image = tf.fill((9, 300, 1), 0.5)
+    shown = augment.appearance(image, seed, 0.1).numpy()
+    # Contrast acts on the slope that the gain along the depth has made, blur hardly.
+    np.testing.assert_allclose(shown[4].mean(), even[4, 0, 0] ** 2.5**exponent, atol=3e-3)
+    assert shown.std(axis=1).mean() == pytest.approx(0.1 * abs(noise), rel=0.1)
+    assert np.sign(shown[-1].mean() - shown[0].mean()) == np.sign(gain)
+
+
+@pytest.mark.parametrize("sd", [0.0, 0.7, 1.5])
+def test_blur_is_a_gaussian(sd):
+    image = grey(13, 17, 1)
+    expected = ndimage.gaussian_filter(image[..., 0], sd, mode="reflect", radius=5) if sd else image
+    np.testing.assert_allclose(
+        np.squeeze(augment._blurred(tf.constant(image), tf.constant(sd))),
+        np.squeeze(expected),
+        atol=1e-5,
+    )
+
+
+def test_appearance_moves_nothing():
+    line = np.full((31, 31, 1), 0.2, np.float32)
+    line[12:15] = 0.8
+    for seed in seeds(8):
+        rows = augment.appearance(tf.constant(line), seed, 1.0).numpy()[..., 0].mean(axis=1)
+        assert abs(rows[5:22].argmax() + 5 - 13) <= 1

@@ -1039,7 +1039,7 @@ def test_the_stand_in_watches_its_folder(folders, tmp_path):
 def readme(language):
     """The examples of serving/README.md in a language."""
     return re.findall(
-        rf"(?s)```{language}\n(.*?)```", (running.ROOT / "serving" / "README.md").read_text()
+        rf"(?s)```{language}\n(.*?)```", (running.ROOT / "serving" / "README.md").read_text("utf-8")
     )
 
 
@@ -1059,7 +1059,7 @@ def test_python_examples_of_the_readme(models):
 @pytest.mark.skipif(not shutil.which("curl"), reason="there is no curl")
 def test_curl_examples_of_the_readme_and_the_health_check(folders):
     server = "tests/rest_server.py --models=fetal_head=runs/fetal_head/saved_model --port=8501"
-    assert f"python {server}" in (running.ROOT / "serving" / "README.md").read_text()
+    assert f"python {server}" in (running.ROOT / "serving" / "README.md").read_text("utf-8")
     command = (
         server.replace("runs/fetal_head/saved_model", str(folders["fetal_head"]))
         .replace("8501", "0")
@@ -1130,9 +1130,8 @@ def test_the_configuration_is_tensorflow_serving_s():
     assert "runs}:/runs:ro" in compose
     for name in ("models.config", "batching.config"):
         assert f"/serving/{name}" in compose and (serving / name).exists()
-    (policy,) = re.findall(
-        "    model_version_policy.*\n    version_labels.*", (serving / "README.md").read_text()
-    )
+    readme = (serving / "README.md").read_text("utf-8")
+    (policy,) = re.findall("    model_version_policy.*\n    version_labels.*", readme)
     pinned = text_format.Parse(policy, model_server_config_pb2.ModelConfig())
     assert (
         list(pinned.model_version_policy.specific.versions) == [1, 2]

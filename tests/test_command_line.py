@@ -160,6 +160,8 @@ def test_another_name_of_a_flag(toy, spy):
         ("--mapping=3:1,3:2", "expected pairs old:new"),
         ("--level=0", "of at least 1"),
         ("--levle=1", "'levle'"),
+        ("--name=", "flag --name: is empty; expected a value"),  # of a variable that is not set
+        ("--words=", "expected at least one value"),
     ],
 )
 def test_what_a_flag_cannot_be_is_one_sentence(toy, spy, capsys, word, told):

@@ -68,7 +68,7 @@ def test_paired_differences(tmp_path, capsys):
     assert volume["metric"] == "volume_error_percent"  # volume_mL is no score
     # Three tests: 3 x 2 / 2^8, 2 x 2 / 2^8 (no less than the one before), 1 x 2 / 2^7 (likewise).
     assert [row["p_holm"] for row in (dsc, volume, hdb)] == pytest.approx([6 / 2**8] * 3)
-    text = (tmp_path / "out" / "table.txt").read_text()
+    text = (tmp_path / "out" / "table.txt").read_text("utf-8")
     assert capsys.readouterr().out == text and "b, level 1 against a, level 1, head" in text
     (line,) = (line.split() for line in text.splitlines() if "DSC_percent" in line)
     assert line[:3] == ["DSC_percent", "8", "+4.500"] and line[-2:] == ["0.0078", "0.0234"]

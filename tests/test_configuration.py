@@ -1,6 +1,7 @@
 """Configurations: what fields allow, and how values of flags and of config.json become them."""
 
 import dataclasses
+import pickle
 
 import helpers
 import pytest
@@ -9,6 +10,7 @@ from tf_autoctx import configuration
 from tf_autoctx.commands import training
 from tf_autoctx.configuration import Rules, check, field
 from tf_autoctx.errors import FieldError
+from tf_autoctx.systems.renderer.configuration import Online
 from tf_autoctx.systems.shared import registry
 
 
@@ -101,6 +103,44 @@ def test_configured_takes_its_own_of_many_values():
         configuration.configured(Toy, values)
 
 
+@dataclasses.dataclass(frozen=True)
+class Younger:
+    """Younger: fields that runs of before lack."""
+
+    rate: float = field(0.5, "How fast.", least=0.0, before=0.1)
+    marked: bool = field(True, "Whether.", before=False)
+    old: int = field(3, "From the beginning.")
+
+    def __post_init__(self):
+        check(self)
+
+
+def test_a_run_of_before_there_was_a_field_has_the_value_of_then():
+    assert configuration.configured(Younger, {"old": 4}) == Younger(0.1, False, 4)
+    assert configuration.configured(Younger, {"old": 4, "rate": 0.2}) == Younger(0.2, False, 4)
+    with pytest.raises(KeyError, match="old"):
+        configuration.configured(Younger, {"rate": 0.2})
+    assert configuration.earlier([Younger, Toy]) == {"rate": 0.1, "marked": False}
+
+
+Options = configuration.optional("Options", __name__, "Options: of both.", Younger, Toy)
+
+
+def test_options_are_left_open_unless_they_are_given():
+    kind = pickle.loads(pickle.dumps(Options))  # as an isolated process gets them
+    assert kind is Options and kind.__doc__ == "Options: of both."
+    assert dataclasses.asdict(kind()) == dict.fromkeys(
+        [*configuration.rules(Younger), *configuration.rules(Toy)]
+    )
+    assert kind(rate=0.2, flips=False).rate == 0.2
+    assert configuration.types(kind) == configuration.types(Younger) | configuration.types(Toy)
+    told = {name: rule.help for name, rule in configuration.rules(kind).items()}
+    assert told["rate"] == "How fast. By default as in the run."
+    assert told["level"] == "Left open." and not configuration.rules(kind)["name"].required
+    with pytest.raises(FieldError, match="rate=-1"):
+        kind(rate=-1.0)
+
+
 def test_changeable_names_every_field_that_may_change():
     assert configuration.changeable([Toy, Other]) == {"level", "flips", "folder"}
     assert configuration.changeable([]) == frozenset()
@@ -119,7 +159,7 @@ OF_SYSTEM = {
     "fetal_head": {"level", "phantom_scans"},
     "multi_organ": {"tile_size"},
     "embryo": {"stage", "initial_from"},
-    "renderer": set(),
+    "renderer": {"phantom_target", *configuration.rules(Online)},
 }
 
 

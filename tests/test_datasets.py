@@ -223,8 +223,26 @@ def test_a_structure_of_0_gets_a_warning(tmp_path, caplog):
 
 
 def test_a_dataset_json_that_is_not_json_is_named(tmp_path):
-    (tmp_path / "dataset.json").write_text("{")
-    with pytest.raises(UserError, match=r"dataset.json: is not JSON .*; expected"):
+    for text, reason in (
+        ("{", "Expecting"),
+        ("[" * 200_000, "nested too deeply"),
+        ("ä", "'utf-8'"),
+    ):
+        (tmp_path / "dataset.json").write_bytes(text.encode("latin-1"))
+        with pytest.raises(UserError) as error:
+            datasets.load(tmp_path, seed=0)
+        told = str(error.value)
+        assert told.startswith(f"{tmp_path / 'dataset.json'}: is not JSON ({reason}")
+        assert told.endswith("; expected a data set's description.")
+
+
+@pytest.mark.parametrize("value", ["Infinity", "NaN", "1e999", "1" + 400 * "0"])
+def test_a_label_value_that_is_no_whole_number_is_named(tmp_path, value):
+    path = decathlon(tmp_path) / "dataset.json"
+    path.write_text(f'{{"training": [], "labels": {{"left": {value}}}}}')
+    with pytest.raises(
+        UserError, match=r"dataset.json: has the labels .*; expected a whole number"
+    ):
         datasets.load(tmp_path, seed=0)
 
 
@@ -295,6 +313,15 @@ def test_a_data_set_without_training_cases_is_refused(tmp_path, make):
 def test_a_bad_csv_row_is_named(tmp_path, row, sentence):
     with pytest.raises(UserError, match=sentence):
         datasets.load(table(tmp_path, "a.png,al.png,train,p", row), seed=0)
+
+
+def test_a_series_is_of_a_dicom_folder(tmp_path):
+    path = table(tmp_path, "a.png,al.png,train,2", header="image,label,split,series")
+    with pytest.raises(UserError) as error:
+        datasets.load(path, seed=0)
+    assert str(error.value) == (
+        f"{path}, line 2: has the series '2' of a file, a.png; expected a DICOM folder."
+    )
 
 
 def test_the_same_image_behind_a_link_is_found(tmp_path):
@@ -404,6 +431,36 @@ def test_the_fingerprint_follows_the_split_and_the_slices_of_a_series(tmp_path):
     assert datasets.fingerprint(datasets.Dataset("set", (), (), (scan,), {})) != before
     (tmp_path / "scan/1.dcm").write_text("two")
     assert datasets.fingerprint(datasets.Dataset("set", (scan,), (), (), {})) != before
+
+
+DETACHED = {
+    "a.mhd": "NDims = 1\nDimSize = 4\nElementType = MET_UCHAR\nElementDataFile = voxels.raw\n",
+    "a.nhdr": "NRRD0004\ntype: uint8\ndimension: 1\nsizes: 4\nencoding: raw\n"
+    "data file: voxels.raw\n",
+}
+
+
+@pytest.mark.parametrize("name", DETACHED)
+def test_voxels_beside_a_header_are_of_the_image(tmp_path, caplog, name):
+    def scan(patient, voxels):
+        (tmp_path / patient).mkdir(exist_ok=True)
+        (tmp_path / patient / name).write_text(DETACHED[name])
+        (tmp_path / patient / "voxels.raw").write_bytes(voxels)
+        return datasets.Case(patient, str(tmp_path / patient / name), None, patient)
+
+    def told():
+        return datasets.fingerprint(datasets.Dataset("set", (first,), (), (second,), {}))
+
+    first, second = scan("one", b"1234"), scan("two", b"4321")  # of the same header
+    before = told()
+    assert "same scan" not in caplog.text
+    scan("one", b"1233")
+    assert told() != before
+    scan("one", b"4321")
+    told()
+    assert f"{second.image} in test is the same scan as {first.image} in train" in caplog.text
+    (tmp_path / "one" / "voxels.raw").unlink()  # reading it tells
+    told()
 
 
 def test_a_jpeg_label_is_refused(tmp_path):
@@ -576,6 +633,35 @@ def test_one_file_name_in_two_folders_is_two_cases(tmp_path):
         "s0002",
     ]
     assert data.train[0].group == "s0000"
+
+
+def test_what_a_csv_says_in_vain_gets_a_warning(tmp_path, caplog):
+    header = "image,label,split,patient"
+    rows = ("a.nrrd,l.nrrd,train,1", "b.nrrd,l.nrrd,test,1")
+    datasets.load(table(tmp_path, *rows, header=header), seed=0)
+    assert "the columns patient are not read; those are image, label, split, group" in caplog.text
+    told = f"{tmp_path / 'a.nrrd'} and {tmp_path / 'b.nrrd'} have one label, {tmp_path / 'l.nrrd'}"
+    assert told in caplog.text
+
+
+def test_an_nnunet_folder_of_fewer_cases_than_promised_gets_a_warning(tmp_path, caplog):
+    datasets.load(nnunet(tmp_path / "three", numTraining=3), seed=0)
+    assert not caplog.text
+    datasets.load(nnunet(tmp_path / "four", numTraining=4), seed=0)
+    assert "numTraining is 4; taken are the 3 files of imagesTr that end in .nrrd" in caplog.text
+
+
+def test_the_labels_of_a_csv_are_named_by_their_values(tmp_path):
+    rows = ("a.nrrd,l.nrrd,train,", "b.nrrd,m.nrrd,train,")
+    data = datasets.load(table(tmp_path, *rows), seed=0, validation_fraction=0)
+    write_label(tmp_path / "l.nrrd", (1, 2))
+    write_label(tmp_path / "m.nrrd", (4,))
+    assert datasets.structures(data) == {1: "label 1", 2: "label 2", 4: "label 4"}
+    write_label(tmp_path / "l.nrrd", (0.5,), np.float32)
+    (tmp_path / "m.nrrd").write_text("no image")
+    with pytest.raises(UserError, match=r"(?s)2 faults in the labels.*l.nrrd.*m.nrrd") as told:
+        datasets.structures(data)
+    assert "[0.5]" in str(told.value)
 
 
 def test_the_same_scan_in_two_splits_gets_a_warning_that_names_both(tmp_path, caplog):

@@ -10,7 +10,7 @@ import rest_server
 import running
 import SimpleITK as sitk
 
-from tf_autoctx.data import datasets, dicom, images
+from tf_autoctx.data import datasets, dicom, images, labels
 from tf_autoctx.errors import UserError
 
 pydicom = pytest.importorskip("pydicom")
@@ -110,6 +110,14 @@ def test_files_count_whatever_they_are_called(tmp_path, name):
     np.testing.assert_array_equal(images.read(tmp_path).array, expected())
 
 
+def test_a_label_has_no_slice_that_lost_something(tmp_path):
+    write(tmp_path)
+    labels.require_lossless(tmp_path)
+    save(slice_of(18, LossyImageCompression="01"), tmp_path / "last.dcm")
+    with pytest.raises(UserError, match=r"last.dcm: lossy DICOM changes label values; expected"):
+        labels.require_lossless(tmp_path)
+
+
 def test_what_lies_beside_a_series_hides_none_of_it(tmp_path):
     write(tmp_path)
     sitk.WriteImage(sitk.Image([6, 5], sitk.sitkUInt8), str(tmp_path / "thumbnail.png"))
@@ -165,6 +173,31 @@ def test_unsigned_pixels_of_negative_values(tmp_path):
         made = slice_of(number, pixels, RescaleIntercept=0 if number == 0 else -1024)
         save(made, tmp_path / f"{number}.dcm")
     assert images.read(tmp_path).array[:, 0, 0].tolist() == [224, -800, -800]
+
+
+@pytest.mark.parametrize("kind, bits", [(np.int16, 16), (np.uint16, 16), (np.uint16, 12)])
+def test_values_for_the_opposite_grey_scale_are_those_that_are_stored(tmp_path, kind, bits):
+    """GDCM turns them round, which is right for looking at them alone."""
+    tags = {"PhotometricInterpretation": "MONOCHROME1", "RescaleSlope": 2, "RescaleIntercept": -9}
+    tags |= {"BitsStored": bits, "HighBit": bits - 1}
+    for z in (10, 12, 14):
+        save(slice_of(z, stored(z).astype(kind), **tags), tmp_path / "scan" / f"{z}.dcm")
+    truth = 2 * expected((10, 12, 14)) - 9
+    np.testing.assert_array_equal(images.read(tmp_path / "scan").array, truth)
+
+
+def test_a_picture_for_the_opposite_grey_scale_is_turned_round(tmp_path, caplog):
+    pixels = np.arange(30, dtype=np.uint8).reshape(SHAPE)
+    tags = {"PhotometricInterpretation": "MONOCHROME1", "PixelSpacing": [1, 1]}
+    save(dataset(pixels, kind=ULTRASOUND, **tags), tmp_path / "a.dcm")
+    with caplog.at_level("WARNING"):
+        np.testing.assert_array_equal(images.read_2d(tmp_path / "a.dcm").array, 255 - pixels)
+    assert "dark (MONOCHROME1), so they are turned round" in caplog.text
+    made = enhanced((10, 12, 14))
+    made.PhotometricInterpretation = "MONOCHROME1"
+    save(made, tmp_path / "b.dcm")
+    with pytest.raises(UserError, match=r"b.dcm: .*MONOCHROME1\); expected MONOCHROME2"):
+        images.read(tmp_path / "b.dcm")
 
 
 def test_values_through_a_table_are_refused(tmp_path):
@@ -262,19 +295,27 @@ def two_series(folder):
     write(folder, (0,), "scout{}.dcm", uid="1.2.3.5", SeriesDescription="Scout", SeriesNumber=1)
 
 
-def test_several_series_are_listed_and_one_is_chosen(tmp_path):
+def test_several_series_are_listed_and_one_is_chosen(tmp_path, caplog):
     two_series(tmp_path / "scan")
     with pytest.raises(UserError) as error:
         images.read(tmp_path / "scan")
     assert str(error.value) == (
         f"{tmp_path / 'scan'}: holds 2 DICOM series, 1: 1.2.3.5 (CT, Scout, 1 slice); 2: 1.2.3.4 "
-        "(CT, Thorax 1.0, 4 slices); choose one by `series=UID` or its number."
+        "(CT, Thorax 1.0, 4 slices); choose one by its UID or number (`series`; of a data set, the "
+        "column series of a CSV file)."
     )
     for series in ("1.2.3.4", "2", 2):
         np.testing.assert_array_equal(images.read(tmp_path / "scan", series).array, expected())
     assert images.read(tmp_path / "scan", "1").array.shape == (1, *SHAPE)
     with pytest.raises(UserError, match=r"has no series 3, but 1: 1.2.3.5 .* of one of them"):
         images.read(tmp_path / "scan", "3")
+    told = f"{tmp_path / 'scan'}: takes the series 2: 1.2.3.4 (CT, Thorax 1.0, 4 slices)."
+    assert [record.getMessage() for record in caplog.records].count(told) == 1
+    # A number chooses where there are several.
+    write(tmp_path / "one")
+    np.testing.assert_array_equal(images.read(tmp_path / "one", "2").array, expected())
+    with pytest.raises(UserError, match=r"has no series 1.2.3.5, but 1: 1.2.3.4"):
+        images.read(tmp_path / "one", "1.2.3.5")
 
 
 def test_a_broken_scout_does_not_count_where_another_series_is_chosen(tmp_path):
@@ -284,6 +325,27 @@ def test_a_broken_scout_does_not_count_where_another_series_is_chosen(tmp_path):
     np.testing.assert_array_equal(images.read(tmp_path, "1.2.3.4").array, expected())
     with pytest.raises(UserError, match=r"scout99.dcm: .*ends too soon"):
         images.read(tmp_path, "1.2.3.5")
+
+
+@pytest.mark.parametrize("frames", [b"nan", b"inf"])
+def test_a_number_of_frames_that_is_none(tmp_path, frames):
+    save(slice_of(0, NumberOfFrames="999"), tmp_path / "a.dcm")
+    raw = (tmp_path / "a.dcm").read_bytes()
+    (tmp_path / "a.dcm").write_bytes(raw.replace(b"IS\4\x00999", b"IS\4\0" + frames))
+    assert [
+        file.frames for series in dicom.series_in(tmp_path).values() for file in series.files
+    ] == [1]
+    for path in (tmp_path, tmp_path / "a.dcm"):
+        with pytest.raises(UserError, match=r"a.dcm: "):
+            images.read(path)
+
+
+def test_sequences_in_sequences_without_end_are_refused(tmp_path):
+    begin = b"\x08\0\x15\x11SQ\0\0\xff\xff\xff\xff\xfe\xff\0\xe0\xff\xff\xff\xff"
+    (tmp_path / "a.dcm").write_bytes(bytes(128) + b"DICM" + 5000 * begin)
+    for path in (tmp_path, tmp_path / "a.dcm"):
+        with pytest.raises(UserError, match=r"a.dcm: "):
+            images.read(path)
 
 
 def test_a_folder_without_series(tmp_path):
@@ -304,6 +366,25 @@ def test_a_slice_alone_is_refused_where_it_is_one_of_several(tmp_path):
     image = images.read(tmp_path / "folder" / "alone")
     np.testing.assert_array_equal(image.array, expected((14,)))
     assert image.millimetres == (2.0, 0.75, 0.5) and image.array.dtype == np.float32
+
+
+def test_slices_that_are_each_a_series_are_no_volumes(tmp_path):
+    for number, z in enumerate((10, 12, 14, 16)):
+        save(slice_of(z, uid=f"1.2.3.{number}"), tmp_path / f"{number}.dcm")
+    told = (
+        "4 DICOM files of one slice, each a series of its own; expected one SeriesInstanceUID for "
+        "the slices of a volume."
+    )
+    for path, begin in ((tmp_path, "holds"), (tmp_path / "2.dcm", "is one of")):
+        with pytest.raises(UserError) as error:
+            images.read(path)
+        assert str(error.value) == f"{path}: {begin} {told}"
+    np.testing.assert_array_equal(images.read(tmp_path, "1.2.3.2").array, expected((14,)))
+    assert images.read_2d(tmp_path / "2.dcm").array.shape == SHAPE
+    for number in range(4):  # of several patients
+        made = slice_of(10 + number, uid=f"1.2.3.{number}", PatientID=str(number))
+        save(made, tmp_path / f"{number}.dcm")
+    np.testing.assert_array_equal(images.read(tmp_path / "2.dcm").array, expected((12,)))
 
 
 def enhanced(positions, slopes=None):
@@ -352,6 +433,18 @@ def test_frames_that_are_no_volume_are_refused(tmp_path):
     save(enhanced((10, 12, 14), (1, 2, 3)), tmp_path / "a.dcm")
     with pytest.raises(UserError, match=r"a.dcm: its frames have 3 slopes or intercepts"):
         images.read(tmp_path / "a.dcm")
+
+
+def test_run_lengths_hold_every_frame(tmp_path):
+    made = enhanced((10, 12, 14))
+    made.compress(pydicom.uid.RLELossless)
+    save(made, tmp_path / "a.dcm")
+    np.testing.assert_array_equal(images.read(tmp_path / "a.dcm").array, expected((10, 12, 14)))
+    frames = pydicom.encaps.generate_frames(made.PixelData, number_of_frames=3)
+    made.PixelData = pydicom.encaps.encapsulate(list(frames)[:2])
+    save(made, tmp_path / "b.dcm")
+    with pytest.raises(UserError, match=r"b.dcm: cut off or damaged, 2 of 3 frames are there"):
+        images.read(tmp_path / "b.dcm")
 
 
 def test_a_cine_without_positions_is_no_volume(tmp_path):
@@ -491,16 +584,42 @@ def test_a_patient_of_several_series_does_not_stop_the_others(
             run(*where)
         told = capsys.readouterr().err
         assert "holds 2 DICOM series, 1: 1.2.3.5 (CT, Scout, 1 slice); 2: 1.2.3.4" in told
-        assert "choose one by --series=UID or its number" in told and "1 of 2 images failed" in told
+        assert "choose one by its UID or number (--series; of a data set" in told
+        assert "1 of 2 images failed" in told
         check(tmp_path / "out" / "one.nii.gz", patients / "one")
         assert not (tmp_path / "out" / "two.nii.gz").exists()
-        again = (f"--input={patients}", f"--output={tmp_path / 'chosen'}", "--series=1.2.3.4")
+        again = (f"--input={patients}", f"--output={tmp_path / 'chosen'}", "--series=2")
         run(*again)
         for name in ("one", "two"):
             check(tmp_path / "chosen" / f"{name}.nii.gz", patients / name)
         with pytest.raises(SystemExit):
             run(f"--input={patients / 'one' / 'a.png'}", f"--output={tmp_path}", "--series=2")
         assert "--series=2: " in capsys.readouterr().err
+
+
+def test_a_csv_chooses_a_series(tmp_path):
+    two_series(tmp_path / "scan")
+    two_series(tmp_path / "other")
+    label = sitk.GetImageFromArray((expected() > 1215).astype(np.uint8))
+    label.SetSpacing((0.5, 0.75, 2))
+    label.SetOrigin((-7, 3, 10))
+    sitk.WriteImage(label, str(tmp_path / "label.nii.gz"))
+
+    def cases(*series):
+        rows = zip(("scan", "other"), ("train", "test"), series)
+        rows = [f"{name},label.nii.gz,{split},{chosen}" for name, split, chosen in rows]
+        (tmp_path / "cases.csv").write_text("\n".join(["image,label,split,Series", *rows]))
+        return datasets.load(tmp_path / "cases.csv", seed=0)
+
+    chosen = cases("2", "1.2.3.4")
+    for case in (*chosen.train, *chosen.test):
+        image, truth = datasets.read_case(case)
+        np.testing.assert_array_equal(image.array, expected())
+        np.testing.assert_array_equal(truth, image.array > 1215)
+    with pytest.raises(UserError, match=r"holds 2 DICOM series, .*the column series of a CSV"):
+        datasets.read_case(cases("", "").train[0])
+    prints = [datasets.fingerprint(cases(*series)) for series in (("1", "2"), ("2", "2"), ("", ""))]
+    assert len(set(prints)) == 3
 
 
 def test_dicom_folders_are_cases_of_a_data_set(tmp_path):

@@ -281,3 +281,16 @@ def test_p_values_by_hand():
     (against, *cells), _ = fetal_head_rows.comparison_blocks(lines, names)
     assert against == ["against USegNet-DS", "n", "DSC (%)"]
     assert cells[1] == ["USegNet-DS-HAS", "6", "+3.167 (0.1250)"]
+
+
+def test_a_metric_that_fewer_cases_have_has_a_line_of_its_own():
+    line = {"against": "A", "method": "B", "mean_difference": 1.0, "p_holm": 0.5}
+    lines = [line | {"metric": "DSC_percent", "n": 3}, line | {"metric": "Conf_percent", "n": 2}]
+    names = {"DSC_percent": "DSC", "Conf_percent": "Conf"}
+    (block,) = fetal_head_rows.comparison_blocks(lines, names)
+    p = tables.p_value(0.5)
+    assert block == [
+        ["against A", "n", "DSC", "Conf"],
+        ["B", "3", f"+1.000 ({p})", "-"],
+        ["B", "2", "-", f"+1.000 ({p})"],
+    ]

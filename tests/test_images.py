@@ -142,6 +142,54 @@ def test_pixel_formats_match_by_size_alone():
         images.require_same_grid(of("a.png", label[:5]), of("a.jpg", image))
 
 
+TEXT = {
+    "a.nrrd": "NRRD0004\ntype: uchar\ndimension: 2\nsizes: 6 5\nencoding: raw\n{}\n",
+    "a.mha": "ObjectType = Image\nNDims = 2\nBinaryData = True\n{}DimSize = 6 5\n"
+    "ElementType = MET_UCHAR\nElementDataFile = LOCAL\n",
+}
+
+
+@pytest.mark.parametrize(
+    "name, line, directed",
+    [
+        ("a.nrrd", "space dimension: 2\nspace directions: (1,0) (0,1)\n", True),
+        ("a.nrrd", "spacings: 1 1\n", False),
+        ("a.mha", "TransformMatrix = 1 0 0 1\n", True),
+        ("a.mha", "ElementSpacing = 1 1\n", False),
+    ],
+)
+def test_a_header_states_a_direction_or_none(tmp_path, name, line, directed):
+    (tmp_path / name).write_bytes(TEXT[name].format(line).encode() + bytes(range(30)))
+    assert images.read_2d(tmp_path / name).directed is directed
+
+
+def unitless(path, direction, codes=(1, 1)):
+    """A 2D NIfTI file without a unit, of these codes of qform and sform."""
+    image = sitk.GetImageFromArray(picture())
+    image.SetDirection(direction)
+    sitk.WriteImage(image, str(path))
+    raw = bytearray(path.read_bytes())
+    raw[123] = 0
+    struct.pack_into("<2h", raw, 252, *codes)
+    path.write_bytes(raw)
+    return images.read_2d(path)
+
+
+def test_directions_that_both_files_state_agree_without_mm(tmp_path):
+    image = unitless(tmp_path / "i.nii", (-1, 0, 0, -1))
+    images.require_same_grid(unitless(tmp_path / "a.nii", (-1, 0, 0, -1)), image)
+    images.require_same_grid(unitless(tmp_path / "b.nii", (1, 0, 0, 1), codes=(0, 0)), image)
+    sitk.WriteImage(sitk.GetImageFromArray(picture()), str(tmp_path / "c.png"))
+    images.require_same_grid(images.read_2d(tmp_path / "c.png"), image)
+    turned = unitless(tmp_path / "d.nii", (1, 0, 0, 1))
+    assert turned.millimetres is image.millimetres is None
+    with pytest.raises(
+        UserError,
+        match=r"d.nii: direction \(1.0, 0.0, 0.0, 1.0\) .* match \(-1.0, 0.0, 0.0, -1.0\) of",
+    ):
+        images.require_same_grid(turned, image)
+
+
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
 def test_grey_with_transparency_is_grey(tmp_path, suffix, caplog):
     for name, alpha in (("opaque", np.full((6, 8), 255, np.uint8)), ("window", picture(1))):
@@ -164,6 +212,10 @@ def immense(path):
     voxels = np.zeros((2, 3, 4))
     voxels[0, 0, 0] = 1e39
     sitk.WriteImage(sitk.GetImageFromArray(voxels), path)
+
+
+def complex_voxels(path):
+    sitk.WriteImage(sitk.Image([4, 3, 2], sitk.sitkComplexFloat32), path)
 
 
 def sheared(path):
@@ -198,6 +250,8 @@ def no_voxels(path):
         ("a.nii.gz", not_finite, "3 of 24 voxels are NaN or infinite; expected finite numbers"),
         ("a.nii", not_finite, "3 of 24 voxels are NaN or infinite; expected finite numbers"),
         ("a.nrrd", not_finite, "3 of 24 voxels are NaN, infinite or beyond 3.4e.38; expected"),
+        ("a.nii", complex_voxels, "has complex voxels; expected real numbers, save the magnitude"),
+        ("a.nrrd", complex_voxels, "has complex voxels; expected real numbers"),
         ("a.nii.gz", immense, "1 of 24 voxels are NaN, infinite or beyond 3.4e.38; expected"),
         ("a.mha", immense, "1 of 24 voxels are NaN, infinite or beyond 3.4e.38; expected"),
         (
@@ -614,3 +668,23 @@ def test_harmless_words_of_a_library_are_warnings(tmp_path, caplog, capfd):
     assert not caplog.text and "of another thread" in capfd.readouterr().err
     with pytest.raises(UserError, match=r"a.tif: .*Read error at scanline 3"):
         says("TIFFReadScanline: Read error at scanline 3")
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.tif"])
+def test_a_picture_that_is_stored_turned_is_refused(tmp_path, name):
+    picture = PIL.Image.fromarray(np.arange(80, dtype=np.uint8).reshape(8, 10))
+    for turned in (1, 6):
+        exif = picture.getexif()
+        exif[0x0112] = turned
+        picture.save(tmp_path / name, exif=exif)
+        if turned == 1:
+            assert images.read_2d(tmp_path / name).array.shape == (8, 10)
+    with pytest.raises(UserError, match=rf"{name}: is stored turned \(orientation 6 of EXIF\)"):
+        images.read_2d(tmp_path / name)
+
+
+def test_an_animation_is_refused(tmp_path):
+    frames = [PIL.Image.fromarray(np.full((8, 10), 50 * k, np.uint8)) for k in range(3)]
+    frames[0].save(tmp_path / "a.png", save_all=True, append_images=frames[1:])
+    with pytest.raises(UserError, match=r"a\.png: is an animation; expected one picture"):
+        images.read_2d(tmp_path / "a.png")

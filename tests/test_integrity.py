@@ -1,5 +1,6 @@
 """Cut, flipped and lying files of every format that is read, and odd ones that are whole."""
 
+import contextlib
 import gzip
 import os
 import pathlib
@@ -24,6 +25,9 @@ from tf_autoctx.errors import UserError
 VOXELS = np.random.default_rng(0).integers(0, 1000, (6, 20, 30)).astype(np.int16)
 VOLUME = sitk.GetImageFromArray(VOXELS)
 GREY = (VOXELS[0] % 256).astype(np.uint8)
+
+
+DEFLATED = "1.2.840.10008.1.2.1.99"
 
 
 def dicom(path, pixels, syntax="1.2.840.10008.1.2.1", frames=None, extra=b"", preamble=True):
@@ -54,6 +58,9 @@ def dicom(path, pixels, syntax="1.2.840.10008.1.2.1", frames=None, extra=b"", pr
     if pixels is not None:
         raw = pixels.astype(f"{order}i2").tobytes() if isinstance(pixels, np.ndarray) else pixels
         body += element(0x7FE00010, b"OW", raw)
+    if syntax == DEFLATED:
+        packer = zlib.compressobj(wbits=-15)
+        body = packer.compress(body) + packer.flush()
     path.write_bytes((bytes(128) + b"DICM" + length + uid if preamble else b"") + body)
 
 
@@ -216,7 +223,8 @@ def peak():
 
 def from_now_on():
     """The memory of now, which `peak` counts from."""
-    pathlib.Path("/proc/self/clear_refs").write_text("5")
+    with contextlib.suppress(OSError):  # where it may not be set back
+        pathlib.Path("/proc/self/clear_refs").write_text("5")
     return peak()
 
 
@@ -431,6 +439,12 @@ ODD = {
     "slicer.mha": lambda path: meta(
         path, "LOCAL", VOXELS.tobytes(), more="Seq_Frame0000_Timestamp = 1.5\nComment = hello\n"
     ),
+    "unscaled.mha": lambda path: meta(
+        path,
+        "LOCAL",
+        VOXELS.tobytes(),
+        more="ElementToIntensityFunctionSlope = 1.0\nElementToIntensityFunctionOffset = 0\n",
+    ),
     "text.nrrd": lambda path: nrrd(path, "ascii", NUMBERS),
     "hex.nrrd": lambda path: nrrd(path, "hex", VOXELS.tobytes().hex().encode()),
     "two.nrrd": lambda path: nrrd(
@@ -451,6 +465,7 @@ ODD = {
     ),
     "implicit.dcm": lambda path: dicom(path, VOXELS[0], "1.2.840.10008.1.2"),
     "big.dcm": lambda path: dicom(path, VOXELS[0], "1.2.840.10008.1.2.2"),
+    "deflated.dcm": lambda path: dicom(path, VOXELS[0], DEFLATED),
     "bare.dcm": lambda path: dicom(path, VOXELS[0], "1.2.840.10008.1.2", preamble=False),
     "big.tif": stack(byteorder=">"),
     "imagej.tif": lambda path: tifffile.imwrite(path, VOXELS, imagej=True),
@@ -535,6 +550,18 @@ def circle(path):
             lambda p: meta(p, "LOCAL", zlib.compress(VOXELS.tobytes()), compressed=True),
             "its header lacks CompressedDataSize",
         ),
+        (
+            "a.mha",
+            lambda p: meta(
+                p, "LOCAL", VOXELS.tobytes(), more="ElementToIntensityFunctionOffset = -1024\n"
+            ),
+            "has ElementToIntensityFunctionOffset = -1024, which readers leave out; expected 0, st",
+        ),
+        (
+            "a.mha",
+            lambda p: meta(p, "LOCAL", more="ElementToIntensityFunctionSlope = 2\n"),
+            "has ElementToIntensityFunctionSlope = 2, which",
+        ),
         ("a.mha", lambda p: meta(p, "LOCAL", NUMBERS, False), "as text; expected BinaryData = Tr"),
         ("a.mha", lambda p: meta(p, "LOCAL", more="NDims = 3\n"), "its header has NDims twice"),
         ("a.mha", lambda p: meta(p, "LOCAL", more="Offset = 1 2\n"), "2 numbers for Offset"),
@@ -551,8 +578,30 @@ def circle(path):
         ("a.tif", lambda p: described(p, '{"shape": [16, 20, 30]}'), "has 2 of the 16 pages of"),
         ("a.tif", pages, "page 2 has 30 x 10 pixels of 16 bits, page 1 30 x 20 of 16; expected"),
         ("a.tif", circle, "its directories lead in circles"),
+        (
+            "a.tif",
+            lambda p: tifffile.imwrite(p, np.float16(VOXELS)),
+            "have 16 bits of SampleFormat 3; expected whole numbers of up to 32 bits or floats",
+        ),
+        (
+            "a.tif",
+            lambda p: tifffile.imwrite(p, VOXELS.astype(np.float64)),
+            "have 64 bits of SampleFormat 3",
+        ),
+        (
+            "a.tif",
+            lambda p: tifffile.imwrite(p, GREY, photometric="miniswhite"),
+            r"meant to be dark .WhiteIsZero.; expected BlackIsZero, convert",
+        ),
         ("a.tif", stack(tile=(16, 16)), "would lose bits of its pixels in reading"),
         ("a.dcm", lambda p: dicom(p, VOXELS[0][:-1]), "expected 1200 .*not 1140"),
+        ("a.dcm", lambda p: dicom(p, VOXELS[0][:-3], DEFLATED), "expected 1200 .*not 1020"),
+        (
+            "a.dcm",
+            lambda p: (dicom(p, VOXELS[0], DEFLATED), p.write_bytes(p.read_bytes()[:-9])),
+            "what is packed ends too soon",
+        ),
+        ("a.dcm", lambda p: dicom(p, None, DEFLATED), "holds no pixels .modality 'CT'."),
         ("a.dcm", lambda p: dicom(p, VOXELS[0], frames=3), "expected 3600 .*not 1200"),
         ("a.dcm", lambda p: dicom(p, VOXELS), "holds more than the 1200 bytes of voxels"),
         ("a.dcm", lambda p: dicom(p, None), "holds no pixels .modality 'CT'.; exp"),

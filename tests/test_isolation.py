@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import helpers
 import isolated
 import numpy as np
 import pytest
@@ -141,7 +142,11 @@ def test_processes_end_with_their_parent(tmp_path, end):
         "with isolation.Pool(2) as pool:\n"
         f"    list(pool.map(isolated.busy, {{k: ({str(tmp_path)!r} + k,) for k in 'ab'}}))\n"
     )
-    parent = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.DEVNULL)
+    parent = subprocess.Popen(
+        [sys.executable, "-c", script],
+        stderr=subprocess.DEVNULL,
+        preexec_fn=helpers.heed_interrupts,
+    )
     files = [pathlib.Path(f"{tmp_path}{name}") for name in "ab"]
     await_(lambda: all(file.exists() and file.read_text() for file in files))
     workers = [int(file.read_text()) for file in files]

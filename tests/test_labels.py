@@ -1,8 +1,13 @@
 """The one reader of labels: what is a label, and what it is taken for."""
 
+import struct
+import zlib
+
 import numpy as np
+import PIL.Image
 import pytest
 import SimpleITK as sitk
+import tifffile
 
 from tf_autoctx.data import labels
 from tf_autoctx.errors import UserError
@@ -45,7 +50,8 @@ def test_values_within_a_thousandth_are_whole(tmp_path):
         (volume(*np.arange(20) / 20, dtype=np.float32), r"\[0.05, 0.1, 0.15, 0.2, 0.25, \.\.\.\]"),
         (volume(1, -1, dtype=np.int16), r"\[-1\]; expected values from 0"),
         (np.full((3, 4, 5), 7, np.uint8), r"has no background, its values are \[7\]; expected 0"),
-        (volume(3e9, dtype=np.float64), "label value 3000000000; expected a label's value"),
+        (volume(3e9, dtype=np.float64), "label value 3000000000; expected values of up to 65535"),
+        (volume(10**9, dtype=np.int32), "label value 1000000000; expected values of up to 65535"),
     ],
 )
 def test_what_is_no_label_is_named(tmp_path, voxels, told):
@@ -60,8 +66,8 @@ def test_a_prediction_may_be_an_object_everywhere(tmp_path):
 
 
 def test_large_values_are_kept(tmp_path):
-    label = read(write(tmp_path / "a.nrrd", volume(14175, 2, dtype=np.int32)))
-    assert label.ravel()[:3].tolist() == [14175, 2, 0]
+    label = read(write(tmp_path / "a.nrrd", volume(65535, 14175, 2, dtype=np.int32)))
+    assert label.ravel()[:4].tolist() == [65535, 14175, 2, 0]
 
 
 @pytest.mark.parametrize(
@@ -118,6 +124,57 @@ def test_one_colour_is_the_object(tmp_path, colour):
     assert np.array_equal(read(path, 2), square())
 
 
+def test_a_colour_is_none_of_several_structures(tmp_path):
+    """A palette image, as of PASCAL VOC, of class 2 alone."""
+    picture = PIL.Image.fromarray(square(2)).convert("P")
+    picture.putpalette([0, 0, 0, 128, 0, 0, 0, 128, 0])
+    picture.save(tmp_path / "a.png")
+    assert np.array_equal(read(tmp_path / "a.png", 2, {0: "background", 1: "brain"}), square())
+    for options in ({"known": {1: "skull", 2: "brain"}}, {"single": False}):
+        with pytest.raises(
+            UserError, match=r"a.png: has the colour \(0, 128, 0\), which may be any"
+        ):
+            read(tmp_path / "a.png", 2, **options)
+
+
+def packed(pixels, bits):
+    """Rows of pixels of so many bits each."""
+    every = np.unpackbits(pixels[..., None], axis=-1)[..., 8 - bits :]
+    return [row.tobytes() for row in np.packbits(every.reshape(len(pixels), -1), axis=-1)]
+
+
+def png(path, pixels, bits):
+    header = struct.pack(">2I5B", *pixels.shape[::-1], bits, 0, 0, 0, 0)
+    rows = zlib.compress(b"".join(b"\0" + row for row in packed(pixels, bits)))
+    data = b"\x89PNG\r\n\x1a\n"
+    for kind, body in [(b"IHDR", header), (b"IDAT", rows), (b"IEND", b"")]:
+        data += struct.pack(">I", len(body)) + kind + body
+        data += struct.pack(">I", zlib.crc32(kind + body))
+    path.write_bytes(data)
+
+
+def tiff(path, pixels, bits):
+    """One strip, behind its directory."""
+    rows = b"".join(packed(pixels, bits))
+    height, width = pixels.shape
+    tags = {256: width, 257: height, 258: bits, 259: 1, 262: 1, 273: 110, 278: height}
+    entries = [struct.pack("<2HII", tag, 4, 1, value) for tag, value in tags.items()]
+    entries.append(struct.pack("<2HII", 279, 4, 1, len(rows)))
+    head = b"II*\0" + struct.pack("<IH", 8, len(entries)) + b"".join(entries) + bytes(4)
+    path.write_bytes(head + rows)
+
+
+@pytest.mark.parametrize("write", [png, tiff])
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_values_of_a_few_bits_are_not_stretched(tmp_path, write, bits):
+    """libpng and libtiff take the largest value, such as 15, to 255."""
+    pixels = np.zeros((8, 10), np.uint8)
+    pixels.flat[: 2**bits] = range(2**bits)
+    path = tmp_path / f"a.{write.__name__}"
+    write(path, pixels, bits)
+    assert np.array_equal(read(path, 2, foreground=[1]), pixels)
+
+
 def test_what_is_transparent_is_background(tmp_path):
     pixels = np.full((8, 10, 4), (255, 0, 0, 0), np.uint8)
     pixels[2:6, 3:8, 3] = 255
@@ -155,6 +212,18 @@ def test_tiff_is_read_unless_it_holds_jpeg(tmp_path):
     whole = bytearray(path.read_bytes())
     entry = whole.index(b"\x03\x01\x03\x00\x01\x00\x00\x00")  # the tag of the compression
     whole[entry + 8 : entry + 10] = (7).to_bytes(2, "little")
+    path.write_bytes(whole)
+    with pytest.raises(UserError, match=r"a.tif: JPEG changes label values"):
+        labels.require_lossless(path)
+
+
+def test_a_large_tiff_and_all_of_its_pages_are_looked_at(tmp_path):
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, np.stack([square(), square()]), bigtiff=True, photometric="minisblack")
+    labels.require_lossless(path)
+    whole = bytearray(path.read_bytes())
+    entry = whole.rindex(b"\x03\x01\x03\x00" + struct.pack("<Q", 1))  # of the second page
+    whole[entry + 12 : entry + 14] = (7).to_bytes(2, "little")
     path.write_bytes(whole)
     with pytest.raises(UserError, match=r"a.tif: JPEG changes label values"):
         labels.require_lossless(path)

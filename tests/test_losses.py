@@ -212,6 +212,31 @@ def test_hybrid_equals_the_formula():
     np.testing.assert_allclose(losses.HybridLoss()(label, answers), expected, rtol=1e-4)
 
 
+def test_published_hybrid_by_hand():
+    """Logits x for probabilities, a mean above, all over the batch; shares of the batch."""
+    label, x = np.array([[[1], [1]], [[0], [1]]]), np.zeros((2, 2, 2), np.float32)
+    x[0, :, 1] = 2.0  # four pixels of two samples, three of class 1
+    size = [0 + 1, 4 + 4 + 3]  # squares of logits and pixels of the class
+    dice = -(2 * 0 / 4 / size[0] + 2 * (2 + 2 + 0) / 4 / size[1])
+    inside = -np.log(np.exp(2) / (1 + np.exp(2)))
+    entropy = (0.25 * (2 * inside + LOG2) + 0.75 * LOG2) / 4
+    loss = losses.PublishedHybridLoss(dice_weight=10)
+    np.testing.assert_allclose(loss(label, {"logits": x}), [10 * dice + entropy] * 2, rtol=1e-5)
+    of_aux = [10 * 0.4 * dice + 0.6 * entropy] * 2
+    np.testing.assert_allclose(loss(label, {"aux1": x}), of_aux, rtol=1e-5)
+
+
+def test_published_hybrid_has_no_gradient_below_its_clip():
+    label, x = np.ones((1, 2, 1), np.uint8), np.zeros((1, 2, 2), np.float32)
+    x[0, 0, 1] = -9.0  # a probability of 0.0001 where the truth is
+    values, gradient = with_gradient(losses.PublishedHybridLoss(0.0), label, {"logits": x})
+    assert values == pytest.approx([0.0])  # the one class of the batch weighs 1 - 1
+    label[0, 1] = 0
+    values, gradient = with_gradient(losses.PublishedHybridLoss(0.0), label, {"logits": x})
+    assert values == pytest.approx([(-0.5 * np.log(0.005) + 0.5 * LOG2) / 2], rel=1e-5)
+    assert not gradient["logits"][0, 0].any() and gradient["logits"][0, 1].all()
+
+
 def test_hybrid_of_a_volume_of_one_class_is_finite():
     label, logits = np.zeros((1, 4, 1), np.uint8), np.tile(np.float32([1e4, -1e4]), (1, 4, 1))
     values, gradient = with_gradient(losses.HybridLoss(), label, {"logits": logits})
@@ -349,6 +374,7 @@ def branches(label, logits):
         (losses.DiceLoss, lambda label, logits: logits),
         (losses.DeepSupervisedCrossEntropy, two_scales),
         (losses.HybridLoss, branches),
+        (losses.PublishedHybridLoss, branches),
     ],
 )
 def test_ignored_voxels_change_no_loss_and_get_no_gradient(loss, outputs):

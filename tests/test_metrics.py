@@ -274,6 +274,38 @@ def test_paired_comparison():
         metrics.paired([1, 2, 3], [1])
 
 
+@pytest.mark.filterwarnings("error")
+def test_paired_runs_by_hand():
+    """Runs with the means 1 to 5: t = 3 / (sqrt(2.5) / sqrt(5)) = 4.243 of 4 degrees of freedom."""
+    runs = [np.full(4, mean) for mean in (1.0, 2.0, 3.0, 4.0, 5.0)]
+    result = metrics.paired_runs(runs, shared=True)
+    assert result["mean_difference"] == 3 and result["n"] == 5
+    assert result["p"] == pytest.approx(0.0132, abs=1e-4)
+    # Means of five draws of 1 to 5: SD sqrt(2 / 5), nearly normal.
+    assert result["ci_low"] == pytest.approx(3 - 1.96 * 0.4**0.5, abs=0.05)
+    assert result["ci_high"] == pytest.approx(3 + 1.96 * 0.4**0.5, abs=0.05)
+    four = metrics.paired_runs(runs[:4], shared=True)
+    assert np.isnan(four["p"]) and np.isfinite(four["ci_low"])
+    one = metrics.paired_runs(runs[:1], shared=True)
+    assert one["mean_difference"] == 1 and np.isnan(one["ci_low"]) and np.isnan(one["p"])
+    none = metrics.paired_runs([], shared=True)
+    assert np.isnan(none["mean_difference"]) and none["n"] == 0
+    assert metrics.paired_runs([np.ones(3)] * 5, shared=True)["p"] == 1
+
+
+def test_the_bootstrap_of_runs_is_crossed_with_images():
+    """Of images that all runs share, which ones are drawn does not average out over runs."""
+    runs = [np.array([0.0, 10.0])] * 6
+    shared, own = (metrics.paired_runs(runs, shared=shared) for shared in (True, False))
+    assert (shared["ci_low"], shared["ci_high"]) == (0, 10)  # both draws the same image: a half
+    # Twelve draws of 0 or 10 have a mean of SD 5 / sqrt(12).
+    assert own["ci_high"] - own["ci_low"] == pytest.approx(2 * 1.96 * 5 / 12**0.5, abs=1)
+    uneven = [np.array([1.0, 2.0, 3.0]), np.array([2.0])]
+    assert metrics.paired_runs(uneven, shared=False)["mean_difference"] == 2
+    with pytest.raises(ValueError, match="other numbers of images"):
+        metrics.paired_runs(uneven, shared=True)
+
+
 def test_holm():
     """Four tests: 4 x 0.005, 3 x 0.01, 2 x 0.03, and 1 x 0.04, which is below the one before it."""
     assert metrics.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])

@@ -79,6 +79,12 @@ def test_a_dataset_json_says_that_files_are_channels(tmp_path):
             call(tmp_path / "imagesTs")
 
 
+def test_a_dataset_json_that_is_none_says_nothing_of_channels(tmp_path):
+    (tmp_path / "dataset.json").write_text("[" * 200_000)
+    touch(tmp_path, "imagesTs/a_0000.nrrd", "imagesTs/b.nrrd")
+    assert list(names.find(tmp_path / "imagesTs")) == ["a_0000", "b"]
+
+
 def test_names_below_hold_their_folders(tmp_path):
     touch(tmp_path, "s0000/ct.nii.gz", "s0001/ct.nii.gz", "x/y/a_0000.png", "b.nrrd")
     assert list(names.find(tmp_path, below=True)) == ["b", "s0000/ct", "s0001/ct", "x/y/a"]
@@ -123,6 +129,31 @@ def test_a_dicom_folder_is_one_image_whatever_lies_in_it(tmp_path, caplog):
     assert list(names.find(tmp_path / "p2")) == ["p2", "volume"]
 
 
+def test_one_series_in_two_folders_is_refused(tmp_path):
+    write_series(tmp_path / "a", 5)
+    (tmp_path / "b").mkdir()
+    for z in (3, 4):  # as archives export a few files a folder
+        (tmp_path / "a" / f"1.2.3.4_{z}.dcm").rename(tmp_path / "b" / f"{z}.dcm")
+    with pytest.raises(UserError) as error:
+        names.find(tmp_path, below=True)
+    first, second = ("a", "b") if str(error.value).startswith(f"{tmp_path}/b") else ("b", "a")
+    assert str(error.value) == (
+        f"{tmp_path / second}: holds slices of the DICOM series 1.2.3.4, as {tmp_path / first} "
+        "does; expected all slices of a series in one folder."
+    )
+    assert len(names.find(tmp_path, series=False, below=True)) == 5  # pictures
+
+
+def test_slices_that_are_each_a_series_are_one_folder(tmp_path):
+    """Of random UIDs: reading the folder tells."""
+    for z in range(3):
+        write_series(tmp_path / "a", z + 1, f"1.2.{z}")
+        for earlier in range(z):
+            (tmp_path / "a" / f"1.2.{z}_{earlier}.dcm").unlink()
+    write_series(tmp_path / "b")
+    assert list(names.find(tmp_path, below=True)) == ["a", "b"]
+
+
 def test_what_is_wrong_with_a_folder(tmp_path):
     with pytest.raises(UserError, match="nowhere: no such folder; expected a folder of images"):
         names.find(tmp_path / "nowhere")
@@ -162,3 +193,18 @@ def test_images_go_with_labels(images, labels):
 def test_what_has_no_counterpart_is_named(images, labels, told):
     with pytest.raises(UserError, match=told):
         names.pairs({n: f"i/{n}" for n in images}, {n: f"l/{n}" for n in labels})
+
+
+def test_links_to_folders_are_followed_once(tmp_path):
+    touch(tmp_path / "elsewhere" / "b", "ct.nrrd")
+    touch(tmp_path / "in" / "a", "ct.nrrd")
+    (tmp_path / "in" / "b").symlink_to(tmp_path / "elsewhere" / "b")
+    (tmp_path / "in" / "a" / "up").symlink_to(tmp_path / "in")  # no end
+    (tmp_path / "in" / "0").symlink_to(tmp_path / "in" / "a")
+    assert list(names.find(tmp_path / "in", below=True)) == ["a/ct", "b/ct"]
+
+
+def test_files_of_formats_that_are_not_read_get_a_warning(tmp_path, caplog):
+    touch(tmp_path, "a.nrrd", "b.bmp", "c.MGZ", "d.json", "e.nii.gz.txt")
+    assert list(names.find(tmp_path)) == ["a"]
+    assert "2 files of formats that are not read are left out, such as " in caplog.text

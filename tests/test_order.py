@@ -14,7 +14,7 @@ import test_multi_organ
 import test_renderer
 import test_sliding_windows
 import test_training
-from helpers import held, randomize
+from helpers import held, plain, plain_usegnet, randomize
 
 from tf_autoctx import export, files, metrics
 from tf_autoctx.data import datasets, images, pipeline
@@ -54,17 +54,6 @@ def flat(weights):
 
 def differ(a, b):
     return np.abs(flat(a) - flat(b)).max() > 1e-5
-
-
-def plain(*, channels, classes, name):
-    """A network of one convolution, whose training takes a second and not ten."""
-    image = keras.Input((None, None, None, channels))
-    return keras.Model(image, keras.layers.Conv3D(classes, 3, padding="same")(image), name=name)
-
-
-def plain_usegnet(shape, *_, **__):
-    network = plain(channels=shape[-1], classes=2, name="usegnet")
-    return keras.Model(network.input, {"logits": network.output})
 
 
 def plain_unet3d(shape, classes, *, name, **_):
@@ -459,7 +448,12 @@ def test_online_rendering_depends_on_the_source_and_on_every_trained_network(tmp
 
     def rendered(corpus):
         made = online.OnlineRendering(
-            test_renderer.system(), test_renderer.ONCE, trained, corpus, settings
+            test_renderer.system(),
+            test_renderer.ONCE,
+            trained,
+            corpus,
+            settings,
+            test_renderer.BEFORE,
         )
         return made(image)[-1]
 
@@ -537,6 +531,27 @@ def gradients(stage, sample, settings):
     return [w.numpy() for adam in optimizers.values() for w in adam.variables]
 
 
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory):
+    """name -> (stage, a sample as it sees it, its settings, what it learns from it: twice alike)"""
+    made = {}
+
+    def of(name):
+        if name not in made:
+            stage, session = STAGE_OF[name](tmp_path_factory.mktemp("stage"))
+            stage.begin(session)
+            sample = pipeline.sample({key: session.training[1][key] for key in stage.columns})
+            if stage.others:
+                others = [pipeline.sample(entry) for entry in session.training[2:]]
+                sample["others"] = tuple(others[: stage.others])
+            once, again = (gradients(stage, sample, session.settings) for _ in range(2))
+            np.testing.assert_array_equal(flat(once), flat(again))
+            made[name] = stage, sample, session.settings, once
+        return made[name]
+
+    return of
+
+
 def another(name, tensor):
     """A tensor in place of one of a case."""
     if name == "others":
@@ -558,18 +573,11 @@ def another(name, tensor):
         for column in COLUMNS.get(name, ("image", "label", "spacing"))
     ],
 )
-def test_a_stage_learns_from_all_that_it_sees_of_a_case(tmp_path, name, column):
-    stage, session = STAGE_OF[name](tmp_path)
-    stage.begin(session)
-    sample = pipeline.sample({key: session.training[1][key] for key in stage.columns})
-    if stage.others:
-        others = [pipeline.sample(entry) for entry in session.training[2:]]
-        sample["others"] = tuple(others[: stage.others])
+def test_a_stage_learns_from_all_that_it_sees_of_a_case(seen, name, column):
+    stage, sample, settings, learnt = seen(name)
     assert set(sample) == set(COLUMNS.get(name, ("image", "label", "spacing")))
-    once, again = (gradients(stage, sample, session.settings) for _ in range(2))
-    np.testing.assert_array_equal(flat(once), flat(again))
     changed = {**sample, column: another(column, sample[column])}
-    assert differ(once, gradients(stage, changed, session.settings))
+    assert differ(learnt, gradients(stage, changed, settings))
 
 
 # The cache

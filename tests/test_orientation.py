@@ -327,7 +327,7 @@ def test_going_on_with_a_run_of_before_is_refused_by_its_command(trained, tmp_pa
 
 
 def test_the_readme_of_serving_turns_a_scan_and_its_label_back(tmp_path, monkeypatch):
-    text = (running.ROOT / "serving" / "README.md").read_text()
+    text = (running.ROOT / "serving" / "README.md").read_text("utf-8")
     (example,) = (code for code in re.findall(r"(?s)```python\n(.*?)```", text) if "LPS" in code)
     image, label = scan()
     sitk.WriteImage(stored(image, "PIR"), str(tmp_path / "scan.nii.gz"))

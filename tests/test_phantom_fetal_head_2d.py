@@ -11,7 +11,12 @@ from tf_autoctx.data.phantoms import scanner as scanners
 from tf_autoctx.errors import UserError
 
 SIZE = (96, 96)
-SCANNERS = {"source": phantoms.SOURCE, "target": phantoms.TARGET, "another": phantoms.ANOTHER}
+SCANNERS = {
+    "source": phantoms.SOURCE,
+    "near": phantoms.NEAR,
+    "far": phantoms.FAR,
+    "another": phantoms.ANOTHER,
+}
 each_scanner = pytest.mark.parametrize("scanner", SCANNERS.values(), ids=SCANNERS)
 
 
@@ -71,7 +76,9 @@ def test_truth_is_one_ellipse_of_a_heads_size_inside_the_image(seed):
     assert np.abs(points.mean(0) - 65).max() < 6
 
 
-@pytest.mark.parametrize("scanner", [phantoms.SOURCE, phantoms.TARGET], ids=["source", "target"])
+@pytest.mark.parametrize(
+    "scanner", [phantoms.SOURCE, phantoms.NEAR, phantoms.FAR], ids=["source", "near", "far"]
+)
 def test_skull_ends_where_the_truth_ends(scanner):
     shells = []  # of 1 mm, from 4 mm outside to 6 mm inside
     for seed in range(6):
@@ -90,7 +97,7 @@ def test_geometry_is_the_same_under_every_scanner():
     for seed in range(3):
         (source, label, _), (target, same_label, _) = (
             phantoms.fetal_head_2d(SIZE, seed, dataclasses.replace(scanner, overlay=False))
-            for scanner in (phantoms.SOURCE, phantoms.TARGET)
+            for scanner in (phantoms.SOURCE, phantoms.FAR)
         )
         np.testing.assert_array_equal(label, same_label)
         assert np.abs(source.astype(float) - target).mean() > 20
@@ -114,12 +121,12 @@ def test_size_changes_the_sampling_not_the_head():
 
 
 def test_target_has_coarser_speckle_more_noise_and_more_gain_with_depth():
-    source, target = (show_flat(scanner) for scanner in (phantoms.SOURCE, phantoms.TARGET))
+    source, target = (show_flat(scanner) for scanner in (phantoms.SOURCE, phantoms.FAR))
     for axis in (0, 1):
         assert grain_width(target, axis) > 1.5 * grain_width(source, axis)
     assert grain_width(target, 1) > 1.3 * grain_width(target, 0)  # wider across the beam
     climb = []  # in dB: gamma and dynamic range undone
-    for scanner, image in ((phantoms.SOURCE, source), (phantoms.TARGET, target)):
+    for scanner, image in ((phantoms.SOURCE, source), (phantoms.FAR, target)):
         decibel = scanner.dynamic_range * (image / 255) ** (1 / scanner.gamma)
         climb.append(decibel[-40:].mean() - decibel[:40].mean())
     assert climb[1] > 1.3 * climb[0] > 0
@@ -127,14 +134,14 @@ def test_target_has_coarser_speckle_more_noise_and_more_gain_with_depth():
     silence = np.full((320, 320), 1e-6, np.float32)
     source, target = (
         dataclasses.replace(scanner, overlay=False).show(silence, np.random.default_rng(0))
-        for scanner in (phantoms.SOURCE, phantoms.TARGET)
+        for scanner in (phantoms.SOURCE, phantoms.FAR)
     )
     assert target[-80:].mean() > source[-80:].mean() + 20
 
 
 def test_target_is_brighter_with_less_skull_contrast_and_text_in_it():
     mean, contrast, marked = {}, {}, {}
-    for name in ("source", "target"):
+    for name in ("source", "near", "far"):
         cases = [phantoms.fetal_head_2d(SIZE, seed, SCANNERS[name]) for seed in range(10)]
         mean[name] = np.mean([image[label > 0].mean() for image, label, _ in cases])
         contrast[name] = np.mean(
@@ -143,9 +150,11 @@ def test_target_is_brighter_with_less_skull_contrast_and_text_in_it():
         marked[name] = np.mean(
             [image[10:-10, 0] > 230 for image, _, _ in cases]
         )  # the scale at the left edge
-    assert mean["target"] > mean["source"] + 40
-    assert contrast["target"] < 0.8 * contrast["source"]
-    assert marked["target"] > 0.15 and marked["source"] < 0.02
+    assert mean["far"] > mean["source"] + 40
+    assert contrast["far"] < 0.8 * contrast["source"]
+    assert marked["far"] > 0.15 and marked["source"] < 0.02
+    assert mean["source"] < mean["near"] < mean["far"]
+    assert contrast["source"] > contrast["near"] > contrast["far"]
 
 
 def test_untouched_scanner_shows_the_image_as_it_was():
@@ -230,11 +239,14 @@ def test_another_scanner_takes_uint8_images_only(image):
         phantoms.another_scanner(image, 0)
 
 
-def test_folders_are_decathlon_tasks_without_a_head_in_common(tmp_path):
-    folders = phantoms.write_fetal_heads_2d(tmp_path / "new" / "heads", SIZE, (3, 2), seed=4)
-    assert folders == (tmp_path / "new" / "heads" / "source", tmp_path / "new" / "heads" / "target")
-    heads = []
-    for number, (folder, scanner) in enumerate(zip(folders, (phantoms.SOURCE, phantoms.TARGET)), 1):
+def test_folders_are_decathlon_tasks_and_the_targets_have_the_same_heads(tmp_path):
+    heads = {}
+    for name, number, scanner in phantoms.HEADS_2D.values():
+        kind = {"target": "far"}.get(name, name)
+        folder = phantoms.write_fetal_heads_2d(
+            tmp_path / "new" / "heads", kind, SIZE, (3, 2), seed=4
+        )
+        assert folder == tmp_path / "new" / "heads" / name
         task = json.loads((folder / "dataset.json").read_text())
         assert task["tensorImageSize"] == "2D" and task["file_ending"] == ".png"
         assert task["labels"] == {"0": "background", "255": "head"} and task["modality"] == {
@@ -251,23 +263,30 @@ def test_folders_are_decathlon_tasks_without_a_head_in_common(tmp_path):
             expected = phantoms.fetal_head_2d(SIZE, (4, n, number), scanner)
             np.testing.assert_array_equal(image, expected[0])
             np.testing.assert_array_equal(label, 255 * expected[1])
-            heads.append(label)
-    assert len(heads) == 10
-    assert all((a != b).mean() > 0.005 for n, a in enumerate(heads) for b in heads[:n])
-    assert sorted(path.name for path in folders[0].parent.iterdir()) == ["source", "target"]
+            heads.setdefault(kind, []).append(label)
+    np.testing.assert_array_equal(heads["near"], heads["far"])
+    others = heads["source"] + heads["near"]
+    assert len(others) == 10
+    assert all((a != b).mean() > 0.005 for n, a in enumerate(others) for b in others[:n])
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["near", "source", "target"]
 
 
 def test_folders_are_reused_or_refused(tmp_path, monkeypatch):
     make = phantoms.fetal_head_2d
-    source, target = phantoms.write_fetal_heads_2d(tmp_path, SIZE, (1, 1), seed=4)
+
+    def write(scanner, size=SIZE, cases=(1, 1), seed=4):
+        return phantoms.write_fetal_heads_2d(tmp_path, scanner, size, cases, seed)
+
+    source = write("source")
     monkeypatch.setattr(phantoms, "fetal_head_2d", lambda *_: pytest.fail("made again"))
-    assert phantoms.write_fetal_heads_2d(tmp_path, SIZE, (1, 1), seed=4) == (source, target)
-    for settings in ((SIZE, (1, 1), 5), (SIZE, (2, 1), 4), ((96, 97), (1, 1), 4)):
+    assert write("source") == source
+    for other in ({"seed": 5}, {"cases": (2, 1)}, {"size": (96, 97)}):
         with pytest.raises(UserError, match="source: holds phantoms with"):
-            phantoms.write_fetal_heads_2d(tmp_path, *settings)
+            write("source", **other)
     with pytest.raises(UserError, match=r"source: .*'gamma': 1.2.*'gamma': 3.0"):
-        monkeypatch.setattr(phantoms, "SOURCE", dataclasses.replace(phantoms.SOURCE, gamma=3.0))
-        phantoms.write_fetal_heads_2d(tmp_path, SIZE, (1, 1), seed=4)
+        scanner = dataclasses.replace(phantoms.SOURCE, gamma=3.0)
+        monkeypatch.setitem(phantoms.HEADS_2D, "source", ("source", 1, scanner))
+        write("source")
     monkeypatch.undo()
 
     def interrupted(size, seed, scanner):
@@ -276,14 +295,13 @@ def test_folders_are_reused_or_refused(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return make(size, seed, scanner)
 
+    target = write("far")
     written = (target / "imagesTs" / "target_001.png").read_bytes()
     target.rename(tmp_path / "aside")
     monkeypatch.setattr(phantoms, "fetal_head_2d", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        phantoms.write_fetal_heads_2d(tmp_path, SIZE, (1, 1), seed=4)
+        write("far")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["aside", "source"]
     monkeypatch.undo()
-    phantoms.write_fetal_heads_2d(
-        tmp_path, SIZE, (1, 1), seed=4
-    )  # what is missing is made, what is there is found
+    write("far")
     assert (target / "imagesTs" / "target_001.png").read_bytes() == written

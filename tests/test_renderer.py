@@ -14,6 +14,7 @@ import running
 import tensorflow as tf
 from helpers import grey
 
+from tf_autoctx import configuration as configurations
 from tf_autoctx import losses
 from tf_autoctx.data import pipeline
 from tf_autoctx.errors import FieldError, UserError
@@ -22,6 +23,7 @@ from tf_autoctx.systems.renderer.configuration import (
     DISCRIMINATORS,
     VARIANTS,
     Objective,
+    Online,
     Renderer,
 )
 from tf_autoctx.systems.renderer.segmentation import Rendering
@@ -43,6 +45,7 @@ SETTINGS = Settings(
 OBJECTIVE = Objective(dice_weight=10.0, update_order="shared")
 ONCE = dataclasses.replace(OBJECTIVE, generator_updates=1)
 PUBLISHED = dataclasses.replace(OBJECTIVE, update_order="published")
+BEFORE = configurations.configured(Online, {})  # as runs without these flags
 
 
 def configuration(variant="S2T", **changes):
@@ -143,6 +146,51 @@ def test_weights_of_the_rendering_loss():
         for a, b in ((2.0, 3.0), (1.0, 0.0), (0.0, 1.0))
     )
     np.testing.assert_allclose(both, 2 * main + 3 * aux, rtol=1e-5)
+
+
+def test_weights_of_what_generators_pay():
+    outputs = terms.Outputs(networks(), batch(), training=False)
+    weighted = {"app_weight": 2.0, "struct_weight": 3.0, "pair_weight": 4.0}
+    for name, weight in zip(DISCRIMINATORS, weighted.values()):
+        term = f"{name}_generator"
+        plain, own, mean = (
+            outputs.losses(term, Objective(**changes)).numpy()
+            for changes in ({}, weighted, {"adversarial_mean": True})
+        )
+        np.testing.assert_allclose(own, weight * plain, rtol=1e-6)
+        np.testing.assert_allclose(mean, plain / 3, rtol=1e-6)
+        np.testing.assert_array_equal(  # the discriminators pay as before
+            *(outputs.losses(name, objective) for objective in (Objective(), Objective(**weighted)))
+        )
+    alone = terms.Outputs(networks("S2T-sp"), batch(["d_app"]), training=False)
+    one, mean = (
+        alone.losses("d_app_generator", Objective(adversarial_mean=on)) for on in (False, True)
+    )
+    np.testing.assert_array_equal(one, mean)  # one discriminator
+
+
+def test_mismatched_pairs_are_fakes_of_d_pair_by_hand():
+    trained, given = networks(), batch()
+    outputs = terms.Outputs(trained, given, training=False)
+    plain, mixed = (
+        outputs.losses("d_pair", Objective(mismatched_pairs=on)).numpy() for on in (False, True)
+    )
+    real = given["real"]["d_pair"]
+    exchanged = np.concatenate([real[..., :1], real[::-1, ..., 1:]], axis=-1)
+    logits = trained["d_pair"](exchanged).numpy()[:, 0]
+    of_real = np.log1p(np.exp(-trained["d_pair"](real).numpy()[:, 0]))
+    of_fake = plain - of_real
+    np.testing.assert_allclose(mixed, of_real + (of_fake + np.log1p(np.exp(logits))) / 2, rtol=1e-4)
+    others = [outputs.losses("d_app", Objective(mismatched_pairs=on)) for on in (False, True)]
+    np.testing.assert_array_equal(*others)
+
+
+def test_the_published_segmentation_loss_is_chosen():
+    outputs = terms.Outputs(networks(), batch(), training=False)
+    logits = networks()["segmentor"](networks()["renderer"](batch()["image"])["rendered"])
+    chosen = outputs.losses("segmentation", Objective(segmentation_loss="published"))
+    expected = losses.PublishedHybridLoss(100.0)(batch()["label"], logits)
+    np.testing.assert_allclose(chosen, expected, rtol=1e-5)
 
 
 # Orders.
@@ -360,7 +408,7 @@ def test_replicas_stay_alike(tmp_path):
 def rendering(tmp_path_factory):
     files = corpus(tmp_path_factory.mktemp("source"))
     trained = networks("S2T-sp")
-    return trained, online.OnlineRendering(system("S2T-sp"), ONCE, trained, files, SETTINGS)
+    return trained, online.OnlineRendering(system("S2T-sp"), ONCE, trained, files, SETTINGS, BEFORE)
 
 
 def test_every_image_starts_from_the_trained_weights(rendering):
@@ -396,14 +444,14 @@ def test_iteration_0_is_of_the_trained_weights_and_later_ones_differ(rendering):
 
 def test_the_kept_iteration_agrees_best_with_the_mirror_image():
     iterations = [online.Iteration(None, None, agreement) for agreement in (0.8, 0.95, 0.9, 0.95)]
-    assert online.kept(iterations) == 1
+    assert online.kept(iterations, "agreement") == 1 and online.kept(iterations, "last") == 3
 
 
-def look(probability):
+def look(probability, mirror="left_right"):
     """What online rendering sees where the networks make this of an image and its mirror image."""
     outputs = {name: tf.constant(probability, tf.float32) for name in ("rendered", "probability")}
     networks = types.SimpleNamespace(_outputs=lambda batch: outputs)
-    return online.OnlineRendering._look(networks, None)
+    return online.OnlineRendering._look(networks, None, mirror)
 
 
 @pytest.mark.parametrize("everywhere", [0.0, 1.0])
@@ -416,6 +464,9 @@ def test_agreement_by_hand():
     probability[0, 4:8, 2:8] = 1  # 24 pixels
     probability[1, 4:8, 7:14] = 1  # 28, mirrored back columns 2 to 8
     assert look(probability).agreement == pytest.approx(2 * 24 / (24 + 28))
+    assert look(probability, "up_down").agreement == 0  # rows 4 to 7 against 8 to 11
+    turned = probability.transpose(0, 2, 1, 3)
+    assert look(turned, "up_down").agreement == pytest.approx(2 * 24 / (24 + 28))
 
 
 # The system.
@@ -496,6 +547,32 @@ def test_too_few_images_to_have_a_real_one(tmp_path):
     files = corpus(tmp_path, 2)
     with pytest.raises(FieldError, match="batch_size=2: all 2 training images are fakes at once"):
         training.train(system(), session(files, tmp_path / "run"))
+
+
+def test_mismatched_pairs_need_another_mask(tmp_path):
+    alone = session(corpus(tmp_path), tmp_path / "run")
+    values = {**alone.values, "mismatched_pairs": True}
+    alone = dataclasses.replace(alone, values=values).with_settings(batch_size=1)
+    with pytest.raises(FieldError, match="batch_size=1: leaves no other mask"):
+        training.train(system(), alone)
+
+
+@pytest.mark.parametrize("variant", ["Orig-S2T", "S2T-sp"])
+def test_the_appearance_of_fakes_alone_changes(tmp_path, variant):
+    files = corpus(tmp_path)
+    entry = {name: pipeline.stored(files[3][name], name) for name in files[3]}
+    sample = {**entry, "others": (entry,)} if variant == "S2T-sp" else entry
+    plain = session(files, tmp_path / "run")
+    values = {**plain.values, "appearance_strength": 1.0}
+    seen = []
+    for given in (plain, dataclasses.replace(plain, values=values)):
+        stage = training.SelfPlayStage(system(variant), given)
+        seen.append(stage.augment(sample, tf.constant([1, 2], tf.int64)))
+    np.testing.assert_array_equal(seen[0]["image"], entry["image2d"])
+    assert np.abs(seen[1]["image"] - entry["image2d"]).mean() > 0.01
+    np.testing.assert_array_equal(seen[1]["label"], entry["label2d"])
+    for name, real in seen[1]["real"].items():
+        np.testing.assert_array_equal(real, seen[0]["real"][name])
 
 
 def test_an_unfinished_run_says_so(tmp_path):

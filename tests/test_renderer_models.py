@@ -189,6 +189,13 @@ def test_the_scaled_head_is_the_authors_on_features_divided_by_the_root_of_their
     np.testing.assert_allclose(scaled(image), authors(image), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("initializer, sd", [("authors", 0.02), ("truncated_normal", 0.0088)])
+def test_the_authors_linear_unit_has_its_own_initializer(initializer, sd):
+    network = discriminator(2, 64, head="flatten", base_filters=2, initializer=initializer)
+    assert np.std(network.layers[-1].kernel.numpy()) == pytest.approx(sd, rel=0.03)
+    assert np.abs(network.layers[1].kernel.numpy()).max() < 0.0231  # convolutions are cut
+
+
 def test_answers_are_float32_and_losses_fall_on_a_fixed_batch(bfloat16):
     keras.utils.set_random_seed(0)
     network = segmentor2d(16, base_filters=4, initializer="he")

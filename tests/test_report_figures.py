@@ -46,6 +46,23 @@ def test_agreement_figure(tmp_path, drawn):
         figures.agreement(tmp_path / "b.png", [1, 2], [1, np.inf], "one")
 
 
+def test_curves_of_all_methods_in_one_picture(tmp_path, drawn):
+    runs = {"Orig-S2T": [[60.0]], "S2T": [[50.0, 80.0, 90.0], [70.0, 80.0, 94.0]]}
+    figures.curves(tmp_path / "a.png", runs, {"S2T": [[40.0, 30.0, 20.0]]}, "a title")
+    (ax,) = drawn[0].axes
+    assert [line.get_ydata().tolist() for line in ax.lines] == [
+        [60, 60, 60],
+        [60, 80, 92],
+        [40, 30, 20],
+    ]
+    assert ax.lines[1].get_color() == ax.lines[2].get_color() != ax.lines[0].get_color()
+    assert [line.get_linestyle() for line in ax.lines] == ["-", "-", "--"]
+    names = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert names == ["Orig-S2T (1 run)", "S2T (2 runs)", "S2T, before (1 run)"]
+    band = ax.collections[0].get_paths()[0].vertices  # SD of 50 and 70: 14.14
+    assert band[:, 1].min() == pytest.approx(60 - 200**0.5)
+
+
 def test_repeatability_figure(tmp_path, drawn):
     """Two scans 2 mL apart have an SD of 1.41 mL; a patient of one scan has none."""
     groups = ["a", "a", "b", "b", "once"]

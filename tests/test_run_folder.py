@@ -1,6 +1,5 @@
 """What a run folder binds, who may write it, and what becomes of damage and of leftovers."""
 
-import functools
 import json
 import os
 import pathlib
@@ -11,17 +10,20 @@ import sys
 import time
 import zipfile
 
+import helpers
 import keras
 import numpy as np
 import pytest
 import running
 import SimpleITK as sitk
 import tensorflow as tf
+from helpers import plain_usegnet
 
 from tf_autoctx import errors, export, files
 from tf_autoctx.data import pipeline
+from tf_autoctx.systems.fetal_head import segmentation
 from tf_autoctx.systems.fetal_head.training import LevelStage
-from tf_autoctx.systems.shared import evaluation, opening, prediction, stages
+from tf_autoctx.systems.shared import evaluation, opening, origins, prediction, stages
 from tf_autoctx.training import checkpoints, runs
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -56,6 +58,14 @@ def outcome(capsys, command, *arguments):
 def trained(capsys, folder, *arguments):
     words = running.last_of_each([f"--work_dir={folder}", *TINY, *arguments])
     return outcome(capsys, "train_fetal_head", *words)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def plain_network():
+    """Files and folders are what is tested, in many trainings."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(segmentation, "usegnet", plain_usegnet)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +162,13 @@ def test_of_many_faults_the_first_twenty_are_told():
 
 
 @pytest.mark.usefixtures("bare")
-def test_more_steps_end_in_the_weights_of_an_unbroken_run(copy, tmp_path, capsys):
+def test_more_steps_end_in_the_weights_of_an_unbroken_run(copy, tmp_path, capsys, monkeypatch):
+    def likeness(_, level, sample):
+        """A score that every step changes: the network of one convolution finds no head yet."""
+        probability = level(sample["image"][None], sample["context"][None])[0]
+        return 1 - float(np.abs(probability.numpy() - sample["label"].numpy()).mean())
+
+    monkeypatch.setattr(LevelStage, "score", likeness)
     before = weights(copy)
     assert trained(capsys, copy, "--steps=6") is None
     train(tmp_path / "whole", "--steps=6")
@@ -204,6 +220,15 @@ def test_a_folder_is_of_one_process_at_a_time(run, scan, tmp_path, capsys):
     assert (tmp_path / "here" / files.LOCK).exists()
     assert outcome(capsys, "predict", *words) is None
     assert not (tmp_path / "here" / files.LOCK).exists()
+
+
+def test_a_folder_of_which_nothing_came_goes_again(tmp_path):
+    (tmp_path / "before").mkdir()
+    with files.owning():
+        for name in ("before", "empty", "full"):
+            files.own(tmp_path / name)
+        (tmp_path / "full" / "result").touch()
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["before", "full", "result"]
 
 
 def test_what_a_killed_process_left_is_swept(tmp_path):
@@ -271,8 +296,7 @@ def test_ctrl_c_is_one_sentence_and_exit_code_130(tmp_path):
         encoding="utf-8",  # of the progress bar, whatever the locale
         cwd=ROOT,
         env={**os.environ, "TF_CONFIG": ""},  # none
-        # Tests may run in the background of a shell, which lets its jobs ignore it.
-        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=helpers.heed_interrupts,
     )
     while "training" not in (line := process.stdout.readline()):
         assert line, process.stderr.read()
@@ -449,6 +473,18 @@ def test_a_config_that_cannot_be_is_named(copy, change, told):
     assert str(path) in str(refused.value) and told in str(refused.value)
 
 
+def test_a_config_that_is_no_json_is_named(tmp_path):
+    path = tmp_path / "config.json"
+    for text, reason in (("[" * 200_000, "nested too deeply"), ('{"a": 1, "a": 2}', "it has the")):
+        path.write_text(text)
+        with pytest.raises(errors.UserError) as refused:
+            runs.load(tmp_path)
+        assert str(refused.value).startswith(f"{path}: is not JSON ({reason}")
+        assert str(refused.value).endswith(
+            "put back a copy of the file, or delete the folder and train again."
+        )
+
+
 def test_a_path_that_is_too_long_is_one_sentence(run, scan, tmp_path, capsys):
     long = tmp_path / ("x" * 256)
     told = trained(capsys, long / "run")
@@ -520,7 +556,10 @@ def test_resume_makes_anew_what_is_of_another_image_or_model(copy, tmp_path, cap
     assert made("--resume") == {"b", "c"} and made("--resume") == set()
     record = out / ".made_from"
     record.write_text(record.read_text()[:-30])  # the last line was cut short by a kill
-    assert made("--resume") == set()  # younger than its image
+    assert made("--resume") == set()  # it was noted before
+    lines = record.read_text().splitlines()
+    record.write_text("\n".join(line for line in lines if "c.nii.gz" not in line))
+    assert made("--resume") == {"c"}  # of what it was made is not known
     record.unlink()
     os.utime(scans / "c.nii.gz", (time.time() + 9, time.time() + 9))
     assert made("--resume") == {"a", "c"}  # whose files are younger than their results
@@ -529,6 +568,21 @@ def test_resume_makes_anew_what_is_of_another_image_or_model(copy, tmp_path, cap
     network.set_weights([-array for array in network.get_weights()])
     network.save(copy / "level_1" / "model.keras")
     assert "c" in made("--resume")
+
+
+def test_a_result_is_of_the_voxels_beside_a_header(tmp_path):
+    scan, voxels, result = (tmp_path / name for name in ("a.mhd", "voxels.raw", "a.nii.gz"))
+    header = "NDims = 1\nDimSize = 4\nElementType = MET_UCHAR\nElementDataFile = voxels.raw\n"
+    scan.write_text(header)
+    voxels.write_bytes(b"1234")
+    result.touch()
+    made_from = origins.Origins(tmp_path, "model")
+    made_from.note(scan, [result])
+    (tmp_path / "a.txt").touch()  # is none of it
+    os.utime(voxels)  # the same bytes
+    assert made_from.is_of(result, scan)
+    voxels.write_bytes(b"4321")
+    assert not made_from.is_of(result, scan)
 
 
 def test_the_level_before_is_what_a_level_is_made_on(run):

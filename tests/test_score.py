@@ -10,6 +10,7 @@ import sys
 import time
 
 import numpy as np
+import PIL.Image
 import pytest
 import SimpleITK as sitk
 
@@ -199,6 +200,20 @@ def test_names_beside_the_labels_come_first(folders, capsys):
     assert told in capsys.readouterr().out.splitlines()
 
 
+def test_names_that_contradict_each_other_are_refused(folders, capsys):
+    (folders / "labels" / "dataset.json").write_text(json.dumps(NNUNET))
+    exchanged = CARD | {"labels": {"1": "spleen", "2": "liver"}}
+    (folders / "ours" / "model_card.json").write_text(json.dumps(exchanged))
+    with pytest.raises(SystemExit):
+        score(folders)
+    told = "model_card.json: liver is 2, but 1 in "
+    assert told in capsys.readouterr().err
+    assert {name for _, _, name in score(folders, "--names=1:liver,2:spleen")} == {
+        "liver",
+        "spleen",
+    }
+
+
 def test_a_value_without_a_name_is_scored_and_said(folders, caplog):
     assert {name for _, name in dice(folders, "--names=1:liver")} == {"liver", "label 2"}
     assert "names names no label 2, which occurs and is scored as label 2" in caplog.text
@@ -218,7 +233,8 @@ def test_a_value_without_a_name_is_scored_and_said(folders, caplog):
         (".", "holds neither model_card.json nor config.json nor dataset.json"),
         ("regions.json", "regions.json: has the labels"),
         ("list.json", "list.json: names no labels"),
-        ("text.json", "text.json: names no labels"),
+        ("text.json", "text.json: is not JSON (Extra data"),
+        ("nested.json", "nested.json: is not JSON (nested too deeply); expected label values and"),
     ],
 )
 def test_names_that_are_none(names, told, folders, capsys, monkeypatch):
@@ -227,6 +243,7 @@ def test_names_that_are_none(names, told, folders, capsys, monkeypatch):
     (folders / "regions.json").write_text(json.dumps(regions))
     (folders / "list.json").write_text('{"labels": ["liver"]}')
     (folders / "text.json").write_text("1:liver")
+    (folders / "nested.json").write_text("[" * 200_000)
     assert told in refused(folders, capsys, f"--names={names}")
 
 
@@ -366,6 +383,18 @@ def test_pictures_of_grey_levels_are_no_labels(tmp_path, capsys):
     assert "a.png: has the label values 100, 255, which nobody named" in failure["reason"]
     assert set(dice(tmp_path, "--names=100:rim,255:head").values()) == {100}
     assert set(dice(tmp_path, "--foreground=100,255").values()) == {100}
+
+
+def test_a_colour_is_none_of_several_structures(tmp_path, capsys):
+    pixels = np.zeros((8, 8, 3), np.uint8)
+    pixels[2:6, 2:6] = 0, 128, 0
+    for folder in ("ours", "labels"):
+        (tmp_path / folder).mkdir()
+        PIL.Image.fromarray(pixels).save(tmp_path / folder / "a.png")
+    assert set(dice(tmp_path).values()) == {100}
+    refused(tmp_path, capsys, "--names=1:skull,2:brain")
+    (failure,) = listed(tmp_path)
+    assert "a.png: has the colour (0, 128, 0), which may be any of several" in failure["reason"]
 
 
 def test_an_image_in_place_of_a_prediction(folders, capsys):

@@ -203,7 +203,7 @@ def test_the_paper_s_constants_are_a_preset_and_the_command_line_wins(tmp_path):
     assert (config["scale"], config["steps"], config["base_filters"]) == (0.5, 3, 2)
 
 
-def test_predict_writes_labels_on_each_image_s_own_grid(run, tmp_path):
+def test_predict_writes_labels_on_each_image_s_own_grid(run, tmp_path, capsys):
     folder = tmp_path / "scans"
     folder.mkdir()
     image = sitk.GetImageFromArray(
@@ -222,13 +222,12 @@ def test_predict_writes_labels_on_each_image_s_own_grid(run, tmp_path):
         "--probabilities",
     )
     assert from_run.returncode == 0, from_run.stderr
-    exported = running.script(
-        "predict.py",
+    running.call(
+        "predict",
         f"--model={run / 'saved_model' / '1'}",
         f"--input={folder / 'a.mha'}",
         f"--output={tmp_path / 'export'}",
     )
-    assert exported.returncode == 0, exported.stderr
     written = sorted(
         str(path.relative_to(tmp_path / "run")) for path in (tmp_path / "run").rglob("[!.]*.*")
     )
@@ -240,10 +239,11 @@ def test_predict_writes_labels_on_each_image_s_own_grid(run, tmp_path):
     assert label.array.dtype == np.uint8 and probability.array.dtype == np.float32
     np.testing.assert_array_equal(label.array, probability.array > 0.5)
     np.testing.assert_array_equal(label.array, images.read(tmp_path / "export" / "a.nii.gz").array)
-    again = running.script(
-        "predict.py", f"--model={run}", f"--input={folder}", f"--output={tmp_path / 'run'}"
-    )
-    assert again.returncode == 1 and "--overwrite" in again.stderr
+    with pytest.raises(SystemExit) as again:
+        running.call(
+            "predict", f"--model={run}", f"--input={folder}", f"--output={tmp_path / 'run'}"
+        )
+    assert again.value.code == 1 and "--overwrite" in capsys.readouterr().err
 
 
 @pytest.fixture()
@@ -443,7 +443,7 @@ def test_a_full_disk_is_one_sentence(tmp_path, refused):
         subprocess.run(["umount", small], check=True)
 
 
-def test_bad_models_for_prediction(run, tmp_path):
+def test_bad_models_for_prediction(run, tmp_path, capsys):
     image = tmp_path / "a.nii.gz"
     images.write(image, sitk.GetImageFromArray(np.zeros((8, 8, 8), np.float32)))
     with pytest.raises(errors.UserError, match="expected a run folder or a SavedModel folder"):
@@ -455,10 +455,11 @@ def test_bad_models_for_prediction(run, tmp_path):
     tf.saved_model.save(tf.Module(), str(other))
     with pytest.raises(errors.UserError, match="not a SavedModel of ours"):
         prediction.load(other)
-    ended = running.script(
-        "predict.py", f"--model={run}", f"--input={image}", f"--output={tmp_path}", "--overwrite"
-    )
-    assert ended.returncode == 1 and "is an input image" in ended.stderr
+    with pytest.raises(SystemExit) as refused:
+        running.call(
+            "predict", f"--model={run}", f"--input={image}", f"--output={tmp_path}", "--overwrite"
+        )
+    assert refused.value.code == 1 and "is an input image" in capsys.readouterr().err
     ended = running.script(
         "predict.py",
         f"--model={run}",

@@ -334,6 +334,14 @@ def test_steps_may_grow_and_never_shrink(tmp_path, steps, told):
     assert runs.differences(runs.Run(tmp_path, facts), making) == told
 
 
+@pytest.mark.parametrize("value, told", [(1.0, []), (2.0, ["`weight` 1.0 (now 2.0)"])])
+def test_a_run_of_before_there_was_a_flag_goes_on_with_what_it_did(tmp_path, value, told):
+    facts = {"system": "a", "flags": {"name": "b"}, "data_fingerprint": "c"}
+    flags = {"weight": value, "name": "b"}
+    making = runs.Making("a", flags, "c", earlier={"weight": 1.0})
+    assert runs.differences(runs.Run(tmp_path, facts), making) == told
+
+
 def test_the_last_stage_of_the_embryo_has_its_own_learning_rate(tmp_path):
     _, session = test_order.of_embryos("initial")(tmp_path)
     session = dataclasses.replace(

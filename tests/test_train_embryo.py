@@ -136,7 +136,7 @@ def test_without_auto_context_the_same_vnet_1_and_another_refinement(
     run, tmp_path, capsys, monkeypatch
 ):
     def interrupted(*_):
-        raise KeyboardInterrupt
+        raise OSError("the disk is full")
 
     words = (f"--work_dir={tmp_path}", *TINY, "--noauto_context", f"--initial_from={run}")
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
@@ -217,10 +217,7 @@ def test_predict_from_the_run_and_from_the_export(run, tmp_path):
     images.write(tmp_path / "embryo.nii.gz", image)
     arguments = [f"--input={tmp_path / 'embryo.nii.gz'}", "--probabilities", "--masks"]
     for name, model in (("run", run), ("export", run / "saved_model" / "1")):
-        ended = running.script(
-            "predict.py", f"--model={model}", f"--output={tmp_path / name}", *arguments
-        )
-        assert ended.returncode == 0, ended.stderr
+        running.call("predict", f"--model={model}", f"--output={tmp_path / name}", *arguments)
     labels = {name: images.read(tmp_path / name / "embryo.nii.gz") for name in ("run", "export")}
     images.require_same_grid(labels["run"], images.Image.of("image", image, image.GetSpacing()))
     np.testing.assert_array_equal(*(label.array for label in labels.values()))

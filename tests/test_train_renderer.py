@@ -12,12 +12,21 @@ import running
 import SimpleITK as sitk
 import tensorflow as tf
 
+from tf_autoctx import configuration
 from tf_autoctx.commands import train_renderer, training
 from tf_autoctx.data import pipeline
 from tf_autoctx.errors import UserError
 from tf_autoctx.systems.renderer import source
 from tf_autoctx.systems.renderer import training as self_play
-from tf_autoctx.systems.renderer.configuration import DECLARATION, DISCRIMINATORS, VARIANTS
+from tf_autoctx.systems.renderer.configuration import (
+    DECLARATION,
+    DISCRIMINATORS,
+    VARIANTS,
+    Appearance,
+    Objective,
+    Online,
+    Phantoms,
+)
 from tf_autoctx.systems.renderer.system import RendererSystem
 from tf_autoctx.systems.shared import prediction
 from tf_autoctx.training import runs
@@ -35,6 +44,13 @@ TINY = [
     "--phantom_cases=6,2",
 ]
 
+ONLINE = {
+    "online_discriminator_rate": 1e-3,
+    "online_segmentor_step": 0.3,
+    "online_averaging": 0.8,
+    "segmentation_loss": "hybrid",
+    "update_order": "summed",
+}
 LIGHT = [*TINY, "--variant=S2T-sp"]
 train = functools.partial(running.train, "renderer")
 
@@ -184,15 +200,8 @@ def test_predict_on_files_of_every_kind(light, tmp_path):
     )
     sitk.WriteImage(sitk.GetImageFromArray(grey[None]), str(source / "frame.dcm"))
     before = {path: path.read_bytes() for path in (light / "networks").iterdir()}
-    command = [
-        "predict.py",
-        f"--model={light}",
-        f"--input={source}",
-        f"--output={output}",
-        "--iterations=1",
-    ]
-    done = running.script(*command, "--every_iteration", "--masks", "--probabilities")
-    assert done.returncode == 0, done.stderr
+    command = [f"--model={light}", f"--input={source}", f"--output={output}", "--iterations=1"]
+    running.call("predict", *command, "--every_iteration", "--masks", "--probabilities")
     written = [path for path in output.rglob("[!.]*") if path.is_file()]
     found = sorted(str(path.relative_to(output)) for path in written)
     names = {"grey": ".png", "colour": ".png", "frame": ".nii.gz", "volume": ".nii.gz"}
@@ -233,8 +242,8 @@ def test_online_rendering_is_repeatable_and_depends_on_its_seed(light):
 
 def test_tables_of_a_corpus(run, plain, tmp_path):
     sizes = tmp_path / "sizes.csv"
-    sizes.write_text("name,millimetres_per_pixel\ntarget_006,0.5\ntarget_007,0.5\n")
-    command = [f"--runs={run},{plain}", f"--corpus={run / 'phantoms' / 'target'}"]
+    sizes.write_text("name,millimetres_per_pixel\nnear_006,0.5\nnear_007,0.5\n")
+    command = [f"--runs={run},{plain}", f"--corpus={run / 'phantoms' / 'near'}"]
     command += [f"--output={tmp_path / 'tables'}", "--iterations=2", f"--pixel_sizes={sizes}"]
     done = running.script("eval/renderer_tables.py", *command)
     assert done.returncode == 0, done.stderr
@@ -242,12 +251,13 @@ def test_tables_of_a_corpus(run, plain, tmp_path):
     assert text.strip() in done.stdout
     rows = table(tmp_path / "tables" / "cases.csv")
     assert {row["system"] for row in rows} == {"renderer"}
-    methods = ["Orig-S2T", "S2T", "S2T, iteration 0", "S2T, best iteration"]
+    of_iterations = [f"S2T, {which}" for which in ("iteration 0", "iteration 2", "best iteration")]
+    methods = ["Orig-S2T", "S2T", *of_iterations]
     assert list(dict.fromkeys(row["method"] for row in rows)) == methods
-    assert {row["case"] for row in rows} == {"target_006", "target_007"}
+    assert {row["case"] for row in rows} == {"near_006", "near_007"}
     lines = table(tmp_path / "tables" / "iterations.csv")
     assert len(lines) == 2 * (3 + 1)
-    for case in ("target_006", "target_007"):
+    for case in ("near_006", "near_007"):
         dice = {row["method"]: float(row["DSC_percent"]) for row in rows if row["case"] == case}
         curve = [
             float(line["DSC_percent"])
@@ -255,27 +265,146 @@ def test_tables_of_a_corpus(run, plain, tmp_path):
             if line["case"] == case and line["variant"] == "S2T"
         ]
         assert dice["S2T, iteration 0"] == curve[0] and dice["S2T, best iteration"] == max(curve)
-        assert dice["S2T"] in curve
+        assert dice["S2T"] in curve and dice["S2T, iteration 2"] == curve[2]
         for row in rows:
             if row["case"] == case and row["Hdb_pixel"] not in ("", "inf", "0.0"):
                 assert float(row["Hdb_mm"]) == pytest.approx(float(row["Hdb_pixel"]) / 2)
-    assert (tmp_path / "tables" / "gains_S2T.png").exists()
+    for name in ("gains_S2T.png", "curves.png"):
+        assert (tmp_path / "tables" / name).exists()
     assert len(list((tmp_path / "tables" / "strips" / "s2t").glob("*.png"))) == 2
 
-    file = tmp_path / "tables" / "cases" / "s2t" / "target_006.json"
+    file = tmp_path / "tables" / "cases" / "s2t" / "online_seed_0" / "near_006.json"
     stamp = file.stat().st_mtime_ns
     running.call("renderer_tables", *command)
     assert file.stat().st_mtime_ns == stamp  # scored once
     assert (tmp_path / "tables" / "table.txt").read_text(encoding="utf-8") == text
     assert "S2T against Orig-S2T" in text and "S2T against S2T, iteration 0" in text
+    assert "S2T, iteration 2 against S2T, iteration 0" in text and "one training of each" in text
     assert "best iteration against" not in text and "against S2T, best" not in text
-    sizes.write_text("name,millimetres_per_pixel\ntarget_006,2\ntarget_007,\n")
+    sizes.write_text("name,millimetres_per_pixel\nnear_006,2\nnear_007,\n")
     running.call("renderer_tables", f"--runs={plain}", *command[1:])
     rows = table(tmp_path / "tables" / "cases.csv")
     for row in rows:  # scored anew, and 007 in pixels alone
         if row["Hdb_pixel"] not in ("inf", "0.0"):
-            mm = {"target_006": str(2 * float(row["Hdb_pixel"])), "target_007": ""}[row["case"]]
+            mm = {"near_006": str(2 * float(row["Hdb_pixel"])), "near_007": ""}[row["case"]]
             assert row["Hdb_mm"] == mm
+
+
+def with_flags(run, folder, without=(), **changes):
+    """A copy of a run whose config.json has other flags, or lacks some."""
+    config = json.loads((shutil.copytree(run, folder) / "config.json").read_text())
+    flags = config["flags"] | changes
+    config["flags"] = {name: value for name, value in flags.items() if name not in without}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_tables_over_runs_and_online_seeds(light, plain, tmp_path):
+    """Two trainings of two variants, and what is told of them."""
+    folders = [
+        with_flags(run, tmp_path / f"{run.name}_{seed}", seed=seed)
+        for run in (light, plain)
+        for seed in (0, 1)
+    ]
+    for folder in folders:
+        if not folder.name.endswith("_0"):
+            shutil.rmtree(folder / "phantoms" / "near")  # those of seed 0
+    output = tmp_path / "tables"
+    command = [f"--runs={','.join(map(str, folders))}", "--iterations=1", "--online_seed=4,5"]
+    running.call("renderer_tables", *command, f"--output={output}", "--online_averaging=0")
+    text = (output / "table.txt").read_text(encoding="utf-8")
+    assert "Wilcoxon" not in text and "2 runs of each: no p of fewer than 5" in text
+    assert "S2T-sp: SD over 2 online seeds" in text and "seed 1" in text
+    tests = {(line["method"], line["against"]): line for line in table(output / "over_runs.csv")}
+    assert tests["S2T-sp", "Orig-S2T"]["n"] == "2" and tests["S2T-sp", "Orig-S2T"]["p"] == "nan"
+    assert ("S2T-sp, iteration 1", "S2T-sp, iteration 0") in tests
+    runs_ = table(output / "runs.csv")
+    of_sp = [line for line in runs_ if line["run"] == str(folders[1])]
+    assert {(line["seed"], line["online_seed"]) for line in of_sp} == {("1", "4"), ("1", "5")}
+    assert len([line for line in runs_ if line["method"] == "Orig-S2T"]) == 2
+    # The phantoms of a seed are its own; those of seed 0 are the run's, the others were made.
+    made = {path.name for path in (output / "phantoms").iterdir()}
+    assert made == {f"{run.name}_1" for run in (light, plain)}
+
+    first = table(output / "iterations.csv")
+    running.call("renderer_tables", *command, f"--output={tmp_path / 'b'}", f"--beside={output}")
+    assert table(tmp_path / "b" / "iterations.csv") != first  # other weights answer
+    with pytest.raises(SystemExit):
+        running.call("renderer_tables", *command, f"--output={output}", f"--beside={tmp_path}")
+
+
+def test_augmented_training_is_a_row_of_its_own(plain, tmp_path):
+    other = with_flags(plain, tmp_path / "augmented", appearance_strength=0.5)
+    running.call("renderer_tables", f"--runs={other},{plain}", f"--output={tmp_path / 'tables'}")
+    rows = table(tmp_path / "tables" / "cases.csv")
+    assert list(dict.fromkeys(row["method"] for row in rows)) == ["Orig-S2T", "Orig-S2T, augmented"]
+
+
+@pytest.mark.parametrize("target", ["near", "far"])
+def test_tables_of_either_target(plain, tmp_path, target):
+    command = [f"--runs={plain}", f"--output={tmp_path}", f"--phantom_target={target}"]
+    running.call("renderer_tables", *command)
+    cases = {row["case"] for row in table(tmp_path / "cases.csv")}
+    assert cases == {f"{'near' if target == 'near' else 'target'}_00{n}" for n in (6, 7)}
+    assert (tmp_path / "phantoms").exists() == (target == "far")  # the run's own are near
+
+
+def test_a_run_of_before_is_scored_and_renders_as_before(light, tmp_path):
+    """Its config.json has none of the new flags: the far target, and online rendering of then."""
+    new = [
+        name
+        for kind in (Online, Objective, Appearance, Phantoms)
+        for name in configuration.earlier([kind])
+    ]
+    before = with_flags(light, tmp_path / "before", without=new)
+    image = pixels(20, 26).astype(np.float32)
+    old, given, now = (
+        prediction.load(folder, iterations=2, **options)(image, probabilities=True)
+        for folder, options in (
+            (before, {}),
+            (light, configuration.earlier([Online])),
+            (light, {}),
+        )
+    )
+    for a, b in zip(old["iterations"], given["iterations"]):
+        np.testing.assert_array_equal(a["probability"], b["probability"])
+        np.testing.assert_array_equal(a["rendered"], b["rendered"])
+    assert (old["iterations"][2]["rendered"] != now["iterations"][2]["rendered"]).any()
+    running.call("renderer_tables", f"--runs={before}", "--iterations=0", f"--output={tmp_path}/t")
+    assert (tmp_path / "t" / "phantoms" / "before" / "target").exists()
+    with running.unexported():
+        train(f"--work_dir={before}", *LIGHT)  # and goes on
+
+
+def test_flags_of_online_rendering_are_recorded_and_may_change(light, tmp_path):
+    folder = shutil.copytree(light, tmp_path / "run")
+    assert runs.load(folder).flags["online_discriminator_rate"] == 1e-3
+    networks = {path: path.read_bytes() for path in (folder / "networks").iterdir()}
+    with running.unexported():
+        train(f"--work_dir={folder}", *LIGHT, "--online_keep=last", "--online_averaging=0.5")
+    assert runs.load(folder).flags["online_keep"] == "last"
+    assert {path: path.read_bytes() for path in (folder / "networks").iterdir()} == networks
+    image = pixels(20, 26).astype(np.float32)
+    assert prediction.load(folder, iterations=3)(image)["kept"] == 3
+    with pytest.raises(
+        UserError, match=r"online_averaging=2.*: expected a number from 0 to 0\.9999"
+    ):
+        prediction.load(folder, iterations=3, online_averaging=2.0)
+
+
+@pytest.mark.usefixtures("unexported")
+def test_the_paper_preset_runs_whole(tmp_path):
+    """The authors' system: order, head, initializer, loss, mirrors; and an image online."""
+    tiny = [word for word in TINY if not word.startswith(("--initializer", "--generator"))]
+    train(f"--work_dir={tmp_path}", *tiny, "--preset=paper", "--steps=1", "--variant=S2T-sp")
+    flags = runs.load(tmp_path).flags
+    assert flags["update_order"] == flags["segmentation_loss"] == "published"
+    names = {name for name, _ in tf.train.list_variables(str(tmp_path / "self_play/last/step-1"))}
+    assert any(name.startswith("optimizers/d_app_generator/") for name in names)
+    kernel = networks_of(tmp_path)["d_app"].layers[-1].kernel.numpy()
+    assert kernel.std() == pytest.approx(0.02, rel=0.1)
+    answer = prediction.load(tmp_path, iterations=1)(pixels(20, 26).astype(np.float32))
+    assert answer["kept"] == 1
 
 
 @pytest.mark.usefixtures("unexported")
@@ -297,19 +426,36 @@ def test_the_target_corpus_trains_orig_t2t(tmp_path):
     train(f"--work_dir={tmp_path}", *TINY, "--variant=Orig-T2T")
     rows = table(tmp_path / "evaluation" / "cases.csv")
     assert {(row["method"], row["case"]) for row in rows} == {
-        ("Orig-T2T", "target_006"),
-        ("Orig-T2T", "target_007"),
+        ("Orig-T2T", "near_006"),
+        ("Orig-T2T", "near_007"),
     }
 
 
 @pytest.mark.parametrize(
     "given, expected",
     [
-        ([], {"dice_weight": 10, "size": 96, "discriminator_head": "scaled"}),
-        (["--corpus=a"], {"dice_weight": 100, "steps": 6000, "discriminator_head": "scaled"}),
+        ([], {"dice_weight": 10, "size": 96, "discriminator_head": "scaled", **ONLINE}),
+        (
+            ["--corpus=a"],
+            {"dice_weight": 100, "steps": 6000, "discriminator_head": "scaled", **ONLINE},
+        ),
         (
             ["--preset=paper"],
-            {"dice_weight": 100, "size": 320, "base_filters": 32, "discriminator_head": "flatten"},
+            {
+                "dice_weight": 100,
+                "segmentation_loss": "published",
+                "update_order": "published",
+                "size": 320,
+                "base_filters": 32,
+                "discriminator_head": "flatten",
+                "initializer": "authors",
+                "online_discriminator_rate": 1e-4,
+                "online_segmentor_step": 1,
+                "online_averaging": 0,
+                "online_rendering_weight": 0.5,
+                "online_mirror": "either",
+                "online_keep": "last",
+            },
         ),
     ],
 )

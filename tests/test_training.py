@@ -412,7 +412,7 @@ def test_run_folder_refuses_other_flags_and_data(tmp_path):
     with pytest.raises(UserError, match=r"system fetal_head \(now embryo\)"):
         runs.open_run(folder, making("embryo"))
     (folder / "config.json").write_text("{")
-    with pytest.raises(UserError, match="not a run's configuration"):
+    with pytest.raises(UserError, match=r"config.json: is not JSON .*expected a run's conf"):
         runs.open_run(folder, making())
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="expected a folder that can be written"):

@@ -125,8 +125,26 @@ def test_train_resume_predict_score_and_report_in_an_empty_folder(environment, t
     assert (tmp_path / "report.html").stat().st_size > 1_000_000
 
 
+# Runs console scripts one after the other, as Python runs each: TensorFlow is imported once.
+HELPS = """
+import runpy, sys
+for script in sys.argv[1:]:
+    sys.argv = [script, "--help"]
+    try:
+        runpy.run_path(script, run_name="__main__")
+    except SystemExit as ended:
+        assert not ended.code, script
+    print("ENDED", flush=True)
+"""
+
+
 def test_every_console_command_shows_its_help(environment, tmp_path):
-    commands = sorted(path.name for path in environment.glob("autoctx-*"))
+    commands = sorted(environment.glob("autoctx-*"))
     assert len(commands) == 15
     for command in commands:
-        assert "--" in run(environment / command, "--help", cwd=tmp_path)
+        assert str(environment) in command.read_text() and os.access(command, os.X_OK)
+    shown = run(environment / "python", "-c", HELPS, *commands, cwd=tmp_path)
+    *helps, rest = shown.split("ENDED\n")
+    assert len(helps) == len(set(helps)) == 15 and not rest
+    assert all("\n  --" in text for text in helps)
+    assert run(commands[0], "--help", cwd=tmp_path) == helps[0]

@@ -32,6 +32,8 @@ class Rules:
       may_change: whether a run goes on with another value.
       may_grow: whether a run goes on with a larger value.
       required: whether there is no default.
+      before: value in runs that were made before there was the field, whose config.json lacks it;
+        None: all have it.
     """
 
     help: str
@@ -43,6 +45,7 @@ class Rules:
     may_change: bool = False
     may_grow: bool = False
     required: bool = False
+    before: Any = None
 
     def expected(self) -> str:
         """The allowed values in words."""
@@ -141,15 +144,36 @@ def _fits(value: object, kind: Any) -> bool:
 def configured(kind: type[T], values: Mapping[str, Any]) -> T:
     """An instance of a configuration from {name: value} of the flags or of config.json.
 
-    Lists become tuples.
+    Lists become tuples; a name that is missing has the value of before there was its field.
 
     Raises:
-      KeyError: a name is missing.
+      KeyError: a name is missing that there always was.
       FieldError: a value out of range.
     """
-    names = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
-    given = {name: values[name] for name in names}
+    known = earlier([kind]) | dict(values)
+    given = {name: known[name] for name in rules(kind)}
     return kind(**{n: tuple(v) if isinstance(v, list) else v for n, v in given.items()})
+
+
+def optional(name: str, module: str, doc: str, *kinds: type) -> type:
+    """A configuration of the fields of others, each of them None where it is not given: for options
+    that a run has values of its own for.
+
+    Args:
+      name, module: of the variable that it becomes, by which it is pickled.
+      doc: its docstring.
+      kinds: whose fields it has.
+    """
+    fields: list[Any] = []
+    for kind in kinds:
+        for field in dataclasses.fields(kind):
+            by_run = "" if field.default is None else " By default as in the run."
+            rule: Rules = field.metadata["rules"]
+            rule = dataclasses.replace(rule, help=rule.help + by_run, required=False, before=None)
+            left_open = dataclasses.field(default=None, metadata={"rules": rule})
+            fields.append((field.name, types(kind)[field.name] | None, left_open))
+    namespace = {"__doc__": doc, "__module__": module, "__post_init__": check}
+    return dataclasses.make_dataclass(name, fields, namespace=namespace, frozen=True)
 
 
 def changeable(kinds: Iterable[type]) -> frozenset[str]:
@@ -157,6 +181,16 @@ def changeable(kinds: Iterable[type]) -> frozenset[str]:
     return frozenset(
         name for kind in kinds for name, rule in rules(kind).items() if rule.may_change
     )
+
+
+def earlier(kinds: Iterable[type]) -> dict[str, Any]:
+    """{field: value in runs that were made before there was the field}, for such fields."""
+    return {
+        name: rule.before
+        for kind in kinds
+        for name, rule in rules(kind).items()
+        if rule.before is not None
+    }
 
 
 def growing(kinds: Iterable[type]) -> frozenset[str]:

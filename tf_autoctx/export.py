@@ -39,6 +39,8 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
+from tf_autoctx import files
+from tf_autoctx.errors import UserError
 from tf_autoctx.files import replacing
 
 # A volume or a 2D image of any size; the name is that of the signatures' input.
@@ -122,7 +124,9 @@ def write(directory: str | pathlib.Path, exported: Exported) -> pathlib.Path:
             reason = type(error).__name__
             raise OSError(f"the SavedModel could not be written ({reason})") from error
         (partial / CARD).parent.mkdir()
-        card["files"] = {str(file.relative_to(partial)): _sha256(file) for file in _files(partial)}
+        card["files"] = {
+            str(file.relative_to(partial)): files.digest(file) for file in _files(partial)
+        }
         (partial / CARD).write_text(json.dumps(card, indent=1) + "\n")
         _write_warm_up(partial / WARM_UP, exported.functions, exported.spec)
     return version
@@ -136,9 +140,10 @@ def _graphs(exported: Exported) -> tuple[dict[str, Any], dict[str, Any]]:
     outputs: dict[str, Any] = {}
     for signature, function in exported.functions.items():
         # Concrete, since saving would trace a tf.function once more.
-        checked = tf.function(_checked(function), input_signature=[spec])
+        checked = tf.function(_checked(function), input_signature=[spec], autograph=False)
         graph = checked.get_concrete_function()
-        of_bytes = tf.function(_of_bytes(graph, spec), input_signature=_bytes_spec())
+        bytes_spec = _bytes_spec()
+        of_bytes = tf.function(_of_bytes(graph, spec), input_signature=bytes_spec, autograph=False)
         graphs |= {signature: graph, twin(signature): of_bytes.get_concrete_function()}
         output = graph.structured_outputs
         signatures[signature] = {"inputs": [spec.name], "outputs": list(output)}
@@ -185,8 +190,8 @@ def versions(directory: str | pathlib.Path) -> list[pathlib.Path]:
 def read_card(version: pathlib.Path) -> dict[str, Any]:
     """The card of a version; empty where it cannot be read."""
     try:
-        card = json.loads((version / CARD).read_bytes())
-    except (OSError, ValueError, RecursionError):
+        card = files.read_json(version / CARD, "a model card")
+    except (OSError, UserError):
         return {}
     return card if isinstance(card, dict) else {}
 
@@ -197,7 +202,7 @@ def damaged(version: pathlib.Path) -> pathlib.Path | None:
     written = read_card(version).get("files")
     for name, sha256 in written.items() if isinstance(written, dict) else ():
         file = version / name
-        if not file.exists() or _sha256(file) != sha256:
+        if not file.exists() or files.digest(file) != sha256:
             return file
     return None
 
@@ -205,11 +210,6 @@ def damaged(version: pathlib.Path) -> pathlib.Path | None:
 def _files(version: pathlib.Path) -> list[pathlib.Path]:
     """What a server needs of a SavedModel."""
     return [version / GRAPH, *sorted((version / "variables").iterdir())]
-
-
-def _sha256(file: pathlib.Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _fingerprint(networks: Sequence[keras.Model], configuration: Any) -> str:
@@ -260,7 +260,7 @@ def _served_card(card: Mapping[str, Any]) -> Any:
         return {"card": tf.fill(tf.shape(request), text)}
 
     spec = tf.TensorSpec((None,), tf.int32, name="request")
-    return tf.function(card_of, input_signature=[spec]).get_concrete_function()
+    return tf.function(card_of, input_signature=[spec], autograph=False).get_concrete_function()
 
 
 def _described(tensor: Any) -> dict[str, Any]:

@@ -1,5 +1,5 @@
-"""Files that appear whole or not at all, their digests, and folders that one process writes at a
-time."""
+"""Files that appear whole or not at all, their digests, JSON, and folders that one process writes
+at a time."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import atexit
 import contextlib
 import fcntl
 import hashlib
+import json
 import os
 import pathlib
 import platform
@@ -15,6 +16,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Iterator
+from typing import Any
 
 from absl import logging
 
@@ -29,6 +31,7 @@ LEFT_OVER = re.compile(
 TAIL = 60  # bytes of a name that a temporary name keeps: some file systems allow 255 in all
 
 _held: dict[pathlib.Path, int] = {}  # {folder: descriptor of its lock} of this process
+_made: set[pathlib.Path] = set()  # those of them that `own` made
 _process = os.getpid()  # a copy of this process, as `fork` makes them, holds nothing
 
 
@@ -78,7 +81,7 @@ def own(folder: str | os.PathLike[str], began: float | None = None) -> None:
     another process's own.
 
     Args:
-      folder: is made, unless it is there.
+      folder: is made, unless it is there; it goes again if nothing is written.
       began: what is younger than this time stays: processes that work together may have begun.
 
     Raises:
@@ -88,7 +91,9 @@ def own(folder: str | os.PathLike[str], began: float | None = None) -> None:
     if folder in _held:
         return
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        if not folder.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            _made.add(folder)
         _held[folder] = _locked(folder)
         _sweep(folder, time.time() if began is None else began)
     except OSError as error:
@@ -96,15 +101,40 @@ def own(folder: str | os.PathLike[str], began: float | None = None) -> None:
         raise UserError(f"{folder}: {told}.") from error
 
 
-def digest(path: str | os.PathLike[str] | None) -> str:
-    """SHA-256 (hex) of a file, of every file of a folder, or "" of None."""
-    if path is None:
-        return ""
-    path = pathlib.Path(path)
-    if path.is_dir():  # DICOM slices
-        return " ".join(digest(file) for file in sorted(path.iterdir()) if file.is_file())
-    with path.open("rb") as file:
+def digest(path: str | os.PathLike[str]) -> str:
+    """SHA-256 (hex) of a file."""
+    with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_json(path: str | os.PathLike[str], expected: str) -> Any:
+    """What a JSON file says.
+
+    Args:
+      path: of it.
+      expected: what else it ought to be, for the message.
+
+    Raises:
+      UserError: it is no JSON, is nested too deeply, or has a key twice.
+      OSError: it cannot be read.
+    """
+    try:
+        return json.loads(pathlib.Path(path).read_bytes(), object_pairs_hook=_each_once)
+    except RecursionError:
+        reason = "nested too deeply"
+    except ValueError as error:
+        reason = str(error)
+    raise UserError(f"{path}: is not JSON ({reason}); expected {expected}.")
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, unless it has a key twice, of which Python would take the last."""
+    known = dict(pairs)
+    if len(known) < len(pairs):
+        keys = [key for key, _ in pairs]
+        doubled = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"it has the key {doubled!r} twice")
+    return known
 
 
 @contextlib.contextmanager
@@ -153,6 +183,10 @@ def _free(folder: pathlib.Path) -> None:
     with contextlib.suppress(OSError):
         (folder / LOCK).unlink()  # before another process may hold it
     os.close(_held.pop(folder))
+    if folder in _made:
+        _made.remove(folder)
+        with contextlib.suppress(OSError):
+            folder.rmdir()  # where nothing came of it
 
 
 def _sweep(folder: pathlib.Path, began: float) -> None:

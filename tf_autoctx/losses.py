@@ -189,6 +189,40 @@ class HybridLoss(keras.losses.Loss):
         return total
 
 
+class PublishedHybridLoss(keras.losses.Loss):
+    r"""`HybridLoss` as the authors' code computes it (Yang et al. 2018).
+
+    All sums and shares are over the batch. Their Dice terms take logits x for probabilities and a
+    mean over the batch's N pixels in the numerator, D = -\sum_k \frac{2 \sum_i x_{ik} l_{ik} / N}
+    {\sum_i x_{ik}^2 + \sum_i l_{ik}^2}, which makes them N times smaller; probabilities are clipped
+    at 0.005 before the log, below which they have no gradient.
+
+    call: as of `HybridLoss`; the batch's loss for each of its samples.
+    """
+
+    def __init__(
+        self, dice_weight: float = 100.0, name: str = "published", ignored: int | None = None
+    ) -> None:
+        super().__init__(name=name, reduction=None)
+        self.dice_weight, self.ignored = dice_weight, ignored
+
+    def call(self, y_true: Tensor, y_pred: Mapping[str, Tensor]) -> Tensor:
+        total = 0.0
+        for name, logits in y_pred.items():
+            truth = one_hot(y_true, logits)
+            axes = tuple(range(len(truth.shape) - 1))  # all but the classes
+            pixels = ops.maximum(ops.sum(truth), 1.0)  # those to be ignored have no class
+            x = counted(ops.cast(logits, "float32"), y_true, self.ignored)
+            size = ops.sum(ops.square(x), axis=axes) + ops.sum(truth, axis=axes)
+            dice = ops.sum(2 * ops.sum(x * truth, axis=axes) / pixels / ops.maximum(size, 1e-5))
+            weights = 1 - ops.sum(truth, axis=axes) / pixels
+            p = ops.clip(ops.softmax(ops.cast(logits, "float32"), axis=-1), 0.005, 1.0)
+            entropy = -ops.sum(weights * truth * ops.log(p)) / pixels
+            total += self.dice_weight * HybridLoss.DICE_WEIGHTS[name] * -dice
+            total += HybridLoss.CROSS_ENTROPY_WEIGHTS[name] * entropy
+        return ops.broadcast_to(total, ops.shape(y_true)[:1])
+
+
 def generator_adversarial(fake_logits: Tensor) -> Tensor:
     """What a generator pays for a fake that is recognised: sigmoid cross entropy against "real".
 

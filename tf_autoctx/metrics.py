@@ -352,6 +352,60 @@ def paired(a: npt.ArrayLike, b: npt.ArrayLike) -> dict[str, float]:
     }
 
 
+FEWEST_RUNS = 5  # that a p value over runs is told of
+
+
+def paired_runs(
+    differences: Sequence[npt.ArrayLike], shared: bool, seed: int = 0
+) -> dict[str, float]:
+    """Compares two methods that were trained several times, from other seeds.
+
+    The unit is the run: scores of images by the same networks are not independent. p is that of a
+    paired t test of the runs' means; the interval that of percentiles of 10,000 resamples of runs
+    and, crossed with them, of images.
+
+    Args:
+      differences: of each pair of runs, those of its images: one method's score less the other's,
+        finite.
+      shared: whether image k is the same in all runs, and therefore resampled for all of them at
+        once; else every run has its own images.
+      seed: of the resampling.
+
+    Returns:
+      {"mean_difference", "ci_low", "ci_high", "p", "n" pairs of runs}. p is NaN for fewer than
+      `FEWEST_RUNS`, the interval for fewer than two, everything without a pair.
+
+    Raises:
+      ValueError: shared images of which the runs have not the same number.
+    """
+    runs = [np.asarray(of_run, float) for of_run in differences]
+    if shared and len({len(of_run) for of_run in runs}) > 1:
+        raise ValueError("runs have other numbers of images; expected the same images.")
+    means = np.array([of_run.mean() for of_run in runs])
+    result = dict.fromkeys(("mean_difference", "ci_low", "ci_high", "p"), np.nan)
+    if len(runs):
+        result["mean_difference"] = float(means.mean())
+    if len(runs) > 1:
+        low, high = np.percentile(_resampled(runs, shared, seed), (2.5, 97.5))
+        result |= {"ci_low": float(low), "ci_high": float(high)}
+    if len(runs) >= FEWEST_RUNS:
+        result["p"] = float(stats.ttest_1samp(means, 0).pvalue) if np.ptp(means) else 1.0
+    return {**result, "n": len(runs)}
+
+
+def _resampled(runs: Sequence[np.ndarray], shared: bool, seed: int) -> np.ndarray:
+    """Means of 10,000 resamples of runs and of the images in each."""
+    rng, resamples = np.random.default_rng(seed), 10_000
+    drawn = rng.integers(len(runs), size=(resamples, len(runs)))
+    images = rng.integers(len(runs[0]), size=(resamples, len(runs[0]))) if shared else None
+    means = np.zeros((resamples, len(runs)))
+    for place, number in np.ndindex(len(runs), len(runs)):
+        here, of_run = np.flatnonzero(drawn[:, place] == number), runs[number]
+        own = rng.integers(len(of_run), size=(len(here), len(of_run)))
+        means[here, place] = of_run[own if images is None else images[here]].mean(axis=1)
+    return means.mean(axis=1)
+
+
 def holm(p_values: npt.ArrayLike) -> np.ndarray:
     """p values corrected for the number of tests by the step-down procedure of Holm 1979.
 

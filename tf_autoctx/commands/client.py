@@ -64,7 +64,7 @@ class Client:
         least=0,
     )
     series: str | None = field(
-        None, "DICOM series of a folder that holds several: its UID, or its number in their list."
+        None, "DICOM series of folders that hold several: its UID, or its number in their list."
     )
     overwrite: bool = field(False, "Replace results that are there already.")
 

@@ -148,7 +148,8 @@ def _described(flag: flags.Flag[Any], rule: configuration.Rules) -> str:
     """What `--help` says of a flag: its help, the presets' values, what it takes, the default."""
     switch = f"--[no]{flag.name}" if flag.boolean else f"--{flag.name}"
     text = (flag.help or "").removeprefix(f"<{'|'.join(rule.choices)}>: ")  # absl's, for choices
-    if rule != configuration.Rules(rule.help, may_change=rule.may_change, required=rule.required):
+    plain = {"may_change": rule.may_change, "required": rule.required, "before": rule.before}
+    if rule != configuration.Rules(rule.help, **plain):
         text += f" Expected: {rule.expected()}."
     default = (flag.default_as_str or "").strip("'")
     if default and flag.default is not None:
@@ -270,6 +271,9 @@ class Command:
         logging.set_verbosity(level)
         names = [name for kind in self.kinds for name in configuration.rules(kind)]
         typed = frozenset(name for name in names if values[name].present)
+        for name in typed:
+            if values[name].value in ("", [], ()):  # such as of a variable that is not set
+                raise errors.UserError(f"flag --{name}: is empty; expected a value.")
         return Given({name: values[name].value for name in names}, typed)
 
     @property

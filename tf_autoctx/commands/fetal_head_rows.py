@@ -194,6 +194,6 @@ def comparison_blocks(lines: list[Row], names: Mapping[str, str]) -> list[list[l
         cells[line["metric"]] = told if line["n"] else "-"
     return [
         [[f"against {baseline}", "n", *names.values()]]
-        + [[*key, *(cells[name] for name in names)] for key, cells in of_baseline.items()]
+        + [[*key, *(cells.get(name, "-") for name in names)] for key, cells in of_baseline.items()]
         for baseline, of_baseline in blocks.items()
     ]

@@ -63,7 +63,7 @@ class Prediction:
         choices=FORMATS,
     )
     series: str | None = field(
-        None, "DICOM series of a folder that holds several: its UID, or its number in their list."
+        None, "DICOM series of folders that hold several: its UID, or its number in their list."
     )
     overwrite: bool = field(False, "Replace results that are there already.")
     resume: bool = field(False, "Write the results that are not there yet.")

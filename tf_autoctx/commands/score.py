@@ -147,9 +147,12 @@ def _read(prediction_path: str, label_path: str, settings: Score, names: Structu
     from tf_autoctx.data import images, labels
 
     pair, arrays = [], []
+    single = names.single is not None and names.ignored is None
     for path in (prediction_path, label_path):
         # Values of the foreground stay as they are: both files together tell whether 255 is 1.
-        image, label = labels.read(path, None, foreground=labels.MASKS, truth=path == label_path)
+        image, label = labels.read(
+            path, None, foreground=labels.MASKS, truth=path == label_path, single=single
+        )
         _require_labels(path, label, settings, names)
         pair.append(image)
         arrays.append(label)

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
 import re
 from collections.abc import Mapping
 
+from tf_autoctx import files
 from tf_autoctx.errors import FieldError, UserError
 
 DATA_SET, CARD, RUN = "dataset.json", "model_card.json", "config.json"
 INLINE = re.compile(r"\s*\d+\s*:")
-IGNORED = "ignore"  # what nnU-Net calls the voxels that nobody outlined
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +74,8 @@ def beside(labels: pathlib.Path, predictions: pathlib.Path) -> StructureNames:
     predictions or the one above. A card or config.json there tells the system in any case.
 
     Raises:
-      UserError: such a file does not name its labels.
+      UserError: such a file does not name its labels, or two of them give a name to different
+        values.
     """
     of_truth = [folder / DATA_SET for folder in _upwards(labels)]
     of_model = [folder / name for folder in _upwards(predictions) for name in (CARD, RUN)]
@@ -88,8 +88,21 @@ def beside(labels: pathlib.Path, predictions: pathlib.Path) -> StructureNames:
         raise UserError(f"{message}, or `names` such as 1:liver,2:spleen.") from None
     if not told:
         return StructureNames()
+    for other in told[1:]:
+        _require_agreement(told[0], other)
     system = next((names.system for names in told if names.system), "")
     return dataclasses.replace(told[0], system=system)
+
+
+def _require_agreement(ours: StructureNames, theirs: StructureNames) -> None:
+    """Raises a `UserError` where a name stands for different values."""
+    values = {name: value for value, name in theirs.labels.items()}
+    for value, name in ours.labels.items():
+        if values.get(name, value) != value:
+            raise UserError(
+                f"{theirs.source}: {name} is {values[name]}, but {value} in {ours.source}; "
+                "expected the same, or `names` such as 1:liver,2:spleen."
+            )
 
 
 def read(path: pathlib.Path) -> StructureNames:
@@ -101,7 +114,7 @@ def read(path: pathlib.Path) -> StructureNames:
     from tf_autoctx.data import datasets
 
     try:
-        told = json.loads(path.read_bytes())
+        told = files.read_json(path, "label values and names")
         labels = told["labels"]
         labels.keys()
     except OSError as error:
@@ -109,7 +122,7 @@ def read(path: pathlib.Path) -> StructureNames:
             f"{path}: {(error.strerror or str(error)).lower()}; expected {DATA_SET}, {CARD} or "
             f"{RUN}, or names such as 1:liver,2:spleen."
         ) from None
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (KeyError, TypeError, AttributeError):
         raise UserError(f"{path}: names no labels; expected label values and names.") from None
     names = _named(str(path), datasets.label_names(path, labels))
     system = told.get("system", "")
@@ -119,8 +132,8 @@ def read(path: pathlib.Path) -> StructureNames:
 def _is_ours(file: pathlib.Path) -> bool:
     """Whether a file is a model card or a run's config.json; others use such names too."""
     try:
-        told = json.loads(file.read_bytes())
-    except (OSError, ValueError):
+        told = files.read_json(file, "labels")
+    except (OSError, UserError):
         return False
     return isinstance(told, dict) and {"system", "labels", "data_fingerprint"} <= told.keys()
 
@@ -131,8 +144,10 @@ def _named(source: str, labels: Mapping[int, str]) -> StructureNames:
     Raises:
       UserError: two values of one name, or a name without a letter.
     """
+    from tf_autoctx.data.labels import IGNORE
+
     structures = {value: name for value, name in labels.items() if value}
-    ignored = [value for value, name in structures.items() if name.casefold() == IGNORED]
+    ignored = [value for value, name in structures.items() if name.casefold() == IGNORE]
     structures = {value: name for value, name in structures.items() if value not in ignored}
     names = list(structures.values())
     if len(set(names)) < len(names) or "" in names or len(ignored) > 1:

@@ -113,6 +113,47 @@ def random_erasing(
     return {**sample, "image": image * tf.cast(keep, image.dtype)[..., None]}
 
 
+def appearance(image: tf.Tensor, seed: tf.Tensor, strength: float) -> tf.Tensor:
+    """An image as a scanner with other settings might show it: nothing moves.
+
+    Gain along the depth, contrast, brightness, gamma, blur and noise change one after the other,
+    all of them in every image, each by an amount drawn evenly up to its largest.
+
+    Args:
+      image: (height, width, 1) float32, from 0 to 1, depth downwards.
+      seed: 2 integers.
+      strength: of the largest amounts; at 1 they are a half up and down for gain (at the first and
+        the last row) and contrast, 0.3 for brightness, a factor of 2.5 for the exponent, 1.5 pixels
+        for blur and 0.1 for noise.
+
+    Returns:
+      (height, width, 1) float32, from 0 to 1.
+    """
+    seeds = tf.unstack(tf.random.experimental.stateless_split(seed, 2))
+    amounts = strength * tf.random.stateless_uniform([6], seeds[0], -1.0, 1.0)
+    gain, contrast, brightness, exponent, blur, noise = tf.unstack(amounts)
+    depth = tf.linspace(-1.0, 1.0, tf.shape(image)[0])[:, None, None]
+    seen = image * (1 + 0.5 * gain * depth)
+    mean = tf.reduce_mean(seen)
+    seen = mean + (1 + 0.5 * contrast) * (seen - mean) + 0.3 * brightness
+    seen = tf.clip_by_value(seen, 0.0, 1.0) ** 2.5**exponent
+    seen = _blurred(seen, 1.5 * tf.abs(blur))
+    seen += 0.1 * tf.abs(noise) * tf.random.stateless_normal(tf.shape(image), seeds[1])
+    return tf.ensure_shape(tf.clip_by_value(seen, 0.0, 1.0), image.shape)
+
+
+def _blurred(image: tf.Tensor, sd: tf.Tensor, reach: int = 5) -> tf.Tensor:
+    """An image (height, width, 1) of at least `reach` pixels an edge, after a Gaussian of an SD in
+    pixels that is cut off at `reach`; edges are mirrored."""
+    offsets = tf.range(-reach, reach + 1, dtype=tf.float32)
+    weights = tf.exp(-0.5 * (offsets / tf.maximum(sd, 1e-3)) ** 2)
+    weights /= tf.reduce_sum(weights)
+    padded = tf.pad(image, [[reach, reach], [reach, reach], [0, 0]], "SYMMETRIC")[None]
+    for shape in ((-1, 1, 1, 1), (1, -1, 1, 1)):
+        padded = tf.nn.conv2d(padded, tf.reshape(weights, shape), 1, "VALID")
+    return padded[0]
+
+
 def deformed(
     deformation: Deformation,
     grids: Sequence[np.ndarray],

@@ -14,7 +14,7 @@ class Data:
     data_dir: str = field(
         "",
         "Your data: a Decathlon or nnU-Net folder, a folder with images/ and labels/, or a CSV "
-        "file of image,label,split[,group]. Empty: phantoms are made.",
+        "file of image,label,split[,group,series]. Empty: phantoms are made.",
         may_change=True,
     )
     foreground: tuple[int, ...] | None = field(

@@ -10,7 +10,6 @@ import csv
 import dataclasses
 import hashlib
 import io
-import json
 import operator
 import os
 import pathlib
@@ -21,11 +20,12 @@ import numpy as np
 from absl import logging
 
 from tf_autoctx import files, spreadsheets
-from tf_autoctx.data import images, names
+from tf_autoctx.data import image_files, images, isolation, names
 from tf_autoctx.data import labels as label_files
-from tf_autoctx.errors import FieldError, UserError
+from tf_autoctx.errors import Faults, FieldError, UserError
 
 SPLITS = ("train", "validation", "test")
+COLUMNS = ("image", "label", "split", "group", "series")  # of a CSV file
 # What a CSV file may call them.
 SPELLINGS = {
     "train": ("train", "training", "tr"),
@@ -49,12 +49,15 @@ class Case:
       image: path.
       label: path; None for a test image that nobody outlined.
       group: such as a patient; it stays in one split.
+      series: of an image that is a DICOM folder: UID or number, see `images.read`; "": its only
+        one.
     """
 
     name: str
     image: str
     label: str | None
     group: str
+    series: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +67,7 @@ class Entry:
     Attributes:
       where: it says so, for messages.
       split: one of `SPLITS`.
-      image, label: as for `Case`.
+      image, label, series: as for `Case`.
       group: "": its own.
       name: that the source gives; "": that of the image.
     """
@@ -75,6 +78,7 @@ class Entry:
     label: pathlib.Path | None
     group: str = ""
     name: str = ""
+    series: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,8 +111,9 @@ def load(
       source: a Medical Segmentation Decathlon folder, an nnU-Net folder (1 or 2, one channel), a
         folder with images/ and labels/ of the same names (see `names`; all of them training cases),
         or a CSV file with the columns image, label, split (train, validation or val, test) and, if
-        wanted, group; its paths are relative to the CSV, and label may be empty for a test image.
-        Semicolons or tabs in place of commas, capitals and blanks are read too.
+        wanted, group and series (of a DICOM folder); its paths are relative to the CSV, and label
+        may be empty for a test image. Semicolons or tabs in place of commas, capitals and blanks
+        are read too.
       seed: decides which training cases validate, unless the CSV says so.
       validation_fraction: share of the groups (of the cases, where there are no groups) that
         validate, at least one; 0: none.
@@ -176,9 +181,7 @@ def read_case(
       UserError: unreadable file, image of other dimensions, constant image; a label that is none,
         see `labels.read`, on another grid or without the object.
     """
-    flat = dimensions == 2
-    image = images.read_2d(case.image, grey_levels=True) if flat else images.read(case.image)
-    images.require_dimensions(case.image, image, dimensions)
+    image = images.read_raw(case.image, dimensions, case.series)
     voxels = image.array
     if voxels.min() == voxels.max():
         raise UserError(
@@ -234,11 +237,8 @@ def structures(dataset: Dataset, foreground: Sequence[int] | None = None) -> dic
     background = (0, label_files.ignored(dataset.labels))
     named = {value: name for value, name in dataset.labels.items() if value not in background}
     if not named:
-        for case in dataset.train:
-            assert case.label is not None  # training cases have one
-            values = np.unique(label_files.whole(case.label, images.read(case.label).array))
-            _require_bytes(case.label, values)
-            named |= {int(value): f"label {int(value)}" for value in values if value}
+        values = _label_values(dataset.train)
+        named |= {value: f"label {value}" for value in values if value}
     unknown = sorted(set(foreground or []) - set(named))
     if unknown:
         raise FieldError(
@@ -257,6 +257,30 @@ def structures(dataset: Dataset, foreground: Sequence[int] | None = None) -> dic
     return chosen
 
 
+def _label_values(cases: Sequence[Case]) -> list[int]:
+    """The values of labels, which other processes read, sorted.
+
+    Raises:
+      UserError: labels that cannot be read, all of them, or values beyond 255.
+    """
+    tasks = {case.name: (case.label,) for case in cases}
+    faults, values = Faults(), set()
+    with isolation.Pool() as pool:
+        for name, outcome in pool.map(_values_of, tasks):
+            with faults.collecting():
+                if isinstance(outcome, UserError):
+                    raise outcome
+                _require_bytes(str(tasks[name][0]), outcome)
+                values |= set(outcome.tolist())
+    faults.require_none("faults in the labels")
+    return sorted(values)
+
+
+def _values_of(path: str) -> np.ndarray:
+    _, label = label_files.read(path, None, truth=False)
+    return np.unique(label)
+
+
 def _require_bytes(path: str, values: np.ndarray) -> None:
     if values[0] < 0 or values[-1] > 255:
         raise UserError(
@@ -272,13 +296,16 @@ def fingerprint(dataset: Dataset) -> str:
     Images of the same bytes in two splits get a warning: what was learnt by heart scores well.
     """
     total = hashlib.sha256()
-    seen: dict[str, tuple[str, str]] = {}  # {digest of an image: (split, path)}
+    seen: dict[str, tuple[str, str]] = {}  # {digest and series of an image: (split, path)}
     for split in SPLITS:
         for case in getattr(dataset, split):
-            digests = {"image": files.digest(case.image), "label": files.digest(case.label)}
+            digests = {role: image_files.digest(getattr(case, role)) for role in ("image", "label")}
             for role, of_file in digests.items():
                 total.update(f"{split}\t{case.name}\t{role}\t{of_file}\n".encode())
-            before, path = seen.setdefault(digests["image"], (split, case.image))
+            if case.series:
+                total.update(f"{split}\t{case.name}\tseries\t{case.series}\n".encode())
+            scan = f"{digests['image']} {case.series}"
+            before, path = seen.setdefault(scan, (split, case.image))
             if before != split and path != case.image:
                 logging.warning(
                     "%s in %s is the same scan as %s in %s: the scores flatter.",
@@ -301,12 +328,7 @@ def _read_folder(folder: pathlib.Path) -> tuple[list[Entry], dict[int, str]]:
         raise UserError(
             f"{folder}: has no dataset.json; expected a Decathlon or nnU-Net folder, or a CSV file."
         )
-    try:
-        description = json.loads(path.read_bytes(), object_pairs_hook=_each_once)
-    except ValueError as error:
-        raise UserError(
-            f"{path}: is not JSON ({error}); expected a data set's description."
-        ) from None
+    description = files.read_json(path, "a data set's description")
     if not isinstance(description, dict) or "labels" not in description:
         raise UserError(
             f"{path}: lacks the key 'labels'; expected the label values and their names."
@@ -342,8 +364,8 @@ def _same_named(folder: pathlib.Path) -> list[Entry]:
     """Cases of a folder with images/ and labels/, of the same names, see `names.pairs`."""
     labels = names.find(folder / "labels", below=True)
     for series in (True, False):  # stills of one DICOM series are images of their own
-        paths = names.find(folder / "images", series, below=True)
         try:
+            paths = names.find(folder / "images", series, below=True)
             pairs = names.pairs(paths, labels).values()
         except UserError:
             continue
@@ -434,6 +456,12 @@ def _nnunet(path: pathlib.Path, description: Mapping[str, Any], split: str) -> l
         label = path.parent / f"labels{end}" / f"{name}{ending}"
         there = label if label.exists() else None
         entries.append(Entry(str(path), split, file, there, name=name))
+    promised = description.get("numTraining", len(entries))
+    if split == "train" and promised != len(entries):
+        logging.warning(
+            "%s: numTraining is %s; taken are the %d files of imagesTr that end in %s.",
+            *(path, promised, len(entries), ending),
+        )
     return entries
 
 
@@ -448,7 +476,7 @@ def label_names(path: pathlib.Path, labels: Any) -> dict[int, str]:
         pairs = [pair if decathlon else pair[::-1] for pair in labels.items()]
         named = {int(value): str(name) for value, name in pairs}
         whole = all(float(value).is_integer() for value, _ in pairs)
-    except (AttributeError, TypeError, ValueError):
+    except (AttributeError, TypeError, ValueError, OverflowError):
         whole = False
     if not whole:
         raise UserError(
@@ -468,24 +496,14 @@ def label_names(path: pathlib.Path, labels: Any) -> dict[int, str]:
     return named
 
 
-def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object, unless it has a key twice, of which Python would take the last."""
-    known = dict(pairs)
-    if len(known) < len(pairs):
-        keys = [key for key, _ in pairs]
-        doubled = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"it has the key {doubled!r} twice")
-    return known
-
-
 def _read_csv(path: pathlib.Path) -> list[Entry]:
     """What a CSV file says of its cases."""
     spelled = {word: split for split, words in SPELLINGS.items() for word in words}
     split_of: dict[str, str] = {}
     entries = []
     for where, row in _rows(path):
-        image, label, word, group = (
-            row.get(key, "") for key in ("image", "label", "split", "group")
+        image, label, word, group, series = (
+            row.get(key, "") for key in ("image", "label", "split", "group", "series")
         )
         split = spelled.get(word.casefold())
         if split is None:
@@ -500,8 +518,12 @@ def _read_csv(path: pathlib.Path) -> list[Entry]:
                 f"{where}: group {group!r} is in {split} and {split_of[group]}; expected it in one "
                 "split."
             )
-        label_file = _beside(path, label) if label else None
-        entries.append(Entry(where, split, _beside(path, image), label_file, group))
+        image_file, label_file = _beside(path, image), _beside(path, label) if label else None
+        if series and image_file.is_file():
+            raise UserError(
+                f"{where}: has the series {series!r} of a file, {image}; expected a DICOM folder."
+            )
+        entries.append(Entry(where, split, image_file, label_file, group, series=series))
     return entries
 
 
@@ -529,7 +551,8 @@ def _rows(path: pathlib.Path) -> list[tuple[str, dict[str, str]]]:
         missing = [column for column in ("image", "label", "split") if column not in columns]
         if missing:
             raise UserError(
-                f"{path}: lacks {missing} among {columns}; expected image,label,split[,group]."
+                f"{path}: lacks {missing} among {columns}; expected "
+                "image,label,split[,group,series]."
             )
         rows = []
         for row in reader:
@@ -544,6 +567,13 @@ def _rows(path: pathlib.Path) -> list[tuple[str, dict[str, str]]]:
                 rows.append((where, dict(zip(columns, values))))
     except csv.Error as error:
         raise UserError(f"{path}: {error}; expected a CSV file.") from None
+    unread = [column for column in columns if column and column not in COLUMNS]
+    if unread:
+        logging.warning(
+            "%s: the columns %s are not read; those are %s, and group keeps cases of a patient "
+            "in one split.",
+            *(path, ", ".join(unread), ", ".join(COLUMNS)),
+        )
     doubled = [column for column in columns if column and columns.count(column) > 1]
     if doubled:
         raise UserError(f"{path}: has the column {doubled[0]!r} twice; expected it once.")
@@ -579,7 +609,8 @@ def _cases(entries: Sequence[Entry]) -> dict[str, list[Case]]:
     for entry in entries:
         name = entry.name or next(of_images)
         label = str(entry.label) if entry.label else None
-        splits[entry.split].append(Case(name, str(entry.image), label, entry.group or name))
+        case = Case(name, str(entry.image), label, entry.group or name, entry.series)
+        splits[entry.split].append(case)
     return splits
 
 
@@ -591,6 +622,11 @@ def _require_distinct(source: pathlib.Path, splits: Mapping[str, Iterable[Case]]
     seen: dict[tuple[str, str], str] = {}
     for split in SPLITS:
         for case in splits[split]:
+            label = os.path.realpath(case.label) if case.label else None
+            if label and (other := seen.setdefault(("the label", label), case.image)) != case.image:
+                logging.warning(
+                    "%s: %s and %s have one label, %s.", source, other, case.image, case.label
+                )
             for key in (("the image", os.path.realpath(case.image)), ("the name", case.name)):
                 if key in seen:
                     raise UserError(

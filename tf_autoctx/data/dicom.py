@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import SimpleITK as sitk
@@ -107,27 +107,30 @@ def chosen(folder: pathlib.Path, series: str | int | None) -> Series:
     """The series of a folder that is wanted, see `images.read`.
 
     Raises:
-      UserError: there is none, or several and none is chosen; the sentence lists them.
+      UserError: there is none, or several and none is chosen; the sentence lists them. A number
+        chooses where there are several.
     """
     known = series_in(folder)
     wanted = "" if series is None else str(series)
     if not known:
         raise UserError(f"{folder}: holds 0 DICOM series; expected one series or an image file.")
-    if not wanted and len(known) == 1:
+    if len(known) == 1 and (not wanted or wanted.isdecimal()):
         return next(iter(known.values()))
     for candidate in known.values():
         if wanted and wanted in (candidate.uid, str(candidate.number)):
             return candidate
+    if not wanted and len(slices := scattered(known.values())) == len(known):
+        raise UserError(f"{folder}: holds {_alone(slices)}.")
     listed = "; ".join(str(candidate) for candidate in list(known.values())[:SHOWN])
     more = f"; and {len(known) - SHOWN} more" if len(known) > SHOWN else ""
     if wanted:
         raise UserError(
-            f"{folder}: has no series {wanted}, but {listed}{more}; expected `series` of one of "
-            "them."
+            f"{folder}: has no series {wanted}, but {listed}{more}; expected the UID or number of "
+            "one of them."
         )
     raise UserError(
-        f"{folder}: holds {len(known)} DICOM series, {listed}{more}; choose one by `series=UID` or "
-        "its number."
+        f"{folder}: holds {len(known)} DICOM series, {listed}{more}; choose one by its UID or "
+        "number (`series`; of a data set, the column series of a CSV file)."
     )
 
 
@@ -146,8 +149,10 @@ def read_folder(folder: pathlib.Path, series: str | int | None) -> tuple[sitk.Im
             f"{broken.path}: {broken.fault}{more}; expected every slice of the series in {folder} "
             "whole."
         )
+    remarks = (f"takes the series {picked}",) if series else ()
     if len(picked.files) == 1:
-        return read_file(picked.files[0].path)
+        image, header = read_file(picked.files[0].path)
+        return image, dataclasses.replace(header, remarks=(*header.remarks, *remarks))
     many = [file for file in picked.files if file.frames > 1]
     if many:
         raise UserError(
@@ -158,7 +163,7 @@ def read_folder(folder: pathlib.Path, series: str | int | None) -> tuple[sitk.Im
     slices, geometry = _stacked(folder, slices)
     told: set[str] = set()
     voxels = np.stack([_pixels(piece.file, told) for piece in slices])
-    return geometry.image(voxels), Header()
+    return geometry.image(voxels), Header(remarks=remarks)
 
 
 def read_file(path: pathlib.Path) -> tuple[sitk.Image, Header]:
@@ -175,10 +180,8 @@ def read_file(path: pathlib.Path) -> tuple[sitk.Image, Header]:
     reader = _reader(path)
     with libraries.heard(path):
         image = reader.Execute()
-    if file.text(dicom_files.PHOTOMETRIC) == "MONOCHROME1":
-        remarks: tuple[str, ...] = ("its high values are meant to be dark (MONOCHROME1)",)
-    else:
-        remarks = ()
+    turned = "its high values are meant to be dark (MONOCHROME1), so they are turned round"
+    remarks = (turned,) if file.is_turned_round else ()
     pixel, why = _pixel_size(file)
     step = [mm for tag in (dicom_files.BETWEEN, dicom_files.THICKNESS) for mm in file.numbers(tag)]
     step = [mm for mm in step if mm > 0][:1]
@@ -188,14 +191,39 @@ def read_file(path: pathlib.Path) -> tuple[sitk.Image, Header]:
     if pixel:
         edges = (*pixel, *(step or [1.0])) if image.GetDimension() == 3 else pixel
         image.SetSpacing(edges)
-    return image, Header(unknown, flat_unknown=why, remarks=remarks)
+    return image, Header(unknown, flat_unknown=why, remarks=remarks, directed=placed)
 
 
-def siblings(path: pathlib.Path) -> int:
-    """How many slices beside a file, itself among them, are of its series."""
+def scattered(known: Collection[Series]) -> list[File]:
+    """Slices of a patient that are each a series of its own, as anonymisers with random UIDs leave
+    them; none unless there are several places."""
+    alone = [s.files[0] for s in known if len(s.files) == 1 and s.files[0].is_slice]
+    patients, places = (
+        {file.text(tag) for file in alone} for tag in (dicom_files.PATIENT, dicom_files.POSITION)
+    )
+    return alone if len(places) > 1 and len(patients) == 1 else []
+
+
+def _alone(slices: Collection[File]) -> str:
+    return (
+        f"{len(slices)} DICOM files of one slice, each a series of its own; expected one "
+        "SeriesInstanceUID for the slices of a volume"
+    )
+
+
+def require_whole_volume(path: pathlib.Path) -> None:
+    """Raises a `UserError` where a file is one of several slices in its folder."""
+    known = series_in(path.parent)
     uid = dicom_files.read(path).text(dicom_files.SERIES)
-    series = series_in(path.parent).get(uid) if uid else None
-    return len(series.files) if series else 1
+    count = len(known[uid].files) if uid in known else 1
+    if uid and count > 1:
+        raise UserError(
+            f"{path}: is one of {count} slices of a DICOM series; expected a volume, give its "
+            f"folder, {path.parent}."
+        )
+    slices = scattered(known.values())
+    if path.name in [file.path.name for file in slices]:
+        raise UserError(f"{path}: is one of {_alone(slices)}.")
 
 
 # Geometry
@@ -370,7 +398,7 @@ def _pixels(file: File, told: set[str]) -> np.ndarray:
                 reader.SetOutputPixelType(sitk.sitkFloat32)
             image = reader.Execute()
     except RuntimeError:
-        syntax = file.text(0x00020010)
+        syntax = file.text(dicom_files.SYNTAX)
         raise UserError(
             f"{file.path}: its pixels cannot be read (transfer syntax {syntax}); expected an "
             "intact file of a common syntax."
@@ -378,7 +406,19 @@ def _pixels(file: File, told: set[str]) -> np.ndarray:
     if values > 1:
         raise UserError(f"{file.path}: holds colour; expected one (grey) value per voxel.")
     voxels = sitk.GetArrayFromImage(image)
-    return voxels.reshape(voxels.shape[-2:])
+    voxels = voxels.reshape(voxels.shape[-2:])
+    return _as_stored(file, voxels) if file.is_turned_round else voxels
+
+
+def _as_stored(file: File, voxels: np.ndarray) -> np.ndarray:
+    """What a slice measures (HU), where GDCM has turned its values round before it scaled them."""
+    slope, intercept = (
+        (file.numbers(tag) or [default])[0]
+        for tag, default in ((dicom_files.SLOPE, 1.0), (dicom_files.INTERCEPT, 0.0))
+    )
+    signed = file.stored(dicom_files.SIGNED, "H") == 1
+    largest = -1 if signed else 2 ** file.stored(dicom_files.BITS, "H") - 1
+    return np.float32(slope * largest + 2 * intercept) - voxels
 
 
 def _require_whole(path: pathlib.Path) -> None:
@@ -405,11 +445,17 @@ def _require_plain_values(file: File) -> None:
 
 def _of_frames(file: File) -> tuple[sitk.Image, Header]:
     """The volume of a file of many frames."""
+    if file.is_turned_round:
+        raise UserError(
+            f"{file.path}: its values are stored for the opposite grey scale (MONOCHROME1); "
+            "expected MONOCHROME2, convert it."
+        )
     reader = _reader(file.path)
     with libraries.heard(file.path):
         image = reader.Execute()
     if image.GetNumberOfComponentsPerPixel() > 1 or image.GetDimension() != 3:
-        return image, Header("its frames are pictures", flat_unknown=_pixel_size(file)[1])
+        why = _pixel_size(file)[1]
+        return image, Header("its frames are pictures", flat_unknown=why, directed=False)
     voxels = sitk.GetArrayFromImage(image).astype(np.float32)
     shared = file.items(dicom_files.SHARED)[:1]
     frames = file.items(dicom_files.EACH)

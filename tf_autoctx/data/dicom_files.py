@@ -7,6 +7,7 @@ where a file is silent.
 from __future__ import annotations
 
 import dataclasses
+import math
 import mmap
 import os
 import pathlib
@@ -26,7 +27,9 @@ IMPLICIT, BIG, DEFLATED = "1.2.840.10008.1.2", "1.2.840.10008.1.2.2", "1.2.840.1
 DIRECTORY = b"1.2.840.10008.1.3.10"  # DICOMDIR, which lists files
 LONGEST = 1 << 16  # bytes of a value that is kept
 
+SYNTAX = 0x00020010
 CLASS, MODALITY, DESCRIPTION = 0x00080016, 0x00080060, 0x0008103E
+PATIENT = 0x00100020
 THICKNESS, BETWEEN = 0x00180050, 0x00180088
 DETECTOR, REGIONS = 0x00181164, 0x00186011
 FORMAT, UNITS_X, UNITS_Y = 0x00186012, 0x00186024, 0x00186026
@@ -34,7 +37,9 @@ DELTA_X, DELTA_Y = 0x0018602C, 0x0018602E
 SERIES, NUMBER, POSITION, ORIENTATION = 0x0020000E, 0x00200011, 0x00200032, 0x00200037
 PLANE_POSITION, PLANE_ORIENTATION, MEASURES = 0x00209113, 0x00209116, 0x00289110
 FRAMES, ROWS, COLUMNS, SPACING = 0x00280008, 0x00280010, 0x00280011, 0x00280030
-PHOTOMETRIC, INTERCEPT, SLOPE = 0x00280004, 0x00281052, 0x00281053
+SAMPLES, PHOTOMETRIC = 0x00280002, 0x00280004
+ALLOCATED, BITS, SIGNED = 0x00280100, 0x00280101, 0x00280103
+INTERCEPT, SLOPE = 0x00281052, 0x00281053
 TABLE, TRANSFORM = 0x00283000, 0x00289145
 OFFSETS = 0x3004000C
 SHARED, EACH = 0x52009229, 0x52009230
@@ -91,12 +96,23 @@ class File:
     @property
     def frames(self) -> int:
         """How many images it holds."""
-        return int((self.numbers(FRAMES) or [1])[0] or 1)
+        number = (self.numbers(FRAMES) or [1.0])[0]
+        return int(number) if math.isfinite(number) and number >= 1 else 1
+
+    @property
+    def is_turned_round(self) -> bool:
+        """Whether its high values are dark; GDCM turns them round, so that they are as seen."""
+        return self.text(PHOTOMETRIC) == "MONOCHROME1"
 
     @property
     def is_image(self) -> bool:
         """Whether it says so itself: it has rows."""
         return ROWS in self.values
+
+    @property
+    def is_slice(self) -> bool:
+        """Whether it is one image that says where in a patient it lies."""
+        return self.is_image and self.frames == 1 and len(self.numbers(POSITION)) == 3
 
 
 def is_dicom(path: pathlib.Path) -> bool:
@@ -106,8 +122,14 @@ def is_dicom(path: pathlib.Path) -> bool:
             start = file.read(132)
     except OSError:
         return False
+    return begins(start)
+
+
+def begins(start: bytes) -> bool:
+    """Whether these are the first bytes of DICOM, 132 or more: without its preamble, group 0002 or
+    0008 comes first."""
     bare = rb"[\x02\x08]\0[\0-\xff]\0(UL|CS|UI|[\0-\xff]{2}\0\0)"
-    return start[128:] == b"DICM" or re.match(bare, start, re.DOTALL) is not None
+    return start[128:132] == b"DICM" or re.match(bare, start, re.DOTALL) is not None
 
 
 def read(path: pathlib.Path) -> File:
@@ -131,7 +153,7 @@ def _read(path: pathlib.Path, data: Any) -> File:
     meta, fault, order = _Elements(data, "<", explicit=True), "", "<"
     try:
         at = meta.dataset(start, len(data), values, "meta")
-        syntax = values.get(0x00020010, b"").rstrip(b"\0 ").decode("latin-1")
+        syntax = values.get(SYNTAX, b"").rstrip(b"\0 ").decode("latin-1")
         if syntax == DEFLATED:
             data, at = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data[at:]), 0
         order = ">" if syntax == BIG else "<"
@@ -139,7 +161,7 @@ def _read(path: pathlib.Path, data: Any) -> File:
         _Elements(data, order, explicit).dataset(at, len(data), values, "file")
     except (_EndError, struct.error):
         fault = "is cut off"
-    except zlib.error:
+    except (zlib.error, RecursionError):  # sequences in sequences
         fault = "is damaged"
     return File(path, values, order, fault, pixels=any(tag in values for tag in PIXELS))
 

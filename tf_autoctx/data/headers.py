@@ -51,6 +51,7 @@ SPACES = (
 SHEAR = 1e-3
 TAKEN = "x is taken to grow to the left, y to the back, z to the head"
 UNITLESS = "the header names no unit of length (said once for all files)"
+MATRICES = ("transformmatrix", "rotation", "orientation")  # of the axes of a MetaImage
 CONTRADICTION = 1e-2  # of two spacings in one header, relative
 
 
@@ -63,12 +64,14 @@ class Header:
       factor: mm of what ITK takes for 1 mm.
       flat_unknown: why that of a 2D image is, which counts as known only in a unit that is named.
       remarks: sentences that a user should read, without the file's name.
+      directed: whether it states where the axes point.
     """
 
     unknown: str = ""
     factor: float = 1.0
     flat_unknown: str = ""
     remarks: tuple[str, ...] = ()
+    directed: bool = True
 
 
 def read(path: pathlib.Path) -> Header:
@@ -79,16 +82,21 @@ def read(path: pathlib.Path) -> Header:
     """
     name = path.name.lower()
     if name.endswith(NIFTI):
-        return _of_nifti(path, nifti(path))
+        header = nifti(path)
+        directed = header.sform > 0 or header.qform > 0
+        return dataclasses.replace(_of_nifti(path, header), directed=directed)
     reason = "the format has no mm"
     try:
         if name.endswith((".nrrd", ".nhdr")):
-            return _of_nrrd(_fields(path, ":"))
+            fields = _fields(path, ":")
+            return dataclasses.replace(_of_nrrd(fields), directed="space directions" in fields)
         if name.endswith((".mha", ".mhd")):
-            return _of_meta(_fields(path, "="))
+            fields = _fields(path, "=")
+            directed = any(name in fields for name in MATRICES)
+            return dataclasses.replace(_of_meta(fields), directed=directed)
     except ValueError:
         reason = "its spacing is written in no numbers"
-    return Header(reason, flat_unknown=reason)
+    return Header(reason, flat_unknown=reason, directed=False)
 
 
 def forget_spacing(path: pathlib.Path) -> None:
@@ -353,12 +361,8 @@ def _of_meta(fields: dict[str, str]) -> Header:
     if not lengths or not all(math.isfinite(mm) and mm > 0 for mm in lengths):
         told = f"ElementSpacing is {shown(lengths)}" if lengths else "it has no ElementSpacing"
         return Header(told, flat_unknown=told)
-    matrix = next(
-        (fields[name] for name in ("transformmatrix", "rotation", "orientation") if name in fields),
-        None,
-    )
     remarks = []
-    if matrix is None and len(lengths) == 3:
+    if not any(name in fields for name in MATRICES) and len(lengths) == 3:
         remarks.append(f"the header states no orientation (no TransformMatrix); {TAKEN}")
     unit = fields.get("distanceunits", "mm").lower()
     if unit not in MILLIMETRES:

@@ -47,9 +47,11 @@ SUFFIXES = (
     ".tiff",
     ".dcm",
 )
-# Lossless and in one file, so that one rename puts the whole image in place.
 FLOATS = (sitk.sitkFloat32, sitk.sitkFloat64, sitk.sitkVectorFloat32, sitk.sitkVectorFloat64)
+COMPLEX = (sitk.sitkComplexFloat32, sitk.sitkComplexFloat64)
+# Lossless and in one file, so that one rename puts the whole image in place.
 WRITABLE = (".nii.gz", ".nii", ".nrrd", ".mha", ".png", ".tif", ".tiff")
+ORIENTATION_OF_EXIF = 0x0112
 PIXELS_ONLY = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 
 
@@ -81,6 +83,7 @@ class Image:
       millimetres: edges of a voxel in array order, (z, y, x) or (y, x); None where the header does
         not tell them, which it always does of a volume.
       grid: the file's own.
+      directed: whether the header states where the axes point.
     """
 
     path: pathlib.Path
@@ -88,24 +91,32 @@ class Image:
     orientation: str | None
     millimetres: tuple[float, ...] | None
     grid: Grid
+    directed: bool = True
 
     @classmethod
-    def of(cls, path: Path, image: sitk.Image, millimetres: Sequence[float] | None = None) -> Image:
+    def of(
+        cls,
+        path: Path,
+        image: sitk.Image,
+        millimetres: Sequence[float] | None = None,
+        directed: bool = True,
+    ) -> Image:
         """An image as `read` returns it.
 
         Args:
           path: for messages.
           image: on its file's own grid.
           millimetres: (x, y[, z]) where they are known; None: unknown.
+          directed: see `Image`.
         """
         path, grid = pathlib.Path(path), Grid.of(image)
         if image.GetDimension() == 2:
             known = tuple(millimetres[1::-1]) if millimetres else None
-            return cls(path, image, None, known, grid)
+            return cls(path, image, None, known, grid, directed)
         code = sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(grid.direction)
         turned = sitk.DICOMOrient(image, ORIENTATION)
         known = turned.GetSpacing()[::-1] if millimetres else None
-        return cls(path, turned, code, known, grid)
+        return cls(path, turned, code, known, grid, directed)
 
     @property
     def array(self) -> np.ndarray:
@@ -174,10 +185,9 @@ def read(path: Path, series: str | int | None = None, colour: bool = False) -> I
 
     Raises:
       UserError: missing, unreadable or damaged file, no or several series in the folder, slices
-        missing or uneven, 4D, no voxels, NaN, infinite or
-        immense voxels, several values a voxel, unless
-        `colour`; a volume whose header does not tell its spacing, or whose axes are not at right
-        angles.
+        missing or uneven, 4D, no voxels, NaN, infinite, immense or complex voxels, several values a
+        voxel, unless `colour`; a volume whose header does not tell its spacing, or whose axes are
+        not at right angles.
     """
     path = pathlib.Path(path)
     image, header = _load(path, series)
@@ -189,17 +199,14 @@ def read(path: Path, series: str | int | None = None, colour: bool = False) -> I
         )
     flat = image.GetDimension() == 2
     is_slice = path.is_file() and image.GetSize()[2:] == (1,) and dicom_files.is_dicom(path)
-    if is_slice and (count := dicom.siblings(path)) > 1:
-        raise UserError(
-            f"{path}: is one of {count} slices of a DICOM series; expected a volume, give its "
-            f"folder, {path.parent}."
-        )
+    if is_slice:
+        dicom.require_whole_volume(path)
     if not flat and values == 1 and (is_slice or path.is_dir()):
         image = sitk.Cast(image, sitk.sitkFloat32)
     if not flat and header.unknown:
         raise _of_unknown_spacing(path, header)
     known = None if flat and header.flat_unknown else image.GetSpacing()
-    return Image.of(path, image, known)
+    return Image.of(path, image, known, header.directed)
 
 
 def read_2d(
@@ -236,7 +243,7 @@ def read_2d(
         logging.warning("%s: pixels of %g to %g are taken to 0 to 255.", path, low, high)
         image = sitk.RescaleIntensity(sitk.Cast(image, sitk.sitkFloat32), 0.0, 255.0)
     known = None if header.flat_unknown else image.GetSpacing()[::-1]
-    return Image(path, image, None, known, Grid.of(raw))
+    return Image(path, image, None, known, Grid.of(raw), header.directed)
 
 
 def read_raw(path: Path, dimensions: int, series: str | int | None = None) -> Image:
@@ -370,10 +377,9 @@ def require_same_grid(label: Image, image: Image) -> None:
     """Raises a `UserError` unless the voxels of a label lie where those of its image do.
 
     The files may be of different orientations. Where the millimetres of either are unknown, sizes
-    alone count. The tolerances
-    forgive a header rounded to float32 or to a few decimals, and no shift that a label would show:
-    spacing and direction may add up to half a voxel over 500 voxels (1e-3), the origin may be off
-    by a tenth of a voxel.
+    count, and directions that both state. The tolerances forgive a header rounded to float32 or to
+    a few decimals, and no shift that a label would show: spacing and direction may add up to half a
+    voxel over 500 voxels (1e-3), the origin may be off by a tenth of a voxel.
     """
     theirs, ours = Grid.of(label.image), Grid.of(image.image)
     tenth = 0.1 * min(ours.spacing)
@@ -385,7 +391,8 @@ def require_same_grid(label: Image, image: Image) -> None:
         ("direction", "(cosines)", theirs.direction, ours.direction, 0, headers.SHEAR),
     ]
     if None in (label.millimetres, image.millimetres):
-        checks = checks[:1]
+        kept = ("size", "direction") if label.directed and image.directed else ("size",)
+        checks = [check for check in checks if check[0] in kept]
     for what, unit, actual, expected, rtol, atol in checks:
         same = len(actual) == len(expected) and np.allclose(actual, expected, rtol, atol)
         if not same:
@@ -419,6 +426,10 @@ def _load(path: pathlib.Path, series: str | int | None) -> tuple[sitk.Image, hea
     if header.factor != 1:
         image.SetSpacing([header.factor * edge for edge in image.GetSpacing()])
         image.SetOrigin([header.factor * place for place in image.GetOrigin()])
+    if image.GetPixelID() in COMPLEX:
+        raise UserError(
+            f"{path}: has complex voxels; expected real numbers, save the magnitude of each."
+        )
     geometry = (*image.GetSpacing(), *image.GetOrigin(), *image.GetDirection())
     if not np.all(np.isfinite(geometry)):
         raise UserError(f"{path}: its geometry is not finite; expected numbers.")
@@ -464,14 +475,35 @@ def _of_its_format(
 
 
 def _read_file(path: pathlib.Path) -> sitk.Image:
-    if path.name.lower().endswith(PIXELS_ONLY) and (pixels := _with_transparency(path)) is not None:
-        return sitk.GetImageFromArray(pixels, isVector=True)
+    if path.name.lower().endswith(PIXELS_ONLY):
+        _require_upright(path)
+        if (pixels := _with_transparency(path)) is not None:
+            return sitk.GetImageFromArray(pixels, isVector=True)
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     with libraries.heard(path):
         reader.ReadImageInformation()
         _require_voxels(path, reader)
         return reader.Execute()
+
+
+def _require_upright(path: pathlib.Path) -> None:
+    """Raises a `UserError` for a picture that viewers turn, and SimpleITK does not or in part, and
+    for one of several that follow each other."""
+    try:
+        with warnings.catch_warnings(), PIL.Image.open(path) as picture:
+            warnings.simplefilter("ignore")
+            turned = picture.getexif().get(ORIENTATION_OF_EXIF, 1)
+            moves = getattr(picture, "is_animated", False) and picture.format != "TIFF"
+    except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError):
+        return
+    if turned != 1:
+        raise UserError(
+            f"{path}: is stored turned (orientation {turned} of EXIF); expected rows from top to "
+            "bottom, save it upright."
+        )
+    if moves:
+        raise UserError(f"{path}: is an animation; expected one picture.")
 
 
 def _with_transparency(path: pathlib.Path) -> np.ndarray | None:

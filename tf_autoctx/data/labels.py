@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import os
 import pathlib
-import struct
 from collections.abc import Collection, Mapping, Sequence
-from typing import BinaryIO
 
 import numpy as np
 from absl import logging
 from scipy import ndimage
 
-from tf_autoctx.data import dicom_files, images
+from tf_autoctx.data import dicom, dicom_files, images
+from tf_autoctx.data.integrity import recognition, tiff
 from tf_autoctx.errors import UserError
 
 Path = str | os.PathLike[str]
@@ -25,10 +24,12 @@ Path = str | os.PathLike[str]
 IGNORED = 255
 IGNORE = "ignore"  # their name in a dataset.json (nnU-Net)
 
+LARGEST = 65535  # label value
 WHOLE = 1e-3  # how far a stored value may be off its whole number
 MASKS = (1, 255)  # how the object of a mask is written
 OUTLINE = 0.1  # from this share on, holes look like those of outlines
 
+GREY_PNG, GREY_TIFF = 0, 1  # type of colour, photometric interpretation
 LOSSY_TIFF = {6: "JPEG", 7: "JPEG", 33003: "JPEG 2000", 33005: "JPEG 2000", 34712: "JPEG 2000"}
 LOSSY, TRANSFER_SYNTAX = 0x00282110, 0x00020010  # of DICOM
 JPEG_OF_DICOM = "1.2.840.10008.1.2.4."
@@ -77,12 +78,15 @@ def read(
     known: Mapping[int, str] | Collection[int] | None = None,
     foreground: Collection[int] | None = None,
     truth: bool = True,
+    single: bool = True,
 ) -> tuple[images.Image, np.ndarray]:
     """Reads a label image.
 
     - Whole numbers within 1e-3 are rounded.
-    - Colours: black (or transparent) is the background, one other colour is the object, 1. Grey
-      pixels that are stored as colours are their grey values.
+    - Colours: black (or transparent) is the background, one other colour is the object, 1, where
+      no more than one structure is known. Grey pixels that are stored as colours are their grey
+      values.
+    - Grey values of 2 or 4 bits are those that are stored, not stretched to 255.
     - Masks have their object as 1 or as 255. Where that is no known value, it is the value of the
       only structure that is known, if that is 1 or 255 too; 255 is 1 where nothing is known.
     - Voxels of the label that is called "ignore" are `IGNORED`.
@@ -95,6 +99,7 @@ def read(
       foreground: values that the user names; where nothing is known, others may lie beside them.
       truth: whether it is a ground truth, which has some background, and whose outlines get a
         warning; a prediction may be whatever it is.
+      single: whether there is one structure, as far as `known` tells, that a colour may stand for.
 
     Returns:
       (image: its grid, whole numbers of its shape).
@@ -106,7 +111,9 @@ def read(
     require_lossless(path)
     image, voxels = _opened(path, dimensions)
     channels = image.image.GetNumberOfComponentsPerPixel()
-    label = whole(path, _without_colours(path, voxels, channels))
+    single = single and len({*(known or ())} - {0}) < 2
+    label = whole(path, _without_colours(path, voxels, channels, single))
+    label //= _stretch(path)
     label = _of_known_values(path, label, known or {}, foreground or ())
     if truth:
         if label.all():
@@ -119,7 +126,7 @@ def read(
 
 
 def whole(path: Path, voxels: np.ndarray) -> np.ndarray:
-    """Values that are whole numbers from 0, within 1e-3, as integers.
+    """Values that are whole numbers from 0 to 65535, within 1e-3, as integers.
 
     Raises:
       UserError: others.
@@ -136,27 +143,26 @@ def whole(path: Path, voxels: np.ndarray) -> np.ndarray:
         raise UserError(
             f"{path}: has the label values {_shown(rounded[rounded < 0])}; expected values from 0."
         )
-    if float(rounded[-1]) > np.iinfo(np.int32).max:
-        raise UserError(f"{path}: has the label value {rounded[-1]:.0f}; expected a label's value.")
+    if float(rounded[-1]) > LARGEST:
+        raise UserError(
+            f"{path}: has the label value {rounded[-1]:.0f}; expected values of up to {LARGEST}."
+        )
     rounded_voxels = voxels if voxels.dtype.kind in "iub" else np.rint(voxels)
     return rounded_voxels.astype(np.uint8 if rounded[-1] <= IGNORED else np.int32)
 
 
 def require_lossless(path: Path) -> None:
-    """Raises a `UserError` for JPEG, whatever its suffix, TIFF with JPEG inside and lossy DICOM."""
+    """Raises a `UserError` for JPEG, whatever its suffix, TIFF with JPEG inside and lossy DICOM, a
+    file or a series."""
     path = pathlib.Path(path)
-    if path.is_dir() or not path.exists():
-        return
-    with path.open("rb") as file:
-        head = file.read(132)
-        tiff = _tiff_compression(file) if head[:2] in (b"II", b"MM") else 1
-    kind = "JPEG" if head[:3] == b"\xff\xd8\xff" else LOSSY_TIFF.get(tiff)
-    if dicom_files.is_dicom(path) and _is_lossy_dicom(path):
-        kind = "lossy DICOM"
-    if kind:
-        raise UserError(
-            f"{path}: {kind} changes label values; expected a lossless format such as PNG."
-        )
+    files = [path] if path.is_file() else []
+    if path.is_dir():
+        files = [file.path for file in dicom.chosen(path, None).files]
+    for file in files:
+        if kind := _lossy(file):
+            raise UserError(
+                f"{file}: {kind} changes label values; expected a lossless format such as PNG."
+            )
 
 
 def warn_of_outlines(path: Path, label: np.ndarray) -> None:
@@ -207,7 +213,7 @@ def _opened(path: Path, dimensions: int | None) -> tuple[images.Image, np.ndarra
     return image, image.array
 
 
-def _without_colours(path: Path, voxels: np.ndarray, channels: int) -> np.ndarray:
+def _without_colours(path: Path, voxels: np.ndarray, channels: int, single: bool) -> np.ndarray:
     """Grey values, or 1 for the one colour that there is beside black.
 
     Args:
@@ -215,6 +221,7 @@ def _without_colours(path: Path, voxels: np.ndarray, channels: int) -> np.ndarra
       voxels: of the image's shape, with a last axis where there are several channels: grey and
         alpha, RGB or RGBA.
       channels: values of a voxel.
+      single: whether a colour may stand for the only structure.
     """
     if channels == 1:
         return voxels
@@ -235,6 +242,11 @@ def _without_colours(path: Path, voxels: np.ndarray, channels: int) -> np.ndarra
         raise UserError(
             f"{path}: has {len(rows)} colours beside black, such as {shown}; expected one, that of "
             "the object, or grey label values."
+        )
+    if not single:
+        raise UserError(
+            f"{path}: has the colour {tuple(rows[0].tolist())}, which may be any of several "
+            "structures; expected grey label values."
         )
     return np.asarray(np.any(colours, axis=-1), np.uint8)
 
@@ -277,29 +289,39 @@ def _mask_value(value: int, structures: Sequence[int]) -> int | None:
     return expected if value in MASKS and expected in MASKS else None
 
 
-def _tiff_compression(file: BinaryIO) -> int:
-    """The compression tag of a TIFF's first page; 1, none, where it has no such tag."""
-    file.seek(0)
-    head = file.read(8)
-    order = "<" if head[:2] == b"II" else ">"
-    try:
-        magic, offset = struct.unpack(f"{order}HI", head[2:])
-        if magic != 42:
-            return 1
-        file.seek(offset)
-        (count,) = struct.unpack(f"{order}H", file.read(2))
-        for _ in range(count):
-            tag, _, _, value, _ = struct.unpack(f"{order}HHIHH", file.read(12))
-            if tag == 259:
-                return value
-    except struct.error:  # cut short, which its reader names
-        pass
-    return 1
+def _lossy(path: pathlib.Path) -> str | None:
+    """What has changed the values of a file; None: nothing that it tells."""
+    if dicom_files.is_dicom(path):
+        file = dicom_files.read(path)
+        lossy = file.text(LOSSY) == "01" or file.text(TRANSFER_SYNTAX) in LOSSY_SYNTAXES
+        return "lossy DICOM" if lossy else None
+    with path.open("rb") as opened:
+        if opened.read(3) == b"\xff\xd8\xff":
+            return "JPEG"
+    kinds = [LOSSY_TIFF.get(page.compression) for page in _tiff_pages(path)]
+    return next(filter(None, kinds), None)
 
 
-def _is_lossy_dicom(path: pathlib.Path) -> bool:
-    file = dicom_files.read(path)
-    return file.text(LOSSY) == "01" or file.text(TRANSFER_SYNTAX) in LOSSY_SYNTAXES
+def _stretch(path: Path) -> int:
+    """What libpng and libtiff multiply grey values of 2 and 4 bits by; 1 for all others."""
+    path, bits = pathlib.Path(path), 8
+    if path.is_dir():
+        return 1
+    with path.open("rb") as file:
+        start = file.read(26)
+    if start.startswith(b"\x89PNG") and start[25] == GREY_PNG:
+        bits = start[24]
+    for page in _tiff_pages(path)[:1]:
+        if page.number(262, GREY_TIFF) == GREY_TIFF:
+            bits = page.number(258, 1)
+    return 255 // (2**bits - 1) if bits in (2, 4) else 1
+
+
+def _tiff_pages(path: pathlib.Path) -> list[tiff.Page]:
+    """None of a file of another format."""
+    with path.open("rb") as file:
+        is_tiff = recognition.BEGINNINGS.get(file.read(4)) == "TIFF"
+        return list(tiff.directories(path, file)) if is_tiff else []
 
 
 def _shown(values: np.ndarray) -> str:

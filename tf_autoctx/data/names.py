@@ -13,7 +13,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pathlib
 import re
@@ -22,15 +21,21 @@ from typing import NoReturn
 
 from absl import logging
 
+from tf_autoctx import files
 from tf_autoctx.data import dicom, dicom_files
 from tf_autoctx.data.dicom_files import SERIES
 from tf_autoctx.data.images import PIXELS_ONLY, SUFFIXES
 from tf_autoctx.errors import UserError
 
 Path = str | os.PathLike[str]
+# {(patient, series): (the first folder of its slices, where they lie)}
+Homes = dict[tuple[str, str], tuple[pathlib.Path, set[str]]]
 
 # Folders below the results of `predict` that hold no labels.
 BESIDE_LABELS = ("masks", "probabilities", "strips", "iterations")
+UNREAD = re.compile(
+    r".*\.(bmp|gif|webp|img|mgh|mgz|mnc|npy|npz|zip|tar|tar\.gz|tgz|rar|7z)", re.IGNORECASE
+)
 CHANNEL = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")  # of nnU-Net
 
 
@@ -92,16 +97,17 @@ def find(
       directory: path.
       series: whether the slices of DICOM series are one image, their folder, rather than one each.
       below: whether images in folders below it count too, under names such as `patient_1/case_1`;
-        links to folders are not followed.
+        links to folders are followed, each folder once.
       without: the folder of the results, which does not count where it lies below.
       skip: folders right below that do not count, such as `BESIDE_LABELS`.
 
     Raises:
       UserError: the folder is missing or has no image, or is `without` itself; two files have the
-        same name; a further channel of an nnU-Net case.
+        same name; a further channel of an nnU-Net case; slices of one series in two folders.
     """
     directory = pathlib.Path(directory)
     paths: dict[str, str] = {}
+    homes: Homes = {}
     skipped = pathlib.Path(without).resolve() if without else None
     if not directory.is_dir():
         raise UserError(f"{directory}: no such folder; expected a folder of images.")
@@ -110,22 +116,31 @@ def find(
             f"{without}: is the folder of the input images; expected another one for the results."
         )
 
-    for walked, folders, names in os.walk(directory, onerror=_refuse_folder):
+    walks, unread = {os.path.realpath(directory), str(skipped)}, []
+    for walked, folders, names in os.walk(directory, onerror=_refuse_folder, followlinks=True):
         # A leading dot marks our own unfinished files and what macOS leaves behind.
         folder, names = pathlib.Path(walked), [name for name in names if not name.startswith(".")]
         inner = [name for name in folders if not name.startswith(".")]
         if folder == directory:
             inner = [name for name in inner if name not in skip]
-        folders[:] = [name for name in inner if (folder / name).resolve() != skipped]
-        if not below:
-            folders.clear()
-        for file, name in _images_in(folder, names, series).items():
+        folders.clear()
+        for name in sorted(inner, key=lambda name: (folder / name).is_symlink()) if below else ():
+            if (place := os.path.realpath(folder / name)) not in walks:
+                walks.add(place)
+                folders.append(name)
+        unread += [folder / name for name in names if UNREAD.fullmatch(name)]
+        for file, name in _images_in(folder, names, homes if series else None).items():
             full = _within(directory, folder, file, name)
             if full in paths:
                 raise UserError(
                     f"{file}: has the same name as {paths[full]}; expected one image of each name."
                 )
             paths[full] = str(file)
+    if unread:
+        logging.warning(
+            "%s: %d files of formats that are not read are left out, such as %s.",
+            *(directory, len(unread), unread[0]),
+        )
     if not paths:
         raise UserError(
             f"{directory}: holds no image; expected files that end in {', '.join(SUFFIXES)}."
@@ -197,8 +212,9 @@ def _channels(folder: pathlib.Path, names: Iterable[str]) -> bool:
     if not any(matches):
         return False
     try:
-        description = json.loads((folder.resolve().parent / "dataset.json").read_bytes())
-    except (OSError, ValueError):
+        path = folder.resolve().parent / "dataset.json"
+        description = files.read_json(path, "a data set's description")
+    except (OSError, UserError):
         return False
     return isinstance(description, dict) and "channel_names" in description
 
@@ -218,15 +234,29 @@ def _refuse_folder(error: OSError) -> NoReturn:
     raise UserError(f"{error.filename}: {reason}; expected a folder that can be read.")
 
 
-def _images_in(folder: pathlib.Path, names: list[str], series: bool) -> dict[pathlib.Path, str]:
+def _images_in(
+    folder: pathlib.Path, names: list[str], homes: Homes | None
+) -> dict[pathlib.Path, str]:
     """{image file: name} among the file names in a folder; the folder itself where its DICOM files
-    are slices of series."""
+    are slices of series.
+
+    Args:
+      folder: of the files.
+      names: of the files.
+      homes: of the series of the folders before, to which this one's are added; None: slices are
+        images of their own.
+
+    Raises:
+      UserError: slices of a series lie in another folder too; a further channel.
+    """
     by_mark = {name for name in names if _may_be_dicom(folder / name)}
     known = list(dicom.series_in(folder).values()) if by_mark else []
     ours = {file.path.name for found in known for file in (*found.files, *found.faulty)}
     images = [name for name in names if name in ours or (_is_image(name) and name not in by_mark)]
     named = {}
-    if series and _are_slices(known):
+    if homes is not None:
+        _require_one_folder(folder, known, homes)
+    if homes is not None and _are_slices(known):
         named[folder] = folder.resolve().name
         images = _beside_slices(folder, [name for name in images if name not in ours])
     channels = bool(images) and _channels(folder, images)
@@ -234,7 +264,8 @@ def _images_in(folder: pathlib.Path, names: list[str], series: bool) -> dict[pat
 
 
 def _are_slices(known: Sequence[dicom.Series]) -> bool:
-    """Whether the DICOM files of a folder are slices: several of one series, or one of no suffix.
+    """Whether the DICOM files of a folder are slices: several of one series or, by a mistake that
+    is told when they are read, each of its own; or one of no suffix.
 
     A series of one file, such as a volume of many frames, is an image of its own.
     """
@@ -242,7 +273,27 @@ def _are_slices(known: Sequence[dicom.Series]) -> bool:
     every = [file for of_series in files for file in of_series]
     if len(every) == 1:
         return not _is_image(every[0].path.name)
-    return any(len(of_series) > 1 for of_series in files)
+    scattered = dicom.scattered(known)
+    return any(len(of_series) > 1 for of_series in files) or 1 < len(scattered) == len(every)
+
+
+def _require_one_folder(folder: pathlib.Path, known: Sequence[dicom.Series], homes: Homes) -> None:
+    """Raises a `UserError` for a series of which another folder holds slices at other places.
+
+    Copies of a series, and phases of one, lie at the same places: each folder is whole.
+    """
+    for of_one in known:
+        slices = [file for file in of_one.files if file.is_slice]
+        if not (of_one.uid and slices):
+            continue
+        places = {file.text(dicom_files.POSITION) for file in slices}
+        patient = slices[0].text(dicom_files.PATIENT)
+        other, others = homes.setdefault((patient, of_one.uid), (folder, places))
+        if other != folder and places.isdisjoint(others):
+            raise UserError(
+                f"{folder}: holds slices of the DICOM series {of_one.uid}, as {other} does; "
+                "expected all slices of a series in one folder."
+            )
 
 
 def _beside_slices(folder: pathlib.Path, names: list[str]) -> list[str]:

@@ -11,7 +11,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from tf_autoctx.models.options import INITIALIZERS
+from tf_autoctx.models.options import LINEAR_INITIALIZERS
 
 Tensor = Any  # of whichever backend, or symbolic
 Shape = tuple[int | None, ...]  # None: a free axis
@@ -24,23 +24,33 @@ _ARGUMENTS = {
         "kernel_initializer": keras.initializers.TruncatedNormal(stddev=0.001),
         "bias_initializer": keras.initializers.Constant(0.01),
     },
-    # Yang et al. 2018, the authors' code.
+    # Yang et al. 2018, the convolutions of the authors' code.
     "truncated_normal": {
         "kernel_initializer": keras.initializers.TruncatedNormal(stddev=0.01),
         "bias_initializer": "zeros",
     },
 }
+_ARGUMENTS["authors"] = _ARGUMENTS["truncated_normal"]
+# Linear units, where they have their own: Yang et al. 2018, the authors' code.
+_LINEAR = {
+    "authors": {
+        "kernel_initializer": keras.initializers.RandomNormal(stddev=0.02),
+        "bias_initializer": "zeros",
+    }
+}
 
 
-def initializers(name: str) -> dict[str, keras.initializers.Initializer]:
-    """Arguments of a convolution for one of `INITIALIZERS`; every layer gets its own copy.
+def initializers(name: str, linear: bool = False) -> dict[str, keras.initializers.Initializer]:
+    """Arguments of a convolution, or of a linear unit, for one of `LINEAR_INITIALIZERS`; every
+    layer gets its own copy.
 
     Raises:
       ValueError: unknown name (the message lists the known ones).
     """
-    if name not in INITIALIZERS:
-        raise ValueError(f"initializer={name!r}: expected one of {', '.join(INITIALIZERS)}.")
-    return {role: keras.initializers.get(value).clone() for role, value in _ARGUMENTS[name].items()}
+    if name not in LINEAR_INITIALIZERS:
+        raise ValueError(f"initializer={name!r}: expected one of {', '.join(LINEAR_INITIALIZERS)}.")
+    arguments = _LINEAR.get(name, _ARGUMENTS[name]) if linear else _ARGUMENTS[name]
+    return {role: keras.initializers.get(value).clone() for role, value in arguments.items()}
 
 
 def rank(x: Tensor) -> int:

@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 # Of convolutions, see `layers.initializers`.
 INITIALIZERS = ("he", "paper", "truncated_normal")
+# Of the renderer system, whose discriminators end in a linear unit.
+LINEAR_INITIALIZERS = (*INITIALIZERS, "authors")
 
 # See `layers.normalize`.
 NORMALIZATIONS = ("instance", "batch")

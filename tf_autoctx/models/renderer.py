@@ -145,7 +145,8 @@ def discriminator(
     x = keras.layers.GlobalAveragePooling2D()(x) if head == "pool" else keras.layers.Flatten()(x)
     if head == "scaled":
         x = keras.layers.Rescaling(x.shape[-1] ** -0.5, dtype="float32")(x)
-    logits = keras.layers.Dense(1, **layers.initializers(initializer), dtype="float32")(x)
+    arguments = layers.initializers(initializer, linear=True)
+    logits = keras.layers.Dense(1, **arguments, dtype="float32")(x)
     return keras.Model(image, logits, name=name)
 
 

@@ -264,6 +264,46 @@ def gains(path: Path, curves: npt.ArrayLike, title: str) -> None:
     _save(path, figure)
 
 
+def curves(
+    path: Path,
+    runs: Mapping[str, Sequence[Sequence[float]]],
+    beside: Mapping[str, Sequence[Sequence[float]]],
+    title: str,
+) -> None:
+    """Draws the mean DSC at every iteration of online rendering, a curve for each method.
+
+    A curve is the mean over runs, with a band of their SD. Methods without iterations are level.
+
+    Args:
+      path: of the PNG, which appears whole or not at all.
+      runs: {method: [DSC in percent at every iteration from 0, of every run]}.
+      beside: the same of another evaluation, which is dashed.
+      title: of the figure.
+
+    Raises:
+      UserError: the file cannot be written.
+    """
+    figure = Figure(figsize=(9, 5.5), layout="constrained")
+    ax = figure.subplots()
+    last = max(len(curve) for of_all in (runs, beside) for of in of_all.values() for curve in of)
+    colours = {name: PALETTE[i % len(PALETTE)] for i, name in enumerate({**runs, **beside})}
+    for style, of_all, note in (("solid", runs, ""), ("dashed", beside, ", before")):
+        for name, of_method in of_all.items():
+            values = np.array(of_method, float)
+            if values.shape[1] == 1:
+                values = np.repeat(values, last, axis=1)
+            number, mean = np.arange(values.shape[1]), values.mean(axis=0)
+            label = f"{name}{note} ({len(values)} run{'s' * (len(values) > 1)})"
+            ax.plot(number, mean, color=colours[name], linestyle=style, label=label)
+            if len(values) > 1 and style == "solid":
+                sd = values.std(axis=0, ddof=1)
+                ax.fill_between(number, mean - sd, mean + sd, color=colours[name], alpha=0.15)
+    ax.set(title=title, xlabel="iteration", ylabel="mean DSC (%), band: SD over runs")
+    ax.legend(loc="lower right", fontsize=8)
+    ax.grid(alpha=0.3)
+    _save(path, figure)
+
+
 def before_and_after(
     path: Path, images: Sequence[tuple[np.ndarray, np.ndarray]], title: str
 ) -> None:

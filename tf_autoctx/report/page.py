@@ -25,7 +25,7 @@ from plotly.subplots import make_subplots
 
 from tf_autoctx import metrics
 from tf_autoctx.errors import UserError
-from tf_autoctx.files import replacing
+from tf_autoctx.files import read_json, replacing
 from tf_autoctx.report import figures, tables, views
 from tf_autoctx.report.tables import Row
 
@@ -202,9 +202,9 @@ def _config(file: pathlib.Path) -> dict[str, Any]:
       UserError: it is none of ours.
     """
     try:
-        config = json.loads(file.read_text())
+        config = read_json(file, "JSON with system, flags and data_fingerprint")
         config["system"], config["flags"], config["data_fingerprint"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         raise UserError(
             f"{file}: not a run's configuration; expected JSON with system, flags and "
             "data_fingerprint."

@@ -106,14 +106,23 @@ def minimize(terms: Mapping[str, Term]) -> dict[str, tf.Tensor]:
     return means
 
 
-def adam(settings: Settings, variables: list[Any]) -> keras.optimizers.Optimizer:
-    """Adam with a constant or a linearly falling learning rate, built; float16 scales its loss."""
+def adam(
+    settings: Settings, variables: list[Any], rates: Sequence[float] = ()
+) -> keras.optimizers.Optimizer:
+    """Adam with a constant or a linearly falling learning rate, built; float16 scales its loss.
+
+    Args:
+      settings: learning rate and momentum.
+      variables: what it updates.
+      rates: learning rate of each variable, relative to that of the settings; empty: 1.
+    """
     learning_rate = settings.learning_rate
     if settings.learning_rate_decay == "polynomial":
         learning_rate = keras.optimizers.schedules.PolynomialDecay(
             learning_rate, settings.steps, end_learning_rate=0.0
         )
     optimizer = FusedAdam(learning_rate, beta_1=settings.beta_1)
+    optimizer.rates = tuple(rates) if any(rate != 1 for rate in rates) else ()
     if keras.config.dtype_policy().name == "mixed_float16":
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
     optimizer.build(variables)
@@ -124,10 +133,17 @@ class FusedAdam(keras.optimizers.Adam):
     """Adam by TensorFlow's one operation a variable in place of Keras' 35.
 
     Those take most of a small network's step and nearly all of its tracing.
+
+    Attributes:
+      rates: learning rate of each variable, relative to the common one; empty: 1.
     """
+
+    rates: tuple[float, ...] = ()
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
         index = self._get_variable_index(variable)
+        if self.rates:
+            learning_rate = learning_rate * self.rates[index]
         step = tf.cast(self.iterations.value + 1, variable.dtype)
         tf.raw_ops.ResourceApplyAdam(
             var=variable.handle,

@@ -13,10 +13,11 @@ from typing import Any, TypeVar
 
 from tf_autoctx import configuration
 from tf_autoctx.errors import FieldError, UserError
-from tf_autoctx.files import replacing
+from tf_autoctx.files import read_json, replacing
 
 PACKAGES = ("tensorflow", "keras", "numpy", "scipy", "SimpleITK")
 PACKAGE = pathlib.Path(__file__).parent.parent  # of tf_autoctx
+PUT_BACK = "put back a copy of the file, or delete the folder and train again"
 
 T = TypeVar("T")
 Path = str | pathlib.Path
@@ -32,6 +33,7 @@ class Making:
       fingerprint: of the data set, see `datasets.fingerprint`.
       changeable: names of the flags with which the run goes on whatever their value.
       growing: names of those with which it goes on where they are larger than before.
+      earlier: {flag: value} of runs that were made before there was the flag.
     """
 
     system: str
@@ -39,6 +41,7 @@ class Making:
     fingerprint: str
     changeable: Collection[str] = ()
     growing: Collection[str] = ()
+    earlier: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,12 +215,13 @@ def differences(run: Run, making: Making) -> list[str]:
     """What sets a run apart from one made so, in phrases such as "`scale` 0.4 (now 1.0)"."""
     if run.system != making.system:
         return [f"system {run.system} (now {making.system})"]
-    flags = json.loads(json.dumps(dict(making.flags)))
+    flags, earlier = (json.loads(json.dumps(dict(of))) for of in (making.flags, making.earlier))
+    before = {name: run.flags.get(name, earlier.get(name)) for name in flags}
     different = [
-        f"`{name}` {run.flags.get(name)!r} (now {value!r})"
+        f"`{name}` {before[name]!r} (now {value!r})"
         for name, value in flags.items()
-        if name not in making.changeable and run.flags.get(name) != value
-        if name not in making.growing or not _is_larger(value, run.flags.get(name))
+        if name not in making.changeable and before[name] != value
+        if name not in making.growing or not _is_larger(value, before[name])
     ]
     return different + ["other data"] * (run.fingerprint != making.fingerprint)
 
@@ -235,20 +239,14 @@ def load(folder: Path) -> Run:
     folder = pathlib.Path(folder)
     path = folder / "config.json"
     try:
-        facts = json.loads(path.read_bytes())
+        facts = read_json(path, f"a run's configuration; {PUT_BACK}")
     except FileNotFoundError as error:
         raise UserError(
             f"{folder}: no config.json; expected a run folder of a training command."
         ) from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(
-            f"{path}: not a run's configuration, as it is no JSON ({error}); put back a copy of "
-            "the file, or delete the folder and train again."
-        ) from error
     if wrong := _wrong(facts):
         raise UserError(
-            f"{path}: not a run's configuration, as {wrong} is missing or wrong; put back a copy "
-            "of the file, or delete the folder and train again."
+            f"{path}: not a run's configuration, as {wrong} is missing or wrong; {PUT_BACK}."
         )
     return Run(folder, facts)
 

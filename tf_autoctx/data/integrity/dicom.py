@@ -2,26 +2,40 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pathlib
 import struct
 from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
+from tf_autoctx.data.dicom_files import (
+    ALLOCATED,
+    BIG,
+    COLUMNS,
+    DEFLATED,
+    FRAMES,
+    IMPLICIT,
+    ITEM,
+    ITEM_END,
+    LONG,
+    MODALITY,
+    PHOTOMETRIC,
+    PIXELS,
+    ROWS,
+    SAMPLES,
+    SEQUENCE_END,
+    SHORT,
+    SYNTAX,
+    UNDEFINED,
+)
 from tf_autoctx.data.integrity import claims, spoken
 from tf_autoctx.errors import UserError
 
-UNDEFINED = 0xFFFFFFFF
-LONG = (b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV")
-SHORT = b"AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM UI UL US".split()
 ODD = (b"\0\0", b"??", b"  ", b"OX")  # what some writers put for an unknown kind
-ITEM, ITEM_END, SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
-SYNTAX, MODALITY, FRAMES = 0x00020010, 0x00080060, 0x00280008
-SAMPLES, ROWS, COLUMNS, BITS, COLOUR = 0x00280002, 0x00280010, 0x00280011, 0x00280100, 0x00280004
-PIXELS = (0x7FE00010, 0x7FE00008, 0x7FE00009)  # whole numbers, float32, float64
-KEPT = (SYNTAX, MODALITY, FRAMES, SAMPLES, ROWS, COLUMNS, BITS, COLOUR)
-IMPLICIT, BIG, DEFLATED = "1.2.840.10008.1.2", "1.2.840.10008.1.2.2", "1.2.840.10008.1.2.1.99"
+KEPT = (SYNTAX, MODALITY, FRAMES, SAMPLES, ROWS, COLUMNS, ALLOCATED, PHOTOMETRIC)
 NATIVE = (IMPLICIT, "1.2.840.10008.1.2.1", BIG, DEFLATED)
+RUN_LENGTHS = "1.2.840.10008.1.2.5"  # each frame is one fragment
 JPEG = "1.2.840.10008.1.2.4."  # JPEG, JPEG-LS and JPEG 2000, up to .93
 LIBJPEG = ("50", "51", "57", "70")  # what libjpeg decodes, whose damage is only said
 RATIO = 1 << 16  # JPEG 2000 and run lengths
@@ -40,17 +54,32 @@ class _Pixels(NamedTuple):
 
 def check(path: pathlib.Path) -> None:
     """See `integrity.check`: every element ends in the file, and all frames are there."""
-    with path.open("rb") as file:
+    with path.open("rb") as opened:
+        file: BinaryIO = opened
         values, pixels = _read(path, file)
         syntax = values.get(SYNTAX, b"").decode("latin-1") or IMPLICIT
         if syntax == DEFLATED:
-            return  # GDCM raises what zlib says
+            file = _inflated(path, file)
+            values, pixels = _read(path, file)
         if pixels is None:
             kind = values.get(MODALITY, b"").decode("latin-1").strip("\0 ")
             raise UserError(f"{path}: holds no pixels (modality {kind!r}); expected an image.")
         _require_pixels(path, file, values, pixels, syntax)
     if syntax.startswith(JPEG) and syntax.removeprefix(JPEG) in LIBJPEG:
         spoken.decode(path)
+
+
+def _inflated(path: pathlib.Path, file: BinaryIO) -> BinaryIO:
+    """The elements of a deflated file from where it stands, which `_read` leaves behind the first.
+
+    Raises:
+      UserError: damaged, or more than there is memory.
+    """
+    plain = io.BytesIO()
+    for piece in claims.unpacked(path, claims.pieces(file), claims.DEFLATE):
+        plain.write(piece)
+        claims.require_room(path, (plain.tell(),), 1, plain.tell(), 1)
+    return plain
 
 
 def _require_pixels(
@@ -60,7 +89,7 @@ def _require_pixels(
     order = ">" if syntax == BIG else "<"
     rows, columns, samples, bits = (
         _number(values.get(tag, b""), order, default)
-        for tag, default in ((ROWS, 0), (COLUMNS, 0), (SAMPLES, 1), (BITS, 0))
+        for tag, default in ((ROWS, 0), (COLUMNS, 0), (SAMPLES, 1), (ALLOCATED, 0))
     )
     text = values.get(FRAMES, b"1").decode("latin-1").strip("\0 ") or "1"
     frames = int(text) if text.isdecimal() else 0
@@ -68,7 +97,7 @@ def _require_pixels(
         bits = 32 if pixels.element.tag == PIXELS[1] else 64
     if bits not in (1, 8, 16, 32, 64) or samples not in (1, 3, 4):
         raise claims.damaged(path, f"its pixels are {samples} values of {bits} bits")
-    halved = values.get(COLOUR, b"").startswith((b"YBR_FULL_422", b"YBR_PARTIAL_422"))
+    halved = values.get(PHOTOMETRIC, b"").startswith((b"YBR_FULL_422", b"YBR_PARTIAL_422"))
     values_each = 2 if halved and syntax in NATIVE else samples
     size = (columns, rows, frames) if frames != 1 else (columns, rows)
     if pixels.element.length != UNDEFINED:
@@ -78,6 +107,8 @@ def _require_pixels(
     promised = claims.require_room(path, size, values_each * bits / 8, stored, ratio)
     if ratio == 1:
         claims.require_no_rest(path, stored - promised - promised % 2, promised)
+    if syntax == RUN_LENGTHS and len(pixels.frames) != frames:
+        raise claims.damaged(path, f"{len(pixels.frames)} of {frames} frames are there")
     if pixels.element.length == UNDEFINED and _is_jpeg(syntax):
         begun = ended = 0
         for place, length in pixels.frames:
@@ -110,7 +141,7 @@ def _read(path: pathlib.Path, file: BinaryIO) -> tuple[dict[int, bytes], _Pixels
         if element.tag in KEPT and element.length < 1024:
             file.seek(element.place)
             values[element.tag] = file.read(element.length).rstrip(b"\0")
-            if element.tag in (SAMPLES, ROWS, COLUMNS, BITS):
+            if element.tag in (SAMPLES, ROWS, COLUMNS, ALLOCATED):
                 values[element.tag] = values[element.tag].ljust(2, b"\0")
         elif element.tag in PIXELS:
             frames = _fragments(path, file, element) if element.length == UNDEFINED else []
@@ -120,7 +151,7 @@ def _read(path: pathlib.Path, file: BinaryIO) -> tuple[dict[int, bytes], _Pixels
 
 def _elements(path: pathlib.Path, file: BinaryIO, values: dict[int, bytes]) -> Iterator[_Element]:
     """The elements outside of sequences; between two, `values` must get the transfer syntax."""
-    end = os.fstat(file.fileno()).st_size
+    end = file.seek(0, os.SEEK_END)
     file.seek(128)
     position = 132 if file.read(4) == b"DICM" else 0
     nested: list[bool] = []  # of each open sequence or item: whether it is implicit
@@ -137,6 +168,7 @@ def _elements(path: pathlib.Path, file: BinaryIO, values: dict[int, bytes]) -> I
             meta = False
             syntax = values.get(SYNTAX, b"").decode("latin-1")
             if syntax == DEFLATED:
+                file.seek(position)
                 return
             order = ">" if syntax == BIG else "<"
             explicit = syntax != IMPLICIT and head[4:6] in (*LONG, *SHORT)
@@ -191,7 +223,7 @@ def _items(path: pathlib.Path, file: BinaryIO, place: int) -> Iterator[tuple[int
     Raises:
       UserError: the file ends first.
     """
-    end = os.fstat(file.fileno()).st_size
+    end = file.seek(0, os.SEEK_END)
     while True:
         file.seek(place)
         group, number, length = struct.unpack("<2HI", file.read(8).ljust(8, b"\0"))

@@ -44,7 +44,11 @@ NUMBERS = {
     "HeaderSize": 0,
     "CompressedDataSize": 0,
     "ElementNumberOfChannels": 0,
+    "ElementToIntensityFunctionSlope": 0,
+    "ElementToIntensityFunctionOffset": 0,
 }
+# {key: value that changes no voxel}; ITK leaves them out.
+SCALING = {"ElementToIntensityFunctionSlope": 1, "ElementToIntensityFunctionOffset": 0}
 TRUTH = ("BinaryData", "BinaryDataByteOrderMSB", "ElementByteOrderMSB", "CompressedData")
 
 
@@ -66,6 +70,12 @@ def check(path: pathlib.Path) -> None:
         raise claims.damaged(path, f"it names {slices} data files for {size[-1]} slices")
     if _true(fields.get("BinaryData", "True")) is False:
         raise UserError(f"{path}: holds its voxels as text; expected BinaryData = True.")
+    for key, plain in SCALING.items():
+        if key in fields and _numbers(path, fields, key, float) != [plain]:
+            raise UserError(
+                f"{path}: has {key} = {fields[key]}, which readers leave out; expected {plain}, "
+                "store the voxels scaled."
+            )
     packed = _true(fields.get("CompressedData", "False")) is True
     local = sources == [path]
     if packed and local and "CompressedDataSize" not in fields:
@@ -87,6 +97,18 @@ def check(path: pathlib.Path) -> None:
             raise claims.missing(where, max(left, 0), promised)
         if skip >= 0:  # else the voxels end the file
             claims.require_no_rest(where, left - promised, promised, own=local or not skip)
+
+
+def voxel_files(path: pathlib.Path) -> list[pathlib.Path]:
+    """The files of the voxels, which may be the file itself.
+
+    Raises:
+      UserError: the header does not tell, or one is missing.
+    """
+    with path.open("rb") as file:
+        lines, _ = _header(path, file.read(HEADER))
+    fields = _fields(path, lines)
+    return _sources(path, fields, lines, _numbers(path, fields, "DimSize", int))[0]
 
 
 def _require_packed(

@@ -55,6 +55,17 @@ def check(path: pathlib.Path) -> None:
                 _require_bytes(where, file, encoding, skips, promised)
 
 
+def voxel_files(path: pathlib.Path) -> list[pathlib.Path]:
+    """The files of the voxels, which may be the file itself.
+
+    Raises:
+      UserError: the header does not tell, or one is missing.
+    """
+    with path.open("rb") as file:
+        _, names, _ = _header(path, file.read(HEADER))
+    return [path] if names is None else detached.files(path, names)
+
+
 def _require_bytes(
     where: object, file: BinaryIO, encoding: str, skips: Sequence[int], promised: int
 ) -> None:

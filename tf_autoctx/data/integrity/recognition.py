@@ -6,6 +6,7 @@ import pathlib
 import re
 import zlib
 
+from tf_autoctx.data import dicom_files
 from tf_autoctx.data.integrity import claims
 from tf_autoctx.errors import UserError
 
@@ -109,13 +110,10 @@ def _by_contents(start: bytes) -> str | None:
             return kind
     if start[344:348] in (b"n+1\0", b"ni1\0") or start[4:8] in (b"n+2\0", b"ni2\0"):
         return "NIfTI"
-    if start[128:132] == b"DICM":
+    if dicom_files.begins(start):
         return "DICOM"
     if re.match(rb"\s*(ObjectType|Comment|NDims|DimSize|ElementType)\s*[=:]", start):
         return "MetaImage"
-    # Without its preamble; group 0008 or 0002 comes first.
-    if re.match(rb"[\x02\x08]\x00[\x00-\xff]\x00(UL|CS|UI|[\x00-\xff]{2}\x00\x00)", start, re.S):
-        return "DICOM"
     return None
 
 

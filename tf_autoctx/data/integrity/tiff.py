@@ -19,6 +19,9 @@ from tf_autoctx.errors import UserError
 TYPES = {1: "B", 2: "B", 3: "H", 4: "I", 6: "b", 7: "B", 8: "h", 9: "i", 13: "I", 16: "Q", 18: "Q"}
 WIDE = {5: 8, 10: 8, 11: 4, 12: 8, 17: 8}  # bytes of the types that no size is of
 PLAIN, YCBCR = 1, 6
+WHITE_IS_ZERO = 0
+# {SampleFormat: bits of a value that ITK reads as what they are}
+BITS = {1: range(1, 33), 2: range(1, 33), 3: (32,)}
 FAX = range(2, 5)
 # {photometric interpretation: least values of a pixel}
 COLOURS = {0: 1, 1: 1, 2: 3, 3: 1, 4: 1, 5: 4, YCBCR: 3, 8: 3}
@@ -27,7 +30,7 @@ PAGES = 100_000
 
 
 @dataclasses.dataclass(frozen=True)
-class _Page:
+class Page:
     """A directory: {tag: values}."""
 
     tags: dict[int, tuple[int, ...]]
@@ -99,7 +102,7 @@ class _Page:
 def check(path: pathlib.Path) -> None:
     """See `integrity.check`: every page is there with all of its strips or tiles."""
     with path.open("rb") as file:
-        pages = [page for page in _pages(path, file) if page.counts]
+        pages = [page for page in directories(path, file) if page.counts]
     if not pages:
         raise claims.damaged(path, "it has no page")
     first, stored = pages[0], path.stat().st_size
@@ -110,6 +113,7 @@ def check(path: pathlib.Path) -> None:
                 f"bits, page 1 {first.size[0]} x {first.size[1]} of {first.bits}; expected pages "
                 "that are alike."
             )
+        _require_known_values(path, page)
     if first.number(277, 1) < COLOURS.get(first.number(262, -1), 2**16):
         raise claims.damaged(path, "its pixels are of no known colours")
     _require_count(path, first, len(pages))
@@ -133,7 +137,22 @@ def check(path: pathlib.Path) -> None:
         spoken.decode(path)
 
 
-def _require_count(path: pathlib.Path, first: _Page, pages: int) -> None:
+def _require_known_values(path: pathlib.Path, page: Page) -> None:
+    """Raises a `UserError` for values that ITK takes for others without a word."""
+    kind, bits = page.number(339, 1), page.number(258, 1)
+    if bits not in BITS.get(kind, ()):
+        raise UserError(
+            f"{path}: its pixels have {bits} bits of SampleFormat {kind}; expected whole numbers "
+            "of up to 32 bits or floats of 32."
+        )
+    if page.number(262, -1) == WHITE_IS_ZERO and bits > 1:
+        raise UserError(
+            f"{path}: its high values are meant to be dark (WhiteIsZero); expected BlackIsZero, "
+            "convert it."
+        )
+
+
+def _require_count(path: pathlib.Path, first: Page, pages: int) -> None:
     """Raises a `UserError` where the description of ImageJ or tifffile has other pages."""
     text = bytes(value & 255 for value in first.tags.get(270, ())).rstrip(b"\0")
     described = pages
@@ -152,12 +171,13 @@ def _require_count(path: pathlib.Path, first: _Page, pages: int) -> None:
         )
 
 
-def _pages(path: pathlib.Path, file: BinaryIO) -> Iterator[_Page]:
-    """The directories, one after the other.
+def directories(path: pathlib.Path, file: BinaryIO) -> Iterator[Page]:
+    """The directories of a file that is opened, one after the other.
 
     Raises:
       UserError: one lies outside the file or is led to twice.
     """
+    file.seek(0)
     start = file.read(16)
     order = "<" if start[:2] == b"II" else ">"
     big = start[2:4] in (b"+\0", b"\0+")
@@ -181,7 +201,7 @@ def _pages(path: pathlib.Path, file: BinaryIO) -> Iterator[_Page]:
         for k in range(number):
             tag, values = _entry(path, file, data[k * entry : (k + 1) * entry], order, big)
             tags[tag] = values
-        yield _Page(tags)
+        yield Page(tags)
         position = struct.unpack_from(order + pointer, data, number * entry)[0]
 
 

@@ -20,7 +20,7 @@ from tf_autoctx.data.phantoms.abdomens import abdomen
 from tf_autoctx.data.phantoms.embryos import LABELS as EMBRYO_LABELS
 from tf_autoctx.data.phantoms.embryos import embryo
 from tf_autoctx.data.phantoms.fetal_heads import FETAL_HEAD_VIEW, fetal_head
-from tf_autoctx.data.phantoms.fetal_heads_2d import SOURCE, TARGET, fetal_head_2d
+from tf_autoctx.data.phantoms.fetal_heads_2d import FAR, NEAR, SOURCE, fetal_head_2d
 from tf_autoctx.data.phantoms.pieces import ellipsoid, smooth_field, speckle
 from tf_autoctx.data.phantoms.scanner import ANOTHER, Scanner, another_scanner
 
@@ -28,9 +28,11 @@ __all__ = [
     "ABDOMEN_LABELS",
     "ANOTHER",
     "EMBRYO_LABELS",
+    "FAR",
     "FETAL_HEAD_VIEW",
+    "HEADS_2D",
+    "NEAR",
     "SOURCE",
-    "TARGET",
     "Scanner",
     "abdomen",
     "another_scanner",
@@ -201,51 +203,58 @@ def write_embryos(
     return folder.write(directory, embryos)
 
 
+# {scanner: (name of folder and files, number of its heads, knobs)}; the targets have the same heads
+HEADS_2D = {
+    "source": ("source", 1, SOURCE),
+    "near": ("near", 2, NEAR),
+    "far": ("target", 2, FAR),
+}
+
+
 def write_fetal_heads_2d(
     directory: Directory,
+    scanner: str,
     size: Sequence[int] = (320, 320),
-    cases: tuple[int, int] = (100, 20),
+    cases: Sequence[int] = (100, 20),
     seed: int = 0,
-) -> tuple[Path, Path]:
-    """Writes two folders of `fetal_head_2d` images, `source` and `target`, unless they are there.
+) -> Path:
+    """Writes a folder of `fetal_head_2d` images, `source_000.png` and on, unless it is there.
 
-    Each scanner has its own heads, `source_000.png` and on under `SOURCE`, `target_000.png` and on
-    under `TARGET`; the head's label value is 255.
+    The head's label value is 255.
 
     Args:
-      directory: folder of the two; it is made with its parents.
+      directory: gets the folder, of the name that the scanner has in `HEADS_2D`.
+      scanner: one of `HEADS_2D`; the source has its own heads, the others have the same ones.
       size: pixels along (y, x).
-      cases: number of (training, test) cases of either scanner.
+      cases: number of (training, test) cases.
       seed: integer.
 
     Returns:
-      The folders, a pair of `Path`.
+      The folder, a `Path`.
 
     Raises:
-      UserError: a folder exists and holds something else.
+      UserError: the folder exists and holds something else.
     """
+    (name, number, knobs), (train, test) = HEADS_2D[scanner], cases
 
-    def corpus(number: int, name: str, scanner: Scanner) -> Path:
-        def make(size: Sequence[int], seed: tuple[int, int]) -> Case:
-            image, label, spacing = fetal_head_2d(size, (*seed, number), scanner)
-            return image, 255 * label, spacing
+    def make(size: Sequence[int], seed: tuple[int, int]) -> Case:
+        image, label, spacing = fetal_head_2d(size, (*seed, number), knobs)
+        return image, 255 * label, spacing
 
-        about = {
-            "name": f"2D fetal head phantoms, {name}",
-            "description": "made-up 2D ultrasound of the fetal head's standard plane, exact truth",
-            "modality": {"0": "US"},
-            "file_ending": ".png",
-        }
-        images = folder.Phantoms(
-            make=make,
-            prefix=name,
-            about=about,
-            labels={255: "head"},
-            size=size,
-            cases=cases,
-            seed=seed,
-            further={"scanner": dataclasses.asdict(scanner)},
-        )
-        return folder.write(Path(directory) / name, images)
-
-    return corpus(1, "source", SOURCE), corpus(2, "target", TARGET)
+    about = {
+        "name": f"2D fetal head phantoms, {name}",
+        "description": "made-up 2D ultrasound of the fetal head's standard plane, exact truth",
+        "modality": {"0": "US"},
+        "file_ending": ".png",
+    }
+    images = folder.Phantoms(
+        make=make,
+        prefix=name,
+        about=about,
+        labels={255: "head"},
+        size=size,
+        cases=(train, test),
+        seed=seed,
+        further={"scanner": dataclasses.asdict(knobs)},
+    )
+    return folder.write(Path(directory) / name, images)

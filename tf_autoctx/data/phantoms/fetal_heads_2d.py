@@ -1,4 +1,4 @@
-"""The standard plane of a fetal head in 2D ultrasound, and two scanners that show it differently.
+"""The standard plane of a fetal head in 2D ultrasound, and scanners that show it differently.
 
 Lengths and positions are in mm, counted from the image's first corner. Positions are (0, y, x): a
 plane of the space that `pieces` works in.
@@ -31,7 +31,7 @@ SOURCE = Scanner(
 )
 # Bright and flat, the near field turned down: the skull stands out less; coarse speckle, a noisy
 # depth, text burnt in. How far from SOURCE is a matter of gamma above all: the lower, the further.
-TARGET = Scanner(
+FAR = Scanner(
     gain=6.0,
     time_gain=(-14.0, -4.0, 6.0, 12.0),
     dynamic_range=65.0,
@@ -40,6 +40,21 @@ TARGET = Scanner(
     speckle=0.9,
     grain=(1.5, 3.0),
     noise=-58.0,
+    overlay=True,
+)
+
+# At 0.4 of the way from SOURCE to FAR: two scanners of one clinic. On it, a segmentor that was
+# trained on SOURCE loses as much as the paper's on its other scanner (Yang et al. 2018, table 1: 9
+# points).
+NEAR = Scanner(
+    gain=2.4,
+    time_gain=(-8.0, -1.6, 4.8, 9.6),
+    dynamic_range=57.2,
+    gamma=0.96,
+    blur=0.96,
+    speckle=0.72,
+    grain=(1.08, 1.92),
+    noise=-60.4,
     overlay=True,
 )
 
@@ -74,7 +89,7 @@ def fetal_head_2d(
       seed: whatever `np.random.default_rng` takes. It alone fixes the anatomy, at every size and
         for every scanner, and beyond that the scanner's settings for this patient, speckle and
         noise at this size.
-      scanner: `Scanner`, such as `SOURCE` and `TARGET`.
+      scanner: `Scanner`, such as `SOURCE`, `NEAR` and `FAR`.
 
     Returns:
       image (height, width) uint8, label (height, width) uint8 with 1 for the head, spacing (y, x)

@@ -16,7 +16,7 @@ import SimpleITK as sitk
 from tf_autoctx import spreadsheets
 from tf_autoctx.data import images
 from tf_autoctx.errors import UserError
-from tf_autoctx.files import replacing
+from tf_autoctx.files import read_json, replacing
 
 # Of a size and (seed, number of a case): image, label, spacing in mm, all in the order of the size.
 Make = Callable[[Sequence[int], tuple[int, int]], tuple[np.ndarray, np.ndarray, tuple[float, ...]]]
@@ -160,6 +160,6 @@ def is_made(directory: str | os.PathLike[str]) -> bool:
 def _recorded_settings(folder: Path) -> Any:
     """The settings of the phantoms in a folder; None where it holds something else."""
     try:
-        return json.loads((folder / "dataset.json").read_text()).get("phantom")
-    except (OSError, ValueError, AttributeError):
+        return read_json(folder / "dataset.json", "a data set").get("phantom")
+    except (OSError, UserError, AttributeError):
         return None

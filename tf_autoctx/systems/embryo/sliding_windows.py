@@ -150,7 +150,9 @@ class Search:
     ) -> None:
         self._window, self._stride, self._window_batch = window, stride, window_batch
 
-        @tf.function(input_signature=[pipeline.KINDS["image"], tf.TensorSpec((None, 3), tf.int32)])
+        corners_spec = tf.TensorSpec((None, 3), tf.int32)
+
+        @tf.function(input_signature=[pipeline.KINDS["image"], corners_spec], autograph=False)
         def logits(image: Tensor, corners_: Tensor) -> Tensor:
             def window_at(corner: Tensor) -> Tensor:
                 return cut(image, corner, window)
@@ -195,7 +197,7 @@ def probability(network: keras.Model, window: int | None = None) -> Callable[[Te
     def of_batch(x: Tensor) -> Tensor:
         return ops.sigmoid(network(x, training=False))
 
-    @tf.function(input_signature=[pipeline.KINDS["image"]])
+    @tf.function(input_signature=[pipeline.KINDS["image"]], autograph=False)
     def of_image(image: Tensor) -> Tensor:
         x = image[None]
         return (tiling.tiled(of_batch, x, window, window // 2) if window else of_batch(x))[0]

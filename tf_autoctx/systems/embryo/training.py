@@ -217,7 +217,7 @@ def last_finished(run: Run) -> Networks:
 def graph(refinement: Refinement, network: keras.Model) -> Graph:
     """`Refinement.prediction` of a network as a graph for any size."""
 
-    @tf.function(input_signature=[export.VOLUME])
+    @tf.function(input_signature=[export.VOLUME], autograph=False)
     def prediction(image: Tensor) -> tuple[Tensor, Tensor]:
         return refinement.prediction(network, image)
 

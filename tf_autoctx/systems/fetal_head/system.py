@@ -110,7 +110,7 @@ class FetalHeadSystem(System):
         return self.cascade.levels(networks.values(), image)[-1]
 
     def evaluator(self, networks: Networks) -> Callable[[np.ndarray], Segmentations]:
-        @tf.function(input_signature=[tf.TensorSpec((None, None, None))])
+        @tf.function(input_signature=[tf.TensorSpec((None, None, None))], autograph=False)
         def segment(voxels: Tensor) -> Segmentations:
             outputs = self.cascade.levels(networks.values(), voxels[None, ..., None])
             return {

@@ -134,7 +134,7 @@ def level_graph(cascade: Cascade, network: keras.Model) -> Level:
 
     volume = tf.TensorSpec((None, None, None, None, 1))
 
-    @tf.function(input_signature=[volume, volume])
+    @tf.function(input_signature=[volume, volume], autograph=False)
     def probability(image: Tensor, context: Tensor) -> Tensor:
         return cascade.probability(network, image, context)
 

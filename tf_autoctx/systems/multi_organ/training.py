@@ -152,4 +152,5 @@ def present(files: Files, pyramid: Pyramid) -> list[int]:
 def graphs(pyramid: Pyramid, network: keras.Model) -> list[UNet]:
     """`Pyramid.unets`, each as a graph, which gives memory back as soon as it can; the tiles around
     it stay outside."""
-    return [tf.function(unet, reduce_retracing=True) for unet in pyramid.unets(network)]
+    unets = pyramid.unets(network)
+    return [tf.function(unet, reduce_retracing=True, autograph=False) for unet in unets]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 
-from tf_autoctx.configuration import check, field
+from tf_autoctx.configuration import check, field, optional
 from tf_autoctx.errors import FieldError
-from tf_autoctx.models.options import HEADS, INITIALIZERS
+from tf_autoctx.models.options import HEADS, LINEAR_INITIALIZERS
 from tf_autoctx.systems.renderer.presets import PRESETS
 from tf_autoctx.systems.shared.declaration import Declaration
 
@@ -23,8 +23,18 @@ VARIANTS = {
 
 ORDERS = ("summed", "shared", "published")
 
+# How the segmentor's loss is computed, see `losses`.
+SEGMENTATION_LOSSES = ("hybrid", "published")
+
 # Of online rendering (section 3).
 ITERATIONS = 25
+
+# Which iteration of online rendering is kept, and how the image beside it is mirrored.
+KEEPING = ("agreement", "last")
+MIRRORS = ("left_right", "either")
+
+# The scanner of the phantoms' target, see `phantoms.HEADS_2D`.
+TARGETS = ("near", "far")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +60,10 @@ class Renderer:
         choices=HEADS,
     )
     initializer: str = field(
-        "truncated_normal", "How convolutions are initialized.", choices=INITIALIZERS
+        "truncated_normal",
+        "How convolutions and linear units are initialized; authors: the linear ones with an SD of "
+        "0.02, the others as truncated_normal.",
+        choices=LINEAR_INITIALIZERS,
     )
 
     def __post_init__(self) -> None:
@@ -90,8 +103,34 @@ class Objective:
     rendering_aux_weight: float = field(
         1.0, "Weight of the side branch's distance, alpha 1 of equation 1.", least=0.0
     )
+    app_weight: float = field(
+        1.0, "Weight of what the renderer pays for D_app.", least=0.0, before=1.0
+    )
+    struct_weight: float = field(
+        1.0, "Weight of what renderer and segmentor pay for D_struct.", least=0.0, before=1.0
+    )
+    pair_weight: float = field(
+        1.0, "Weight of what renderer and segmentor pay for D_pair.", least=0.0, before=1.0
+    )
+    adversarial_mean: bool = field(
+        False, "Divide these three by the number of discriminators.", before=False
+    )
     dice_weight: float = field(
-        100.0, "Weight of the segmentor's Dice terms beside its cross entropy.", least=0.0
+        100.0,
+        "Weight of the segmentor's Dice terms beside its cross entropy, which has the weight 1.",
+        least=0.0,
+    )
+    segmentation_loss: str = field(
+        "hybrid",
+        "hybrid: of every sample, from probabilities; published: as in the authors' code, over the "
+        "batch, with Dice terms from logits that are as many times smaller as a batch has pixels.",
+        choices=SEGMENTATION_LOSSES,
+        before="hybrid",
+    )
+    mismatched_pairs: bool = field(
+        False,
+        "Show D_pair also real images with the mask of another one, as fakes.",
+        before=False,
     )
     update_order: str = field(
         "summed",
@@ -112,6 +151,103 @@ class Objective:
 
 
 @dataclasses.dataclass(frozen=True)
+class Appearance:
+    """Augmentation: random changes of grey levels, by `augment.appearance`."""
+
+    appearance_strength: float = field(
+        0.0,
+        "How strongly brightness, contrast, gamma, noise, blur and gain along the depth are "
+        "changed at random; 0: not at all, 1: beyond what scanners differ by. Real images of the "
+        "discriminators stay as they are.",
+        least=0.0,
+        most=1.0,
+        before=0.0,
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class Online:
+    """Online rendering: how every image of another scanner is rendered from the trained weights."""
+
+    online_discriminator_rate: float = field(
+        1e-3,
+        "Learning rate of the discriminators online; that of all others is 1e-4.",
+        least=0.0,
+        may_change=True,
+        before=1e-4,
+    )
+    online_segmentor_step: float = field(
+        0.3,
+        "Learning rate of the segmentor online, relative to the renderer's; 0 keeps it as it is.",
+        least=0.0,
+        may_change=True,
+        before=1.0,
+    )
+    online_averaging: float = field(
+        0.8,
+        "Decay of the exponential average of renderer and segmentor over the iterations, by which "
+        "the image is rendered and segmented; 0: by their weights as they are.",
+        least=0.0,
+        most=0.9999,
+        may_change=True,
+        before=0.0,
+    )
+    online_rendering_weight: float = field(
+        1.0, "Factor on the weights of L_rend online.", least=0.0, may_change=True, before=1.0
+    )
+    online_app_weight: float = field(
+        1.0, "Factor on app_weight online.", least=0.0, may_change=True, before=1.0
+    )
+    online_struct_weight: float = field(
+        1.0, "Factor on struct_weight online.", least=0.0, may_change=True, before=1.0
+    )
+    online_pair_weight: float = field(
+        1.0, "Factor on pair_weight online.", least=0.0, may_change=True, before=1.0
+    )
+    online_adversarial_mean: bool = field(
+        False,
+        "Divide the adversarial terms online by the number of discriminators, if adversarial_mean "
+        "does not so anyway.",
+        may_change=True,
+        before=False,
+    )
+    online_mirror: str = field(
+        "left_right",
+        "The image beside it in the batch of 2: its mirror image left to right, or either that or "
+        "the one top to bottom, at random, as in the authors' code.",
+        choices=MIRRORS,
+        may_change=True,
+        before="left_right",
+    )
+    online_keep: str = field(
+        "agreement",
+        "Which iteration is kept: the one whose mask agrees best with that of the mirror image, or "
+        "the last.",
+        choices=KEEPING,
+        may_change=True,
+        before="agreement",
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
+
+    def objective(self, trained: Objective) -> Objective:
+        """The objective online of a run that was trained with this one."""
+        return dataclasses.replace(
+            trained,
+            rendering_weight=self.online_rendering_weight * trained.rendering_weight,
+            rendering_aux_weight=self.online_rendering_weight * trained.rendering_aux_weight,
+            app_weight=self.online_app_weight * trained.app_weight,
+            struct_weight=self.online_struct_weight * trained.struct_weight,
+            pair_weight=self.online_pair_weight * trained.pair_weight,
+            adversarial_mean=self.online_adversarial_mean or trained.adversarial_mean,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
 class Phantoms:
     """Phantoms: made-up images of two scanners, where data_dir is empty."""
 
@@ -121,14 +257,21 @@ class Phantoms:
     phantom_cases: tuple[int, ...] = field(
         (100, 20), "Phantoms of each scanner to train on and to hold out.", length=2, least=1
     )
+    phantom_target: str = field(
+        "near",
+        "The other scanner: near, as two scanners of one clinic, or far, a stress test.",
+        choices=TARGETS,
+        may_change=True,  # variants that are trained on it are bound by their data
+        before="far",
+    )
 
     def __post_init__(self) -> None:
         check(self)
 
 
 @dataclasses.dataclass(frozen=True)
-class OnlineOptions:
-    """Online rendering: options of prediction by a run folder of the renderer system."""
+class Iterations:
+    """How many iterations online, and by which random numbers."""
 
     iterations: int | None = field(
         None,
@@ -146,11 +289,18 @@ class OnlineOptions:
         check(self)
 
 
+OnlineOptions = optional(
+    "OnlineOptions",
+    __name__,
+    "Online rendering: options of prediction by a run folder of the renderer system.",
+    Iterations,
+    Online,
+)
 DECLARATION = Declaration(
     name="renderer",
     dimensions=2,
     configuration=Renderer,
-    training=(Objective,),
+    training=(Objective, Appearance, Online),
     phantoms=Phantoms,
     presets=PRESETS,
     implementation="tf_autoctx.systems.renderer.system:RendererSystem",

@@ -5,23 +5,26 @@ scanner, from the trained weights, until it looks like the source corpus (Yang e
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import zlib
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from tf_autoctx import metrics
+from tf_autoctx import configuration, metrics
 from tf_autoctx.errors import FieldError
 from tf_autoctx.systems.renderer import source, terms, training
-from tf_autoctx.systems.renderer.configuration import Objective
+from tf_autoctx.systems.renderer.configuration import DISCRIMINATORS, Objective, Online
 from tf_autoctx.systems.renderer.segmentation import Networks, Rendering, Tensor
 from tf_autoctx.systems.shared.caching import Files
 from tf_autoctx.training.configuration import Settings
 from tf_autoctx.training.runs import Run
 
 LEARNING_RATE = 1e-4  # section 3
+SHOWN = ("renderer", "segmentor")  # the networks that an image is rendered and segmented by
+MIRRORED = {"left_right": 2, "up_down": 1}  # axis of a batch
 
 
 class Iteration(NamedTuple):
@@ -42,13 +45,23 @@ class Iteration(NamedTuple):
         return {"rendered": self.rendered[None], "probability": self.probability[None]}
 
 
-def kept(iterations: Sequence[Iteration]) -> int:
-    """Number of the iteration that is kept, a rule without truth: the one whose mask agrees best
-    with the mirror image's, the first of several."""
+def kept(iterations: Sequence[Iteration], rule: str) -> int:
+    """Number of the iteration that is kept, by one of `KEEPING`, without truth.
+
+    By agreement it is the one whose mask agrees best with the mirror image's, the first of several.
+    """
+    if rule == "last":
+        return len(iterations) - 1
     return int(np.argmax([iteration.agreement for iteration in iterations]))
 
 
-def of_run(rendering: Rendering, run: Run, iterations: int, seed: int) -> OnlineRendering:
+def of_run(
+    rendering: Rendering,
+    run: Run,
+    iterations: int,
+    seed: int = 0,
+    options: Mapping[str, Any] | None = None,
+) -> OnlineRendering:
     """The online rendering of a finished run, under the current dtype policy.
 
     Args:
@@ -56,9 +69,11 @@ def of_run(rendering: Rendering, run: Run, iterations: int, seed: int) -> Online
       run: its folder.
       iterations: for every image.
       seed: of the source images that are drawn.
+      options: {name: value} of `Online` in place of the run's; a run of before there were such
+        flags has the values of then.
 
     Raises:
-      FieldError: the run has no renderer.
+      FieldError: the run has no renderer; an option out of range.
       UserError: it is not finished, or config.json lacks something.
     """
     chosen = rendering.configuration
@@ -76,12 +91,18 @@ def of_run(rendering: Rendering, run: Run, iterations: int, seed: int) -> Online
         learning_rate=LEARNING_RATE,
         learning_rate_decay="constant",
     )
+    own = {
+        name: value
+        for name, value in (options or {}).items()
+        if name in configuration.rules(Online)
+    }
     return OnlineRendering(
         rendering,
         run.configured(Objective),
         training.finished(run.folder, chosen),
         source.rendered(run.folder),
         settings,
+        dataclasses.replace(run.configured(Online), **own),
     )
 
 
@@ -96,6 +117,10 @@ class OnlineRendering:
       corpus: files of S', see `source.rendered`.
       settings: steps are iterations; the seed is that of the source images that are drawn, the same
         ones for every image.
+      chosen: how they are rendered.
+
+    Attributes:
+      chosen: how they are rendered.
     """
 
     def __init__(
@@ -105,43 +130,80 @@ class OnlineRendering:
         networks: Networks,
         corpus: Files,
         settings: Settings,
+        chosen: Online,
     ) -> None:
         self._discriminators = rendering.configuration.discriminators
-        self._settings = settings
+        self._settings, self.chosen = settings, chosen
         self._networks = rendering.networks()  # copies, under the current dtype policy
         for name, network in self._networks.items():
             network.set_weights(networks[name].get_weights())
         self._images, self._labels = (_read(corpus, name) for name in source.COLUMNS)
+        objective = chosen.objective(objective)
+        rates = dict.fromkeys(DISCRIMINATORS, chosen.online_discriminator_rate / LEARNING_RATE)
+        rates["segmentor"] = chosen.online_segmentor_step
         plan = terms.groups(self._networks, objective, online=True)
-        optimizers, update = terms.updates(self._networks, plan, objective, settings, online=True)
+        optimizers, update = terms.updates(
+            self._networks, plan, objective, settings, online=True, rates=rates
+        )
         self._update = tf.function(update, reduce_retracing=True, autograph=False)
-        self._outputs = training.graph(rendering, self._networks)
-        changing = [*self._networks.values(), *optimizers.values()]
+        self._averaged = {}
+        if chosen.online_averaging:
+            for name in SHOWN:
+                self._averaged[name] = keras.models.clone_model(self._networks[name])
+                self._averaged[name].set_weights(self._networks[name].get_weights())
+        self._outputs = training.graph(rendering, self._averaged or self._networks)
+        self._average = tf.function(self._take_average, autograph=False)
+        changing = [*self._networks.values(), *self._averaged.values(), *optimizers.values()]
         self._variables = [variable for owner in changing for variable in owner.variables]
         self._trained = [variable.numpy() for variable in self._variables]
 
-    def __call__(self, image: Tensor, progress: bool = False) -> list[Iteration]:
+    def __call__(
+        self, image: Tensor, progress: bool = False, seed: int | None = None
+    ) -> list[Iteration]:
         """Renders one image.
 
         Args:
           image: (height, width, 1) float32 of `Rendering.preprocess`.
           progress: whether to show a progress bar over the iterations.
+          seed: of the source images that are drawn; None: that of the settings.
 
         Returns:
           The first is of the trained weights as they are, then one per iteration.
         """
         for variable, value in zip(self._variables, self._trained):
             variable.assign(value)
-        rng = np.random.default_rng(self._settings.seed)
-        batch = tf.stack([image, image[:, ::-1]])
+        seed = self._settings.seed if seed is None else seed
+        rng, mirror = np.random.default_rng(seed), self._mirror(image, seed)
+        batch = tf.stack([image, tf.reverse(image, [MIRRORED[mirror] - 1])])
         bar = keras.utils.Progbar(self._settings.steps, unit_name="iteration") if progress else None
-        iterations = [self._look(batch)]
+        iterations = [self._look(batch, mirror)]
         for _ in range(self._settings.steps):
             self._update({"image": batch, "real": self._real(rng)})
-            iterations.append(self._look(batch))
+            if self._averaged:
+                self._average()
+            iterations.append(self._look(batch, mirror))
             if bar:
                 bar.add(1)
         return iterations
+
+    def kept(self, iterations: Sequence[Iteration]) -> int:
+        """Number of the iteration that is kept."""
+        return kept(iterations, self.chosen.online_keep)
+
+    def _mirror(self, image: Tensor, seed: int) -> str:
+        """How the image beside this one is mirrored; where it is drawn, by the image itself."""
+        if self.chosen.online_mirror == "left_right":
+            return "left_right"
+        drawn = zlib.crc32(np.asarray(image).tobytes()), seed
+        return str(np.random.default_rng(drawn).choice(list(MIRRORED)))
+
+    def _take_average(self) -> None:
+        """Moves the averaged weights towards the present ones."""
+        decay = self.chosen.online_averaging
+        for name, averaged in self._averaged.items():
+            present = self._networks[name].trainable_variables
+            for mean, variable in zip(averaged.trainable_variables, present):
+                mean.assign(decay * mean + (1 - decay) * variable)
 
     def _real(self, rng: np.random.Generator) -> dict[str, Tensor]:
         """{discriminator: two random members of S', of one size}, drawn independently."""
@@ -156,12 +218,13 @@ class OnlineRendering:
             real[name] = terms.seen_by(name, image, (label == 1).astype(np.float32))
         return real
 
-    def _look(self, batch: Tensor) -> Iteration:
+    def _look(self, batch: Tensor, mirror: str) -> Iteration:
         """What the networks make now of an image and its mirror image."""
         outputs = {name: x.numpy() for name, x in self._outputs(batch).items()}
         mask, mirrored = outputs["probability"] > 0.5
         partly = 0 < mask.mean() < 1
-        agreement = metrics.dice(mask[..., 0], mirrored[:, ::-1, 0]) if partly else 0.0
+        back = np.flip(mirrored, MIRRORED[mirror] - 1)
+        agreement = metrics.dice(mask[..., 0], back[..., 0]) if partly else 0.0
         return Iteration(outputs["rendered"][0], outputs["probability"][0], agreement)
 
 
@@ -178,15 +241,23 @@ class OnlinePredictor:
       run: its folder.
       iterations: for every image, one or more.
       seed: of the source images that are drawn.
+      options: of `Online`, see `of_run`.
 
     Raises:
       UserError: see `of_run`.
     """
 
-    def __init__(self, rendering: Rendering, run: Run, iterations: int, seed: int) -> None:
+    def __init__(
+        self,
+        rendering: Rendering,
+        run: Run,
+        iterations: int,
+        seed: int,
+        options: Mapping[str, Any],
+    ) -> None:
         self.iterations = iterations
         self._rendering = rendering
-        self._render = of_run(rendering, run, iterations, seed)
+        self._render = of_run(rendering, run, iterations, seed, options)
 
     def __call__(self, image: np.ndarray, probabilities: bool, progress: bool) -> dict[str, Any]:
         iterations = self._render(self._rendering.preprocess(image)[0], progress)
@@ -194,5 +265,5 @@ class OnlinePredictor:
             self._rendering.postprocess(iteration.outputs(), image.shape[1:3])
             for iteration in iterations
         ]
-        number = kept(iterations)
+        number = self._render.kept(iterations)
         return {**outputs[number], "kept": number, "iterations": outputs}

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -17,12 +17,13 @@ import tensorflow as tf
 from absl import logging
 
 from tf_autoctx import biometry, files, metrics
-from tf_autoctx.data import datasets
+from tf_autoctx.data import datasets, image_files, phantoms
 from tf_autoctx.data.labels import left_out
 from tf_autoctx.errors import UserError
 from tf_autoctx.files import replacing
 from tf_autoctx.report import figures
 from tf_autoctx.systems.renderer import online, training
+from tf_autoctx.systems.renderer.configuration import Appearance, Phantoms
 from tf_autoctx.systems.renderer.online import Iteration
 from tf_autoctx.systems.renderer.system import RendererSystem
 from tf_autoctx.systems.shared.system import Reader
@@ -36,19 +37,23 @@ class Choice:
     """Which images are scored, and how.
 
     Attributes:
-      corpus: data set with labels; empty takes each run's own phantoms of the target.
+      corpus: data set with labels; empty takes each run's own phantoms of a target.
+      target: of the phantoms, "near" or "far"; None takes that of the run.
       foreground: label values that make up the head; None takes those of the run.
       cases: how many images are drawn at random; 0: all.
-      seed: of the images that are drawn, and of the source images of online rendering.
+      seed: of the images that are drawn.
       iterations: of online rendering.
+      options: {name: value} of `Online` in place of the run's.
       pixel_sizes: {case: mm}.
     """
 
     corpus: str
+    target: str | None
     foreground: Sequence[int] | None
     cases: int
     seed: int
     iterations: int
+    options: Mapping[str, Any]
     pixel_sizes: Mapping[str, float]
 
 
@@ -79,6 +84,7 @@ class Scorer:
     Attributes:
       run: its folder.
       variant: of the run.
+      augmented: whether it learnt from images of changed appearance.
       seed: of the run.
 
     Raises:
@@ -90,67 +96,103 @@ class Scorer:
         self._system = RendererSystem.of_run(run)
         configuration = self._system.configuration
         self.variant: str = configuration.variant
+        self.augmented = run.configured(Appearance).appearance_strength > 0
         try:
             self.seed, self._foreground = run.flags["seed"], run.flags["foreground"]
         except KeyError as error:
             raise run.broken(error) from None
-        self._render: Callable[[Any], list[Iteration]]
+        self._online: online.OnlineRendering | None = None
         if configuration.renders and choice.iterations:
-            self._render = online.of_run(
-                self._system.rendering, run, choice.iterations, choice.seed
+            self._online = online.of_run(
+                self._system.rendering, run, choice.iterations, options=choice.options
             )
         else:
-            self._render = self._once
             self._outputs = training.graph(self._system.rendering, self._system.finished(run))
 
-    def _once(self, image: Any) -> list[Iteration]:
-        """A preprocessed image by the trained weights as they are."""
+    def _render(self, image: Any, seed: int) -> tuple[list[Iteration], int]:
+        """A preprocessed image at every iteration, and the number of the kept one."""
+        if self._online:
+            iterations = self._online(image, seed=seed)
+            return iterations, self._online.kept(iterations)
         outputs = self._outputs(image[None])
-        return [Iteration(outputs["rendered"][0].numpy(), outputs["probability"][0].numpy(), 1.0)]
+        rendered, probability = (outputs[key][0].numpy() for key in ("rendered", "probability"))
+        return [Iteration(rendered, probability, 1.0)], 0
 
-    def score(self, output: pathlib.Path) -> list[ScoredImage]:
+    def score(self, output: pathlib.Path, seeds: Sequence[int]) -> dict[int, list[ScoredImage]]:
         """Scores every image once and for all, unless something that decides it has changed.
 
         Args:
-          output: gets cases/RUN/CASE.json and strips/RUN/CASE.png.
+          output: gets cases/RUN/online_seed_SEED/CASE.json, strips/RUN/CASE.png of the first seed,
+            and phantoms/RUN where the run has none of the target.
+          seeds: of the source images of online rendering; a run that does not render has the first.
+
+        Returns:
+          {seed: images}.
 
         Raises:
           UserError: no image with a label; an image cannot be read.
         """
-        cases, read = self._corpus()
-        networks = sorted((self.run.folder / "networks").iterdir())
-        foreground = self._choice.foreground
-        made_with = {
-            "networks": [files.digest(path) for path in networks],
-            "flags": {
-                "iterations": self._choice.iterations,
-                "seed": self._choice.seed,
-                "foreground": None if foreground is None else list(foreground),
-            },
-        }
-        scored, progress = [], keras.utils.Progbar(len(cases), unit_name="image")
-        for case in cases:
-            file = output / "cases" / self.run.folder.name / f"{case.name}.json"
-            settings = made_with | {
-                "files": [files.digest(case.image), files.digest(case.label)],
-                "mm": self._choice.pixel_sizes.get(case.name),
-            }
-            if not file.exists() or json.loads(file.read_text())["settings"] != settings:
-                strip = output / "strips" / self.run.folder.name / f"{case.name}.png"
-                entry = {"settings": settings, **self._score_case(case, read, strip)}
-                with replacing(file) as path:
-                    path.write_text(json.dumps(entry))
-            entry = json.loads(file.read_text())
-            values = (entry[name] for name in ("kept", "scores", "agreement"))
-            scored.append(ScoredImage(case.name, case.group, *values))
-            progress.add(1)
+        cases, read = self._corpus(output / "phantoms" / self.run.folder.name)
+        seeds = seeds if self._online else seeds[:1]
+        scored: dict[int, list[ScoredImage]] = {seed: [] for seed in seeds}
+        progress = keras.utils.Progbar(len(cases) * len(seeds), unit_name="image")
+        for seed in seeds:
+            made_with = self._made_with(seed)
+            for case in cases:
+                name = f"{self.run.folder.name}/online_seed_{seed}/{case.name}.json"
+                file = output / "cases" / name
+                settings = made_with | {
+                    "files": [image_files.digest(case.image), image_files.digest(case.label)],
+                    "series": case.series,
+                    "mm": self._choice.pixel_sizes.get(case.name),
+                }
+                if not file.exists() or json.loads(file.read_text())["settings"] != settings:
+                    strip = output / "strips" / self.run.folder.name / f"{case.name}.png"
+                    scores = self._score_case(case, read, seed, strip if seed == seeds[0] else None)
+                    with replacing(file) as path:
+                        path.write_text(json.dumps({"settings": settings, **scores}))
+                entry = json.loads(file.read_text())
+                values = (entry[name] for name in ("kept", "scores", "agreement"))
+                scored[seed].append(ScoredImage(case.name, case.group, *values))
+                progress.add(1)
         return scored
 
-    def _corpus(self) -> tuple[list[datasets.Case], Reader]:
+    def _made_with(self, seed: int) -> dict[str, Any]:
+        """What decides the scores of an image, beside its files."""
+        foreground = self._choice.foreground
+        flags = {
+            "iterations": self._choice.iterations,
+            "online_seed": seed,
+            "foreground": None if foreground is None else list(foreground),
+        }
+        if self._online:
+            flags |= dataclasses.asdict(self._online.chosen)
+        networks = sorted((self.run.folder / "networks").iterdir())
+        return {"networks": [files.digest(path) for path in networks], "flags": flags}
+
+    def _phantoms(self, folder: pathlib.Path) -> pathlib.Path:
+        """The run's own phantoms of the target: in its folder, or in another one, where they are
+        made.
+
+        Raises:
+          UserError: it was not trained on phantoms.
+        """
+        chosen = self.run.configured(Phantoms)
+        target, own = self._choice.target or chosen.phantom_target, self.run.folder / "phantoms"
+        if not own.exists():
+            raise UserError(
+                f"{self.run.folder}: was not trained on phantoms; expected the `corpus` to score."
+            )
+        if (own / phantoms.HEADS_2D[target][0]).exists():
+            folder = own
+        size, cases = chosen.phantom_size, chosen.phantom_cases
+        return phantoms.write_fetal_heads_2d(folder, target, size, cases, self.seed)
+
+    def _corpus(self, own: pathlib.Path) -> tuple[list[datasets.Case], Reader]:
         """The images to score and how they are read: test cases with a label, or all cases where
-        there are none."""
+        there are none; `own` is for phantoms."""
         choice = self._choice
-        source = choice.corpus or self.run.folder / "phantoms" / "target"
+        source = choice.corpus or self._phantoms(own)
         corpus = datasets.load(source, choice.seed, validation_fraction=0, training=False)
         cases = [case for case in corpus.test if case.label]
         if unlabelled := len(corpus.test) - len(cases):
@@ -171,22 +213,25 @@ class Scorer:
             cases = [cases[number] for number in sorted(drawn)]
         return cases, self._system.reader(choice.foreground or self._foreground, corpus.labels)
 
-    def _score_case(self, case: datasets.Case, read: Reader, strip: pathlib.Path) -> dict[str, Any]:
+    def _score_case(
+        self, case: datasets.Case, read: Reader, seed: int, strip: pathlib.Path | None
+    ) -> dict[str, Any]:
         """{"kept", "scores", "agreement"} of a case, see `ScoredImage`; writes its strip."""
         image, label = read(case)
         assert label is not None, "only cases with a label are scored"
         truth = left_out(label, label)[1]
         pixels = image.array.astype(np.float32)
         rendering = self._system.rendering
-        iterations = self._render(rendering.preprocess(tf.constant(pixels[None, ..., None]))[0])
-        kept = online.kept(iterations)
+        preprocessed = rendering.preprocess(tf.constant(pixels[None, ..., None]))[0]
+        iterations, kept = self._render(preprocessed, seed)
         shown = []
         for iteration in iterations:
             outputs = rendering.postprocess(iteration.outputs(), pixels.shape)
             shown.append({name: np.asarray(x)[0, ..., 0] for name, x in outputs.items()})
         mm = self._choice.pixel_sizes.get(case.name)
         spacing = (mm, mm) if mm else image.millimetres
-        figures.strip(strip, pixels, shown, kept, case.name, truth=truth)
+        if strip:
+            figures.strip(strip, pixels, shown, kept, case.name, truth=truth)
         return {
             "kept": kept,
             "scores": [

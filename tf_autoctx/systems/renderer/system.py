@@ -10,9 +10,10 @@ import numpy as np
 import tensorflow as tf
 
 from tf_autoctx import biometry
+from tf_autoctx.configuration import configured
 from tf_autoctx.data import datasets, phantoms
 from tf_autoctx.systems.renderer import online, training
-from tf_autoctx.systems.renderer.configuration import DECLARATION, ITERATIONS
+from tf_autoctx.systems.renderer.configuration import DECLARATION, ITERATIONS, Phantoms
 from tf_autoctx.systems.renderer.segmentation import Rendering
 from tf_autoctx.systems.shared.session import Session
 from tf_autoctx.systems.shared.system import (
@@ -59,9 +60,14 @@ class RendererSystem(System):
 
     @classmethod
     def write_phantoms(cls, folder: pathlib.Path, values: Mapping[str, Any]) -> pathlib.Path:
-        names = ("phantom_size", "phantom_cases", "seed")
-        source, target = phantoms.write_fetal_heads_2d(folder, *(values[name] for name in names))
-        return target if values["variant"] == "Orig-T2T" else source
+        chosen = configured(Phantoms, values)
+        source, other = (
+            phantoms.write_fetal_heads_2d(
+                folder, scanner, chosen.phantom_size, chosen.phantom_cases, values["seed"]
+            )
+            for scanner in ("source", chosen.phantom_target)
+        )
+        return other if values["variant"] == "Orig-T2T" else source
 
     # Training
 
@@ -90,7 +96,7 @@ class RendererSystem(System):
         return self.rendering.segment(networks, image)
 
     def evaluator(self, networks: Networks) -> Callable[[np.ndarray], Segmentations]:
-        @tf.function(input_signature=[tf.TensorSpec((None, None))])
+        @tf.function(input_signature=[tf.TensorSpec((None, None))], autograph=False)
         def segment(pixels: Tensor) -> Segmentations:
             output = self.segment(networks, pixels[None, ..., None])
             return {
@@ -107,7 +113,7 @@ class RendererSystem(System):
 
         Args:
           run: its folder.
-          options: {name: value} of `OnlineOptions` that the user gives.
+          options: {name: value} of `Iterations` and `Online` that the user gives.
 
         Raises:
           UserError: the run is not finished; iterations without a renderer.
@@ -116,9 +122,8 @@ class RendererSystem(System):
         if not iterations:
             served = training.finished(run.folder, self.configuration, SERVED)
             return GraphPredictor(self, served)
-        return online.OnlinePredictor(
-            self.rendering, run, iterations, options.get("online_seed", 0)
-        )
+        seed = options.get("online_seed", 0)
+        return online.OnlinePredictor(self.rendering, run, iterations, seed, options)
 
     def measure(
         self, mask: np.ndarray, truth: np.ndarray, spacing: Sequence[float]

@@ -40,6 +40,8 @@ TRAINING = {
 ONLINE = {name: networks for name, networks in TRAINING.items() if name != "segmentation"}
 ONLINE["d_pair_generator"] = ("renderer",)
 
+SEGMENTATION_LOSSES = {"hybrid": losses.HybridLoss, "published": losses.PublishedHybridLoss}
+
 # {network: (its main output, its own term)}
 MAIN = {"renderer": ("rendered", "rendering"), "segmentor": ("logits", "segmentation")}
 
@@ -94,12 +96,33 @@ class Outputs:
             main, aux = self._distance("rendered"), self._distance("aux")
             return objective.rendering_weight * main + objective.rendering_aux_weight * aux
         if term == "segmentation":
-            hybrid = losses.HybridLoss(objective.dice_weight, ignored=self._ignored)
+            kind = SEGMENTATION_LOSSES[objective.segmentation_loss]
+            hybrid = kind(objective.dice_weight, ignored=self._ignored)
             return hybrid(self._batch["label"], self._output("segmentor"))
         if term.endswith("_generator"):
-            return losses.generator_adversarial(self._output(term.removesuffix("_generator")))
-        real = self._networks[term](self._batch["real"][term], training=self._training)
-        return losses.discriminator_adversarial(real, self._output(term))
+            name = term.removesuffix("_generator")
+            return self._weight(name, objective) * losses.generator_adversarial(self._output(name))
+        return self._discriminator_losses(term, objective)
+
+    def _weight(self, discriminator: str, objective: Objective) -> float:
+        """Of what renderer and segmentor pay for a discriminator."""
+        weights = {
+            "d_app": objective.app_weight,
+            "d_struct": objective.struct_weight,
+            "d_pair": objective.pair_weight,
+        }
+        count = len(self._networks.keys() & DISCRIMINATORS) if objective.adversarial_mean else 1
+        return weights[discriminator] / count
+
+    def _discriminator_losses(self, name: str, objective: Objective) -> Tensor:
+        """(batch,) float32 of a discriminator."""
+        shown = self._batch["real"][name]
+        real = self._networks[name](shown, training=self._training)
+        if name != "d_pair" or not objective.mismatched_pairs:
+            return losses.discriminator_adversarial(real, self._output(name))
+        mismatched = ops.concatenate([shown[..., :1], ops.roll(shown[..., 1:], 1, axis=0)], axis=-1)
+        fakes = (self._output(name), self._networks[name](mismatched, training=self._training))
+        return sum(losses.discriminator_adversarial(real, fake) for fake in fakes) / 2
 
     def _distance(self, output: str) -> Tensor:
         """(batch,) float32, mean absolute difference of an output of the renderer and the image."""
@@ -141,6 +164,7 @@ def updates(
     settings: Settings,
     online: bool = False,
     ignored: int | None = None,
+    rates: Mapping[str, float] | None = None,
 ) -> tuple[dict[str, keras.optimizers.Optimizer], Update]:
     """The optimizers, and one iteration of updates.
 
@@ -151,6 +175,7 @@ def updates(
       settings: of the optimizers.
       online: whether the networks are those of `ONLINE`, with moving statistics in batch norm.
       ignored: see `Outputs`.
+      rates: {network: its learning rate relative to that of the settings}; 1 where it is missing.
 
     Returns:
       ({name: optimizer}, batch of `Outputs` -> {term: mean loss at its last update, "loss": their
@@ -161,8 +186,15 @@ def updates(
     for term, owner in owners.items():
         reached = _reached(term, networks, ONLINE if online else TRAINING)
         variables.setdefault(owner, {}).update({id(variable): variable for variable in reached})
+    own = {
+        id(variable): rate
+        for name, rate in (rates or {}).items()
+        if name in networks and rate != 1
+        for variable in networks[name].trainable_variables
+    }
     optimizers = {
-        owner: loop.adam(settings, list(owned.values())) for owner, owned in variables.items()
+        owner: loop.adam(settings, list(owned.values()), [own.get(key, 1.0) for key in owned])
+        for owner, owned in variables.items()
     }
 
     def iteration(batch: Batch) -> dict[str, Tensor]:

@@ -11,11 +11,11 @@ import keras
 import tensorflow as tf
 
 from tf_autoctx import export, metrics
-from tf_autoctx.data import labels, pipeline
+from tf_autoctx.data import augment, labels, pipeline
 from tf_autoctx.errors import FieldError, UserError
 from tf_autoctx.files import replacing
 from tf_autoctx.systems.renderer import source, terms
-from tf_autoctx.systems.renderer.configuration import Objective, Renderer
+from tf_autoctx.systems.renderer.configuration import Appearance, Objective, Renderer
 from tf_autoctx.systems.renderer.segmentation import Rendering
 from tf_autoctx.systems.shared import stages
 from tf_autoctx.systems.shared.session import Session
@@ -43,6 +43,7 @@ class SelfPlayStage(Stage):
 
     def __init__(self, rendering: Rendering, session: Session) -> None:
         self._rendering, self._objective = rendering, session.configured(Objective)
+        self._strength = session.configured(Appearance).appearance_strength
         self._ignored = session.ignored
         self.seed, self.others = session.settings.seed, len(rendering.configuration.discriminators)
 
@@ -55,6 +56,12 @@ class SelfPlayStage(Stage):
         batch_size, cases = session.settings.batch_size, len(session.training)
         pipeline.require_one_shape(stages.sizes(session.training, "label2d"), batch_size)
         fakes = batch_size * session.strategy.num_replicas_in_sync
+        if self._objective.mismatched_pairs and batch_size < 2:
+            raise FieldError(
+                "batch_size",
+                batch_size,
+                "leaves no other mask for `mismatched_pairs`; expected 2 or more.",
+            )
         if self.others and cases <= fakes:
             raise FieldError(
                 "batch_size",
@@ -87,6 +94,8 @@ class SelfPlayStage(Stage):
             name: terms.seen_by(name, other, tf.cast(mask == 1, tf.float32))
             for name, (other, mask) in zip(chosen.discriminators, others)
         }
+        if self._strength:
+            image = augment.appearance(image, seed, self._strength)
         return {"image": image, "label": label, "real": real}
 
     def graph(self, networks: Networks) -> Graph:
@@ -148,7 +157,7 @@ def finished(
 def graph(rendering: Rendering, networks: Mapping[str, keras.Model]) -> Graph:
     """`Rendering.outputs` of the networks as a graph for preprocessed images of any size."""
 
-    @tf.function(input_signature=[export.IMAGE])
+    @tf.function(input_signature=[export.IMAGE], autograph=False)
     def outputs(image: Tensor) -> dict[str, Tensor]:
         return rendering.outputs(networks, image)
 

@@ -40,7 +40,7 @@ def require_stored_so(
     if "orientation" in facts:
         return
     for case in (*cases.train, *cases.validation, *cases.test):
-        if (stored := images.read(case.image).orientation) != images.ORIENTATION:
+        if (stored := images.read(case.image, case.series).orientation) != images.ORIENTATION:
             raise UserError(
                 f"{folder}: this run was trained before volumes were brought to "
                 f"{images.ORIENTATION}, and {case.image} is stored as {stored}; expected another "

@@ -92,7 +92,9 @@ def open_training(
     labels = kind.structures(cases, values["foreground"])
     system = kind(chosen, labels)
     fingerprint = datasets.fingerprint(cases)
-    making = Making(declaration.name, values, fingerprint, changeable, growing)
+    own = (declaration.configuration, *declaration.training, declaration.phantoms)
+    earlier = configuration.earlier(own)
+    making = Making(declaration.name, values, fingerprint, changeable, growing, earlier)
     system.check_run(making)
     runs.check(folder, making)
     if declaration.dimensions == 3 and runs.is_trained(folder):

@@ -3,7 +3,6 @@ are known."""
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import json
 import os
@@ -13,12 +12,12 @@ from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 from tf_autoctx import files
+from tf_autoctx.data import image_files
 from tf_autoctx.errors import UserError
 
 NAME = (
     ".made_from"  # in the folder of the results: a line of JSON for an image, the last one counts
 )
-HEADERS = (".mhd", ".nhdr", ".hdr")  # whose voxels lie in a file of the same name beside them
 
 Kind = TypeVar("Kind")  # of a result
 
@@ -51,17 +50,19 @@ class Origins:
     def is_of(self, result: pathlib.Path, image: str | os.PathLike[str]) -> bool:
         """Whether a result was made from an image as it is now.
 
-        Where there is no record, as of earlier releases: whether it is younger than the image.
+        Where nothing is recorded in the folder, as of earlier releases: whether it is younger than
+        the image.
         """
         record = self._records.get(self._name(result))
-        if record is None:
-            return result.stat().st_mtime_ns >= _stamp(image)[1]
+        if record is None:  # of a kill before it was noted
+            return not self._path.exists() and result.stat().st_mtime_ns >= _stamp(image)[1]
         if record.get("model") != self._model:
             return False
         # Files that were copied are other files of the same bytes.
         stamp = _stamp(image)
         return list(stamp) == record.get("stamp") or (
-            stamp[0] == record.get("stamp", [None])[0] and _digest(image) == record.get("sha256")
+            stamp[0] == record.get("stamp", [None])[0]
+            and image_files.digest(image) == record.get("sha256")
         )
 
     def note(self, image: str | os.PathLike[str], results: Iterable[pathlib.Path]) -> None:
@@ -70,7 +71,7 @@ class Origins:
         record = {
             "results": names,
             "stamp": _stamp(image),
-            "sha256": _digest(image),
+            "sha256": image_files.digest(image),
             "model": self._model,
         }
         with self._lock, open(self._path, "a", encoding="utf-8") as file:
@@ -135,28 +136,14 @@ def of_model(model: str | os.PathLike[str], options: Mapping[str, Any]) -> str:
     patterns = ("*.keras", "*/*.keras", "*.pb", "variables/*", "*/saved_model.pb", "*/variables/*")
     parts = sorted({path for pattern in patterns for path in folder.glob(pattern)})
     try:
-        flags = json.loads((folder / "config.json").read_bytes())["flags"]
-    except (OSError, ValueError, KeyError, TypeError):
+        flags = files.read_json(folder / "config.json", "a run's configuration")["flags"]
+    except (OSError, UserError, KeyError, TypeError):
         flags = {}
     told = [dict(options), flags, [(str(f.relative_to(folder)), files.digest(f)) for f in parts]]
     return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _files(image: str | os.PathLike[str]) -> list[pathlib.Path]:
-    """The files that an image consists of."""
-    path = pathlib.Path(image)
-    if path.is_dir():  # DICOM slices
-        return sorted(file for file in path.iterdir() if file.is_file())
-    if path.suffix.lower() in HEADERS:
-        return sorted(path.parent.glob(f"{glob.escape(path.stem)}.*"))
-    return [path]
-
-
 def _stamp(image: str | os.PathLike[str]) -> tuple[int, int]:
     """Bytes of an image, and when it was last changed (ns)."""
-    stats = [file.stat() for file in _files(image)]
+    stats = [file.stat() for file in image_files.of(image)]
     return sum(s.st_size for s in stats), max((s.st_mtime_ns for s in stats), default=0)
-
-
-def _digest(image: str | os.PathLike[str]) -> str:
-    return " ".join(files.digest(file) for file in _files(image))

@@ -107,7 +107,7 @@ class Results:
         for (kind, value), file in files.items():
             match kind:
                 case "labels":
-                    _write_label(file, label, image)
+                    _write_label(file, label, image, is_mask=len(self.segmentor.labels) == 1)
                 case "masks":
                     _write_label(file, label == value, image)
                 case "probabilities":
@@ -148,10 +148,12 @@ def _write(file: pathlib.Path, voxels: np.ndarray, image: images.Image) -> None:
     images.write(file, image.like(voxels))
 
 
-def _write_label(file: pathlib.Path, label: np.ndarray, image: images.Image) -> None:
-    """A label or a mask; in formats that are looked at, of 0 and 255."""
+def _write_label(
+    file: pathlib.Path, label: np.ndarray, image: images.Image, is_mask: bool = True
+) -> None:
+    """A label or a mask; a mask in formats that are looked at is of 0 and 255."""
     label = label.astype(np.uint8)
-    shown = file.name.lower().endswith(images.PIXELS_ONLY)
+    shown = is_mask and file.name.lower().endswith(images.PIXELS_ONLY)
     _write(file, 255 * label if shown else label, image)
 
 

@@ -313,7 +313,7 @@ class GraphPredictor:
     def __init__(self, system: System, networks: Networks) -> None:
         self._networks = networks
 
-        @tf.function(input_signature=[system.spec])
+        @tf.function(input_signature=[system.spec], autograph=False)
         def segment(image: tf.Tensor) -> dict[str, tf.Tensor]:
             return system.segment(networks, image)
 

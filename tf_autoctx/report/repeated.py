@@ -1,0 +1,101 @@
+"""Methods that were trained several times, from other seeds.
+
+The images that one network scored share its luck: what is told apart here is told apart over runs.
+Scores are {method: {seed: {case: DSC in percent}}}.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from tf_autoctx import metrics
+from tf_autoctx.report import tables
+
+Scores = Mapping[str, Mapping[int, Mapping[str, float]]]
+
+NOTE = (
+    "over runs: pairs by seed, interval by a bootstrap crossed over runs and images, p of a paired "
+    "t test over runs"
+)
+
+
+def table(scores: Scores) -> str:
+    """Mean DSC of every run as plain text, a column per seed, and their mean and SD over runs."""
+    seeds = sorted({seed for of_method in scores.values() for seed in of_method})
+    lines = [["DSC (%)", *(f"seed {seed}" for seed in seeds), "runs", "mean ± SD over runs"]]
+    for method, of_method in scores.items():
+        means = {seed: float(np.mean(list(cases.values()))) for seed, cases in of_method.items()}
+        cells = [f"{means[seed]:.2f}" if seed in means else "-" for seed in seeds]
+        spread, _ = tables.spread(metrics.summarize(list(means.values())))
+        lines.append([method, *cells, str(len(means)), spread])
+    return tables.aligned(lines)
+
+
+def compare(scores: Scores, pairs: tables.Pairs, shared: bool) -> list[dict[str, Any]]:
+    """[{"method", "against", **`metrics.paired_runs`}] of the pairs, on seeds and cases of both.
+
+    Args:
+      scores: see above.
+      pairs: [(method, another to compare it with)].
+      shared: whether cases of one name are one image in all runs.
+    """
+    tests = []
+    for method, against in pairs:
+        new, old = scores[method], scores[against]
+        differences = []
+        for seed in (seed for seed in new if seed in old):
+            both = [case for case in new[seed] if case in old[seed]]
+            if both:
+                differences.append([new[seed][case] - old[seed][case] for case in both])
+        test = metrics.paired_runs(differences, shared)
+        tests.append({"method": method, "against": against, **test})
+    return tests
+
+
+def sentences(tests: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A sentence for each of `compare`."""
+    return [f"{test['method']} against {test['against']}: {_result(test)}" for test in tests]
+
+
+def _result(test: Mapping[str, Any]) -> str:
+    runs = int(test["n"])
+    if not runs:
+        return "no seed in common"
+    difference, interval = tables.change(test)
+    if runs == 1:
+        return f"DSC {difference} %, one run of each: no interval, no p"
+    told = f"DSC {difference} % {interval}"
+    if math.isnan(test["p"]):
+        return f"{told}, {runs} runs of each: no p of fewer than {metrics.FEWEST_RUNS}"
+    p = tables.p_value(test["p"])
+    return f"{told}, p {'< ' + p[1:] if p.startswith('<') else '= ' + p} ({runs} runs of each)"
+
+
+def won_back(
+    scores: Scores, methods: Sequence[str], worst: str, best: str, least: float = 10.0
+) -> list[str]:
+    """A sentence for each method: how much of what `worst` loses against `best` it wins back, of
+    every seed where that is more than `least` points."""
+    drops = {
+        seed: (_mean(scores[worst][seed]), _mean(scores[best][seed]))
+        for seed in scores[worst]
+        if seed in scores[best]
+    }
+    told = []
+    for method in methods:
+        shares = [
+            f"seed {seed} {100 * (_mean(scores[method][seed]) - low) / (high - low):.0f} %"
+            for seed, (low, high) in sorted(drops.items())
+            if high - low > least and seed in scores[method]
+        ]
+        text = ", ".join(shares) or "there are none"
+        told.append(f"{method} wins back of drops above {least:g} points: {text}")
+    return told
+
+
+def _mean(cases: Mapping[str, float]) -> float:
+    return float(np.mean(list(cases.values())))
