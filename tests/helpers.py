@@ -1,6 +1,7 @@
 """What several tests share; `import helpers` works because pytest puts this folder on the path."""
 
 import importlib
+import pathlib
 import pkgutil
 import signal
 import subprocess
@@ -26,16 +27,10 @@ def seeds(count):
     return [tf.constant([3, number], tf.int64) for number in range(count)]
 
 
-def held(sample):
-    """A case in memory, of tensors."""
-    import tensorflow as tf
-
-    from tf_autoctx.data.arrays import Held
-
-    return {
-        name: tuple(map(held, tensor)) if name == "others" else Held(tf.convert_to_tensor(tensor))
-        for name, tensor in sample.items()
-    }
+def contents(folder):
+    """{path below a folder: bytes} of its files."""
+    files = [path for path in pathlib.Path(folder).rglob("*") if path.is_file()]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
 def graph(function, channels=1):

@@ -1,9 +1,11 @@
 import itertools
 import pathlib
+import shutil
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from held import Held
 from helpers import noise
 
 from tf_autoctx.data import arrays, pipeline
@@ -29,8 +31,8 @@ def boxes(count):
 @pytest.mark.parametrize("chunk", [(), (4, 4, 4), (1,), (2, None, 3), (20, 3)])
 @pytest.mark.parametrize("dtype", ["float32", "uint8"])
 def test_parts_of_a_file_are_those_of_the_array(tmp_path, chunk, dtype):
-    volume = (100 * np.abs(noise(*SIZE, 1))).astype(dtype)
-    of_file, of_memory = written(tmp_path / "a", volume, chunk), arrays.Held(tf.constant(volume))
+    volume = np.round(100 * np.abs(noise(*SIZE, 1))).astype(dtype)
+    of_file, of_memory = written(tmp_path / "a", volume, chunk), Held(tf.constant(volume))
     index = [np.random.default_rng(1).integers(0, n, (5, 4), np.int32) for n in SIZE]
     for array in (of_file, of_memory):
         assert array.shape().numpy().tolist() == [*SIZE, 1]
@@ -42,7 +44,7 @@ def test_parts_of_a_file_are_those_of_the_array(tmp_path, chunk, dtype):
 
 
 def test_a_graph_and_threads_of_a_pipeline_read_the_same(tmp_path):
-    volume = noise(*SIZE, 1)
+    volume = np.round(100 * noise(*SIZE, 1))
     array, corners = written(tmp_path / "a", volume, (4, 4, 4)), [low for low, _ in boxes(40)]
     cut = tf.function(lambda low: array.cut(low, [1, 1, 1]))
     assert cut.get_concrete_function(corners[0]).output_shapes.as_list() == [None, None, None, 1]
@@ -51,23 +53,30 @@ def test_a_graph_and_threads_of_a_pipeline_read_the_same(tmp_path):
         assert float(tf.squeeze(voxel)) == volume[(*corner, 0)]
 
 
-def test_chunks_that_are_equal_are_stored_once(tmp_path):
-    volume = np.zeros((32, 32, 32, 1), np.float32)
-    volume[9, 9, 9] = volume[25, 25, 25] = 1.5
+def chunks_of(path):
+    """The file with the chunks of an array."""
+    [file] = [file for file in (path / "c").rglob("*") if file.is_file()]
+    return file
+
+
+def test_chunks_of_zero_take_no_place(tmp_path):
+    volume = np.zeros((32, 32, 32, 1), np.uint8)
+    volume[9, 9, 9] = volume[25, 25, 25] = 3
     array = written(tmp_path / "a", volume, (8, 8, 8))
-    assert (tmp_path / "a").stat().st_size < 2 * 8**3 * 4 + 64 * 4 + 200
+    assert chunks_of(tmp_path / "a").stat().st_size < 2 * (8**3 + 4) + 16 * 4**3 + 5
     np.testing.assert_array_equal(array.whole(), volume)
 
 
 def test_a_part_reads_its_own_chunks_alone(tmp_path):
     """So it does not notice what is damaged elsewhere, and each part has its own checksum."""
-    volume, path = noise(8, 8, 8, 1), tmp_path / "a"
-    array = written(path, volume, (4, 4, 4))
-    content = path.read_bytes()
-    start = len(content) - volume.nbytes
-    for damaged, place in enumerate(itertools.product((0, 4), repeat=3)):
-        at = start + damaged * 4**3 * 4 + 7
-        path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+    volume = (1 + np.arange(8**3) % 200).astype(np.uint8).reshape(8, 8, 8, 1)
+    array = written(tmp_path / "a", volume, (4, 4, 4))
+    file = chunks_of(tmp_path / "a")
+    content = file.read_bytes()
+    for place in itertools.product((0, 4), repeat=3):
+        inside = tuple(slice(low, low + 4) for low in place)
+        at = content.index(volume[inside].tobytes()) + 7
+        file.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
         for corner in itertools.product((0, 4), repeat=3):
             reads = (
                 lambda corner=corner: array.cut(corner, (4, 3, 2)),
@@ -81,28 +90,51 @@ def test_a_part_reads_its_own_chunks_alone(tmp_path):
                     read()
 
 
-def test_damage_anywhere_is_named(tmp_path):
-    """A byte that is changed, a file that is cut short or gone."""
+@pytest.mark.parametrize("label", [np.arange(18), np.zeros(18)])
+def test_damage_is_named(tmp_path, label):
+    """A byte of voxels or of their index that is changed, files that are cut short or gone."""
     path = tmp_path / "case_1" / "label"
-    pipeline.store(path, np.arange(18, dtype=np.uint8).reshape(2, 3, 3, 1), (2, 2, 2))
-    content = path.read_bytes()
-    assert len(content) < 400
-    for at in range(len(content)):
-        for damaged in (content[:at], content[:at] + bytes([content[at] ^ 16]) + content[at + 1 :]):
-            path.write_bytes(damaged)
+    pipeline.store(path, label.astype(np.uint8).reshape(2, 3, 3, 1), (2, 2, 2))
+
+    def require_named(*names):
+        for name in names:
             with pytest.raises(UserError, match="missing, cut short or damaged") as told:
-                pipeline.stored(str(path), "label")
+                getattr(pipeline, name)(str(path), "label")
             assert str(path) in str(told.value) and f"folder {path.parent} " in str(told.value)
-    path.unlink()
-    for read in (pipeline.stored, pipeline.size):
-        with pytest.raises(UserError, match="missing, cut short or damaged"):
-            read(str(path), "label")
+
+    for file in (chunks_of(path), path / "zarr.json"):
+        content = file.read_bytes()
+        assert len(content) < 500
+        for at in range(0, len(content), 5):
+            file.write_bytes(content[:at])
+            require_named("stored")
+            if file.name != "zarr.json":
+                file.write_bytes(content[:at] + bytes([content[at] ^ 16]) + content[at + 1 :])
+                require_named("stored")
+        file.unlink()
+        require_named("stored", "size")
+        file.write_bytes(content)
+    np.testing.assert_array_equal(np.ravel(pipeline.stored(str(path), "label")), label)
+    shutil.rmtree(path)
+    require_named("stored", "size")
+
+
+def test_volumes_are_halved_where_it_does_not_show(tmp_path):
+    """By half a thousandth of the largest value; what stands far from 0 is kept as it is."""
+    path, volume = tmp_path / "a", np.linspace(0, 4, 8**3, dtype=np.float32).reshape(8, 8, 8, 1)
+    moved = np.abs(written(path, volume).whole() - volume).max()
+    assert 4 / 2**13 < moved <= 4 / 2**12 and chunks_of(path).stat().st_size < 2.2 * 8**3
+    for far in (30 + volume, 1e5 * volume, np.where(volume == 4, np.nan, volume)):
+        np.testing.assert_array_equal(written(path, far.astype(np.float32)).whole(), far)
+    places = volume[0]  # not a volume
+    np.testing.assert_array_equal(written(path, places).whole(), places)
 
 
 def test_the_size_is_read_without_the_voxels(tmp_path):
     path = tmp_path / "image"
     pipeline.store(path, noise(*SIZE, 1))
-    path.write_bytes(path.read_bytes()[:-100])
+    file = chunks_of(path)
+    file.write_bytes(file.read_bytes()[:-100])
     assert pipeline.size(str(path), "image") == SIZE
 
 
@@ -110,7 +142,7 @@ def test_a_path_may_have_any_name(tmp_path):
     path = pathlib.Path(tmp_path / "Köpfe <1>" / "image")
     pipeline.store(path, noise(2, 3, 4, 1))
     assert pipeline.stored(str(path), "image").shape == (2, 3, 4, 1)
-    path.write_bytes(b"")
+    chunks_of(path).write_bytes(b"")
     with pytest.raises(UserError) as told:
         pipeline.stored(str(path), "image")
     assert str(told.value).startswith(f"{path}: ")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import tensorflow as tf
-from helpers import held
+from held import held
 
 from tf_autoctx.data import datasets, labels, pipeline
 from tf_autoctx.data.augment import random_erasing

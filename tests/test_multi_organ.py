@@ -488,7 +488,7 @@ def test_places_are_drawn_once_from_the_seed_and_the_name_of_the_case(tmp_path):
     expected = subvolumes.places(label, [2, 5], rng)
     kept = pipeline.stored(files[1]["places"], "places").numpy()
     for entry in files:
-        (tmp_path / entry.pop("places")).unlink()
+        shutil.rmtree(tmp_path / entry.pop("places"))
     again = training.with_places(files, pyramid(), seed=7)
     np.testing.assert_array_equal(pipeline.stored(again[1]["places"], "places"), expected)
     assert not np.array_equal(kept, expected) and "places" not in files[1]

@@ -14,7 +14,8 @@ import test_multi_organ
 import test_renderer
 import test_sliding_windows
 import test_training
-from helpers import held, plain, plain_usegnet, randomize
+from held import held
+from helpers import contents, plain, plain_usegnet, randomize
 
 from tf_autoctx import export, files, metrics
 from tf_autoctx.data import datasets, images, pipeline
@@ -217,7 +218,7 @@ def test_the_maps_of_a_level_that_is_trained_anew_are_made_anew(tmp_path):
         np.testing.assert_array_equal(flat(network.get_weights()), flat(grown[name].get_weights()))
         assert differ(network.get_weights(), before[name].get_weights())
     maps = [tmp_path / run / "level_1" / "probability" / "case_0" for run in ("once", "whole")]
-    assert maps[0].read_bytes() == maps[1].read_bytes()
+    assert contents(maps[0]) == contents(maps[1])
 
 
 @pytest.fixture(scope="module")
@@ -408,7 +409,7 @@ def test_the_rendered_source_is_by_the_networks_that_are_there(
     entries = test_renderer.corpus(tmp_path / "source", cases=4)
     run = tmp_path / "run"
     renderer.train(system, render_session(run, entries, steps=1))
-    old = (run / "rendered" / "case_3" / "image2d").read_bytes()
+    old = contents(run / "rendered" / "case_3" / "image2d")
     with monkeypatch.context():
         killed(name, after)
         with pytest.raises(Killed):
@@ -421,7 +422,7 @@ def test_the_rendered_source_is_by_the_networks_that_are_there(
         expected = (expected - expected.min()) / max(np.ptp(expected), 1e-6)
         rendered = pipeline.stored(str(run / "rendered" / case / "image2d"), "image2d")
         np.testing.assert_allclose(rendered, expected, atol=1e-4)
-    assert (run / "rendered" / "case_3" / "image2d").read_bytes() != old
+    assert contents(run / "rendered" / "case_3" / "image2d") != old
 
 
 def test_another_process_s_rendered_source_stays(tmp_path, monkeypatch):
@@ -611,7 +612,7 @@ def test_a_case_is_cached_once_all_of_it_is_there(tmp_path, killed, monkeypatch,
     for entry, expected in zip(files_, whole, strict=True):
         assert list(entry) == list(expected) == ["image", "label", "spacing"]
         for kind, path in entry.items():
-            assert pathlib.Path(path).read_bytes() == pathlib.Path(expected[kind]).read_bytes()
+            assert contents(path) == contents(expected[kind])
 
 
 # Checkpoints

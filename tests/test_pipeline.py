@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers import held
+from held import held
 
 from tf_autoctx.data import pipeline
 from tf_autoctx.errors import FieldError, sentence

@@ -3,11 +3,11 @@ import itertools
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers import held, noise, seeds
+from held import Held, held
+from helpers import noise, seeds
 from scipy import ndimage
 
 from tf_autoctx.data import augment, subvolumes
-from tf_autoctx.data.arrays import Held
 from tf_autoctx.data.configuration import Deformation
 from tf_autoctx.models import layers
 from tf_autoctx.models.unet3d import ResampleAboutCentre

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import tensorflow as tf
 
-from tf_autoctx.data.arrays import Array
+from tf_autoctx.data.arrays import Stored
 from tf_autoctx.data.configuration import Augmentation, Deformation, RigidMotion
 from tf_autoctx.data.labels import IGNORED
 
@@ -323,7 +323,7 @@ def _cubic_b_spline(t: tf.Tensor) -> tf.Tensor:
     return tf.where(t < 1, 2 / 3 - t**2 + t**3 / 2, tf.maximum(2 - t, 0) ** 3 / 6)
 
 
-def sample_linear(volume: Array, index: tf.Tensor) -> tf.Tensor:
+def sample_linear(volume: Stored, index: tf.Tensor) -> tf.Tensor:
     """Linear interpolation; 0 (which is air, after windowing) outside. Of the volume the box around
     the points is read.
 
@@ -348,7 +348,7 @@ def sample_linear(volume: Array, index: tf.Tensor) -> tf.Tensor:
     return _linear(box, [at - low for at, low in zip(inside, lows)]) * covered[..., None]
 
 
-def sample_nearest(volume: Array, index: tf.Tensor) -> tf.Tensor:
+def sample_nearest(volume: Stored, index: tf.Tensor) -> tf.Tensor:
     """The nearest voxels, 0 outside.
 
     Args: volume (depth, height, width, channels), index (..., 3). Returns (..., channels).

@@ -20,7 +20,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_autoctx.data import arrays
-from tf_autoctx.data.arrays import Array, Stored
+from tf_autoctx.data.arrays import Stored
 from tf_autoctx.errors import FieldError, UserError
 
 Case = Mapping[str, Any]  # of arrays, and a tuple of cases under "others"
@@ -100,7 +100,7 @@ def case(files: Mapping[str, Any]) -> dict[str, Any]:
 class _Context(Stored):
     """The context of a case."""
 
-    def __init__(self, path: str | tf.Tensor, image: Array) -> None:
+    def __init__(self, path: str | tf.Tensor, image: Stored) -> None:
         super().__init__(path, spec("context"))
         self._is_zero, self._image = tf.equal(path, ""), image
 

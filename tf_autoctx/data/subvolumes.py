@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_autoctx.data import augment
-from tf_autoctx.data.arrays import Array
+from tf_autoctx.data.arrays import Stored
 from tf_autoctx.data.configuration import Deformation
 
 PLACES = 1000
@@ -36,7 +36,7 @@ def places(label: np.ndarray, values: Iterable[int], rng: np.random.Generator) -
 
 
 def draw(
-    case: Mapping[str, Array],
+    case: Mapping[str, Stored],
     seed: tf.Tensor,
     *,
     scales: Sequence[float],

@@ -18,7 +18,7 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
-from tf_autoctx.data import arrays, pipeline
+from tf_autoctx.data import pipeline
 from tf_autoctx.errors import UserError
 from tf_autoctx.files import replacing
 from tf_autoctx.report import figures
@@ -75,10 +75,10 @@ def read(entry: Mapping[str, str], name: str) -> np.ndarray:
       UserError: see `pipeline.stored`.
     """
     path = pathlib.Path(entry[name])
-    if path.exists() and not (content := path.read_bytes()).startswith(arrays.MAGIC):
-        for serialized in (content, content[:-8]):  # without a checksum, and before one
-            with contextlib.suppress(tf.errors.OpError):
-                return np.array(tf.io.parse_tensor(serialized, pipeline.spec(name).dtype))
+    if path.is_file():
+        serialized = path.read_bytes()[:-8]  # behind it is a checksum
+        with contextlib.suppress(tf.errors.OpError):
+            return np.array(tf.io.parse_tensor(serialized, pipeline.spec(name).dtype))
     return np.array(pipeline.stored(entry[name], name))
 
 

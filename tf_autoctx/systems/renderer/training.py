@@ -94,9 +94,13 @@ class SelfPlayStage(Stage):
             name: terms.seen_by(name, other, tf.cast(mask == 1, tf.float32))
             for name, (other, mask) in zip(chosen.discriminators, others)
         }
-        if self._strength:
-            image = augment.appearance(image, seed, self._strength)
         return {"image": image, "label": label, "real": real}
+
+    def augment(self, sample: Sample, seed: Tensor) -> Sample:
+        """The sample after a change of the fake's appearance."""
+        if not self._strength:
+            return sample
+        return {**sample, "image": augment.appearance(sample["image"], seed, self._strength)}
 
     def graph(self, networks: Networks) -> Graph:
         return graph(self._rendering, networks)
