@@ -1,3 +1,4 @@
+import functools
 import itertools
 import pathlib
 import shutil
@@ -8,7 +9,8 @@ import tensorflow as tf
 from held import Held
 from helpers import noise
 
-from tf_autoctx.data import arrays, pipeline
+from tf_autoctx.data import arrays, pipeline, subvolumes
+from tf_autoctx.data.configuration import Deformation
 from tf_autoctx.errors import UserError
 
 SIZE = (9, 7, 10)
@@ -146,3 +148,64 @@ def test_a_path_may_have_any_name(tmp_path):
     with pytest.raises(UserError) as told:
         pipeline.stored(str(path), "image")
     assert str(told.value).startswith(f"{path}: ")
+
+
+# How much is read
+
+
+def bytes_read(read):
+    """By this process, whether the disk or memory had them."""
+    counted = pathlib.Path("/proc/self/io")
+    if not counted.exists():
+        pytest.skip("an operating system that does not count what is read")
+
+    def count():
+        return int(counted.read_text().split()[1])
+
+    read()  # imports, too
+    before, again = count(), count()
+    read()
+    return count() - again - (again - before)
+
+
+@pytest.mark.parametrize(
+    "chunk, size, most",
+    [
+        (arrays.CUBES, (64, 64, 64), 27 * 32**3),  # three chunks an axis, as it lies across them
+        ((1,), (1, None, None), 160**2),
+        ((), (None, None, None), 160**3),
+    ],
+)
+def test_a_patch_reads_its_own_chunks_of_a_volume(tmp_path, chunk, size, most):
+    volume = np.linspace(0, 1, 160**3, dtype=np.float32).reshape(160, 160, 160, 1)
+    tensors = {"image": volume, "label": (1 + 200 * volume).astype(np.uint8)}
+    for name, tensor in tensors.items():
+        pipeline.store(tmp_path / name, tensor, chunk)
+    case = pipeline.case({name: str(tmp_path / name) for name in tensors})
+    counts = [
+        bytes_read(lambda seed=seed: pipeline.random_patch(case, (1, seed), size))
+        for seed in range(5)
+    ]
+    # 2 bytes a voxel of the image and 1 of the label; descriptions and indices beside them
+    assert max(counts) <= 3 * most + 20000
+    assert min(counts) >= 3 * np.prod([edge or 160 for edge in size])
+
+
+def test_subvolumes_read_what_lies_around_them(tmp_path):
+    """Of a CT: a sixth of it."""
+    label = np.zeros((192, 192, 192, 1), np.uint8)
+    label[60:130, 60:130, 60:130] = 1 + np.arange(70)[:, None]
+    tensors = {
+        "image_1": np.linspace(0, 4, 96**3, dtype=np.float32).reshape(96, 96, 96, 1),
+        "label": label,
+        "places": np.full((1, subvolumes.PLACES, 3), 95, np.float32),
+        "spacing": np.ones(3, np.float32),
+    }
+    for name, tensor in tensors.items():
+        pipeline.store(tmp_path / name, tensor, arrays.CUBES)
+    case = pipeline.case({name: str(tmp_path / name) for name in tensors})
+    deformation = Deformation(shift=2, rotation=5.0, elastic=0.5, elastic_spacing=8)
+    draw = functools.partial(
+        subvolumes.draw, case, (1, 2), scales=[2], unit=2, size=32, deformation=deformation
+    )
+    assert bytes_read(draw) < (2 * 96**3 + 192**3) / 4

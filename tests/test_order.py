@@ -36,7 +36,7 @@ from tf_autoctx.systems.renderer import segmentation as rendering
 from tf_autoctx.systems.renderer import training as renderer
 from tf_autoctx.systems.shared import caching, stages
 from tf_autoctx.systems.shared.session import Session
-from tf_autoctx.training import checkpoints, loop
+from tf_autoctx.training import checkpoints, devices, loop
 from tf_autoctx.training.configuration import Settings
 from tf_autoctx.training.runs import Run
 
@@ -470,7 +470,8 @@ def test_online_rendering_depends_on_the_source_and_on_every_trained_network(tmp
 
 
 def of_heads(folder):
-    session = head_session(folder)
+    changes = Augmentation(flips=True, shift=1, intensity_jitter=0.2, erase_probability=0.5)
+    session = dataclasses.replace(head_session(folder), values=vars(changes))
     return fetal_head.LevelStage(1, cascade(1), session), session
 
 
@@ -504,6 +505,7 @@ def of_peer(kind):
 
 def of_renderer(folder):
     session = render_session(folder, test_renderer.corpus(folder))
+    session = dataclasses.replace(session, values={**session.values, "appearance_strength": 0.5})
     return renderer.SelfPlayStage(test_renderer.system("S2T-sp"), session), session
 
 
@@ -534,7 +536,7 @@ def gradients(stage, sample, settings):
 
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory):
-    """name -> (stage, a sample as it sees it, its settings, what it learns from it: twice alike)"""
+    """name -> (stage, its session, a sample as it sees it, what it learns from it: twice alike)"""
     made = {}
 
     def of(name):
@@ -547,7 +549,7 @@ def seen(tmp_path_factory):
                 sample["others"] = tuple(others[: stage.others])
             once, again = (gradients(stage, sample, session.settings) for _ in range(2))
             np.testing.assert_array_equal(flat(once), flat(again))
-            made[name] = stage, sample, session.settings, once
+            made[name] = stage, session, sample, once
         return made[name]
 
     return of
@@ -575,10 +577,66 @@ def another(name, tensor):
     ],
 )
 def test_a_stage_learns_from_all_that_it_sees_of_a_case(seen, name, column):
-    stage, sample, settings, learnt = seen(name)
+    stage, session, sample, learnt = seen(name)
     assert set(sample) == set(COLUMNS.get(name, ("image", "label", "spacing")))
     changed = {**sample, column: another(column, sample[column])}
-    assert differ(learnt, gradients(stage, changed, settings))
+    assert differ(learnt, gradients(stage, changed, session.settings))
+
+
+# Where random changes are made
+
+
+def same(batches, others, atol=0.0):
+    """Whether batches are, labels to the last."""
+    for batch, other in zip(batches, others, strict=True):
+        tf.nest.assert_same_structure(batch, other)
+        for a, b in zip(tf.nest.flatten(batch), tf.nest.flatten(other), strict=True):
+            if a.dtype != b.dtype or np.any(np.abs(np.subtract(a, b, dtype=float)) > atol):
+                return False
+    return True
+
+
+@pytest.mark.parametrize("name", STAGE_OF)
+def test_a_step_on_an_accelerator_sees_what_one_on_a_cpu_sees(seen, name):
+    """After the changes that it makes itself; resumed, and with other workers, too."""
+    stage, session = seen(name)[:2]
+    files_ = {key: [entry[key] for entry in session.training] for key in stage.columns}
+    later = tf.function(
+        lambda drawn, seeds: pipeline.augmented((drawn, seeds), stage.augment), autograph=False
+    )
+
+    def batches(augment, **order):
+        drawn = pipeline.Order(seed=3, steps=4, replicas=2, others=stage.others, **order)
+        return list(pipeline.training(files_, stage.read, drawn, augment))
+
+    unchanged = batches(None)
+    alone = [later(*drawn) for drawn in unchanged]
+    assert len(alone) == 8 and same(batches(stage.augment), alone, atol=1e-5)
+    if "peer" not in name:  # it sees windows of what is changed
+        before = [{key: drawn[key] for key in of} for (drawn, _), of in zip(unchanged, alone)]
+        assert same(before, alone) == (name == "pyramid")
+    assert same([later(*drawn) for drawn in batches(None, first_step=2)], alone[4:])
+    for worker in range(2):
+        of_worker = batches(None, workers=2, worker=worker)
+        assert same([later(*drawn) for drawn in of_worker], alone[worker::2])
+
+
+def test_a_training_with_changes_on_the_device_ends_in_the_same_weights(tmp_path, monkeypatch):
+    changes = Augmentation(flips=True, shift=1, intensity_jitter=0.2, erase_probability=0.5)
+    weights, called, augmented = {}, [], pipeline.augmented
+
+    def counted(batch, augment):
+        called.append(batch)
+        return augmented(batch, augment)
+
+    monkeypatch.setattr(pipeline, "augmented", counted)
+    for augments in (False, True):
+        monkeypatch.setattr(devices, "augments", lambda augments=augments: augments)
+        session = dataclasses.replace(head_session(tmp_path / str(augments)), values=vars(changes))
+        made = fetal_head.train(cascade(2), session)
+        weights[augments] = flat([w for network in made.values() for w in network.get_weights()])
+        assert bool(called) == augments
+    np.testing.assert_allclose(weights[True], weights[False], rtol=0, atol=1e-6)
 
 
 # The cache

@@ -34,10 +34,12 @@ def write(path: str | os.PathLike[str], array: Any, chunk: Sequence[int | None] 
     Args:
       path: of its folder.
       array: of one axis or more, none of them empty; 4 make it a volume.
-      chunk: edges of a chunk along the first axes; None, and axes that it does not name: whole.
+      chunk: edges of a chunk along the first axes, as far as there are some; None, and axes that it
+        does not name: whole.
     """
     array = _half(np.asarray(array))
-    edges = [min(edge or n, n) for n, edge in itertools.zip_longest(array.shape, chunk)]
+    wanted = itertools.chain(chunk, itertools.repeat(None))
+    edges = [min(edge or n, n) for n, edge in zip(array.shape, wanted)]
     inner = {"chunk_shape": edges, "codecs": CODECS, "index_codecs": CODECS}
     file = {"chunk_shape": [-(-n // edge) * edge for n, edge in zip(array.shape, edges)]}
     metadata = {

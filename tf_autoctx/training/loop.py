@@ -269,16 +269,13 @@ class _Fit:
         """A step of all replicas; one graph for all shapes, as tracing takes longer than steps."""
         # XLA pays on one GPU, and only where no new shape makes it compile again; it cannot reach
         # the variables of several replicas, and on CPUs its 3D convolutions are far slower.
-        shapes = [tensor.shape for tensor in tf.nest.flatten(spec, expand_composites=True)]
         on_gpu = self.replicas == 1 and bool(tf.config.list_logical_devices("GPU"))
-        compile_ = on_gpu and all(shape.is_fully_defined() for shape in shapes)
-
-        step = self.task.step
-        if compile_:
-            step = tf.function(step, jit_compile=True, autograph=False)
 
         def augmented_step(batch: Batch) -> dict[str, tf.Tensor]:
-            return step(self.task.augmented(batch))
+            seen, step = self.task.augmented(batch), self.task.step
+            if on_gpu and all(tensor.shape.is_fully_defined() for tensor in tf.nest.flatten(seen)):
+                step = tf.function(step, jit_compile=True, autograph=False)
+            return step(seen)
 
         # autograph: nothing here is Python's control flow on tensors, and conversion takes a sixth
         # of the tracing.
