@@ -304,6 +304,11 @@ def test_training_patch():
     assert system().training_patch() == (None, None, None)
 
 
+def test_volumes_lie_in_chunks_of_what_a_pass_sees():
+    chunks = [training.chunk(system(variant)) for variant in ("p-USegNet", "2D-USegNet", "USegNet")]
+    assert chunks == [(32, 32, 32), (1,), ()]
+
+
 def test_training_shape():
     assert system().training_shape((20, 16, 30)) == (20, 16, 30)
     assert system("p-USegNet").training_shape((40, 32, 50)) == (16, 16, 16)
