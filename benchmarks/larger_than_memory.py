@@ -2,9 +2,9 @@
 
   systemd-run --scope -p MemoryMax=3G -p MemorySwapMax=0 python benchmarks/larger_than_memory.py
 
-Cases are made of noise, as the training would have cached them, in $TMPDIR, on a disk. The same network takes steps on a
-few of them and on all in turn, and a line tells how long a step took and how much the disk was
-asked for.
+Cases are made of noise in $TMPDIR, which must be on a disk, as the training would have cached them.
+The same network takes steps on a few of them and on all in turn, and a line tells how long a step
+took and how much the disk was asked for.
 """
 
 from __future__ import annotations
