@@ -1,6 +1,7 @@
 """What several tests share; `import helpers` works because pytest puts this folder on the path."""
 
 import importlib
+import pathlib
 import pkgutil
 import signal
 import subprocess
@@ -24,6 +25,12 @@ def seeds(count):
     import tensorflow as tf
 
     return [tf.constant([3, number], tf.int64) for number in range(count)]
+
+
+def contents(folder):
+    """{path below a folder: bytes} of its files."""
+    files = [path for path in pathlib.Path(folder).rglob("*") if path.is_file()]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
 def graph(function, channels=1):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import tensorflow as tf
+from held import held
 
 from tf_autoctx.data import datasets, labels, pipeline
 from tf_autoctx.data.augment import random_erasing
@@ -231,7 +232,7 @@ def test_what_discriminators_see_as_real_has_no_ignored_pixels(tmp_path):
     opened = dataclasses.replace(opened, training=opened.training * 3)
     stage = SelfPlayStage(system.rendering, opened)
     sample = {**tensors, "others": (tensors,) * stage.others}
-    real = stage.augment(sample, tf.constant([0, 0]))["real"]
+    real = stage.read(held(sample), tf.constant([0, 0]))["real"]
     assert np.unique(real["d_struct"]).tolist() == [0, 1]
     assert np.unique(real["d_pair"][..., 1]).tolist() == [0, 1]
 

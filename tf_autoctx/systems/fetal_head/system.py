@@ -73,6 +73,10 @@ class FetalHeadSystem(System):
             )
         return {"image": self.cascade.preprocess(tf.constant(voxels))[0], "label": label[0]}
 
+    @property
+    def chunk(self) -> tuple[int | None, ...]:
+        return training.chunk(self.cascade)
+
     def train(self, session: Session) -> Networks:
         first = session.with_files(*map(_without_context, (session.training, session.validation)))
         return training.train(self.cascade, first)

@@ -13,7 +13,7 @@ import tensorflow as tf
 from keras import ops
 
 from tf_autoctx.configuration import configured
-from tf_autoctx.data import datasets
+from tf_autoctx.data import arrays, datasets
 from tf_autoctx.data.labels import IGNORED
 from tf_autoctx.systems.multi_organ import training
 from tf_autoctx.systems.multi_organ.configuration import DECLARATION, MultiOrgan
@@ -87,6 +87,10 @@ class MultiOrganSystem(System):
         if IGNORED not in self.labels:
             classes = np.where(label[0] == IGNORED, label[0], classes)
         return {"label": classes, **images}
+
+    @property
+    def chunk(self) -> tuple[int | None, ...]:
+        return arrays.CUBES
 
     def train(self, session: Session) -> Networks:
         """See `System.train`; warns of structures that no training case has."""

@@ -70,11 +70,14 @@ class PyramidStage(AdamStage):
             for level in self._learning
         )
 
-    def augment(self, sample: Sample, seed: Tensor) -> Sample:
-        """Deformed subvolumes of all levels about one voxel (section 2.3)."""
+    def read(self, case: pipeline.Case, seed: Tensor) -> Sample:
+        """Deformed subvolumes of all levels about one voxel (section 2.3).
+
+        They are resampled as they are read: what they are made from is many times as large.
+        """
         configuration = self._pyramid.configuration
         return subvolumes.draw(
-            sample,
+            case,
             seed,
             scales=configuration.scales[: len(self._levels)],
             unit=configuration.scales[-1],

@@ -14,7 +14,6 @@ import numpy as np
 import tensorflow as tf
 
 from tf_autoctx import configuration, metrics
-from tf_autoctx.data import pipeline
 from tf_autoctx.errors import FieldError
 from tf_autoctx.systems.renderer import source, terms, training
 from tf_autoctx.systems.renderer.configuration import DISCRIMINATORS, Objective, Online
@@ -260,7 +259,7 @@ class _Best:
 
 def _read(corpus: Files, name: str) -> list[np.ndarray]:
     """A tensor of every case."""
-    return [pipeline.stored(entry[name], name).numpy() for entry in corpus]
+    return [source.read(entry, name) for entry in corpus]
 
 
 class OnlinePredictor:

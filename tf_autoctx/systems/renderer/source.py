@@ -6,14 +6,16 @@ Files of a corpus are [{"image2d", "label2d": path}], one entry per case.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pathlib
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 from keras import ops
 
 from tf_autoctx.data import pipeline
@@ -66,6 +68,20 @@ def rendered(folder: pathlib.Path) -> Files:
     return [{name: str(case / name) for name in COLUMNS} for case in cases]
 
 
+def read(entry: Mapping[str, str], name: str) -> np.ndarray:
+    """A tensor of a corpus; in runs of before, S' lies in files of another layout.
+
+    Raises:
+      UserError: see `pipeline.stored`.
+    """
+    path = pathlib.Path(entry[name])
+    if path.is_file():
+        serialized = path.read_bytes()[:-8]  # behind it is a checksum
+        with contextlib.suppress(tf.errors.OpError):
+            return np.array(tf.io.parse_tensor(serialized, pipeline.spec(name).dtype))
+    return np.array(pipeline.stored(entry[name], name))
+
+
 def compare(training: Files, folder: pathlib.Path, shown: int = 6) -> None:
     """Shows how much more alike the images of S' are than those of S (figure 4).
 
@@ -100,7 +116,7 @@ def compare(training: Files, folder: pathlib.Path, shown: int = 6) -> None:
 def _images(files: Files) -> list[np.ndarray]:
     """The images of a corpus, (height, width) each, by the names of their cases."""
     ordered = sorted(files, key=_case_of)
-    return [pipeline.stored(entry["image2d"], "image2d").numpy()[..., 0] for entry in ordered]
+    return [read(entry, "image2d")[..., 0] for entry in ordered]
 
 
 def _spread(values: Sequence[float]) -> dict[str, float]:

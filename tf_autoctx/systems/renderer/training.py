@@ -78,8 +78,8 @@ class SelfPlayStage(Stage):
         plan = terms.groups(networks, self._objective)
         return terms.updates(networks, plan, self._objective, settings, ignored=self._ignored)
 
-    def augment(self, sample: Sample, seed: Tensor) -> Sample:
-        """The sample, and for each discriminator what it sees of another one.
+    def read(self, case: pipeline.Case, seed: Tensor) -> Sample:
+        """The case, and for each discriminator what it sees of another one.
 
         Returns:
           A batch of `terms.Outputs`, without the batch axis.
@@ -88,16 +88,20 @@ class SelfPlayStage(Stage):
         # Sizes that are known let XLA compile the step on a GPU.
         shape = (chosen.size or None, chosen.size or None, 1)
         (image, label), *others = (
-            [tf.ensure_shape(drawn[name], shape) for name in self.columns]
-            for drawn in (sample, *sample.get("others", ()))
+            [tf.ensure_shape(drawn[name].whole(), shape) for name in self.columns]
+            for drawn in (case, *case.get("others", ()))
         )
         real = {
             name: terms.seen_by(name, other, tf.cast(mask == 1, tf.float32))
             for name, (other, mask) in zip(chosen.discriminators, others)
         }
-        if self._strength:
-            image = augment.appearance(image, seed, self._strength)
         return {"image": image, "label": label, "real": real}
+
+    def augment(self, sample: Sample, seed: Tensor) -> Sample:
+        """The sample after a change of the fake's appearance."""
+        if not self._strength:
+            return sample
+        return {**sample, "image": augment.appearance(sample["image"], seed, self._strength)}
 
     def graph(self, networks: Networks) -> Graph:
         return graph(self._rendering, networks)

@@ -155,8 +155,12 @@ class _StageTask:
             self.networks = stage.build()
             self.optimizers, self._step = stage.updates(self.networks, session.settings)
         self._graph = stage.graph(self.networks)
+        self._augments = devices.augments()
         self.keeps_last = stage.keeps_last
         self.validates = bool(session.validation) and self._graph is not None
+
+    def augmented(self, batch: loop.Batch) -> loop.Batch:
+        return pipeline.augmented(batch, self._stage.augment) if self._augments else batch
 
     def step(self, batch: loop.Batch) -> dict[str, tf.Tensor]:
         return self._step(batch)
@@ -174,7 +178,8 @@ class _StageTask:
             others=stage.others,
         )
         files = {name: [entry[name] for entry in session.training] for name in stage.columns}
-        return pipeline.training(files, stage.augment, order)
+        augment = None if self._augments else stage.augment
+        return pipeline.training(files, stage.read, order, augment)
 
     def validate(self) -> loop.Logs:
         assert self._graph is not None
@@ -228,4 +233,4 @@ def _unreadable(path: pathlib.Path, reason: str) -> UserError:
 
 def sizes(files: Files, name: str) -> list[tuple[int, ...]]:
     """Spatial size of a cached tensor of every case."""
-    return [tuple(pipeline.stored(entry[name], name).shape[:-1]) for entry in files]
+    return [pipeline.size(entry[name], name) for entry in files]

@@ -176,6 +176,12 @@ class System(abc.ABC):
           {name: tensor without batch axis}, of `pipeline.KINDS`.
         """
 
+    @property
+    def chunk(self) -> tuple[int | None, ...]:
+        """Edges of the chunks in which what `prepare` returns is stored, along its first axes, for
+        stages whose `read` takes a part; None, and axes that are not named: whole."""
+        return ()
+
     @abc.abstractmethod
     def train(self, session: Session) -> Networks:
         """Trains everything, stage by stage, or goes on with it; finished stages stay as they are.
