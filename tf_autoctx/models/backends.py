@@ -26,7 +26,7 @@ def instance_normalization(x: Tensor, gamma: Tensor, beta: Tensor, epsilon: floa
 
     In Keras that is a chain of operations, each of which passes over the volume. TensorFlow has one
     that takes the statistics of a channel over all samples; those of a batch become channels of one
-    here, which moves nothing in memory where there is one.
+    here, which moves nothing in memory where there is one. The graph is one for CPUs and GPUs.
 
     Args:
       x: (batch, *spatial, channels), of two spatial axes or more.
@@ -41,81 +41,104 @@ def instance_normalization(x: Tensor, gamma: Tensor, beta: Tensor, epsilon: floa
     import tensorflow as tf
 
     scale, offset = tf.convert_to_tensor(gamma), tf.convert_to_tensor(beta)
-    normalize = _by_a_gpu if tf.config.list_physical_devices("GPU") else _by_a_cpu
     shape, channels = tf.shape(x), x.shape[-1]
     if x.shape[0] == 1:
-        y = normalize(tf.reshape(x, [1, 1, -1, channels]), scale, offset, epsilon)
+        y = _normalized(tf.reshape(x, [1, 1, -1, channels]), scale, offset, epsilon)
         y = tf.reshape(y, shape)
     else:
         rank, batch = len(x.shape), shape[0]
         side_by_side = tf.transpose(x, [*range(1, rank - 1), 0, rank - 1])
         voxels = tf.reshape(side_by_side, [1, 1, -1, batch * channels])
-        y = normalize(voxels, tf.tile(scale, [batch]), tf.tile(offset, [batch]), epsilon)
+        y = _normalized(voxels, tf.tile(scale, [batch]), tf.tile(offset, [batch]), epsilon)
         y = tf.reshape(y, tf.shape(side_by_side))
         y = tf.transpose(y, [rank - 2, *range(rank - 2), rank - 1])
     y.set_shape(x.shape)
     return y
 
 
-def _by_a_gpu(x: Tensor, scale: Tensor, offset: Tensor, epsilon: float) -> Tensor:
-    """Normalized voxels (1, 1, voxels, channels); scale and offset are (channels,)."""
-    import tensorflow as tf
+def _normalized(x: Tensor, scale: Tensor, offset: Tensor, epsilon: float) -> Tensor:
+    """Normalized voxels (1, 1, voxels, channels) by `_statistics`; scale, offset: (channels,).
 
-    none = tf.zeros([0])
-    return tf.raw_ops.FusedBatchNormV3(
-        x=x, scale=scale, offset=offset, mean=none, variance=none, epsilon=epsilon
-    ).y
+    TensorFlow's operation adds up a channel voxel by voxel on CPUs: of 4 million voxels, what it
+    makes by itself is off by a hundredth, Keras' own by a thousandth.
 
-
-def _by_a_cpu(x: Tensor, scale: Tensor, offset: Tensor, epsilon: float) -> Tensor:
-    """The same by `_statistics`, as the operation of a CPU adds up a channel voxel by voxel: of 4
-    million voxels, what it makes is off by a hundredth, Keras' own by a thousandth.
-
-    The gradient knows that they follow from x.
+    The gradient knows that the statistics follow from x.
     """
     import tensorflow as tf
 
     @tf.custom_gradient
     def normalized(x: Tensor, scale: Tensor, offset: Tensor) -> Any:
         mean, variance = _statistics(x)
-        y = tf.raw_ops.FusedBatchNormV3(
-            x=x,
-            scale=scale,
-            offset=offset,
-            mean=mean,
-            variance=variance,
-            epsilon=epsilon,
-            is_training=False,
-        ).y
+        y = _by(mean, variance, x, scale, offset, epsilon)
 
         def gradient(of_y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            gradients = tf.raw_ops.FusedBatchNormGradV3(
-                y_backprop=of_y,
-                x=x,
-                scale=scale,
-                reserve_space_1=mean,
-                reserve_space_2=variance,
-                reserve_space_3=tf.zeros([0]),
-                epsilon=epsilon,
-            )
-            return gradients.x_backprop, gradients.scale_backprop, gradients.offset_backprop
+            of_x, of_scale, of_offset = _gradient(of_y, x, scale, mean, variance, epsilon)
+            # What x does through its mean and variance
+            share = scale * tf.math.rsqrt(variance + epsilon) / tf.cast(tf.shape(x)[2], scale.dtype)
+            through = _by(mean, variance, x, share * of_scale, share * of_offset, epsilon)
+            return of_x - through, of_scale, of_offset
 
         return y, gradient
 
     return normalized(x, scale, offset)
 
 
-def _statistics(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and variance (channels,) float32 of voxels (1, 1, voxels, channels).
+def _by(
+    mean: Tensor, variance: Tensor, x: Tensor, scale: Tensor, offset: Tensor, epsilon: float
+) -> Tensor:
+    """Voxels (1, 1, voxels, channels) normalized by given statistics; all else is (channels,)."""
+    import tensorflow as tf
 
-    Voxels side by side are channels of their own, as far as the number of voxels can be divided by
-    powers of two; the statistics of these are joined.
+    return tf.raw_ops.FusedBatchNormV3(
+        x=x,
+        scale=scale,
+        offset=offset,
+        mean=mean,
+        variance=variance,
+        epsilon=epsilon,
+        is_training=False,
+    ).y
+
+
+def _gradient(
+    of_y: Tensor, x: Tensor, scale: Tensor, mean: Tensor, variance: Tensor, epsilon: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of the arguments x, scale and offset of `_by`.
+
+    The operation's own gradient with `is_training` would have those through mean and variance too,
+    but is given the variance on a CPU and an inverted standard deviation on a GPU. Sums are taken
+    of `_parts`, as in `_statistics`.
     """
     import tensorflow as tf
 
-    channels = x.shape[-1] or tf.shape(x)[-1]
-    voxels = tf.size(x) // channels
-    parts = tf.minimum(tf.bitwise.bitwise_and(voxels, -voxels), PARTS)
+    parts, channels = _parts(x)
+    side_by_side = [1, 1, -1, parts * channels]
+    gradients = tf.raw_ops.FusedBatchNormGradV3(
+        y_backprop=tf.reshape(of_y, side_by_side),
+        x=tf.reshape(x, side_by_side),
+        scale=tf.tile(scale, [parts]),
+        reserve_space_1=tf.tile(mean, [parts]),
+        reserve_space_2=tf.tile(variance, [parts]),
+        reserve_space_3=tf.zeros([0]),
+        epsilon=epsilon,
+        is_training=False,
+    )
+    of_scale, of_offset = (
+        tf.reduce_sum(tf.reshape(sums, [-1, channels]), axis=0)
+        for sums in (gradients.scale_backprop, gradients.offset_backprop)
+    )
+    return tf.reshape(gradients.x_backprop, tf.shape(x)), of_scale, of_offset
+
+
+def _statistics(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance (channels,) float32 of voxels (1, 1, voxels, channels).
+
+    Those of `_parts`, joined. Of what the operation returns, mean and variance of the batch mean
+    the same on every device; its reserve spaces do not.
+    """
+    import tensorflow as tf
+
+    parts, channels = _parts(x)
     any_weights, none = tf.ones([parts * channels]), tf.zeros([0])
     of_parts = tf.raw_ops.FusedBatchNormV3(
         x=tf.reshape(x, [1, 1, -1, parts * channels]),
@@ -124,8 +147,23 @@ def _statistics(x: Tensor) -> tuple[Tensor, Tensor]:
         mean=none,
         variance=none,
     )
-    # On a CPU these are mean and variance; `batch_variance` is divided by one voxel less.
-    kept = of_parts.reserve_space_1, of_parts.reserve_space_2
-    means, variances = (tf.reshape(values, [-1, channels]) for values in kept)
+    means = tf.reshape(of_parts.batch_mean, [-1, channels])
+    # Divided by one voxel less, which of a single one may be no number.
+    unbiased = tf.reshape(of_parts.batch_variance, [-1, channels])
+    voxels = tf.cast(tf.shape(x)[2] // parts, unbiased.dtype)
+    variances = tf.math.multiply_no_nan(unbiased, (voxels - 1) / voxels)
     mean = tf.reduce_mean(means, axis=0)
     return mean, tf.reduce_mean(variances + tf.square(means - mean), axis=0)
+
+
+def _parts(x: Tensor) -> tuple[Tensor, Any]:
+    """Into how many parts the voxels (1, 1, voxels, channels) are taken apart, and the channels.
+
+    Voxels side by side are channels of their own, as far as the number of voxels can be divided by
+    powers of two, up to `PARTS`.
+    """
+    import tensorflow as tf
+
+    voxels = tf.shape(x)[2]
+    parts = tf.minimum(tf.bitwise.bitwise_and(voxels, -voxels), PARTS)
+    return parts, x.shape[-1] or tf.shape(x)[-1]
