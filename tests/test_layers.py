@@ -35,6 +35,22 @@ def test_resize_linear_by_hand(old, new):
     np.testing.assert_allclose(layers.resize_linear(line(old), (len(new),)), line(new), atol=1e-6)
 
 
+@pytest.mark.parametrize("graph", [False, True])
+def test_bfloat16_is_added_up_in_float32(graph):
+    """Of 50 values about 200, in steps of 1 there, the mean is off by less than a step."""
+    x = tf.cast(200 + 20 * noise(1, 50, 6), "bfloat16")
+
+    def shrunk(x, size):
+        answer = layers.resize_linear(x, (size,))
+        assert answer.dtype == "bfloat16"
+        return answer
+
+    spec = [tf.TensorSpec([1, None, 6], tf.bfloat16), tf.TensorSpec([], tf.int32)]
+    answer = (tf.function(shrunk, input_signature=spec) if graph else shrunk)(x, 1)
+    exact = layers.resize_linear(tf.cast(x, "float32"), (1,))
+    np.testing.assert_allclose(tf.cast(answer, "float32"), exact, atol=0.51)
+
+
 SIZES = [((5, 7, 6), (10, 21, 9)), ((3, 4, 9), (3, 7, 11)), ((1, 6, 2), (4, 6, 5))]
 
 
@@ -157,7 +173,7 @@ def normalized(x, gamma, beta):
 
 
 def norm_of(channels, dtype="float32", spatial=3):
-    layer = layers.InstanceNormalization(groups=-1, epsilon=1e-5, dtype=dtype)
+    layer = layers.InstanceNormalization(epsilon=1e-5, dtype=dtype)
     layer.build((None, *(None,) * spatial, channels))
     layer.set_weights([np.arange(1.0, channels + 1), np.arange(channels) - 0.5])
     return layer, (np.arange(1.0, channels + 1), np.arange(channels) - 0.5)
@@ -205,6 +221,66 @@ def test_its_gradients_are_those_of_keras(batch, graph):
         np.testing.assert_allclose(own, other, rtol=1e-4, atol=1e-4)
 
 
+def as_on_a_gpu(monkeypatch):
+    """TensorFlow as if a GPU ran its operations: with `is_training`, that of the forward pass keeps
+    an inverted standard deviation for its gradient, which takes it so; the variance of a single
+    voxel is divided by 0."""
+    forward, backward = tf.raw_ops.FusedBatchNormV3, tf.raw_ops.FusedBatchNormGradV3
+
+    def of_forward(x, epsilon=1e-4, is_training=True, **given):
+        outputs = forward(x=x, epsilon=epsilon, is_training=is_training, **given)
+        if not is_training:
+            return outputs
+        inverted = tf.math.rsqrt(outputs.reserve_space_2 + epsilon)
+        many = tf.size(x) > x.shape[-1]
+        variance = tf.where(many, outputs.batch_variance, np.nan)
+        return outputs._replace(batch_variance=variance, reserve_space_2=inverted)
+
+    def of_backward(reserve_space_2, epsilon=1e-4, is_training=True, **given):
+        if is_training:
+            reserve_space_2 = 1 / tf.square(reserve_space_2) - epsilon
+        return backward(
+            reserve_space_2=reserve_space_2, epsilon=epsilon, is_training=is_training, **given
+        )
+
+    monkeypatch.setattr(tf.raw_ops, "FusedBatchNormV3", of_forward)
+    monkeypatch.setattr(tf.raw_ops, "FusedBatchNormGradV3", of_backward)
+
+
+@pytest.mark.parametrize("size", [(3, 4, 5), (8, 8, 1), (8, 16, 8), (1, 1, 1)])
+def test_a_graph_made_for_a_cpu_is_right_on_a_gpu(size, monkeypatch):
+    """An export is made on the one and runs on the other."""
+    x, (layer, weights) = 10 + 3 * noise(1, *size, 2), norm_of(2)
+    of_y = noise(1, *size, 2, seed=1)
+
+    def answers():
+        image = tf.constant(x)
+        with tf.GradientTape() as tape:
+            tape.watch(image)
+            y = layer(image)
+        wanted = [image, layer.gamma.value, layer.beta.value]
+        return [y, *tape.gradient(y, wanted, output_gradients=of_y)]
+
+    on_a_cpu = answers()
+    np.testing.assert_allclose(on_a_cpu[0], normalized(x, *weights), atol=1e-5)
+    as_on_a_gpu(monkeypatch)
+    for here, there in zip(on_a_cpu, answers()):
+        np.testing.assert_allclose(there, here, atol=1e-5)
+
+
+def test_a_graph_does_not_ask_for_the_devices_of_its_machine(monkeypatch):
+    layer, _ = norm_of(2)
+    spec = [tf.TensorSpec([None] * 4 + [2])]
+
+    def nodes():
+        graph = tf.function(layer.call, input_signature=spec).get_concrete_function().graph
+        return [(node.op, list(node.input)) for node in graph.as_graph_def().node]
+
+    without = nodes()
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind=None: ["a GPU"])
+    assert nodes() == without
+
+
 def test_statistics_of_bfloat16_are_float32():
     """The mean of values about 200, in steps of 1 there, is off by far less than a step."""
     x = tf.cast(200 + 2 * noise(1, 20, 20, 20, 1), "bfloat16")
@@ -223,6 +299,25 @@ def test_it_is_saved_and_read(tmp_path):
     assert isinstance(again.layers[-1], layers.InstanceNormalization)
     x = noise(1, 4, 4, 2)
     np.testing.assert_array_equal(again(x), model(x))
+
+
+def test_it_is_read_from_files_that_hold_what_is_fixed_now(tmp_path, monkeypatch):
+    image = keras.Input((4, 4, 2))
+    model = keras.Model(image, layers.InstanceNormalization(epsilon=1e-2)(image))
+    with monkeypatch.context() as patch:
+        patch.delattr(layers.InstanceNormalization, "get_config")
+        assert {"groups", "axis", "scale"} <= set(model.layers[-1].get_config())
+        model.save(tmp_path / "a.keras")
+    again = keras.models.load_model(tmp_path / "a.keras")
+    assert isinstance(again.layers[-1], layers.InstanceNormalization)
+    x = noise(1, 4, 4, 2)
+    np.testing.assert_array_equal(again(x), model(x))
+
+
+@pytest.mark.parametrize("fixed", [{"groups": 2}, {"axis": 1}, {"center": False}, {"scale": False}])
+def test_what_is_fixed_cannot_be_given(fixed):
+    with pytest.raises(TypeError, match="multiple values"):
+        layers.InstanceNormalization(**fixed)
 
 
 # The bfloat16 guard.
@@ -282,6 +377,10 @@ def test_the_guard_costs_nothing_where_it_is_not_needed(kind, arguments):
     assert guarded & ops_of(layer, free, training=True)
     assert not (guarded | {"StridedSlice"}) & ops_of(layer, (5, 8, 9), training=True)
     assert not (guarded & ops_of(layer, free, training=False))
+    # Nothing is smaller than a single voxel.
+    layer = getattr(layers, kind)(3, 1, padding="same", dtype="mixed_bfloat16", **arguments)
+    layer.build((1, None, None, None, 4))
+    assert not (guarded & ops_of(layer, free, training=True))
 
 
 @pytest.mark.parametrize("size", [(2, 3, 4), (6, 7, 8)])

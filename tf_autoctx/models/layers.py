@@ -6,6 +6,7 @@ Two- or three-dimensional by the rank of the input.
 from __future__ import annotations
 
 import math
+import types
 from collections.abc import Sequence
 from typing import Any
 
@@ -90,7 +91,7 @@ def normalize(x: Tensor, normalization: str) -> Tensor:
       ValueError: another normalization.
     """
     if normalization == "instance":
-        return InstanceNormalization(groups=-1, epsilon=1e-5)(x)
+        return InstanceNormalization(epsilon=1e-5)(x)
     if normalization == "batch":
         # Replicas with averages of their own would drift apart.
         synchronized = backends.has_replicas()
@@ -120,17 +121,32 @@ def deconv_block(
 class InstanceNormalization(keras.layers.GroupNormalization):
     """Group normalization of one channel a group, as one operation where the backend has one.
 
-    Statistics and weights are float32 in any precision.
+    Statistics and weights are float32 in any precision. Of the arguments of group normalization,
+    `groups`, `axis`, `center` and `scale` are fixed.
     """
+
+    FIXED = types.MappingProxyType({"groups": -1, "axis": -1, "center": True, "scale": True})
+
+    def __init__(self, epsilon: float = 1e-5, **kwargs: Any) -> None:
+        super().__init__(epsilon=epsilon, **self.FIXED, **kwargs)
 
     def call(self, x: Tensor) -> Tensor:
         y = backends.instance_normalization(x, self.gamma, self.beta, self.epsilon)
         return super().call(x) if y is None else ops.cast(y, self.compute_dtype)
 
+    def get_config(self) -> dict[str, Any]:
+        config = super().get_config()
+        return {name: value for name, value in config.items() if name not in self.FIXED}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> InstanceNormalization:
+        """Also of what was saved when the fixed arguments were in it."""
+        return super().from_config({k: v for k, v in config.items() if k not in cls.FIXED})
+
 
 def _is_at_least(x: Tensor, size: int) -> bool:
     """Whether every spatial axis is known to have `size` voxels or more."""
-    return all(n is not None and n >= size for n in x.shape[1:-1])
+    return size == 1 or all(n is not None and n >= size for n in x.shape[1:-1])
 
 
 def _at_least(x: Tensor, size: int) -> Tensor:
@@ -151,7 +167,10 @@ class Conv3D(keras.layers.Conv3D):
     On CPUs, TensorFlow 2.21 fills the bfloat16 gradient of a kernel with stray memory where the
     input is smaller than the kernel. Zeros at the high end are what `same` padding puts there
     anyway, so enlarging such an input changes no output. An input that is known to be large enough
-    stays as it is, and so does every one where `training` is False: there is no gradient.
+    stays as it is.
+
+    So does every one where `training` is False, as the guard makes a graph of free axes more than
+    twice as large: take no gradient of a kernel from such a pass in bfloat16.
     """
 
     def call(self, x: Tensor, training: bool | None = None) -> Tensor:
@@ -267,7 +286,8 @@ def interpolated(x: Tensor, axis: int, at: Tensor, reach: Any = 1.0, neighbours:
     """x with an axis replaced by weighted means of its voxels, by a triangle about each place.
 
     Sums of products of whole arrays, one neighbour after the other, and no matrix product: GPUs
-    round the factors of those to 10 bits (TensorFloat-32), weights and voxels alike.
+    round the factors of those to 10 bits (TensorFloat-32), weights and voxels alike. They are
+    added up in float32 at least.
 
     Args:
       x: (batch, *spatial, channels) float.
@@ -282,21 +302,22 @@ def interpolated(x: Tensor, axis: int, at: Tensor, reach: Any = 1.0, neighbours:
     old = ops.shape(x)[axis]
     first = ops.cast(ops.ceil(at - 0.5 - reach), "int32")
     whole = ops.sum(ops.relu(1.0 - ops.abs(at[:, None] - positions(old)) / reach), axis=1)
+    exact = keras.backend.result_type(x.dtype, "float32")
     beside = [-1 if i == axis else 1 for i in range(len(x.shape))]
 
     def with_neighbour(k: Any, total: Any) -> Tensor:
         voxel = first + k
         weights = ops.relu(1.0 - ops.abs(at - ops.cast(voxel, "float32") - 0.5) / reach) / whole
         weights = ops.where((voxel >= 0) & (voxel < old), weights, 0.0)
-        values = ops.take(x, ops.clip(voxel, 0, old - 1), axis=axis)
-        return total + ops.reshape(ops.cast(weights, x.dtype), beside) * values
+        values = ops.cast(ops.take(x, ops.clip(voxel, 0, old - 1), axis=axis), exact)
+        return total + ops.reshape(ops.cast(weights, exact), beside) * values
 
     total = with_neighbour(0, 0.0)
     if not isinstance(neighbours, int):
-        return ops.fori_loop(1, neighbours, with_neighbour, total)
+        return ops.cast(ops.fori_loop(1, neighbours, with_neighbour, total), x.dtype)
     for k in range(1, neighbours):
         total = with_neighbour(k, total)
-    return total
+    return ops.cast(total, x.dtype)
 
 
 def resize_nearest(x: Tensor, size: Sequence[Any]) -> Tensor:
