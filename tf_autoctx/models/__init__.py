@@ -12,7 +12,6 @@ import typing
 
 if typing.TYPE_CHECKING:
     from tf_autoctx.models import (
-        backends,
         embryo,
         layers,
         loc_con,
@@ -26,7 +25,6 @@ if typing.TYPE_CHECKING:
     )
 
 __all__ = [
-    "backends",
     "embryo",
     "layers",
     "loc_con",
