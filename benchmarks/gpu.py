@@ -117,7 +117,7 @@ def _serve(pipe: Connection, framework: str) -> None:
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     try:
         if framework == "jax":
-            pass
+            import in_jax  # noqa: F401
         else:
             import torch_tasks  # noqa: F401
         while (given := pipe.recv()) is not None:

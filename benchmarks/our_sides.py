@@ -22,6 +22,7 @@ from harness import Ready
 from tasks import ORGANS, Task
 
 from tf_autoctx.systems.shared.registry import declarations
+from tf_autoctx.training.configuration import POLICIES
 
 LABELS = {
     "fetal_head": {1: "head"},
@@ -29,7 +30,6 @@ LABELS = {
     "embryo": {1: "body", 2: "ventricle"},
     "renderer": {1: "head"},
 }
-POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16"}
 
 
 def system_of(task: Task, precision: str) -> tuple[Any, dict[str, Any]]:

@@ -202,13 +202,21 @@ def rigid_motion(folder: pathlib.Path, tiny: bool) -> list[Side]:
 
 
 def predict(folder: pathlib.Path, tiny: bool) -> list[Side]:
+    """Of three scans, as reading and writing go on beside the networks."""
     task = FetalHeadTask(tiny)
     model = harness.called(command_sides.write_export, folder / "export", task)
-    harness.called(command_sides.write_scan, folder / "scans" / "scan.nii.gz", task.size)
-    given = ["predict.py", f"--model={model}", f"--input={folder / 'scans'}"]
+    for number in range(3):
+        scan = folder / "scans" / f"scan_{number}.nii.gz"
+        harness.called(command_sides.write_scan, scan, task.size)
+    given = ["predict.py", f"--model={model}", f"--input={folder / 'scans'}", "--overwrite"]
+    flags = {
+        "label": [],
+        "label, probabilities": ["--probabilities"],
+        "label, probabilities as they are": ["--probabilities", "--nocompressed"],
+    }
     return [
-        Side(name, command, {"words": [*given, f"--output={folder / name}", *flags]})
-        for name, flags in {"label": [], "label, probabilities": ["--probabilities"]}.items()
+        Side(name, command, {"words": [*given, f"--output={folder / name}", *more]})
+        for name, more in flags.items()
     ]
 
 
@@ -234,6 +242,7 @@ def cold_start(folder: pathlib.Path, tiny: bool) -> list[Side]:
                         f"--model={model}",
                         f"--input={scan}",
                         f"--output={folder / name}",
+                        "--overwrite",
                     ]
                 },
             )
@@ -297,7 +306,7 @@ ROWS: dict[str, Row] = {
     "scoring": Row("scoring of a pair, 388x258x440", scoring, tolerance=Tolerance(1.0)),
     "scoring-command": Row("scoring of 50 pairs, 155x103x176", scoring_command, rounds=3),
     "rigid-motion": Row("random rigid motion, 210x281x282", rigid_motion),
-    "predict": Row("predict.py, 388x258x440", predict, rounds=3),
+    "predict": Row("predict.py of three volumes, 388x258x440", predict, rounds=3),
     "cold-start": Row("cold start and --help", cold_start),
     "profiles": Profiles("training step by operation", none, rounds=1),
 }
