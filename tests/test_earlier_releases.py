@@ -1,6 +1,7 @@
 """Runs of release 0.1.0, whose networks have biases before normalizations and Keras' own layers for
 these, are read, exported and go on."""
 
+import functools
 import json
 
 import keras
@@ -19,6 +20,8 @@ from tf_autoctx.systems.embryo.configuration import SlidingWindows
 from tf_autoctx.systems.shared import registry, stages
 from tf_autoctx.training import checkpoints, runs
 
+KERAS_OWN = functools.partial(keras.layers.GroupNormalization, groups=-1)
+
 
 @pytest.fixture
 def earlier(tmp_path, monkeypatch):
@@ -26,7 +29,7 @@ def earlier(tmp_path, monkeypatch):
 
     def run(name, *flags):
         with monkeypatch.context() as patch:
-            patch.setattr(layers, "InstanceNormalization", keras.layers.GroupNormalization)
+            patch.setattr(layers, "InstanceNormalization", KERAS_OWN)
             folder = made(tmp_path / name, name, "--bias", *flags)
         facts = json.loads((folder / "config.json").read_text())
         del facts["flags"]["bias"]
@@ -101,7 +104,7 @@ def test_a_checkpoint_goes_on_in_the_networks_of_now(tmp_path, monkeypatch):
         return network, optimizer
 
     with monkeypatch.context() as patch:
-        patch.setattr(layers, "InstanceNormalization", keras.layers.GroupNormalization)
+        patch.setattr(layers, "InstanceNormalization", KERAS_OWN)
         network, optimizer = new()
     randomize(network)
     optimizer.apply([tf.ones_like(v.value) for v in network.trainable_variables])
