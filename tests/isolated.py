@@ -76,6 +76,20 @@ def refuse_at(letters):
     images.write = refuse
 
 
+def end_at(letters):
+    """Lets the process be killed that writes files of a name with these letters."""
+    from tf_autoctx.data import images
+
+    write = images.write
+
+    def end(path, *arguments):
+        if letters in str(path):
+            os.kill(os.getpid(), signal.SIGKILL)
+        write(path, *arguments)
+
+    images.write = end
+
+
 def abort_at(letters):
     """Lets ITK abort on files of a name with these letters."""
     from tf_autoctx.data import integrity

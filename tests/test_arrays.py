@@ -121,6 +121,19 @@ def test_damage_is_named(tmp_path, label):
     require_named("stored", "size")
 
 
+@pytest.mark.parametrize("error", [MemoryError("too large"), ValueError("RESOURCE_EXHAUSTED")])
+def test_an_array_that_memory_is_short_for_is_not_called_damaged(tmp_path, monkeypatch, error):
+    def read(stored):
+        raise error
+
+    pipeline.store(tmp_path / "label", np.zeros((2, 3, 3, 1), np.uint8))
+    monkeypatch.setattr(arrays, "_whole", read)
+    for stored in (pipeline.stored, tf.function(pipeline.stored)):
+        with pytest.raises(Exception, match=str(error)) as told:
+            stored(str(tmp_path / "label"), "label")
+        assert pipeline.fault(told.value) is None and not isinstance(told.value, UserError)
+
+
 def test_volumes_are_halved_where_it_does_not_show(tmp_path):
     """By half a thousandth of the largest value; what stands far from 0 is kept as it is."""
     path, volume = tmp_path / "a", np.linspace(0, 4, 8**3, dtype=np.float32).reshape(8, 8, 8, 1)
@@ -128,6 +141,9 @@ def test_volumes_are_halved_where_it_does_not_show(tmp_path):
     assert 4 / 2**13 < moved <= 4 / 2**12 and chunks_of(path).stat().st_size < 2.2 * 8**3
     for far in (30 + volume, 1e5 * volume, np.where(volume == 4, np.nan, volume)):
         np.testing.assert_array_equal(written(path, far.astype(np.float32)).whole(), far)
+    far = 30 + volume
+    far[0, 0, 0] = 3000  # one voxel that widens the range, of metal perhaps
+    np.testing.assert_array_equal(written(path, far).whole(), far)
     places = volume[0]  # not a volume
     np.testing.assert_array_equal(written(path, places).whole(), places)
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 
 import helpers
 import isolated
@@ -121,8 +122,23 @@ def test_the_next_task_is_made_while_the_process_is_at_work(tmp_path):
     assert told == [0, 1, 2, 3]
 
 
+def test_what_was_sent_is_not_kept_while_the_next_is_made():
+    sent = []
+
+    def tasks():
+        for name in "abc":
+            voxels = np.zeros(5)
+            sent.append(weakref.ref(voxels))
+            yield name, (voxels,)
+            del voxels
+            assert sent[-1]() is None
+
+    with isolation.Pool(1) as pool:
+        assert list(pool.map(len, tasks())) == [("a", 5), ("b", 5), ("c", 5)]
+
+
 def test_a_process_that_is_started_early_has_its_module(tmp_path):
-    with isolation.Pool(1, "wrote") as pool:
+    with isolation.Pool(1, "wrote", "disk space") as pool:
         pool.start("wave")  # whatever is not imported anyway
         (worker,) = pool._idle
         ((_, process),) = pool.map(isolated.work, [("a", ("a", "process"))])
@@ -130,7 +146,8 @@ def test_a_process_that_is_started_early_has_its_module(tmp_path):
         ((_, modules),) = pool.map(isolated.work, [("a", ("a", "modules"))])
         assert "wave" in modules
         ((_, error),) = pool.map(isolated.work, [("a", ("a.nii", "exit"))])
-        assert "ended the process that wrote it, exit code 3; expected" in str(error)
+        expected = "a.nii, exit: ended the process that wrote it, exit code 3; expected disk space."
+        assert str(error) == expected
 
 
 def test_no_tasks_start_nothing(monkeypatch):

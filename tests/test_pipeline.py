@@ -72,6 +72,13 @@ def test_a_sample_without_a_context_has_zeros(files):
 # Order.
 
 
+def test_the_whole_of_a_case_has_that_of_its_others():
+    zero, one, two = ({"image": float(value)} for value in range(3))
+    sample = pipeline.whole(held({**zero, "others": (one, two)}))
+    assert float(sample["image"]) == 0
+    assert [float(case["image"]) for case in sample["others"]] == [1, 2]
+
+
 def test_every_case_once_an_epoch_in_a_new_order(files):
     cases = [case for case, *_ in merged(drawn(files, steps=8 * CASES))]
     epochs = [tuple(cases[start : start + CASES]) for start in range(0, len(cases), CASES)]

@@ -203,5 +203,5 @@ def test_a_run_that_was_trained_in_bfloat16_is_evaluated_in_both(
     assert record.exists() == looks
     if looks:
         monkeypatch.setattr(devices, "has_bfloat16", lambda: True)
-        monkeypatch.setattr(precision, "SAME", 0.5)
+        monkeypatch.setattr(precision, "NEAR", 0.5)
         assert precision.chosen(run, "auto") == "bfloat16"

@@ -4,6 +4,7 @@ The model is a threshold.
 """
 
 import json
+import time
 
 import helpers
 import numpy as np
@@ -12,8 +13,11 @@ import running
 import SimpleITK as sitk
 import tensorflow as tf
 
-from tf_autoctx import export
+from tf_autoctx import configuration, export
+from tf_autoctx.commands import client
+from tf_autoctx.commands import predict as predict_command
 from tf_autoctx.data import images
+from tf_autoctx.systems.shared import origins, results
 
 MHA = ("--output_format=mha",)
 
@@ -123,10 +127,68 @@ def test_errors_are_told_in_the_order_of_the_images(refused, scans, tmp_path, mo
 
 
 def test_images_are_read_and_written_by_other_processes(predict, scans, tmp_path, monkeypatch):
-    for name in ("_load", "write"):
+    for name in ("_load", "write", "rounded"):
         monkeypatch.delattr(images, name)
     predict(scans, tmp_path / "out", "--probabilities", "--masks")
     assert len(files(tmp_path / "out")) == 9
+
+
+def test_a_process_that_ends_as_it_writes_is_told_with_the_result(
+    refused, scans, tmp_path, monkeypatch
+):
+    helpers.in_other_processes(monkeypatch, "end_at", "out/one/a")
+    out = tmp_path / "out"
+    error = refused("1 of 3 images failed; --resume", scans, out, "--masks")
+    assert (
+        f"error: {out}/one/a.nii.gz: ended the process that wrote it, for lack of memory perhaps; "
+        "expected enough memory and disk space for it.\n"
+    ) in error
+    assert len(files(out)) == 5 and "masks/one/a.nii.gz" in files(out)
+
+
+def test_what_is_written_is_noted_before_the_next_image_is_done(
+    predict, scans, tmp_path, monkeypatch, capsys
+):
+    """A kill in the midst of the third image leaves two, which another model makes anew."""
+    out, segment, images_seen = tmp_path / "out", results.Results.segmented, []
+
+    def noted():
+        lines = (out / ".made_from").read_text().splitlines() if images_seen[1:] else ()
+        return [name for line in lines for name in json.loads(line)["results"]]
+
+    def stopped(self, path, *arguments):
+        images_seen.append(path)
+        until = time.monotonic() + 20
+        while len(images_seen) == 3:
+            if len(noted()) == 4:
+                raise KeyboardInterrupt
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        return segment(self, path, *arguments)
+
+    with monkeypatch.context() as patch, pytest.raises((KeyboardInterrupt, SystemExit)):
+        patch.setattr(results.Results, "segmented", stopped)
+        predict(scans, out, "--probabilities")
+    assert len(images_seen) == 3 and sorted(noted()) == files(out)
+    capsys.readouterr()
+    predict(scans, out, "--probabilities", "--resume")
+    assert "2 of 3 images are done already" in capsys.readouterr().out
+    monkeypatch.setattr(origins, "of_model", lambda *_: "another")
+    predict(scans, out, "--probabilities", "--resume")
+    assert "0 of 3 images are done already" in capsys.readouterr().out
+
+
+def test_labels_and_masks_are_always_compressed(refused, scans, tmp_path):
+    refused("--nocompressed: labels and", scans, tmp_path / "out", "--masks", "--nocompressed")
+    assert not (tmp_path / "out").exists()
+
+
+def test_both_ways_to_predict_say_alike_what_a_written_probability_is():
+    ours, clients = (
+        configuration.rules(kind)["probabilities"].help
+        for kind in (predict_command.Prediction, client.Client)
+    )
+    assert ours == clients and "rounded" in ours
 
 
 def test_probabilities_that_are_not_compressed(predict, scans, tmp_path):

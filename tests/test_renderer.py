@@ -577,6 +577,21 @@ def test_the_appearance_of_fakes_alone_changes(tmp_path, variant):
         np.testing.assert_array_equal(real, seen[0]["real"][name])
 
 
+def test_rendered_images_of_an_earlier_release_are_read_as_far_as_they_are_whole(tmp_path):
+    """Serialized tensors, each with its fingerprint behind it."""
+    path, image = tmp_path / "rendered" / "case_1" / "image2d", grey(6, 5)[..., None]
+    path.parent.mkdir(parents=True)
+    serialized = tf.io.serialize_tensor(image.astype(np.float32))
+    content = serialized.numpy() + tf.fingerprint(serialized[None])[0].numpy().tobytes()
+    path.write_bytes(content)
+    np.testing.assert_array_equal(source.read({"image2d": str(path)}, "image2d"), image)
+    flipped = content[:-20] + bytes([content[-20] ^ 1]) + content[-19:]
+    for damaged in (flipped, content[:-1], content[:-8], content[:5], b""):
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match=f"^{path}: missing, cut short or damaged"):
+            source.read({"image2d": str(path)}, "image2d")
+
+
 def test_an_unfinished_run_says_so(tmp_path):
     expected = "is not there; run the training command with the same flags"
     with pytest.raises(UserError, match=expected):

@@ -581,7 +581,8 @@ def test_a_result_is_of_the_voxels_beside_a_header(tmp_path):
     voxels.write_bytes(b"1234")
     result.touch()
     made_from = origins.Origins(tmp_path, "model")
-    made_from.note(scan, [result])
+    with made_from.noting(scan, [result]):
+        pass
     (tmp_path / "a.txt").touch()  # is none of it
     os.utime(voxels)  # the same bytes
     assert made_from.is_of(result, scan)

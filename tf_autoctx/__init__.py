@@ -44,7 +44,8 @@ def load(path: str | pathlib.Path, precision: str = "auto", **options: Any) -> S
     Args:
       path: a run folder, a SavedModel of ours, or the folder of its versions.
       precision: of run folders: "float32", "bfloat16" or "auto", which is bfloat16 where the
-        hardware has it and the run's own evaluation found the same labels.
+        hardware has it and the run's own evaluation, of runs trained in bfloat16, found labels
+        within 0.5 % (DSC 0.995) of those of float32.
       **options: of run folders of the system that has them: `tile_size` (organs), `iterations` and
         `online_seed` (renderer).
 

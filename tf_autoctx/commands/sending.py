@@ -125,8 +125,8 @@ class Sender:
             shown = 255 * outputs[name] if file.suffix == ".png" else outputs[name]
             if name == "probability_bytes":
                 shown = images.rounded(shown)
-            images.write(file, image.like(shown))
-        self.made_from.note(job.path, job.results.values())
+            with self.made_from.noting(job.path, [file]):
+                images.write(file, image.like(shown))
 
     def send_all(self, jobs: Sequence[Job], requests_in_flight: int) -> None:
         """Sends images, several at once; one that fails does not stop the others.

@@ -21,15 +21,18 @@ from tf_autoctx.files import replacing
 
 CUBES = (32, 32, 32)  # chunks of a volume of which patches are read
 DAMAGED = ("damaged file <", "> of a case")  # before and after its path
+EXHAUSTED = "RESOURCE_EXHAUSTED"  # in what tensorstore raises
 CODECS = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
-UNSEEN = 1e-3  # of the range of a volume: no change that shows (a screen has 256 grey levels)
+# Of the distance of the 1st and the 99th percentile of a volume, which no outlier widens: no change
+# that shows (a screen has 256 grey levels).
+UNSEEN = 1e-3
 
 
 def write(path: str | os.PathLike[str], array: Any, chunk: Sequence[int | None] = ()) -> None:
     """Writes an array; it is there whole or not at all.
 
-    A volume in float32 is rounded to float16 where that moves no voxel by more than `UNSEEN` of its
-    range: half of it is read.
+    A volume in float32 is rounded to float16 where that moves no voxel by more than `UNSEEN`: half
+    of it is read.
 
     Args:
       path: of its folder.
@@ -56,7 +59,7 @@ def write(path: str | os.PathLike[str], array: Any, chunk: Sequence[int | None] 
             stored = _open(partial, metadata, store_data_equal_to_fill_value=not array.any())
             stored.write(array).result()
         except ValueError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
+            if EXHAUSTED not in str(error):
                 raise
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
 
@@ -67,12 +70,13 @@ def _half(array: np.ndarray) -> np.ndarray:
         return array
     with np.errstate(over="ignore"):
         half = array.astype(np.float16)
-    return half if np.abs(half - array).max() <= UNSEEN * np.ptp(array) else array
+    low, high = np.percentile(array, (1, 99))
+    return half if np.abs(half - array).max() <= UNSEEN * (high - low) else array
 
 
 def _open(path: pathlib.Path, metadata: dict[str, Any] | None = None, **settings: Any) -> Any:
     """An array on disk as tensorstore has it; `metadata`: a new one."""
-    import tensorstore  # for training alone
+    import tensorstore  # for training and online rendering alone
 
     # What `replacing` puts in place at once need not be on the disk before.
     spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(path)}, **settings}
@@ -140,7 +144,9 @@ def _opened(path: Any) -> Iterator[Any]:
         stored = _open(folder)
         os.stat(folder.joinpath("c", *"0" * stored.rank))  # or it would read as 0
         yield stored
-    except (OSError, ValueError, RuntimeError, MemoryError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
+        if EXHAUSTED in str(error):  # memory, or files that may be open: the array may be whole
+            raise
         raise tf.errors.DataLossError(None, None, str(folder).join(DAMAGED)) from error
 
 

@@ -194,12 +194,14 @@ def rounded(probability: np.ndarray) -> np.ndarray:
     others are hardly of use, and do not compress.
 
     Args:
-      probability: float32, finite. What is above 0.5 stays above it.
+      probability: float32, finite. What is above 0.5 stays above it, and what is below, below.
     """
     bits = np.ascontiguousarray(probability, np.float32).view(np.uint32)
     half, step = np.float32(0.5).view(np.uint32), np.uint32(1 << MANTISSA_LEFT)
     nearest = (bits + step // 2) & ~(step - 1)
-    nearest += step * ((nearest == half) & (bits > half))
+    at_half = nearest == half
+    nearest += step * (at_half & (bits > half))
+    nearest -= step * (at_half & (bits < half))
     return nearest.view(np.float32)
 
 

@@ -66,13 +66,19 @@ class Pool:
     Args:
       workers: how many there may be; by default one per CPU.
       verb: what they do with files, in the past tense, for messages.
+      expected: what they need for that, likewise.
 
     Attributes:
       workers: how many.
     """
 
-    def __init__(self, workers: int | None = None, verb: str = "read") -> None:
-        self.workers, self._verb = workers or cpus(), verb
+    def __init__(
+        self,
+        workers: int | None = None,
+        verb: str = "read",
+        expected: str = "an intact file that fits in memory",
+    ) -> None:
+        self.workers, self._words = workers or cpus(), (verb, expected)
         self._idle: list[_Worker] = []
         self._busy: dict[_Worker, Any] = {}
 
@@ -91,7 +97,7 @@ class Pool:
 
     def start(self, module: str) -> None:
         """Starts a process before its first task, which imports a module meanwhile."""
-        self._idle.append(_Worker(self._verb, module))
+        self._idle.append(_Worker(self._words, module))
 
     def map(
         self, function: Function, tasks: Iterable[tuple[K, Sequence[Any]]]
@@ -117,6 +123,7 @@ class Pool:
             while len(self._busy) == self.workers:
                 done.extend(self._done())
             self._begin(name, function, tuple(arguments))
+            del arguments  # they may be large, and making the next takes its time
             while done and len(self._busy) == self.workers:  # all are at work: time to tell
                 yield done.popleft()
         while done or self._busy:
@@ -125,7 +132,7 @@ class Pool:
 
     def _begin(self, name: Any, function: Function, arguments: tuple[Any, ...]) -> None:
         self._idle = [worker for worker in self._idle if worker.runs]  # memory may have ended one
-        worker = self._idle.pop() if self._idle else _Worker(self._verb)
+        worker = self._idle.pop() if self._idle else _Worker(self._words)
         worker.send(function, arguments)
         self._busy[worker] = name, _files(arguments)  # what else they are may be large
 
@@ -160,7 +167,7 @@ class _Message(NamedTuple):
 class _Worker:
     """A process and the connection to it."""
 
-    def __init__(self, verb: str, module: str = "") -> None:
+    def __init__(self, words: tuple[str, str], module: str = "") -> None:
         ours, theirs = socket.socketpair()
         numbers = f"{theirs.fileno()}, {os.getpid()}, {logging.get_verbosity()}"
         start = f"isolation.work({numbers}, {module!r})"
@@ -172,7 +179,7 @@ class _Worker:
         )
         theirs.close()
         self.connection = connection.Connection(ours.detach())
-        self.ended, self._began, self._verb = False, False, verb
+        self.ended, self._began, self._words = False, False, words
 
     @property
     def runs(self) -> bool:
@@ -205,10 +212,10 @@ class _Worker:
         self.connection.close()
         if not self._began:
             raise RuntimeError(f"a process for files did not start (exit code {code})")
+        verb, expected = self._words
         return UserError(
-            f"{files}: ended the process that {self._verb} it, "
-            f"{SIGNALS.get(-code, f'exit code {code}')}; expected an intact file that fits in "
-            "memory."
+            f"{files}: ended the process that {verb} it, "
+            f"{SIGNALS.get(-code, f'exit code {code}')}; expected {expected}."
         )
 
     def kill(self) -> None:

@@ -81,7 +81,11 @@ def fault(error: Exception) -> UserError | None:
     named = re.search(f"{begin}(.*?){end}", str(error), re.DOTALL)
     if not named:
         return None
-    path = pathlib.Path(named[1])
+    return damaged(pathlib.Path(named[1]))
+
+
+def damaged(path: pathlib.Path) -> UserError:
+    """What to tell of a file of a case that cannot be used."""
     return UserError(
         f"{path}: missing, cut short or damaged; delete the folder {path.parent} and run the "
         "training again, which makes it anew."
@@ -119,8 +123,11 @@ class _Context(Stored):
 
 
 def whole(case: Case) -> Sample:
-    """All of a case."""
-    return {name: array.whole() for name, array in case.items()}
+    """All of a case, and of those under "others"."""
+    return {
+        name: tuple(map(whole, array)) if isinstance(array, tuple) else array.whole()
+        for name, array in case.items()
+    }
 
 
 def sample(files: Mapping[str, Any]) -> Sample:

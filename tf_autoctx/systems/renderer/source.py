@@ -6,7 +6,6 @@ Files of a corpus are [{"image2d", "label2d": path}], one entry per case.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import pathlib
 import shutil
@@ -25,6 +24,7 @@ from tf_autoctx.report import figures
 from tf_autoctx.systems.shared.caching import Files
 
 COLUMNS = ("image2d", "label2d")
+CHECKSUM = 8  # bytes behind a serialized tensor of 0.1.0
 Graph = Callable[[Any], dict[str, Any]]
 
 
@@ -69,17 +69,19 @@ def rendered(folder: pathlib.Path) -> Files:
 
 
 def read(entry: Mapping[str, str], name: str) -> np.ndarray:
-    """A tensor of a corpus; in runs of before, S' lies in files of another layout.
+    """A tensor of a corpus; in runs of 0.1.0, S' lies in files of another layout.
 
     Raises:
       UserError: see `pipeline.stored`.
     """
     path = pathlib.Path(entry[name])
-    if path.is_file():
-        serialized = path.read_bytes()[:-8]  # behind it is a checksum
-        with contextlib.suppress(tf.errors.OpError):
-            return np.array(tf.io.parse_tensor(serialized, pipeline.spec(name).dtype))
-    return np.array(pipeline.stored(entry[name], name))
+    if not path.is_file():
+        return np.array(pipeline.stored(entry[name], name))
+    content = path.read_bytes()
+    serialized, checksum = content[:-CHECKSUM], content[-CHECKSUM:]
+    if checksum != tf.fingerprint([serialized], "farmhash64")[0].numpy().tobytes():
+        raise pipeline.damaged(path)
+    return np.array(tf.io.parse_tensor(serialized, pipeline.spec(name).dtype))
 
 
 def compare(training: Files, folder: pathlib.Path, shown: int = 6) -> None:

@@ -1,4 +1,7 @@
-"""In which precision a finished run segments: what its own evaluation found of bfloat16."""
+"""In which precision a finished run segments: what its own evaluation found of bfloat16.
+
+Only runs that were trained in bfloat16 are evaluated in both.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +19,9 @@ from tf_autoctx.training import devices
 from tf_autoctx.training.runs import Run
 
 LOW = "bfloat16"
-# Labels of two precisions are the same where every structure of every case has at least this DSC:
-# those that differ lie on its surface, where its probability is next to 0.5.
-SAME = 0.995
+# Labels of two precisions are near enough where every structure of every case has at least this
+# DSC: within 0.5 %.
+NEAR = 0.995
 
 
 class Compared:
@@ -49,14 +52,14 @@ class Compared:
 
 def chosen(run: Run, precision: str) -> str:
     """The precision that a run segments in: the one that is asked for, or with "auto" bfloat16,
-    where the hardware has it and its labels were the same in the run's evaluation."""
+    where the hardware has it and its labels were near enough in the run's evaluation."""
     if precision != "auto":
         return precision
     try:
         least = float(json.loads(_record(run.folder).read_bytes())[LOW])
     except (OSError, ValueError, KeyError, TypeError):
         return "float32"
-    return LOW if least >= SAME and devices.has_bfloat16() else "float32"
+    return LOW if least >= NEAR and devices.has_bfloat16() else "float32"
 
 
 def note(folder: pathlib.Path, least: float) -> None:

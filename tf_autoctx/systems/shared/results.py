@@ -18,6 +18,7 @@ from tf_autoctx.files import replacing
 from tf_autoctx.report import figures
 
 if TYPE_CHECKING:
+    from tf_autoctx.systems.shared.origins import Origins
     from tf_autoctx.systems.shared.prediction import Segmentor
 
 Key = tuple[str, int | None]  # kind of a result, and the label value of its structure
@@ -94,8 +95,8 @@ class Results:
 
     def segmented(
         self, path: Path, image: images.Image, files: Mapping[Key, pathlib.Path], progress: bool
-    ) -> Segmented:
-        """Segments an image.
+    ) -> dict[pathlib.Path, Result]:
+        """Segments an image: {file: what it is to hold}.
 
         Args:
           path: of the image.
@@ -110,79 +111,78 @@ class Results:
         segmentation = self.segmentor(
             pixels, image.millimetres, path, probabilities=self.probabilities, progress=progress
         )
-        kinds = {kind for kind, _ in files}
-        return Segmented(
-            files=files,
-            frame=image.frame,
-            label=segmentation["label"],
-            is_mask=len(labels) == 1,
-            probabilities={
-                value: images.rounded(segmentation["probability"][labels[value]])
-                for kind, value in files
-                if kind == "probabilities" and value is not None
-            },
-            compressed=self.compressed,
-            iterations=segmentation["iterations"] if kinds & {"strips", "iterations"} else (),
-            kept=segmentation.get("kept", 0),
-            pixels=pixels if "strips" in kinds else None,
-            ending=self._ending(path),
-        )
+        made = {}
+        for (kind, value), file in files.items():
+            voxels, online = segmentation["label"], kind in ("strips", "iterations")
+            if kind == "probabilities" and value is not None:
+                voxels = segmentation["probability"][labels[value]]
+            made[file] = Result(
+                image=path,
+                kind=kind,
+                value=value,
+                frame=image.frame,
+                voxels=pixels if online else voxels,
+                is_mask=len(labels) == 1,
+                compressed=self.compressed,
+                iterations=segmentation["iterations"] if online else (),
+                kept=segmentation.get("kept", 0),
+                ending=self._ending(path),
+            )
+        return made
 
 
 @dataclasses.dataclass(frozen=True)
-class Segmented:
-    """A segmented image and the files that it becomes.
+class Result:
+    """What one file of a segmented image is to hold: no more than that is on its way at once.
 
     Attributes:
-      files: {(kind, label value): file}, see `Results.files`.
+      image: path of the image.
+      kind, value: of the result, see `Results.files`.
       frame: of the image.
-      label: of its shape, uint8.
-      is_mask: whether that has one structure alone.
-      probabilities: {label value: likewise, float32}, of those that are written.
-      compressed: whether they are.
+      voxels: of its shape: the label, uint8; of a probability that, float32; of iterations the
+        image itself.
+      is_mask: whether the label has one structure alone.
+      compressed: whether probabilities are.
       iterations, kept: see `Segmentor.__call__`.
-      pixels: the image, where a strip is drawn.
       ending: of the names of images of iterations.
     """
 
-    files: Mapping[Key, pathlib.Path]
+    image: Path
+    kind: str
+    value: int | None
     frame: images.Frame
-    label: np.ndarray
+    voxels: np.ndarray
     is_mask: bool
-    probabilities: Mapping[int, np.ndarray]
     compressed: bool
     iterations: Sequence[Mapping[str, np.ndarray]]
     kept: int
-    pixels: np.ndarray | None
     ending: str
 
 
-def write(path: Path, segmented: Segmented) -> None:
-    """Writes the files of a segmented image; another process may do so.
+def write(file: pathlib.Path, result: Result, made_from: Origins) -> None:
+    """Writes a file, and notes at once what it was made from; another process may do so.
 
     Args:
-      path: of the image.
-      segmented: what it became.
+      file: its path.
+      result: what it is to hold.
+      made_from: the record of its folder.
 
     Raises:
-      UserError: a result cannot be written.
+      UserError: it cannot be written.
     """
-    label, frame = segmented.label, segmented.frame
-    for (kind, value), file in segmented.files.items():
-        match kind:
+    voxels, frame = result.voxels, result.frame
+    with made_from.noting(result.image, [file]):
+        match result.kind:
             case "labels":
-                _write_label(file, label, frame, segmented.is_mask)
+                _write_label(file, voxels, frame, result.is_mask)
             case "masks":
-                _write_label(file, label == value, frame)
+                _write_label(file, voxels == result.value, frame)
             case "probabilities":
-                assert value is not None
-                _write(file, segmented.probabilities[value], frame, segmented.compressed)
+                _write(file, images.rounded(voxels), frame, result.compressed)
             case "strips":
-                assert segmented.pixels is not None
-                rendered = segmented.iterations, segmented.kept
-                figures.strip(file, segmented.pixels, *rendered, file.stem)
+                figures.strip(file, voxels, result.iterations, result.kept, file.stem)
             case "iterations":
-                _write_iterations(file, segmented)
+                _write_iterations(file, result)
 
 
 def sources(
@@ -225,12 +225,12 @@ def _write_label(
     _write(file, 255 * label if shown else label, frame)
 
 
-def _write_iterations(folder: pathlib.Path, segmented: Segmented) -> None:
+def _write_iterations(folder: pathlib.Path, result: Result) -> None:
     """Rendering and label of every iteration, the folder whole or not at all."""
-    frame, ending = segmented.frame, segmented.ending
+    frame, ending = result.frame, result.ending
     with replacing(folder) as partial:
         partial.mkdir()
-        for number, iteration in enumerate(segmented.iterations):
+        for number, iteration in enumerate(result.iterations):
             rendered = np.clip(np.rint(iteration["rendered"]), 0, 255).astype(np.uint8)
             _write(partial / f"{number:02d}_rendered{ending}", rendered, frame)
             _write_label(partial / f"{number:02d}_label{ending}", iteration["label"], frame)
