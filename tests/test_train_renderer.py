@@ -350,6 +350,15 @@ def test_tables_of_either_target(plain, tmp_path, target):
     assert (tmp_path / "phantoms").exists() == (target == "far")  # the run's own are near
 
 
+def test_a_run_of_one_target_is_no_upper_bound_on_another(plain, tmp_path, capfd):
+    trained = with_flags(plain, tmp_path / "near", variant="Orig-T2T", phantom_target="near")
+    command = [f"--runs={trained}", f"--output={tmp_path / 'tables'}"]
+    running.call("renderer_tables", *command)
+    with pytest.raises(SystemExit):
+        running.call("renderer_tables", *command, "--phantom_target=far")
+    assert "near: was trained on the near scanner; expected a run" in capfd.readouterr().err
+
+
 def test_a_run_of_before_is_scored_and_renders_as_before(light, tmp_path):
     """Its config.json has none of the new flags: the far target, and online rendering of then."""
     new = [

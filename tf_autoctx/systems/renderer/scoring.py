@@ -175,13 +175,18 @@ class Scorer:
         made.
 
         Raises:
-          UserError: it was not trained on phantoms.
+          UserError: it was not trained on phantoms, or as a run of the target on another one.
         """
         chosen = self.run.configured(Phantoms)
         target, own = self._choice.target or chosen.phantom_target, self.run.folder / "phantoms"
         if not own.exists():
             raise UserError(
                 f"{self.run.folder}: was not trained on phantoms; expected the `corpus` to score."
+            )
+        if self.variant == "Orig-T2T" and target != chosen.phantom_target:
+            raise UserError(
+                f"{self.run.folder}: was trained on the {chosen.phantom_target} scanner; expected a "
+                f"run of {self.variant} that was trained with `phantom_target={target}`."
             )
         if (own / phantoms.HEADS_2D[target][0]).exists():
             folder = own
