@@ -14,7 +14,6 @@ import numpy as np
 import tensorflow as tf
 
 from tf_autoctx import configuration, metrics
-from tf_autoctx.data import pipeline
 from tf_autoctx.errors import FieldError
 from tf_autoctx.systems.renderer import source, terms, training
 from tf_autoctx.systems.renderer.configuration import DISCRIMINATORS, Objective, Online
@@ -138,7 +137,9 @@ class OnlineRendering:
         self._networks = rendering.networks()  # copies, under the current dtype policy
         for name, network in self._networks.items():
             network.set_weights(networks[name].get_weights())
-        self._images, self._labels = (_read(corpus, name) for name in source.COLUMNS)
+        self._images, self._labels = (
+            [source.read(entry[name], name) for entry in corpus] for name in source.COLUMNS
+        )
         objective = chosen.objective(objective)
         rates = dict.fromkeys(DISCRIMINATORS, chosen.online_discriminator_rate / LEARNING_RATE)
         rates["segmentor"] = chosen.online_segmentor_step
@@ -256,11 +257,6 @@ class _Best:
             self._since = 0
             for variable, weights in zip(self._variables, self._weights):
                 variable.assign(weights)
-
-
-def _read(corpus: Files, name: str) -> list[np.ndarray]:
-    """A tensor of every case."""
-    return [pipeline.stored(entry[name], name).numpy() for entry in corpus]
 
 
 class OnlinePredictor:
