@@ -584,12 +584,12 @@ def test_rendered_images_of_an_earlier_release_are_read_as_far_as_they_are_whole
     serialized = tf.io.serialize_tensor(image.astype(np.float32))
     content = serialized.numpy() + tf.fingerprint(serialized[None])[0].numpy().tobytes()
     path.write_bytes(content)
-    np.testing.assert_array_equal(source.read({"image2d": str(path)}, "image2d"), image)
+    np.testing.assert_array_equal(source.read(str(path), "image2d"), image)
     flipped = content[:-20] + bytes([content[-20] ^ 1]) + content[-19:]
     for damaged in (flipped, content[:-1], content[:-8], content[:5], b""):
         path.write_bytes(damaged)
         with pytest.raises(UserError, match=f"^{path}: missing, cut short or damaged"):
-            source.read({"image2d": str(path)}, "image2d")
+            source.read(str(path), "image2d")
 
 
 def test_an_unfinished_run_says_so(tmp_path):

@@ -137,7 +137,9 @@ class OnlineRendering:
         self._networks = rendering.networks()  # copies, under the current dtype policy
         for name, network in self._networks.items():
             network.set_weights(networks[name].get_weights())
-        self._images, self._labels = (_read(corpus, name) for name in source.COLUMNS)
+        self._images, self._labels = (
+            [source.read(entry[name], name) for entry in corpus] for name in source.COLUMNS
+        )
         objective = chosen.objective(objective)
         rates = dict.fromkeys(DISCRIMINATORS, chosen.online_discriminator_rate / LEARNING_RATE)
         rates["segmentor"] = chosen.online_segmentor_step
@@ -255,11 +257,6 @@ class _Best:
             self._since = 0
             for variable, weights in zip(self._variables, self._weights):
                 variable.assign(weights)
-
-
-def _read(corpus: Files, name: str) -> list[np.ndarray]:
-    """A tensor of every case."""
-    return [source.read(entry, name) for entry in corpus]
 
 
 class OnlinePredictor:

@@ -185,8 +185,8 @@ class Scorer:
             )
         if self.variant == "Orig-T2T" and target != chosen.phantom_target:
             raise UserError(
-                f"{self.run.folder}: was trained on the {chosen.phantom_target} scanner; expected a "
-                f"run of {self.variant} that was trained with `phantom_target={target}`."
+                f"{self.run.folder}: was trained on the {chosen.phantom_target} scanner; expected "
+                f"a run of {self.variant} that was trained with `phantom_target={target}`."
             )
         if (own / phantoms.HEADS_2D[target][0]).exists():
             folder = own

@@ -6,10 +6,11 @@ Files of a corpus are [{"image2d", "label2d": path}], one entry per case.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pathlib
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -68,20 +69,31 @@ def rendered(folder: pathlib.Path) -> Files:
     return [{name: str(case / name) for name in COLUMNS} for case in cases]
 
 
-def read(entry: Mapping[str, str], name: str) -> np.ndarray:
-    """A tensor of a corpus; in runs of 0.1.0, S' lies in files of another layout.
+def read(path: str, name: str) -> np.ndarray:
+    """A tensor of a corpus.
+
+    In runs of before, S' lies in files of a serialized tensor each: in those of 0.1.0 alone, later
+    with a checksum behind it.
+
+    Args:
+      path: of its file or folder.
+      name: of `COLUMNS`.
 
     Raises:
       UserError: see `pipeline.stored`.
     """
-    path = pathlib.Path(entry[name])
-    if not path.is_file():
-        return np.array(pipeline.stored(entry[name], name))
-    content = path.read_bytes()
+    file = pathlib.Path(path)
+    if not file.is_file():
+        return np.array(pipeline.stored(path, name))
+    content, dtype = file.read_bytes(), pipeline.spec(name).dtype
     serialized, checksum = content[:-CHECKSUM], content[-CHECKSUM:]
-    if checksum != tf.fingerprint([serialized], "farmhash64")[0].numpy().tobytes():
-        raise pipeline.damaged(path)
-    return np.array(tf.io.parse_tensor(serialized, pipeline.spec(name).dtype))
+    if checksum == tf.fingerprint([serialized], "farmhash64")[0].numpy().tobytes():
+        return np.array(tf.io.parse_tensor(serialized, dtype))
+    with contextlib.suppress(tf.errors.OpError):
+        tensor = tf.io.parse_tensor(content, dtype)
+        if tf.io.serialize_tensor(tensor).numpy() == content:
+            return np.array(tensor)
+    raise pipeline.damaged(file)
 
 
 def compare(training: Files, folder: pathlib.Path, shown: int = 6) -> None:
@@ -118,7 +130,7 @@ def compare(training: Files, folder: pathlib.Path, shown: int = 6) -> None:
 def _images(files: Files) -> list[np.ndarray]:
     """The images of a corpus, (height, width) each, by the names of their cases."""
     ordered = sorted(files, key=_case_of)
-    return [read(entry, "image2d")[..., 0] for entry in ordered]
+    return [read(entry["image2d"], "image2d")[..., 0] for entry in ordered]
 
 
 def _spread(values: Sequence[float]) -> dict[str, float]:
