@@ -78,12 +78,15 @@ def read(path: str, name: str) -> np.ndarray:
     Raises:
       UserError: see `pipeline.stored`.
     """
-    with contextlib.suppress(tf.errors.OpError, OSError):
-        content = pathlib.Path(path).read_bytes()
-        tensor = tf.io.parse_tensor(content, pipeline.KINDS[name].dtype)
-        if tf.io.serialize_tensor(tensor).numpy() == content:
-            return np.array(tensor)
-    return np.array(pipeline.stored(path, name))
+    try:
+        return np.array(pipeline.stored(path, name))
+    except UserError:
+        with contextlib.suppress(tf.errors.OpError, OSError):
+            content = pathlib.Path(path).read_bytes()
+            tensor = tf.io.parse_tensor(content, pipeline.KINDS[name].dtype)
+            if tf.io.serialize_tensor(tensor).numpy() == content:
+                return np.array(tensor)
+        raise
 
 
 def compare(training: Files, folder: pathlib.Path, shown: int = 6) -> None:
