@@ -197,25 +197,42 @@ class Worker:
     """
 
     def __init__(self, side: Side) -> None:
-        context = multiprocessing.get_context("spawn")
+        self._side = side
+        self.peak = 0.0
+        self.start()
+
+    def start(self) -> None:
+        """Starts the process and waits until the side is ready and has warmed up.
+
+        Raises:
+          SideFailed: it cannot be made ready.
+        """
+        context, side = multiprocessing.get_context("spawn"), self._side
         self._pipe, theirs = context.Pipe()
         given = (theirs, side.factory, dict(side.arguments), dict(side.environment))
         self._process = context.Process(target=_serve, args=given, daemon=False)
         self._process.start()
         theirs.close()
-        self.peak = 0.0
         self.facts, self.answer = self._received()
 
     def round(self) -> float:
-        """Seconds of a step."""
-        self._pipe.send("round")
-        seconds, self.peak = self._received()
+        """Seconds of a step.
+
+        Raises:
+          SideFailed: the process has ended.
+        """
+        with contextlib.suppress(BrokenPipeError):
+            self._pipe.send("round")
+        try:
+            seconds, self.peak = self._received()
+        except SideFailed as failed:
+            raise SideFailed(f"{self._side.name}: {failed}") from None
         return float(seconds)
 
     def _received(self) -> tuple[Any, Any]:
         try:
             kind, first, second = self._pipe.recv()
-        except EOFError:
+        except (EOFError, ConnectionResetError):
             self._process.join()
             raise SideFailed(f"its process ended, exit code {self._process.exitcode}") from None
         if kind == "failed":
@@ -269,10 +286,13 @@ class Quiet:
     Attributes:
       rounds: that are wanted.
       most_others: CPUs that other processes may take during each side's part of it.
+      one_at_a_time: the processes of the sides do not live side by side, as they would not fit into
+        memory; each gets ready anew for each round.
     """
 
     rounds: int
     most_others: float
+    one_at_a_time: bool = False
 
 
 def compared(sides: Sequence[Side], quiet: Quiet, tolerance: Tolerance) -> dict[str, Any]:
@@ -297,6 +317,8 @@ def compared(sides: Sequence[Side], quiet: Quiet, tolerance: Tolerance) -> dict[
                 continue
             try:
                 workers[side.name] = Worker(side)
+                if quiet.one_at_a_time:
+                    workers[side.name].close()
             except SideFailed as error:
                 left_out[side.name] = str(error)
         differences = _differences(workers, tolerance)
@@ -354,8 +376,12 @@ def _alternated(workers: Mapping[str, Worker], quiet: Quiet) -> tuple[dict[str, 
         names = list(workers)[:: -1 if (count + thrown) % 2 else 1]
         this, noise = {}, 0.0
         for name in names:
+            if quiet.one_at_a_time:
+                workers[name].start()
             with Meter() as meter:
                 this[name] = workers[name].round()
+            if quiet.one_at_a_time:
+                workers[name].close()
             noise = max(noise, meter.others)
         if noise > quiet.most_others:
             thrown += 1

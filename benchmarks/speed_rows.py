@@ -29,12 +29,14 @@ class Row:
       sides: (folder for files, whether all is tiny) -> sides, ours first.
       rounds: that count, unless others are asked for.
       tolerance: of the answers.
+      one_at_a_time: see `harness.Quiet`.
     """
 
     title: str
     sides: Callable[[pathlib.Path, bool], list[Side]]
     rounds: int = 7
     tolerance: Tolerance = dataclasses.field(default_factory=Tolerance)
+    one_at_a_time: bool = False
 
     def measured(self, folder: pathlib.Path, tiny: bool, quiet: Quiet) -> dict[str, Any]:
         """The result, see `harness.compared`."""
@@ -295,10 +297,10 @@ ROWS: dict[str, Row] = {
     "usegnet": Row("USegNet-DS-HAS, inference, 64x48x72", usegnet, tolerance=Tolerance(1e-3, 0.5)),
     "usegnet-training": Row("USegNet-DS-HAS, training step, 64x48x72", usegnet_training),
     "usegnet-volume": Row("USegNet-DS-HAS, inference, 155x103x176", usegnet_volume, rounds=3),
-    "embryo": Row("embryo cascade, 210x281x282", embryo, rounds=3),
+    "embryo": Row("embryo cascade, 210x281x282", embryo, rounds=3, one_at_a_time=True),
     "embryo-windows": Row("sliding windows, 210x281x282, extrapolated", embryo_windows, rounds=1),
     "ct": Row("CT, 192x192x192", ct),
-    "ct-whole": Row("CT, 600x512x512", ct_whole, rounds=1),
+    "ct-whole": Row("CT, 600x512x512", ct_whole, rounds=1, one_at_a_time=True),
     "pyramid-1": Row("pyramid, training step, 1 x 64x64x64", pyramid(1)),
     "pyramid-3": Row("pyramid, training step, 3 x 64x64x64", pyramid(3), rounds=5),
     "online": Row("online rendering, iteration, 2 x 320x320", online(False), rounds=3),

@@ -23,7 +23,7 @@ def logging(path, name):
     def step():
         with open(path, "a") as file:
             file.write(f"{name}\n")
-        time.sleep(1.05)  # one step a round
+        return 10.0  # one step a round
 
     return Ready(step)
 
@@ -38,6 +38,28 @@ def broken():
 
 def dying():
     os._exit(3)
+
+
+def dying_later():
+    """Lives through its warm-up."""
+    steps = iter([lambda: 1.0])
+    return Ready(lambda: next(steps, dying)())
+
+
+def alone(folder, log):
+    """A step that fails where another such side lives."""
+    (folder / f"lives_{os.getpid()}").touch()
+    for other in folder.glob("lives_*"):
+        number = int(other.name.split("_")[1])
+        if number != os.getpid() and pathlib.Path(f"/proc/{number}").exists():
+            raise ValueError("other sides live")
+
+    def step():
+        with open(log, "a") as file:
+            file.write("step\n")
+        return 10.0  # one step a round
+
+    return Ready(step)
 
 
 def burn(seconds):
