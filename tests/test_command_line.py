@@ -337,16 +337,16 @@ with quick_imports():
     for declaration in registry.declarations().values():
         declaration.load()
 print(*sys.modules)
-import matplotlib.figure, scipy.ndimage
+import jax, matplotlib.figure, scipy.ndimage
 """
 
 
 def test_a_prediction_waits_for_nothing_that_it_does_not_need():
-    """Keras and TensorFlow would import Matplotlib and SciPy; both can be imported afterwards."""
+    """Keras and TensorFlow would import these libraries, which can be imported afterwards."""
     command = [sys.executable, "-c", QUICK]
     done = subprocess.run(command, check=True, capture_output=True, encoding="utf-8")
     modules = set(done.stdout.split())
     assert {"keras", "tensorflow", "tf_autoctx.systems.embryo.system"} <= modules
-    assert not {"matplotlib", "scipy", "skimage", "plotly"} & modules
+    assert not {"jax", "matplotlib", "scipy", "skimage", "plotly"} & modules
     writing = helpers.modules_after("import tf_autoctx.systems.shared.results")
     assert not {"keras", "tensorflow", "matplotlib", "scipy"} & writing

@@ -19,7 +19,7 @@ from tf_autoctx import configuration, errors, files
 T = TypeVar("T")
 Presets = Mapping[str, Mapping[str, Any]]
 INTERRUPTED = 130  # exit code
-UNWANTED = ("matplotlib", "scipy")  # see `quick_imports`
+UNWANTED = ("jax", "matplotlib", "scipy")  # see `quick_imports`
 HELP = ("--help", "-h", "--helpfull", "--helpshort", "-help")
 
 
@@ -27,9 +27,9 @@ HELP = ("--help", "-h", "--helpfull", "--helpshort", "-help")
 def quick_imports() -> Iterator[None]:
     """TensorFlow and Keras are imported in the block as quickly as may be.
 
-    Keras tries to import Matplotlib, and TensorFlow SciPy, which they need for nothing that is done
-    here: they find neither. The garbage collector would look through hundreds of thousands of new
-    objects again and again; once they are there, it never does.
+    Keras tries to import Matplotlib, and TensorFlow SciPy and JAX, which they need for nothing that
+    is done here: they find none of them. The garbage collector would look through hundreds of
+    thousands of new objects again and again; once they are there, it never does.
     """
     hidden = [name for name in UNWANTED if name not in sys.modules]
     sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]  # as Python marks them
