@@ -197,22 +197,14 @@ class Worker:
     """
 
     def __init__(self, side: Side) -> None:
-        self._side = side
-        self.peak = 0.0
-        self.start()
-
-    def start(self) -> None:
-        """Starts the process and waits until the side is ready and has warmed up.
-
-        Raises:
-          SideFailed: it cannot be made ready.
-        """
-        context, side = multiprocessing.get_context("spawn"), self._side
+        context = multiprocessing.get_context("spawn")
+        self._name = side.name
         self._pipe, theirs = context.Pipe()
         given = (theirs, side.factory, dict(side.arguments), dict(side.environment))
         self._process = context.Process(target=_serve, args=given, daemon=False)
         self._process.start()
         theirs.close()
+        self.peak = 0.0
         self.facts, self.answer = self._received()
 
     def round(self) -> float:
@@ -226,7 +218,7 @@ class Worker:
         try:
             seconds, self.peak = self._received()
         except SideFailed as failed:
-            raise SideFailed(f"{self._side.name}: {failed}") from None
+            raise SideFailed(f"{self._name}: {failed}") from None
         return float(seconds)
 
     def _received(self) -> tuple[Any, Any]:
@@ -236,6 +228,7 @@ class Worker:
             self._process.join()
             raise SideFailed(f"its process ended, exit code {self._process.exitcode}") from None
         if kind == "failed":
+            self._process.join()
             raise SideFailed(first)
         return first, second
 
@@ -286,13 +279,10 @@ class Quiet:
     Attributes:
       rounds: that are wanted.
       most_others: CPUs that other processes may take during each side's part of it.
-      one_at_a_time: the processes of the sides do not live side by side, as they would not fit into
-        memory; each gets ready anew for each round.
     """
 
     rounds: int
     most_others: float
-    one_at_a_time: bool = False
 
 
 def compared(sides: Sequence[Side], quiet: Quiet, tolerance: Tolerance) -> dict[str, Any]:
@@ -317,8 +307,6 @@ def compared(sides: Sequence[Side], quiet: Quiet, tolerance: Tolerance) -> dict[
                 continue
             try:
                 workers[side.name] = Worker(side)
-                if quiet.one_at_a_time:
-                    workers[side.name].close()
             except SideFailed as error:
                 left_out[side.name] = str(error)
         differences = _differences(workers, tolerance)
@@ -376,12 +364,8 @@ def _alternated(workers: Mapping[str, Worker], quiet: Quiet) -> tuple[dict[str, 
         names = list(workers)[:: -1 if (count + thrown) % 2 else 1]
         this, noise = {}, 0.0
         for name in names:
-            if quiet.one_at_a_time:
-                workers[name].start()
             with Meter() as meter:
                 this[name] = workers[name].round()
-            if quiet.one_at_a_time:
-                workers[name].close()
             noise = max(noise, meter.others)
         if noise > quiet.most_others:
             thrown += 1

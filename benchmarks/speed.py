@@ -62,7 +62,7 @@ def main(given: Given) -> None:
     chosen, failed = given.configured(Speed), False
     for name in chosen.rows:
         row = ROWS[name]
-        quiet = Quiet(chosen.rounds or row.rounds, chosen.most_others, row.one_at_a_time)
+        quiet = Quiet(chosen.rounds or row.rounds, chosen.most_others)
         print(f"{name}: {row.title}{' (tiny)' * chosen.tiny}", flush=True)
         try:
             with tempfile.TemporaryDirectory() as folder:

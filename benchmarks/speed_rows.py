@@ -29,18 +29,28 @@ class Row:
       sides: (folder for files, whether all is tiny) -> sides, ours first.
       rounds: that count, unless others are asked for.
       tolerance: of the answers.
-      one_at_a_time: see `harness.Quiet`.
+      apart: a precision after the other, as the processes of both would not fit into memory.
     """
 
     title: str
     sides: Callable[[pathlib.Path, bool], list[Side]]
     rounds: int = 7
     tolerance: Tolerance = dataclasses.field(default_factory=Tolerance)
-    one_at_a_time: bool = False
+    apart: bool = False
 
     def measured(self, folder: pathlib.Path, tiny: bool, quiet: Quiet) -> dict[str, Any]:
         """The result, see `harness.compared`."""
-        return harness.compared(self.sides(folder, tiny), quiet, self.tolerance)
+        sides = self.sides(folder, tiny)
+        if not self.apart:
+            return harness.compared(sides, quiet, self.tolerance)
+        first, second = (
+            harness.compared([s for s in sides if precision in s.name], quiet, self.tolerance)
+            for precision in PRECISIONS
+        )
+        merged = {name: first[name] | second[name] for name in ("sides", "left_out")}
+        rounds = min(first["rounds"], second["rounds"])
+        thrown_away = first["thrown_away"] + second["thrown_away"]
+        return {**first, **merged, "rounds": rounds, "thrown_away": thrown_away}
 
 
 # Sides that several rows have
@@ -233,6 +243,7 @@ def cold_start(folder: pathlib.Path, tiny: bool) -> list[Side]:
     harness.called(command_sides.write_scan, scan, task.size)
     models = {"run folder": run, "export": run / "saved_model"}
     scripts = ("predict.py", "train_fetal_head.py", "eval/score.py", "serving/client.py")
+    alone = ["-c", "import tensorflow"]  # which no prediction can do without
     return [
         *(
             Side(
@@ -251,6 +262,7 @@ def cold_start(folder: pathlib.Path, tiny: bool) -> list[Side]:
             for name, model in models.items()
         ),
         *(Side(f"{name} --help", command, {"words": [name, "--help"]}) for name in scripts),
+        Side("import tensorflow", command, {"words": alone}),
     ]
 
 
@@ -297,10 +309,10 @@ ROWS: dict[str, Row] = {
     "usegnet": Row("USegNet-DS-HAS, inference, 64x48x72", usegnet, tolerance=Tolerance(1e-3, 0.5)),
     "usegnet-training": Row("USegNet-DS-HAS, training step, 64x48x72", usegnet_training),
     "usegnet-volume": Row("USegNet-DS-HAS, inference, 155x103x176", usegnet_volume, rounds=3),
-    "embryo": Row("embryo cascade, 210x281x282", embryo, rounds=3, one_at_a_time=True),
+    "embryo": Row("embryo cascade, 210x281x282", embryo, rounds=3, apart=True),
     "embryo-windows": Row("sliding windows, 210x281x282, extrapolated", embryo_windows, rounds=1),
     "ct": Row("CT, 192x192x192", ct),
-    "ct-whole": Row("CT, 600x512x512", ct_whole, rounds=1, one_at_a_time=True),
+    "ct-whole": Row("CT, 600x512x512", ct_whole, rounds=1, apart=True),
     "pyramid-1": Row("pyramid, training step, 1 x 64x64x64", pyramid(1)),
     "pyramid-3": Row("pyramid, training step, 3 x 64x64x64", pyramid(3), rounds=5),
     "online": Row("online rendering, iteration, 2 x 320x320", online(False), rounds=3),

@@ -46,20 +46,14 @@ def dying_later():
     return Ready(lambda: next(steps, dying)())
 
 
-def alone(folder, log):
-    """A step that fails where another such side lives."""
-    (folder / f"lives_{os.getpid()}").touch()
-    for other in folder.glob("lives_*"):
-        number = int(other.name.split("_")[1])
-        if number != os.getpid() and pathlib.Path(f"/proc/{number}").exists():
-            raise ValueError("other sides live")
-
-    def step():
-        with open(log, "a") as file:
-            file.write("step\n")
-        return 10.0  # one step a round
-
-    return Ready(step)
+def alone(folder, precision):
+    """A step that fails where a side of another precision lives."""
+    (folder / f"{precision} {os.getpid()}").touch()
+    for path in folder.iterdir():
+        other, number = path.name.split()
+        if other != precision and pathlib.Path(f"/proc/{number}").exists():
+            raise ValueError(f"{other} lives")
+    return Ready(lambda: 1.0)
 
 
 def burn(seconds):

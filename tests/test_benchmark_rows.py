@@ -19,6 +19,7 @@ import convolutions
 import gpu
 import gpu_page
 import harness
+import made_up_sides
 import our_sides
 import pages
 import peer_sides
@@ -180,6 +181,23 @@ def test_rows_name_their_sides_and_peers(tmp_path, monkeypatch):
     usegnet = [side.name for side in speed_rows.ROWS["usegnet"].sides(tmp_path, True)]
     assert "PyTorch, compiled, channels last, bfloat16" in usegnet
     assert "convolutions alone, float32" in usegnet and usegnet[0] == "export, float32"
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_precisions_are_timed_apart_where_both_would_not_fit(tmp_path, apart):
+    def sides(folder, tiny):
+        return [
+            harness.Side(f"{name}, {precision}", made_up_sides.alone, given)
+            for name in "ab"
+            for precision in ("float32", "bfloat16")
+            for given in [{"folder": folder, "precision": precision}]
+        ]
+
+    row = speed_rows.Row("large", sides, apart=apart)
+    told = row.measured(tmp_path, True, harness.Quiet(2, 1e9))
+    measured = {"a, float32", "b, float32"} | ({"a, bfloat16", "b, bfloat16"} if apart else set())
+    assert set(told["sides"]) == measured and told["rounds"] == 2
+    assert set(told["left_out"].values()) == (set() if apart else {"ValueError: float32 lives"})
 
 
 def test_a_row_is_measured_and_kept(tmp_path, capsys):

@@ -121,16 +121,6 @@ def test_sides_take_turns_and_turn_round(tmp_path):
     assert log.read_text().split() == [*"abc", *"abc", *"cba"]
 
 
-def test_large_sides_live_one_at_a_time(tmp_path):
-    log = tmp_path / "log"
-    chosen = [Side(name, made_up.alone, {"folder": tmp_path, "log": log}) for name in "abc"]
-    told = harness.compared(chosen, Quiet(2, 1e9, one_at_a_time=True), Tolerance())
-    assert told["left_out"] == {} and told["rounds"] == 2
-    assert log.read_text().split() == ["step"] * 15  # 3 at first, 6 a round with its warm-up
-    told = harness.compared(chosen, Quiet(1, 1e9), Tolerance())
-    assert told["left_out"] == dict.fromkeys("bc", "ValueError: other sides live")
-
-
 def test_a_side_that_dies_later_ends_the_row():
     chosen = [*sides("ours"), Side("killed", made_up.dying_later)]
     with pytest.raises(harness.SideFailed, match="killed: its process ended, exit code 3"):
