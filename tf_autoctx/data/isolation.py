@@ -35,7 +35,6 @@ from tf_autoctx.errors import UserError
 
 K = TypeVar("K", bound=Hashable)
 Function = Callable[..., Any]
-_Parcel = list[bytes | bytearray | memoryview]  # a pickle, and the memory of arrays in it
 
 # A program of its own rather than a copy of this one, whose threads would not survive it, and
 # rather than one that runs the user's script once more, as `multiprocessing` does.
@@ -165,6 +164,18 @@ class _Message(NamedTuple):
     warnings: list[tuple[int, str]]  # (level of absl, text)
 
 
+class _Parcel(NamedTuple):
+    """What goes from one process to another.
+
+    Attributes:
+      parts: its pickle, and the memory of large arrays in it as it is, without a copy.
+      thing: what it is, which keeps that memory: an array may lie in an image of a library.
+    """
+
+    parts: list[bytes | bytearray | memoryview]
+    thing: Any = None
+
+
 class _Worker:
     """A process and the connection to it."""
 
@@ -270,28 +281,27 @@ def _end_with(parent: int) -> None:
 
 
 def _packed(thing: Any) -> _Parcel:
-    """What is pickled, and the memory of large arrays in it as it is, without a copy."""
     buffers: list[pickle.PickleBuffer] = []
     pickled = pickle.dumps(thing, pickle.HIGHEST_PROTOCOL, buffer_callback=buffers.append)
-    return [pickled, *(buffer.raw() for buffer in buffers)]
+    return _Parcel([pickled, *(buffer.raw() for buffer in buffers)], thing)
 
 
 def _unpacked(parcel: _Parcel) -> Any:
-    pickled, *buffers = parcel
+    pickled, *buffers = parcel.parts
     return pickle.loads(pickled, buffers=buffers)
 
 
 def _send(to: connection.Connection, parcel: _Parcel) -> None:
-    to.send([memoryview(part).nbytes for part in parcel])
-    for part in parcel:
+    to.send([memoryview(part).nbytes for part in parcel.parts])
+    for part in parcel.parts:
         to.send_bytes(part)
 
 
 def _receive(of: connection.Connection) -> _Parcel:
-    parcel = [bytearray(size) for size in of.recv()]
-    for part in parcel:
+    parts = [bytearray(size) for size in of.recv()]
+    for part in parts:
         of.recv_bytes_into(part)
-    return [*parcel]
+    return _Parcel([*parts])
 
 
 def _done(task: _Parcel) -> _Parcel:
