@@ -37,8 +37,9 @@ def unexported():
 LONGEST = """
 run_folder order train_multi_organ multi_organ train_renderer scripts renderer train_embryo score
 wheel embryo sliding_windows unet3d training embryo_models client tiling orientation models
-report_page fetal_head adding_a_system renderer_models phantom_embryo isolation fetal_head_tables
-phantom_abdomen embryo_tables integrity start subvolumes export phantoms augment pipeline
+report_page benchmark_rows without_tensorflow fetal_head adding_a_system renderer_models
+phantom_embryo isolation fetal_head_tables phantom_abdomen embryo_tables integrity start
+subvolumes export phantoms augment pipeline
 """
 
 

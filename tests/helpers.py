@@ -1,6 +1,7 @@
 """What several tests share; `import helpers` works because pytest puts this folder on the path."""
 
 import importlib
+import pathlib
 import pkgutil
 import signal
 import subprocess
@@ -24,6 +25,12 @@ def seeds(count):
     import tensorflow as tf
 
     return [tf.constant([3, number], tf.int64) for number in range(count)]
+
+
+def contents(folder):
+    """{path below a folder: bytes} of its files."""
+    files = [path for path in pathlib.Path(folder).rglob("*") if path.is_file()]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
 def graph(function, channels=1):
@@ -76,6 +83,16 @@ def modules_after(code):
     """Names of all modules of a fresh interpreter that has run the code."""
     command = [sys.executable, "-c", f"{code}\nimport sys\nprint(*sys.modules)"]
     return set(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split())
+
+
+def in_other_processes(monkeypatch, function, letters):
+    """Lets a function of `isolated` change the package for files of a name with these letters, in
+    all processes of pools."""
+    from tf_autoctx.data import isolation
+
+    begin, end = isolation.PROGRAM.split("{start}")
+    patch = f"import isolated; isolated.{function}({letters!r}); "
+    monkeypatch.setattr(isolation, "PROGRAM", begin + patch + "{start}" + end)
 
 
 def shadowed(package):

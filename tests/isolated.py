@@ -3,8 +3,11 @@
 import ctypes
 import os
 import pathlib
+import pickle
 import signal
+import sys
 import threading
+import time
 
 import numpy as np
 from absl import logging
@@ -42,15 +45,65 @@ def work(path, what):
         case "print":
             print("noise")
             os.write(2, b"noise")
+        case "wait":
+            until = time.monotonic() + 60
+            while not os.path.exists(path):
+                assert time.monotonic() < until
+                time.sleep(0.01)
+        case "modules":
+            return list(sys.modules)
         case "large":
             return np.arange(3_000_000)
+        case "lent":
+            return Lent()
     return what
+
+
+class Lent:
+    """An object of a library that is sent by its memory, and takes that back when it ends."""
+
+    def __init__(self):
+        self.memory = np.arange(1000)
+
+    def __reduce_ex__(self, protocol):
+        return bytes, (pickle.PickleBuffer(self.memory),)
+
+    def __del__(self):
+        self.memory[:] = 0
 
 
 def busy(path):
     """Writes its process's number and holds the interpreter's lock, as a library would."""
     pathlib.Path(path).write_text(str(os.getpid()))
     ctypes.PyDLL(None).sleep(60)
+
+
+def refuse_at(letters):
+    """Lets nothing be written to files of a name with these letters."""
+    from tf_autoctx.data import images
+
+    write = images.write
+
+    def refuse(path, *arguments):
+        if letters in str(path):
+            raise UserError(f"{path}: refused; expected another.")
+        write(path, *arguments)
+
+    images.write = refuse
+
+
+def end_at(letters):
+    """Lets the process be killed that writes files of a name with these letters."""
+    from tf_autoctx.data import images
+
+    write = images.write
+
+    def end(path, *arguments):
+        if letters in str(path):
+            os.kill(os.getpid(), signal.SIGKILL)
+        write(path, *arguments)
+
+    images.write = end
 
 
 def abort_at(letters):

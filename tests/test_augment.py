@@ -4,12 +4,13 @@ import itertools
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers import grey, seeds
+from helpers import grey, noise, seeds
 from scipy import ndimage
+from tensorflow.python.framework import kernels
 
 from tf_autoctx.data import augment
 from tf_autoctx.data.augment import augmented
-from tf_autoctx.data.configuration import Augmentation, RigidMotion
+from tf_autoctx.data.configuration import Augmentation, Deformation, RigidMotion
 
 
 def counted(*spatial):
@@ -324,6 +325,67 @@ def test_no_rigid_motion_changes_nothing_and_the_outside_continues_the_edge_with
     depths = {**sample, "image": tf.range(6.0)[:, None, None, None] * image**0}
     far = augment.moved(depths, [1, 4], RigidMotion(0.0, 50, False))
     assert set(np.unique(far["image"])) <= {0.0, 5.0} and not np.any(far["label"])
+
+
+# On an accelerator
+
+LABEL = np.zeros((17, 35, 20, 1), np.uint8)
+LABEL[4:9, 9:30, 5:14] = 1
+# As a step has it on a GPU, which looks up no integers of 8 bits
+SAMPLE = {"image": tf.constant(noise(17, 35, 20, 1)), "label": tf.cast(LABEL, tf.float32)}
+CHANGES = {
+    "augmented": functools.partial(augmented, augmentation=EVERYTHING),
+    "moved": functools.partial(augment.moved, motion=RigidMotion(180.0, 3, True)),
+}
+
+
+def nodes(function, *arguments):
+    """The operations of a graph, those of its loops and branches too."""
+    graph = tf.function(function, autograph=False).get_concrete_function(*arguments).graph
+    yield from graph.get_operations()
+    for name in graph._functions:  # TensorFlow has no public way to them
+        yield from graph._get_function(name).graph.get_operations()
+
+
+def deformed(seed):
+    spacing = tf.constant([1.0, 0.8, 1.3])
+    return augment.deformed(Deformation(), [np.arange(-4, 5.0)], seed, 2, spacing)
+
+
+@pytest.mark.parametrize("name", ["moved", "deformed"])
+def test_places_are_no_matrix_products(name):
+    """On a GPU those may be of TensorFloat-32, whose 10 bits move voxels."""
+    sample = {**SAMPLE, "spacing": tf.ones(3)}
+    graph = nodes(CHANGES["moved"], sample, (1, 2)) if name == "moved" else nodes(deformed, (1, 2))
+    kinds = {node.type for node in graph}
+    assert "AddV2" in kinds and not [kind for kind in kinds if "MatMul" in kind or kind == "Einsum"]
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_gpu_leaves_no_voxels_to_the_host(name):
+    """As it does where an operation has no kernel for it, or one of int32 in the host's memory."""
+    registered, checked = kernels.get_all_registered_kernels().kernel, set()
+    on_gpu = [kernel for kernel in registered if kernel.device_type in ("GPU", "DEFAULT")]
+    if not any(kernel.op == "Conv3D" for kernel in on_gpu):
+        pytest.skip("a TensorFlow without GPU kernels")
+    sample = {**SAMPLE, "spacing": tf.ones(3)} if name == "moved" else SAMPLE
+    for node in nodes(CHANGES[name], sample, (1, 2)):
+        if not any((output.shape.rank or 0) >= 3 for output in node.outputs):
+            continue  # places along an axis, numbers of blocks
+        fitting = [
+            kernel
+            for kernel in on_gpu
+            if kernel.op == node.type
+            and all(
+                node.get_attr(constraint.name).as_datatype_enum
+                in constraint.allowed_values.list.type
+                for constraint in kernel.constraint
+            )
+        ]
+        outputs = {argument.name for argument in node.op_def.output_arg}
+        assert any(not outputs & set(kernel.host_memory_arg) for kernel in fitting), node
+        checked.add(node.type)
+    assert checked >= {"Mul", "SelectV2", "GatherV2"}
 
 
 # Appearance of 2D images.

@@ -217,7 +217,7 @@ def test_labels_lie_on_each_image_s_own_grid(models, tmp_path, protocol):
         assert label.dtype == np.uint8 and 0 < label.mean() < 1
         np.testing.assert_array_equal(label, voxels > 120)
         expected = 1 / (1 + np.exp((120 - voxels.astype(float)) / 10))
-        np.testing.assert_allclose(probability, expected, 1e-4)
+        np.testing.assert_allclose(probability, expected, 5e-4)
 
 
 @pytest.mark.parametrize("protocol", ["rest", "grpc"])
@@ -232,7 +232,7 @@ def test_probabilities_of_several_classes_are_values_of_a_voxel(models, tmp_path
     expected = classes(array(image).astype(np.float32)[None, ..., None])
     file = tmp_path / "both" / "probabilities" / "ct.nii.gz"
     assert sitk.ReadImage(file).GetNumberOfComponentsPerPixel() == 3
-    np.testing.assert_allclose(array(file), expected["probability"][0], atol=1e-6)
+    np.testing.assert_allclose(array(file), expected["probability"][0], 5e-4)
     for output in ("label", "both"):
         label = array(tmp_path / output / "ct.nii.gz")
         np.testing.assert_array_equal(label, expected["label"][0, ..., 0])

@@ -25,9 +25,9 @@ def randomize(model):
 
 
 def test_parameters_of_the_papers_width():
-    # A convolution comes with a bias, scale, shift and slope of each channel.
+    # A convolution comes with a scale, shift and slope of each channel.
     def conv(kernel, old, new):
-        return kernel**3 * old * new + 4 * new
+        return kernel**3 * old * new + 3 * new
 
     image = conv(5, 1, 16) + 1 * 16 + 16  # and a 1x1x1 convolution to the width of the first stage
     down = [2 * conv(5, 32, 32), 3 * conv(5, 64, 64), 3 * conv(5, 128, 128), 3 * conv(5, 256, 256)]
@@ -36,8 +36,13 @@ def test_parameters_of_the_papers_width():
     up = [3 * conv(5, 256, 256), 3 * conv(5, 128, 128), 2 * conv(5, 64, 64), conv(5, 32, 32)]
     by_hand = image + sum(down) + sum(strided) + sum(deconvs) + sum(up) + 32 * 3 + 3
     model = vnet((160, 160, 160, 1))
-    assert model.count_params() == by_hand == 65_182_291
+    assert model.count_params() == by_hand == 65_178_835
     assert model.output_shape == (None, 160, 160, 160, 3)
+
+
+def bias(layer):
+    """Of a convolution; one before a normalization has none."""
+    return layer.bias.value if layer.use_bias else 0.0
 
 
 SMALL = VNetOptions(base_filters=2, depth=4, kernel=3)
@@ -65,7 +70,7 @@ def written_out(model, x, without=()):
         )
 
     convs, deconvs = in_order("conv3d"), in_order("conv3d_transpose")
-    norms, slopes, stages = in_order("group_normalization"), in_order("p_re_lu"), iter(range(7))
+    norms, slopes, stages = in_order("instance_normalization"), in_order("p_re_lu"), iter(range(7))
 
     def part(name, x):
         return tf.zeros_like(x) if name in without else x
@@ -73,7 +78,7 @@ def written_out(model, x, without=()):
     def conv(x, kernel, stride=1):
         layer = next(convs)
         assert layer.kernel_size == (kernel,) * 3
-        return tf.nn.conv3d(x, layer.kernel.value, [1, *[stride] * 3, 1], "SAME") + layer.bias.value
+        return tf.nn.conv3d(x, layer.kernel.value, [1, *[stride] * 3, 1], "SAME") + bias(layer)
 
     def normed(x):
         layer, (mean, variance) = next(norms), tf.nn.moments(x, [1, 2, 3], keepdims=True)
@@ -91,10 +96,7 @@ def written_out(model, x, without=()):
     def up(x):
         layer = next(deconvs)
         size = [x.shape[0], *(2 * n for n in x.shape[1:4]), layer.filters]
-        x = (
-            tf.nn.conv3d_transpose(x, layer.kernel.value, size, [1, 2, 2, 2, 1], "SAME")
-            + layer.bias.value
-        )
+        x = tf.nn.conv3d_transpose(x, layer.kernel.value, size, [1, 2, 2, 2, 1], "SAME")
         return prelu(normed(x))
 
     skips = [stage(x, 1)]
@@ -139,7 +141,6 @@ def test_every_input_channel_and_weight_changes_the_answer(channels):
         noise(1, 8, 8, 12, channels),
     )
     x = tf.constant(x)
-    # A bias before a normalization has no gradient.
     weights = [weight for weight in model.trainable_weights if not weight.path.endswith("/bias")]
     with tf.GradientTape() as tape:
         tape.watch(x)
@@ -175,7 +176,7 @@ def test_one_resolution_is_one_stage():
     # a head of 2.
     assert (
         vnet((None, None, None, 4), 2, VNetOptions(base_filters=4, depth=1)).count_params()
-        == 125 * 16 + 4 + 2 * 4 + 4 + 4 * 2 + 2
+        == 125 * 16 + 2 * 4 + 4 + 4 * 2 + 2
     )
 
 
@@ -214,9 +215,9 @@ def test_mixed_bfloat16_is_near_float32_with_its_gradients(small, size, bfloat16
 
     assert answers[1].dtype == "float32"
     assert error(*answers) < 0.1 * np.std(answers[0])
-    # Stray memory would be far off; where a single voxel is normalized, both are 0.
+    # Stray memory would be far off; where a single voxel is normalized, both are 0 or nearly so.
     for expected, found in zip(*gradients):
-        assert error(found, expected) <= 0.3 * np.std(expected)
+        assert error(found, expected) <= 0.3 * np.std(expected) + 1e-6
 
 
 # Resampling.

@@ -298,17 +298,15 @@ def test_a_bad_configuration_names_its_field(field, value):
         Cascade(FetalHead(**{field: value})).network()
 
 
-def test_training_view():
-    sample, asked = {"image": noise(3, 20, 20, 1)}, []
+def test_training_patch():
+    patches = [system(variant).training_patch() for variant in ("p-USegNet", "2D-USegNet")]
+    assert patches == [(16, 16, 16), (1, None, None)]
+    assert system().training_patch() == (None, None, None)
 
-    def cut(sample, size):
-        asked.append(size)
-        return {name: x[:1] for name, x in sample.items()}
 
-    assert system().training_view(sample, cut) is sample and not asked
-    system("p-USegNet").training_view(sample, cut)
-    assert system("2D-USegNet").training_view(sample, cut)["image"].shape == (20, 20, 1)
-    assert asked == [(16, 16, 16), (1, None, None)]
+def test_volumes_lie_in_chunks_of_what_a_pass_sees():
+    chunks = [training.chunk(system(variant)) for variant in ("p-USegNet", "2D-USegNet", "USegNet")]
+    assert chunks == [(32, 32, 32), (1,), ()]
 
 
 def test_training_shape():

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import tensorflow as tf
+from held import held
 
 from tf_autoctx.data import datasets, labels, pipeline
 from tf_autoctx.data.augment import random_erasing
@@ -109,7 +110,8 @@ def multi_organ(folder, ignored):
         return stage.losses({"network": lambda x, training: {"level_1": logits}}, batch)
 
     def score(seed):
-        return stage.score(lambda images: tf.nn.softmax(drawn((1, 8, 8, 8, 3), seed)), sample)
+        classes = np.argmax(drawn((1, 8, 8, 8, 3), seed)[0], axis=-1).astype(np.uint8)
+        return stage.score(lambda images, size: tf.constant(classes), sample)
 
     return loss, score
 
@@ -156,7 +158,9 @@ def peer(folder, ignored):
     def score(seed):
         whole = np.zeros((16, 16, 16, 1), np.float32)  # of the window, which is larger
         whole[:8, :8, :8] = drawn((1, 8, 8, 8, 1), seed)[0]
-        return stage.score(lambda image: tf.constant(whole), sample)
+        label = np.zeros((16, 16, 16, 1), np.uint8)
+        label[:8, :8, :8] = tensors["label"]
+        return stage.score(lambda *_: (tf.constant(whole), tf.constant(label)), sample)
 
     return loss, score
 
@@ -228,7 +232,7 @@ def test_what_discriminators_see_as_real_has_no_ignored_pixels(tmp_path):
     opened = dataclasses.replace(opened, training=opened.training * 3)
     stage = SelfPlayStage(system.rendering, opened)
     sample = {**tensors, "others": (tensors,) * stage.others}
-    real = stage.augment(sample, tf.constant([0, 0]))["real"]
+    real = stage.read(held(sample), tf.constant([0, 0]))["real"]
     assert np.unique(real["d_struct"]).tolist() == [0, 1]
     assert np.unique(real["d_pair"][..., 1]).tolist() == [0, 1]
 

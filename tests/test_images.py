@@ -55,6 +55,50 @@ def test_a_written_volume_is_compressed(tmp_path, suffix):
     assert (tmp_path / f"a{suffix}").stat().st_size < 50**3 / 10
 
 
+def test_a_volume_is_written_as_it_is_where_that_is_wanted(tmp_path):
+    zeros = sitk.Image([50, 50, 50], sitk.sitkUInt8)
+    for name, compressed in (("a.nrrd", False), ("b.mha", False), ("c.nii", True)):
+        images.write(tmp_path / name, zeros, compressed)
+        assert (tmp_path / name).stat().st_size > 50**3
+
+
+@pytest.mark.parametrize(
+    "value, expected",
+    [
+        (0.0, 0.0),
+        (1.0, 1.0),
+        (0.3, 1229 / 4096),  # 1228.8: steps of 2^-12 from 1/4 to 1/2
+        (0.7, 1434 / 2048),  # 1433.6
+        (0.99999, 1.0),
+        (3e-5, 2013 / 2**26),  # 2013.3: as many digits of small values
+        (1e-40, 1e-40),  # less than a float32 with all its digits
+        (0.49999, 2047 / 4096),  # stays below a half
+        (0.5, 0.5),
+        (np.nextafter(np.float32(0.5), np.float32(1)), 1025 / 2048),  # stays above a half
+    ],
+)
+def test_probabilities_keep_ten_bits_of_their_mantissa(value, expected):
+    array = np.full((2, 3), value, np.float32)
+    rounded = images.rounded(array)
+    assert rounded.dtype == np.float32 and rounded.shape == (2, 3)
+    np.testing.assert_allclose(rounded, expected, rtol=1e-6, atol=1e-38)
+    assert array[0, 0] == np.float32(value)
+
+
+def test_rounded_probabilities_compress_and_are_off_by_a_2000th(tmp_path):
+    probability = np.random.default_rng(0).uniform(0, 1, (30, 30, 30)).astype(np.float32)
+    rounded, sizes = images.rounded(probability[..., ::-1])[..., ::-1], []
+    # By twice as much beside a half.
+    np.testing.assert_allclose(rounded, probability, rtol=1 / 1023)
+    away = (rounded != 1025 / 2048) & (rounded != 2047 / 4096)
+    np.testing.assert_allclose(rounded[away], probability[away], rtol=1 / 2047)
+    np.testing.assert_array_equal(np.sign(rounded - 0.5), np.sign(probability - 0.5))
+    for voxels in (probability, rounded):
+        images.write(tmp_path / "a.nii.gz", sitk.GetImageFromArray(voxels))
+        sizes.append((tmp_path / "a.nii.gz").stat().st_size)
+    assert sizes[1] < 0.6 * sizes[0]
+
+
 def test_a_grey_png_has_two_dimensions(tmp_path):
     pixels = np.arange(12, dtype=np.uint8).reshape(3, 4)
     images.write(tmp_path / "a.png", sitk.GetImageFromArray(pixels))

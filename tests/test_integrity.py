@@ -254,7 +254,7 @@ def test_a_flipped_byte_in_a_header_ends_nothing(tmp_path, whole, name):
         path.write_bytes(flipped)
         tasks[number, at, data[at], flipped[at]] = (str(path),)
     with isolation.Pool(1) as pool:
-        outcomes = dict(pool.map(checked, tasks))
+        outcomes = dict(pool.map(checked, tasks.items()))
     refused = 0
     for task, outcome in outcomes.items():
         assert not isinstance(outcome, UserError), (task, outcome)  # an abort, or 10 s

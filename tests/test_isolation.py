@@ -1,11 +1,13 @@
 """Processes that work on files: what comes back, what ends, and what ends with them."""
 
+import functools
 import os
 import pathlib
 import signal
 import subprocess
 import sys
 import time
+import weakref
 
 import helpers
 import isolated
@@ -24,7 +26,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 def outcomes(*tasks, workers=1):
     with isolation.Pool(workers) as pool:
-        return dict(pool.map(isolated.work, {task: (f"{task}.mha", task) for task in tasks}))
+        return dict(pool.map(isolated.work, [(task, (f"{task}.mha", task)) for task in tasks]))
 
 
 @pytest.mark.parametrize(
@@ -57,11 +59,11 @@ def test_a_field_is_shown_as_its_flag():
 def test_a_process_is_used_again_and_replaced_once_it_has_ended():
     with isolation.Pool(1) as pool:
         (first,), (second,) = (
-            dict(pool.map(isolated.work, {"a": ("a", "process")})).values() for _ in range(2)
+            dict(pool.map(isolated.work, [("a", ("a", "process"))])).values() for _ in range(2)
         )
         assert first == second != os.getpid()
-        dict(pool.map(isolated.work, {"a": ("a", "abort")}))
-        ((_, third),) = pool.map(isolated.work, {"a": ("a", "process")})
+        dict(pool.map(isolated.work, [("a", ("a", "abort"))]))
+        ((_, third),) = pool.map(isolated.work, [("a", ("a", "process"))])
         assert third != first
     for process in (first, third):
         assert not alive(process)
@@ -69,10 +71,10 @@ def test_a_process_is_used_again_and_replaced_once_it_has_ended():
 
 def test_a_process_that_ended_while_it_waited_takes_no_file_with_it():
     with isolation.Pool(1) as pool:
-        ((_, process),) = pool.map(isolated.work, {"a": ("a", "process")})
+        ((_, process),) = pool.map(isolated.work, [("a", ("a", "process"))])
         os.kill(process, signal.SIGKILL)
         os.waitid(os.P_PID, process, os.WEXITED | os.WNOWAIT)
-        assert dict(pool.map(isolated.work, {"b": ("b", "fine")})) == {"b": "fine"}
+        assert dict(pool.map(isolated.work, [("b", ("b", "fine"))])) == {"b": "fine"}
 
 
 def test_a_fault_of_ours_is_raised_and_not_a_case():
@@ -102,6 +104,57 @@ def test_a_large_result_comes_whole():
     np.testing.assert_array_equal(outcomes("large")["large"], np.arange(3_000_000))
 
 
+def test_what_is_sent_keeps_its_memory_until_then():
+    """Such as an image of SimpleITK, whose voxels are sent as they lie there."""
+    assert outcomes("lent")["lent"] == np.arange(1000).tobytes()
+
+
+def test_the_next_task_is_made_while_the_process_is_at_work(tmp_path):
+    """The first ends once the second was made, and is told before the third is."""
+    made, told = [], []
+
+    def tasks():
+        for number in range(4):
+            (tmp_path / str(number)).touch()
+            made.append(number)
+            assert len(told) >= number - 1
+            yield number, (str(tmp_path / str(min(number + 1, 3))), "wait")
+
+    with isolation.Pool(1) as pool:
+        for number, _ in pool.map(isolated.work, tasks()):
+            told.append(number)
+            assert len(made) <= number + 2
+    assert told == [0, 1, 2, 3]
+
+
+def test_what_was_sent_is_not_kept_while_the_next_is_made():
+    sent = []
+
+    def tasks():
+        for name in "abc":
+            voxels = np.zeros(5)
+            sent.append(weakref.ref(voxels))
+            yield name, (voxels,)
+            del voxels
+            assert sent[-1]() is None
+
+    with isolation.Pool(1) as pool:
+        assert list(pool.map(len, tasks())) == [("a", 5), ("b", 5), ("c", 5)]
+
+
+def test_a_process_that_is_started_early_has_its_module(tmp_path):
+    with isolation.Pool(1, "wrote", "disk space") as pool:
+        pool.start("wave")  # whatever is not imported anyway
+        (worker,) = pool._idle
+        ((_, process),) = pool.map(isolated.work, [("a", ("a", "process"))])
+        assert process == worker._process.pid
+        ((_, modules),) = pool.map(isolated.work, [("a", ("a", "modules"))])
+        assert "wave" in modules
+        ((_, error),) = pool.map(isolated.work, [("a", ("a.nii", "exit"))])
+        expected = "a.nii, exit: ended the process that wrote it, exit code 3; expected disk space."
+        assert str(error) == expected
+
+
 def test_no_tasks_start_nothing(monkeypatch):
     monkeypatch.setattr(subprocess, "Popen", None)
     assert outcomes() == {}
@@ -113,7 +166,7 @@ def test_a_script_without_a_main_guard_can_read(tmp_path):
     script.write_text(
         "from tf_autoctx.data import isolation\n"
         "with isolation.Pool(2) as pool:\n"
-        "    print(sorted(pool.map(max, {'a': (1, 2), 'b': (3, 4)})))\n"
+        "    print(sorted(pool.map(max, [('a', (1, 2)), ('b', (3, 4))])))\n"
     )
     done = subprocess.run(
         [sys.executable, script], env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
@@ -140,7 +193,7 @@ def test_processes_end_with_their_parent(tmp_path, end):
         "from tf_autoctx.data import isolation\n"
         "import isolated\n"
         "with isolation.Pool(2) as pool:\n"
-        f"    list(pool.map(isolated.busy, {{k: ({str(tmp_path)!r} + k,) for k in 'ab'}}))\n"
+        f"    list(pool.map(isolated.busy, [(k, ({str(tmp_path)!r} + k,)) for k in 'ab']))\n"
     )
     parent = subprocess.Popen(
         [sys.executable, "-c", script],
@@ -177,14 +230,7 @@ def volume(path, seed=0, label=False):
 @pytest.fixture
 def abort_at(monkeypatch):
     """Whatever other processes read of a name with these letters aborts them."""
-    before = isolation.PROGRAM
-
-    def at(letters):
-        patch = f"import isolated; isolated.abort_at({letters!r}); "
-        begin, end = before.split("{start}")
-        monkeypatch.setattr(isolation, "PROGRAM", begin + patch + "{start}" + end)
-
-    return at
+    return functools.partial(helpers.in_other_processes, monkeypatch, "abort_at")
 
 
 def test_predict_goes_on_after_a_file_that_aborts(tmp_path, abort_at, capsys):

@@ -1,6 +1,7 @@
 import csv
 import dataclasses
 import functools
+import itertools
 import re
 import shutil
 import subprocess
@@ -28,7 +29,7 @@ from tf_autoctx.systems.multi_organ import training
 from tf_autoctx.systems.multi_organ.configuration import DECLARATION, MultiOrgan
 from tf_autoctx.systems.multi_organ.presets import PRESETS
 from tf_autoctx.systems.multi_organ.segmentation import Pyramid
-from tf_autoctx.systems.multi_organ.system import MultiOrganSystem
+from tf_autoctx.systems.multi_organ.system import MultiOrganSystem, TilePredictor
 from tf_autoctx.systems.shared import prediction
 from tf_autoctx.systems.shared.session import Session
 from tf_autoctx.training import runs
@@ -72,15 +73,21 @@ def randomize(network, seed=0):
     return network
 
 
+def graphs(seed):
+    """Functions of two levels, as graphs."""
+    network = randomize(pyramid().network(), seed)
+    return [tf.function(unet, reduce_retracing=True) for unet in pyramid().unets(network)]
+
+
 @pytest.fixture(scope="module")
 def unets():
-    """Functions of two levels, as graphs, both of which follow the image."""
-    return training.graphs(pyramid(), randomize(pyramid().network(), seed=2))
+    """Both of them follow the image."""
+    return graphs(seed=2)
 
 
 @pytest.fixture(scope="module")
 def other_unets():
-    return training.graphs(pyramid(), randomize(pyramid().network(), seed=1))
+    return graphs(seed=1)
 
 
 # Before the network.
@@ -232,13 +239,12 @@ def test_level_2_depends_on_level_1(unets, other_unets):
 
 
 def test_tiles(unets):
-    x, steps = raw(30, 17, 16), []
+    x = raw(30, 17, 16)
     small, whole = pyramid(tile_size=16), pyramid(tile_size=32)
     # Level 1: 15 x 9 x 8, one tile. Level 2: tiles of 16 that share 8: 3 along 30, 2 along 17.
     assert (small.configuration.overlap, whole.configuration.overlap) == (8, 16)
     assert (small.tiles((30, 17, 16)), whole.tiles((30, 17, 16))) == (7, 2)
-    tiled = [np.array(level) for level in small.cascade(unets, x, lambda: steps.append(None))]
-    assert len(steps) == 7
+    tiled = [np.array(level) for level in small.cascade(unets, x)]
     untiled = [np.array(level) for level in whole.cascade(unets, x)]
     np.testing.assert_array_equal(tiled[0], untiled[0])
     assert tiled[1].shape == untiled[1].shape and np.any(tiled[1] != untiled[1])
@@ -488,7 +494,7 @@ def test_places_are_drawn_once_from_the_seed_and_the_name_of_the_case(tmp_path):
     expected = subvolumes.places(label, [2, 5], rng)
     kept = pipeline.stored(files[1]["places"], "places").numpy()
     for entry in files:
-        (tmp_path / entry.pop("places")).unlink()
+        shutil.rmtree(tmp_path / entry.pop("places"))
     again = training.with_places(files, pyramid(), seed=7)
     np.testing.assert_array_equal(pipeline.stored(again[1]["places"], "places"), expected)
     assert not np.array_equal(kept, expected) and "places" not in files[1]
@@ -566,7 +572,7 @@ def test_the_loss_of_a_step_is_that_of_all_levels(tmp_path):
     )
     columns = {name: [entry[name] for entry in files] for name in files[0]}
     order = pipeline.Order(seed=seed, steps=1, batch_size=3)
-    [batch] = pipeline.training(columns, draw, order)
+    [(batch, _)] = pipeline.training(columns, draw, order)
     logits = network({f"image_{n}": batch[f"image_{n}"] for n in levels}, training=True)
     dice = [
         float(ops.mean(losses.DiceLoss()(batch[f"label_{n}"], logits[f"level_{n}"])))
@@ -608,7 +614,7 @@ def test_separate_trains_level_after_level(separate):
 
     # Level 1 was trained, then frozen to the bit, moving averages too; level 2 was trained on top.
     alone, below = weights(first, "level_1"), weights(second, "level_1")
-    assert len(alone) == 14 * 6 + 3 * 2 + 2
+    assert len(alone) == 14 * 5 + 3 * 2 + 2
     for a, b in zip(alone.values(), below.values(), strict=True):
         np.testing.assert_array_equal(a, b)
     for trained, level in ((first, "level_1"), (second, "level_2")):
@@ -732,7 +738,7 @@ def test_replicas_keep_the_same_moving_averages(tmp_path):
     )
     assert ended.returncode == 0, ended.stderr[-3000:]
     weights = [line.split()[1:] for line in ended.stdout.splitlines() if line.startswith("WEIGHT ")]
-    assert len(weights) == 3 * (14 * 6 + 3 * 2 + 2)  # of level 1, then of both
+    assert len(weights) == 3 * (14 * 5 + 3 * 2 + 2)  # of level 1, then of both
     assert all(same == finite == "True" for _, _, same, finite, _ in weights)
     for which in ("moving_mean", "moving_variance"):
         moved = [(stage, moved) for stage, name, _, _, moved in weights if name == which]
@@ -760,6 +766,21 @@ def test_every_level_is_evaluated_on_the_original_grid():
     alone = MultiOrganSystem(configuration("no_context", downsampling=(4, 2)), LABELS)
     networks = alone.new_networks(["level_2"])
     assert list(alone.evaluator(networks)(x[0, ..., 0])) == ["level 2"]
+
+
+def test_a_run_is_segmented_in_graphs_that_tell_of_every_tile(capsys):
+    system, x = MultiOrganSystem(configuration(), LABELS), raw(30, 17, 16)
+    networks = {"pyramid": randomize(system.pyramid.network())}
+    predictor = TilePredictor(system, networks)
+    expected = system.pyramid.segment(system.unets(networks), x, probability=True)
+    for probabilities, progress in itertools.product((False, True), repeat=2):
+        output = predictor(x, probabilities, progress)
+        assert ("7/7" in capsys.readouterr().out) == progress
+        np.testing.assert_array_equal(output["label"], expected["label"])
+        assert ("probability" in output) == probabilities
+    np.testing.assert_allclose(output["probability"], expected["probability"], atol=1e-5)
+    predictor(raw(16, 16, 16), False, True)  # a tile a level
+    assert not capsys.readouterr().out
 
 
 def test_signatures_serve_the_label_and_the_probabilities():

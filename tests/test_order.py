@@ -14,7 +14,8 @@ import test_multi_organ
 import test_renderer
 import test_sliding_windows
 import test_training
-from helpers import plain, plain_usegnet, randomize
+from held import held
+from helpers import contents, plain, plain_usegnet, randomize
 
 from tf_autoctx import export, files, metrics
 from tf_autoctx.data import datasets, images, pipeline
@@ -35,7 +36,7 @@ from tf_autoctx.systems.renderer import segmentation as rendering
 from tf_autoctx.systems.renderer import training as renderer
 from tf_autoctx.systems.shared import caching, stages
 from tf_autoctx.systems.shared.session import Session
-from tf_autoctx.training import checkpoints, loop
+from tf_autoctx.training import checkpoints, devices, loop
 from tf_autoctx.training.configuration import Settings
 from tf_autoctx.training.runs import Run
 
@@ -217,7 +218,7 @@ def test_the_maps_of_a_level_that_is_trained_anew_are_made_anew(tmp_path):
         np.testing.assert_array_equal(flat(network.get_weights()), flat(grown[name].get_weights()))
         assert differ(network.get_weights(), before[name].get_weights())
     maps = [tmp_path / run / "level_1" / "probability" / "case_0" for run in ("once", "whole")]
-    assert maps[0].read_bytes() == maps[1].read_bytes()
+    assert contents(maps[0]) == contents(maps[1])
 
 
 @pytest.fixture(scope="module")
@@ -314,8 +315,12 @@ def test_a_pyramid_is_validated_by_its_last_level(tmp_path):
     network = randomize(system.network(), 1)
     sample = pipeline.sample({name: session.training[1][name] for name in stage.columns})
     images = [sample[f"image_{level}"][None] for level in (1, 2)]
-    last = system.probabilities(system.unets(network), images)[-1]
-    np.testing.assert_allclose(stage.graph({"network": network})(images), last, atol=1e-5)
+    size = sample["label"].shape[:3]
+    levels = system.probabilities(system.unets(network), images)
+    first, last = (system.classes(system.label(p, size))[0, ..., 0] for p in levels)
+    classes = stage.graph({"network": network})(images, size)
+    np.testing.assert_array_equal(classes, last)
+    assert np.any(classes != first)
 
 
 # The embryo's stages
@@ -408,7 +413,7 @@ def test_the_rendered_source_is_by_the_networks_that_are_there(
     entries = test_renderer.corpus(tmp_path / "source", cases=4)
     run = tmp_path / "run"
     renderer.train(system, render_session(run, entries, steps=1))
-    old = (run / "rendered" / "case_3" / "image2d").read_bytes()
+    old = contents(run / "rendered" / "case_3" / "image2d")
     with monkeypatch.context():
         killed(name, after)
         with pytest.raises(Killed):
@@ -421,7 +426,7 @@ def test_the_rendered_source_is_by_the_networks_that_are_there(
         expected = (expected - expected.min()) / max(np.ptp(expected), 1e-6)
         rendered = pipeline.stored(str(run / "rendered" / case / "image2d"), "image2d")
         np.testing.assert_allclose(rendered, expected, atol=1e-4)
-    assert (run / "rendered" / "case_3" / "image2d").read_bytes() != old
+    assert contents(run / "rendered" / "case_3" / "image2d") != old
 
 
 def test_another_process_s_rendered_source_stays(tmp_path, monkeypatch):
@@ -469,7 +474,8 @@ def test_online_rendering_depends_on_the_source_and_on_every_trained_network(tmp
 
 
 def of_heads(folder):
-    session = head_session(folder)
+    changes = Augmentation(flips=True, shift=1, intensity_jitter=0.2, erase_probability=0.5)
+    session = dataclasses.replace(head_session(folder), values=vars(changes))
     return fetal_head.LevelStage(1, cascade(1), session), session
 
 
@@ -503,6 +509,7 @@ def of_peer(kind):
 
 def of_renderer(folder):
     session = render_session(folder, test_renderer.corpus(folder))
+    session = dataclasses.replace(session, values={**session.values, "appearance_strength": 0.5})
     return renderer.SelfPlayStage(test_renderer.system("S2T-sp"), session), session
 
 
@@ -522,7 +529,8 @@ COLUMNS = {
 
 def gradients(stage, sample, settings):
     """What a first step learns from a sample: what it leaves in the optimizers."""
-    seen = stage.augment(sample, tf.constant([3, 4], tf.int64))
+    seed = tf.constant([3, 4], tf.int64)
+    seen = stage.augment(stage.read(held(sample), seed), seed)
     batch = tf.nest.map_structure(lambda tensor: tf.convert_to_tensor(tensor)[None], seen)
     keras.utils.set_random_seed(0)
     optimizers, step = stage.updates(stage.build(), settings)
@@ -532,7 +540,7 @@ def gradients(stage, sample, settings):
 
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory):
-    """name -> (stage, a sample as it sees it, its settings, what it learns from it: twice alike)"""
+    """name -> (stage, its session, a sample as it sees it, what it learns from it: twice alike)"""
     made = {}
 
     def of(name):
@@ -545,7 +553,7 @@ def seen(tmp_path_factory):
                 sample["others"] = tuple(others[: stage.others])
             once, again = (gradients(stage, sample, session.settings) for _ in range(2))
             np.testing.assert_array_equal(flat(once), flat(again))
-            made[name] = stage, sample, session.settings, once
+            made[name] = stage, session, sample, once
         return made[name]
 
     return of
@@ -573,10 +581,66 @@ def another(name, tensor):
     ],
 )
 def test_a_stage_learns_from_all_that_it_sees_of_a_case(seen, name, column):
-    stage, sample, settings, learnt = seen(name)
+    stage, session, sample, learnt = seen(name)
     assert set(sample) == set(COLUMNS.get(name, ("image", "label", "spacing")))
     changed = {**sample, column: another(column, sample[column])}
-    assert differ(learnt, gradients(stage, changed, settings))
+    assert differ(learnt, gradients(stage, changed, session.settings))
+
+
+# Where random changes are made
+
+
+def same(batches, others, atol=0.0):
+    """Whether batches are, labels to the last."""
+    for batch, other in zip(batches, others, strict=True):
+        tf.nest.assert_same_structure(batch, other)
+        for a, b in zip(tf.nest.flatten(batch), tf.nest.flatten(other), strict=True):
+            if a.dtype != b.dtype or np.any(np.abs(np.subtract(a, b, dtype=float)) > atol):
+                return False
+    return True
+
+
+@pytest.mark.parametrize("name", STAGE_OF)
+def test_a_step_on_an_accelerator_sees_what_one_on_a_cpu_sees(seen, name):
+    """After the changes that it makes itself; resumed, and with other workers, too."""
+    stage, session = seen(name)[:2]
+    files_ = {key: [entry[key] for entry in session.training] for key in stage.columns}
+    later = tf.function(
+        lambda drawn, seeds: pipeline.augmented((drawn, seeds), stage.augment), autograph=False
+    )
+
+    def batches(augment, **order):
+        drawn = pipeline.Order(seed=3, steps=4, replicas=2, others=stage.others, **order)
+        return list(pipeline.training(files_, stage.read, drawn, augment))
+
+    unchanged = batches(None)
+    alone = [later(*drawn) for drawn in unchanged]
+    assert len(alone) == 8 and same(batches(stage.augment), alone, atol=1e-5)
+    if "peer" not in name:  # it sees windows of what is changed
+        before = [{key: drawn[key] for key in of} for (drawn, _), of in zip(unchanged, alone)]
+        assert same(before, alone) == (name == "pyramid")
+    assert same([later(*drawn) for drawn in batches(None, first_step=2)], alone[4:])
+    for worker in range(2):
+        of_worker = batches(None, workers=2, worker=worker)
+        assert same([later(*drawn) for drawn in of_worker], alone[worker::2])
+
+
+def test_a_training_with_changes_on_the_device_ends_in_the_same_weights(tmp_path, monkeypatch):
+    changes = Augmentation(flips=True, shift=1, intensity_jitter=0.2, erase_probability=0.5)
+    weights, called, augmented = {}, [], pipeline.augmented
+
+    def counted(batch, augment):
+        called.append(batch)
+        return augmented(batch, augment)
+
+    monkeypatch.setattr(pipeline, "augmented", counted)
+    for augments in (False, True):
+        monkeypatch.setattr(devices, "augments", lambda augments=augments: augments)
+        session = dataclasses.replace(head_session(tmp_path / str(augments)), values=vars(changes))
+        made = fetal_head.train(cascade(2), session)
+        weights[augments] = flat([w for network in made.values() for w in network.get_weights()])
+        assert bool(called) == augments
+    np.testing.assert_allclose(weights[True], weights[False], rtol=0, atol=1e-6)
 
 
 # The cache
@@ -585,7 +649,7 @@ def test_a_stage_learns_from_all_that_it_sees_of_a_case(seen, name, column):
 class Preparing:
     """Prepares cases as a system does."""
 
-    configuration, labels = None, {1: "head"}
+    configuration, labels, chunk = None, {1: "head"}, (2, None, 3)
 
     def prepare(self, case, voxels, label):
         return {"image": voxels[0], "label": label[0]}
@@ -610,7 +674,7 @@ def test_a_case_is_cached_once_all_of_it_is_there(tmp_path, killed, monkeypatch,
     for entry, expected in zip(files_, whole, strict=True):
         assert list(entry) == list(expected) == ["image", "label", "spacing"]
         for kind, path in entry.items():
-            assert pathlib.Path(path).read_bytes() == pathlib.Path(expected[kind]).read_bytes()
+            assert contents(path) == contents(expected[kind])
 
 
 # Checkpoints

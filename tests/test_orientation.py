@@ -8,7 +8,6 @@ import functools
 import itertools
 import json
 import logging
-import pathlib
 import re
 import shutil
 
@@ -18,6 +17,7 @@ import rest_server
 import running
 import SimpleITK as sitk
 import tensorflow as tf
+from helpers import contents
 
 from tf_autoctx import export
 from tf_autoctx.data import datasets, images
@@ -212,16 +212,14 @@ def write_data(folder, codes):
 
 def test_the_cache_of_mixed_orientations_is_that_of_one(tmp_path):
     system = MultiOrganSystem(configuration.MultiOrgan(downsampling=(2, 1)), LABELS)
-    contents = []
+    made = []
     for name, codes in (("same", ["LPS"] * 48), ("mixed", CODES)):
         write_data(tmp_path / name, codes)
         cases = datasets.load(tmp_path / name, seed=0)
         read = system.reader(None, LABELS)
         cached = caching.cached(cases.train, tmp_path / "cache" / name, read, system)
-        contents.append(
-            [{key: pathlib.Path(path).read_bytes() for key, path in e.items()} for e in cached]
-        )
-    assert len(contents[0]) == 38 and contents[0] == contents[1]
+        made.append([{key: contents(path) for key, path in e.items()} for e in cached])
+    assert len(made[0]) == 38 and made[0] == made[1]
 
 
 TINY = (

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
+from held import held
 
 from tf_autoctx.data import pipeline
 from tf_autoctx.errors import FieldError, sentence
@@ -24,7 +25,12 @@ def files(tmp_path_factory):
 def drawn(files, **settings):
     """[(cases, random seeds) of every batch], each batch a tuple of samples."""
     order = pipeline.Order(**{"seed": 7, "steps": 10, **settings})
-    batches = pipeline.training(files, lambda sample, seed: {**sample, "seed": seed}, order)
+    batches = pipeline.training(
+        files,
+        lambda case, seed: {**pipeline.whole(case), "seed": seed},
+        order,
+        lambda drawn, _: drawn,
+    )
     return [
         tuple(
             (int(image), *map(int, seed))
@@ -64,6 +70,13 @@ def test_a_sample_without_a_context_has_zeros(files):
 
 
 # Order.
+
+
+def test_the_whole_of_a_case_has_that_of_its_others():
+    zero, one, two = ({"image": float(value)} for value in range(3))
+    sample = pipeline.whole(held({**zero, "others": (one, two)}))
+    assert float(sample["image"]) == 0
+    assert [float(case["image"]) for case in sample["others"]] == [1, 2]
 
 
 def test_every_case_once_an_epoch_in_a_new_order(files):
@@ -111,7 +124,10 @@ def test_workers_together_see_what_one_sees(files, workers, replicas, batch_size
 def test_augmentation_changes_what_is_drawn(files):
     order = pipeline.Order(seed=7, steps=2, batch_size=2)
     batches = pipeline.training(
-        files, lambda sample, seed: {**sample, "image": 100 + sample["image"]}, order
+        files,
+        lambda case, _: pipeline.whole(case),
+        order,
+        lambda sample, seed: {**sample, "image": 100 + sample["image"]},
     )
     for batch in batches:
         assert batch["image"].shape == (2, 2, 3, 4, 1)
@@ -129,7 +145,7 @@ def place(*size):
 def test_a_patch_is_a_piece_of_the_volume_at_one_place():
     sample, corners = place(5, 6, 4), set()
     for number in range(150):
-        cut = pipeline.random_patch(sample, (1, number), (3, 4, 4))
+        cut = pipeline.random_patch(held(sample), (1, number), (3, 4, 4))
         assert cut["image"].shape == cut["label"].shape == (3, 4, 4, 1)
         z, y, x = np.unravel_index(int(cut["image"][0, 0, 0, 0]), (5, 6, 4))
         np.testing.assert_array_equal(
@@ -144,13 +160,13 @@ def test_a_patch_is_a_piece_of_the_volume_at_one_place():
 
 def test_a_patch_is_the_same_for_the_same_seed():
     first, again = (
-        pipeline.random_patch(place(9, 9, 2), (1, 5), (2, 2, 2))["image"] for _ in range(2)
+        pipeline.random_patch(held(place(9, 9, 2)), (1, 5), (2, 2, 2))["image"] for _ in range(2)
     )
     np.testing.assert_array_equal(first, again)
 
 
 def test_none_keeps_an_axis():
-    cut = pipeline.random_patch(place(5, 6, 4), (1, 2), (1, None, None))["image"]
+    cut = pipeline.random_patch(held(place(5, 6, 4)), (1, 2), (1, None, None))["image"]
     assert cut.shape == (1, 6, 4, 1)
     np.testing.assert_array_equal(np.ravel(cut) - np.ravel(cut)[0], np.arange(24))
 

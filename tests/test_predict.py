@@ -3,14 +3,23 @@
 The model is a threshold.
 """
 
+import json
+import time
+
+import helpers
 import numpy as np
 import pytest
 import running
 import SimpleITK as sitk
 import tensorflow as tf
 
-from tf_autoctx import export
+from tf_autoctx import configuration, export
+from tf_autoctx.commands import client
+from tf_autoctx.commands import predict as predict_command
 from tf_autoctx.data import images
+from tf_autoctx.systems.shared import origins, results
+
+MHA = ("--output_format=mha",)
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +112,125 @@ def test_a_bad_image_does_not_stop_the_others(refused, scans, tmp_path):
     error = refused("1 of 3 images failed; --resume", scans, tmp_path / "out")
     assert files(tmp_path / "out") == ["b.nii.gz", "two/a.nii.gz"]
     assert "one/a.mha: cut off or damaged" in error
+
+
+def test_errors_are_told_in_the_order_of_the_images(refused, scans, tmp_path, monkeypatch):
+    """A result that cannot be written is the fault of one image, and no result is noted."""
+    helpers.in_other_processes(monkeypatch, "refuse_at", "out/b.nii.gz")
+    (scans / "one" / "a.mha").write_bytes(b"ObjectType = Image")
+    error = refused("2 of 3 images failed; --resume", scans, tmp_path / "out")
+    lines = [line for line in error.splitlines() if line.startswith("error: ")]
+    assert "b.nii.gz: refused" in lines[0] and "one/a.mha: cut off" in lines[1]
+    assert files(tmp_path / "out") == ["two/a.nii.gz"]
+    noted = (tmp_path / "out" / ".made_from").read_text().splitlines()
+    assert [json.loads(line)["results"] for line in noted] == [["two/a.nii.gz"]]
+
+
+def test_images_are_read_and_written_by_other_processes(predict, scans, tmp_path, monkeypatch):
+    for name in ("_load", "write", "rounded"):
+        monkeypatch.delattr(images, name)
+    predict(scans, tmp_path / "out", "--probabilities", "--masks")
+    assert len(files(tmp_path / "out")) == 9
+
+
+def test_a_process_that_ends_as_it_writes_is_told_with_the_result(
+    refused, scans, tmp_path, monkeypatch
+):
+    helpers.in_other_processes(monkeypatch, "end_at", "out/one/a")
+    out = tmp_path / "out"
+    error = refused("1 of 3 images failed; --resume", scans, out, "--masks")
+    assert (
+        f"error: {out}/one/a.nii.gz: ended the process that wrote it, for lack of memory perhaps; "
+        "expected enough memory and disk space for it.\n"
+    ) in error
+    assert len(files(out)) == 5 and "masks/one/a.nii.gz" in files(out)
+
+
+def test_what_is_written_is_noted_before_the_next_image_is_done(
+    predict, scans, tmp_path, monkeypatch, capsys
+):
+    """A kill in the midst of the third image leaves two, which another model makes anew."""
+    out, segment, images_seen = tmp_path / "out", results.Results.segmented, []
+
+    def noted():
+        lines = (out / ".made_from").read_text().splitlines() if images_seen[1:] else ()
+        return [name for line in lines for name in json.loads(line)["results"]]
+
+    def stopped(self, path, *arguments):
+        images_seen.append(path)
+        until = time.monotonic() + 20
+        while len(images_seen) == 3:
+            if len(noted()) == 4:
+                raise KeyboardInterrupt
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        return segment(self, path, *arguments)
+
+    with monkeypatch.context() as patch, pytest.raises((KeyboardInterrupt, SystemExit)):
+        patch.setattr(results.Results, "segmented", stopped)
+        predict(scans, out, "--probabilities")
+    assert len(images_seen) == 3 and sorted(noted()) == files(out)
+    capsys.readouterr()
+    predict(scans, out, "--probabilities", "--resume")
+    assert "2 of 3 images are done already" in capsys.readouterr().out
+    monkeypatch.setattr(origins, "of_model", lambda *_: "another")
+    predict(scans, out, "--probabilities", "--resume")
+    assert "0 of 3 images are done already" in capsys.readouterr().out
+
+
+def test_labels_and_masks_are_always_compressed(refused, scans, tmp_path):
+    refused("--nocompressed: labels and", scans, tmp_path / "out", "--masks", "--nocompressed")
+    assert not (tmp_path / "out").exists()
+
+
+def test_both_ways_to_predict_say_alike_what_a_written_probability_is():
+    ours, clients = (
+        configuration.rules(kind)["probabilities"].help
+        for kind in (predict_command.Prediction, client.Client)
+    )
+    assert ours == clients and "rounded" in ours
+
+
+def test_probabilities_that_are_not_compressed(predict, scans, tmp_path):
+    for name in ("packed", "plain"):
+        wish = "--compressed" if name == "packed" else "--nocompressed"
+        predict(scans / "b.nii.gz", tmp_path / name, "--probabilities", wish)
+    assert files(tmp_path / "packed") == ["b.nii.gz", "probabilities/b.nii.gz"]
+    assert files(tmp_path / "plain") == ["b.nii.gz", "probabilities/b.nii"]
+    packed, plain = (
+        images.read(tmp_path / name).array
+        for name in ("packed/probabilities/b.nii.gz", "plain/probabilities/b.nii")
+    )
+    np.testing.assert_array_equal(packed, images.rounded(plain))
+    predict(scans / "b.nii.gz", tmp_path / "mha", "--probabilities", "--nocompressed", *MHA)
+    assert b"CompressedData = False" in (tmp_path / "mha/probabilities/b.mha").read_bytes()
+
+
+def test_written_probabilities_are_rounded(tmp_path, scans):
+    """To ten bits, such that they are above a half where the label is 1."""
+
+    def segment(image):
+        probability = tf.sigmoid((image - 100) / 30)
+        return {"label": tf.cast(probability > 0.5, tf.uint8), "probability": probability}
+
+    card = {"system": "fetal_head", "labels": {1: "head"}, "orientation": images.ORIENTATION}
+    export.write(tmp_path / "m", export.Exported({"serving_default": segment}, [], card))
+    where = (f"--model={tmp_path / 'm'}", f"--input={scans / 'b.nii.gz'}")
+    running.call("predict", *where, f"--output={tmp_path / 'out'}", "--probabilities")
+    voxels = images.read(scans / "b.nii.gz").array.astype(np.float32)
+    label, probability = (
+        images.read(tmp_path / "out" / name).array
+        for name in ("b.nii.gz", "probabilities/b.nii.gz")
+    )
+    exact = 1 / (1 + np.exp((100 - voxels) / 30))
+    np.testing.assert_allclose(probability, exact, rtol=1 / 2040)
+    assert not np.any(probability.view(np.uint32) & 0x1FFF) and np.any(probability != exact)
+    np.testing.assert_array_equal(probability > 0.5, label)
+    plain = ("--probabilities", "--nocompressed", "--overwrite")
+    running.call("predict", *where, f"--output={tmp_path / 'out'}", *plain)
+    exactly = images.read(tmp_path / "out" / "probabilities" / "b.nii").array
+    np.testing.assert_allclose(exactly, exact, rtol=1e-5)
+    assert np.any(exactly != probability)
 
 
 @pytest.mark.parametrize(

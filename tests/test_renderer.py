@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import running
 import tensorflow as tf
+from held import held
 from helpers import grey
 
 from tf_autoctx import configuration as configurations
@@ -336,9 +337,9 @@ def test_real_samples_are_never_of_the_step(tmp_path, workers):
     for worker in range(workers):
         batches = pipeline.training(
             columns,
-            lambda sample, seed: {
-                "fake": sample["image2d"][0, 0, 0],
-                "real": tf.stack([other["image2d"][0, 0, 0] for other in sample["others"]]),
+            lambda case, seed: {
+                "fake": case["image2d"].whole()[0, 0, 0],
+                "real": tf.stack([other["image2d"].whole()[0, 0, 0] for other in case["others"]]),
             },
             pipeline.Order(
                 seed=3,
@@ -349,6 +350,7 @@ def test_real_samples_are_never_of_the_step(tmp_path, workers):
                 workers=workers,
                 others=3,
             ),
+            lambda drawn, seed: drawn,
         )
         steps = list(batches.as_numpy_iterator())
         assert len(steps) == 40 and steps[0]["real"].shape == (2 // workers, 3)
@@ -566,12 +568,29 @@ def test_the_appearance_of_fakes_alone_changes(tmp_path, variant):
     seen = []
     for given in (plain, dataclasses.replace(plain, values=values)):
         stage = training.SelfPlayStage(system(variant), given)
-        seen.append(stage.augment(sample, tf.constant([1, 2], tf.int64)))
+        seed = tf.constant([1, 2], tf.int64)
+        seen.append(stage.augment(stage.read(held(sample), seed), seed))
     np.testing.assert_array_equal(seen[0]["image"], entry["image2d"])
     assert np.abs(seen[1]["image"] - entry["image2d"]).mean() > 0.01
     np.testing.assert_array_equal(seen[1]["label"], entry["label2d"])
     for name, real in seen[1]["real"].items():
         np.testing.assert_array_equal(real, seen[0]["real"][name])
+
+
+def test_rendered_images_of_an_earlier_release_are_read_as_far_as_they_are_whole(tmp_path):
+    """Serialized tensors, each with its fingerprint behind it, in 0.1.0 alone."""
+    path, image = tmp_path / "rendered" / "case_1" / "image2d", grey(6, 5)[..., None]
+    path.parent.mkdir(parents=True)
+    serialized = tf.io.serialize_tensor(image.astype(np.float32))
+    content = serialized.numpy() + tf.fingerprint(serialized[None])[0].numpy().tobytes()
+    for whole in (content, content[:-8]):
+        path.write_bytes(whole)
+        np.testing.assert_array_equal(source.read(str(path), "image2d"), image)
+    flipped = content[:-20] + bytes([content[-20] ^ 1]) + content[-19:]
+    for damaged in (flipped, content[:-1], content[:-9], content[:5], b""):
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match=f"^{path}: missing, cut short or damaged"):
+            source.read(str(path), "image2d")
 
 
 def test_an_unfinished_run_says_so(tmp_path):

@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 
+import cpp_loader
 import keras
 import numpy as np
 import pytest
@@ -54,6 +55,20 @@ def run(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def segment(run):
+    """The run as predict has it; its graphs are traced once."""
+    return prediction.load(run)
+
+
+@pytest.fixture(scope="module")
+def served(run):
+    """The run's export in TensorFlow's C++ loader."""
+    model = cpp_loader.CppModel(run / "saved_model" / "1")
+    yield model
+    model.close()
+
+
 def probability(segmentor, volume):
     """What prediction calls, for a volume of unit voxels."""
     output = segmentor(volume, (1, 1, 1), probabilities=True)
@@ -96,24 +111,20 @@ def test_run_folder_is_complete(run):
     assert len(list((run / "evaluation").glob("head_*.png"))) == 2
 
 
-def test_export_equals_the_run_through_the_loader_of_tensorflow_serving(run):
-    segmentor = prediction.load(run)
+def test_export_equals_the_run_through_the_loader_of_tensorflow_serving(segment, served):
     random = np.random.default_rng(0)
     for size in ((24, 16, 28), (31, 17, 22)):
         volume = random.normal(100, 30, size).astype(np.float32)
         mine, theirs = (
-            probability(segmentor, volume),
-            running.served(run / "saved_model" / "1", volume[None, ..., None]),
+            probability(segment, volume),
+            served("serving_default", {"image": volume[None, ..., None]}),
         )
         assert mine["probability"].std() > 0
         np.testing.assert_allclose(theirs["probability"][0, ..., 0], mine["probability"], atol=1e-5)
         sure = np.abs(mine["probability"] - 0.5) > 1e-4
         np.testing.assert_array_equal(theirs["label"][0, ..., 0][sure], mine["label"][sure])
     pair = random.normal(size=(2, 16, 16, 16, 1)).astype(np.float32)
-    both, first = (
-        running.served(run / "saved_model" / "1", pair),
-        running.served(run / "saved_model" / "1", pair[:1]),
-    )
+    both, first = (served("serving_default", {"image": images_}) for images_ in (pair, pair[:1]))
     np.testing.assert_allclose(both["probability"][:1], first["probability"], atol=1e-5)
     assert both["probability"].dtype == np.float32
 
@@ -123,7 +134,7 @@ def test_the_export_is_what_a_server_needs(run, tmp_path):
     running.check_export(run / "saved_model" / "1", images_, tmp_path)
 
 
-def test_level_2_matters(run, tmp_path, caplog):
+def test_level_2_matters(run, segment, tmp_path, caplog):
     """A run cut down to level 1 predicts otherwise; with a level missing it says so."""
     shutil.copytree(run, tmp_path / "one", ignore=shutil.ignore_patterns("level_2", "phantoms"))
     volume = np.random.default_rng(1).normal(size=(20, 20, 20)).astype(np.float32)
@@ -134,7 +145,7 @@ def test_level_2_matters(run, tmp_path, caplog):
     (tmp_path / "one" / "config.json").write_text(json.dumps(config))
     one, two = (
         probability(prediction.load(tmp_path / "one"), volume),
-        probability(prediction.load(run), volume),
+        probability(segment, volume),
     )
     assert np.abs(one["probability"] - two["probability"]).max() > 1e-4
     np.testing.assert_array_equal(one["probability"], partial["probability"])

@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import os
+import pathlib
+import pickle
 import subprocess
 import sys
 import types
@@ -35,7 +37,9 @@ from tf_autoctx.systems.shared import (
     stages,
 )
 from tf_autoctx.systems.shared.prediction import Segmentor
+from tf_autoctx.systems.shared.system import System
 from tf_autoctx.training import devices, loop, runs
+from tf_autoctx.training.configuration import POLICIES
 
 # Seeds and validation
 
@@ -172,6 +176,7 @@ class Exportable:
 
     labels, spec, served = {1: "head"}, export.VOLUME, {}
     configuration = Options()
+    in_precision = System.in_precision
 
     def served_networks(self, networks):
         return {"second": networks["second"]}
@@ -206,7 +211,7 @@ def exported(tmp_path, monkeypatch):
     return made
 
 
-@pytest.mark.parametrize("precision", exporting.POLICIES)
+@pytest.mark.parametrize("precision", POLICIES)
 def test_an_export_of_any_precision_has_the_weights_of_the_run(exported, precision):
     model, networks = exported(precision)
     (network,) = model.networks
@@ -278,11 +283,35 @@ def test_a_mask_is_of_its_own_value(tmp_path, size):
             return found
 
     image = images.Image.of("image.mha", sitk.GetImageFromArray(label * 1.0), (1.0, 1.0, 1.0))
+    path = tmp_path / "image.mha"
+    images.write(path, image.image)
     wanted = results.Results(Segmenting(), tmp_path, masks=True, suffix=".nrrd")
-    wanted.write("image.mha", image, wanted.files("a", "image.mha"), progress=False)
+    made = wanted.segmented(path, image, wanted.files("a", path), progress=False)
+    for file, result in made.items():
+        results.write(file, result, origins.Origins(tmp_path, "model"))
     for name, value in (("liver", 2), ("spleen", 5)):
         file = sitk.ReadImage(str(tmp_path / "masks" / name / "a.nrrd"))
         np.testing.assert_array_equal(sitk.GetArrayFromImage(file), label == value)
+
+
+def test_one_probability_at_once_goes_to_the_process_that_writes():
+    probability = {
+        name: np.zeros((20, 30, 40), np.float32) for name in ("liver", "spleen", "aorta")
+    }
+
+    class Segmenting:
+        labels, dimensions, iterations = dict(enumerate(probability, start=1)), 3, 0
+
+        def __call__(self, *_, **__):
+            return {"label": np.zeros((20, 30, 40), np.uint8), "probability": probability}
+
+    image = images.Image.of("a.mha", sitk.Image(40, 30, 20, sitk.sitkFloat32), (1.0, 1.0, 1.0))
+    wanted = results.Results(Segmenting(), pathlib.Path("out"), True, True)
+    made = wanted.segmented("a.mha", image, wanted.files("a", "a.mha"), progress=False)
+    assert len(made) == 1 + 3 + 3
+    for file, result in made.items():
+        bytes_a_voxel = 4 if "probabilities" in file.parts else 1
+        assert 0 < len(pickle.dumps(result)) - bytes_a_voxel * 20 * 30 * 40 < 2000
 
 
 def test_results_are_of_an_image_as_it_is_and_of_a_model(tmp_path):
@@ -290,7 +319,12 @@ def test_results_are_of_an_image_as_it_is_and_of_a_model(tmp_path):
     result.parent.mkdir()
     for path in (image, result):
         path.write_bytes(b"abc")
-    origins.Origins(result.parent, "model").note(image, [result])
+    made_from, record = origins.Origins(result.parent, "model"), result.parent / origins.NAME
+    with pytest.raises(UserError), made_from.noting(image, [result]):
+        raise UserError("disk full")
+    with pickle.loads(pickle.dumps(made_from)).noting(image, [result]):  # in another process
+        assert not record.exists()
+    assert record.exists()
     assert origins.Origins(result.parent, "model").is_of(result, image)
     assert not origins.Origins(result.parent, "another").is_of(result, image)
     copied = tmp_path / "copy.nii"

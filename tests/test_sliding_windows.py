@@ -435,25 +435,3 @@ def test_a_window_that_cannot_be_halved_is_refused(capsys):
         train("--run=a", "--output=b", "--window=40")
     told = capsys.readouterr().err
     assert ended.value.code == 1 and "--window=40" in told and "a multiple of 16" in told
-
-
-def test_benchmark_at_a_small_size():
-    ended = running.script(
-        "benchmarks/whole_embryo.py",
-        "--size=24,28,24",
-        "--low_size=8",
-        "--body_box=16",
-        "--ventricle_box=8",
-        "--base_filters=2",
-        "--depth=2",
-        "--kernel=3",
-        "--window=16",
-        "--fraction=0.2",
-        "--precision=mixed_bfloat16",
-    )
-    assert ended.returncode == 0, ended.stderr
-    assert re.search(r"cascade: [\d.]+ s, peak of the whole process [\d.]+ GiB", ended.stdout)
-    assert re.search(r"localiser: [\d.]+ s for 9 of 45 windows \(20\.0 %\)", ended.stdout)
-    assert re.search(
-        r"sliding windows, extrapolated: \d+ s, [\d.]+ times the cascade", ended.stdout
-    )

@@ -3,6 +3,7 @@ import itertools
 import numpy as np
 import pytest
 import tensorflow as tf
+from held import Held, held
 from helpers import noise, seeds
 from scipy import ndimage
 
@@ -33,12 +34,14 @@ def case(image, label, scales=(1,), values=(1,), spacing=(1.0, 1.0, 1.0)):
         )[0]
         for level, s in enumerate(scales, start=1)
     }
-    return {
-        **small,
-        "label": tf.constant(label[..., None]),
-        "places": tf.constant(subvolumes.places(label, values, np.random.default_rng(0))),
-        "spacing": tf.constant(spacing, tf.float32),
-    }
+    return held(
+        {
+            **small,
+            "label": label[..., None],
+            "places": subvolumes.places(label, values, np.random.default_rng(0)),
+            "spacing": np.array(spacing, np.float32),
+        }
+    )
 
 
 def at_voxel(place, image, scales=(1,)):
@@ -92,7 +95,8 @@ def test_the_finest_level_is_a_plain_crop_and_air_beyond(place):
 def test_a_shrunk_finest_level_is_a_plain_crop_of_the_shrunk_volume():
     sample, _ = at_voxel((11, 14, 13), noise(24, 28, 32), scales=(4, 2))
     cut = drawn(sample, seeds(1)[0], scales=(4, 2))
-    np.testing.assert_array_equal(cut["image_2"], sample["image_2"][1:9, 3:11, 2:10, 0])
+    whole = sample["image_2"].whole()
+    np.testing.assert_array_equal(cut["image_2"], whole[1:9, 3:11, 2:10, 0])
 
 
 def test_labels_at_the_faces_between_voxels_come_from_either_side():
@@ -121,7 +125,7 @@ def test_every_level_is_interpolated_about_the_same_centre(size, scales):
     for level, scale in enumerate(scales, start=1):
         steps = scale * (np.arange(8) - 3.5)
         at = [scales[-1] * (n // scales[-1]) + steps for n in place]
-        shrunk = np.array(sample[f"image_{level}"])[..., 0]
+        shrunk = np.array(sample[f"image_{level}"].whole())[..., 0]
         index = [edge * small / full - 0.5 for edge, small, full in zip(at, shrunk.shape, size)]
         index = np.stack(np.meshgrid(*index, indexing="ij"))
         expected = ndimage.map_coordinates(shrunk, index, order=1, mode="grid-constant")
@@ -368,7 +372,7 @@ def test_sampling_equals_scipy(kind, order):
     volume, rng = 5 + noise(5, 6, 7, 2), np.random.default_rng(1)
     volume = volume if kind == "linear" else rng.integers(1, 255, volume.shape).astype(np.uint8)
     index = rng.uniform(-3, 10, (4, 300, 3)).astype(np.float32)
-    answer = getattr(augment, f"sample_{kind}")(tf.constant(volume), tf.constant(index))
+    answer = getattr(augment, f"sample_{kind}")(Held(tf.constant(volume)), tf.constant(index))
     assert answer.shape == (4, 300, 2) and answer.dtype == volume.dtype
     for channel in range(2):
         expected = ndimage.map_coordinates(
@@ -382,7 +386,7 @@ def test_sampling_equals_scipy(kind, order):
 
 
 def test_sampling_by_hand():
-    line = tf.reshape(tf.constant([8.0, 4.0, 6.0]), (1, 1, 3, 1))
+    line = Held(tf.reshape(tf.constant([8.0, 4.0, 6.0]), (1, 1, 3, 1)))
     index = np.zeros((8, 3), np.float32)
     index[:, 2] = [-1, -0.5, 0, 0.25, 1, 1.5, 2.5, 3]
     # Half a voxel beyond the edge it is half air.

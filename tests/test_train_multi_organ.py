@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 
+import cpp_loader
 import numpy as np
 import pytest
 import running
@@ -44,6 +45,20 @@ def run(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def segment(run):
+    """The run as predict has it; its graphs are traced once."""
+    return prediction.load(run)
+
+
+@pytest.fixture(scope="module")
+def served(run):
+    """The run's export in TensorFlow's C++ loader."""
+    model = cpp_loader.CppModel(run / "saved_model" / "1")
+    yield model
+    model.close()
+
+
 def ct(*size, seed=0):
     """Noise in HU."""
     return 200 * noise(*size, seed=seed)
@@ -73,23 +88,23 @@ def test_run_folder_is_complete(run):
 
 
 @pytest.mark.usefixtures("unexported")
-def test_without_context_there_is_the_last_level_alone(run, tmp_path):
+def test_without_context_there_is_the_last_level_alone(segment, tmp_path):
     train(f"--work_dir={tmp_path}", *TINY, "--mode=no_context")
     assert (tmp_path / "level_2" / "model.keras").exists() and not (tmp_path / "level_1").exists()
     assert {row["method"] for row in cases_of(tmp_path)} == {"level 2"}
     volume = ct(20, 24, 28)
     a, b = (
-        prediction.load(path)(volume, (6, 6, 6), probabilities=True)["probability"]["liver"]
-        for path in (run, tmp_path)
+        of(volume, (6, 6, 6), probabilities=True)["probability"]["liver"]
+        for of in (segment, prediction.load(tmp_path))
     )
     assert np.abs(a - b).max() > 1e-3
 
 
 @pytest.mark.parametrize("size", [(24, 28, 40), (31, 17, 22)])
-def test_export_equals_the_run_through_the_loader_of_tensorflow_serving(run, size):
+def test_export_equals_the_run_through_the_loader_of_tensorflow_serving(segment, served, size):
     volume = ct(*size)
-    mine = prediction.load(run)(volume, (6, 6, 6), probabilities=True)
-    theirs = running.served(run / "saved_model" / "1", volume[None, ..., None], "probabilities")
+    mine = segment(volume, (6, 6, 6), probabilities=True)
+    theirs = served("probabilities", {"image": volume[None, ..., None]})
     assert (
         theirs["probability"].shape == (1, *size, 8) and theirs["probability"].dtype == np.float32
     )
@@ -97,7 +112,7 @@ def test_export_equals_the_run_through_the_loader_of_tensorflow_serving(run, siz
         np.testing.assert_allclose(
             theirs["probability"][0, ..., k], mine["probability"][name], atol=1e-4
         )
-    label = running.served(run / "saved_model" / "1", volume[None, ..., None])
+    label = served("serving_default", {"image": volume[None, ..., None]})
     assert list(label) == ["label"] and label["label"].dtype == np.uint8
     best = np.sort(theirs["probability"][0], axis=-1)
     sure = best[..., -1] - best[..., -2] > 2e-4
@@ -259,13 +274,12 @@ def test_a_run_of_other_labels_is_refused(run, tmp_path, capsys, change):
     assert json.loads((copy / "config.json").read_text())["labels"]["3"] == "liver"
 
 
-def test_the_tile_size_of_a_run_is_free(run, tmp_path):
+def test_the_tile_size_of_a_run_is_free(run, segment, tmp_path):
     volume = ct(30, 28, 40)
+    larger = (prediction.load(run, tile_size=tile_size) for tile_size in (32, 48))
     small, large, whole = (
-        prediction.load(run, tile_size=tile_size)(volume, (6, 6, 6), probabilities=True)[
-            "probability"
-        ]["liver"]
-        for tile_size in (None, 32, 48)
+        of(volume, (6, 6, 6), probabilities=True)["probability"]["liver"]
+        for of in (segment, *larger)
     )
     assert small.shape == large.shape == volume.shape
     assert np.abs(small - large).max() > 1e-4 and np.abs(large - whole).max() > 1e-4

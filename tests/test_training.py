@@ -73,6 +73,9 @@ class Line:
             context.num_input_pipelines, context.input_pipeline_id
         )
 
+    def augmented(self, batch):
+        return batch
+
     def step(self, batch):
         def losses():
             y = tf.cast(self.network(batch["x"], training=True), tf.float32)

@@ -10,8 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import ndimage, special
-from skimage import measure
 
 from tf_autoctx import metrics
 
@@ -39,6 +37,9 @@ def head(mask: np.ndarray, spacing: Sequence[float]) -> dict[str, float]:
     Raises:
       ValueError: the mask is not 2D or 3D, or spacing does not have one value per axis.
     """
+    from scipy import ndimage, special
+    from skimage import measure
+
     mask = np.asarray(mask) != 0
     if mask.ndim not in (2, 3) or len(spacing) != mask.ndim:
         raise ValueError(

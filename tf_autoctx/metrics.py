@@ -16,7 +16,6 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage, spatial, stats
 
 Direction = Literal["higher", "lower", "neither"]
 Place = Literal["table", "charts", "measurements"]
@@ -178,6 +177,8 @@ def surface(mask: np.ndarray) -> np.ndarray:
     Neighbours share a face (in 2D, an edge). Outside the array is background, and an inner cavity
     has a surface too.
     """
+    from scipy import ndimage
+
     return mask & ~ndimage.binary_erosion(mask)
 
 
@@ -197,6 +198,8 @@ def surface_distances(
     Raises:
       ValueError: shapes differ, spacing does not have one value per axis, or a mask is empty.
     """
+    from scipy import spatial
+
     prediction, truth = _masks(prediction, truth, spacing)
     if not (prediction.any() and truth.any()):
         raise ValueError("an empty mask has no boundary to measure a distance to.")
@@ -340,6 +343,8 @@ def paired(a: npt.ArrayLike, b: npt.ArrayLike) -> dict[str, float]:
     Raises:
       ValueError: a and b differ in length.
     """
+    from scipy import stats
+
     a, b = _pairs(a, b)
     difference = summarize(a - b)
     p = float(stats.wilcoxon(a, b).pvalue) if np.any(a != b) else 1.0
@@ -378,6 +383,8 @@ def paired_runs(
     Raises:
       ValueError: shared images of which the runs have not the same number.
     """
+    from scipy import stats
+
     runs = [np.asarray(of_run, float) for of_run in differences]
     if shared and len({len(of_run) for of_run in runs}) > 1:
         raise ValueError("runs have other numbers of images; expected the same images.")
@@ -441,6 +448,8 @@ def agreement(measured: npt.ArrayLike, truth: npt.ArrayLike) -> dict[str, float]
     Raises:
       ValueError: the two differ in length.
     """
+    from scipy import stats
+
     measured, truth = _pairs(measured, truth)
     difference = summarize(measured - truth)
     r = p = np.nan

@@ -6,11 +6,11 @@ r"""Segments images with a model that TensorFlow Serving holds, each on its own 
   autoctx-client --model=renderer --input=frames --output=results --protocol=grpc --server=gpu7:8500
 
 Writes NAME.nii.gz (label values; of PNG, JPEG and TIFF images NAME.png of 0 and 255) and with
---probabilities probabilities/NAME.nii.gz (float32; where the model has several, in the order of its
-model_card.json, they are the values of one voxel). A result appears whole or not at all, and images
-that have theirs are passed over, unless they or the model have changed since, so that the same
-command goes on with a folder that was left half done. If an image fails, the others are done all
-the same, and the exit code is 1.
+--probabilities probabilities/NAME.nii.gz (float32, rounded to 3 digits so that it compresses; where
+the model has several, in the order of its model_card.json, they are the values of one voxel). A
+result appears whole or not at all, and images that have theirs are passed over, unless they or the
+model have changed since, so that the same command goes on with a folder that was left half done. If
+an image fails, the others are done all the same, and the exit code is 1.
 """
 
 from __future__ import annotations
@@ -50,7 +50,9 @@ class Client:
     version: int | None = field(
         None, "Version of the model. By default the highest that the server holds.", least=0
     )
-    probabilities: bool = field(False, "Write the probability too (float32).")
+    probabilities: bool = field(
+        False, "Write the probability too: float32, rounded to 3 digits so that it compresses."
+    )
     requests_in_flight: int = field(1, "Images that are sent at once.", least=1)
     timeout: float = field(
         3600.0,

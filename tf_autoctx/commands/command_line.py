@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import gc
 import inspect
 import os
 import sys
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from absl import app, flags, logging
@@ -17,7 +19,28 @@ from tf_autoctx import configuration, errors, files
 T = TypeVar("T")
 Presets = Mapping[str, Mapping[str, Any]]
 INTERRUPTED = 130  # exit code
+UNWANTED = ("jax", "matplotlib", "scipy")  # see `quick_imports`
 HELP = ("--help", "-h", "--helpfull", "--helpshort", "-help")
+
+
+@contextlib.contextmanager
+def quick_imports() -> Iterator[None]:
+    """TensorFlow and Keras are imported in the block as quickly as may be.
+
+    Keras tries to import Matplotlib, and TensorFlow SciPy and JAX, which they need for nothing that
+    is done here: they find none of them. The garbage collector would look through hundreds of
+    thousands of new objects again and again; once they are there, it never does.
+    """
+    hidden = [name for name in UNWANTED if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]  # as Python marks them
+    gc.disable()
+    try:
+        yield
+    finally:
+        for name in hidden:
+            del sys.modules[name]
+        gc.freeze()
+        gc.enable()
 
 
 class _Integers(flags.ArgumentParser):

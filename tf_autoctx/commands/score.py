@@ -313,7 +313,7 @@ def score_all(
     tasks = {name: (*paths, settings, names) for name, paths in cases.items()}
     workers = min(settings.workers or isolation.cpus(), len(tasks))
     with isolation.Pool(workers) as pool:
-        for number, (name, outcome) in enumerate(pool.map(score, tasks), start=1):
+        for number, (name, outcome) in enumerate(pool.map(score, tasks.items()), start=1):
             if isinstance(outcome, Scored):
                 scored[name], told = outcome, _told(outcome.methods[-1])
             else:

@@ -123,8 +123,10 @@ class Sender:
         for name, file in job.results.items():
             file.parent.mkdir(parents=True, exist_ok=True)
             shown = 255 * outputs[name] if file.suffix == ".png" else outputs[name]
-            images.write(file, image.like(shown))
-        self.made_from.note(job.path, job.results.values())
+            if name == "probability_bytes":
+                shown = images.rounded(shown)
+            with self.made_from.noting(job.path, [file]):
+                images.write(file, image.like(shown))
 
     def send_all(self, jobs: Sequence[Job], requests_in_flight: int) -> None:
         """Sends images, several at once; one that fails does not stop the others.
@@ -141,7 +143,7 @@ class Sender:
         running: set[concurrent.futures.Future[None]] = set()
         try:
             with isolation.Pool(min(requests_in_flight, isolation.cpus(), len(jobs))) as readers:
-                for job, image in readers.map(images.read_raw, tasks) if jobs else ():
+                for job, image in readers.map(images.read_raw, tasks.items()) if jobs else ():
                     if isinstance(image, UserError):
                         state.read_failed(image)
                         continue

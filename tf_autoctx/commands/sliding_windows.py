@@ -73,8 +73,14 @@ def opened(
     from tf_autoctx.training import devices, runs
 
     kinds = (Settings, RigidMotion, SlidingWindows)
-    free, growing = configuration.changeable(kinds), configuration.growing(kinds)
-    making = runs.Making(SLIDING_WINDOWS, values, trained.run.fingerprint, free, growing)
+    making = runs.Making(
+        SLIDING_WINDOWS,
+        values,
+        trained.run.fingerprint,
+        configuration.changeable(kinds),
+        configuration.growing(kinds),
+        configuration.earlier(kinds),
+    )
     is_chief = devices.is_chief(strategy)
     if is_chief:
         files.own(folder)

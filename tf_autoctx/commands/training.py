@@ -46,6 +46,7 @@ def opened(declaration: Declaration, given: Given) -> Opened:
         filled(declaration, given),
         configuration.changeable(of_training),
         configuration.growing(of_training),
+        configuration.earlier(of_training),
     )
 
 

@@ -7,17 +7,23 @@ intensities changes the image alone.
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import tensorflow as tf
 
+from tf_autoctx.data.arrays import Stored
 from tf_autoctx.data.configuration import Augmentation, Deformation, RigidMotion
 from tf_autoctx.data.labels import IGNORED
 
 Sample = dict[str, tf.Tensor]
+
+# Slices and rows that are resampled together: what they are made from lies close together too, in
+# the processor's cache.
+BLOCK = (8, 16)
+# Of numbers of voxels: TensorFlow has the host compute what is int32 on a GPU.
+INDEX = tf.uint32
 
 
 def augmented(sample: Sample, seed: tf.Tensor, augmentation: Augmentation) -> Sample:
@@ -183,15 +189,16 @@ def deformed(
     landed = []
     for grid in grids:
         offsets = tf.constant(grid, tf.float32)
-        at = tf.stack(tf.meshgrid(offsets, offsets, offsets, indexing="ij"), axis=-1)
+        at = [offsets[:, None, None], offsets[:, None], offsets]
         if deformation.elastic:
             weights = _cubic_b_spline(
                 (offsets[:, None] + reach) / interval
                 + 1.0
                 - tf.range(intervals + 3, dtype=tf.float32)
             )
-            at += tf.einsum("ai,bj,ck,ijkd->abcd", weights, weights, weights, points)
-        landed.append(translation + tf.einsum("de,abce->abcd", turn, at))
+            bent = tf.unstack(_spline(weights, points), axis=-1)
+            at = [offset + displacement for offset, displacement in zip(at, bent)]
+        landed.append(tf.stack(_placed(turn, translation, at), axis=-1))
     return landed
 
 
@@ -217,24 +224,54 @@ def moved(sample: Sample, seed: tf.Tensor, motion: RigidMotion) -> Sample:
     # Where a voxel comes from: flipped back, moved back, turned back.
     turn = tf.transpose(_rotation(angles)) * spacing / spacing[:, None]
     centre = tf.cast(tf.shape(image)[:3] - 1, tf.float32) / 2
-    y, x = (tf.range(tf.cast(n, tf.float32)) for n in tf.unstack(tf.shape(image)[1:3]))
 
-    def moved_slice(z: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        at = tf.stack(tf.meshgrid(z, y, x, indexing="ij"), axis=-1)[0] - centre
-        at = tf.einsum("de,abe->abd", turn, at * (1 - 2 * mirrored) - translation) + centre
-        inside = tf.clip_by_value(at, 0, 2 * centre)
-        return sample_linear(image, inside), sample_nearest(label, at)
+    def back(axis: int, voxels: tf.Tensor) -> tf.Tensor:
+        offset = tf.cast(voxels, tf.float32) - centre[axis]
+        return offset * (1 - 2 * mirrored[axis]) - translation[axis]
 
-    # One slice at a time: the points of a whole volume would take several times its memory.
-    slices = tf.map_fn(
-        moved_slice,
-        tf.range(tf.cast(tf.shape(image)[0], tf.float32)),
-        fn_output_signature=(tf.float32, label.dtype),
+    def moved_block(z: tf.Tensor, y: tf.Tensor, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        offsets = back(0, z)[:, None, None], back(1, y)[:, None], back(2, x)
+        at = _placed(turn, centre, offsets)
+        inside = [tf.clip_by_value(a, 0, 2 * centre[axis]) for axis, a in enumerate(at)]
+        return _linear(image, inside), _nearest(label, at)
+
+    moved_image, moved_label = _in_blocks(moved_block, (image, label))
+    return {"image": moved_image, "label": moved_label}
+
+
+def _in_blocks(
+    resampled: Callable[..., tuple[tf.Tensor, ...]], volumes: Sequence[tf.Tensor]
+) -> list[tf.Tensor]:
+    """Volumes on their grid, a block of slices and rows at a time: the points of all of it would
+    take several times its memory.
+
+    Args:
+      resampled: voxels along z, y and x, int32 -> (z, y, x, channels) of each volume. It is asked
+        for voxels beyond the ends, too.
+      volumes: (depth, height, width, channels), of the shapes and dtypes that come out.
+    """
+    depth, height, width = tf.unstack(tf.shape(volumes[0])[:3])
+    slices, rows = BLOCK
+    below, across = -(-depth // slices), -(-height // rows)
+
+    def block(number: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        z, y = number // across * slices, number % across * rows
+        return resampled(z + tf.range(slices), y + tf.range(rows), tf.range(width))
+
+    blocks = tf.map_fn(
+        block,
+        tf.range(below * across),
+        fn_output_signature=tuple(volume.dtype for volume in volumes),
     )
-    return {
-        "image": tf.ensure_shape(slices[0], image.shape),
-        "label": tf.ensure_shape(slices[1], label.shape),
-    }
+    joined = []
+    for volume, parts in zip(volumes, blocks):
+        shape = (below, across, slices, rows, width, volume.shape[-1])
+        whole = tf.reshape(
+            tf.transpose(tf.reshape(parts, shape), (0, 2, 1, 3, 4, 5)),
+            (below * slices, across * rows, width, volume.shape[-1]),
+        )
+        joined.append(tf.ensure_shape(whole[:depth, :height], volume.shape))
+    return joined
 
 
 def _angles(seed: tf.Tensor, degrees: float) -> tf.Tensor:
@@ -247,11 +284,37 @@ def _rotation(angles: tf.Tensor) -> tf.Tensor:
     turn = tf.eye(3)
     for axis, (cos, sin) in enumerate(zip(tf.unstack(tf.cos(angles)), tf.unstack(tf.sin(angles)))):
         a, b = [other for other in range(3) if other != axis]
-        plane = tf.scatter_nd(
-            [[a, a], [b, b], [a, b], [b, a], [axis, axis]], [cos, cos, -sin, sin, 1.0], [3, 3]
-        )
-        turn = tf.matmul(plane, turn)
+        rows = tf.unstack(turn)
+        rows[a], rows[b] = cos * rows[a] - sin * rows[b], sin * rows[a] + cos * rows[b]
+        turn = tf.stack(rows)
     return turn
+
+
+def _placed(turn: tf.Tensor, start: tf.Tensor, offsets: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+    """The three coordinates of points at offsets that a (3, 3) matrix turns about a start (3,).
+
+    Written out, as in all that says where a voxel is: a matrix product on a GPU may round its
+    factors to 10 bits (TensorFloat-32), which moves a point of a large volume by a part of a voxel.
+    """
+    z, y, x = offsets
+    return [
+        row[0] * z + place + row[1] * y + row[2] * x
+        for row, place in zip(tf.unstack(turn), tf.unstack(start))
+    ]
+
+
+def _spline(weights: tf.Tensor, points: tf.Tensor) -> tf.Tensor:
+    """A tensor product of splines: weights (n, k) and control points (k, k, k, channels) to
+    (n, n, n, channels)."""
+    for axis in reversed(range(3)):
+        shape = [-1 if a == axis else 1 for a in range(4)]
+        points = tf.add_n(
+            [
+                tf.reshape(weight, shape) * tf.expand_dims(point, axis)
+                for weight, point in zip(tf.unstack(weights, axis=1), tf.unstack(points, axis=axis))
+            ]
+        )
+    return points
 
 
 def _cubic_b_spline(t: tf.Tensor) -> tf.Tensor:
@@ -260,8 +323,9 @@ def _cubic_b_spline(t: tf.Tensor) -> tf.Tensor:
     return tf.where(t < 1, 2 / 3 - t**2 + t**3 / 2, tf.maximum(2 - t, 0) ** 3 / 6)
 
 
-def sample_linear(volume: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
-    """Linear interpolation; 0 (which is air, after windowing) outside.
+def sample_linear(volume: Stored, index: tf.Tensor) -> tf.Tensor:
+    """Linear interpolation; 0 (which is air, after windowing) outside. Of the volume the box around
+    the points is read.
 
     Args:
       volume: (depth, height, width, channels) float32.
@@ -270,28 +334,81 @@ def sample_linear(volume: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
     Returns:
       (..., channels) float32.
     """
-    low = tf.floor(index)
-    part = index - low
-    total = 0.0
-    for corner in itertools.product((0, 1), repeat=3):
-        weight = tf.reduce_prod(
-            tf.where(tf.constant(corner) == 1, part, 1 - part), axis=-1, keepdims=True
-        )
-        total += weight * _gather(volume, tf.cast(low, tf.int32) + tf.constant(corner))
-    return total
+    covered: tf.Tensor = 1.0
+    inside, lows, highs = [], [], []
+    for at, edge in zip(tf.unstack(index, axis=-1), tf.unstack(volume.shape()[:3])):
+        last = tf.cast(edge - 1, tf.float32)
+        # Within a voxel of the volume its outermost voxels fade to 0.
+        covered *= tf.clip_by_value(tf.minimum(at + 1, last + 1 - at), 0, 1)
+        inside.append(tf.clip_by_value(at, 0, last))
+        lows.append(tf.floor(tf.reduce_min(inside[-1])))
+        highs.append(tf.minimum(tf.floor(tf.reduce_max(inside[-1])) + 1, last))
+    low = tf.stack(lows)
+    box = volume.cut(tf.cast(low, tf.int32), tf.cast(tf.stack(highs) - low + 1, tf.int32))
+    return _linear(box, [at - low for at, low in zip(inside, lows)]) * covered[..., None]
 
 
-def sample_nearest(volume: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
+def sample_nearest(volume: Stored, index: tf.Tensor) -> tf.Tensor:
     """The nearest voxels, 0 outside.
 
     Args: volume (depth, height, width, channels), index (..., 3). Returns (..., channels).
     """
-    return _gather(volume, tf.cast(tf.floor(index + 0.5), tf.int32))
+    nearest, inside = _rounded(tf.unstack(index, axis=-1), volume.shape())
+    values = volume.at([tf.cast(along, tf.int32) for along in nearest])
+    return tf.where(inside[..., None], values, tf.zeros([], values.dtype))
 
 
-def _gather(volume: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
-    """Voxels (..., channels) at integer indices (..., 3), 0 outside."""
-    size = tf.shape(volume)[:3]
-    inside = tf.reduce_all((index >= 0) & (index < size), axis=-1, keepdims=True)
-    values = tf.gather_nd(volume, tf.clip_by_value(index, 0, size - 1))
-    return tf.where(inside, values, tf.zeros_like(values))
+def _linear(volume: tf.Tensor, at: Sequence[tf.Tensor]) -> tf.Tensor:
+    """Linear interpolation at points inside a volume: (..., channels) at three coordinates
+    (...)."""
+    steps: list[tf.Tensor] = []
+    starts, parts = [], []
+    for coordinate, edge in zip(at, tf.unstack(tf.shape(volume)[:3])):
+        # The last voxel is the end of the interval before it.
+        low = tf.minimum(tf.floor(coordinate), tf.cast(tf.maximum(edge - 2, 0), tf.float32))
+        starts.append(low)
+        steps = [step * edge for step in steps] + [tf.minimum(edge - 1, 1)]
+        parts.append((coordinate - low)[..., None])
+    first = _flat(volume, starts)
+
+    def between(axis: int, start: tf.Tensor) -> tf.Tensor:
+        if axis == 3:
+            return _voxels(volume, start)
+        high = start + tf.cast(steps[axis], INDEX)
+        low_part, high_part = between(axis + 1, start), between(axis + 1, high)
+        return low_part * (1 - parts[axis]) + high_part * parts[axis]
+
+    return between(0, first)
+
+
+def _nearest(volume: tf.Tensor, at: Sequence[tf.Tensor]) -> tf.Tensor:
+    """The nearest voxels (..., channels) at three coordinates (...), 0 outside."""
+    nearest, inside = _rounded(at, tf.shape(volume))
+    values = _voxels(volume, _flat(volume, nearest))
+    return tf.where(inside[..., None], values, tf.zeros([], values.dtype))
+
+
+def _rounded(at: Sequence[tf.Tensor], shape: tf.Tensor) -> tuple[list[tf.Tensor], tf.Tensor]:
+    """Three coordinates of the nearest voxels of a volume, float32, and whether those are nearest
+    of all."""
+    inside: tf.Tensor = True
+    index = []
+    for coordinate, edge in zip(at, tf.unstack(shape[:3])):
+        nearest = tf.floor(coordinate + 0.5)
+        index.append(tf.clip_by_value(nearest, 0, tf.cast(edge - 1, tf.float32)))
+        inside = tf.logical_and(inside, nearest == index[-1])
+    return index, inside
+
+
+def _flat(volume: tf.Tensor, index: Sequence[tf.Tensor]) -> tf.Tensor:
+    """Numbers of voxels in C order, from whole numbers along three axes."""
+    number: tf.Tensor = 0
+    for along, edge in zip(index, tf.unstack(tf.shape(volume)[:3])):
+        number = tf.cast(edge, INDEX) * number + tf.cast(along, INDEX)
+    return number
+
+
+def _voxels(volume: tf.Tensor, number: tf.Tensor) -> tf.Tensor:
+    """(..., channels) of voxels by their numbers; by three numbers each it would take several
+    times as long."""
+    return tf.gather(tf.reshape(volume, (-1, volume.shape[-1])), tf.bitcast(number, tf.int32))

@@ -266,7 +266,7 @@ def _label_values(cases: Sequence[Case]) -> list[int]:
     tasks = {case.name: (case.label,) for case in cases}
     faults, values = Faults(), set()
     with isolation.Pool() as pool:
-        for name, outcome in pool.map(_values_of, tasks):
+        for name, outcome in pool.map(_values_of, tasks.items()):
             with faults.collecting():
                 if isinstance(outcome, UserError):
                     raise outcome

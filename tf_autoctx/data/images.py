@@ -29,6 +29,8 @@ Path = str | os.PathLike[str]
 ORIENTATION = "LPS"
 # Marks an image whose millimetres are unknown, for `write`.
 NO_MILLIMETRES = "tf_autoctx_no_millimetres"
+# Bits of the mantissa of float32 that `rounded` leaves out.
+MANTISSA_LEFT = 13
 # What was said of files already.
 _told: set[tuple[Path, str]] = set()
 AXES = {"L": 0, "R": 0, "P": 1, "A": 1, "S": 2, "I": 2}  # axis of `ORIENTATION`
@@ -68,6 +70,48 @@ class Grid:
     def of(cls, image: sitk.Image) -> Grid:
         """That of an image."""
         return cls(image.GetSize(), image.GetSpacing(), image.GetOrigin(), image.GetDirection())
+
+
+@dataclasses.dataclass(frozen=True)
+class Frame:
+    """An image without its voxels: all that its results need of it.
+
+    Attributes:
+      shape: of its array, (z, y, x) or (y, x).
+      orientation, millimetres, grid: see `Image`.
+    """
+
+    shape: tuple[int, ...]
+    orientation: str | None
+    millimetres: tuple[float, ...] | None
+    grid: Grid
+
+    def like(self, array: np.ndarray) -> sitk.Image:
+        """An image of other voxels, in the orientation and on the grid of the file.
+
+        Args:
+          array: (z, y, x) or (y, x) as `Image.array`; the values of a voxel, where there are
+            several, are its last axis.
+
+        Raises:
+          ValueError: it has another shape.
+        """
+        vectors = array.ndim == len(self.shape) + 1
+        if array.shape[: array.ndim - vectors] != self.shape:
+            raise ValueError(f"array has shape {array.shape}, the image {self.shape}")
+        if self.orientation is not None:
+            array = _turned_back(array, self.orientation)
+        elif len(self.grid.size) == 3:  # a picture that is a volume of one slice
+            array = array[None]
+        image = sitk.GetImageFromArray(
+            array.astype(np.uint8) if array.dtype == bool else array, isVector=vectors
+        )
+        image.SetSpacing(self.grid.spacing)
+        image.SetOrigin(self.grid.origin)
+        image.SetDirection(self.grid.direction)
+        if self.millimetres is None:
+            image.SetMetaData(NO_MILLIMETRES, "")
+        return image
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,33 +178,41 @@ class Image:
         """Two or three."""
         return self.image.GetDimension()
 
+    @property
+    def frame(self) -> Frame:
+        """What its results need of it."""
+        shape = tuple(self.image.GetSize()[::-1])
+        return Frame(shape, self.orientation, self.millimetres, self.grid)
+
     def like(self, array: np.ndarray) -> sitk.Image:
-        """An image of other voxels, in the orientation and on the grid of the file.
+        """See `Frame.like`."""
+        return self.frame.like(array)
 
-        Args:
-          array: (z, y, x) or (y, x) as `array`; the values of a voxel, where there are several, are
-            its last axis.
 
-        Raises:
-          ValueError: it has another shape.
-        """
-        shape = self.image.GetSize()[::-1]
-        vectors = array.ndim == len(shape) + 1
-        if array.shape[: array.ndim - vectors] != shape:
-            raise ValueError(f"array has shape {array.shape}, the image {shape}")
-        if self.orientation is not None:
-            array = _turned_back(array, self.orientation)
-        elif len(self.grid.size) == 3:  # a picture that is a volume of one slice
-            array = array[None]
-        image = sitk.GetImageFromArray(
-            array.astype(np.uint8) if array.dtype == bool else array, isVector=vectors
-        )
-        image.SetSpacing(self.grid.spacing)
-        image.SetOrigin(self.grid.origin)
-        image.SetDirection(self.grid.direction)
-        if self.millimetres is None:
-            image.SetMetaData(NO_MILLIMETRES, "")
-        return image
+def _is_same(voxels: np.ndarray, others: np.ndarray) -> bool:
+    """Whether voxels are the same, NaN and all: first bit by bit, which is a few times as fast."""
+    if voxels.dtype == others.dtype and voxels.dtype.itemsize in (1, 2, 4, 8):
+        bits = f"u{voxels.dtype.itemsize}"
+        if np.array_equal(voxels.view(bits), others.view(bits)):
+            return True
+    return np.array_equal(voxels, others, equal_nan=True)
+
+
+def rounded(probability: np.ndarray) -> np.ndarray:
+    """A probability of 10 bits behind the point of its mantissa, 3 digits, in place of 23: the
+    others are hardly of use, and do not compress.
+
+    Args:
+      probability: float32, finite. What is above 0.5 stays above it, and what is below, below.
+    """
+    bits = np.ascontiguousarray(probability, np.float32).view(np.uint32)
+    half, step = np.float32(0.5).view(np.uint32), np.uint32(1 << MANTISSA_LEFT)
+    nearest = bits + step // 2
+    nearest &= ~(step - 1)
+    at_half = nearest == half  # few, if any
+    nearest[at_half & (bits > half)] += step
+    nearest[at_half & (bits < half)] -= step
+    return nearest.view(np.float32)
 
 
 def _turned_back(array: np.ndarray, orientation: str) -> np.ndarray:
@@ -288,8 +340,8 @@ def _grey(path: pathlib.Path, image: sitk.Image) -> sitk.Image:
     return sitk.Cast(sitk.Round(image), sitk.sitkUInt8) if kind == sitk.sitkVectorUInt8 else image
 
 
-def write(path: Path, image: sitk.Image) -> None:
-    """Writes `image` to `path`, compressed where the format can.
+def write(path: Path, image: sitk.Image, compressed: bool = True) -> None:
+    """Writes `image` to `path`, compressed where the format can, unless told otherwise.
 
     The file appears whole or not at all. Where `Image.like` made the image and its millimetres are
     unknown, the file tells none, as far as its format can be silent.
@@ -313,14 +365,14 @@ def write(path: Path, image: sitk.Image) -> None:
     partial = temporary(path)
     try:
         with libraries.heard(path):
-            sitk.WriteImage(image, str(partial), useCompression=True)
+            sitk.WriteImage(image, str(partial), useCompression=compressed)
             if unknown:
                 headers.forget_spacing(partial)
             # ITK's NIfTI writer reports success on a full disk and its PNG writer keeps one slice,
             # so look.
             written = sitk.ReadImage(str(partial))
         voxels, wanted = map(sitk.GetArrayViewFromImage, (written, image))
-        if not np.array_equal(voxels, wanted, equal_nan=True):
+        if not _is_same(voxels, wanted):
             raise RuntimeError
         os.replace(partial, path)
     except (OSError, RuntimeError, UserError):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import ctypes
+import importlib
 import logging as standard
 import os
 import pathlib
@@ -21,7 +22,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from multiprocessing import connection
 from types import TracebackType
 from typing import Any, NamedTuple, Self, TypeVar
@@ -60,15 +61,24 @@ class Pool:
     They start when there is work for them, and end with the `with` block:
 
       with isolation.Pool() as pool:
-          for name, outcome in pool.map(images.read, {name: (path,) for name, path in ...}):
+          for name, outcome in pool.map(images.read, ((name, (path,)) for name, path in ...)):
+
+    Args:
+      workers: how many there may be; by default one per CPU.
+      verb: what they do with files, in the past tense, for messages.
+      expected: what they need for that, likewise.
 
     Attributes:
       workers: how many.
     """
 
-    def __init__(self, workers: int | None = None) -> None:
-        """Takes how many there may be; by default one per CPU."""
-        self.workers = workers or cpus()
+    def __init__(
+        self,
+        workers: int | None = None,
+        verb: str = "read",
+        expected: str = "an intact file that fits in memory",
+    ) -> None:
+        self.workers, self._words = workers or cpus(), (verb, expected)
         self._idle: list[_Worker] = []
         self._busy: dict[_Worker, Any] = {}
 
@@ -85,8 +95,12 @@ class Pool:
             worker.kill()
         self._idle, self._busy = [], {}
 
+    def start(self, module: str) -> None:
+        """Starts a process before its first task, which imports a module meanwhile."""
+        self._idle.append(_Worker(self._words, module))
+
     def map(
-        self, function: Function, tasks: Mapping[K, Sequence[Any]]
+        self, function: Function, tasks: Iterable[tuple[K, Sequence[Any]]]
     ) -> Iterator[tuple[K, Any | UserError]]:
         """Calls a function for each task.
 
@@ -95,7 +109,7 @@ class Pool:
 
         Args:
           function: of a module; what it takes and returns is pickled.
-          tasks: {name: arguments}.
+          tasks: (name, arguments), one by one: the next is made while the processes are at work.
 
         Yields:
           (name, what the function returns, or the `UserError` that it raised or that names the
@@ -104,31 +118,37 @@ class Pool:
         Raises:
           Exception: whatever else the function raises.
         """
-        waiting = collections.deque(tasks)
-        while waiting or self._busy:
-            while waiting and len(self._busy) < self.workers:
-                self._begin(waiting.popleft(), function, tasks)
-            for worker in self._ready():
-                name = self._busy.pop(worker)
-                outcome = worker.outcome(tasks[name])
-                if not worker.ended:
-                    self._idle.append(worker)
-                if waiting:
-                    self._begin(waiting.popleft(), function, tasks)
-                if isinstance(outcome, _Fault):
-                    raise outcome.error
-                yield name, outcome
+        done: collections.deque[tuple[K, Any]] = collections.deque()
+        for name, arguments in tasks:
+            while len(self._busy) == self.workers:
+                done.extend(self._done())
+            self._begin(name, function, tuple(arguments))
+            del arguments  # they may be large, and making the next takes its time
+            while done and len(self._busy) == self.workers:  # all are at work: time to tell
+                yield done.popleft()
+        while done or self._busy:
+            yield from done or self._done()
+            done.clear()
 
-    def _begin(self, name: K, function: Function, tasks: Mapping[K, Sequence[Any]]) -> None:
+    def _begin(self, name: Any, function: Function, arguments: tuple[Any, ...]) -> None:
         self._idle = [worker for worker in self._idle if worker.runs]  # memory may have ended one
-        worker = self._idle.pop() if self._idle else _Worker()
-        worker.send(function, tuple(tasks[name]))
-        self._busy[worker] = name
+        worker = self._idle.pop() if self._idle else _Worker(self._words)
+        worker.send(function, arguments)
+        self._busy[worker] = name, _files(arguments)  # what else they are may be large
 
-    def _ready(self) -> list[_Worker]:
-        """The processes whose outcome, or end, is there."""
+    def _done(self) -> list[tuple[Any, Any]]:
+        """Waits for the next outcomes, or ends, of processes: (name, outcome) of each."""
         ready = connection.wait([worker.connection for worker in self._busy])
-        return [worker for worker in self._busy if worker.connection in ready]
+        outcomes = []
+        for worker in [worker for worker in self._busy if worker.connection in ready]:
+            name, files = self._busy.pop(worker)
+            outcome = worker.outcome(files)
+            if not worker.ended:
+                self._idle.append(worker)
+            if isinstance(outcome, _Fault):
+                raise outcome.error
+            outcomes.append((name, outcome))
+        return outcomes
 
 
 class _Fault(NamedTuple):
@@ -144,12 +164,25 @@ class _Message(NamedTuple):
     warnings: list[tuple[int, str]]  # (level of absl, text)
 
 
+class _Parcel(NamedTuple):
+    """What goes from one process to another.
+
+    Attributes:
+      parts: its pickle, and the memory of large arrays in it as it is, without a copy.
+      thing: what it is, which keeps that memory: an array may lie in an image of a library.
+    """
+
+    parts: list[bytes | bytearray | memoryview]
+    thing: Any = None
+
+
 class _Worker:
     """A process and the connection to it."""
 
-    def __init__(self) -> None:
+    def __init__(self, words: tuple[str, str], module: str = "") -> None:
         ours, theirs = socket.socketpair()
-        start = f"isolation.work({theirs.fileno()}, {os.getpid()}, {logging.get_verbosity()})"
+        numbers = f"{theirs.fileno()}, {os.getpid()}, {logging.get_verbosity()}"
+        start = f"isolation.work({numbers}, {module!r})"
         program = PROGRAM.format(path=sys.path, start=start)
         self._process = subprocess.Popen(
             [sys.executable, "-c", program],
@@ -158,19 +191,19 @@ class _Worker:
         )
         theirs.close()
         self.connection = connection.Connection(ours.detach())
-        self.ended, self._began = False, False
+        self.ended, self._began, self._words = False, False, words
 
     @property
     def runs(self) -> bool:
         return self._process.poll() is None
 
     def send(self, function: Function, arguments: tuple[Any, ...]) -> None:
-        task = pickle.dumps((function, arguments), pickle.HIGHEST_PROTOCOL)
+        parcel = _packed((function, arguments))
         with contextlib.suppress(OSError):  # it has ended; `outcome` says so
-            self.connection.send_bytes(task)
+            _send(self.connection, parcel)
 
-    def outcome(self, arguments: Sequence[Any]) -> Any:
-        """What came back of a task, once the connection is ready.
+    def outcome(self, files: str) -> Any:
+        """What came back of a task on files, once the connection is ready.
 
         Raises:
           RuntimeError: the process did not even start.
@@ -178,23 +211,23 @@ class _Worker:
         try:
             if not self._began:
                 self._began = self.connection.recv()
-            message = pickle.loads(self.connection.recv_bytes())
+            message = _unpacked(_receive(self.connection))
         except (EOFError, OSError):
-            return self._end(arguments)
+            return self._end(files)
         for level, text in message.warnings:
             logging.log(level, "%s", text)
         return message.outcome
 
-    def _end(self, arguments: Sequence[Any]) -> UserError:
+    def _end(self, files: str) -> UserError:
         """The error of a process that is no more."""
         self.ended, code = True, self._process.wait()
         self.connection.close()
         if not self._began:
-            raise RuntimeError(f"a process that reads files did not start (exit code {code})")
+            raise RuntimeError(f"a process for files did not start (exit code {code})")
+        verb, expected = self._words
         return UserError(
-            f"{_files(arguments)}: ended the process that read it, "
-            f"{SIGNALS.get(-code, f'exit code {code}')}; expected an intact file that fits in "
-            "memory."
+            f"{files}: ended the process that {verb} it, "
+            f"{SIGNALS.get(-code, f'exit code {code}')}; expected {expected}."
         )
 
     def kill(self) -> None:
@@ -203,13 +236,14 @@ class _Worker:
         self.connection.close()
 
 
-def work(descriptor: int, parent: int, verbosity: int) -> None:
+def work(descriptor: int, parent: int, verbosity: int, module: str) -> None:
     """What the process does: tasks from a connection, until it closes.
 
     Args:
       descriptor: of the connection.
       parent: process that it ends with.
       verbosity: of absl.
+      module: is imported before the first task; empty: none.
     """
     _end_with(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent says what happens
@@ -222,12 +256,14 @@ def work(descriptor: int, parent: int, verbosity: int) -> None:
     logging.set_verbosity(verbosity)
     tasks = connection.Connection(descriptor)
     tasks.send(True)
+    if module:
+        importlib.import_module(module)
     while True:
         try:
-            task = tasks.recv_bytes()
+            task = _receive(tasks)
         except (EOFError, OSError):
             return
-        tasks.send_bytes(_done(task))
+        _send(tasks, _done(task))
 
 
 def _end_with(parent: int) -> None:
@@ -244,22 +280,46 @@ def _end_with(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _done(task: bytes) -> bytes:
+def _packed(thing: Any) -> _Parcel:
+    buffers: list[pickle.PickleBuffer] = []
+    pickled = pickle.dumps(thing, pickle.HIGHEST_PROTOCOL, buffer_callback=buffers.append)
+    return _Parcel([pickled, *(buffer.raw() for buffer in buffers)], thing)
+
+
+def _unpacked(parcel: _Parcel) -> Any:
+    pickled, *buffers = parcel.parts
+    return pickle.loads(pickled, buffers=buffers)
+
+
+def _send(to: connection.Connection, parcel: _Parcel) -> None:
+    to.send([memoryview(part).nbytes for part in parcel.parts])
+    for part in parcel.parts:
+        to.send_bytes(part)
+
+
+def _receive(of: connection.Connection) -> _Parcel:
+    parts = [bytearray(size) for size in of.recv()]
+    for part in parts:
+        of.recv_bytes_into(part)
+    return _Parcel([*parts])
+
+
+def _done(task: _Parcel) -> _Parcel:
     """The message that answers a task."""
     warnings: list[tuple[int, str]] = []
     with _recorded(warnings):
         outcome = _outcome(task)
     try:
-        return pickle.dumps(_Message(outcome, warnings), pickle.HIGHEST_PROTOCOL)
+        return _packed(_Message(outcome, warnings))
     except Exception as error:  # a result, or an error, that no pickle holds
         fault = RuntimeError(f"{type(error).__name__}: {error}; of {outcome!r:.500}")
-        return pickle.dumps(_Message(_Fault(fault), warnings), pickle.HIGHEST_PROTOCOL)
+        return _packed(_Message(_Fault(fault), warnings))
 
 
-def _outcome(task: bytes) -> Any:
+def _outcome(task: _Parcel) -> Any:
     arguments: tuple[Any, ...] = ()
     try:
-        function, arguments = pickle.loads(task)
+        function, arguments = _unpacked(task)
         return function(*arguments)
     except MemoryError:
         return UserError(

@@ -12,7 +12,6 @@ from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 from absl import logging
-from scipy import ndimage
 
 from tf_autoctx.data import dicom, dicom_files, images
 from tf_autoctx.data.integrity import recognition, tiff
@@ -170,6 +169,8 @@ def warn_of_outlines(path: Path, label: np.ndarray) -> None:
 
     A hole counts where it is background alone, enclosed in the plane of the last two axes.
     """
+    from scipy import ndimage
+
     grown = {}
     for value, box in enumerate(ndimage.find_objects(label.astype(np.int32)), start=1):
         if box is None or (value == IGNORED):
@@ -192,6 +193,8 @@ def warn_of_outlines(path: Path, label: np.ndarray) -> None:
 
 def _enclosed(label: np.ndarray, mask: np.ndarray) -> int:
     """Number of background voxels that a mask encloses in planes of the last two axes."""
+    from scipy import ndimage
+
     border = [(0, 0)] * (label.ndim - 2) + [(1, 1)] * 2
     label, outside = np.pad(label, border), ~np.pad(mask, border)
     plane = ndimage.generate_binary_structure(2, 1)

@@ -1,14 +1,16 @@
 """From cached cases to batches, in TensorFlow ops alone.
 
-A case is decoded once into a folder of serialized tensors. The order of samples and every random
-number follow from (seed, index of the sample) alone, so a run that resumes at step n sees what an
-unbroken run sees there, and n workers together see what one sees with n times the batch.
+A case is decoded once into a folder of arrays, of which a pass reads what it sees. The order of
+samples and every random number follow from (seed, index of the sample) alone, so a run that resumes
+at step n sees what an unbroken run sees there, and n workers together see what one sees with n
+times the batch.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import operator
 import pathlib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,10 +19,12 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tf_autoctx.data import arrays
+from tf_autoctx.data.arrays import Stored
 from tf_autoctx.errors import FieldError, UserError
-from tf_autoctx.files import replacing
 
-Sample = dict[str, Any]  # of tensors, and a tuple of samples under "others"
+Case = Mapping[str, Any]  # of arrays, and a tuple of cases under "others"
+Sample = dict[str, Any]  # of tensors
 
 # Kinds of tensors of a case and their specs; a number after the kind ("image_2") is a level.
 KINDS = {
@@ -32,24 +36,15 @@ KINDS = {
     "image2d": tf.TensorSpec([None, None, 1], tf.float32),
     "label2d": tf.TensorSpec([None, None, 1], tf.uint8),
 }
-CHECKSUM = 8  # bytes behind a serialized tensor
-DAMAGED = ("damaged file <", "> of a case")  # before and after its path
+LAYOUT = 2  # of cached files; those of another are made anew
 
 
-def store(path: str | pathlib.Path, tensor: Any) -> None:
-    """Writes one tensor of a case to `path`, with its checksum behind it; a file is there whole or
-    not at all."""
-    serialized = tf.io.serialize_tensor(tensor)
-    with replacing(path) as partial:
-        partial.write_bytes(serialized.numpy() + _checksum(serialized).numpy().tobytes())
+def store(path: str | pathlib.Path, tensor: Any, chunk: Sequence[int | None] = ()) -> None:
+    """Writes one tensor of a case to `path`, in chunks of which each has its checksum; see
+    `arrays.write`."""
+    arrays.write(path, tensor, chunk)
 
 
-def _checksum(serialized: tf.Tensor) -> tf.Tensor:
-    """`CHECKSUM` bytes, uint8."""
-    return tf.fingerprint(serialized[None], method="farmhash64")[0]
-
-
-@tf.autograph.experimental.do_not_convert
 def stored(path: str | tf.Tensor, name: str) -> tf.Tensor:
     """The tensor of a name ("image", "image_2": see `KINDS`) at `path`, in eager or graph mode.
 
@@ -58,51 +53,86 @@ def stored(path: str | tf.Tensor, name: str) -> tf.Tensor:
         `fault`.
     """
     try:
-        spec, content = KINDS[name.split("_")[0]], tf.io.read_file(path)
-        length = tf.maximum(tf.strings.length(content) - CHECKSUM, 0)
-        serialized = tf.strings.substr(content, 0, length)
-        checksum = tf.io.decode_raw(tf.strings.substr(content, length, CHECKSUM), tf.uint8)
-        whole = tf.reduce_all(tf.equal(_padded(checksum), _checksum(serialized)))
-        told = tf.strings.join([DAMAGED[0], path, DAMAGED[1]])
-        with tf.control_dependencies([tf.debugging.Assert(whole, [told])]):
-            serialized = tf.identity(serialized)
-        return tf.ensure_shape(tf.io.parse_tensor(serialized, spec.dtype), spec.shape)
+        return Stored(path, spec(name)).whole()
     except tf.errors.OpError as error:
         raise fault(error) or error from None
 
 
-def _padded(checksum: tf.Tensor) -> tf.Tensor:
-    """Of a file that is shorter than a checksum, as long as one."""
-    return tf.concat([checksum, tf.zeros(CHECKSUM, tf.uint8)], 0)[:CHECKSUM]
+def spec(name: str) -> tf.TensorSpec:
+    """What a tensor of a name is, see `KINDS`."""
+    return KINDS[name.split("_")[0]]
+
+
+def size(path: str, name: str) -> tuple[int, ...]:
+    """Spatial size of a stored tensor, of which nothing else is read.
+
+    Raises:
+      UserError: see `stored`.
+    """
+    try:
+        return tuple(Stored(path, spec(name)).shape().numpy()[:-1].tolist())
+    except tf.errors.OpError as error:
+        raise fault(error) or error from None
 
 
 def fault(error: Exception) -> UserError | None:
     """What to tell of a TensorFlow error by a file of `stored`; None where it is no such error."""
-    told = str(error)
-    if named := re.search(f"{DAMAGED[0]}(.*?){DAMAGED[1]}", told, re.DOTALL):
-        path = pathlib.Path(named[1])
-    elif "; No such file or directory" in told:
-        before = told.partition("; No such file or directory")[0]
-        path = pathlib.Path(before.rpartition(": ")[2].rpartition("}} ")[2])
-    else:
+    begin, end = arrays.DAMAGED
+    named = re.search(f"{begin}(.*?){end}", str(error), re.DOTALL)
+    if not named:
         return None
+    return damaged(pathlib.Path(named[1]))
+
+
+def damaged(path: pathlib.Path) -> UserError:
+    """What to tell of a file of a case that cannot be used."""
     return UserError(
         f"{path}: missing, cut short or damaged; delete the folder {path.parent} and run the "
         "training again, which makes it anew."
     )
 
 
-def sample(files: Mapping[str, tf.Tensor]) -> Sample:
-    """One sample from {name: path}; a "context" of "" is zeros of the image's shape."""
-    loaded: Sample = {name: stored(path, name) for name, path in files.items() if name != "context"}
+def case(files: Mapping[str, Any]) -> dict[str, Any]:
+    """The arrays of {name: path}, of which nothing has been read; a "context" of "" is 0, on the
+    image's grid."""
+    opened = {name: Stored(path, spec(name)) for name, path in files.items() if name != "context"}
     if "context" in files:
-        context = tf.cond(
-            files["context"] == "",
-            functools.partial(tf.zeros_like, loaded["image"]),
-            functools.partial(stored, files["context"], "context"),
-        )
-        loaded["context"] = tf.ensure_shape(context, KINDS["context"].shape)
-    return loaded
+        opened["context"] = _Context(files["context"], opened["image"])
+    return opened
+
+
+class _Context(Stored):
+    """The context of a case."""
+
+    def __init__(self, path: str | tf.Tensor, image: Stored) -> None:
+        super().__init__(path, spec("context"))
+        self._is_zero, self._image = tf.equal(path, ""), image
+
+    def shape(self) -> tf.Tensor:
+        return self._image.shape()
+
+    def whole(self) -> tf.Tensor:
+        return self._or_zeros(super().whole, self.shape())
+
+    def cut(self, low: Any, size: Any) -> tf.Tensor:
+        return self._or_zeros(functools.partial(super().cut, low, size), tf.concat([size, [1]], 0))
+
+    def _or_zeros(self, read: Callable[[], tf.Tensor], shape: tf.Tensor) -> tf.Tensor:
+        context = tf.cond(self._is_zero, functools.partial(tf.zeros, shape), read)
+        return tf.ensure_shape(context, self._spec.shape)
+
+
+def whole(case: Case) -> Sample:
+    """All of a case, and of those under "others"."""
+    return {
+        name: tuple(map(whole, array)) if isinstance(array, tuple) else array.whole()
+        for name, array in case.items()
+    }
+
+
+def sample(files: Mapping[str, Any]) -> Sample:
+    """All of a case from {name: path}, see `case`."""
+    return whole(case(files))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -146,19 +176,22 @@ class Order:
 
 def training(
     files: Mapping[str, Sequence[str]],
-    augment: Callable[[Sample, tf.Tensor], Any],
+    read: Callable[[Case, tf.Tensor], Sample],
     order: Order,
+    augment: Callable[[Sample, tf.Tensor], Sample] | None = None,
 ) -> tf.data.Dataset:
     """Batches for a training.
 
     Args:
-      files: {"image": [path, ...], "label": [...], ...}, one entry per case, see `sample`.
-      augment: (sample, seed of shape (2,)) -> sample.
+      files: {"image": [path, ...], "label": [...], ...}, one entry per case, see `case`.
+      read: (case, seed of shape (2,)) -> what one pass sees of a case.
       order: which samples they have.
+      augment: (sample, seed of shape (2,)) -> sample, the random changes; None: they are made
+        later, by `augmented`.
 
     Returns:
       tf.data.Dataset of dicts of (batch_size, *spatial, channels) tensors, one element per replica
-      and step.
+      and step; of pairs of such a dict and of seeds (batch_size, 2), where `augment` is None.
     """
     cases, per_step = len(next(iter(files.values()))), order.per_step
     per_epoch = cases // per_step * per_step or cases
@@ -171,8 +204,8 @@ def training(
         shuffled = tf.random.experimental.stateless_shuffle(tf.range(cases), [order.seed, epoch])
         own_seed = tf.stack([tf.constant(order.seed, tf.int64), number])
 
-        def draw(place: tf.Tensor) -> Sample:
-            return sample({kind: paths[shuffled[place]] for kind, paths in columns.items()})
+        def draw(place: tf.Tensor) -> dict[str, Any]:
+            return case({kind: paths[shuffled[place]] for kind, paths in columns.items()})
 
         drawn = draw(place)
         if order.others:
@@ -182,7 +215,8 @@ def training(
                 [order.others], own_seed, 0, cases - per_step, tf.int32
             )
             drawn["others"] = tuple(draw((after + away[i]) % cases) for i in range(order.others))
-        return augment(drawn, own_seed)
+        seen = read(drawn, own_seed)
+        return augment(seen, own_seed) if augment else (seen, own_seed)
 
     samples = tf.data.Dataset.from_tensor_slices(order.numbers()).map(
         prepare, num_parallel_calls=tf.data.AUTOTUNE
@@ -190,21 +224,38 @@ def training(
     return samples.batch(order.batch_size, drop_remainder=True).prefetch(4)
 
 
-def random_patch(
-    sample: Mapping[str, tf.Tensor], seed: tf.Tensor, size: Sequence[int | None]
-) -> dict[str, tf.Tensor]:
-    """A patch of spatial `size` (3 integers) at a random place, the same in all tensors.
+def augmented(batch: tuple[Sample, tf.Tensor], augment: Callable[..., Sample]) -> Sample:
+    """A batch of `training` after its random changes, the same as if they were made there.
+
+    Args:
+      batch: samples and seeds.
+      augment: see `training`. It sees labels as float32: a GPU looks up no integers of 8 bits.
+    """
+    samples, seeds = batch
+    labels = [name for name in samples if getattr(samples[name], "dtype", None) == tf.uint8]
+    seen = samples | {name: tf.cast(samples[name], tf.float32) for name in labels}
+    changed = [
+        augment(tf.nest.map_structure(operator.itemgetter(number), seen), seed)
+        for number, seed in enumerate(tf.unstack(seeds))
+    ]
+    stacked = tf.nest.map_structure(_stacked, *changed)
+    return stacked | {name: tf.cast(stacked[name], tf.uint8) for name in labels if name in stacked}
+
+
+def _stacked(*tensors: tf.Tensor) -> tf.Tensor:
+    return tf.stack(tensors)
+
+
+def random_patch(case: Case, seed: tf.Tensor, size: Sequence[int | None]) -> Sample:
+    """A patch of spatial `size` (3 integers) at a random place, the same in all arrays.
 
     None keeps an axis.
     """
-    whole = tf.shape(sample["image"])[:3]
+    whole = case["image"].shape()[:3]
     edges = tf.stack([whole[axis] if edge is None else edge for axis, edge in enumerate(size)])
     corner = tf.random.stateless_uniform([3], seed, 0, tf.int32.max, tf.int32) % (whole - edges + 1)
-    cut = {
-        k: tf.slice(v, tf.concat([corner, [0]], 0), tf.concat([edges, [1]], 0))
-        for k, v in sample.items()
-    }
-    return {k: tf.ensure_shape(v, [*size, 1]) for k, v in cut.items()}
+    cut = {name: array.cut(corner, edges) for name, array in case.items()}
+    return {name: tf.ensure_shape(patch, [*size, 1]) for name, patch in cut.items()}
 
 
 def require_one_shape(shapes: Iterable[tuple[int, ...]], batch_size: int) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
 
 from tf_autoctx.data import augment
+from tf_autoctx.data.arrays import Stored
 from tf_autoctx.data.configuration import Deformation
 
 PLACES = 1000
@@ -35,7 +36,7 @@ def places(label: np.ndarray, values: Iterable[int], rng: np.random.Generator) -
 
 
 def draw(
-    sample: augment.Sample,
+    case: Mapping[str, Stored],
     seed: tf.Tensor,
     *,
     scales: Sequence[float],
@@ -46,9 +47,10 @@ def draw(
     """Subvolumes of one case, one a scale, about a voxel of a structure drawn evenly.
 
     Args:
-      sample: {"image_1": (depth, height, width, 1) float32, the volume shrunk to the first scale,
-        ..., "label": the same (depth, height, width, 1) at full size, "places": see `places`, of
-        one structure at least, "spacing": (3,) mm of a full-size voxel}.
+      case: {"image_1": array (depth, height, width, 1) float32, the volume shrunk to the first
+        scale, ..., "label": likewise (depth, height, width, 1) at full size, "places": see
+        `places`, of one structure at least, "spacing": (3,) mm of a full-size voxel}. Of images and
+        label what lies around the subvolumes is read.
       seed: 2 integers.
       scales: full-size voxels that a voxel of each scale covers along an axis.
       unit: the smallest scale that training ever sees: the deformation's unit.
@@ -61,7 +63,7 @@ def draw(
       outside the volume is air, 0.
     """
     seeds = tf.unstack(tf.random.experimental.stateless_split(seed, 4))
-    candidates = sample["places"]
+    candidates = case["places"].whole()
     present = tf.cast(tf.math.is_finite(candidates[:, 0, 0]), tf.float32)
     structure = tf.random.stateless_categorical(tf.math.log(present)[None], 1, seeds[0])[0, 0]
     place = tf.random.stateless_uniform([], seeds[1], 0, PLACES, tf.int32)
@@ -74,13 +76,13 @@ def draw(
     # Undeformed points of an even scale lie on the faces between full-size voxels: either side is
     # as near.
     side = tf.random.stateless_uniform([3], seeds[3], -1e-3, 1e-3)
-    full = tf.cast(tf.shape(sample["label"])[:3], tf.float32)
+    full = tf.cast(case["label"].shape()[:3], tf.float32)
     cut = {}
-    landed = augment.deformed(deformation, grids, seeds[2], unit, sample["spacing"])
+    landed = augment.deformed(deformation, grids, seeds[2], unit, case["spacing"].whole())
     for level, offsets in enumerate(landed, start=1):
         at = centre + offsets
-        image = sample[f"image_{level}"]
-        shrunk = tf.cast(tf.shape(image)[:3], tf.float32) / full
+        image = case[f"image_{level}"]
+        shrunk = tf.cast(image.shape()[:3], tf.float32) / full
         cut[f"image_{level}"] = augment.sample_linear(image, at * shrunk - 0.5)
-        cut[f"label_{level}"] = augment.sample_nearest(sample["label"], at - 0.5 + side)
+        cut[f"label_{level}"] = augment.sample_nearest(case["label"], at - 0.5 + side)
     return {name: tf.ensure_shape(tensor, (size, size, size, 1)) for name, tensor in cut.items()}

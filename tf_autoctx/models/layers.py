@@ -5,12 +5,15 @@ Two- or three-dimensional by the rank of the input.
 
 from __future__ import annotations
 
+import math
+import types
 from collections.abc import Sequence
 from typing import Any
 
 import keras
 from keras import ops
 
+from tf_autoctx.models import backends
 from tf_autoctx.models.options import LINEAR_INITIALIZERS
 
 Tensor = Any  # of whichever backend, or symbolic
@@ -88,35 +91,84 @@ def normalize(x: Tensor, normalization: str) -> Tensor:
       ValueError: another normalization.
     """
     if normalization == "instance":
-        return keras.layers.GroupNormalization(groups=-1, epsilon=1e-5)(x)
+        return InstanceNormalization(epsilon=1e-5)(x)
     if normalization == "batch":
-        # Replicas with averages of their own would drift apart; backends other than TensorFlow
-        # have one replica anyway.
-        synchronized = keras.backend.backend() == "tensorflow"
-        return keras.layers.BatchNormalization(
-            momentum=0.9, epsilon=1e-5, synchronized=synchronized
-        )(x)
+        # Replicas with averages of their own would drift apart.
+        synchronized = backends.has_replicas()
+        return BatchNormalization(momentum=0.9, epsilon=1e-5, synchronized=synchronized)(x)
     raise ValueError(f"normalization={normalization!r}: expected 'instance' or 'batch'.")
 
 
 def conv_block(
-    x: Tensor, filters: int, kernel: int, normalization: str, initializer: str
+    x: Tensor, filters: int, kernel: int, normalization: str, initializer: str, bias: bool = False
 ) -> Tensor:
-    """Conv, normalization, ReLU."""
-    return keras.layers.ReLU()(normalize(conv(x, filters, kernel, initializer), normalization))
+    """Conv, normalization, ReLU; `bias`: whether the conv has one, see `options.BIAS`."""
+    x = conv(x, filters, kernel, initializer, use_bias=bias)
+    return keras.layers.ReLU()(normalize(x, normalization))
 
 
 def deconv_block(
-    x: Tensor, filters: int, kernel: int, normalization: str, initializer: str
+    x: Tensor, filters: int, kernel: int, normalization: str, initializer: str, bias: bool = False
 ) -> Tensor:
-    """Deconv of stride 2, normalization, ReLU."""
-    return keras.layers.ReLU()(normalize(deconv(x, filters, kernel, initializer), normalization))
+    """Deconv of stride 2, normalization, ReLU, likewise."""
+    x = deconv(x, filters, kernel, initializer, use_bias=bias)
+    return keras.layers.ReLU()(normalize(x, normalization))
+
+
+@keras.saving.register_keras_serializable("tf_autoctx")
+class InstanceNormalization(keras.layers.GroupNormalization):
+    """Group normalization of one channel a group, as one operation where the backend has one.
+
+    Statistics and weights are float32 in any precision. Of the arguments of group normalization,
+    `groups`, `axis`, `center` and `scale` are fixed.
+    """
+
+    FIXED = types.MappingProxyType({"groups": -1, "axis": -1, "center": True, "scale": True})
+
+    def __init__(self, epsilon: float = 1e-5, **kwargs: Any) -> None:
+        super().__init__(epsilon=epsilon, **self.FIXED, **kwargs)
+
+    def call(self, x: Tensor) -> Tensor:
+        y = backends.instance_normalization(x, self.gamma, self.beta, self.epsilon)
+        return super().call(x) if y is None else ops.cast(y, self.compute_dtype)
+
+    def get_config(self) -> dict[str, Any]:
+        config = super().get_config()
+        return {name: value for name, value in config.items() if name not in self.FIXED}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> InstanceNormalization:
+        """Also of what was saved when the fixed arguments were in it."""
+        return super().from_config({k: v for k, v in config.items() if k not in cls.FIXED})
+
+
+@keras.saving.register_keras_serializable("tf_autoctx")
+class BatchNormalization(keras.layers.BatchNormalization):
+    """Batch normalization whose moving averages are applied in one operation where the backend has
+    one."""
+
+    def call(self, x: Tensor, training: bool | None = None, mask: Tensor | None = None) -> Tensor:
+        y = None
+        if mask is None and not (training and self.trainable):
+            averages, weights = (self.moving_mean, self.moving_variance), (self.gamma, self.beta)
+            y = backends.normalization_by(*averages, x, *weights, self.epsilon)
+        return super().call(x, training, mask) if y is None else ops.cast(y, self.compute_dtype)
+
+
+def _is_at_least(x: Tensor, size: int) -> bool:
+    """Whether every spatial axis is known to have `size` voxels or more."""
+    return size == 1 or all(n is not None and n >= size for n in x.shape[1:-1])
 
 
 def _at_least(x: Tensor, size: int) -> Tensor:
     """x with zeros at the high end of every spatial axis that is shorter than `size` voxels."""
-    missing = [[0, ops.maximum(size - n, 0)] for n in ops.shape(x)[1:-1]]
+    missing = [[0, _above_zero(size - n)] for n in ops.shape(x)[1:-1]]
     return ops.pad(x, [[0, 0], *missing, [0, 0]])
+
+
+def _above_zero(n: Any) -> Any:
+    """n, or 0 where it is below; an integer where n is one, as JAX pads by integers alone."""
+    return max(n, 0) if isinstance(n, int) else ops.maximum(n, 0)
 
 
 @keras.saving.register_keras_serializable("tf_autoctx")
@@ -125,14 +177,19 @@ class Conv3D(keras.layers.Conv3D):
 
     On CPUs, TensorFlow 2.21 fills the bfloat16 gradient of a kernel with stray memory where the
     input is smaller than the kernel. Zeros at the high end are what `same` padding puts there
-    anyway, so enlarging such an input changes no output.
+    anyway, so enlarging such an input changes no output. An input that is known to be large enough
+    stays as it is.
+
+    So does every one where `training` is False, as the guard makes a graph of free axes more than
+    twice as large: take no gradient of a kernel from such a pass in bfloat16.
     """
 
-    def call(self, x: Tensor) -> Tensor:
-        if self.compute_dtype != "bfloat16" or self.kernel_size[0] == 1:
+    def call(self, x: Tensor, training: bool | None = None) -> Tensor:
+        kernel = self.kernel_size[0]
+        if self.compute_dtype != "bfloat16" or training is False or _is_at_least(x, kernel):
             return super().call(x)
         depth, height, width = ops.shape(x)[1:-1]
-        return super().call(_at_least(x, self.kernel_size[0]))[:, :depth, :height, :width]
+        return super().call(_at_least(x, kernel))[:, :depth, :height, :width]
 
 
 @keras.saving.register_keras_serializable("tf_autoctx")
@@ -142,13 +199,12 @@ class Conv3DTranspose(keras.layers.Conv3DTranspose):
     Its output must not be smaller than the kernel.
     """
 
-    def call(self, x: Tensor) -> Tensor:
-        if self.compute_dtype != "bfloat16":
+    def call(self, x: Tensor, training: bool | None = None) -> Tensor:
+        least = (self.kernel_size[0] + 1) // 2
+        if self.compute_dtype != "bfloat16" or training is False or _is_at_least(x, least):
             return super().call(x)
         depth, height, width = ops.shape(x)[1:-1]
-        return super().call(_at_least(x, (self.kernel_size[0] + 1) // 2))[
-            :, : 2 * depth, : 2 * height, : 2 * width
-        ]
+        return super().call(_at_least(x, least))[:, : 2 * depth, : 2 * height, : 2 * width]
 
 
 @keras.saving.register_keras_serializable("tf_autoctx")
@@ -205,9 +261,7 @@ def resize_linear(x: Tensor, size: Sequence[Any]) -> Tensor:
     """Linear resampling of every spatial axis.
 
     Shrinking is anti-aliased by a triangle filter widened by the factor. Axes are aligned at their
-    outer edges (voxel i covers [i, i + 1)), values beyond an edge do not weigh in. Each axis is one
-    matrix product with a small (new, old) matrix, so sizes may be tensors and any Keras backend can
-    run it.
+    outer edges (voxel i covers [i, i + 1)), values beyond an edge do not weigh in.
 
     Args:
       x: (batch, *spatial, channels) float.
@@ -216,14 +270,22 @@ def resize_linear(x: Tensor, size: Sequence[Any]) -> Tensor:
     Returns:
       (batch, *size, channels), same dtype.
     """
+    shape = ops.shape(x)  # once, as each call makes an operation of every axis
     for axis, new in enumerate(size, start=1):
-        old = ops.shape(x)[axis]
+        old = shape[axis]
         if isinstance(new, int) and isinstance(old, int) and new == old:
             continue
         factor = ops.cast(old, "float32") / ops.cast(new, "float32")
-        distance = ops.abs(positions(new)[:, None] * factor - positions(old))
-        x = weighted(x, axis, 1.0 - distance / ops.maximum(factor, 1.0))
+        reach = ops.maximum(factor, 1.0)
+        x = interpolated(x, axis, positions(new) * factor, reach, _within(reach, old, new))
     return x
+
+
+def _within(reach: Tensor, old: Any, new: Any) -> Any:
+    """How many voxels may lie within reach of a place; an integer where the sizes are."""
+    if isinstance(old, int) and isinstance(new, int):
+        return math.ceil(2 * max(old / new, 1.0))
+    return ops.cast(ops.ceil(2 * reach), "int32")
 
 
 def positions(size: Any) -> Tensor:
@@ -231,14 +293,42 @@ def positions(size: Any) -> Tensor:
     return ops.cast(ops.arange(size), "float32") + 0.5
 
 
-def weighted(x: Tensor, axis: int, weights: Tensor) -> Tensor:
-    """x with an axis replaced by weighted means of its voxels.
+def interpolated(x: Tensor, axis: int, at: Tensor, reach: Any = 1.0, neighbours: Any = 2) -> Tensor:
+    """x with an axis replaced by weighted means of its voxels, by a triangle about each place.
 
-    Weights (new, old) below 0 count as 0.
+    Sums of products of whole arrays, one neighbour after the other, and no matrix product: GPUs
+    round the factors of those to 10 bits (TensorFloat-32), weights and voxels alike. They are
+    added up in float32 at least.
+
+    Args:
+      x: (batch, *spatial, channels) float.
+      axis: of the spatial ones.
+      at: (new,) float32 places, in voxels from the edge of the axis.
+      reach: distance in voxels at which a voxel no longer weighs in.
+      neighbours: how many voxels may lie within reach, an integer or a scalar integer tensor.
+
+    Returns:
+      x with `new` voxels along the axis, same dtype.
     """
-    weights = ops.maximum(weights, 0.0)
-    weights = ops.cast(weights / ops.sum(weights, axis=1, keepdims=True), x.dtype)
-    return ops.moveaxis(ops.tensordot(weights, x, axes=[[1], [axis]]), 0, axis)
+    old = ops.shape(x)[axis]
+    first = ops.cast(ops.ceil(at - 0.5 - reach), "int32")
+    whole = ops.sum(ops.relu(1.0 - ops.abs(at[:, None] - positions(old)) / reach), axis=1)
+    exact = keras.backend.result_type(x.dtype, "float32")
+    beside = [-1 if i == axis else 1 for i in range(len(x.shape))]
+
+    def with_neighbour(k: Any, total: Any) -> Tensor:
+        voxel = first + k
+        weights = ops.relu(1.0 - ops.abs(at - ops.cast(voxel, "float32") - 0.5) / reach) / whole
+        weights = ops.where((voxel >= 0) & (voxel < old), weights, 0.0)
+        values = ops.cast(ops.take(x, ops.clip(voxel, 0, old - 1), axis=axis), exact)
+        return total + ops.reshape(ops.cast(weights, exact), beside) * values
+
+    total = with_neighbour(0, 0.0)
+    if not isinstance(neighbours, int):
+        return ops.cast(ops.fori_loop(1, neighbours, with_neighbour, total), x.dtype)
+    for k in range(1, neighbours):
+        total = with_neighbour(k, total)
+    return ops.cast(total, x.dtype)
 
 
 def resize_nearest(x: Tensor, size: Sequence[Any]) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -137,8 +138,7 @@ class Crop(keras.layers.Layer):
     """Cuts a cube of `box` voxels out of every sample, zeros where it leaves the volume.
 
     call: x (batch, depth, height, width, channels) and low corners (batch, 3) int32 -> (batch, box,
-    box, box, channels), same dtype. Each axis is one product with a 0/1 matrix: the gradient is
-    exact, any backend can run it.
+    box, box, channels), same dtype: the very voxels, on any backend and in any precision.
     """
 
     def __init__(self, box: int, **kwargs: Any) -> None:
@@ -147,9 +147,7 @@ class Crop(keras.layers.Layer):
 
     def call(self, inputs: Sequence[layers.Tensor]) -> layers.Tensor:
         x, corner = inputs
-        for axis in (1, 2, 3):
-            x = _product(_inside(corner, axis, self.box, ops.shape(x)[axis], x.dtype), x, axis)
-        return x
+        return _window(x, corner, (self.box,) * 3)
 
     def compute_output_shape(self, shapes: Sequence[layers.Shape]) -> layers.Shape:
         shape, _ = shapes
@@ -164,32 +162,40 @@ class Uncrop(keras.layers.Layer):
     """Puts what `Crop` cut out back on the reference's grid, zeros outside the box.
 
     call: x (batch, box, box, box, channels), low corners (batch, 3) int32, reference (batch, depth,
-    height, width, any) -> (batch, depth, height, width, channels), same dtype. The matrices are
-    those of `Crop`, transposed.
+    height, width, any) -> (batch, depth, height, width, channels), same dtype.
     """
 
     def call(self, inputs: Sequence[layers.Tensor]) -> layers.Tensor:
         x, corner, reference = inputs
-        for axis in (1, 2, 3):
-            inside = _inside(corner, axis, ops.shape(x)[axis], ops.shape(reference)[axis], x.dtype)
-            x = _product(ops.transpose(inside, (0, 2, 1)), x, axis)
-        return x
+        return _window(x, -corner, ops.shape(reference)[1:4])
 
     def compute_output_shape(self, shapes: Sequence[layers.Shape]) -> layers.Shape:
         shape, _, reference = shapes
         return (shape[0], *reference[1:-1], shape[-1])
 
 
-def _inside(corner: layers.Tensor, axis: int, box: Any, size: Any, dtype: str) -> layers.Tensor:
-    """(batch, box, size), 1 where voxel i of the box is voxel j of the axis: j = corner + i."""
-    at = corner[:, axis - 1, None] + ops.arange(box, dtype="int32")
-    return ops.cast(at[:, :, None] == ops.arange(size, dtype="int32"), dtype)
+def _window(x: layers.Tensor, start: layers.Tensor, size: Sequence[Any]) -> layers.Tensor:
+    """Voxels start, start + 1, ... along each axis of every sample, zeros outside.
 
+    Args:
+      x: (batch, depth, height, width, channels).
+      start: (batch, 3) int32, may be below 0.
+      size: 3 integers or scalar integer tensors.
 
-def _product(matrix: layers.Tensor, x: layers.Tensor, axis: int) -> layers.Tensor:
-    """x (batch, depth, height, width, channels) with an axis multiplied by each sample's matrix.
-
-    The matrices are (batch, new, old).
+    Returns:
+      (batch, *size, channels), same dtype.
     """
-    old = "bdhwc"
-    return ops.einsum(f"bn{old[axis]},{old}->{old.replace(old[axis], 'n')}", matrix, x)
+    for axis, new in enumerate(size, start=1):
+        shape = ops.shape(x)
+        old, rest = shape[axis], shape[axis + 1 :]
+        at = start[:, axis - 1, None] + ops.arange(new, dtype="int32")  # (batch, new)
+        inside = ops.cast((at >= 0) & (at < old), x.dtype)
+        # All before the axis as one, so that each sample has its own place along it.
+        before = math.prod(shape[1:axis])
+        rows = ops.reshape(ops.arange(shape[0] * before) * old, (shape[0], before, 1))
+        index = ops.reshape(rows + ops.clip(at, 0, old - 1)[:, None], (-1,))
+        # The leading axis of 1: TensorFlow's gradient along the first axis is a sparse one.
+        flat = ops.reshape(x, (1, shape[0] * before * old, *rest))
+        x = ops.reshape(ops.take(flat, index, axis=1), (*shape[:axis], new, *rest))
+        x = x * ops.reshape(inside, (shape[0], *(axis - 1) * (1,), new, *(4 - axis) * (1,)))
+    return x

@@ -11,7 +11,9 @@ from tf_autoctx.models import layers
 STAGES = 5
 
 
-def localiser(window: int = 64, *, filters: int = 16, initializer: str = "he") -> keras.Model:
+def localiser(
+    window: int = 64, *, filters: int = 16, initializer: str = "he", bias: bool = False
+) -> keras.Model:
     """Classifier of windows (after Qiu et al. 2018, the benchmark of Xu et al. 2020, table 1).
 
     Five stages of 3x3x3 convolution, batch norm, ReLU and 2x pooling, then one linear unit. Without
@@ -23,6 +25,7 @@ def localiser(window: int = 64, *, filters: int = 16, initializer: str = "he") -
         stays.
       filters: channels of every stage.
       initializer: see `layers.initializers`.
+      bias: whether convolutions have a bias before their batch norm, see `options.BIAS`.
 
     Returns:
       Functional model: windows (batch, window, window, window, 1) -> float32 logits (batch, 1).
@@ -33,7 +36,7 @@ def localiser(window: int = 64, *, filters: int = 16, initializer: str = "he") -
     image = keras.Input((window, window, window, 1), name="image")
     x = image
     for _ in range(STAGES):
-        x = layers.conv_block(x, filters, 3, "batch", initializer)
+        x = layers.conv_block(x, filters, 3, "batch", initializer, bias)
         x = keras.layers.MaxPooling3D(2, padding="same")(x)
     logit = keras.layers.Dense(1, dtype="float32")(keras.layers.Flatten()(x))
     return keras.Model(image, logit, name="localiser")
@@ -46,12 +49,16 @@ def folded(network: keras.Model) -> keras.Model:
     """
     x = image = keras.Input(network.input_shape[1:], name="image")
     weights: list[Any] = []  # arrays
+    before: list[Any] = []  # those of the convolution: its kernel and, where it has one, its bias
     for layer in network.layers[1:]:
         if isinstance(layer, keras.layers.BatchNormalization):
             gamma, beta, mean, variance = layer.get_weights()
-            *weights, kernel, bias = weights
             scale = gamma / (variance + layer.epsilon) ** 0.5
-            weights += [kernel * scale, (bias - mean) * scale + beta]
+            kernel, *bias = before
+            weights += [kernel * scale, (sum(bias) - mean) * scale + beta]
+        elif isinstance(layer, layers.Conv3D):
+            x = layer.__class__.from_config({**layer.get_config(), "use_bias": True})(x)
+            before = layer.get_weights()
         else:
             x = layer.__class__.from_config(layer.get_config())(x)
             weights += layer.get_weights()

@@ -13,6 +13,12 @@ LINEAR_INITIALIZERS = (*INITIALIZERS, "authors")
 # See `layers.normalize`.
 NORMALIZATIONS = ("instance", "batch")
 
+# Help of configurations.
+BIAS = (
+    "Whether convolutions have a bias before a normalization, which takes it away again. Runs of "
+    "release 0.1.0 have it, and go on with it."
+)
+
 # What a discriminator decides from, see `renderer.discriminator`.
 HEADS = ("scaled", "flatten", "pool")
 
@@ -27,6 +33,7 @@ class VNetOptions:
       kernel: edge of the convolutions in a stage.
       normalization: "instance" (statistics of the volume, for batches of 1) or "batch".
       initializer: see `layers.initializers`.
+      bias: whether convolutions have a bias before a normalization, see `BIAS`.
     """
 
     base_filters: int = 16
@@ -34,6 +41,7 @@ class VNetOptions:
     kernel: int = 5
     normalization: str = "instance"
     initializer: str = "he"
+    bias: bool = False
 
 
 PAPER_VNET = VNetOptions()

@@ -17,7 +17,11 @@ Block = Callable[[layers.Tensor, int], layers.Tensor]  # (x, filters) -> feature
 
 
 def renderer(
-    size: int | None = None, *, base_filters: int = 32, initializer: str = "truncated_normal"
+    size: int | None = None,
+    *,
+    base_filters: int = 32,
+    initializer: str = "truncated_normal",
+    bias: bool = False,
 ) -> keras.Model:
     """Gives an image the look of another corpus (section 2.1, figure 3a).
 
@@ -28,6 +32,7 @@ def renderer(
         multiple of 4.
       base_filters: channels of the first stage; the authors have 32, all others follow.
       initializer: see `layers.initializers`.
+      bias: whether convolutions have a bias before a normalization, see `options.BIAS`.
 
     Returns:
       Functional model: image (batch, height, width, 1) -> {"rendered", "aux": (batch, height,
@@ -36,7 +41,7 @@ def renderer(
     Raises:
       ValueError: unknown initializer (the message lists the known ones).
     """
-    block, deblock = _blocks(initializer)
+    block, deblock = _blocks(initializer, bias)
     f = base_filters
     image = keras.Input((size, size, 1), name="image")
     x = layers.PadToMultiple(4)(image)
@@ -59,14 +64,18 @@ def renderer(
 
 
 def segmentor2d(
-    size: int | None = None, *, base_filters: int = 32, initializer: str = "truncated_normal"
+    size: int | None = None,
+    *,
+    base_filters: int = 32,
+    initializer: str = "truncated_normal",
+    bias: bool = False,
 ) -> keras.Model:
     """Segments a rendered image (section 2.1, figure 3b): a U-Net with two side branches.
 
     Args:
       size: edge of the images in pixels; None for images of any size, which are padded inside to a
         multiple of 8.
-      base_filters, initializer: as in `renderer`.
+      base_filters, initializer, bias: as in `renderer`.
 
     Returns:
       Functional model: image (batch, height, width, 1) -> {"logits", "aux1" (from 1/4 of the size),
@@ -75,7 +84,7 @@ def segmentor2d(
     Raises:
       ValueError: unknown initializer (the message lists the known ones).
     """
-    block, deblock = _blocks(initializer)
+    block, deblock = _blocks(initializer, bias)
     f = base_filters
     image = keras.Input((size, size, 1), name="image")
     x = layers.PadToMultiple(8)(image)
@@ -108,6 +117,7 @@ def discriminator(
     head: str = "scaled",
     base_filters: int = 32,
     initializer: str = "truncated_normal",
+    bias: bool = False,
     name: str | None = None,
 ) -> keras.Model:
     """Tells real from fake (section 2.1, figure 3c).
@@ -121,7 +131,7 @@ def discriminator(
         the same on features divided by sqrt(n) (the equalized learning rate of Karras et al. 2018):
         Adam moves every weight by the learning rate, so that the unit of "flatten" makes steps as
         long as there are pixels; or "pool", a unit on the features' mean over the image.
-      base_filters, initializer: as in `renderer`.
+      base_filters, initializer, bias: as in `renderer`.
       name: of the model.
 
     Returns:
@@ -138,7 +148,7 @@ def discriminator(
         raise ValueError(
             f"head={head!r} with size=None: expected the size of the images, or the head 'pool'."
         )
-    block, _ = _blocks(initializer)
+    block, _ = _blocks(initializer, bias)
     x = image = keras.Input((size, size, channels), name="image")
     for filters in (base_filters, base_filters, 2 * base_filters, 2 * base_filters):
         x = block(x, filters)
@@ -150,14 +160,14 @@ def discriminator(
     return keras.Model(image, logits, name=name)
 
 
-def _blocks(initializer: str) -> tuple[Block, Block]:
+def _blocks(initializer: str, bias: bool) -> tuple[Block, Block]:
     """Convolution and deconvolution with batch norm and ReLU."""
 
     def block(x: layers.Tensor, filters: int) -> layers.Tensor:
-        return layers.conv_block(x, filters, 3, "batch", initializer)
+        return layers.conv_block(x, filters, 3, "batch", initializer, bias)
 
     def deblock(x: layers.Tensor, filters: int) -> layers.Tensor:
-        return layers.deconv_block(x, filters, 4, "batch", initializer)
+        return layers.deconv_block(x, filters, 4, "batch", initializer, bias)
 
     return block, deblock
 

@@ -19,13 +19,7 @@ def count(size: Sequence[int], tile: int, overlap: int) -> int:
     return math.prod(_layout(int(n), tile, overlap)[0] for n in size)
 
 
-def tiled(
-    function: Function,
-    x: Tensor,
-    tile: int,
-    overlap: int,
-    progress: Callable[[], object] | None = None,
-) -> Tensor:
+def tiled(function: Function, x: Tensor, tile: int, overlap: int) -> Tensor:
     """Runs `function` on overlapping tiles of x, one at a time, and blends by smooth ramps.
 
     Along an axis of more than `tile` voxels, tiles of one size are spread evenly; they start at
@@ -39,8 +33,6 @@ def tiled(
       x: (batch, depth, height, width, channels); sizes may be unknown in a graph, channels may not.
       tile: largest edge of a tile in voxels, a multiple of 8.
       overlap: voxels that neighbours share, a multiple of 8 and at most half a tile.
-      progress: called without arguments after every tile, `count` times in all; means nothing in a
-        graph.
 
     Returns:
       (batch, depth, height, width, classes).
@@ -54,16 +46,9 @@ def tiled(
     spec = _Traced(function).compute_output_spec(
         keras.KerasTensor((*4 * (None,), x.shape[4]), x.dtype)
     )
-
-    def counted(x: Tensor) -> Tensor:
-        y = function(x)
-        if progress is not None:
-            progress()
-        return y
-
     # Loop in loop, depth outermost: only one axis' overlaps are ever held for more than a slab of
     # the volume.
-    run: Function = counted
+    run = function
     for axis in (3, 2, 1):
         run = _along(axis, run, tile, overlap, spec)
     return run(x)

@@ -21,6 +21,7 @@ def unet3d(
     base_filters: int = 32,
     normalization: str = "batch",
     initializer: str = "he",
+    bias: bool = False,
     name: str = "unet3d",
 ) -> keras.Model:
     """3D U-Net of four resolutions (Cicek et al. 2016, as in Roth et al. 2018, section 2.1).
@@ -35,6 +36,7 @@ def unet3d(
       normalization: "batch" (moving averages, so that the output of a tile does not depend on its
         size) or "instance".
       initializer: see `layers.initializers`.
+      bias: whether convolutions have a bias before a normalization, see `options.BIAS`.
       name: of the model.
 
     Returns:
@@ -44,7 +46,11 @@ def unet3d(
     Raises:
       ValueError: unknown normalization or initializer (the message lists the known ones).
     """
-    block = {"normalization": normalization, "initializer": initializer}
+    block: dict[str, Any] = {
+        "normalization": normalization,
+        "initializer": initializer,
+        "bias": bias,
+    }
     image = keras.Input(input_shape, name="image")
     x = layers.PadToMultiple(2 ** (RESOLUTIONS - 1))(image)
 
@@ -134,13 +140,14 @@ class ResampleAboutCentre(keras.layers.Layer):
 
     def call(self, inputs: Sequence[layers.Tensor]) -> layers.Tensor:
         x, reference = inputs
+        shape, finer = ops.shape(x), ops.shape(reference)
         for axis in range(1, len(x.shape) - 1):
-            old, new = ops.shape(x)[axis], ops.shape(reference)[axis]
+            old, new = shape[axis], finer[axis]
             from_centre = (layers.positions(new) - ops.cast(new, "float32") / 2) / self.factor
             at = ops.clip(
                 from_centre + ops.cast(old, "float32") / 2, 0.5, ops.cast(old, "float32") - 0.5
             )
-            x = layers.weighted(x, axis, 1.0 - ops.abs(at[:, None] - layers.positions(old)))
+            x = layers.interpolated(x, axis, at)
         return x
 
     def compute_output_shape(self, shapes: Sequence[layers.Shape]) -> layers.Shape:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import keras
 
 from tf_autoctx.models import layers
@@ -22,6 +24,7 @@ def usegnet(
     attention_kernel: str = "paper",
     normalization: str = "instance",
     initializer: str = "he",
+    bias: bool = False,
 ) -> keras.Model:
     """Whole fetal head segmentor with hybrid attention (Yang et al. 2019, 2.3-2.4, figure 2a).
 
@@ -37,6 +40,7 @@ def usegnet(
         authors published).
       normalization: "instance" (statistics of the volume, as the authors ran it) or "batch".
       initializer: "he" or "paper" (truncated normal of SD 0.001, bias 0.01).
+      bias: whether convolutions have a bias before a normalization, see `options.BIAS`.
 
     Returns:
       Functional model: image (batch, *spatial, channels) -> dict of float32 logits with 2 channels:
@@ -53,7 +57,7 @@ def usegnet(
         known = ", ".join(ATTENTION_KERNELS)
         raise ValueError(f"attention_kernel={attention_kernel!r}: expected one of {known}.")
     kernels = ATTENTION_KERNELS[attention_kernel]
-    block = {"normalization": normalization, "initializer": initializer}
+    block = {"normalization": normalization, "initializer": initializer, "bias": bias}
     image = keras.Input(input_shape, name="image")
     x = layers.PadToMultiple(8)(image)
     features = _encoder(x, base_filters, block)
@@ -71,7 +75,7 @@ def usegnet(
     return keras.Model(image, outputs, name=variant)
 
 
-def _encoder(x: layers.Tensor, base_filters: int, block: dict[str, str]) -> list[layers.Tensor]:
+def _encoder(x: layers.Tensor, base_filters: int, block: dict[str, Any]) -> list[layers.Tensor]:
     """Features of each stage, full size first, and of the bottom last."""
     features: list[layers.Tensor] = []
     for units, kernel in (*ENCODER, BOTTOM):
@@ -87,7 +91,7 @@ def _decoder(
     variant: str,
     kernels: dict[str, dict[int, int]],
     base_filters: int,
-    block: dict[str, str],
+    block: dict[str, Any],
 ) -> tuple[layers.Tensor, list[layers.Tensor]]:
     """Features at full size, and what the side branches hang on, deepest scale first."""
     parts = VARIANTS[variant]

@@ -49,7 +49,8 @@ def vnet(
         filters = options.base_filters * 2**resolution
         if resolution:
             # Sizes are even here and so never below the kernel: this one needs no bfloat16 guard.
-            x = keras.layers.Conv3D(filters, 2, strides=2, **layers.initializers(initializer))(x)
+            arguments = layers.initializers(initializer)
+            x = keras.layers.Conv3D(filters, 2, strides=2, use_bias=options.bias, **arguments)(x)
             x = _prelu(layers.normalize(x, normalization))
         x = _stage(x, filters, convolutions[resolution], options)
         skips.append(x)
@@ -57,7 +58,7 @@ def vnet(
     # Decompression
     for resolution in reversed(range(depth - 1)):
         skip = skips[resolution]
-        x = layers.deconv(x, skip.shape[-1], 2, initializer)
+        x = layers.deconv(x, skip.shape[-1], 2, initializer, use_bias=options.bias)
         x = _prelu(layers.normalize(x, normalization))
         x = keras.layers.Concatenate()([x, skip])
         x = _stage(x, x.shape[-1], convolutions[resolution], options)
@@ -79,7 +80,8 @@ def _stage(
     kernel, initializer = options.kernel, options.initializer
     stage_input = x if x.shape[-1] == filters else layers.conv(x, filters, 1, initializer)
     for number in range(1, convolutions + 1):
-        x = layers.normalize(layers.conv(x, filters, kernel, initializer), options.normalization)
+        x = layers.conv(x, filters, kernel, initializer, use_bias=options.bias)
+        x = layers.normalize(x, options.normalization)
         x = _prelu(x if number < convolutions else keras.layers.Add()([x, stage_input]))
     return x
 

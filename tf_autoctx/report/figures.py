@@ -1,6 +1,6 @@
 """Figures as PNG files, each written whole or not at all.
 
-Cases with their outlines, agreement, repeatability, curves.
+Cases with their outlines, agreement, repeatability, curves. Matplotlib is imported with the first.
 """
 
 from __future__ import annotations
@@ -8,15 +8,17 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from tf_autoctx import metrics
 from tf_autoctx.files import replacing
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Path = str | pathlib.Path
 
@@ -94,7 +96,7 @@ def picture(
     inch = min(12 / sum(widths), 5 / height)
     size = (max(4.5, sum(widths) * inch + 0.3 * len(panels)), len(rows) * height * inch + 0.9)
 
-    figure = Figure(figsize=size, facecolor="black", layout="constrained")
+    figure = _figure(size, facecolor="black")
     grid = figure.subplots(len(rows), len(panels), squeeze=False, width_ratios=widths)
     window = np.percentile(voxels, (0.5, 99.5))
     for axes, (row, outlines) in zip(grid, rows.items()):
@@ -189,6 +191,13 @@ def _draw_panel(
     ax.set_axis_off()
 
 
+def _figure(size: tuple[float, float], **arguments: Any) -> Figure:
+    """A new figure of (width, height) in inches."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=size, layout="constrained", **arguments)
+
+
 def _save(path: Path, figure: Figure, dpi: int = 100) -> None:
     with replacing(path) as partial:
         figure.savefig(partial, format="png", dpi=dpi)
@@ -225,7 +234,7 @@ def strip(
     for number in numbers:
         name = f"iteration {number}{', kept' * (number == kept)}"
         panels.append((name, iterations[number]["rendered"], iterations[number]["label"]))
-    figure = Figure(figsize=(2.4 * len(panels), 5.4), facecolor="black", layout="constrained")
+    figure = _figure((2.4 * len(panels), 5.4), facecolor="black")
     for axes, (name, pixels, mask) in zip(figure.subplots(2, len(panels)).T, panels):
         for ax, below in zip(axes, (pixels, image)):
             ax.imshow(below, cmap="gray", vmin=0, vmax=255)
@@ -253,7 +262,7 @@ def gains(path: Path, curves: npt.ArrayLike, title: str) -> None:
     """
     change = np.asarray(curves) - np.asarray(curves)[:, :1]
     number, mean = np.arange(change.shape[1]), change.mean(axis=0)
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    figure = _figure((8, 4.5))
     ax = figure.subplots()
     ax.plot(number, change.T, color=GREY, linewidth=0.8)
     ax.plot(number, mean, color="#009e73", marker="*", label=f"mean of {len(change)} images")
@@ -283,7 +292,7 @@ def curves(
     Raises:
       UserError: the file cannot be written.
     """
-    figure = Figure(figsize=(9, 5.5), layout="constrained")
+    figure = _figure((9, 5.5))
     ax = figure.subplots()
     last = max(len(curve) for of_all in (runs, beside) for of in of_all.values() for curve in of)
     colours = {name: PALETTE[i % len(PALETTE)] for i, name in enumerate({**runs, **beside})}
@@ -319,7 +328,7 @@ def before_and_after(
     Raises:
       UserError: the file cannot be written.
     """
-    figure = Figure(figsize=(2.2 * len(images), 5), facecolor="black", layout="constrained")
+    figure = _figure((2.2 * len(images), 5), facecolor="black")
     for axes, both in zip(figure.subplots(2, len(images), squeeze=False).T, images):
         for ax, pixels in zip(axes, both):
             ax.imshow(pixels, cmap="gray", vmin=0, vmax=1)
@@ -349,7 +358,7 @@ def agreement(path: Path, measured: npt.ArrayLike, truth: npt.ArrayLike, title: 
         raise ValueError(f"{result['n']} finite pairs; expected two or more.")
     pairs = np.stack([np.asarray(measured, float), np.asarray(truth, float)])
     own, reference = pairs[:, np.isfinite(pairs).all(axis=0)]
-    figure = Figure(figsize=(11, 5), layout="constrained")
+    figure = _figure((11, 5))
     identity, bland_altman = figure.subplots(1, 2)
 
     ends = [min(own.min(), reference.min()), max(own.max(), reference.max())]
@@ -402,7 +411,7 @@ def repeatability(
     spread = [list(result["sd"].values()) for result in results.values()]
     if not any(spread):
         raise ValueError("no group has a second scan; expected at least one.")
-    figure = Figure(figsize=(2.5 + 2 * len(results), 5), layout="constrained")
+    figure = _figure((2.5 + 2 * len(results), 5))
     ax = figure.subplots()
     names = [
         f"{method}\nmean {{mean:.2f}}\n{{min:.2f}} to {{max:.2f}}".format_map(result)
@@ -440,7 +449,7 @@ def history(path: Path, epochs: Sequence[Mapping[str, float]], title: str) -> No
         ("validation DSC", ["val_DSC"]),
         ("seconds per step", ["seconds_per_step", "seconds_waiting_for_data"]),
     ]
-    figure = Figure(figsize=(12, 3.6), layout="constrained")
+    figure = _figure((12, 3.6))
     for ax, (name, lines) in zip(figure.subplots(1, 3), panels):
         for line in lines:
             ax.plot(

@@ -21,8 +21,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import spatial
-from skimage import measure, transform
 
 from tf_autoctx.errors import UserError
 from tf_autoctx.files import replacing
@@ -93,6 +91,8 @@ def of(
 
 def _mean(array: npt.ArrayLike, samples: tuple[int, ...]) -> np.ndarray:
     """Local means (z, y, x) of an array of three axes, or two, on a grid of so many samples."""
+    from skimage import transform
+
     values = np.asarray(array, np.float32)
     values = values.reshape((1,) * (3 - values.ndim) + values.shape)
     values = transform.resize_local_mean(
@@ -157,6 +157,8 @@ def surface(
       "faces": (m, 3) indices of vertices, "distances": (n,) in mm, NaN without truth}; None for an
       empty mask.
     """
+    from scipy import spatial
+
     if not mask.any():
         return None
     vertices, faces = _mesh(mask)
@@ -182,5 +184,7 @@ def surface(
 
 def _mesh(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The surface of a mask: vertices (n, 3), in voxels from voxel 0's corner, and faces (m, 3)."""
+    from skimage import measure
+
     vertices, faces, _, _ = measure.marching_cubes(np.pad(mask, 1), 0.5)
     return vertices - 0.5, faces

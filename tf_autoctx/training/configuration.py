@@ -6,7 +6,9 @@ import dataclasses
 
 from tf_autoctx.configuration import check, field
 
-PRECISIONS = ("auto", "float32", "mixed_bfloat16", "mixed_float16")
+PRECISIONS = ("auto", "float32", "mixed_bfloat16", "mixed_float16")  # of training
+# Those of finished networks, and the Keras dtype policies that they are made under.
+POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,7 +42,7 @@ class RunOptions:
         "float32",
         "Precision that the SavedModel computes in; its inputs and outputs are float32. bfloat16 "
         "is faster where the server has it.",
-        choices=("float32", "bfloat16"),
+        choices=tuple(POLICIES),
         may_change=True,
     )
 

@@ -54,6 +54,15 @@ def is_chief(strategy: tf.distribute.Strategy) -> bool:
     return strategy.extended.should_checkpoint
 
 
+def augments() -> bool:
+    """Whether the device that trains makes the random changes of its batches, in the step.
+
+    An accelerator does: a few CPU cores cannot keep up with it. On CPUs alone the input pipeline
+    makes them, for the next batches beside a step: the same work, but a step leaves cores idle.
+    """
+    return any(device.device_type != "CPU" for device in tf.config.list_logical_devices())
+
+
 def has_bfloat16() -> bool:
     """Whether the first GPU (capability 8 on) or else the CPU (AVX-512 BF16, AMX) has bfloat16."""
     gpus = tf.config.list_physical_devices("GPU")

@@ -43,6 +43,10 @@ class Task(Protocol):
     def optimizers(self) -> Mapping[str, keras.optimizers.Optimizer]:
         """{name: optimizer}, already built; the first one's learning rate is logged."""
 
+    def augmented(self, batch: Batch) -> Batch:
+        """A batch of `batches` as `step` sees it, on a replica, in a graph that XLA does not
+        compile: its random numbers are others."""
+
     def step(self, batch: Batch) -> dict[str, tf.Tensor]:
         """Applies one replica's updates (see `minimize`), on a replica, in a graph.
 
@@ -265,15 +269,19 @@ class _Fit:
         """A step of all replicas; one graph for all shapes, as tracing takes longer than steps."""
         # XLA pays on one GPU, and only where no new shape makes it compile again; it cannot reach
         # the variables of several replicas, and on CPUs its 3D convolutions are far slower.
-        shapes = [tensor.shape for tensor in tf.nest.flatten(spec, expand_composites=True)]
         on_gpu = self.replicas == 1 and bool(tf.config.list_logical_devices("GPU"))
-        compile_ = on_gpu and all(shape.is_fully_defined() for shape in shapes)
+
+        def augmented_step(batch: Batch) -> dict[str, tf.Tensor]:
+            seen, step = self.task.augmented(batch), self.task.step
+            if on_gpu and all(tensor.shape.is_fully_defined() for tensor in tf.nest.flatten(seen)):
+                step = tf.function(step, jit_compile=True, autograph=False)
+            return step(seen)
 
         # autograph: nothing here is Python's control flow on tensors, and conversion takes a sixth
         # of the tracing.
-        @tf.function(input_signature=[spec], jit_compile=compile_ or None, autograph=False)
+        @tf.function(input_signature=[spec], autograph=False)
         def train(batch: Batch) -> dict[str, tf.Tensor]:
-            logs = self.strategy.run(self.task.step, args=(batch,))
+            logs = self.strategy.run(augmented_step, args=(batch,))
             return {
                 name: self.strategy.reduce("MEAN", value, axis=None) for name, value in logs.items()
             }

@@ -6,7 +6,7 @@ import dataclasses
 
 from tf_autoctx.configuration import check, field
 from tf_autoctx.data.configuration import RigidMotion
-from tf_autoctx.models.options import INITIALIZERS, NORMALIZATIONS, VNetOptions
+from tf_autoctx.models.options import BIAS, INITIALIZERS, NORMALIZATIONS, VNetOptions
 from tf_autoctx.systems.embryo.presets import PRESETS
 from tf_autoctx.systems.shared.declaration import Declaration
 
@@ -42,6 +42,7 @@ class Embryo:
         choices=NORMALIZATIONS,
     )
     initializer: str = field("he", "How convolutions are initialized.", choices=INITIALIZERS)
+    bias: bool = field(False, BIAS, before=True)
 
     def __post_init__(self) -> None:
         check(self)
@@ -151,6 +152,7 @@ class SlidingWindows(Windows):
         ..., "What features of the VNets are normalized by.", choices=NORMALIZATIONS
     )
     initializer: str = field(..., "How all convolutions are initialized.", choices=INITIALIZERS)
+    bias: bool = field(False, BIAS, before=True)
 
     @property
     def vnet(self) -> VNetOptions:

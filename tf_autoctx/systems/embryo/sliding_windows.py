@@ -33,7 +33,7 @@ CLASSES = {"body": 1, "ventricle": 2}  # of `EmbryoSystem.prepare`
 
 def new_localiser(peer: SlidingWindows) -> keras.Model:
     """A new localiser, under the current Keras dtype policy."""
-    return localiser(peer.window, initializer=peer.initializer)
+    return localiser(peer.window, initializer=peer.initializer, bias=peer.bias)
 
 
 def new_vnet(peer: SlidingWindows, name: str) -> keras.Model:
@@ -218,10 +218,29 @@ class WindowedSegmentation:
     def __init__(
         self, refinement: Refinement, peer: SlidingWindows, networks: Networks, window_batch: int
     ) -> None:
-        self._refinement, self._window = refinement, peer.window
-        self._search = Search(folded(networks["localiser"]), peer.window, peer.stride, window_batch)
+        self._values, window = np.array([0, *refinement.labels], np.uint8), peer.window
+        self._search = Search(folded(networks["localiser"]), window, peer.stride, window_batch)
+        # A graph each: in one, TensorFlow would run both networks at once, in the memory of both.
         self._ventricle = probability(networks["ventricle"])
-        self._body = probability(networks["body"], peer.window)
+        self._body = probability(networks["body"], window)
+        image, triple = pipeline.KINDS["image"], tf.TensorSpec([3], tf.int32)
+
+        @tf.function(input_signature=[tf.TensorSpec((None, None, None))], autograph=False)
+        def prepared(voxels: Tensor) -> Tensor:
+            return padded(refinement.preprocess(voxels[None, ..., None])[0], window)
+
+        @tf.function(input_signature=[image, triple], autograph=False)
+        def cut_out(image: Tensor, corner: Tensor) -> Tensor:
+            return cut(image, corner, window)
+
+        @tf.function(input_signature=[image, image, triple, triple], autograph=False)
+        def joined(body: Tensor, ventricle: Tensor, corner: Tensor, size: Tensor) -> Tensor:
+            after = tf.shape(body)[:3] - corner - window
+            paddings = tf.concat([tf.stack([corner, after], axis=1), [[0, 0]]], axis=0)
+            both = tf.concat([body, tf.pad(ventricle, paddings)], axis=-1)
+            return tf.slice(refinement.classes(both[None])[0, ..., 0], [0, 0, 0], size)
+
+        self._prepared, self._cut_out, self._joined = prepared, cut_out, joined
 
     def __call__(self, voxels: np.ndarray, fraction: float = 1.0) -> tuple[Tensor, Localised]:
         """Segments a raw volume.
@@ -233,19 +252,13 @@ class WindowedSegmentation:
         Returns:
           (classes (depth, height, width) uint8 as `Refinement.classes`, where the ventricle is).
         """
-        preprocessed = self._refinement.preprocess(tf.constant(voxels)[None, ..., None])[0]
-        image = padded(preprocessed, self._window)
+        image = self._prepared(voxels)
         localised = self._search(image, fraction)
         corner = localised.corner
-        ventricle = self._ventricle(cut(image, corner, self._window))
-        after = image.shape[:3] - corner - self._window
-        ventricle = tf.pad(ventricle, [*zip(corner, after), (0, 0)])
-        both = tf.concat([self._body(image), ventricle], -1)
-        classes = self._refinement.classes(both[None])[0, ..., 0]
-        return classes[tuple(slice(n) for n in voxels.shape)], localised
+        ventricle = self._ventricle(self._cut_out(image, corner))
+        return self._joined(self._body(image), ventricle, corner, voxels.shape), localised
 
     def methods(self, voxels: np.ndarray) -> dict[str, dict[str, Any]]:
         """An `evaluation.Evaluator`: {the peer's method: {"label": label values}}, all windows."""
-        values = np.array([0, *self._refinement.labels], np.uint8)
         classes, _ = self(voxels)
-        return {METHOD: {"label": values[classes]}}
+        return {METHOD: {"label": self._values[classes.numpy()]}}

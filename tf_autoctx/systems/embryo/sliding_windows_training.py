@@ -33,7 +33,8 @@ from tf_autoctx.systems.shared.session import Session
 from tf_autoctx.systems.shared.stage import AdamStage, Networks, Sample, Tensor
 from tf_autoctx.training.runs import Run
 
-Graph = Callable[[Tensor], Tensor]  # image -> probability
+# image, label -> probability and label of what is validated of them
+Graph = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class PeerStage(AdamStage):
@@ -141,11 +142,26 @@ class VNetStage(PeerStage):
         output = losses.counted(output, batch["label"], self._ignored)
         return losses.SquaredDiceLoss()(batch["label"] == CLASSES[self.name], output)
 
+    def graph(self, networks: Networks) -> Graph:
+        segmented = self.segmented(networks)
+
+        spec = [pipeline.KINDS[name] for name in ("image", "label")]
+
+        @tf.function(input_signature=spec, autograph=False)
+        def validated(image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+            image, label = self.validated(*(padded(x, self._peer.window) for x in (image, label)))
+            return segmented(image), label
+
+        return validated
+
     def score(self, graph: Graph, sample: Sample) -> float:
-        image, label = (padded(sample[name], self._peer.window) for name in ("image", "label"))
-        image, label = self.validated(image, label)
-        output, label = labels.left_out(graph(image).numpy() > 0.5, label.numpy())
+        probability, label = (x.numpy() for x in graph(sample["image"], sample["label"]))
+        output, label = labels.left_out(probability > 0.5, label)
         return metrics.dice(output[..., 0], label[..., 0] == CLASSES[self.name])
+
+    @abc.abstractmethod
+    def segmented(self, networks: Networks) -> Callable[[Tensor], Tensor]:
+        """How an image is segmented, see `sliding_windows.probability`."""
 
     def validated(self, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
         """What is validated of a volume (depth, height, width, 1): all of it."""
@@ -159,7 +175,7 @@ class VentricleStage(VNetStage):
     number = 1
     held = 1
 
-    def graph(self, networks: Networks) -> Graph:
+    def segmented(self, networks: Networks) -> Callable[[Tensor], Tensor]:
         return probability(networks["network"])
 
     def validated(self, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
@@ -175,7 +191,7 @@ class BodyStage(VNetStage):
     name = "body"
     number = 2
 
-    def graph(self, networks: Networks) -> Graph:
+    def segmented(self, networks: Networks) -> Callable[[Tensor], Tensor]:
         return probability(networks["network"], self._peer.window)
 
 

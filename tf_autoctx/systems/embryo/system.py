@@ -10,7 +10,8 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import tensorflow as tf
 
-from tf_autoctx.data import datasets, phantoms, pipeline
+from tf_autoctx.configuration import earlier
+from tf_autoctx.data import datasets, pipeline
 from tf_autoctx.data.labels import IGNORED
 from tf_autoctx.errors import FieldError, UserError
 from tf_autoctx.systems.embryo import training
@@ -20,7 +21,6 @@ from tf_autoctx.systems.shared import checks
 from tf_autoctx.systems.shared.caching import Files
 from tf_autoctx.systems.shared.session import Session
 from tf_autoctx.systems.shared.system import (
-    GraphPredictor,
     Networks,
     Predictor,
     Reader,
@@ -28,12 +28,13 @@ from tf_autoctx.systems.shared.system import (
     Served,
     System,
     Tensor,
+    segmented,
 )
 from tf_autoctx.training import runs
 from tf_autoctx.training.runs import Making, Run
 
 # What a VNet I that is taken over must agree in.
-OF_VNET_1 = ("low_size", "base_filters", "depth", "kernel", "normalization")
+OF_VNET_1 = ("low_size", "base_filters", "depth", "kernel", "normalization", "bias")
 
 
 class EmbryoSystem(System):
@@ -75,6 +76,8 @@ class EmbryoSystem(System):
 
     @classmethod
     def write_phantoms(cls, folder: pathlib.Path, values: Mapping[str, Any]) -> pathlib.Path:
+        from tf_autoctx.data import phantoms
+
         names = ("phantom_size", "phantom_spacing", "phantom_cases", "seed")
         return phantoms.write_embryos(folder, *(values[name] for name in names))
 
@@ -113,8 +116,9 @@ class EmbryoSystem(System):
                 source,
                 "a run of another system or other data; expected those of this run.",
             )
+        flags = {**earlier([Embryo]), **run.flags}
         for name in OF_VNET_1:
-            before, now = run.flags.get(name), getattr(self.configuration, name)
+            before, now = flags.get(name), getattr(self.configuration, name)
             if before != now:
                 raise FieldError(
                     "initial_from",
@@ -176,27 +180,22 @@ class EmbryoSystem(System):
 
         A graph each: in one, TensorFlow would run several at once, in several times the memory.
         """
-        refinement, values = self.refinement, np.array([0, *self.labels], np.uint8)
-        graphs = {stage: training.graph(refinement, network) for stage, network in networks.items()}
+        graphs = {stage: self.graphs({stage: network}) for stage, network in networks.items()}
 
         def segment(voxels: np.ndarray) -> Segmentations:
-            image = refinement.preprocess(tf.constant(voxels[None, ..., None]))
-            segmentations: Segmentations = {}
-            for stage, graph in graphs.items():
-                probability, classes = graph(image)
-                segmentations[stage] = {
-                    "label": values[classes[0, ..., 0]],
-                    "probability": {
-                        name: probability[0, ..., k] for k, name in enumerate(self.labels.values())
-                    },
-                }
-            return segmentations
+            image = voxels[None, ..., None]
+            return {
+                stage: segmented(graph(image, probabilities=True, progress=False), self.labels)
+                for stage, graph in graphs.items()
+            }
 
         return segment
 
-    def predictor(self, run: Run, options: Mapping[str, Any]) -> Predictor:
+    def predictor(
+        self, run: Run, options: Mapping[str, Any], precision: str = "float32"
+    ) -> Predictor:
         """See `System.predictor`; the last finished stage alone is read."""
-        return GraphPredictor(self, training.last_finished(run))
+        return self.graphs(self.in_precision(training.last_finished(run), precision))
 
     # Export
 

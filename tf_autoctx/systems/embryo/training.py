@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tf_autoctx import export, losses, metrics
+from tf_autoctx import losses, metrics
 from tf_autoctx.data import augment, labels, pipeline
 from tf_autoctx.data.configuration import RigidMotion
 from tf_autoctx.errors import UserError
@@ -98,7 +98,7 @@ class CascadeStage(AdamStage):
     def score(self, graph: Graph, sample: Sample) -> float:
         _, classes = graph(sample["image"][None])
         label = sample["label"][..., 0].numpy()
-        return metrics.mean_dice(*labels.left_out(classes[0, ..., 0].numpy(), label))
+        return metrics.mean_dice(*labels.left_out(classes.numpy()[0, ..., 0], label))
 
 
 class InitialStage(CascadeStage):
@@ -215,9 +215,9 @@ def last_finished(run: Run) -> Networks:
 
 
 def graph(refinement: Refinement, network: keras.Model) -> Graph:
-    """`Refinement.prediction` of a network as a graph for any size."""
+    """`Refinement.prediction` of a network as a graph for one volume of any size."""
 
-    @tf.function(input_signature=[export.VOLUME], autograph=False)
+    @tf.function(input_signature=[tf.TensorSpec((1, None, None, None, 1))], autograph=False)
     def prediction(image: Tensor) -> tuple[Tensor, Tensor]:
         return refinement.prediction(network, image)
 

@@ -6,7 +6,13 @@ import dataclasses
 
 from tf_autoctx.configuration import check, field
 from tf_autoctx.data.configuration import Augmentation
-from tf_autoctx.models.options import ATTENTION_KERNELS, INITIALIZERS, NORMALIZATIONS, VARIANTS
+from tf_autoctx.models.options import (
+    ATTENTION_KERNELS,
+    BIAS,
+    INITIALIZERS,
+    NORMALIZATIONS,
+    VARIANTS,
+)
 from tf_autoctx.systems.fetal_head.presets import PRESETS
 from tf_autoctx.systems.shared.declaration import Declaration
 
@@ -60,6 +66,7 @@ class FetalHead:
         choices=NORMALIZATIONS,
     )
     initializer: str = field("he", "How convolutions are initialized.", choices=INITIALIZERS)
+    bias: bool = field(False, BIAS, before=True)
     attention_kernel: str = field(
         "paper",
         "Kernels of the attention modules: 3 everywhere, or as in the authors' code.",

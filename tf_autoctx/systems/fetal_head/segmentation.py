@@ -8,7 +8,7 @@ training, prediction and the exported graph run the very same functions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import keras
@@ -22,7 +22,6 @@ from tf_autoctx.systems.fetal_head.configuration import FetalHead
 
 Tensor = Any
 Size = Sequence[Any]  # spatial size, integers or integer tensors
-Sample = dict[str, Tensor]
 
 
 class Cascade:
@@ -47,6 +46,7 @@ class Cascade:
             attention_kernel=chosen.attention_kernel,
             normalization=chosen.normalization,
             initializer=chosen.initializer,
+            bias=chosen.bias,
         )
 
     def network_size(self, size: Size) -> tuple[Any, ...]:
@@ -169,19 +169,13 @@ class Cascade:
         shapes = {"volume": tuple(size), "patches": (patch,) * 3, "slices": tuple(size[1:])}
         return shapes[view]
 
-    def training_view(
-        self, sample: Sample, random_patch: Callable[[Sample, Sequence[int | None]], Sample]
-    ) -> Sample:
-        """What one training pass sees of a sample: all of it, a random patch or a random slice.
-
-        Args:
-          sample: {name: (depth, height, width, 1)}.
-          random_patch: (sample, size) -> sample, cut at a random place; None in a size keeps an
-            axis.
-        """
-        if self.configuration.view == "patches":
-            return random_patch(sample, (self.configuration.patch_size,) * 3)
-        if self.configuration.view == "slices":
-            plane = random_patch(sample, (1, None, None))
-            return {name: tensor[0] for name, tensor in plane.items()}
-        return sample
+    def training_patch(self) -> tuple[int | None, int | None, int | None]:
+        """Edges of what one training pass sees of a volume, at a random place; None: all of an
+        axis."""
+        patch = self.configuration.patch_size
+        patches = {
+            "volume": (None, None, None),
+            "patches": (patch, patch, patch),
+            "slices": (1, None, None),
+        }
+        return patches[self.configuration.view]

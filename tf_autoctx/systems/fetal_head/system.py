@@ -11,7 +11,7 @@ import tensorflow as tf
 from absl import logging
 
 from tf_autoctx import biometry
-from tf_autoctx.data import datasets, phantoms
+from tf_autoctx.data import datasets
 from tf_autoctx.errors import UserError
 from tf_autoctx.systems.fetal_head import training
 from tf_autoctx.systems.fetal_head.configuration import DECLARATION, FetalHead
@@ -52,6 +52,8 @@ class FetalHeadSystem(System):
 
     @classmethod
     def write_phantoms(cls, folder: pathlib.Path, values: Mapping[str, Any]) -> pathlib.Path:
+        from tf_autoctx.data import phantoms
+
         names = ("phantom_size", "phantom_cases", "seed", "phantom_scans")
         return phantoms.write_fetal_heads(folder, *(values[name] for name in names))
 
@@ -70,6 +72,10 @@ class FetalHeadSystem(System):
                 f"{case.label}: the object vanishes at `scale={scale}`; use a larger scale."
             )
         return {"image": self.cascade.preprocess(tf.constant(voxels))[0], "label": label[0]}
+
+    @property
+    def chunk(self) -> tuple[int | None, ...]:
+        return training.chunk(self.cascade)
 
     def train(self, session: Session) -> Networks:
         first = session.with_files(*map(_without_context, (session.training, session.validation)))

@@ -5,13 +5,12 @@ from __future__ import annotations
 import pathlib
 import shutil
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import keras
 import tensorflow as tf
 
 from tf_autoctx import losses, metrics
-from tf_autoctx.data import augment, labels, pipeline
+from tf_autoctx.data import arrays, augment, labels, pipeline
 from tf_autoctx.data.configuration import Augmentation
 from tf_autoctx.systems.fetal_head.segmentation import Cascade
 from tf_autoctx.systems.shared import stages
@@ -66,21 +65,23 @@ class LevelStage(AdamStage):
         fit = self._loss(batch["label"], network(x, training=True))
         return fit + l2 * losses.l2(network) if l2 else fit
 
-    def augment(self, sample: Sample, seed: Tensor) -> Sample:
-        def random_patch(whole: Sample, size: Any) -> Sample:
-            return pipeline.random_patch(whole, seed, size)
+    def read(self, case: pipeline.Case, seed: Tensor) -> Sample:
+        """All of a volume, a random patch or a random slice."""
+        seen = pipeline.random_patch(case, seed, self._cascade.training_patch())
+        if self._cascade.configuration.view == "slices":
+            seen = {name: tensor[0] for name, tensor in seen.items()}
+        return {name: tf.ensure_shape(tensor, self._shape) for name, tensor in seen.items()}
 
-        view = self._cascade.training_view(sample, random_patch)
-        changed = augment.augmented(view, seed, self._augmentation)
-        return {name: tf.ensure_shape(tensor, self._shape) for name, tensor in changed.items()}
+    def augment(self, sample: Sample, seed: Tensor) -> Sample:
+        return augment.augmented(sample, seed, self._augmentation)
 
     def graph(self, networks: Networks) -> Level:
         return level_graph(self._cascade, networks["network"])
 
     def score(self, graph: Level, sample: Sample) -> float:
-        head = graph(sample["image"][None], sample["context"][None])[0] > 0.5
+        probability = graph(sample["image"][None], sample["context"][None]).numpy()
         label = sample["label"][..., 0].numpy()
-        return metrics.dice(*labels.left_out(head[..., 0].numpy(), label))
+        return metrics.dice(*labels.left_out(probability[0, ..., 0] > 0.5, label))
 
 
 def train(cascade: Cascade, session: Session) -> Networks:
@@ -115,16 +116,23 @@ def with_context(
         if not path.exists():
             columns = {name: entry[name] for name in LevelStage.columns}
             sample = pipeline.sample(columns)
-            pipeline.store(path, level(sample["image"][None], sample["context"][None])[0])
+            probability = level(sample["image"][None], sample["context"][None])[0]
+            pipeline.store(path, probability, chunk(cascade))
         changed.append({**entry, "context": str(path)})
         progress.add(1)
     return changed
 
 
-def level_graph(cascade: Cascade, network: keras.Model) -> Level:
-    """`Cascade.probability` of one network as a graph for any size."""
+def chunk(cascade: Cascade) -> tuple[int | None, ...]:
+    """See `System.chunk`: of a volume a pass reads its own patch or slice."""
+    chunks: dict[str, tuple[int | None, ...]] = {"patches": arrays.CUBES, "slices": (1,)}
+    return chunks.get(cascade.configuration.view, ())
 
-    volume = tf.TensorSpec((None, None, None, None, 1))
+
+def level_graph(cascade: Cascade, network: keras.Model) -> Level:
+    """`Cascade.probability` of one network as a graph for one volume of any size."""
+
+    volume = tf.TensorSpec((1, None, None, None, 1))
 
     @tf.function(input_signature=[volume, volume], autograph=False)
     def probability(image: Tensor, context: Tensor) -> Tensor:

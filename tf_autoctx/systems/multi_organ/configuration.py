@@ -8,7 +8,7 @@ import itertools
 from tf_autoctx.configuration import check, field
 from tf_autoctx.data.configuration import Deformation
 from tf_autoctx.errors import FieldError
-from tf_autoctx.models.options import INITIALIZERS, NORMALIZATIONS
+from tf_autoctx.models.options import BIAS, INITIALIZERS, NORMALIZATIONS
 from tf_autoctx.systems.multi_organ.presets import PRESETS
 from tf_autoctx.systems.shared.declaration import Declaration
 
@@ -68,6 +68,7 @@ class MultiOrgan:
         choices=NORMALIZATIONS,
     )
     initializer: str = field("he", "How convolutions are initialized.", choices=INITIALIZERS)
+    bias: bool = field(False, BIAS, before=True)
 
     def __post_init__(self) -> None:
         check(self)

@@ -22,7 +22,6 @@ from tf_autoctx.systems.multi_organ.configuration import MultiOrgan
 Tensor = Any
 Size = Sequence[Any]  # spatial size, integers or integer tensors
 UNet = Callable[[Tensor], Tensor]  # input of a level -> logits
-Progress = Callable[[], object]
 
 # A level's image stands beside class probabilities of 0 to 1: tissues must differ as much as those
 # do, or the first convolution hardly sees the image.
@@ -62,6 +61,7 @@ class Pyramid:
             base_filters=chosen.base_filters,
             normalization=chosen.normalization,
             initializer=chosen.initializer,
+            bias=chosen.bias,
         )
 
     def unets(self, network: keras.Model) -> list[UNet]:
@@ -105,18 +105,12 @@ class Pyramid:
 
     # The cascade
 
-    def probabilities(
-        self,
-        unets: Sequence[UNet],
-        images: Sequence[Tensor],
-        progress: Progress | None = None,
-    ) -> list[Tensor]:
+    def probabilities(self, unets: Sequence[UNet], images: Sequence[Tensor]) -> list[Tensor]:
         """Class probabilities of every level on its own grid.
 
         Args:
           unets: one function per level, see `unets`.
           images: the volume as each level sees it, see `preprocess`.
-          progress: called after each tile, outside graphs.
 
         Returns:
           List of (batch, *grid_size, classes) float32, level 1 first.
@@ -127,15 +121,13 @@ class Pyramid:
             if levels:
                 context = layers.resize_linear(levels[-1], ops.shape(x)[1:4])
                 x = ops.concatenate([x, context], axis=-1)
-            levels.append(tiling.tiled(_softmax(unet), x, tile, overlap, progress))
+            levels.append(tiling.tiled(_softmax(unet), x, tile, overlap))
         return levels
 
-    def cascade(
-        self, unets: Sequence[UNet], image: Tensor, progress: Progress | None = None
-    ) -> list[Tensor]:
+    def cascade(self, unets: Sequence[UNet], image: Tensor) -> list[Tensor]:
         """`probabilities` of a raw volume: HU (batch, depth, height, width, 1) float32."""
         images = [self.preprocess(image, scale) for scale in self.configuration.scales]
-        return self.probabilities(unets, images, progress)
+        return self.probabilities(unets, images)
 
     def tiles(self, size: Sequence[int]) -> int:
         """Number of tiles of all levels together for a volume of spatial `size`."""
@@ -178,11 +170,7 @@ class Pyramid:
         return ops.moveaxis(ops.map(label_of_slice, ops.arange(size[0])), 0, 1)
 
     def segment(
-        self,
-        unets: Sequence[UNet],
-        image: Tensor,
-        probability: bool = False,
-        progress: Progress | None = None,
+        self, unets: Sequence[UNet], image: Tensor, probability: bool = False
     ) -> dict[str, Tensor]:
         """What is served for a raw volume: the last level's output.
 
@@ -190,13 +178,12 @@ class Pyramid:
           unets: see `unets`.
           image: HU (batch, depth, height, width, 1) float32.
           probability: whether the probabilities are wanted too.
-          progress: see `probabilities`.
 
         Returns:
           {"label": (batch, depth, height, width, 1) uint8, label values; "probability": (batch,
           depth, height, width, classes) float32, background first}.
         """
-        size, last = ops.shape(image)[1:4], self.cascade(unets, image, progress)[-1]
+        size, last = ops.shape(image)[1:4], self.cascade(unets, image)[-1]
         output = {"label": self.label(last, size)}
         if probability:
             output["probability"] = layers.resize_linear(last, size)

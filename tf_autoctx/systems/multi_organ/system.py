@@ -10,17 +10,19 @@ from typing import Any, ClassVar
 import keras
 import numpy as np
 import tensorflow as tf
+from keras import ops
 
 from tf_autoctx.configuration import configured
-from tf_autoctx.data import datasets, phantoms
+from tf_autoctx.data import arrays, datasets
 from tf_autoctx.data.labels import IGNORED
 from tf_autoctx.systems.multi_organ import training
 from tf_autoctx.systems.multi_organ.configuration import DECLARATION, MultiOrgan
-from tf_autoctx.systems.multi_organ.segmentation import Progress, Pyramid, UNet
+from tf_autoctx.systems.multi_organ.segmentation import Pyramid, UNet
 from tf_autoctx.systems.shared import stages
 from tf_autoctx.systems.shared.checks import warn_of_missing
 from tf_autoctx.systems.shared.session import Session
 from tf_autoctx.systems.shared.system import (
+    GraphPredictor,
     Networks,
     Predictor,
     Segmentations,
@@ -70,6 +72,8 @@ class MultiOrganSystem(System):
 
     @classmethod
     def write_phantoms(cls, folder: pathlib.Path, values: Mapping[str, Any]) -> pathlib.Path:
+        from tf_autoctx.data import phantoms
+
         names = ("phantom_size", "phantom_spacing", "phantom_cases", "seed")
         return phantoms.write_abdomens(folder, *(values[name] for name in names))
 
@@ -83,6 +87,10 @@ class MultiOrganSystem(System):
         if IGNORED not in self.labels:
             classes = np.where(label[0] == IGNORED, label[0], classes)
         return {"label": classes, **images}
+
+    @property
+    def chunk(self) -> tuple[int | None, ...]:
+        return arrays.CUBES
 
     def train(self, session: Session) -> Networks:
         """See `System.train`; warns of structures that no training case has."""
@@ -100,18 +108,19 @@ class MultiOrganSystem(System):
     # Segmentation
 
     def segment(self, networks: Networks, image: Tensor) -> dict[str, Tensor]:
-        return self.pyramid.segment(self._unets(networks), image)
+        return self.pyramid.segment(self.unets(networks), image)
 
     def evaluator(self, networks: Networks) -> Callable[[np.ndarray], Segmentations]:
         """See `System.evaluator`; probabilities stay on the level's grid."""
-        (network,) = networks.values()
-        unets = training.graphs(self.pyramid, network)
+        unets = self.unets(networks)
 
-        def segment(voxels: np.ndarray) -> Segmentations:
-            levels = self.pyramid.cascade(unets, tf.constant(voxels[None, ..., None]))
+        @tf.function(input_signature=[tf.TensorSpec((None, None, None))], autograph=False)
+        def segment(voxels: Tensor) -> Segmentations:
+            size = ops.shape(voxels)
+            levels = self.pyramid.cascade(unets, voxels[None, ..., None])
             return {
                 f"level {level}": {
-                    "label": self.pyramid.label(probability, voxels.shape)[0, ..., 0].numpy(),
+                    "label": self.pyramid.label(probability, size)[0, ..., 0],
                     "probability": {
                         name: probability[0, ..., k]
                         for k, name in enumerate(self.labels.values(), start=1)
@@ -122,12 +131,15 @@ class MultiOrganSystem(System):
 
         return segment
 
-    def predictor(self, run: Run, options: Mapping[str, Any]) -> Predictor:
-        changed = dataclasses.replace(self.configuration, **options)
-        (network,) = self.finished(run).values()
-        return TilePredictor(Pyramid(changed, self.labels), network)
+    def predictor(
+        self, run: Run, options: Mapping[str, Any], precision: str = "float32"
+    ) -> Predictor:
+        chosen = dataclasses.replace(self.configuration, **options)
+        changed = type(self)(chosen, self.labels)
+        return TilePredictor(changed, self.in_precision(self.finished(run), precision))
 
-    def _unets(self, networks: Networks) -> list[UNet]:
+    def unets(self, networks: Networks) -> list[UNet]:
+        """See `Pyramid.unets`."""
         (network,) = networks.values()
         return self.pyramid.unets(network)
 
@@ -137,8 +149,10 @@ class MultiOrganSystem(System):
         return {name: self.pyramid.network() for name in names}
 
     def signatures(self, networks: Networks) -> dict[str, Callable[[Tensor], dict[str, Tensor]]]:
+        return self.functions(self.unets(networks))
+
+    def functions(self, unets: Sequence[UNet]) -> dict[str, Callable[[Tensor], dict[str, Tensor]]]:
         """The label alone, and with the probabilities of all classes, which are much larger."""
-        unets = self._unets(networks)
 
         def serving_default(image: Tensor) -> dict[str, Tensor]:
             return self.pyramid.segment(unets, image)
@@ -149,27 +163,40 @@ class MultiOrganSystem(System):
         return {"serving_default": serving_default, "probabilities": probabilities}
 
 
-class TilePredictor:
-    """A pyramid whose tiles run one by one outside a graph, with a progress bar: a `Predictor`."""
+class TilePredictor(GraphPredictor):
+    """The functions of an export with a progress bar over the tiles, which is all that is outside
+    their graphs: a `Predictor`.
 
-    iterations = 0
+    Args:
+      system: of the run.
+      networks: of `System.finished`.
+    """
 
-    def __init__(self, pyramid: Pyramid, network: keras.Model) -> None:
-        self._pyramid, self._unets = pyramid, training.graphs(pyramid, network)
+    def __init__(self, system: MultiOrganSystem, networks: Networks) -> None:
+        self._pyramid = system.pyramid
+        self._bar: keras.utils.Progbar | None = None
+        unets = [_telling(unet, self._tile_done) for unet in system.unets(networks)]
+        super().__init__(system.functions(unets), system.spec)
 
     def __call__(self, image: np.ndarray, probabilities: bool, progress: bool) -> dict[str, Any]:
-        bar = self._bar(image.shape[1:4]) if progress else None
-        return self._pyramid.segment(self._unets, tf.constant(image), probabilities, bar)
+        tiles = self._pyramid.tiles(image.shape[1:4])
+        several = tiles > len(self._pyramid.configuration.scales)
+        self._bar = keras.utils.Progbar(tiles, unit_name="tile") if progress and several else None
+        return super().__call__(image, probabilities, progress)
 
-    def _bar(self, size: Sequence[int]) -> Progress | None:
-        """A progress bar over the tiles of a volume, to be called after each; None for a tile a
-        level."""
-        tiles = self._pyramid.tiles(size)
-        if tiles <= len(self._pyramid.configuration.scales):
-            return None
-        bar = keras.utils.Progbar(tiles, unit_name="tile")
+    def _tile_done(self) -> None:
+        if self._bar is not None:
+            self._bar.add(1)
 
-        def tile_done() -> None:
-            bar.add(1)
 
-        return tile_done
+def _telling(unet: UNet, done: Callable[[], None]) -> UNet:
+    """A U-Net that calls `done` after each tile, in a graph too."""
+
+    def logits(x: Tensor) -> Tensor:
+        y = unet(x)
+        with tf.control_dependencies([y]):
+            told = tf.numpy_function(done, [], [])
+        with tf.control_dependencies([told]):
+            return tf.identity(y)
+
+    return logits

@@ -15,13 +15,14 @@ from tf_autoctx import losses, metrics
 from tf_autoctx.data import labels, pipeline, subvolumes
 from tf_autoctx.data.configuration import Deformation
 from tf_autoctx.systems.multi_organ.configuration import MultiOrgan
-from tf_autoctx.systems.multi_organ.segmentation import Pyramid, UNet
+from tf_autoctx.systems.multi_organ.segmentation import Pyramid
 from tf_autoctx.systems.shared import stages
 from tf_autoctx.systems.shared.caching import Files, case_of
 from tf_autoctx.systems.shared.session import Session
 from tf_autoctx.systems.shared.stage import AdamStage, Networks, Sample, Tensor
 
-Last = Callable[[Sequence[Tensor]], Tensor]  # images of all levels -> the last one's probabilities
+# (images of all levels, (3,) size of the original grid) -> classes (depth, height, width) there.
+Classes = Callable[[Sequence[Tensor], Tensor], Tensor]
 
 
 class PyramidStage(AdamStage):
@@ -69,11 +70,14 @@ class PyramidStage(AdamStage):
             for level in self._learning
         )
 
-    def augment(self, sample: Sample, seed: Tensor) -> Sample:
-        """Deformed subvolumes of all levels about one voxel (section 2.3)."""
+    def read(self, case: pipeline.Case, seed: Tensor) -> Sample:
+        """Deformed subvolumes of all levels about one voxel (section 2.3).
+
+        They are resampled as they are read: what they are made from is many times as large.
+        """
         configuration = self._pyramid.configuration
         return subvolumes.draw(
-            sample,
+            case,
             seed,
             scales=configuration.scales[: len(self._levels)],
             unit=configuration.scales[-1],
@@ -81,20 +85,26 @@ class PyramidStage(AdamStage):
             deformation=self._deformation,
         )
 
-    def graph(self, networks: Networks) -> Last:
-        unets = graphs(self._pyramid, networks["network"])
+    def graph(self, networks: Networks) -> Classes:
+        pyramid = self._pyramid
+        unets = pyramid.unets(networks["network"])
+        image = tf.TensorSpec((1, None, None, None, 1))
 
-        def last(images: Sequence[Tensor]) -> Tensor:
-            return self._pyramid.probabilities(unets, images)[-1]
+        @tf.function(
+            input_signature=[[image] * len(self._levels), tf.TensorSpec([3], tf.int32)],
+            autograph=False,
+        )
+        def classes(images: Sequence[Tensor], size: Tensor) -> Tensor:
+            last = pyramid.probabilities(unets, images)[-1]
+            return pyramid.classes(pyramid.label(last, tf.unstack(size)))[0, ..., 0]
 
-        return last
+        return classes
 
-    def score(self, graph: Last, sample: Sample) -> float:
+    def score(self, graph: Classes, sample: Sample) -> float:
         """Mean DSC of the last level on the original grid, over the structures of the case."""
-        probability = graph([sample[f"image_{level}"][None] for level in self._levels])
         truth = sample["label"][..., 0].numpy()
-        classes = self._pyramid.classes(self._pyramid.label(probability, truth.shape))
-        prediction = classes[0, ..., 0].numpy()
+        images = [sample[f"image_{level}"][None] for level in self._levels]
+        prediction = graph(images, truth.shape).numpy()
         if self._ignores:
             prediction, truth = labels.left_out(prediction, truth)
         return metrics.mean_dice(prediction, truth)
@@ -144,10 +154,3 @@ def present(files: Files, pyramid: Pyramid) -> list[int]:
     places = np.stack([pipeline.stored(entry["places"], "places")[:, 0, 0] for entry in files])
     is_present = ~np.isnan(places).all(axis=0)
     return [value for value, there in zip(pyramid.values[1:], is_present) if there]
-
-
-def graphs(pyramid: Pyramid, network: keras.Model) -> list[UNet]:
-    """`Pyramid.unets`, each as a graph, which gives memory back as soon as it can; the tiles around
-    it stay outside."""
-    unets = pyramid.unets(network)
-    return [tf.function(unet, reduce_retracing=True, autograph=False) for unet in unets]

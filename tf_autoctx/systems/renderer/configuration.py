@@ -6,7 +6,7 @@ import dataclasses
 
 from tf_autoctx.configuration import check, field, optional
 from tf_autoctx.errors import FieldError
-from tf_autoctx.models.options import HEADS, LINEAR_INITIALIZERS
+from tf_autoctx.models.options import BIAS, HEADS, LINEAR_INITIALIZERS
 from tf_autoctx.systems.renderer.presets import PRESETS
 from tf_autoctx.systems.shared.declaration import Declaration
 
@@ -65,6 +65,7 @@ class Renderer:
         "0.02, the others as truncated_normal.",
         choices=LINEAR_INITIALIZERS,
     )
+    bias: bool = field(False, BIAS, before=True)
 
     def __post_init__(self) -> None:
         check(self)

@@ -282,14 +282,11 @@ class OnlinePredictor:
         options: Mapping[str, Any],
     ) -> None:
         self.iterations = iterations
-        self._rendering = rendering
+        self._before, self._after = training.of_raw(rendering)
         self._render = of_run(rendering, run, iterations, seed, options)
 
     def __call__(self, image: np.ndarray, probabilities: bool, progress: bool) -> dict[str, Any]:
-        iterations = self._render(self._rendering.preprocess(image)[0], progress)
-        outputs = [
-            self._rendering.postprocess(iteration.outputs(), image.shape[1:3])
-            for iteration in iterations
-        ]
+        iterations = self._render(self._before(image)[0], progress)
+        outputs = [self._after(x.outputs(), image.shape[1:3]) for x in iterations]
         number = self._render.kept(iterations)
         return {**outputs[number], "kept": number, "iterations": outputs}

@@ -13,7 +13,6 @@ from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 from absl import logging
 
 from tf_autoctx import biometry, files, metrics
@@ -101,6 +100,7 @@ class Scorer:
             self.seed, self._foreground = run.flags["seed"], run.flags["foreground"]
         except KeyError as error:
             raise run.broken(error) from None
+        self._before, self._after = training.of_raw(self._system.rendering)
         self._online: online.OnlineRendering | None = None
         if configuration.renders and choice.iterations:
             self._online = online.of_run(
@@ -226,12 +226,10 @@ class Scorer:
         assert label is not None, "only cases with a label are scored"
         truth = left_out(label, label)[1]
         pixels = image.array.astype(np.float32)
-        rendering = self._system.rendering
-        preprocessed = rendering.preprocess(tf.constant(pixels[None, ..., None]))[0]
-        iterations, kept = self._render(preprocessed, seed)
+        iterations, kept = self._render(self._before(pixels[None, ..., None])[0], seed)
         shown = []
         for iteration in iterations:
-            outputs = rendering.postprocess(iteration.outputs(), pixels.shape)
+            outputs = self._after(iteration.outputs(), pixels.shape)
             shown.append({name: np.asarray(x)[0, ..., 0] for name, x in outputs.items()})
         mm = self._choice.pixel_sizes.get(case.name)
         spacing = (mm, mm) if mm else image.millimetres

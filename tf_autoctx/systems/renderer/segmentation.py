@@ -39,6 +39,7 @@ class Rendering:
             "size": chosen.size or None,
             "base_filters": chosen.base_filters,
             "initializer": chosen.initializer,
+            "bias": chosen.bias,
         }
         networks = {"renderer": renderer(**common)} if chosen.renders else {}
         networks["segmentor"] = segmentor2d(**common)

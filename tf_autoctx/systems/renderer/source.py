@@ -25,6 +25,7 @@ from tf_autoctx.report import figures
 from tf_autoctx.systems.shared.caching import Files
 
 COLUMNS = ("image2d", "label2d")
+CHECKSUM = 8  # bytes behind a serialized tensor of 0.1.0
 Graph = Callable[[Any], dict[str, Any]]
 
 
@@ -69,24 +70,30 @@ def rendered(folder: pathlib.Path) -> Files:
 
 
 def read(path: str, name: str) -> np.ndarray:
-    """A tensor of a corpus; that of a run of 0.1.0 has no checksum, but ends where a tensor ends.
+    """A tensor of a corpus.
+
+    In runs of before, S' lies in files of a serialized tensor each: in those of 0.1.0 alone, later
+    with a checksum behind it.
 
     Args:
-      path: of its file.
+      path: of its file or folder.
       name: of `COLUMNS`.
 
     Raises:
       UserError: see `pipeline.stored`.
     """
-    try:
+    file = pathlib.Path(path)
+    if not file.is_file():
         return np.array(pipeline.stored(path, name))
-    except UserError:
-        with contextlib.suppress(tf.errors.OpError, OSError):
-            content = pathlib.Path(path).read_bytes()
-            tensor = tf.io.parse_tensor(content, pipeline.KINDS[name].dtype)
-            if tf.io.serialize_tensor(tensor).numpy() == content:
-                return np.array(tensor)
-        raise
+    content, dtype = file.read_bytes(), pipeline.spec(name).dtype
+    serialized, checksum = content[:-CHECKSUM], content[-CHECKSUM:]
+    if checksum == tf.fingerprint([serialized], "farmhash64")[0].numpy().tobytes():
+        return np.array(tf.io.parse_tensor(serialized, dtype))
+    with contextlib.suppress(tf.errors.OpError):
+        tensor = tf.io.parse_tensor(content, dtype)
+        if tf.io.serialize_tensor(tensor).numpy() == content:
+            return np.array(tensor)
+    raise pipeline.damaged(file)
 
 
 def compare(training: Files, folder: pathlib.Path, shown: int = 6) -> None:

@@ -11,13 +11,12 @@ import tensorflow as tf
 
 from tf_autoctx import biometry
 from tf_autoctx.configuration import configured
-from tf_autoctx.data import datasets, phantoms
+from tf_autoctx.data import datasets
 from tf_autoctx.systems.renderer import online, training
 from tf_autoctx.systems.renderer.configuration import DECLARATION, ITERATIONS, Phantoms
 from tf_autoctx.systems.renderer.segmentation import Rendering
 from tf_autoctx.systems.shared.session import Session
 from tf_autoctx.systems.shared.system import (
-    GraphPredictor,
     Networks,
     Predictor,
     Segmentations,
@@ -25,6 +24,8 @@ from tf_autoctx.systems.shared.system import (
     System,
     Tensor,
 )
+from tf_autoctx.training import devices
+from tf_autoctx.training.configuration import POLICIES
 from tf_autoctx.training.runs import Run
 
 SERVED = ("renderer", "segmentor")  # the networks of the export, as far as the variant has them
@@ -60,6 +61,8 @@ class RendererSystem(System):
 
     @classmethod
     def write_phantoms(cls, folder: pathlib.Path, values: Mapping[str, Any]) -> pathlib.Path:
+        from tf_autoctx.data import phantoms
+
         chosen = configured(Phantoms, values)
         source, other = (
             phantoms.write_fetal_heads_2d(
@@ -108,12 +111,15 @@ class RendererSystem(System):
 
         return segment
 
-    def predictor(self, run: Run, options: Mapping[str, Any]) -> Predictor:
+    def predictor(
+        self, run: Run, options: Mapping[str, Any], precision: str = "float32"
+    ) -> Predictor:
         """The run as `predict` uses it: with online rendering, unless there are 0 iterations.
 
         Args:
           run: its folder.
           options: {name: value} of `Iterations` and `Online` that the user gives.
+          precision: see `System.in_precision`.
 
         Raises:
           UserError: the run is not finished; iterations without a renderer.
@@ -121,9 +127,14 @@ class RendererSystem(System):
         iterations = options.get("iterations", ITERATIONS if self.configuration.renders else 0)
         if not iterations:
             served = training.finished(run.folder, self.configuration, SERVED)
-            return GraphPredictor(self, served)
+            return self.graphs(self.in_precision(served, precision))
         seed = options.get("online_seed", 0)
-        return online.OnlinePredictor(self.rendering, run, iterations, seed, options)
+        with devices.policy(POLICIES[precision]):
+            return online.OnlinePredictor(self.rendering, run, iterations, seed, options)
+
+    @property
+    def predicts_as_evaluated(self) -> bool:
+        return not self.configuration.renders  # online rendering is a matter of prediction
 
     def measure(
         self, mask: np.ndarray, truth: np.ndarray, spacing: Sequence[float]

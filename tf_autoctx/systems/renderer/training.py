@@ -6,6 +6,7 @@ from __future__ import annotations
 import pathlib
 import shutil
 from collections.abc import Callable, Collection, Mapping
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -77,8 +78,8 @@ class SelfPlayStage(Stage):
         plan = terms.groups(networks, self._objective)
         return terms.updates(networks, plan, self._objective, settings, ignored=self._ignored)
 
-    def augment(self, sample: Sample, seed: Tensor) -> Sample:
-        """The sample, and for each discriminator what it sees of another one.
+    def read(self, case: pipeline.Case, seed: Tensor) -> Sample:
+        """The case, and for each discriminator what it sees of another one.
 
         Returns:
           A batch of `terms.Outputs`, without the batch axis.
@@ -87,22 +88,26 @@ class SelfPlayStage(Stage):
         # Sizes that are known let XLA compile the step on a GPU.
         shape = (chosen.size or None, chosen.size or None, 1)
         (image, label), *others = (
-            [tf.ensure_shape(drawn[name], shape) for name in self.columns]
-            for drawn in (sample, *sample.get("others", ()))
+            [tf.ensure_shape(drawn[name].whole(), shape) for name in self.columns]
+            for drawn in (case, *case.get("others", ()))
         )
         real = {
             name: terms.seen_by(name, other, tf.cast(mask == 1, tf.float32))
             for name, (other, mask) in zip(chosen.discriminators, others)
         }
-        if self._strength:
-            image = augment.appearance(image, seed, self._strength)
         return {"image": image, "label": label, "real": real}
+
+    def augment(self, sample: Sample, seed: Tensor) -> Sample:
+        """The sample after a change of the fake's appearance."""
+        if not self._strength:
+            return sample
+        return {**sample, "image": augment.appearance(sample["image"], seed, self._strength)}
 
     def graph(self, networks: Networks) -> Graph:
         return graph(self._rendering, networks)
 
     def score(self, graph: Graph, sample: Sample) -> float:
-        head = graph(sample["image2d"][None])["probability"][0, ..., 0].numpy() > 0.5
+        head = graph(sample["image2d"][None])["probability"].numpy()[0, ..., 0] > 0.5
         return metrics.dice(*labels.left_out(head, sample["label2d"][..., 0].numpy()))
 
 
@@ -162,6 +167,22 @@ def graph(rendering: Rendering, networks: Mapping[str, keras.Model]) -> Graph:
         return rendering.outputs(networks, image)
 
     return outputs
+
+
+def of_raw(
+    rendering: Rendering,
+) -> tuple[Callable[[Any], Tensor], Callable[[Any, Any], dict[str, Tensor]]]:
+    """`Rendering.preprocess` and `Rendering.postprocess` as graphs, the latter of (outputs, (2,)
+    size)."""
+    image = tf.TensorSpec((None, None, None, 1))
+    before = tf.function(rendering.preprocess, input_signature=[image], autograph=False)
+    outputs = {"rendered": image, "probability": image}
+
+    @tf.function(input_signature=[outputs, tf.TensorSpec([2], tf.int32)], autograph=False)
+    def after(outputs: Mapping[str, Tensor], size: Tensor) -> dict[str, Tensor]:
+        return rendering.postprocess(outputs, tf.unstack(size))
+
+    return before, after
 
 
 def _files(folder: pathlib.Path, configuration: Renderer) -> dict[str, pathlib.Path]:

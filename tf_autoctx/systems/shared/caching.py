@@ -29,10 +29,15 @@ class Prepares(Protocol):
     Attributes:
       configuration: of the system.
       labels: {label value: name}.
+      chunk: see `System.chunk`.
     """
 
     configuration: Any
     labels: dict[int, str]
+
+    @property
+    def chunk(self) -> tuple[int | None, ...]:
+        """See `System.chunk`."""
 
     def prepare(self, case: datasets.Case, voxels: Any, label: Any) -> dict[str, Any]:
         """See `System.prepare`."""
@@ -55,7 +60,8 @@ def directory(
     kind = type(system.configuration)
     free = configuration.changeable([kind])
     options = {name: v for name, v in vars(system.configuration).items() if name not in free}
-    made_from = [kind.__name__, options, system.labels, foreground, fingerprint, __version__]
+    layout = f"{__version__} {pipeline.LAYOUT}"
+    made_from = [kind.__name__, options, system.labels, foreground, fingerprint, layout]
     told = json.dumps(made_from, sort_keys=True)
     return folder / "cache" / hashlib.sha256(told.encode()).hexdigest()[:16]
 
@@ -125,7 +131,7 @@ def _prepare(
     voxels = image.array.astype(np.float32)
     tensors = system.prepare(case, voxels[None, ..., None], label[None, ..., None])
     for name, tensor in tensors.items():
-        pipeline.store(folder / name, tensor)
+        pipeline.store(folder / name, tensor, system.chunk)
     spacing = np.array(image.spacing, np.float32)
     pipeline.store(folder / "spacing", spacing)  # last: all is there
 

@@ -10,12 +10,8 @@ from typing import Any
 
 from tf_autoctx import export
 from tf_autoctx.systems.shared.system import Networks, System
-from tf_autoctx.training import devices
 from tf_autoctx.training.runs import Run
 from tf_autoctx.version import __version__
-
-# Values of `export_precision` and the Keras dtype policies of their networks.
-POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16"}
 
 
 def export_run(
@@ -28,18 +24,12 @@ def export_run(
       system: of the run.
       run: finished.
       networks: of `System.finished`, float32.
-      precision: of `POLICIES`; weights, inputs and outputs are float32 in all of them.
+      precision: see `System.in_precision`; inputs and outputs are float32 in all of them.
 
     Returns:
       Folder of the version.
     """
-    served = system.served_networks(networks)
-    if precision != "float32":
-        with devices.policy(POLICIES[precision]):
-            low = system.new_networks(list(served))
-        for name, network in low.items():
-            network.set_weights(served[name].get_weights())
-        served = low
+    served = system.in_precision(system.served_networks(networks), precision)
     directory = run.folder / "saved_model"
     before = export.newest(directory)
     model = export.Exported(

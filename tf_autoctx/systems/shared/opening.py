@@ -14,15 +14,15 @@ from tf_autoctx import configuration, files
 from tf_autoctx.data import datasets, images
 from tf_autoctx.data.phantoms import folder as phantom_folder
 from tf_autoctx.errors import Faults, UserError
-from tf_autoctx.systems.shared import caching, checks, evaluation
+from tf_autoctx.systems.shared import caching, checks, evaluation, precision
 from tf_autoctx.systems.shared.caching import Files
 from tf_autoctx.systems.shared.declaration import Declaration
-from tf_autoctx.systems.shared.evaluation import Scoring
+from tf_autoctx.systems.shared.evaluation import Evaluator, Scoring
 from tf_autoctx.systems.shared.exporting import export_run
 from tf_autoctx.systems.shared.session import Session
 from tf_autoctx.systems.shared.system import Networks, Reader, System
 from tf_autoctx.training import devices, runs
-from tf_autoctx.training.configuration import Settings
+from tf_autoctx.training.configuration import POLICIES, Settings
 from tf_autoctx.training.runs import Making
 
 
@@ -47,15 +47,29 @@ class Opened:
         measure = system.measure if system.measurements else None
         scoring = Scoring(run.system, system.labels, run.spacing, system.window, measure)
         folder = session.folder / "evaluation"
-        evaluation.evaluate(self.held_out, self.read, system.evaluator(networks), scoring, folder)
+        evaluator = self._evaluator(networks)
+        evaluation.evaluate(self.held_out, self.read, evaluator, scoring, folder)
+        if isinstance(evaluator, precision.Compared):
+            precision.note(session.folder, evaluator.least)
         export_run(system, run, networks, session.values["export_precision"])
+
+    def _evaluator(self, networks: Networks) -> Evaluator:
+        """That of the system; of a run that was trained in bfloat16, one of both precisions."""
+        system = self.system
+        evaluator = system.evaluator(networks)
+        low = self.session.values["precision"] == POLICIES[precision.LOW]
+        if not (low and system.predicts_as_evaluated):
+            return evaluator
+        served = system.in_precision(system.served_networks(networks), precision.LOW)
+        return precision.Compared(evaluator, system.graphs(served), system.labels)
 
 
 def open_training(
     declaration: Declaration,
     values: Mapping[str, Any],
     changeable: frozenset[str],
-    growing: frozenset[str] = frozenset(),
+    growing: frozenset[str],
+    earlier: Mapping[str, Any],
 ) -> Opened:
     """Sets devices, precision and seeds, checks all flags and cases, fills the run's cache, and
     then opens the run folder: it binds nothing before something can be trained in it.
@@ -65,6 +79,7 @@ def open_training(
       values: {flag: value}, presets filled in.
       changeable: names of the flags with which a run goes on whatever their value.
       growing: names of those with which it goes on where they are larger than before.
+      earlier: {flag: value} of runs that were made before there was the flag.
 
     Raises:
       UserError: flags that contradict each other, bad data, a folder of another run or of another
@@ -92,8 +107,6 @@ def open_training(
     labels = kind.structures(cases, values["foreground"])
     system = kind(chosen, labels)
     fingerprint = datasets.fingerprint(cases)
-    own = (declaration.configuration, *declaration.training, declaration.phantoms)
-    earlier = configuration.earlier(own)
     making = Making(declaration.name, values, fingerprint, changeable, growing, earlier)
     system.check_run(making)
     runs.check(folder, making)

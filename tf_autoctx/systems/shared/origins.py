@@ -3,12 +3,14 @@ are known."""
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
 import json
 import os
 import pathlib
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 from tf_autoctx import files
@@ -41,6 +43,13 @@ class Origins:
             except (ValueError, TypeError, KeyError):  # cut short by a kill
                 continue
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For another process, which notes and asks nothing: no lock goes there, and no records."""
+        return {**self.__dict__, "_lock": None, "_records": {}}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        self.__dict__ |= {**state, "_lock": threading.Lock()}
+
     def _lines(self) -> list[str]:
         try:
             return self._path.read_text("utf-8", errors="replace").splitlines()
@@ -65,15 +74,19 @@ class Origins:
             and image_files.digest(image) == record.get("sha256")
         )
 
-    def note(self, image: str | os.PathLike[str], results: Iterable[pathlib.Path]) -> None:
-        """Records what results were made from, once they are written."""
-        names = [self._name(result) for result in results]
+    @contextlib.contextmanager
+    def noting(
+        self, image: str | os.PathLike[str], results: Iterable[pathlib.Path]
+    ) -> Iterator[None]:
+        """Records what results were made from, as soon as the block has written them."""
+        names, stamp = [self._name(result) for result in results], _stamp(image)
         record = {
             "results": names,
-            "stamp": _stamp(image),
-            "sha256": image_files.digest(image),
+            "stamp": stamp,
+            "sha256": _digest(os.fspath(image), stamp),
             "model": self._model,
         }
+        yield
         with self._lock, open(self._path, "a", encoding="utf-8") as file:
             self._records |= dict.fromkeys(names, record)
             before = "" if all(line.endswith("}") for line in self._lines()[-1:]) else "\n"
@@ -141,6 +154,12 @@ def of_model(model: str | os.PathLike[str], options: Mapping[str, Any]) -> str:
         flags = {}
     told = [dict(options), flags, [(str(f.relative_to(folder)), files.digest(f)) for f in parts]]
     return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
+
+
+@functools.lru_cache(maxsize=16)
+def _digest(image: str, stamp: tuple[int, int]) -> str:
+    """SHA-256 (hex) of an image as of `stamp`: each of its results asks for it."""
+    return image_files.digest(image)
 
 
 def _stamp(image: str | os.PathLike[str]) -> tuple[int, int]:

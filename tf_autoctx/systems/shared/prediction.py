@@ -15,9 +15,11 @@ from tf_autoctx import configuration, export
 from tf_autoctx.data import images
 from tf_autoctx.errors import FieldError, UserError
 from tf_autoctx.systems.shared import image_checks, registry
+from tf_autoctx.systems.shared import precision as precisions
 from tf_autoctx.systems.shared.declaration import Declaration
-from tf_autoctx.systems.shared.system import Predictor
+from tf_autoctx.systems.shared.system import Predictor, probabilities_of
 from tf_autoctx.training import runs
+from tf_autoctx.training.configuration import POLICIES
 from tf_autoctx.training.runs import Run
 
 
@@ -32,12 +34,14 @@ class Segmentor:
       spacing: [(z, y, x) smallest, (z, y, x) largest] spacing in mm of the cases it was trained on;
         empty if unknown.
       predictor: what segments.
+      precision: that it computes in.
     """
 
     declaration: Declaration
     labels: dict[int, str]
     spacing: list[list[float]]
     predictor: Predictor
+    precision: str = "float32"
 
     @property
     def dimensions(self) -> int:
@@ -82,10 +86,7 @@ class Segmentor:
         output = self._output(name, voxels[None, ..., None], probabilities, progress)
         segmentation: dict[str, Any] = {"label": np.asarray(output["label"])[0, ..., 0]}
         if probabilities:
-            foreground = np.asarray(output["probability"])[0, ..., -len(self.labels) :]
-            segmentation["probability"] = {
-                structure: foreground[..., k] for k, structure in enumerate(self.labels.values())
-            }
+            segmentation["probability"] = probabilities_of(output, self.labels)
         if "iterations" in output:
             segmentation["kept"] = output["kept"]
             segmentation["iterations"] = [
@@ -116,12 +117,13 @@ class Segmentor:
         return output
 
 
-def load(path: str | pathlib.Path, **options: Any) -> Segmentor:
+def load(path: str | pathlib.Path, precision: str = "auto", **options: Any) -> Segmentor:
     """Loads a finished model.
 
     Args:
       path: a run folder, a folder with a saved_model.pb, or a folder of such versions, of which the
         highest counts.
+      precision: of a run folder, see `precision.chosen`; a SavedModel has its own.
       **options: of the `prediction` of the system's declaration, for run folders; None leaves the
         choice to the system.
 
@@ -130,11 +132,14 @@ def load(path: str | pathlib.Path, **options: Any) -> Segmentor:
         have.
     """
     path = pathlib.Path(path)
+    if precision not in ("auto", *POLICIES):
+        raise FieldError("precision", precision, f"expected one of auto, {', '.join(POLICIES)}.")
     given = {name: value for name, value in options.items() if value is not None}
     if not (path / "saved_model.pb").exists() and not (path / "config.json").exists():
         path = export.newest(path) or path
     if (path / "saved_model.pb").exists():
-        for name, value in given.items():
+        fixed = given if precision == "auto" else {"precision": precision, **given}
+        for name, value in fixed.items():
             raise FieldError(
                 name,
                 value,
@@ -147,10 +152,10 @@ def load(path: str | pathlib.Path, **options: Any) -> Segmentor:
             path,
             "neither config.json nor saved_model.pb; expected a run folder or a SavedModel folder.",
         )
-    return _of_run(runs.load(path), given)
+    return _of_run(runs.load(path), given, precision)
 
 
-def _of_run(run: Run, options: Mapping[str, Any]) -> Segmentor:
+def _of_run(run: Run, options: Mapping[str, Any], precision: str) -> Segmentor:
     declaration = registry.find(run.system, str(run.folder))
     kind = declaration.prediction
     known = configuration.rules(kind) if kind else {}
@@ -168,7 +173,9 @@ def _of_run(run: Run, options: Mapping[str, Any]) -> Segmentor:
                 f"{', '.join(map(repr, having))}.",
             )
     system = declaration.load().of_run(run)
-    return Segmentor(declaration, system.labels, run.spacing, system.predictor(run, options))
+    precision = precisions.chosen(run, precision)
+    predictor = system.predictor(run, options, precision)
+    return Segmentor(declaration, system.labels, run.spacing, predictor, precision)
 
 
 class _SavedModelPredictor:
@@ -215,4 +222,5 @@ def _of_saved_model(path: pathlib.Path) -> Segmentor:
         )
     declaration = registry.find(name, str(path))
     image_checks.warn_of_orientation(path, card, declaration.dimensions)
-    return Segmentor(declaration, labels, spacing, predictor)
+    precision = card.get("precision", "float32")
+    return Segmentor(declaration, labels, spacing, predictor, precision)

@@ -64,7 +64,7 @@ def each(
         for name, case in by_name.items()
     }
     with isolation.Pool() as pool:
-        for name, outcome in pool.map(_read, tasks):
+        for name, outcome in pool.map(_read, tasks.items()):
             yield by_name[name], outcome
 
 

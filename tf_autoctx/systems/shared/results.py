@@ -1,11 +1,14 @@
-"""The files that a segmented image becomes, and how they are written."""
+"""The files that a segmented image becomes, and how they are written.
+
+Neither Keras nor TensorFlow is imported: the process that writes has no need of them.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,7 +16,10 @@ from tf_autoctx.data import images, names
 from tf_autoctx.errors import FieldError
 from tf_autoctx.files import replacing
 from tf_autoctx.report import figures
-from tf_autoctx.systems.shared.prediction import Segmentor
+
+if TYPE_CHECKING:
+    from tf_autoctx.systems.shared.origins import Origins
+    from tf_autoctx.systems.shared.prediction import Segmentor
 
 Key = tuple[str, int | None]  # kind of a result, and the label value of its structure
 Path = str | pathlib.Path
@@ -27,6 +33,7 @@ class Results:
       segmentor: the model.
       output: folder of the results.
       masks, probabilities: whether each structure's are wanted.
+      compressed: whether probabilities are compressed, which takes longer than all else.
       every_iteration: whether those of online rendering are.
       suffix: of images; None: .png for PNG, JPEG and TIFF images, else .nii.gz.
       series: which of several DICOM series of a folder, see `images.read`.
@@ -39,6 +46,7 @@ class Results:
     output: pathlib.Path
     masks: bool = False
     probabilities: bool = False
+    compressed: bool = True
     every_iteration: bool = False
     suffix: str | None = None
     series: str | None = None
@@ -80,12 +88,15 @@ class Results:
     def _ending(self, path: Path, kind: str = "labels") -> str:
         pixels = self._flat and str(path).lower().endswith(images.PIXELS_ONLY)
         suffix = self.suffix or (".png" if pixels else ".nii.gz")
-        return ".nii.gz" if kind == "probabilities" and suffix == ".png" else suffix
+        if kind != "probabilities":
+            return suffix
+        suffix = ".nii.gz" if suffix == ".png" else suffix
+        return suffix if self.compressed else suffix.removesuffix(".gz")
 
-    def write(
+    def segmented(
         self, path: Path, image: images.Image, files: Mapping[Key, pathlib.Path], progress: bool
-    ) -> None:
-        """Segments an image and writes its results.
+    ) -> dict[pathlib.Path, Result]:
+        """Segments an image: {file: what it is to hold}.
 
         Args:
           path: of the image.
@@ -94,29 +105,85 @@ class Results:
           progress: whether to show one.
 
         Raises:
-          UserError: a result cannot be written.
+          UserError: see `Segmentor.__call__`.
         """
+        pixels, labels = image.array, self.segmentor.labels
         segmentation = self.segmentor(
-            image.array,
-            image.millimetres,
-            path,
-            probabilities=self.probabilities,
-            progress=progress,
+            pixels, image.millimetres, path, probabilities=self.probabilities, progress=progress
         )
-        label = segmentation["label"]
+        made = {}
         for (kind, value), file in files.items():
-            match kind:
-                case "labels":
-                    _write_label(file, label, image, is_mask=len(self.segmentor.labels) == 1)
-                case "masks":
-                    _write_label(file, label == value, image)
-                case "probabilities":
-                    structure = self.segmentor.labels[value or 0]
-                    _write(file, segmentation["probability"][structure], image)
-                case "strips":
-                    _write_strip(file, segmentation, image)
-                case "iterations":
-                    _write_iterations(file, segmentation["iterations"], image, self._ending(path))
+            voxels, online = segmentation["label"], kind in ("strips", "iterations")
+            if kind == "probabilities" and value is not None:
+                voxels = segmentation["probability"][labels[value]]
+            made[file] = Result(
+                image=path,
+                kind=kind,
+                value=value,
+                frame=image.frame,
+                voxels=pixels if online else voxels,
+                is_mask=len(labels) == 1,
+                compressed=self.compressed,
+                iterations=segmentation["iterations"] if online else (),
+                kept=segmentation.get("kept", 0),
+                ending=self._ending(path),
+            )
+        return made
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What one file of a segmented image is to hold: no more than that is on its way at once.
+
+    Attributes:
+      image: path of the image.
+      kind, value: of the result, see `Results.files`.
+      frame: of the image.
+      voxels: of its shape: the label, uint8; of a probability that, float32; of iterations the
+        image itself.
+      is_mask: whether the label has one structure alone.
+      compressed: whether probabilities are.
+      iterations, kept: see `Segmentor.__call__`.
+      ending: of the names of images of iterations.
+    """
+
+    image: Path
+    kind: str
+    value: int | None
+    frame: images.Frame
+    voxels: np.ndarray
+    is_mask: bool
+    compressed: bool
+    iterations: Sequence[Mapping[str, np.ndarray]]
+    kept: int
+    ending: str
+
+
+def write(file: pathlib.Path, result: Result, made_from: Origins) -> None:
+    """Writes a file, and notes at once what it was made from; another process may do so.
+
+    Args:
+      file: its path.
+      result: what it is to hold.
+      made_from: the record of its folder.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    voxels, frame = result.voxels, result.frame
+    with made_from.noting(result.image, [file]):
+        match result.kind:
+            case "labels":
+                _write_label(file, voxels, frame, result.is_mask)
+            case "masks":
+                _write_label(file, voxels == result.value, frame)
+            case "probabilities":
+                shown = images.rounded(voxels) if result.compressed else voxels
+                _write(file, shown, frame, result.compressed)
+            case "strips":
+                figures.strip(file, voxels, result.iterations, result.kept, file.stem)
+            case "iterations":
+                _write_iterations(file, result)
 
 
 def sources(
@@ -143,32 +210,28 @@ def sources(
     return paths
 
 
-def _write(file: pathlib.Path, voxels: np.ndarray, image: images.Image) -> None:
+def _write(
+    file: pathlib.Path, voxels: np.ndarray, frame: images.Frame, compressed: bool = True
+) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    images.write(file, image.like(voxels))
+    images.write(file, frame.like(voxels), compressed)
 
 
 def _write_label(
-    file: pathlib.Path, label: np.ndarray, image: images.Image, is_mask: bool = True
+    file: pathlib.Path, label: np.ndarray, frame: images.Frame, is_mask: bool = True
 ) -> None:
     """A label or a mask; a mask in formats that are looked at is of 0 and 255."""
     label = label.astype(np.uint8)
     shown = is_mask and file.name.lower().endswith(images.PIXELS_ONLY)
-    _write(file, 255 * label if shown else label, image)
+    _write(file, 255 * label if shown else label, frame)
 
 
-def _write_strip(file: pathlib.Path, segmentation: dict[str, Any], image: images.Image) -> None:
-    pixels = image.array
-    figures.strip(file, pixels, segmentation["iterations"], segmentation["kept"], file.stem)
-
-
-def _write_iterations(
-    folder: pathlib.Path, iterations: list[dict[str, Any]], image: images.Image, ending: str
-) -> None:
+def _write_iterations(folder: pathlib.Path, result: Result) -> None:
     """Rendering and label of every iteration, the folder whole or not at all."""
+    frame, ending = result.frame, result.ending
     with replacing(folder) as partial:
         partial.mkdir()
-        for number, iteration in enumerate(iterations):
+        for number, iteration in enumerate(result.iterations):
             rendered = np.clip(np.rint(iteration["rendered"]), 0, 255).astype(np.uint8)
-            _write(partial / f"{number:02d}_rendered{ending}", rendered, image)
-            _write_label(partial / f"{number:02d}_label{ending}", iteration["label"], image)
+            _write(partial / f"{number:02d}_rendered{ending}", rendered, frame)
+            _write_label(partial / f"{number:02d}_label{ending}", iteration["label"], frame)

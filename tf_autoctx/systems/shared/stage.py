@@ -9,6 +9,7 @@ from typing import Any
 
 import keras
 
+from tf_autoctx.data import pipeline
 from tf_autoctx.systems.shared.session import Session
 from tf_autoctx.training import loop
 from tf_autoctx.training.configuration import Settings
@@ -57,9 +58,22 @@ class Stage(abc.ABC):
         """New networks under the current dtype policy; called in the strategy's scope, and once
         more for the finished networks in float32."""
 
+    def read(self, case: pipeline.Case, seed: Tensor) -> Sample:
+        """What one pass sees of a case, where that is a random part of it by `seed` (2,); in the
+        input pipeline. Here it is all.
+
+        Args:
+          case: {name: array, of which nothing has been read}; under "others" a tuple of such cases.
+          seed: the same one as for `augment`.
+        """
+        return pipeline.whole(case)
+
     def augment(self, sample: Sample, seed: Tensor) -> Sample:
-        """What one pass sees of a case, with random changes that follow from `seed` (2,); in the
-        input pipeline."""
+        """The sample after random changes that follow from `seed` (2,).
+
+        Where the training runs on an accelerator, they are made there, at the beginning of a step
+        (labels are float32 meanwhile), else in the input pipeline: see `devices.augments`.
+        """
         return sample
 
     def graph(self, networks: Networks) -> Graph | None:

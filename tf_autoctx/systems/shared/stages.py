@@ -17,6 +17,7 @@ from tf_autoctx.data import pipeline
 from tf_autoctx.errors import FieldError, UserError
 from tf_autoctx.files import replacing
 from tf_autoctx.report import figures
+from tf_autoctx.systems.shared import precision
 from tf_autoctx.systems.shared.caching import Files
 from tf_autoctx.systems.shared.session import Session
 from tf_autoctx.systems.shared.stage import Networks, Stage
@@ -104,6 +105,7 @@ def _is_of(record: dict[str, Any], stage: Stage, session: Session) -> bool:
 def save(path: pathlib.Path, network: keras.Model, stage: Stage, session: Session) -> None:
     """Writes a finished network of a stage, with a record of how it was made."""
     record = _record(stage, session) | {"digest": digest(network.get_weights())}
+    precision.forget(session.folder)
     with replacing(path) as partial:
         network.save(partial)
         with zipfile.ZipFile(partial, "a") as archive:
@@ -153,8 +155,12 @@ class _StageTask:
             self.networks = stage.build()
             self.optimizers, self._step = stage.updates(self.networks, session.settings)
         self._graph = stage.graph(self.networks)
+        self._augments = devices.augments()
         self.keeps_last = stage.keeps_last
         self.validates = bool(session.validation) and self._graph is not None
+
+    def augmented(self, batch: loop.Batch) -> loop.Batch:
+        return pipeline.augmented(batch, self._stage.augment) if self._augments else batch
 
     def step(self, batch: loop.Batch) -> dict[str, tf.Tensor]:
         return self._step(batch)
@@ -172,7 +178,8 @@ class _StageTask:
             others=stage.others,
         )
         files = {name: [entry[name] for entry in session.training] for name in stage.columns}
-        return pipeline.training(files, stage.augment, order)
+        augment = None if self._augments else stage.augment
+        return pipeline.training(files, stage.read, order, augment)
 
     def validate(self) -> loop.Logs:
         assert self._graph is not None
@@ -226,4 +233,4 @@ def _unreadable(path: pathlib.Path, reason: str) -> UserError:
 
 def sizes(files: Files, name: str) -> list[tuple[int, ...]]:
     """Spatial size of a cached tensor of every case."""
-    return [tuple(pipeline.stored(entry[name], name).shape[:-1]) for entry in files]
+    return [pipeline.size(entry[name], name) for entry in files]

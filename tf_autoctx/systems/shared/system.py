@@ -21,6 +21,8 @@ from tf_autoctx.systems.shared.caching import Files
 from tf_autoctx.systems.shared.declaration import Declaration
 from tf_autoctx.systems.shared.image_checks import warn_of_orientation
 from tf_autoctx.systems.shared.session import Session
+from tf_autoctx.training import devices
+from tf_autoctx.training.configuration import POLICIES
 from tf_autoctx.training.runs import Making, Run
 
 Tensor = Any  # of whatever backend
@@ -174,6 +176,12 @@ class System(abc.ABC):
           {name: tensor without batch axis}, of `pipeline.KINDS`.
         """
 
+    @property
+    def chunk(self) -> tuple[int | None, ...]:
+        """Edges of the chunks in which what `prepare` returns is stored, along its first axes, for
+        stages whose `read` takes a part; None, and axes that are not named: whole."""
+        return ()
+
     @abc.abstractmethod
     def train(self, session: Session) -> Networks:
         """Trains everything, stage by stage, or goes on with it; finished stages stay as they are.
@@ -207,14 +215,11 @@ class System(abc.ABC):
     def evaluator(self, networks: Networks) -> Callable[[np.ndarray], Segmentations]:
         """The segmentation of a raw image (*spatial) float32 by every level or stage, the served
         one last; here by the served one alone, a method of the system's name."""
-        predictor = GraphPredictor(self, self.served_networks(networks))
+        predictor = self.graphs(networks)
 
         def segment(voxels: np.ndarray) -> Segmentations:
             output = predictor(voxels[None, ..., None], probabilities=True, progress=False)
-            foreground = np.asarray(output["probability"])[0, ..., -len(self.labels) :]
-            probability = {name: foreground[..., k] for k, name in enumerate(self.labels.values())}
-            label = np.asarray(output["label"])[0, ..., 0]
-            return {self.declaration.name: {"label": label, "probability": probability}}
+            return {self.declaration.name: segmented(output, self.labels)}
 
         return segment
 
@@ -229,17 +234,29 @@ class System(abc.ABC):
         """
         return {}
 
-    def predictor(self, run: Run, options: Mapping[str, Any]) -> Predictor:
+    def predictor(
+        self, run: Run, options: Mapping[str, Any], precision: str = "float32"
+    ) -> Predictor:
         """A finished run as `predict` uses it.
 
         Args:
           run: its folder.
           options: {name: value} of the declaration's `prediction` that the user gives.
+          precision: see `in_precision`.
 
         Raises:
           UserError: see `finished`; an option that this run does not have.
         """
-        return GraphPredictor(self, self.served_networks(self.finished(run)))
+        return self.graphs(self.in_precision(self.finished(run), precision))
+
+    @property
+    def predicts_as_evaluated(self) -> bool:
+        """Whether a `predictor` without options segments as the `evaluator` does."""
+        return True
+
+    def graphs(self, networks: Networks) -> GraphPredictor:
+        """The functions of the export of finished networks, as a predictor."""
+        return GraphPredictor(self.signatures(self.served_networks(networks)), self.spec)
 
     # Export
 
@@ -255,6 +272,21 @@ class System(abc.ABC):
     @abc.abstractmethod
     def new_networks(self, names: Sequence[str]) -> Networks:
         """New networks of the names of `finished`, under the current Keras dtype policy."""
+
+    def in_precision(self, networks: Networks, precision: str) -> Networks:
+        """Networks that compute in a precision, of the same weights in float32.
+
+        Args:
+          networks: of `finished`, float32, or some of them.
+          precision: of `POLICIES`.
+        """
+        if precision == "float32":
+            return networks
+        with devices.policy(POLICIES[precision]):
+            others = self.new_networks(list(networks))
+        for name, network in others.items():
+            network.set_weights(networks[name].get_weights())
+        return others
 
     def signatures(self, networks: Networks) -> dict[str, Callable[[Tensor], dict[str, Tensor]]]:
         """{signature: function of `image`}, "serving_default" among them, see `export`."""
@@ -300,18 +332,42 @@ class Reader:
 
 
 class GraphPredictor:
-    """`System.segment` as one graph for images of any size: a `Predictor`."""
+    """The functions of an export, each as one graph for images of any size: a `Predictor`.
+
+    Args:
+      functions: see `System.signatures`.
+      spec: of their images, which here come one by one.
+    """
 
     iterations = 0
 
-    def __init__(self, system: System, networks: Networks) -> None:
-        self._networks = networks
-
-        @tf.function(input_signature=[system.spec], autograph=False)
-        def segment(image: tf.Tensor) -> dict[str, tf.Tensor]:
-            return system.segment(networks, image)
-
-        self._segment = segment
+    def __init__(
+        self, functions: Mapping[str, Callable[[Tensor], dict[str, Tensor]]], spec: tf.TensorSpec
+    ) -> None:
+        alone = [tf.TensorSpec((1, *spec.shape[1:]), spec.dtype)]
+        graphs = {
+            name: tf.function(function, input_signature=alone, autograph=False)
+            for name, function in functions.items()
+        }
+        self._label = graphs["serving_default"]
+        self._all = graphs.get("probabilities", self._label)
 
     def __call__(self, image: np.ndarray, probabilities: bool, progress: bool) -> dict[str, Any]:
-        return self._segment(image)
+        return (self._all if probabilities else self._label)(image)
+
+
+def segmented(output: Mapping[str, Any], labels: Mapping[int, str]) -> dict[str, Any]:
+    """What a predictor made of one image with its probability, as one of the `Segmentations`."""
+    label = np.asarray(output["label"])[0, ..., 0]
+    return {"label": label, "probability": probabilities_of(output, labels)}
+
+
+def probabilities_of(output: Mapping[str, Any], labels: Mapping[int, str]) -> dict[str, Any]:
+    """{structure: probability of the image's shape} of what a predictor made of one image.
+
+    Args:
+      output: see `Predictor.__call__`.
+      labels: {label value: name} of the last channels of its probability.
+    """
+    foreground = np.asarray(output["probability"])[0, ..., -len(labels) :]
+    return {name: foreground[..., k] for k, name in enumerate(labels.values())}
