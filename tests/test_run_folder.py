@@ -25,6 +25,7 @@ from tf_autoctx.data import pipeline
 from tf_autoctx.systems.fetal_head import segmentation
 from tf_autoctx.systems.fetal_head.training import LevelStage
 from tf_autoctx.systems.shared import evaluation, opening, origins, prediction, stages
+from tf_autoctx.systems.shared.stage import digest
 from tf_autoctx.training import checkpoints, runs
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -196,8 +197,8 @@ def test_a_level_on_another_level_is_trained_anew(copy, capsys, caplog):
     network.set_weights([array + 0.125 for array in network.get_weights()])
     network.save(first)
     with zipfile.ZipFile(first, "a") as archive:
-        digest = stages.digest(network.get_weights())
-        archive.writestr(stages.RECORD, json.dumps({"steps": 2, "digest": digest}))
+        checksum = digest(network.get_weights())
+        archive.writestr(stages.RECORD, json.dumps({"steps": 2, "digest": checksum}))
     shutil.rmtree(copy / "level_1" / "probability")
     trained(capsys, copy, "--level=2")
     assert "is trained anew" in caplog.text and second.stat().st_mtime_ns != stamp
@@ -593,5 +594,5 @@ def test_a_result_is_of_the_voxels_beside_a_header(tmp_path):
 def test_the_level_before_is_what_a_level_is_made_on(run):
     """And so is a digest of its weights in the file of its network."""
     path = run / "level_1" / "model.keras"
-    assert stages.recorded_digest(path) == stages.digest(weights(run))
+    assert stages.recorded_digest(path) == digest(weights(run))
     assert LevelStage.made_on is None and tf.io.gfile.exists(str(path))

@@ -28,6 +28,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import math
 import pathlib
@@ -42,6 +43,7 @@ from absl import logging
 from tf_autoctx import files
 from tf_autoctx.errors import UserError
 from tf_autoctx.files import replacing
+from tf_autoctx.models import layers
 
 # A volume or a 2D image of any size; the name is that of the signatures' input.
 VOLUME = tf.TensorSpec((None, None, None, None, 1), tf.float32, name="image")
@@ -56,9 +58,9 @@ GRAPH = "saved_model.pb"
 WARM_UP = pathlib.PurePath("assets.extra") / "tf_serving_warmup_requests"
 WARM_UP_EDGE = 32  # voxels along each axis of a warm-up request
 CARD_SIGNATURE = "card"
-# Of the card, what is not served: the flags, whose paths are no business of a client, and digests,
-# which cannot be in a graph that they are of.
-UNSERVED = ("config", "files")
+# Of the card, what is not served: the flags, whose paths are no business of a client, digests,
+# which cannot be in a graph that they are of, and the list of the weights, which is long.
+UNSERVED = ("config", "files", "weights")
 # What `write` puts around the functions; another number makes another version of the same weights.
 FORMAT = 2
 
@@ -71,7 +73,8 @@ class Exported:
       functions: {signature: function}, "serving_default" among them: a raw image of `spec` ->
         {name: tensor}; the names become the signature's outputs. The argument must be called
         `image`.
-      networks: the Keras models that they run, with all their variables.
+      networks: {name: Keras model} that they run, with all their variables, which the card lists
+        in their order under "weights": {network: {name of `layers.named_weights`: shape}}.
       card: JSON-like dict of what a client should know; becomes the file `CARD` and, but for
         `UNSERVED`, the signature `CARD_SIGNATURE`, with "fingerprint" (of weights and
         configuration) and "signatures"; "inputs" and "outputs" may describe these by name, and get
@@ -81,7 +84,7 @@ class Exported:
     """
 
     functions: Mapping[str, Callable[[Any], dict[str, Any]]]
-    networks: Sequence[keras.Model]
+    networks: Mapping[str, keras.Model]
     card: Mapping[str, Any]
     spec: tf.TensorSpec = VOLUME
     configuration: Any = None
@@ -105,15 +108,21 @@ def write(directory: str | pathlib.Path, exported: Exported) -> pathlib.Path:
     Returns:
       Folder of the version.
     """
-    fingerprint = _fingerprint(exported.networks, exported.configuration)
+    networks = exported.networks
+    fingerprint = _fingerprint(networks.values(), exported.configuration)
     last = newest(directory)
     if last and read_card(last).get("fingerprint") == fingerprint and damaged(last) is None:
         return last
     # keras.export.ExportArchive would trace every layer a second time, which no server calls.
     module = tf.Module()
-    module.weights = [w.value for network in exported.networks for w in network.weights]
+    named = {name: layers.named_weights(network) for name, network in networks.items()}
+    module.weights = [w.value for of_network in named.values() for w in of_network.values()]
     graphs, described = _graphs(exported)
     card = {**exported.card, **described, "fingerprint": fingerprint}
+    card["weights"] = {
+        name: {key: list(w.shape) for key, w in of_network.items()}
+        for name, of_network in named.items()
+    }
     graphs[CARD_SIGNATURE] = _served_card(card)
     highest = max((int(path.name) for path in versions(directory)), default=0)
     version = pathlib.Path(directory) / str(highest + 1)
@@ -207,12 +216,42 @@ def damaged(version: pathlib.Path) -> pathlib.Path | None:
     return None
 
 
+def read_weights(version: pathlib.Path) -> dict[str, dict[str, np.ndarray]]:
+    """{network: {name: array}} of the weights of a version, as its card lists them.
+
+    Raises:
+      UserError: the card lists none, as those of earlier releases, or the files do not hold them.
+    """
+    listed = read_card(version).get("weights")
+    if not isinstance(listed, dict) or not listed:
+        raise UserError(
+            f"{version}: its card lists no weights, as it is of an earlier release; expected a run "
+            "folder, or a SavedModel that is exported again, which the training command does when "
+            "it is run again."
+        )
+    try:
+        reader = tf.train.load_checkpoint(str(version / "variables" / "variables"))
+        numbers = itertools.count()
+        return {
+            network: {
+                key: reader.get_tensor(f"weights/{next(numbers)}/.ATTRIBUTES/VARIABLE_VALUE")
+                for key in keys
+            }
+            for network, keys in listed.items()
+        }
+    except Exception as error:  # TensorFlow's reader raises whatever comes next
+        raise UserError(
+            f"{version}: its weights cannot be read ({type(error).__name__}); delete the folder "
+            "and export it again, which the training command does when it is run again."
+        ) from error
+
+
 def _files(version: pathlib.Path) -> list[pathlib.Path]:
     """What a server needs of a SavedModel."""
     return [version / GRAPH, *sorted((version / "variables").iterdir())]
 
 
-def _fingerprint(networks: Sequence[keras.Model], configuration: Any) -> str:
+def _fingerprint(networks: Iterable[keras.Model], configuration: Any) -> str:
     digest = hashlib.sha256(json.dumps([FORMAT, configuration], sort_keys=True).encode())
     for network in networks:
         for weights in network.get_weights():

@@ -64,8 +64,9 @@ class ToySystem(System):
     def network(self) -> keras.Model:
         """A new network, under the current Keras dtype policy."""
         image = keras.Input((None, None, None, 1), name="image")
-        x = layers.conv_block(image, self.configuration.base_filters, 3, "instance", "he")
-        x = layers.conv_block(x, self.configuration.base_filters, 3, "instance", "he")
+        block = layers.Block("instance", "he")
+        x = block.conv(image, self.configuration.base_filters, 3, "block_1")
+        x = block.conv(x, self.configuration.base_filters, 3, "block_2")
         logits = keras.layers.Conv3D(2, 1, dtype="float32", name="logits")(x)
         return keras.Model(image, logits, name="toy")
 

@@ -46,11 +46,7 @@ def unet3d(
     Raises:
       ValueError: unknown normalization or initializer (the message lists the known ones).
     """
-    block: dict[str, Any] = {
-        "normalization": normalization,
-        "initializer": initializer,
-        "bias": bias,
-    }
+    block = layers.Block(normalization, initializer, bias)
     image = keras.Input(input_shape, name="image")
     x = layers.PadToMultiple(2 ** (RESOLUTIONS - 1))(image)
 
@@ -58,19 +54,21 @@ def unet3d(
     skips = []
     for resolution in range(RESOLUTIONS):
         x = layers.max_pool(x) if resolution else x
-        x = layers.conv_block(x, base_filters * 2**resolution, 3, **block)
-        x = layers.conv_block(x, base_filters * 2 ** (resolution + 1), 3, **block)
+        name = f"analysis_{resolution + 1}"
+        x = block.conv(x, base_filters * 2**resolution, 3, f"{name}_1")
+        x = block.conv(x, base_filters * 2 ** (resolution + 1), 3, f"{name}_2")
         skips.append(x)
 
     # Synthesis
-    for skip in reversed(skips[:-1]):
-        x = layers.deconv(x, x.shape[-1], 2, initializer)
+    for resolution in reversed(range(RESOLUTIONS - 1)):
+        skip, name = skips[resolution], f"synthesis_{resolution + 1}"
+        x = layers.deconv(x, x.shape[-1], 2, initializer, name=f"{name}_up")
         x = keras.layers.Concatenate()([x, skip])
-        x = layers.conv_block(x, skip.shape[-1], 3, **block)
-        x = layers.conv_block(x, skip.shape[-1], 3, **block)
+        x = block.conv(x, skip.shape[-1], 3, f"{name}_1")
+        x = block.conv(x, skip.shape[-1], 3, f"{name}_2")
 
     # Head; float32 under mixed precision too, for the softmax
-    logits = layers.conv(x, classes, 1, initializer, dtype="float32")
+    logits = layers.conv(x, classes, 1, initializer, dtype="float32", name="head")
     return keras.Model(image, layers.CropLike(dtype="float32")([logits, image]), name=name)
 
 

@@ -27,6 +27,12 @@ class RunOptions:
         choices=("demo", "standard", "paper"),
         may_change=True,
     )
+    initial_weights: str = field(
+        "",
+        "Run folder or SavedModel of this system to start from: weights that fit by name and shape "
+        "are taken over, all others start anew.",
+        before="",
+    )
     strategy: str = field(
         "auto",
         "The tf.distribute strategy; auto takes all GPUs, or the cluster that TF_CONFIG names.",

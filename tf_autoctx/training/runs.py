@@ -124,6 +124,10 @@ class Run:
                 )
         return dataclasses.replace(self, facts=self.facts | new)._written()
 
+    def updated(self, name: str, fact: Any) -> Run:
+        """The run with a fact of config.json in place of what it was."""
+        return dataclasses.replace(self, facts=self.facts | {name: fact})._written()
+
     def _written(self) -> Run:
         """The run as it is read again, once config.json is written."""
         text = json.dumps(self.facts, indent=1) + "\n"

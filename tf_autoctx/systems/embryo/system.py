@@ -168,6 +168,10 @@ class EmbryoSystem(System):
     def finished(self, run: Run) -> Networks:
         return training.finished(run)
 
+    def starting(self, networks: Networks) -> Networks:
+        """That of the last stage, whose VNets have all been trained."""
+        return self.served_networks(networks)
+
     # Segmentation
 
     def segment(self, networks: Networks, image: Tensor) -> dict[str, Tensor]:

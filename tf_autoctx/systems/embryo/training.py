@@ -21,7 +21,7 @@ from tf_autoctx.systems.embryo.configuration import STAGES, Schedule
 from tf_autoctx.systems.embryo.segmentation import Refinement
 from tf_autoctx.systems.shared import stages
 from tf_autoctx.systems.shared.session import Session
-from tf_autoctx.systems.shared.stage import AdamStage, Networks, Sample, Tensor
+from tf_autoctx.systems.shared.stage import AdamStage, Networks, Sample, Tensor, digest
 from tf_autoctx.training.runs import Run
 
 Graph = Callable[[Tensor], tuple[Tensor, Tensor]]  # image -> probability, classes
@@ -35,15 +35,13 @@ class CascadeStage(AdamStage):
       session: of the run.
 
     Attributes:
-      taken_over: names of the VNets that the stage before has trained.
-      frozen: those of them that stay as they are.
+      frozen: those of the VNets taken over that stay as they are.
 
     Raises:
       UserError: the stage before is not finished.
     """
 
     columns = ("image", "label", "spacing")
-    taken_over: ClassVar[tuple[str, ...]] = ()
     frozen: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, refinement: Refinement, session: Session) -> None:
@@ -55,7 +53,7 @@ class CascadeStage(AdamStage):
         self._weights = self._before(session.folder, STAGES[number - 1]) if number else {}
         if self._weights:
             weights = [array for of_vnet in self._weights.values() for array in of_vnet]
-            self.made_on = stages.digest(weights)
+            self.made_on = digest(weights)
 
     def begin(self, session: Session) -> None:
         """See `Stage.begin`.
@@ -118,7 +116,7 @@ class RefineStage(CascadeStage):
     """VNets II and III, on what VNet I segments (section 2.3)."""
 
     name = "refine"
-    taken_over: ClassVar[tuple[str, ...]] = ("vnet_1",)
+    taken_over = ("vnet_1",)
     frozen: ClassVar[tuple[str, ...]] = ("vnet_1",)
 
     def losses(self, networks: Networks, batch: Mapping[str, Tensor]) -> Tensor:

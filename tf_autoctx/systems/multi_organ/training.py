@@ -19,7 +19,7 @@ from tf_autoctx.systems.multi_organ.segmentation import Pyramid
 from tf_autoctx.systems.shared import stages
 from tf_autoctx.systems.shared.caching import Files, case_of
 from tf_autoctx.systems.shared.session import Session
-from tf_autoctx.systems.shared.stage import AdamStage, Networks, Sample, Tensor
+from tf_autoctx.systems.shared.stage import AdamStage, Networks, Sample, Tensor, digest
 
 # (images of all levels, (3,) size of the original grid) -> classes (depth, height, width) there.
 Classes = Callable[[Sequence[Tensor], Tensor], Tensor]
@@ -45,7 +45,8 @@ class PyramidStage(AdamStage):
         self.seed = session.settings.seed * 1000 + count
         self._levels, self._below, self._pyramid = range(1, count + 1), below, pyramid
         if below is not None:
-            self.made_on = stages.digest(below.get_weights())
+            self.made_on = digest(below.get_weights())
+            self.taken_over = tuple(f"level_{level}" for level in self._levels[:-1])
         images = [f"image_{level}" for level in self._levels]
         self.columns = ("label", "places", "spacing", *images)
         self._learning = self._levels[-1:] if below else self._levels
@@ -56,8 +57,8 @@ class PyramidStage(AdamStage):
     def build(self) -> Networks:
         network = self._pyramid.network(len(self._levels))
         if self._below is not None:
-            for level in self._levels[:-1]:
-                unet = network.get_layer(f"level_{level}")
+            for name in self.taken_over:
+                unet = network.get_layer(name)
                 unet.set_weights(self._below.get_layer(unet.name).get_weights())
                 unet.trainable = False
         return {"network": network}

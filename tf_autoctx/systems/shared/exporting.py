@@ -34,7 +34,7 @@ def export_run(
     before = export.newest(directory)
     model = export.Exported(
         functions=system.signatures(served),
-        networks=list(served.values()),
+        networks=served,
         spec=system.spec,
         card=_card(system, run, precision),
         # Another release may scale, pad or tile in another way.
@@ -66,6 +66,7 @@ def _card(system: System, run: Run, precision: str) -> dict[str, Any]:
         "data_fingerprint": run.fingerprint,
         "metrics": dict(list(methods.items())[-1:]),  # of the last method, which is served
         "config": run.flags,
+        "initial_weights": run.facts.get("initial_weights"),
         "versions": {"tf_autoctx": __version__, **run.facts["versions"]},
         "git_revision": run.facts["git_revision"],
         "inputs": system.served,

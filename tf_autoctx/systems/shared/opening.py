@@ -14,7 +14,7 @@ from tf_autoctx import configuration, files
 from tf_autoctx.data import datasets, images
 from tf_autoctx.data.phantoms import folder as phantom_folder
 from tf_autoctx.errors import Faults, UserError
-from tf_autoctx.systems.shared import caching, checks, evaluation, precision
+from tf_autoctx.systems.shared import caching, checks, evaluation, initial, precision
 from tf_autoctx.systems.shared.caching import Files
 from tf_autoctx.systems.shared.declaration import Declaration
 from tf_autoctx.systems.shared.evaluation import Evaluator, Scoring
@@ -110,6 +110,8 @@ def open_training(
     making = Making(declaration.name, values, fingerprint, changeable, growing, earlier)
     system.check_run(making)
     runs.check(folder, making)
+    if values[initial.FLAG] and not runs.is_trained(folder):
+        initial.load(values[initial.FLAG], declaration.name)  # before anything is read or made
     if declaration.dimensions == 3 and runs.is_trained(folder):
         checks.require_stored_so(folder, runs.load(folder).facts, cases)
 

@@ -198,6 +198,10 @@ class System(abc.ABC):
           UserError: nothing is finished, or a network cannot be read.
         """
 
+    def starting(self, networks: Networks) -> Networks:
+        """Those of the networks of `finished` that another training starts from."""
+        return networks
+
     # Segmentation
 
     @abc.abstractmethod
