@@ -53,7 +53,7 @@ def exported(task: Task, precision: str) -> Ready:
     import cpp_loader
 
     system, networks = system_of(task, precision)
-    functions = {"serving_default": system.signatures(networks)["serving_default"]}
+    functions = {"serving_default": system.signatures([networks])["serving_default"]}
     with tempfile.TemporaryDirectory() as folder:
         written = export.Exported(functions, [*networks.values()], {}, system.spec)
         model = cpp_loader.CppModel(export.write(folder, written))

@@ -224,10 +224,10 @@ OPS = """
 Abs AddV2 All Any ArgMax AsString Assert AssignVariableOp BiasAdd Bitcast BitwiseAnd BroadcastTo
 Cast Ceil ConcatV2 Const Conv2D Conv2DBackpropInput Conv3D Conv3DBackpropInputV2 DecodeRaw
 DisableCopyOnRead Einsum Equal Fill Floor FloorDiv FusedBatchNormGradV3 FusedBatchNormV3 GatherV2
-Greater GreaterEqual Identity IdentityN If IsFinite Less LogicalAnd LogicalNot MatMul Max MaxPool
-MaxPool3D Maximum Mean MergeV2Checkpoints Min Minimum Mul MulNoNan Neg NoOp OnesLike Pack Pad
-PartitionedCall Placeholder Prod Range ReadVariableOp RealDiv Relu Reshape RestoreV2 Rsqrt SaveV2
-Select SelectV2 SerializeTensor Shape ShardedFilename Sigmoid Size Softmax Split Square
+Greater GreaterEqual Identity IdentityN If IsFinite Less Log LogicalAnd LogicalNot MatMul Max
+MaxPool MaxPool3D Maximum Mean MergeV2Checkpoints Min Minimum Mul MulNoNan Neg NoOp OnesLike Pack
+Pad PartitionedCall Placeholder Prod Range ReadVariableOp RealDiv Relu Reshape RestoreV2 ReverseV2
+Rsqrt SaveV2 Select SelectV2 SerializeTensor Shape ShardedFilename Sigmoid Size Softmax Split Square
 SquaredDifference Squeeze StatefulPartitionedCall StatelessCase StatelessWhile StaticRegexFullMatch
 StopGradient StridedSlice StringJoin StringLength Sub Substr Sum TensorListFromTensor
 TensorListGetItem TensorListReserve TensorListSetItem TensorListStack Tile Transpose Unpack

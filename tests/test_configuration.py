@@ -154,6 +154,7 @@ CHANGEABLE = {
     "checkpoint_steps",
     "preset",
     "export_precision",
+    "mirrors",
 }
 OF_SYSTEM = {
     "fetal_head": {"level", "phantom_scans"},

@@ -85,7 +85,7 @@ def test_a_run_goes_on_with_its_biases_alone(earlier):
             "fetal_head", flags | {"bias": bias}, "data", earlier=configuration.earlier(kinds)
         )
 
-    assert configuration.earlier(kinds) == {"bias": True}
+    assert configuration.earlier(kinds) == {"bias": True, "initial_weights": "", "mirrors": False}
     with pytest.raises(
         UserError, match=r"made with `bias` True \(now False\); give the same flags"
     ):
@@ -98,7 +98,9 @@ def test_a_checkpoint_goes_on_in_the_networks_of_now(tmp_path, monkeypatch):
 
     def new():
         image = keras.Input((4, 4, 2))
-        network = keras.Model(image, layers.Block("instance", "he", bias=True).conv(image, 2, 3, "conv"))
+        network = keras.Model(
+            image, layers.Block("instance", "he", bias=True).conv(image, 2, 3, "conv")
+        )
         optimizer = keras.optimizers.Adam(0.1)
         optimizer.build(network.trainable_variables)
         return network, optimizer

@@ -79,6 +79,11 @@ def graphs(seed):
     return [tf.function(unet, reduce_retracing=True) for unet in pyramid().unets(network)]
 
 
+def segment(of, unets, x):
+    """What a pyramid serves for raw volumes."""
+    return of.postprocess(of.cascade(unets, x)[-1], ops.shape(x)[1:4])
+
+
 @pytest.fixture(scope="module")
 def unets():
     """Both of them follow the image."""
@@ -209,18 +214,17 @@ def test_the_cascade_written_out(unets, size):
     assert first.shape == (1, *half, 3) and second.shape == (1, *size, 3)
     for level, expected in zip(levels, (first, second), strict=True):
         np.testing.assert_allclose(level, expected, atol=1e-4)
-    output = pyramid().segment(unets, x, probability=True)
+    output = segment(pyramid(), unets, x)
     np.testing.assert_allclose(output["probability"], second, atol=1e-4)
     sure = np.sort(second, axis=-1)[..., -1] - np.sort(second, axis=-1)[..., -2] > 1e-3
     np.testing.assert_array_equal(
         output["label"][..., 0][sure], np.array([0, 2, 5])[second.argmax(axis=-1)][sure]
     )
-    assert pyramid().segment(unets, x).keys() == {"label"}
 
 
 def test_the_output_is_on_the_original_grid_where_the_last_level_is_not(unets):
     coarse, x = pyramid(downsampling=(4, 2)), raw(19, 22, 13)
-    levels, output = coarse.cascade(unets, x), coarse.segment(unets, x, probability=True)
+    levels, output = coarse.cascade(unets, x), segment(coarse, unets, x)
     assert [level.shape for level in levels] == [(1, 5, 6, 3, 3), (1, 10, 11, 7, 3)]
     assert output["label"].shape == (1, 19, 22, 13, 1) and output["label"].dtype == "uint8"
     np.testing.assert_allclose(
@@ -311,11 +315,11 @@ def test_no_seams(far):
 def test_a_graph_of_any_size_does_as_eager(unets):
     coarse = pyramid(downsampling=(3, 2))
     served = tf.function(
-        lambda image: coarse.segment(unets, image, probability=True),
+        lambda image: segment(coarse, unets, image),
         input_signature=[export.VOLUME],
     )
     for size in ((37, 21, 12), (7, 8, 1)):
-        expected, output = coarse.segment(unets, raw(*size), probability=True), served(raw(*size))
+        expected, output = segment(coarse, unets, raw(*size)), served(raw(*size))
         np.testing.assert_allclose(output["probability"], expected["probability"], atol=1e-4)
         top = np.sort(expected["probability"], axis=-1)
         sure = top[..., -1] - top[..., -2] > 1e-3
@@ -325,9 +329,9 @@ def test_a_graph_of_any_size_does_as_eager(unets):
 
 def test_samples_of_a_batch_do_not_mix(unets):
     pair = raw(20, 9, 12), raw(20, 9, 12, seed=1)
-    together = pyramid().segment(unets, np.concatenate(pair), probability=True)["probability"]
+    together = segment(pyramid(), unets, np.concatenate(pair))["probability"]
     for i, x in enumerate(pair):
-        alone = pyramid().segment(unets, x, probability=True)["probability"]
+        alone = segment(pyramid(), unets, x)["probability"]
         np.testing.assert_allclose(together[i : i + 1], alone, atol=1e-4)
 
 
@@ -343,7 +347,7 @@ def test_without_context_there_is_one_level():
     expected = ops.softmax(network({"image_1": alone.preprocess(x, 2)}, training=False)["level_1"])
     assert len(levels) == 1
     np.testing.assert_allclose(levels[0], expected, atol=1e-5)
-    assert alone.segment(unets, x)["label"].shape == x.shape
+    assert segment(alone, unets, x)["label"].shape == x.shape
 
 
 def test_networks_of_the_first_levels():
@@ -650,7 +654,7 @@ def test_a_run_of_separate_levels_is_read(separate, tmp_path):
     assert segmentor.labels == LABELS and segmentor.declaration is DECLARATION
     output = segmentor(x[0, ..., 0], (1, 1, 1), probabilities=True)
     unets = both.unets(networks["level_2"])
-    expected = both.segment(unets, x, probability=True)
+    expected = segment(both, unets, x)
     assert output["label"].shape == (19, 18, 13) and output["label"].dtype == np.uint8
     assert set(np.unique(output["label"])) <= {0, 2, 5}
     for k, name in enumerate(("liver", "pancreas"), start=1):
@@ -680,7 +684,7 @@ def test_validation_is_the_mean_dice_of_the_last_level_on_the_original_grid(tmp_
         )
         for n, scale in enumerate(downsampling, start=1):
             pipeline.store(entry[f"image_{n}"], both.preprocess(image, scale)[0])
-        label = both.segment(both.unets(network), image)["label"]
+        label = segment(both, both.unets(network), image)["label"]
         labels.append(both.classes(label)[0].numpy())
         pipeline.store(entry["label"], labels[-1])
         assert downsampling != (2, 1) or np.array_equal(labels[-1], image[0] / 100 + 1.6)
@@ -771,8 +775,8 @@ def test_every_level_is_evaluated_on_the_original_grid():
 def test_a_run_is_segmented_in_graphs_that_tell_of_every_tile(capsys):
     system, x = MultiOrganSystem(configuration(), LABELS), raw(30, 17, 16)
     networks = {"pyramid": randomize(system.pyramid.network())}
-    predictor = TilePredictor(system, networks)
-    expected = system.pyramid.segment(system.unets(networks), x, probability=True)
+    predictor = TilePredictor(configuration(), LABELS, networks)
+    expected = segment(system.pyramid, system.unets(networks), x)
     for probabilities, progress in itertools.product((False, True), repeat=2):
         output = predictor(x, probabilities, progress)
         assert ("7/7" in capsys.readouterr().out) == progress
@@ -786,8 +790,8 @@ def test_a_run_is_segmented_in_graphs_that_tell_of_every_tile(capsys):
 def test_signatures_serve_the_label_and_the_probabilities():
     system, x = MultiOrganSystem(configuration(), LABELS), raw(9, 10, 11)
     networks = system.new_networks(["pyramid"])
-    signatures = system.signatures(networks)
-    assert list(signatures) == ["serving_default", "probabilities"]
+    signatures = system.signatures([networks])
+    assert list(signatures) == ["serving_default", "probabilities", "uncertainty"]
     assert signatures["serving_default"](x).keys() == {"label"}
     output = signatures["probabilities"](x)
     assert output["probability"].shape == (1, 9, 10, 11, 3)

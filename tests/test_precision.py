@@ -187,7 +187,9 @@ def test_a_run_that_was_trained_in_bfloat16_is_evaluated_in_both(
     system = registry.find("fetal_head", "test").load().of_run(run)
     strategy = devices.strategy("single")
     session = types.SimpleNamespace(
-        folder=tmp_path, strategy=strategy, values={"precision": trained, "export_precision": ""}
+        folder=tmp_path,
+        strategy=strategy,
+        values={"precision": trained, "export_precision": "", "mirrors": False},
     )
     looked = []
 

@@ -497,7 +497,8 @@ def test_images_at_their_own_size():
     rendering = system(size=0, discriminator_head="pool")
     image = grey(2, 13, 22, 1) * 255
     np.testing.assert_array_equal(rendering.preprocess(image), image / np.float32(255))
-    output = rendering.segment(rendering.networks(), image)
+    outputs = rendering.outputs(rendering.networks(), rendering.preprocess(image))
+    output = rendering.postprocess(outputs, (13, 22))
     assert {name: tuple(x.shape) for name, x in output.items()} == dict.fromkeys(
         output, (2, 13, 22, 1)
     )
@@ -505,9 +506,9 @@ def test_images_at_their_own_size():
 
 def test_segment_without_a_renderer_renders_nothing():
     rendering, image = system("Orig-S2T", size=16), np.round(grey(1, 16, 16, 1) * 255)
-    np.testing.assert_allclose(
-        rendering.segment(rendering.networks(), image)["rendered"], image, atol=1e-4
-    )
+    outputs = rendering.outputs(rendering.networks(), rendering.preprocess(image))
+    output = rendering.postprocess(outputs, (16, 16))
+    np.testing.assert_allclose(output["rendered"], image, atol=1e-4)
     assert list(rendering.networks()) == ["segmentor"]
 
 

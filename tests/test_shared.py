@@ -175,6 +175,7 @@ class Exportable:
     """As much of a system as an export needs."""
 
     labels, spec, served = {1: "head"}, export.VOLUME, {}
+    declaration = types.SimpleNamespace(name="made up")
     configuration = Options()
     in_precision = System.in_precision
 
@@ -184,7 +185,7 @@ class Exportable:
     def new_networks(self, names):
         return {name: test_order.plain(channels=1, classes=1, name=name) for name in names}
 
-    def signatures(self, networks):
+    def signatures(self, members, mirrors):
         return {}
 
 
@@ -230,7 +231,7 @@ def test_the_card_has_the_scores_of_what_is_served(exported):
 def test_probabilities_have_the_names_of_their_channels(background):
     """Those of the structures are the last; a background may be the first."""
 
-    def predictor(image, probabilities, progress):
+    def predictor(image, probabilities, progress, uncertainty):
         channels = np.arange(1.0, 4.0)[-2 - background :]
         probability = image / image + channels
         return {"label": np.zeros(image.shape, np.uint8), "probability": probability}

@@ -11,10 +11,11 @@ slices is one image; where it holds several series, --series chooses one.
 
 Writes NAME.nii.gz (label values), with --masks masks/NAME.nii.gz (0 and 1) and with --probabilities
 probabilities/NAME.nii.gz; where there are several structures, masks/STRUCTURE/NAME.nii.gz and so
-on. Labels and masks of PNG, JPEG and TIFF images are PNG images of 0 and 255. --output_format names
-another format; PNG cannot hold probabilities, which stay NIfTI. Images that are rendered online get
-a strip of their iterations, strips/NAME.png, and with --every_iteration each one's image and mask,
-iterations/NAME/.
+on. With --uncertainty it writes uncertainty/NAME.nii.gz (0 to 1), and uncertainty.csv, a line an
+image. Labels and masks of PNG, JPEG and TIFF images are PNG images of 0 and 255. --output_format
+names another format; PNG cannot hold probabilities, which stay NIfTI. Images that are rendered
+online get a strip of their iterations, strips/NAME.png, and with --every_iteration each one's image
+and mask, iterations/NAME/.
 
 Results that are there are never replaced without being told: --overwrite makes them anew, and
 --resume goes on with a folder where it was stopped: it writes what is not there, and anew what is
@@ -66,8 +67,8 @@ class Prediction:
     )
     compressed: bool = field(
         True,
-        "Compress probabilities; without, they are written several times as fast, and .nii.gz "
-        "becomes .nii.",
+        "Compress probabilities and uncertainty; without, they are written several times as fast, "
+        "and .nii.gz becomes .nii.",
     )
     precision: str = field(
         "auto",
@@ -75,6 +76,16 @@ class Prediction:
         "has it and the run's own evaluation, of runs trained in bfloat16, found labels within "
         "0.5 % (DSC 0.995) of those of float32. A SavedModel has its own.",
         choices=("auto", *POLICIES),
+    )
+    mirrors: bool = field(
+        False,
+        "Take the mean of an image and its mirror images, along the axes that the training of a "
+        "run folder mirrored. A SavedModel does so or not by itself.",
+    )
+    uncertainty: bool = field(
+        False,
+        "Write how unsure the model is: a map from 0 to 1, the entropy of the probability, and "
+        "uncertainty.csv, its mean over the object in every image, first those to look at first.",
     )
     every_iteration: bool = field(
         False, "Write rendering and mask of every iteration of online rendering."
@@ -97,10 +108,10 @@ class Prediction:
                 "`resume` and `overwrite`: one keeps results, one replaces them; expected one of "
                 "them."
             )
-        if not self.compressed and not self.probabilities:
+        if not self.compressed and not (self.probabilities or self.uncertainty):
             raise UserError(
                 "`nocompressed`: labels and masks are compressed all the same; expected "
-                "`probabilities` with it."
+                "`probabilities` or `uncertainty` with it."
             )
 
 
@@ -122,7 +133,7 @@ def main(given: Given) -> None:
         writers.start("tf_autoctx.systems.shared.results")
         with quick_imports():
             from tf_autoctx.systems.shared import prediction
-        segmentor = prediction.load(chosen.model, chosen.precision, **options)
+        segmentor = prediction.load(chosen.model, chosen.precision, chosen.mirrors, **options)
         wanted = _wanted(chosen, segmentor)
         write(wanted, *_left(chosen, options, wanted), readers, writers)
 
@@ -131,7 +142,7 @@ def _wanted(chosen: Prediction, segmentor: Segmentor) -> Results:
     """What is written of each image.
 
     Raises:
-      UserError: iterations of a model that has none.
+      UserError: iterations or uncertainty of a model that has none.
     """
     from tf_autoctx.systems.shared import results
 
@@ -139,6 +150,8 @@ def _wanted(chosen: Prediction, segmentor: Segmentor) -> Results:
         raise UserError(
             f"`every_iteration`: {chosen.model} does not render online; expected a run that does."
         )
+    if chosen.uncertainty:
+        segmentor.require_unsure()
     return results.Results(
         segmentor,
         pathlib.Path(chosen.output),
@@ -148,6 +161,7 @@ def _wanted(chosen: Prediction, segmentor: Segmentor) -> Results:
         chosen.every_iteration,
         chosen.output_format and f".{chosen.output_format}",
         chosen.series,
+        chosen.uncertainty,
     )
 
 
@@ -169,6 +183,8 @@ def _left(
     images.require_own_files({path: kinds.values() for path, kinds in paths.items()})
     files.own(output)
     decisive = {**options, "series": chosen.series}
+    if chosen.mirrors:
+        decisive["mirrors"] = True
     if segmentor.precision != "float32":
         print(f"{chosen.model}: computes in {segmentor.precision}")
         decisive["precision"] = segmentor.precision

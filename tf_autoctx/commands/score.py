@@ -12,7 +12,8 @@ or dataset.json in the folder of the predictions or the one above; else a value 
 that the names call "ignore" do not count.
 
 Folders below are read too, and cases are called as those of a data set. Of what the predict command
-writes, masks/, probabilities/, strips/ and iterations/ are no predictions and are left out.
+writes, masks/, probabilities/, uncertainty/, strips/ and iterations/ are no predictions and are
+left out.
 
 The last example scores the predictions as they are and with their holes filled, side by side.
 Several cases are scored at a time. Writes scores.csv (a line per method, case, structure and

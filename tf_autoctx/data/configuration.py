@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from tf_autoctx.configuration import check, field
+from tf_autoctx.errors import FieldError, UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,9 +32,30 @@ class Data:
         least=0.0,
         most=0.9,
     )
+    folds: int | None = field(
+        None,
+        "Parts that all cases but the test cases are divided into, each of about as many cases and "
+        "of whole groups (a patient, say); with fold, the number of one of them.",
+        least=2,
+    )
+    fold: int | None = field(
+        None,
+        "Part of folds, counted from 1, that nothing is learnt from and that is scored at the end "
+        "in place of the test cases; of the other parts, validation_fraction validates.",
+        least=1,
+    )
 
     def __post_init__(self) -> None:
         check(self)
+        if (self.folds is None) != (self.fold is None):
+            raise UserError(
+                "`folds` and `fold`: one of them alone says nothing; expected both, such as "
+                "`folds=5` `fold=1`, or neither."
+            )
+        if self.folds and self.fold and self.fold > self.folds:
+            raise FieldError(
+                "fold", self.fold, f"expected a number from 1 to {self.folds}, the `folds`."
+            )
 
 
 @dataclasses.dataclass(frozen=True)

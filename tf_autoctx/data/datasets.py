@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import functools
 import hashlib
 import io
 import operator
@@ -104,6 +105,7 @@ def load(
     seed: int,
     validation_fraction: float = 0.2,
     training: bool = True,
+    fold: tuple[int, int] | None = None,
 ) -> Dataset:
     """Lists the cases of a data set; no image is read.
 
@@ -118,13 +120,16 @@ def load(
       validation_fraction: share of the groups (of the cases, where there are no groups) that
         validate, at least one; 0: none.
       training: whether there must be a training case.
+      fold: (number, number of folds): all cases that train or validate are divided into so many
+        `folds`, that one is the test cases, and of the rest `validation_fraction` validates; the
+        source's own test cases are left out. None: the splits are the source's.
 
     Returns:
       Dataset, the same for a seed wherever the files lie and in whatever order they are listed.
 
     Raises:
       UserError: the source is none of the four, is malformed, lists a missing file or a case twice,
-        or lacks a training case.
+        lacks a training case, or has fewer groups than folds.
     """
     source = pathlib.Path(source)
     if source.is_dir():
@@ -147,12 +152,57 @@ def load(
     if training and not splits["train"]:
         raise UserError(f"{source}: holds no training case; expected at least one.")
     _require_distinct(source, splits)
+    drawn_by = f"{seed}"
+    if fold is not None:
+        number, count = fold
+        parts = folds([*splits["train"], *splits["validation"]], seed, count)
+        held_out = parts.pop(number - 1)
+        rest = sorted((case for part in parts for case in part), key=by_name)
+        splits = {"train": rest, "validation": [], "test": sorted(held_out, key=by_name)}
+        # Others validate in each fold, or no run of an ensemble would have learnt from them.
+        drawn_by = f"{seed}, fold {number}"
     if splits["train"] and not splits["validation"] and validation_fraction:
-        parts = _split_off(splits["train"], seed, validation_fraction)
-        splits["train"], splits["validation"] = parts
+        splits["train"], splits["validation"] = _split_off(
+            splits["train"], drawn_by, validation_fraction
+        )
     return Dataset(
         source.resolve().stem, **{split: tuple(splits[split]) for split in SPLITS}, labels=labels
     )
+
+
+def of_flags(source: str | os.PathLike[str], flags: Mapping[str, Any]) -> Dataset:
+    """`load`, divided as a run of these flags is; one of before there were folds has none."""
+    fold = (flags["fold"], flags["folds"]) if flags.get("folds") else None
+    return load(source, flags["seed"], flags["validation_fraction"], fold=fold)
+
+
+def folds(cases: Sequence[Case], seed: int, count: int) -> list[list[Case]]:
+    """Cases divided into parts: whole groups, and as many cases in each as these allow.
+
+    Groups are dealt out, large ones first, each to the smallest part; those of one size by a hash,
+    so that a part depends on seed and names alone.
+
+    Raises:
+      FieldError: there are fewer groups than parts.
+    """
+    groups: dict[str, list[Case]] = {}
+    for case in cases:
+        groups.setdefault(case.group, []).append(case)
+    if len(groups) < count:
+        raise FieldError(
+            "folds",
+            count,
+            f"the cases that train or validate are of {len(groups)} group"
+            f"{'s' * (len(groups) != 1)}; expected as many folds at most.",
+        )
+
+    def order(group: str) -> tuple[int, bytes]:
+        return -len(groups[group]), _rank(str(seed), group)
+
+    parts: list[list[Case]] = [[] for _ in range(count)]
+    for group in sorted(groups, key=order):
+        min(parts, key=len).extend(groups[group])
+    return parts
 
 
 def read_case(
@@ -295,15 +345,21 @@ def fingerprint(dataset: Dataset) -> str:
 
     Images of the same bytes in two splits get a warning: what was learnt by heart scores well.
     """
+    return fingerprints(dataset)[0]
+
+
+def fingerprints(dataset: Dataset) -> tuple[str, str]:
+    """`fingerprint`, and the same whatever split a case is in: all folds of a data set share it."""
     total = hashlib.sha256()
+    lines: list[str] = []
     seen: dict[str, tuple[str, str]] = {}  # {digest and series of an image: (split, path)}
     for split in SPLITS:
         for case in getattr(dataset, split):
             digests = {role: image_files.digest(getattr(case, role)) for role in ("image", "label")}
-            for role, of_file in digests.items():
-                total.update(f"{split}\t{case.name}\t{role}\t{of_file}\n".encode())
-            if case.series:
-                total.update(f"{split}\t{case.name}\tseries\t{case.series}\n".encode())
+            told = digests | ({"series": case.series} if case.series else {})
+            for role, value in told.items():
+                lines.append(f"{case.name}\t{role}\t{value}\n")
+                total.update(f"{split}\t{lines[-1]}".encode())
             scan = f"{digests['image']} {case.series}"
             before, path = seen.setdefault(scan, (split, case.image))
             if before != split and path != case.image:
@@ -314,9 +370,11 @@ def fingerprint(dataset: Dataset) -> str:
                     path,
                     before,
                 )
+    whatever_split = hashlib.sha256("".join(sorted(lines)).encode())
     if (ignored := label_files.ignored(dataset.labels)) is not None:
-        total.update(f"{label_files.IGNORE}\t{ignored}\n".encode())
-    return total.hexdigest()
+        for digest in (total, whatever_split):
+            digest.update(f"{label_files.IGNORE}\t{ignored}\n".encode())
+    return total.hexdigest(), whatever_split.hexdigest()
 
 
 def _read_folder(folder: pathlib.Path) -> tuple[list[Entry], dict[int, str]]:
@@ -636,16 +694,14 @@ def _require_distinct(source: pathlib.Path, splits: Mapping[str, Iterable[Case]]
                 seen[key] = f"{case.image} in {split}"
 
 
-def _split_off(cases: list[Case], seed: int, fraction: float) -> tuple[list[Case], list[Case]]:
-    """(train, validation): whole groups.
+def _rank(seed: str, group: str) -> bytes:
+    """By which groups are drawn: it depends on seed and name alone."""
+    return hashlib.sha256(f"{seed} {group}".encode()).digest()
 
-    They are chosen by a hash, so that the choice depends on seed and names alone.
-    """
 
-    def rank(group: str) -> bytes:
-        return hashlib.sha256(f"{seed} {group}".encode()).digest()
-
-    groups = sorted({case.group for case in cases}, key=rank)
+def _split_off(cases: list[Case], seed: str, fraction: float) -> tuple[list[Case], list[Case]]:
+    """(train, validation): whole groups, drawn by their `_rank`."""
+    groups = sorted({case.group for case in cases}, key=functools.partial(_rank, seed))
     if len(groups) == 1:
         logging.warning(
             "All training cases are one group, %s, which also validates: the scores flatter.",

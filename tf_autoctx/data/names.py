@@ -32,7 +32,7 @@ Path = str | os.PathLike[str]
 Homes = dict[tuple[str, str], tuple[pathlib.Path, set[str]]]
 
 # Folders below the results of `predict` that hold no labels.
-BESIDE_LABELS = ("masks", "probabilities", "strips", "iterations")
+BESIDE_LABELS = ("masks", "probabilities", "uncertainty", "strips", "iterations")
 UNREAD = re.compile(
     r".*\.(bmp|gif|webp|img|mgh|mgz|mnc|npy|npz|zip|tar|tar\.gz|tgz|rar|7z)", re.IGNORECASE
 )

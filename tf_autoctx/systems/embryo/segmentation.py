@@ -9,7 +9,7 @@ training, prediction and the exported graph run the very same functions.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -20,6 +20,7 @@ from tf_autoctx.models.embryo import embryo
 from tf_autoctx.systems.embryo.configuration import Embryo
 
 Tensor = Any  # of whatever backend
+Size = Sequence[Any]  # spatial size, integers or integer tensors
 
 
 class Refinement:
@@ -75,22 +76,40 @@ class Refinement:
         return layers.resize_nearest(label, (self.configuration.low_size,) * 3)
 
     def prediction(self, network: keras.Model, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Probability and class of every voxel on the original grid.
+        """`classified` outputs for a preprocessed volume (batch, depth, height, width, 1)."""
+        return self.classified(self.outputs(network, image), ops.shape(image)[1:4])
+
+    def outputs(self, network: keras.Model, image: Tensor) -> dict[str, Tensor]:
+        """What a network makes of a preprocessed volume.
 
         Args:
           network: of any stage.
-          image: a preprocessed volume (batch, depth, height, width, 1).
+          image: (batch, depth, height, width, 1).
 
         Returns:
-          (probability of body and ventricle (batch, depth, height, width, 2) float32, classes
-          (batch, depth, height, width, 1) uint8): `classes` of VNets II and III, or the most
-          probable class of VNet I.
+          {"refined": probability of body and ventricle, by VNets II and III (batch, depth, height,
+          width, 2) float32}; of the initial stage {"initial": that of the three classes, by VNet I
+          (batch, low_size, low_size, low_size, 3)}.
         """
         outputs = network(image, training=False)
-        if "body" in outputs:
-            probability = ops.concatenate([outputs["body"], outputs["ventricle"]], axis=-1)
-            return probability, self.classes(probability)
-        probability = layers.resize_linear(outputs["initial"], ops.shape(image)[1:4])
+        if "body" not in outputs:
+            return {"initial": outputs["initial"]}
+        refined = ops.concatenate([outputs["body"], outputs["ventricle"]], axis=-1)
+        return {"refined": refined}
+
+    def classified(self, outputs: Mapping[str, Tensor], size: Size) -> tuple[Tensor, Tensor]:
+        """Probability and class of every voxel on the original grid, of spatial `size`.
+
+        Args:
+          outputs: of `outputs`.
+
+        Returns:
+          (probability of body and ventricle (batch, *size, 2) float32, classes (batch, *size, 1)
+          uint8): `classes` of VNets II and III, or the most probable class of VNet I.
+        """
+        if "refined" in outputs:
+            return outputs["refined"], self.classes(outputs["refined"])
+        probability = layers.resize_linear(outputs["initial"], size)
         return probability[..., 1:], ops.cast(ops.argmax(probability, axis=-1)[..., None], "uint8")
 
     def classes(self, probability: Tensor) -> Tensor:
@@ -106,19 +125,14 @@ class Refinement:
         body, ventricle = ops.split(probability > 0.5, 2, axis=-1)
         return ops.cast(ops.where(ventricle, 2, ops.cast(body, "int32")), "uint8")
 
-    def segment(self, network: keras.Model, image: Tensor) -> dict[str, Tensor]:
-        """What is served for a raw volume.
-
-        Args:
-          network: of any stage.
-          image: raw voxels (batch, depth, height, width, 1) float32.
+    def postprocess(self, outputs: Mapping[str, Tensor], size: Size) -> dict[str, Tensor]:
+        """What is served for a raw volume; arguments as for `classified`.
 
         Returns:
-          {"label": (batch, depth, height, width, 1) uint8, label values of both; "body",
-          "ventricle": likewise, 1 where it is; "probability": (batch, depth, height, width, 2)
-          float32, body and ventricle}.
+          {"label": (batch, *size, 1) uint8, label values of both; "body", "ventricle": likewise, 1
+          where it is; "probability": (batch, *size, 2) float32, body and ventricle}.
         """
-        probability, classes = self.prediction(network, self.preprocess(image))
+        probability, classes = self.classified(outputs, size)
         values = ops.convert_to_tensor([0, *self.labels], "uint8")
         return {
             "label": ops.take(values, ops.cast(classes, "int32")),

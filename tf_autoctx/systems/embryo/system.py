@@ -18,6 +18,7 @@ from tf_autoctx.systems.embryo import training
 from tf_autoctx.systems.embryo.configuration import DECLARATION, Embryo
 from tf_autoctx.systems.embryo.segmentation import Refinement
 from tf_autoctx.systems.shared import checks
+from tf_autoctx.systems.shared.averaging import Estimate
 from tf_autoctx.systems.shared.caching import Files
 from tf_autoctx.systems.shared.session import Session
 from tf_autoctx.systems.shared.system import (
@@ -26,6 +27,7 @@ from tf_autoctx.systems.shared.system import (
     Reader,
     Segmentations,
     Served,
+    Size,
     System,
     Tensor,
     segmented,
@@ -174,10 +176,14 @@ class EmbryoSystem(System):
 
     # Segmentation
 
-    def segment(self, networks: Networks, image: Tensor) -> dict[str, Tensor]:
-        """The output of the last stage that is finished, see `Refinement.segment`."""
+    def estimate(self, networks: Networks, image: Tensor) -> Estimate:
+        """The outputs of the last stage that is finished, see `Refinement.outputs`."""
         (network,) = networks.values()
-        return self.refinement.segment(network, image)
+        return self.refinement.outputs(network, self.refinement.preprocess(image))
+
+    def decide(self, estimate: Estimate, size: Size) -> dict[str, Tensor]:
+        """See `Refinement.postprocess`."""
+        return self.refinement.postprocess(estimate, size)
 
     def evaluator(self, networks: Networks) -> Callable[[np.ndarray], Segmentations]:
         """Every stage's segmentation of a raw volume.
@@ -196,10 +202,14 @@ class EmbryoSystem(System):
         return segment
 
     def predictor(
-        self, run: Run, options: Mapping[str, Any], precision: str = "float32"
+        self,
+        run: Run,
+        options: Mapping[str, Any],
+        precision: str = "float32",
+        mirrors: Sequence[int] = (),
     ) -> Predictor:
         """See `System.predictor`; the last finished stage alone is read."""
-        return self.graphs(self.in_precision(training.last_finished(run), precision))
+        return self.graphs(self.in_precision(training.last_finished(run), precision), mirrors)
 
     # Export
 
@@ -250,10 +260,9 @@ def cases_of(run: Run) -> datasets.Dataset:
     """
     try:
         source = run.flags["data_dir"] or run.folder / "phantoms"
-        seed, fraction = run.flags["seed"], run.flags["validation_fraction"]
+        cases = datasets.of_flags(source, run.flags)
     except KeyError as error:
         raise run.broken(error) from None
-    cases = datasets.load(source, seed, fraction)
     if datasets.fingerprint(cases) != run.fingerprint:
         raise UserError(
             f"{source}: other data than those of {run.folder}; expected the files that it was "

@@ -65,7 +65,9 @@ class FetalHead:
         "averages (batch).",
         choices=NORMALIZATIONS,
     )
-    initializer: str = field("he", "How convolutions are initialized.", choices=INITIALIZERS)
+    initializer: str = field(
+        "he", "How convolutions are initialized.", choices=INITIALIZERS, training_only=True
+    )
     bias: bool = field(False, BIAS, before=True)
     attention_kernel: str = field(
         "paper",
@@ -73,7 +75,10 @@ class FetalHead:
         choices=tuple(ATTENTION_KERNELS),
     )
     l2: float = field(
-        0.0, "Weight of the sum of squared kernels in the loss, lambda of equation 2.", least=0.0
+        0.0,
+        "Weight of the sum of squared kernels in the loss, lambda of equation 2.",
+        least=0.0,
+        training_only=True,
     )
 
     def __post_init__(self) -> None:

@@ -138,19 +138,23 @@ class Cascade:
             return ops.reshape(slices, (*shape[:4], 1))
         return head(x)
 
-    def levels(self, networks: Iterable[keras.Model], image: Tensor) -> list[dict[str, Tensor]]:
-        """`postprocess` of every level on the original grid, level 1 first.
+    def probabilities(self, networks: Iterable[keras.Model], image: Tensor) -> list[Tensor]:
+        """`probability` of every level on the network's grid, level 1 first.
 
         Args:
           networks: one model per level.
           image: raw voxels (batch, depth, height, width, 1) float32.
         """
-        size, x = ops.shape(image)[1:4], self.preprocess(image)
-        context, outputs = ops.zeros_like(x), []
+        x = self.preprocess(image)
+        levels = [ops.zeros_like(x)]
         for network in networks:
-            context = self.probability(network, x, context)
-            outputs.append(self.postprocess(context, size))
-        return outputs
+            levels.append(self.probability(network, x, levels[-1]))
+        return levels[1:]
+
+    def levels(self, networks: Iterable[keras.Model], image: Tensor) -> list[dict[str, Tensor]]:
+        """`postprocess` of every level on the original grid; arguments as for `probabilities`."""
+        size = ops.shape(image)[1:4]
+        return [self.postprocess(p, size) for p in self.probabilities(networks, image)]
 
     def training_shape(self, size: Sequence[int]) -> tuple[int, ...]:
         """Spatial shape of what one training pass sees of a volume of spatial `size` on the

@@ -17,9 +17,10 @@ from tf_autoctx.systems.fetal_head import training
 from tf_autoctx.systems.fetal_head.configuration import DECLARATION, FetalHead
 from tf_autoctx.systems.fetal_head.segmentation import Cascade
 from tf_autoctx.systems.shared import stages
+from tf_autoctx.systems.shared.averaging import Estimate
 from tf_autoctx.systems.shared.caching import Files
 from tf_autoctx.systems.shared.session import Session
-from tf_autoctx.systems.shared.system import Networks, Segmentations, Served, System, Tensor
+from tf_autoctx.systems.shared.system import Networks, Segmentations, Served, Size, System, Tensor
 from tf_autoctx.training.runs import Run
 
 
@@ -103,13 +104,18 @@ class FetalHeadSystem(System):
 
     # Segmentation
 
-    def segment(self, networks: Networks, image: Tensor) -> dict[str, Tensor]:
-        """The last level's output.
+    def estimate(self, networks: Networks, image: Tensor) -> Estimate:
+        """The last level's probability, (batch, depth, height, width, 1) on the network's grid."""
+        return {"probability": self.cascade.probabilities(networks.values(), image)[-1]}
 
-        Returns:
-          {"label": (batch, depth, height, width, 1) uint8, "probability": likewise, float32}.
-        """
-        return self.cascade.levels(networks.values(), image)[-1]
+    def decide(self, estimate: Estimate, size: Size) -> dict[str, Tensor]:
+        """See `Cascade.postprocess`."""
+        return self.cascade.postprocess(estimate["probability"], size)
+
+    def mirrors(self, flags: Mapping[str, Any]) -> tuple[int, ...]:
+        """See `System.mirrors`; slices were never mirrored across."""
+        axes = super().mirrors(flags)
+        return axes[1:] if self.configuration.view == "slices" else axes
 
     def evaluator(self, networks: Networks) -> Callable[[np.ndarray], Segmentations]:
         @tf.function(input_signature=[tf.TensorSpec((None, None, None))], autograph=False)

@@ -67,7 +67,9 @@ class MultiOrgan:
         "hand (instance).",
         choices=NORMALIZATIONS,
     )
-    initializer: str = field("he", "How convolutions are initialized.", choices=INITIALIZERS)
+    initializer: str = field(
+        "he", "How convolutions are initialized.", choices=INITIALIZERS, training_only=True
+    )
     bias: bool = field(False, BIAS, before=True)
 
     def __post_init__(self) -> None:

@@ -169,25 +169,17 @@ class Pyramid:
 
         return ops.moveaxis(ops.map(label_of_slice, ops.arange(size[0])), 0, 1)
 
-    def segment(
-        self, unets: Sequence[UNet], image: Tensor, probability: bool = False
-    ) -> dict[str, Tensor]:
-        """What is served for a raw volume: the last level's output.
-
-        Args:
-          unets: see `unets`.
-          image: HU (batch, depth, height, width, 1) float32.
-          probability: whether the probabilities are wanted too.
+    def postprocess(self, probability: Tensor, size: Size) -> dict[str, Tensor]:
+        """What is served for a raw volume; arguments as for `label`.
 
         Returns:
-          {"label": (batch, depth, height, width, 1) uint8, label values; "probability": (batch,
-          depth, height, width, classes) float32, background first}.
+          {"label": (batch, *size, 1) uint8, label values; "probability": (batch, *size, classes)
+          float32, background first}.
         """
-        size, last = ops.shape(image)[1:4], self.cascade(unets, image)[-1]
-        output = {"label": self.label(last, size)}
-        if probability:
-            output["probability"] = layers.resize_linear(last, size)
-        return output
+        return {
+            "label": self.label(probability, size),
+            "probability": layers.resize_linear(probability, size),
+        }
 
 
 def _inference(unet: Callable[..., Tensor]) -> UNet:

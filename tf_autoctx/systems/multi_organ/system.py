@@ -19,6 +19,7 @@ from tf_autoctx.systems.multi_organ import training
 from tf_autoctx.systems.multi_organ.configuration import DECLARATION, MultiOrgan
 from tf_autoctx.systems.multi_organ.segmentation import Pyramid, UNet
 from tf_autoctx.systems.shared import stages
+from tf_autoctx.systems.shared.averaging import Estimate
 from tf_autoctx.systems.shared.checks import warn_of_missing
 from tf_autoctx.systems.shared.session import Session
 from tf_autoctx.systems.shared.system import (
@@ -27,6 +28,7 @@ from tf_autoctx.systems.shared.system import (
     Predictor,
     Segmentations,
     Served,
+    Size,
     System,
     Tensor,
 )
@@ -56,6 +58,7 @@ class MultiOrganSystem(System):
             "meaning": "of the background, then of each structure, label values ascending",
         },
     }
+    large_probabilities = True
 
     def __init__(self, configuration: MultiOrgan, labels: Mapping[int, str]) -> None:
         # In the order of the network's channels.
@@ -107,8 +110,14 @@ class MultiOrganSystem(System):
 
     # Segmentation
 
-    def segment(self, networks: Networks, image: Tensor) -> dict[str, Tensor]:
-        return self.pyramid.segment(self.unets(networks), image)
+    def estimate(self, networks: Networks, image: Tensor) -> Estimate:
+        """The last level's probabilities of all classes, (batch, depth, height, width, classes) on
+        its own grid."""
+        return {"probability": self.pyramid.cascade(self.unets(networks), image)[-1]}
+
+    def decide(self, estimate: Estimate, size: Size) -> dict[str, Tensor]:
+        """See `Pyramid.postprocess`."""
+        return self.pyramid.postprocess(estimate["probability"], size)
 
     def evaluator(self, networks: Networks) -> Callable[[np.ndarray], Segmentations]:
         """See `System.evaluator`; probabilities stay on the level's grid."""
@@ -132,11 +141,15 @@ class MultiOrganSystem(System):
         return segment
 
     def predictor(
-        self, run: Run, options: Mapping[str, Any], precision: str = "float32"
+        self,
+        run: Run,
+        options: Mapping[str, Any],
+        precision: str = "float32",
+        mirrors: Sequence[int] = (),
     ) -> Predictor:
         chosen = dataclasses.replace(self.configuration, **options)
-        changed = type(self)(chosen, self.labels)
-        return TilePredictor(changed, self.in_precision(self.finished(run), precision))
+        networks = self.in_precision(self.finished(run), precision)
+        return TilePredictor(chosen, self.labels, networks, mirrors)
 
     def unets(self, networks: Networks) -> list[UNet]:
         """See `Pyramid.unets`."""
@@ -148,19 +161,18 @@ class MultiOrganSystem(System):
     def new_networks(self, names: Sequence[str]) -> Networks:
         return {name: self.pyramid.network() for name in names}
 
-    def signatures(self, networks: Networks) -> dict[str, Callable[[Tensor], dict[str, Tensor]]]:
-        return self.functions(self.unets(networks))
 
-    def functions(self, unets: Sequence[UNet]) -> dict[str, Callable[[Tensor], dict[str, Tensor]]]:
-        """The label alone, and with the probabilities of all classes, which are much larger."""
+class _Telling(MultiOrganSystem):
+    """The system that calls `done` after each tile.
 
-        def serving_default(image: Tensor) -> dict[str, Tensor]:
-            return self.pyramid.segment(unets, image)
+    Attributes:
+      done: takes and returns nothing.
+    """
 
-        def probabilities(image: Tensor) -> dict[str, Tensor]:
-            return self.pyramid.segment(unets, image, probability=True)
+    done: Callable[[], None]
 
-        return {"serving_default": serving_default, "probabilities": probabilities}
+    def unets(self, networks: Networks) -> list[UNet]:
+        return [_telling(unet, self.done) for unet in super().unets(networks)]
 
 
 class TilePredictor(GraphPredictor):
@@ -168,21 +180,31 @@ class TilePredictor(GraphPredictor):
     their graphs: a `Predictor`.
 
     Args:
-      system: of the run.
+      configuration, labels: of the system.
       networks: of `System.finished`.
+      mirrors: see `System.predictor`.
     """
 
-    def __init__(self, system: MultiOrganSystem, networks: Networks) -> None:
-        self._pyramid = system.pyramid
+    def __init__(
+        self,
+        configuration: MultiOrgan,
+        labels: Mapping[int, str],
+        networks: Networks,
+        mirrors: Sequence[int] = (),
+    ) -> None:
+        system = _Telling(configuration, labels)
+        system.done = self._tile_done
+        self._pyramid, self._images = system.pyramid, 2 ** len(mirrors)
         self._bar: keras.utils.Progbar | None = None
-        unets = [_telling(unet, self._tile_done) for unet in system.unets(networks)]
-        super().__init__(system.functions(unets), system.spec)
+        super().__init__(system.signatures([networks], mirrors), system.spec)
 
-    def __call__(self, image: np.ndarray, probabilities: bool, progress: bool) -> dict[str, Any]:
-        tiles = self._pyramid.tiles(image.shape[1:4])
+    def __call__(
+        self, image: np.ndarray, probabilities: bool, progress: bool, uncertainty: bool = False
+    ) -> dict[str, Any]:
+        tiles = self._images * self._pyramid.tiles(image.shape[1:4])
         several = tiles > len(self._pyramid.configuration.scales)
         self._bar = keras.utils.Progbar(tiles, unit_name="tile") if progress and several else None
-        return super().__call__(image, probabilities, progress)
+        return super().__call__(image, probabilities, progress, uncertainty)
 
     def _tile_done(self) -> None:
         if self._bar is not None:

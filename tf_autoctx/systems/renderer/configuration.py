@@ -64,6 +64,7 @@ class Renderer:
         "How convolutions and linear units are initialized; authors: the linear ones with an SD of "
         "0.02, the others as truncated_normal.",
         choices=LINEAR_INITIALIZERS,
+        training_only=True,
     )
     bias: bool = field(False, BIAS, before=True)
 

@@ -15,12 +15,14 @@ from tf_autoctx.data import datasets
 from tf_autoctx.systems.renderer import online, training
 from tf_autoctx.systems.renderer.configuration import DECLARATION, ITERATIONS, Phantoms
 from tf_autoctx.systems.renderer.segmentation import Rendering
+from tf_autoctx.systems.shared.averaging import Estimate
 from tf_autoctx.systems.shared.session import Session
 from tf_autoctx.systems.shared.system import (
     Networks,
     Predictor,
     Segmentations,
     Served,
+    Size,
     System,
     Tensor,
 )
@@ -90,13 +92,14 @@ class RendererSystem(System):
 
     # Segmentation
 
-    def segment(self, networks: Networks, image: Tensor) -> dict[str, Tensor]:
-        """Images rendered by the trained weights as they are, and segmented.
+    def estimate(self, networks: Networks, image: Tensor) -> Estimate:
+        """Images rendered by the trained weights as they are, and their probability, see
+        `Rendering.outputs`."""
+        return self.rendering.outputs(networks, self.rendering.preprocess(image))
 
-        Returns:
-          {"rendered", "probability": (batch, height, width, 1) float32, "label": likewise, uint8}.
-        """
-        return self.rendering.segment(networks, image)
+    def decide(self, estimate: Estimate, size: Size) -> dict[str, Tensor]:
+        """See `Rendering.postprocess`."""
+        return self.rendering.postprocess(estimate, size)
 
     def evaluator(self, networks: Networks) -> Callable[[np.ndarray], Segmentations]:
         @tf.function(input_signature=[tf.TensorSpec((None, None))], autograph=False)
@@ -112,7 +115,11 @@ class RendererSystem(System):
         return segment
 
     def predictor(
-        self, run: Run, options: Mapping[str, Any], precision: str = "float32"
+        self,
+        run: Run,
+        options: Mapping[str, Any],
+        precision: str = "float32",
+        mirrors: Sequence[int] = (),
     ) -> Predictor:
         """The run as `predict` uses it: with online rendering, unless there are 0 iterations.
 
@@ -120,6 +127,7 @@ class RendererSystem(System):
           run: its folder.
           options: {name: value} of `Iterations` and `Online` that the user gives.
           precision: see `System.in_precision`.
+          mirrors: see `System.predictor`; online rendering has a mirror image of its own.
 
         Raises:
           UserError: the run is not finished; iterations without a renderer.
@@ -127,7 +135,7 @@ class RendererSystem(System):
         iterations = options.get("iterations", ITERATIONS if self.configuration.renders else 0)
         if not iterations:
             served = training.finished(run.folder, self.configuration, SERVED)
-            return self.graphs(self.in_precision(served, precision))
+            return self.graphs(self.in_precision(served, precision), mirrors)
         seed = options.get("online_seed", 0)
         with devices.policy(POLICIES[precision]):
             return online.OnlinePredictor(self.rendering, run, iterations, seed, options)

@@ -63,7 +63,11 @@ def load(path: str | pathlib.Path, system: str) -> Weights:
     if version is None:
         expected = "expected a run folder or a SavedModel."
         raise FieldError(FLAG, path, f"neither config.json nor saved_model.pb; {expected}")
-    _require(version, str(export.read_card(version).get("system")), system)
+    card = export.read_card(version)
+    _require(version, str(card.get("system")), system)
+    if "runs" in card:
+        told = f"an ensemble of {len(card['runs'])} runs; expected one of its run folders."
+        raise FieldError(FLAG, version, told)
     return Weights(version, export.read_weights(version))
 
 

@@ -53,6 +53,20 @@ class Segmentor:
         """Of online rendering, for every image; 0: there is none."""
         return self.predictor.iterations
 
+    def require_unsure(self) -> None:
+        """Refuses an uncertainty of a model that cannot tell it.
+
+        Raises:
+          FieldError: this is one.
+        """
+        if not self.predictor.is_unsure:
+            raise FieldError(
+                "uncertainty",
+                True,
+                "this model tells none; expected a run folder without online rendering, or the "
+                "SavedModel of an ensemble or of mirror images.",
+            )
+
     def __call__(
         self,
         voxels: np.ndarray,
@@ -60,6 +74,7 @@ class Segmentor:
         name: str | pathlib.Path = "volume",
         *,
         probabilities: bool = False,
+        uncertainty: bool = False,
         progress: bool = False,
     ) -> dict[str, Any]:
         """Segments an image, with a warning where it is unlike those of the training.
@@ -69,24 +84,31 @@ class Segmentor:
           spacing: (z, y, x) in mm, or (y, x); None: unknown.
           name: of the image, for the warnings.
           probabilities: whether they are wanted.
+          uncertainty: whether it is wanted, see `averaging.uncertainty`.
           progress: whether a progress bar over tiles or iterations is wanted, where there are some
             outside a graph.
 
         Returns:
           {"label": of the voxels' shape, uint8, "probability", if wanted: {structure: likewise,
-          float32}, and where the image was rendered online "iterations": [{"rendered",
-          "probability": likewise, float32, "label": uint8}], one more than there were, and "kept":
-          the number of the one that is returned}.
+          float32}, "uncertainty", if wanted: likewise, float32, and where the image was rendered
+          online "iterations": [{"rendered", "probability": likewise, float32, "label": uint8}], one
+          more than there were, and "kept": the number of the one that is returned}.
 
         Raises:
-          UserError: voxels that are not finite, or of which nothing finite can be computed.
+          UserError: voxels that are not finite, or of which nothing finite can be computed; see
+            `require_unsure`.
         """
+        if uncertainty:
+            self.require_unsure()
         voxels = images.require_finite(name, voxels)
         image_checks.warn_of_unlike(name, voxels, spacing, self.declaration, self.spacing)
-        output = self._output(name, voxels[None, ..., None], probabilities, progress)
+        wanted = {"probabilities": probabilities, "uncertainty": uncertainty, "progress": progress}
+        output = self._output(name, voxels[None, ..., None], wanted)
         segmentation: dict[str, Any] = {"label": np.asarray(output["label"])[0, ..., 0]}
         if probabilities:
             segmentation["probability"] = probabilities_of(output, self.labels)
+        if uncertainty:
+            segmentation["uncertainty"] = np.asarray(output["uncertainty"])[0, ..., 0]
         if "iterations" in output:
             segmentation["kept"] = output["kept"]
             segmentation["iterations"] = [
@@ -96,11 +118,11 @@ class Segmentor:
         return segmentation
 
     def _output(
-        self, name: str | pathlib.Path, image: np.ndarray, probabilities: bool, progress: bool
+        self, name: str | pathlib.Path, image: np.ndarray, wanted: dict[str, bool]
     ) -> dict[str, Any]:
         """What the predictor returns; a NaN of its probability would be background."""
         try:
-            output = self.predictor(image, probabilities, progress)
+            output = self.predictor(image, **wanted)
         except tf.errors.InvalidArgumentError as error:  # of the checks in a SavedModel
             refusal = re.search(r"assertion failed: \[(.*?)\.?\]", error.message)
             if refusal is None:
@@ -117,13 +139,17 @@ class Segmentor:
         return output
 
 
-def load(path: str | pathlib.Path, precision: str = "auto", **options: Any) -> Segmentor:
+def load(
+    path: str | pathlib.Path, precision: str = "auto", mirrors: bool = False, **options: Any
+) -> Segmentor:
     """Loads a finished model.
 
     Args:
       path: a run folder, a folder with a saved_model.pb, or a folder of such versions, of which the
         highest counts.
       precision: of a run folder, see `precision.chosen`; a SavedModel has its own.
+      mirrors: whether a run folder takes the mean over an image and its mirror images, see
+        `System.mirrors`; in a SavedModel it is fixed.
       **options: of the `prediction` of the system's declaration, for run folders; None leaves the
         choice to the system.
 
@@ -139,6 +165,7 @@ def load(path: str | pathlib.Path, precision: str = "auto", **options: Any) -> S
         path = export.newest(path) or path
     if (path / "saved_model.pb").exists():
         fixed = given if precision == "auto" else {"precision": precision, **given}
+        fixed = {**fixed, "mirrors": mirrors} if mirrors else fixed
         for name, value in fixed.items():
             raise FieldError(
                 name,
@@ -152,10 +179,10 @@ def load(path: str | pathlib.Path, precision: str = "auto", **options: Any) -> S
             path,
             "neither config.json nor saved_model.pb; expected a run folder or a SavedModel folder.",
         )
-    return _of_run(runs.load(path), given, precision)
+    return _of_run(runs.load(path), given, precision, mirrors)
 
 
-def _of_run(run: Run, options: Mapping[str, Any], precision: str) -> Segmentor:
+def _of_run(run: Run, options: Mapping[str, Any], precision: str, mirrors: bool) -> Segmentor:
     declaration = registry.find(run.system, str(run.folder))
     kind = declaration.prediction
     known = configuration.rules(kind) if kind else {}
@@ -174,7 +201,8 @@ def _of_run(run: Run, options: Mapping[str, Any], precision: str) -> Segmentor:
             )
     system = declaration.load().of_run(run)
     precision = precisions.chosen(run, precision)
-    predictor = system.predictor(run, options, precision)
+    axes = system.required_mirrors(run.flags) if mirrors else ()
+    predictor = system.predictor(run, options, precision, axes)
     return Segmentor(declaration, system.labels, run.spacing, predictor, precision)
 
 
@@ -187,11 +215,16 @@ class _SavedModelPredictor:
         self._model = tf.saved_model.load(str(path))  # owns the variables
         self._label: Callable[..., dict[str, tf.Tensor]] = self._model.signatures["serving_default"]
         self._all = self._model.signatures.get("probabilities", self._label)
+        self._unsure = self._model.signatures.get("uncertainty")
+        self.is_unsure = self._unsure is not None
         weights = [variable.numpy() for variable in self._label.variables]
         self.is_finite = all(np.isfinite(array).all() for array in weights)
 
-    def __call__(self, image: np.ndarray, probabilities: bool, progress: bool) -> dict[str, Any]:
-        return (self._all if probabilities else self._label)(image=tf.constant(image))
+    def __call__(
+        self, image: np.ndarray, probabilities: bool, progress: bool, uncertainty: bool = False
+    ) -> dict[str, Any]:
+        function = self._unsure if uncertainty else self._all if probabilities else self._label
+        return function(image=tf.constant(image))
 
 
 def _of_saved_model(path: pathlib.Path) -> Segmentor:

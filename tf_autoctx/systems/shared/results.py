@@ -5,21 +5,27 @@ Neither Keras nor TensorFlow is imported: the process that writes has no need of
 
 from __future__ import annotations
 
+import csv
 import dataclasses
+import math
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tf_autoctx import spreadsheets
 from tf_autoctx.data import images, names
-from tf_autoctx.errors import FieldError
+from tf_autoctx.errors import FieldError, UserError
 from tf_autoctx.files import replacing
 from tf_autoctx.report import figures
 
 if TYPE_CHECKING:
     from tf_autoctx.systems.shared.origins import Origins
     from tf_autoctx.systems.shared.prediction import Segmentor
+
+UNSURE = "uncertainty"  # a kind of results, their folder, and a column of their table
+UNSURE_TABLE = "uncertainty.csv"
 
 Key = tuple[str, int | None]  # kind of a result, and the label value of its structure
 Path = str | pathlib.Path
@@ -33,10 +39,12 @@ class Results:
       segmentor: the model.
       output: folder of the results.
       masks, probabilities: whether each structure's are wanted.
-      compressed: whether probabilities are compressed, which takes longer than all else.
+      compressed: whether probabilities and uncertainty are compressed, which takes longer than all
+        else.
       every_iteration: whether those of online rendering are.
       suffix: of images; None: .png for PNG, JPEG and TIFF images, else .nii.gz.
       series: which of several DICOM series of a folder, see `images.read`.
+      uncertainty: whether it is wanted.
 
     Raises:
       FieldError: a format that cannot hold a volume; iterations of a model that has none.
@@ -50,6 +58,7 @@ class Results:
     every_iteration: bool = False
     suffix: str | None = None
     series: str | None = None
+    uncertainty: bool = False
 
     def __post_init__(self) -> None:
         if not self._flat and self.suffix in images.PIXELS_ONLY:
@@ -79,6 +88,9 @@ class Results:
             for value, structure in labels.items():
                 folder = self.output / kind / (structure if len(labels) > 1 else "")
                 files[kind, value] = folder / f"{name}{self._ending(path, kind)}"
+        if self.uncertainty:
+            file = self.output / UNSURE / f"{name}{self._ending(path, UNSURE)}"
+            files[UNSURE, None] = file
         if self.segmentor.iterations:
             files["strips", None] = self.output / "strips" / f"{name}.png"
         if self.every_iteration:
@@ -88,7 +100,7 @@ class Results:
     def _ending(self, path: Path, kind: str = "labels") -> str:
         pixels = self._flat and str(path).lower().endswith(images.PIXELS_ONLY)
         suffix = self.suffix or (".png" if pixels else ".nii.gz")
-        if kind != "probabilities":
+        if kind not in ("probabilities", UNSURE):
             return suffix
         suffix = ".nii.gz" if suffix == ".png" else suffix
         return suffix if self.compressed else suffix.removesuffix(".gz")
@@ -109,13 +121,23 @@ class Results:
         """
         pixels, labels = image.array, self.segmentor.labels
         segmentation = self.segmentor(
-            pixels, image.millimetres, path, probabilities=self.probabilities, progress=progress
+            pixels,
+            image.millimetres,
+            path,
+            probabilities=self.probabilities,
+            uncertainty=(UNSURE, None) in files,
+            progress=progress,
         )
         made = {}
         for (kind, value), file in files.items():
             voxels, online = segmentation["label"], kind in ("strips", "iterations")
             if kind == "probabilities" and value is not None:
                 voxels = segmentation["probability"][labels[value]]
+            if kind == UNSURE:
+                voxels = segmentation["uncertainty"]
+                ending = self._ending(path, kind)
+                name = file.relative_to(self.output / UNSURE).as_posix().removesuffix(ending)
+                note_uncertainty(self.output, name, voxels[segmentation["label"] > 0])
             made[file] = Result(
                 image=path,
                 kind=kind,
@@ -139,10 +161,10 @@ class Result:
       image: path of the image.
       kind, value: of the result, see `Results.files`.
       frame: of the image.
-      voxels: of its shape: the label, uint8; of a probability that, float32; of iterations the
-        image itself.
+      voxels: of its shape: the label, uint8; of a probability or an uncertainty that, float32; of
+        iterations the image itself.
       is_mask: whether the label has one structure alone.
-      compressed: whether probabilities are.
+      compressed: whether probabilities and uncertainty are.
       iterations, kept: see `Segmentor.__call__`.
       ending: of the names of images of iterations.
     """
@@ -177,12 +199,44 @@ def write(file: pathlib.Path, result: Result, made_from: Origins) -> None:
                 _write_label(file, voxels, frame, result.is_mask)
             case "masks":
                 _write_label(file, voxels == result.value, frame)
-            case "probabilities":
+            case "probabilities" | "uncertainty":
                 _write(file, images.rounded(voxels), frame, result.compressed)
             case "strips":
                 figures.strip(file, voxels, result.iterations, result.kept, file.stem)
             case "iterations":
                 _write_iterations(file, result)
+
+
+def note_uncertainty(folder: pathlib.Path, name: str, uncertainty: np.ndarray) -> None:
+    """Puts an image into `UNSURE_TABLE`, or in the place that it has there: first those to look at
+    first, where nothing was segmented or the mean is largest.
+
+    Args:
+      folder: of the results.
+      name: of the image.
+      uncertainty: of the voxels of the predicted object, which may be none.
+
+    Raises:
+      UserError: the table cannot be read or written.
+    """
+    path = folder / UNSURE_TABLE
+    known: dict[str, float] = {}
+    try:
+        if path.exists():
+            with open(path, newline="", encoding="utf-8") as file:
+                for line in csv.DictReader(file):
+                    known[spreadsheets.unescaped(line["image"])] = float(line[UNSURE])
+    except (OSError, ValueError, KeyError, TypeError, csv.Error):
+        raise UserError(
+            f"{path}: cannot be read; expected the columns image,{UNSURE} (delete it)."
+        ) from None
+    known[name] = float(uncertainty.mean()) if uncertainty.size else math.nan
+
+    def order(image: str) -> tuple[float, str]:
+        return -math.inf if math.isnan(known[image]) else -known[image], image
+
+    lines = [{"image": image, UNSURE: known[image]} for image in sorted(known, key=order)]
+    spreadsheets.write(path, lines, ("image", UNSURE))
 
 
 def sources(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol, Self
@@ -11,12 +12,14 @@ from typing import Any, ClassVar, Protocol, Self
 import keras
 import numpy as np
 import tensorflow as tf
+from keras import ops
 
 from tf_autoctx import export
 from tf_autoctx.data import datasets, images, labels
 from tf_autoctx.errors import FieldError
 from tf_autoctx.metrics import Metric
-from tf_autoctx.systems.shared import reading
+from tf_autoctx.systems.shared import averaging, reading
+from tf_autoctx.systems.shared.averaging import Estimate
 from tf_autoctx.systems.shared.caching import Files
 from tf_autoctx.systems.shared.declaration import Declaration
 from tf_autoctx.systems.shared.image_checks import warn_of_orientation
@@ -27,6 +30,7 @@ from tf_autoctx.training.runs import Making, Run
 
 Tensor = Any  # of whatever backend
 Networks = dict[str, keras.Model]  # by name, in the order in which they run
+Size = Sequence[Any]  # spatial size, integers or integer tensors
 # Of one image, by method: {"label": integer labels of its shape, and where there are probabilities
 # "probability": {structure: 0 to 1, on any grid over the same extent}}.
 Segmentations = dict[str, dict[str, Any]]
@@ -38,20 +42,26 @@ class Predictor(Protocol):
 
     Attributes:
       iterations: of online rendering, for every image; 0: there is none.
+      is_unsure: whether it can tell how unsure it is.
     """
 
     iterations: int
+    is_unsure: bool
 
-    def __call__(self, image: np.ndarray, probabilities: bool, progress: bool) -> dict[str, Any]:
+    def __call__(
+        self, image: np.ndarray, probabilities: bool, progress: bool, uncertainty: bool = False
+    ) -> dict[str, Any]:
         """Segments raw voxels (1, *spatial, 1) float32.
 
         Args:
           probabilities: whether they are wanted.
           progress: whether a progress bar over tiles or iterations is wanted.
+          uncertainty: whether it is wanted, of one that `is_unsure`.
 
         Returns:
           {"label", "probability" (its last channels are those of the labels, in their order): as
-          `System.segment`, "iterations", "kept": where it renders online}.
+          `System.segment`, "uncertainty": as `averaging.uncertainty`, "iterations", "kept": where
+          it renders online}.
         """
 
 
@@ -59,8 +69,8 @@ class System(abc.ABC):
     """A published system: what its images are, how they are segmented, trained and exported.
 
     A subclass also sets `declaration`, `served` and, where they differ, `structure`, `measurements`
-    and `window`. Everything that changes voxel values is in its `prepare` and `segment`, in Keras
-    ops: training, prediction and the exported graph run the very same functions.
+    and `window`. Everything that changes voxel values is in its `prepare`, `estimate` and `decide`,
+    in Keras ops: training, prediction and the exported graph run the very same functions.
 
     Attributes:
       declaration: name, dimensions, flags and presets.
@@ -69,6 +79,8 @@ class System(abc.ABC):
         each value is a structure of its own.
       measurements: the metrics of `measure`, which are drawn too, see `evaluation.evaluate`.
       window: range of raw intensities that pictures show.
+      large_probabilities: whether they are much larger than the label, so that they are served by
+        a signature of their own.
       configuration: an instance of the declaration's.
       labels: {label value: name} of the structures.
     """
@@ -78,6 +90,7 @@ class System(abc.ABC):
     structure: ClassVar[str | None] = None
     measurements: ClassVar[tuple[Metric, ...]] = ()
     window: tuple[float, float] = (-np.inf, np.inf)
+    large_probabilities: ClassVar[bool] = False
     configuration: Any
 
     def __init__(self, configuration: Any, labels: Mapping[int, str]) -> None:
@@ -205,16 +218,55 @@ class System(abc.ABC):
     # Segmentation
 
     @abc.abstractmethod
-    def segment(self, networks: Networks, image: Tensor) -> dict[str, Tensor]:
-        """What is served for raw images, in Keras ops, at any size.
+    def estimate(self, networks: Networks, image: Tensor) -> Estimate:
+        """What networks make of raw images, in Keras ops, at any size, before anything is decided:
+        its mean is taken over several sets of networks, and over mirror images.
 
         Args:
           networks: of `served_networks`.
           image: (batch, *spatial, 1) float32.
 
         Returns:
-          {"label": (batch, *spatial, 1) uint8, label values, and other outputs by name}.
+          {name: (batch, *grid, channels) float32}, such as probabilities, on any grids over the
+          extent of the images.
         """
+
+    @abc.abstractmethod
+    def decide(self, estimate: Estimate, size: Size) -> dict[str, Tensor]:
+        """What is served for raw images, in Keras ops.
+
+        Args:
+          estimate: of `estimate`, or the mean of several.
+          size: spatial size of the images.
+
+        Returns:
+          {"label": (batch, *size, 1) uint8, label values; "probability": (batch, *size, channels)
+          float32, the last channels those of the labels, and other outputs by name}.
+        """
+
+    def segment(self, networks: Networks, image: Tensor) -> dict[str, Tensor]:
+        """What one set of networks decides: `decide` of its `estimate`."""
+        return self.decide(self.estimate(networks, image), ops.shape(image)[1:-1])
+
+    def mirrors(self, flags: Mapping[str, Any]) -> tuple[int, ...]:
+        """Axes of an image along which a training of these flags mirrored its samples at random; 0
+        is the first, of volumes z."""
+        return tuple(range(self.declaration.dimensions)) if flags.get("flips") else ()
+
+    def required_mirrors(self, flags: Mapping[str, Any]) -> tuple[int, ...]:
+        """`mirrors`, along which finished networks may see images too.
+
+        Raises:
+          FieldError: there are none.
+        """
+        if axes := self.mirrors(flags):
+            return axes
+        raise FieldError(
+            "mirrors",
+            True,
+            "training mirrored no image, so that its networks know none (nor left from right in a "
+            "mirror image); expected a training with flips.",
+        )
 
     def evaluator(self, networks: Networks) -> Callable[[np.ndarray], Segmentations]:
         """The segmentation of a raw image (*spatial) float32 by every level or stage, the served
@@ -239,7 +291,11 @@ class System(abc.ABC):
         return {}
 
     def predictor(
-        self, run: Run, options: Mapping[str, Any], precision: str = "float32"
+        self,
+        run: Run,
+        options: Mapping[str, Any],
+        precision: str = "float32",
+        mirrors: Sequence[int] = (),
     ) -> Predictor:
         """A finished run as `predict` uses it.
 
@@ -247,20 +303,23 @@ class System(abc.ABC):
           run: its folder.
           options: {name: value} of the declaration's `prediction` that the user gives.
           precision: see `in_precision`.
+          mirrors: axes along which images are mirrored too, see `averaging.mean`.
 
         Raises:
           UserError: see `finished`; an option that this run does not have.
         """
-        return self.graphs(self.in_precision(self.finished(run), precision))
+        return self.graphs(self.in_precision(self.finished(run), precision), mirrors)
 
     @property
     def predicts_as_evaluated(self) -> bool:
         """Whether a `predictor` without options segments as the `evaluator` does."""
         return True
 
-    def graphs(self, networks: Networks) -> GraphPredictor:
-        """The functions of the export of finished networks, as a predictor."""
-        return GraphPredictor(self.signatures(self.served_networks(networks)), self.spec)
+    def graphs(self, networks: Networks, mirrors: Sequence[int] = ()) -> GraphPredictor:
+        """The functions of the export of finished networks, as a predictor; for `mirrors` see
+        `predictor`."""
+        functions = self.signatures([self.served_networks(networks)], mirrors)
+        return GraphPredictor(functions, self.spec)
 
     # Export
 
@@ -292,13 +351,38 @@ class System(abc.ABC):
             network.set_weights(networks[name].get_weights())
         return others
 
-    def signatures(self, networks: Networks) -> dict[str, Callable[[Tensor], dict[str, Tensor]]]:
-        """{signature: function of `image`}, "serving_default" among them, see `export`."""
+    def signatures(
+        self, members: Sequence[Networks], mirrors: Sequence[int] = ()
+    ) -> dict[str, Callable[[Tensor], dict[str, Tensor]]]:
+        """{signature: function of `image`}, see `export`.
+
+        Args:
+          members: sets of networks of `served_networks`, over which the mean is taken.
+          mirrors: axes along which images are mirrored too, see `averaging.mean`.
+
+        Returns:
+          "serving_default", "probabilities" where these are large, and "uncertainty", which has all
+          outputs and that of `averaging.uncertainty`.
+        """
+        estimators = [functools.partial(self.estimate, networks) for networks in members]
+
+        def probabilities(image: Tensor) -> dict[str, Tensor]:
+            estimate = averaging.mean(estimators, image, mirrors)
+            return self.decide(estimate, ops.shape(image)[1:-1])
 
         def serving_default(image: Tensor) -> dict[str, Tensor]:
-            return self.segment(networks, image)
+            outputs = probabilities(image)
+            if self.large_probabilities:
+                del outputs["probability"]  # with all that a graph computes for it alone
+            return outputs
 
-        return {"serving_default": serving_default}
+        def uncertainty(image: Tensor) -> dict[str, Tensor]:
+            outputs = probabilities(image)
+            unsure = averaging.uncertainty(outputs["probability"], len(self.labels))
+            return {**outputs, "uncertainty": unsure}
+
+        large = {"probabilities": probabilities} if self.large_probabilities else {}
+        return {"serving_default": serving_default, **large, "uncertainty": uncertainty}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -344,6 +428,7 @@ class GraphPredictor:
     """
 
     iterations = 0
+    is_unsure = True
 
     def __init__(
         self, functions: Mapping[str, Callable[[Tensor], dict[str, Tensor]]], spec: tf.TensorSpec
@@ -353,10 +438,14 @@ class GraphPredictor:
             name: tf.function(function, input_signature=alone, autograph=False)
             for name, function in functions.items()
         }
-        self._label = graphs["serving_default"]
+        self._label, self._unsure = graphs["serving_default"], graphs["uncertainty"]
         self._all = graphs.get("probabilities", self._label)
 
-    def __call__(self, image: np.ndarray, probabilities: bool, progress: bool) -> dict[str, Any]:
+    def __call__(
+        self, image: np.ndarray, probabilities: bool, progress: bool, uncertainty: bool = False
+    ) -> dict[str, Any]:
+        if uncertainty:
+            return self._unsure(image)
         return (self._all if probabilities else self._label)(image)
 
 
