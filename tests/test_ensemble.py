@@ -18,7 +18,7 @@ import tf_autoctx
 from tf_autoctx import errors, export
 from tf_autoctx.report import tables
 from tf_autoctx.systems.renderer import online
-from tf_autoctx.systems.shared import registry, results
+from tf_autoctx.systems.shared import initial, registry, results
 from tf_autoctx.training import runs
 
 LABELS = {name: labels for name, (_, _, _, labels, _) in TINY.items()}
@@ -97,7 +97,7 @@ def test_the_uncertainty_is_the_entropy_of_the_mean(pair):
         p = np.concatenate([1 - p.sum(axis=-1, keepdims=True), p], axis=-1)
         expected = -(p * np.log2(np.maximum(p, 1e-30))).sum(axis=-1) / np.log2(p.shape[-1])
     else:
-        expected = -(p * np.log2(p) + (1 - p) * np.log2(1 - p)).max(axis=-1)
+        expected = (-p * np.log2(p) - (1 - p) * np.log2(1 - p)).max(axis=-1)
     assert served["uncertainty"].shape == image.shape
     assert served["uncertainty"].dtype == np.float32 and expected.std() > 0.001
     np.testing.assert_allclose(served["uncertainty"], expected, atol=1e-4)
@@ -108,10 +108,11 @@ def test_the_uncertainty_is_the_entropy_of_the_mean(pair):
 
 
 def test_the_export_is_what_a_server_needs(pair, tmp_path):
+    """That of a fetal head is tested below, with mirror images."""
     name, _, version = pair
-    size = TINY[name][-1]
-    images = np.random.default_rng(5).integers(0, 256, (2, *size)).astype(np.uint8)
-    running.check_export(version, images, tmp_path)
+    if name in ("multi_organ", "renderer"):
+        images = np.random.default_rng(5).integers(0, 256, (2, *TINY[name][-1])).astype(np.uint8)
+        running.check_export(version, images, tmp_path)
 
 
 def test_the_card_tells_of_every_run(pair):
@@ -178,9 +179,9 @@ def test_an_ensemble_in_bfloat16(head, tmp_path):
     version = ensemble(tmp_path / "model", *both, "--export_precision=bfloat16")
     low, image = tf_autoctx.load(version), image_of("fetal_head")
     assert low.precision == "bfloat16"
-    exact = tf_autoctx.load(ensemble(tmp_path / "exact", *both))(image, probabilities=True)
-    off = np.abs(stacked(low(image, probabilities=True)) - stacked(exact))
-    assert 0 < off.mean() < 0.02
+    exact = [tf_autoctx.load(run, "float32")(image, probabilities=True) for run in both]
+    off = stacked(low(image, probabilities=True)) - np.mean([*map(stacked, exact)], axis=0)
+    assert 0 < np.abs(off).mean() < 0.02
 
 
 def test_fields_that_matter_in_training_alone_may_differ(head, tmp_path):
@@ -242,14 +243,13 @@ def test_the_order_of_labels_is_that_of_the_channels(tmp_path, capsys):
     refused(capsys, "has the labels 1 b, 2 a, .* 2 a, 1 b", *both, f"--output={tmp_path / 'm'}")
 
 
-def test_no_training_starts_from_an_ensemble(head, tmp_path, capsys):
+def test_no_training_starts_from_an_ensemble(head, tmp_path):
     version = ensemble(tmp_path / "model", head(1), head(2))
     for model in (version, tmp_path / "model"):
-        with pytest.raises(SystemExit):
-            running.train(
-                "fetal_head", f"--work_dir={tmp_path / 'run'}", f"--initial_weights={model}"
-            )
-        assert "an ensemble of 2 runs; expected one of its run folders" in capsys.readouterr().err
+        with pytest.raises(
+            errors.FieldError, match="an ensemble of 2 runs; expected one of its run"
+        ):
+            initial.load(model, "fetal_head")
 
 
 # Mirror images
@@ -332,6 +332,7 @@ def test_a_training_exports_and_scores_mirror_images(tmp_path, capsys):
     flags = (
         *("--base_filters=2", "--steps=1", "--samples_per_epoch=1", "--precision=float32"),
         *("--phantom_size=24,16,28", "--phantom_cases=3,1", "--level=1", f"--work_dir={tmp_path}"),
+        "--flips",
     )
     running.train("fetal_head", *flags)
     assert list(export.read_card(tmp_path / "saved_model" / "1")["metrics"]) == ["level 1"]
