@@ -215,9 +215,9 @@ def test_mixed_bfloat16_is_near_float32_with_its_gradients(small, size, bfloat16
 
     assert answers[1].dtype == "float32"
     assert error(*answers) < 0.1 * np.std(answers[0])
-    # Stray memory would be far off; where a single voxel is normalized, both are 0.
+    # Stray memory would be far off; where a single voxel is normalized, both are 0 or nearly so.
     for expected, found in zip(*gradients):
-        assert error(found, expected) <= 0.3 * np.std(expected)
+        assert error(found, expected) <= 0.3 * np.std(expected) + 1e-6
 
 
 # Resampling.

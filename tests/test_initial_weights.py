@@ -146,9 +146,7 @@ def test_other_classes_get_a_new_head(tmp_path, unexported):
         "level_2/head/kernel",
         "level_2/head/bias",
     ]
-    mine, theirs = (
-        layers.named_weights(network(folder, "pyramid")) for folder in (second, first)
-    )
+    mine, theirs = (layers.named_weights(network(folder, "pyramid")) for folder in (second, first))
     for name in told["taken"]:
         if "moving" not in name:
             np.testing.assert_array_equal(mine[name], theirs[name])
@@ -161,7 +159,9 @@ def test_a_pyramid_starts_from_levels_that_were_trained_one_by_one(tmp_path, une
     second = train("multi_organ", tmp_path / "second", *given)
     taken = runs.load(second).facts["initial_weights"]
     assert {name.split("/")[0] for name in taken["level_2"]["network"]["taken"]} == {"level_2"}
-    before, after = (network(second, stage).get_layer("level_1") for stage in ("level_1", "level_2"))
+    before, after = (
+        network(second, stage).get_layer("level_1") for stage in ("level_1", "level_2")
+    )
     assert same(before, after)
     assert not same(after, network(first, "level_2").get_layer("level_1"))
 
@@ -196,7 +196,8 @@ def test_the_renderer_s_networks_start_from_those_of_their_names(tmp_path, capsy
     assert anew == ({name for name in taken if name.startswith("discr")} if served else set())
     for name in set(taken) - anew:
         mine, theirs = (
-            keras.models.load_model(folder / "networks" / f"{name}.keras") for folder in (second, first)
+            keras.models.load_model(folder / "networks" / f"{name}.keras")
+            for folder in (second, first)
         )
         theirs = layers.named_weights(theirs)
         for key, weight in layers.named_weights(mine).items():
@@ -215,7 +216,9 @@ def test_layers_of_earlier_releases_had_other_names(source, tmp_path, unexported
     renamed = keras.Model.from_config(json.loads(config))
     renamed.set_weights(model.get_weights())
     assert list(layers.named_weights(renamed)) != list(layers.named_weights(model))
-    monkeypatch.setattr(stages, "load", lambda p, load=stages.load: renamed if p == path else load(p))
+    monkeypatch.setattr(
+        stages, "load", lambda p, load=stages.load: renamed if p == path else load(p)
+    )
     folder = train("fetal_head", tmp_path / "run", STILL, "--seed=3", f"--initial_weights={old}")
     monkeypatch.undo()
     assert same(network(folder), model)
@@ -253,9 +256,7 @@ def test_a_stage_of_other_weights_is_refused(source, tmp_path, capsys, unexporte
         (lambda folder, source: damaged(folder, source), "its weights cannot be read"),
     ],
 )
-def test_what_is_no_model_is_refused_before_anything_is_made(
-    source, tmp_path, capsys, make, told
-):
+def test_what_is_no_model_is_refused_before_anything_is_made(source, tmp_path, capsys, make, told):
     model = make(tmp_path / "model", source)
     with pytest.raises(SystemExit):
         train("fetal_head", tmp_path / "run", f"--initial_weights={model}")

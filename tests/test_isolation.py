@@ -104,6 +104,11 @@ def test_a_large_result_comes_whole():
     np.testing.assert_array_equal(outcomes("large")["large"], np.arange(3_000_000))
 
 
+def test_what_is_sent_keeps_its_memory_until_then():
+    """Such as an image of SimpleITK, whose voxels are sent as they lie there."""
+    assert outcomes("lent")["lent"] == np.arange(1000).tobytes()
+
+
 def test_the_next_task_is_made_while_the_process_is_at_work(tmp_path):
     """The first ends once the second was made, and is told before the third is."""
     made, told = [], []

@@ -66,8 +66,8 @@ class Prediction:
     )
     compressed: bool = field(
         True,
-        "Compress probabilities; without, they are written several times as fast, and .nii.gz "
-        "becomes .nii.",
+        "Compress probabilities; without, they are written several times as fast, not rounded, and "
+        ".nii.gz becomes .nii.",
     )
     precision: str = field(
         "auto",
