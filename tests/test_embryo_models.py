@@ -619,7 +619,7 @@ def test_mixed_bfloat16_answers_float32_probabilities(tiny, bfloat16):
 
 def test_a_served_model_answers_as_in_this_process(tiny, tmp_path):
     function = {"serving_default": lambda image: tiny(image, training=False)}
-    export.write(tmp_path, export.Exported(function, [tiny], card={}))
+    export.write(tmp_path, export.Exported(function, {"tiny": tiny}, card={}))
     x = noise(2, 9, 16, 13, 1)
     expected, answers = tiny(x, training=False), running.served(tmp_path / "1", x)
     assert answers.keys() == expected.keys()

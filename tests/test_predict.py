@@ -34,7 +34,7 @@ def predict(tmp_path_factory):
         }
 
     card = {"system": "fetal_head", "labels": {1: "head"}}
-    export.write(directory, export.Exported({"serving_default": segment}, [], card))
+    export.write(directory, export.Exported({"serving_default": segment}, {}, card))
 
     def run(source, output, *arguments):
         where = (f"--model={directory}", f"--input={source}", f"--output={output}")
@@ -214,7 +214,7 @@ def test_written_probabilities_are_rounded(tmp_path, scans):
         return {"label": tf.cast(probability > 0.5, tf.uint8), "probability": probability}
 
     card = {"system": "fetal_head", "labels": {1: "head"}, "orientation": images.ORIENTATION}
-    export.write(tmp_path / "m", export.Exported({"serving_default": segment}, [], card))
+    export.write(tmp_path / "m", export.Exported({"serving_default": segment}, {}, card))
     where = (f"--model={tmp_path / 'm'}", f"--input={scans / 'b.nii.gz'}")
     running.call("predict", *where, f"--output={tmp_path / 'out'}", "--probabilities")
     voxels = images.read(scans / "b.nii.gz").array.astype(np.float32)

@@ -116,7 +116,7 @@ class RefineStage(CascadeStage):
     """VNets II and III, on what VNet I segments (section 2.3)."""
 
     name = "refine"
-    taken_over = ("vnet_1",)
+    taken_over: tuple[str, ...] = ("vnet_1",)
     frozen: ClassVar[tuple[str, ...]] = ("vnet_1",)
 
     def losses(self, networks: Networks, batch: Mapping[str, Tensor]) -> Tensor:
