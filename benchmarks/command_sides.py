@@ -83,5 +83,5 @@ def write_export(folder: pathlib.Path, task: tasks.Task) -> str:
     signatures = system.signatures([networks])
     card: dict[str, Any] = {"system": task.name, "labels": our_sides.LABELS[task.name]}
     card |= {"spacing": [[0.38] * 3] * 2, "orientation": "LPS", "precision": "float32"}
-    written = export.Exported(signatures, [*networks.values()], card, system.spec)
+    written = export.Exported(signatures, networks, card, system.spec)
     return str(export.write(folder, written))

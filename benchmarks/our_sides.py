@@ -55,7 +55,7 @@ def exported(task: Task, precision: str) -> Ready:
     system, networks = system_of(task, precision)
     functions = {"serving_default": system.signatures([networks])["serving_default"]}
     with tempfile.TemporaryDirectory() as folder:
-        written = export.Exported(functions, [*networks.values()], {}, system.spec)
+        written = export.Exported(functions, networks, {}, system.spec)
         model = cpp_loader.CppModel(export.write(folder, written))
     image, last = task.image(), {}
 

@@ -29,28 +29,42 @@ class Row:
       sides: (folder for files, whether all is tiny) -> sides, ours first.
       rounds: that count, unless others are asked for.
       tolerance: of the answers.
-      apart: a precision after the other, as the processes of both would not fit into memory.
+      apart: where all processes would not fit into memory, how many sides of a precision live at
+        once beside our own, which each such group has; None: all sides live at once.
     """
 
     title: str
     sides: Callable[[pathlib.Path, bool], list[Side]]
     rounds: int = 7
     tolerance: Tolerance = dataclasses.field(default_factory=Tolerance)
-    apart: bool = False
+    apart: int | None = None
 
     def measured(self, folder: pathlib.Path, tiny: bool, quiet: Quiet) -> dict[str, Any]:
         """The result, see `harness.compared`."""
-        sides = self.sides(folder, tiny)
-        if not self.apart:
-            return harness.compared(sides, quiet, self.tolerance)
-        first, second = (
-            harness.compared([s for s in sides if precision in s.name], quiet, self.tolerance)
-            for precision in PRECISIONS
-        )
-        merged = {name: first[name] | second[name] for name in ("sides", "left_out")}
-        rounds = min(first["rounds"], second["rounds"])
-        thrown_away = first["thrown_away"] + second["thrown_away"]
-        return {**first, **merged, "rounds": rounds, "thrown_away": thrown_away}
+        told = [
+            harness.compared(group, quiet, self.tolerance)
+            for group in self._groups(self.sides(folder, tiny))
+        ]
+        # Of our own side the first group counts.
+        sides = {name: side for part in reversed(told) for name, side in part["sides"].items()}
+        return {
+            **told[0],
+            "rounds": min(part["rounds"] for part in told),
+            "thrown_away": sum(part["thrown_away"] for part in told),
+            "sides": sides,
+            "left_out": {name: why for part in told for name, why in part["left_out"].items()},
+        }
+
+    def _groups(self, sides: list[Side]) -> list[list[Side]]:
+        """The sides that live at once."""
+        if self.apart is None:
+            return [sides]
+        groups = []
+        for precision in PRECISIONS:
+            own, *others = [side for side in sides if precision in side.name]
+            starts = range(0, max(1, len(others)), self.apart)
+            groups += [[own, *others[start : start + self.apart]] for start in starts]
+        return groups
 
 
 # Sides that several rows have
@@ -309,12 +323,12 @@ ROWS: dict[str, Row] = {
     "usegnet": Row("USegNet-DS-HAS, inference, 64x48x72", usegnet, tolerance=Tolerance(1e-3, 0.5)),
     "usegnet-training": Row("USegNet-DS-HAS, training step, 64x48x72", usegnet_training),
     "usegnet-volume": Row("USegNet-DS-HAS, inference, 155x103x176", usegnet_volume, rounds=3),
-    "embryo": Row("embryo cascade, 210x281x282", embryo, rounds=3, apart=True),
+    "embryo": Row("embryo cascade, 210x281x282", embryo, rounds=3, apart=1),
     "embryo-windows": Row("sliding windows, 210x281x282, extrapolated", embryo_windows, rounds=1),
     "ct": Row("CT, 192x192x192", ct),
-    "ct-whole": Row("CT, 600x512x512", ct_whole, rounds=1, apart=True),
-    "pyramid-1": Row("pyramid, training step, 1 x 64x64x64", pyramid(1)),
-    "pyramid-3": Row("pyramid, training step, 3 x 64x64x64", pyramid(3), rounds=5),
+    "ct-whole": Row("CT, 600x512x512", ct_whole, rounds=1, apart=1),
+    "pyramid-1": Row("pyramid, training step, 1 x 64x64x64", pyramid(1), apart=4),
+    "pyramid-3": Row("pyramid, training step, 3 x 64x64x64", pyramid(3), rounds=5, apart=4),
     "online": Row("online rendering, iteration, 2 x 320x320", online(False), rounds=3),
     "self-play": Row("self-play, iteration, 2 x 320x320", online(True), rounds=3),
     "scoring": Row("scoring of a pair, 388x258x440", scoring, tolerance=Tolerance(1.0)),

@@ -3,6 +3,7 @@
 import ctypes
 import os
 import pathlib
+import pickle
 import signal
 import sys
 import threading
@@ -53,7 +54,22 @@ def work(path, what):
             return list(sys.modules)
         case "large":
             return np.arange(3_000_000)
+        case "lent":
+            return Lent()
     return what
+
+
+class Lent:
+    """An object of a library that is sent by its memory, and takes that back when it ends."""
+
+    def __init__(self):
+        self.memory = np.arange(1000)
+
+    def __reduce_ex__(self, protocol):
+        return bytes, (pickle.PickleBuffer(self.memory),)
+
+    def __del__(self):
+        self.memory[:] = 0
 
 
 def busy(path):

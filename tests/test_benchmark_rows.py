@@ -183,21 +183,24 @@ def test_rows_name_their_sides_and_peers(tmp_path, monkeypatch):
     assert "convolutions alone, float32" in usegnet and usegnet[0] == "export, float32"
 
 
-@pytest.mark.parametrize("apart", [False, True])
-def test_precisions_are_timed_apart_where_both_would_not_fit(tmp_path, apart):
+@pytest.mark.parametrize("apart", [None, 1, 2])
+def test_sides_are_timed_apart_where_all_would_not_fit(tmp_path, apart):
     def sides(folder, tiny):
         return [
             harness.Side(f"{name}, {precision}", made_up_sides.alone, given)
-            for name in "ab"
+            for name in ("own", "b", "c")
             for precision in ("float32", "bfloat16")
             for given in [{"folder": folder, "precision": precision}]
         ]
 
     row = speed_rows.Row("large", sides, apart=apart)
     told = row.measured(tmp_path, True, harness.Quiet(2, 1e9))
-    measured = {"a, float32", "b, float32"} | ({"a, bfloat16", "b, bfloat16"} if apart else set())
+    precisions = ("float32", "bfloat16") if apart else ("float32",)
+    measured = {f"{name}, {precision}" for name in ("own", "b", "c") for precision in precisions}
     assert set(told["sides"]) == measured and told["rounds"] == 2
     assert set(told["left_out"].values()) == (set() if apart else {"ValueError: float32 lives"})
+    lived = [path.name.split()[0] for path in tmp_path.iterdir()]
+    assert lived.count("float32") == {None: 3, 1: 4, 2: 3}[apart]  # ours twice where needed
 
 
 def test_a_row_is_measured_and_kept(tmp_path, capsys):

@@ -75,7 +75,7 @@ def folders(tmp_path_factory):
         ),
         ("renderer", 128, bright(128.0), export.IMAGE),
     ):
-        model = export.Exported(functions, [], {"system": name}, spec, configuration)
+        model = export.Exported(functions, {}, {"system": name}, spec, configuration)
         export.write(root / name, model)
     return {name: root / name for name in ("fetal_head", "multi_organ", "renderer")}
 
@@ -691,7 +691,7 @@ def told_models(tmp_path_factory):
         "damaged": card | {"spacing": [[1, 2]]},
     }
     for name, content in cards.items():
-        toy = export.Exported(bright(100.0), [], content)
+        toy = export.Exported(bright(100.0), {}, content)
         export.write(root / name, toy)
     models = rest_server.Models({name: root / name for name in cards})
     yield models

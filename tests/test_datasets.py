@@ -659,9 +659,10 @@ def test_the_labels_of_a_csv_are_named_by_their_values(tmp_path):
     assert datasets.structures(data) == {1: "label 1", 2: "label 2", 4: "label 4"}
     write_label(tmp_path / "l.nrrd", (0.5,), np.float32)
     (tmp_path / "m.nrrd").write_text("no image")
-    with pytest.raises(UserError, match=r"(?s)2 faults in the labels.*l.nrrd.*m.nrrd") as told:
+    with pytest.raises(UserError, match="2 faults in the labels") as told:
         datasets.structures(data)
-    assert "[0.5]" in str(told.value)
+    for words in ("l.nrrd", "m.nrrd", "[0.5]"):  # in whatever order they were read
+        assert words in str(told.value)
 
 
 def test_the_same_scan_in_two_splits_gets_a_warning_that_names_both(tmp_path, caplog):

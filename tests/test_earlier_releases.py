@@ -98,9 +98,8 @@ def test_a_checkpoint_goes_on_in_the_networks_of_now(tmp_path, monkeypatch):
 
     def new():
         image = keras.Input((4, 4, 2))
-        network = keras.Model(
-            image, layers.Block("instance", "he", bias=True).conv(image, 2, 3, "conv")
-        )
+        block = layers.Block("instance", "he", bias=True)
+        network = keras.Model(image, block.conv(image, 2, 3, "conv"))
         optimizer = keras.optimizers.Adam(0.1)
         optimizer.build(network.trainable_variables)
         return network, optimizer

@@ -215,9 +215,9 @@ def test_mixed_bfloat16_is_near_float32_with_its_gradients(small, size, bfloat16
 
     assert answers[1].dtype == "float32"
     assert error(*answers) < 0.1 * np.std(answers[0])
-    # Stray memory would be far off; where a single voxel is normalized, both are 0.
+    # Stray memory would be far off; where a single voxel is normalized, both are 0 or nearly so.
     for expected, found in zip(*gradients):
-        assert error(found, expected) <= 0.3 * np.std(expected)
+        assert error(found, expected) <= 0.3 * np.std(expected) + 1e-6
 
 
 # Resampling.
@@ -619,7 +619,7 @@ def test_mixed_bfloat16_answers_float32_probabilities(tiny, bfloat16):
 
 def test_a_served_model_answers_as_in_this_process(tiny, tmp_path):
     function = {"serving_default": lambda image: tiny(image, training=False)}
-    export.write(tmp_path, export.Exported(function, [tiny], card={}))
+    export.write(tmp_path, export.Exported(function, {"tiny": tiny}, card={}))
     x = noise(2, 9, 16, 13, 1)
     expected, answers = tiny(x, training=False), running.served(tmp_path / "1", x)
     assert answers.keys() == expected.keys()

@@ -104,6 +104,11 @@ def test_a_large_result_comes_whole():
     np.testing.assert_array_equal(outcomes("large")["large"], np.arange(3_000_000))
 
 
+def test_what_is_sent_keeps_its_memory_until_then():
+    """Such as an image of SimpleITK, whose voxels are sent as they lie there."""
+    assert outcomes("lent")["lent"] == np.arange(1000).tobytes()
+
+
 def test_the_next_task_is_made_while_the_process_is_at_work(tmp_path):
     """The first ends once the second was made, and is told before the third is."""
     made, told = [], []
@@ -238,7 +243,7 @@ def test_predict_goes_on_after_a_file_that_aborts(tmp_path, abort_at, capsys):
         return {"label": tf.cast(image > 100, tf.uint8)}
 
     card = {"system": "fetal_head", "labels": {1: "head"}, "orientation": images.ORIENTATION}
-    export.write(tmp_path / "model", export.Exported({"serving_default": segment}, [], card))
+    export.write(tmp_path / "model", export.Exported({"serving_default": segment}, {}, card))
     for seed, name in enumerate(("a.mha", "bad.mha", "c.nii.gz")):
         volume(tmp_path / "in" / name, seed)
     abort_at("bad")

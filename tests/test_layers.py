@@ -399,3 +399,42 @@ def test_the_guard_changes_no_answer(size, dtype, tolerance):
         np.testing.assert_allclose(
             answers[0], answers[1], atol=tolerance * np.abs(answers[1]).max()
         )
+
+
+@pytest.mark.parametrize("shape", [(1, 5, 4, 3, 6), (2, 5, 4, 3, 6), (2, 7, 5, 6)])
+@pytest.mark.parametrize("training, trainable", [(False, True), (True, False), (True, True)])
+def test_batch_normalization_is_that_of_keras(shape, training, trainable):
+    """Values, gradients and moving averages; where it is frozen these are used, and stay."""
+    x, weights = noise(*shape), noise(*shape, seed=1)
+    ours, theirs = (
+        kind(momentum=0.9, epsilon=1e-5)
+        for kind in (layers.BatchNormalization, keras.layers.BatchNormalization)
+    )
+    rng, outcomes = np.random.default_rng(2), []
+    values = [rng.uniform(0.5, 2, shape[-1]) for _ in range(4)]
+    for layer in (ours, theirs):
+        layer.build(shape)
+        layer.set_weights(values)
+        layer.trainable = trainable
+        moved = tf.constant(x)
+        with tf.GradientTape() as tape:
+            tape.watch(moved)
+            y = layer(moved, training=training)
+            total = tf.reduce_sum(y * weights)
+        outcomes.append([y, tape.gradient(total, moved), *layer.get_weights()])
+    for mine, expected in zip(*outcomes, strict=True):
+        np.testing.assert_allclose(mine, expected, rtol=1e-4, atol=1e-5)
+    kept = all(np.allclose(a, b) for a, b in zip(ours.get_weights(), values))
+    assert kept == (not (training and trainable))
+
+
+def test_batch_normalization_in_bfloat16_rounds_once(bfloat16):
+    """Averages and weights stay float32: of large means and small deviations something is left."""
+    layer = layers.BatchNormalization(epsilon=1e-5)
+    x = tf.cast(100 + tf.random.normal((1, 8, 8, 8, 4), seed=3), tf.bfloat16)
+    layer.build(x.shape)
+    layer.set_weights([np.full(4, value) for value in (1.0, 0.5, 100.3, 1.0)])
+    y = layer(x)
+    assert y.dtype == "bfloat16"
+    exact = tf.cast(x, tf.float32) - 100.3 + 0.5
+    np.testing.assert_allclose(tf.cast(y, tf.float32), exact, rtol=1 / 128, atol=1e-3)

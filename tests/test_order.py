@@ -812,7 +812,7 @@ def test_an_export_leaves_another_process_s_version_alone(tmp_path, monkeypatch)
         return {"label": tf.cast(network(image) > 0, tf.uint8)}
 
     monkeypatch.setattr(tf.saved_model, "save", slow)
-    export.write(tmp_path, export.Exported({"serving_default": label}, [network], {}))
+    export.write(tmp_path, export.Exported({"serving_default": label}, {"network": network}, {}))
     assert [path.name for path in tmp_path.rglob("*")] == ["1", "theirs"]
 
 

@@ -107,7 +107,7 @@ def test_a_saved_model_has_a_precision_of_its_own(tmp_path):
         return {"label": tf.cast(image > 1, tf.uint8)}
 
     card = {"system": "fetal_head", "labels": {1: "head"}, "precision": "bfloat16"}
-    export.write(tmp_path, export.Exported({"serving_default": segment}, [], card))
+    export.write(tmp_path, export.Exported({"serving_default": segment}, {}, card))
     assert tf_autoctx.load(tmp_path).precision == "bfloat16"
     with pytest.raises(
         FieldError, match=r"precision=float32: .* is a SavedModel, in which this is"

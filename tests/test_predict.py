@@ -34,7 +34,7 @@ def predict(tmp_path_factory):
         }
 
     card = {"system": "fetal_head", "labels": {1: "head"}}
-    export.write(directory, export.Exported({"serving_default": segment}, [], card))
+    export.write(directory, export.Exported({"serving_default": segment}, {}, card))
 
     def run(source, output, *arguments):
         where = (f"--model={directory}", f"--input={source}", f"--output={output}")
@@ -201,7 +201,7 @@ def test_probabilities_that_are_not_compressed(predict, scans, tmp_path):
         images.read(tmp_path / name).array
         for name in ("packed/probabilities/b.nii.gz", "plain/probabilities/b.nii")
     )
-    np.testing.assert_array_equal(packed, plain)
+    np.testing.assert_array_equal(packed, images.rounded(plain))
     predict(scans / "b.nii.gz", tmp_path / "mha", "--probabilities", "--nocompressed", *MHA)
     assert b"CompressedData = False" in (tmp_path / "mha/probabilities/b.mha").read_bytes()
 
@@ -214,7 +214,7 @@ def test_written_probabilities_are_rounded(tmp_path, scans):
         return {"label": tf.cast(probability > 0.5, tf.uint8), "probability": probability}
 
     card = {"system": "fetal_head", "labels": {1: "head"}, "orientation": images.ORIENTATION}
-    export.write(tmp_path / "m", export.Exported({"serving_default": segment}, [], card))
+    export.write(tmp_path / "m", export.Exported({"serving_default": segment}, {}, card))
     where = (f"--model={tmp_path / 'm'}", f"--input={scans / 'b.nii.gz'}")
     running.call("predict", *where, f"--output={tmp_path / 'out'}", "--probabilities")
     voxels = images.read(scans / "b.nii.gz").array.astype(np.float32)
@@ -226,6 +226,11 @@ def test_written_probabilities_are_rounded(tmp_path, scans):
     np.testing.assert_allclose(probability, exact, rtol=1 / 2040)
     assert not np.any(probability.view(np.uint32) & 0x1FFF) and np.any(probability != exact)
     np.testing.assert_array_equal(probability > 0.5, label)
+    plain = ("--probabilities", "--nocompressed", "--overwrite")
+    running.call("predict", *where, f"--output={tmp_path / 'out'}", *plain)
+    exactly = images.read(tmp_path / "out" / "probabilities" / "b.nii").array
+    np.testing.assert_allclose(exactly, exact, rtol=1e-5)
+    assert np.any(exactly != probability)
 
 
 @pytest.mark.parametrize(

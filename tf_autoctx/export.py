@@ -216,12 +216,26 @@ def damaged(version: pathlib.Path) -> pathlib.Path | None:
     return None
 
 
+def require_whole(version: pathlib.Path) -> None:
+    """Requires a SavedModel of which no file is `damaged`.
+
+    Raises:
+      UserError: one is.
+    """
+    if file := damaged(version):
+        raise UserError(
+            f"{file}: cut short, damaged or missing; delete the folder {version} and export it "
+            "again, which the training command does when it is run again."
+        )
+
+
 def read_weights(version: pathlib.Path) -> dict[str, dict[str, np.ndarray]]:
     """{network: {name: array}} of the weights of a version, as its card lists them.
 
     Raises:
-      UserError: the card lists none, as those of earlier releases, or the files do not hold them.
+      UserError: see `require_whole`; the card lists none, as those of earlier releases.
     """
+    require_whole(version)
     listed = read_card(version).get("weights")
     if not isinstance(listed, dict) or not listed:
         raise UserError(
@@ -229,21 +243,15 @@ def read_weights(version: pathlib.Path) -> dict[str, dict[str, np.ndarray]]:
             "folder, or a SavedModel that is exported again, which the training command does when "
             "it is run again."
         )
-    try:
-        reader = tf.train.load_checkpoint(str(version / "variables" / "variables"))
-        numbers = itertools.count()
-        return {
-            network: {
-                key: reader.get_tensor(f"weights/{next(numbers)}/.ATTRIBUTES/VARIABLE_VALUE")
-                for key in keys
-            }
-            for network, keys in listed.items()
+    reader = tf.train.load_checkpoint(str(version / "variables" / "variables"))
+    numbers = itertools.count()
+    return {
+        network: {
+            key: reader.get_tensor(f"weights/{next(numbers)}/.ATTRIBUTES/VARIABLE_VALUE")
+            for key in keys
         }
-    except Exception as error:  # TensorFlow's reader raises whatever comes next
-        raise UserError(
-            f"{version}: its weights cannot be read ({type(error).__name__}); delete the folder "
-            "and export it again, which the training command does when it is run again."
-        ) from error
+        for network, keys in listed.items()
+    }
 
 
 def _files(version: pathlib.Path) -> list[pathlib.Path]:

@@ -68,7 +68,7 @@ class Prediction:
     compressed: bool = field(
         True,
         "Compress probabilities and uncertainty; without, they are written several times as fast, "
-        "and .nii.gz becomes .nii.",
+        "not rounded, and .nii.gz becomes .nii.",
     )
     precision: str = field(
         "auto",

@@ -189,6 +189,15 @@ class Image:
         return self.frame.like(array)
 
 
+def _is_same(voxels: np.ndarray, others: np.ndarray) -> bool:
+    """Whether voxels are the same, NaN and all: first bit by bit, which is a few times as fast."""
+    if voxels.dtype == others.dtype and voxels.dtype.itemsize in (1, 2, 4, 8):
+        bits = f"u{voxels.dtype.itemsize}"
+        if np.array_equal(voxels.view(bits), others.view(bits)):
+            return True
+    return np.array_equal(voxels, others, equal_nan=True)
+
+
 def rounded(probability: np.ndarray) -> np.ndarray:
     """A probability of 10 bits behind the point of its mantissa, 3 digits, in place of 23: the
     others are hardly of use, and do not compress.
@@ -198,10 +207,11 @@ def rounded(probability: np.ndarray) -> np.ndarray:
     """
     bits = np.ascontiguousarray(probability, np.float32).view(np.uint32)
     half, step = np.float32(0.5).view(np.uint32), np.uint32(1 << MANTISSA_LEFT)
-    nearest = (bits + step // 2) & ~(step - 1)
-    at_half = nearest == half
-    nearest += step * (at_half & (bits > half))
-    nearest -= step * (at_half & (bits < half))
+    nearest = bits + step // 2
+    nearest &= ~(step - 1)
+    at_half = nearest == half  # few, if any
+    nearest[at_half & (bits > half)] += step
+    nearest[at_half & (bits < half)] -= step
     return nearest.view(np.float32)
 
 
@@ -362,7 +372,7 @@ def write(path: Path, image: sitk.Image, compressed: bool = True) -> None:
             # so look.
             written = sitk.ReadImage(str(partial))
         voxels, wanted = map(sitk.GetArrayViewFromImage, (written, image))
-        if not np.array_equal(voxels, wanted, equal_nan=True):
+        if not _is_same(voxels, wanted):
             raise RuntimeError
         os.replace(partial, path)
     except (OSError, RuntimeError, UserError):

@@ -164,6 +164,18 @@ class _Message(NamedTuple):
     warnings: list[tuple[int, str]]  # (level of absl, text)
 
 
+class _Parcel(NamedTuple):
+    """What goes from one process to another.
+
+    Attributes:
+      parts: its pickle, and the memory of large arrays in it as it is, without a copy.
+      thing: what it is, which keeps that memory: an array may lie in an image of a library.
+    """
+
+    parts: list[bytes | bytearray | memoryview]
+    thing: Any = None
+
+
 class _Worker:
     """A process and the connection to it."""
 
@@ -186,9 +198,9 @@ class _Worker:
         return self._process.poll() is None
 
     def send(self, function: Function, arguments: tuple[Any, ...]) -> None:
-        task = pickle.dumps((function, arguments), pickle.HIGHEST_PROTOCOL)
+        parcel = _packed((function, arguments))
         with contextlib.suppress(OSError):  # it has ended; `outcome` says so
-            self.connection.send_bytes(task)
+            _send(self.connection, parcel)
 
     def outcome(self, files: str) -> Any:
         """What came back of a task on files, once the connection is ready.
@@ -199,7 +211,7 @@ class _Worker:
         try:
             if not self._began:
                 self._began = self.connection.recv()
-            message = pickle.loads(self.connection.recv_bytes())
+            message = _unpacked(_receive(self.connection))
         except (EOFError, OSError):
             return self._end(files)
         for level, text in message.warnings:
@@ -248,10 +260,10 @@ def work(descriptor: int, parent: int, verbosity: int, module: str) -> None:
         importlib.import_module(module)
     while True:
         try:
-            task = tasks.recv_bytes()
+            task = _receive(tasks)
         except (EOFError, OSError):
             return
-        tasks.send_bytes(_done(task))
+        _send(tasks, _done(task))
 
 
 def _end_with(parent: int) -> None:
@@ -268,22 +280,46 @@ def _end_with(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _done(task: bytes) -> bytes:
+def _packed(thing: Any) -> _Parcel:
+    buffers: list[pickle.PickleBuffer] = []
+    pickled = pickle.dumps(thing, pickle.HIGHEST_PROTOCOL, buffer_callback=buffers.append)
+    return _Parcel([pickled, *(buffer.raw() for buffer in buffers)], thing)
+
+
+def _unpacked(parcel: _Parcel) -> Any:
+    pickled, *buffers = parcel.parts
+    return pickle.loads(pickled, buffers=buffers)
+
+
+def _send(to: connection.Connection, parcel: _Parcel) -> None:
+    to.send([memoryview(part).nbytes for part in parcel.parts])
+    for part in parcel.parts:
+        to.send_bytes(part)
+
+
+def _receive(of: connection.Connection) -> _Parcel:
+    parts = [bytearray(size) for size in of.recv()]
+    for part in parts:
+        of.recv_bytes_into(part)
+    return _Parcel([*parts])
+
+
+def _done(task: _Parcel) -> _Parcel:
     """The message that answers a task."""
     warnings: list[tuple[int, str]] = []
     with _recorded(warnings):
         outcome = _outcome(task)
     try:
-        return pickle.dumps(_Message(outcome, warnings), pickle.HIGHEST_PROTOCOL)
+        return _packed(_Message(outcome, warnings))
     except Exception as error:  # a result, or an error, that no pickle holds
         fault = RuntimeError(f"{type(error).__name__}: {error}; of {outcome!r:.500}")
-        return pickle.dumps(_Message(_Fault(fault), warnings), pickle.HIGHEST_PROTOCOL)
+        return _packed(_Message(_Fault(fault), warnings))
 
 
-def _outcome(task: bytes) -> Any:
+def _outcome(task: _Parcel) -> Any:
     arguments: tuple[Any, ...] = ()
     try:
-        function, arguments = pickle.loads(task)
+        function, arguments = _unpacked(task)
         return function(*arguments)
     except MemoryError:
         return UserError(

@@ -36,7 +36,7 @@ def instance_normalization(x: Tensor, gamma: Tensor, beta: Tensor, epsilon: floa
     Returns:
       The same shape and type; None where the backend has no such operation for the type.
     """
-    if keras.backend.backend() != "tensorflow" or x.dtype == "float64":
+    if not _is_fused(x):
         return None
     import tensorflow as tf
 
@@ -54,6 +54,37 @@ def instance_normalization(x: Tensor, gamma: Tensor, beta: Tensor, epsilon: floa
         y = tf.transpose(y, [rank - 2, *range(rank - 2), rank - 1])
     y.set_shape(x.shape)
     return y
+
+
+def normalization_by(
+    mean: Tensor, variance: Tensor, x: Tensor, gamma: Tensor, beta: Tensor, epsilon: float
+) -> Tensor | None:
+    """Each channel by a given mean and variance.
+
+    In Keras that is two passes over the volume, in float32: in bfloat16 two more, from and to it.
+
+    Args:
+      mean, variance, gamma, beta: (channels,) float32.
+      x: (batch, *spatial, channels).
+      epsilon: is added to the variance.
+
+    Returns:
+      As `instance_normalization`.
+    """
+    if not _is_fused(x):
+        return None
+    import tensorflow as tf
+
+    voxels = tf.reshape(x, [1, 1, -1, x.shape[-1]])
+    scale, offset = tf.convert_to_tensor(gamma), tf.convert_to_tensor(beta)
+    y = tf.reshape(_by(mean, variance, voxels, scale, offset, epsilon), tf.shape(x))
+    y.set_shape(x.shape)
+    return y
+
+
+def _is_fused(x: Tensor) -> bool:
+    """Whether the backend normalizes a tensor in one operation."""
+    return keras.backend.backend() == "tensorflow" and x.dtype != "float64"
 
 
 def _normalized(x: Tensor, scale: Tensor, offset: Tensor, epsilon: float) -> Tensor:

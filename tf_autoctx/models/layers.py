@@ -96,9 +96,9 @@ def normalize(x: Tensor, normalization: str, name: str | None = None) -> Tensor:
     if normalization == "batch":
         # Replicas with averages of their own would drift apart.
         synchronized = backends.has_replicas()
-        return keras.layers.BatchNormalization(
-            momentum=0.9, epsilon=1e-5, synchronized=synchronized, name=name
-        )(x)
+        return BatchNormalization(momentum=0.9, epsilon=1e-5, synchronized=synchronized, name=name)(
+            x
+        )
     raise ValueError(f"normalization={normalization!r}: expected 'instance' or 'batch'.")
 
 
@@ -155,6 +155,19 @@ class InstanceNormalization(keras.layers.GroupNormalization):
     def from_config(cls, config: dict[str, Any]) -> InstanceNormalization:
         """Also of what was saved when the fixed arguments were in it."""
         return super().from_config({k: v for k, v in config.items() if k not in cls.FIXED})
+
+
+@keras.saving.register_keras_serializable("tf_autoctx")
+class BatchNormalization(keras.layers.BatchNormalization):
+    """Batch normalization whose moving averages are applied in one operation where the backend has
+    one."""
+
+    def call(self, x: Tensor, training: bool | None = None, mask: Tensor | None = None) -> Tensor:
+        y = None
+        if mask is None and not (training and self.trainable):
+            averages, weights = (self.moving_mean, self.moving_variance), (self.gamma, self.beta)
+            y = backends.normalization_by(*averages, x, *weights, self.epsilon)
+        return super().call(x, training, mask) if y is None else ops.cast(y, self.compute_dtype)
 
 
 def named_weights(network: keras.Model, prefix: str = "") -> dict[str, keras.Variable]:

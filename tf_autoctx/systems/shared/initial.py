@@ -105,8 +105,12 @@ def start(stage: Stage, networks: Networks, session: Session) -> None:
     for name, network in networks.items():
         source, arrays = weights.of(name, stage.name)
         taken[name] = {"from": source, **_taken(arrays, network, stage.taken_over)}
-    if not any(of_network["taken"] for of_network in taken.values()):
-        told = f"no weight fits those of {stage.name} by name and shape; expected a like network."
+    kernels, fitting = (
+        [name for of in taken.values() for kind in kinds for name in of[kind] if "kernel" in name]
+        for kinds in (("taken", "new"), ("taken",))
+    )
+    if kernels and not fitting:
+        told = f"no kernel fits those of {stage.name} by name and shape; expected a like network."
         raise FieldError(FLAG, session.values[FLAG], told)
     for name, of_network in taken.items():
         new = ", ".join(of_network["new"]) or "none"

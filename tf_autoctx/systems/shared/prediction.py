@@ -233,11 +233,7 @@ def _of_saved_model(path: pathlib.Path) -> Segmentor:
     Raises:
       UserError: it is none of ours, or damaged, or its weights are no numbers.
     """
-    if file := export.damaged(path):
-        raise UserError(
-            f"{file}: cut short, damaged or missing; delete the folder {path} and export it again, "
-            "which the training command does when it is run again."
-        )
+    export.require_whole(path)
     try:
         predictor = _SavedModelPredictor(path)
         card = export.read_card(path)

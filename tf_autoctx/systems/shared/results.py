@@ -200,7 +200,8 @@ def write(file: pathlib.Path, result: Result, made_from: Origins) -> None:
             case "masks":
                 _write_label(file, voxels == result.value, frame)
             case "probabilities" | "uncertainty":
-                _write(file, images.rounded(voxels), frame, result.compressed)
+                shown = images.rounded(voxels) if result.compressed else voxels
+                _write(file, shown, frame, result.compressed)
             case "strips":
                 figures.strip(file, voxels, result.iterations, result.kept, file.stem)
             case "iterations":
