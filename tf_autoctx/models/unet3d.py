@@ -54,18 +54,18 @@ def unet3d(
     skips = []
     for resolution in range(RESOLUTIONS):
         x = layers.max_pool(x) if resolution else x
-        name = f"analysis_{resolution + 1}"
-        x = block.conv(x, base_filters * 2**resolution, 3, f"{name}_1")
-        x = block.conv(x, base_filters * 2 ** (resolution + 1), 3, f"{name}_2")
+        place = f"analysis_{resolution + 1}"
+        x = block.conv(x, base_filters * 2**resolution, 3, f"{place}_1")
+        x = block.conv(x, base_filters * 2 ** (resolution + 1), 3, f"{place}_2")
         skips.append(x)
 
     # Synthesis
     for resolution in reversed(range(RESOLUTIONS - 1)):
-        skip, name = skips[resolution], f"synthesis_{resolution + 1}"
-        x = layers.deconv(x, x.shape[-1], 2, initializer, name=f"{name}_up")
+        skip, place = skips[resolution], f"synthesis_{resolution + 1}"
+        x = layers.deconv(x, x.shape[-1], 2, initializer, name=f"{place}_up")
         x = keras.layers.Concatenate()([x, skip])
-        x = block.conv(x, skip.shape[-1], 3, f"{name}_1")
-        x = block.conv(x, skip.shape[-1], 3, f"{name}_2")
+        x = block.conv(x, skip.shape[-1], 3, f"{place}_1")
+        x = block.conv(x, skip.shape[-1], 3, f"{place}_2")
 
     # Head; float32 under mixed precision too, for the softmax
     logits = layers.conv(x, classes, 1, initializer, dtype="float32", name="head")

@@ -46,23 +46,23 @@ def vnet(
     # Compression
     skips = []
     for resolution in range(depth):
-        filters, name = options.base_filters * 2**resolution, f"down_{resolution + 1}"
+        filters, place = options.base_filters * 2**resolution, f"down_{resolution + 1}"
         if resolution:
             # Sizes are even here and so never below the kernel: this one needs no bfloat16 guard.
             arguments = {**layers.initializers(initializer), "use_bias": options.bias}
-            x = keras.layers.Conv3D(filters, 2, strides=2, name=f"{name}_in", **arguments)(x)
-            x = _activated(x, normalization, f"{name}_in")
-        x = _stage(x, filters, convolutions[resolution], options, name)
+            x = keras.layers.Conv3D(filters, 2, strides=2, name=f"{place}_in", **arguments)(x)
+            x = _activated(x, normalization, f"{place}_in")
+        x = _stage(x, filters, convolutions[resolution], options, place)
         skips.append(x)
 
     # Decompression
     for resolution in reversed(range(depth - 1)):
-        skip, name = skips[resolution], f"up_{resolution + 1}"
-        arguments = {"use_bias": options.bias, "name": f"{name}_in"}
+        skip, place = skips[resolution], f"up_{resolution + 1}"
+        arguments = {"use_bias": options.bias, "name": f"{place}_in"}
         x = layers.deconv(x, skip.shape[-1], 2, initializer, **arguments)
-        x = _activated(x, normalization, f"{name}_in")
+        x = _activated(x, normalization, f"{place}_in")
         x = keras.layers.Concatenate()([x, skip])
-        x = _stage(x, x.shape[-1], convolutions[resolution], options, name)
+        x = _stage(x, x.shape[-1], convolutions[resolution], options, place)
 
     # Head; float32 under mixed precision too, for the softmax or sigmoid
     logits = layers.conv(x, outputs, 1, initializer, dtype="float32", name="head")
