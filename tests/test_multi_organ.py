@@ -23,7 +23,7 @@ from test_tiling import seam, starts_and_edge
 from tf_autoctx import errors, export, losses, metrics
 from tf_autoctx.configuration import rules
 from tf_autoctx.data import pipeline, subvolumes
-from tf_autoctx.data.configuration import Deformation
+from tf_autoctx.data.configuration import Augmentation
 from tf_autoctx.models import layers, tiling
 from tf_autoctx.systems.multi_organ import training
 from tf_autoctx.systems.multi_organ.configuration import DECLARATION, MultiOrgan
@@ -36,7 +36,7 @@ from tf_autoctx.training import runs
 from tf_autoctx.training.configuration import Settings
 
 LABELS = {5: "pancreas", 2: "liver"}
-DEFORMATION = Deformation(shift=1, rotation=10.0, elastic=1.0, elastic_spacing=8)
+AUGMENTATION = Augmentation(shift=1, rotation=10.0, elastic=1.0, elastic_spacing=8)
 
 
 def raw(*size, seed=0):
@@ -476,7 +476,7 @@ def settings(**changes):
 def session(folder, files, validation=(), strategy=None, **changes):
     """An open run in a folder."""
     strategy = strategy or tf.distribute.get_strategy()
-    values = dataclasses.asdict(DEFORMATION)
+    values = dataclasses.asdict(AUGMENTATION)
     run = runs.Run(folder, {})
     return Session(run, values, strategy, settings(**changes), files, list(validation))
 
@@ -572,7 +572,7 @@ def test_the_loss_of_a_step_is_that_of_all_levels(tmp_path):
     keras.utils.set_random_seed(seed)
     network = three.network()
     draw = functools.partial(
-        subvolumes.draw, scales=downsampling, unit=1, size=8, deformation=DEFORMATION
+        subvolumes.draw, scales=downsampling, unit=1, size=8, augmentation=AUGMENTATION
     )
     columns = {name: [entry[name] for entry in files] for name in files[0]}
     order = pipeline.Order(seed=seed, steps=1, batch_size=3)

@@ -19,7 +19,7 @@ from helpers import contents, plain, plain_usegnet, randomize
 
 from tf_autoctx import export, files, metrics
 from tf_autoctx.data import datasets, images, pipeline
-from tf_autoctx.data.configuration import Augmentation, RigidMotion
+from tf_autoctx.data.configuration import Augmentation
 from tf_autoctx.data.phantoms import folder as phantom_folder
 from tf_autoctx.models import layers, unet3d
 from tf_autoctx.report import figures, tables
@@ -147,7 +147,7 @@ def heads(folder, count=2):
 
 def head_session(folder, steps=SETTINGS.steps):
     """Without a validation case: all steps tell in the weights."""
-    values = {**vars(Augmentation(flips=False, erase_probability=0.0))}
+    values = vars(Augmentation())
     entries = heads(folder)
     strategy = tf.distribute.get_strategy()
     settings = Settings(**{**vars(SETTINGS), "steps": steps})
@@ -474,7 +474,14 @@ def test_online_rendering_depends_on_the_source_and_on_every_trained_network(tmp
 
 
 def of_heads(folder):
-    changes = Augmentation(flips=True, shift=1, intensity_jitter=0.2, erase_probability=0.5)
+    changes = Augmentation(
+        flips=True,
+        shift=1,
+        rotation=20.0,
+        intensity_jitter=0.2,
+        noise=0.1,
+        erase_probability=0.5,
+    )
     session = dataclasses.replace(head_session(folder), values=vars(changes))
     return fetal_head.LevelStage(1, cascade(1), session), session
 
@@ -492,7 +499,7 @@ def of_embryos(name):
         before = STAGES[STAGES.index(name) - 1]
         if name != "initial":
             finish(folder / before, randomize(embryo.refinement.network(before)))
-        turned = vars(RigidMotion(rotation=40.0, shift=0, flips=False))
+        turned = vars(Augmentation(rotation=40.0))
         session = dataclasses.replace(session, values={**session.values, **turned})
         return embryo_training.KINDS[name](embryo.refinement, session), session
 
@@ -509,7 +516,8 @@ def of_peer(kind):
 
 def of_renderer(folder):
     session = render_session(folder, test_renderer.corpus(folder))
-    session = dataclasses.replace(session, values={**session.values, "appearance_strength": 0.5})
+    changes = {"appearance_strength": 0.5, "rotation": 20.0}
+    session = dataclasses.replace(session, values={**session.values, **changes})
     return renderer.SelfPlayStage(test_renderer.system("S2T-sp"), session), session
 
 
@@ -521,9 +529,9 @@ STAGE_OF = {
     "self_play": of_renderer,
 }
 COLUMNS = {
-    "level": ("image", "label", "context"),
+    "level": ("image", "label", "context", "spacing"),
     "pyramid": ("label", "places", "spacing", "image_1", "image_2"),
-    "self_play": ("image2d", "label2d", "others"),
+    "self_play": ("image2d", "label2d", "spacing", "pixel", "others"),
 }
 
 
@@ -563,8 +571,8 @@ def another(name, tensor):
     """A tensor in place of one of a case."""
     if name == "others":
         return tuple({**of_case, "image2d": of_case["image2d"] + 1} for of_case in tensor)
-    if name == "spacing":
-        return tensor * [1.0, 2.0, 4.0]
+    if name in ("spacing", "pixel"):
+        return tensor * [1.0, 2.0, 4.0][: len(tensor)]
     if name == "places":
         return tensor + 3
     if name.startswith("label"):
@@ -617,8 +625,12 @@ def test_a_step_on_an_accelerator_sees_what_one_on_a_cpu_sees(seen, name):
     alone = [later(*drawn) for drawn in unchanged]
     assert len(alone) == 8 and same(batches(stage.augment), alone, atol=1e-5)
     if "peer" not in name:  # it sees windows of what is changed
-        before = [{key: drawn[key] for key in of} for (drawn, _), of in zip(unchanged, alone)]
-        assert same(before, alone) == (name == "pyramid")
+        grids = [key for key in alone[0] if key != "real"]
+        before, after = (
+            [{key: drawn[key] for key in grids} for drawn in batches_]
+            for batches_ in ((drawn for drawn, _ in unchanged), alone)
+        )
+        assert same(before, after) == (name == "pyramid")
     assert same([later(*drawn) for drawn in batches(None, first_step=2)], alone[4:])
     for worker in range(2):
         of_worker = batches(None, workers=2, worker=worker)

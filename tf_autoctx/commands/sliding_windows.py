@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from tf_autoctx import configuration, files
 from tf_autoctx.commands.command_line import Command, Given
 from tf_autoctx.configuration import field
-from tf_autoctx.data.configuration import RigidMotion
+from tf_autoctx.data.configuration import Augmentation
 from tf_autoctx.systems.embryo.configuration import (
     SLIDING_WINDOWS,
     SlidingWindows,
@@ -72,7 +72,7 @@ def opened(
     from tf_autoctx.systems.shared.session import Session
     from tf_autoctx.training import devices, runs
 
-    kinds = (Settings, RigidMotion, SlidingWindows)
+    kinds = (Settings, Augmentation, SlidingWindows)
     making = runs.Making(
         SLIDING_WINDOWS,
         values,
@@ -111,11 +111,11 @@ def main(given: Given) -> None:
     settings = run.configured(Settings)
     steps = chosen.steps or settings.steps * len(embryo_training.finished_stages(run))
     settings = dataclasses.replace(settings, steps=steps)
-    motion = run.configured(RigidMotion)
+    augmentation = run.configured(Augmentation)
     peer = beside(system.configuration, given.configured(Windows))
     strategy = devices.strategy(run.flags["strategy"])
     precision = devices.set_up(run.flags["precision"], settings.seed)
-    values = {"precision": precision, **vars(peer), **vars(settings), **vars(motion)}
+    values = {"precision": precision, **vars(peer), **vars(settings), **vars(augmentation)}
 
     # The localiser, the ventricle's VNet and the body's, on the same volumes
     held_out = evaluation.held_out(trained.cases, trained.read)

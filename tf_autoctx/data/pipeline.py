@@ -32,11 +32,12 @@ KINDS = {
     "label": tf.TensorSpec([None, None, None, 1], tf.uint8),
     "context": tf.TensorSpec([None, None, None, 1], tf.float32),
     "places": tf.TensorSpec([None, None, 3], tf.float32),
-    "spacing": tf.TensorSpec([3], tf.float32),
+    "spacing": tf.TensorSpec([None], tf.float32),
+    "pixel": tf.TensorSpec([2], tf.float32),
     "image2d": tf.TensorSpec([None, None, 1], tf.float32),
     "label2d": tf.TensorSpec([None, None, 1], tf.uint8),
 }
-LAYOUT = 2  # of cached files; those of another are made anew
+LAYOUT = 3  # of cached files; those of another are made anew
 
 
 def store(path: str | pathlib.Path, tensor: Any, chunk: Sequence[int | None] = ()) -> None:
@@ -253,9 +254,15 @@ def random_patch(case: Case, seed: tf.Tensor, size: Sequence[int | None]) -> Sam
     """
     whole = case["image"].shape()[:3]
     edges = tf.stack([whole[axis] if edge is None else edge for axis, edge in enumerate(size)])
-    corner = tf.random.stateless_uniform([3], seed, 0, tf.int32.max, tf.int32) % (whole - edges + 1)
+    corner = random_corner(whole, edges, seed)
     cut = {name: array.cut(corner, edges) for name, array in case.items()}
     return {name: tf.ensure_shape(patch, [*size, 1]) for name, patch in cut.items()}
+
+
+def random_corner(whole: tf.Tensor, edges: Any, seed: tf.Tensor) -> tf.Tensor:
+    """(3,) int32, first voxel of a box of such edges anywhere in a volume of spatial shape
+    `whole`."""
+    return tf.random.stateless_uniform([3], seed, 0, tf.int32.max, tf.int32) % (whole - edges + 1)
 
 
 def require_one_shape(shapes: Iterable[tuple[int, ...]], batch_size: int) -> None:

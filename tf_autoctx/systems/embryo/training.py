@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from tf_autoctx import losses, metrics
 from tf_autoctx.data import augment, labels, pipeline
-from tf_autoctx.data.configuration import RigidMotion
+from tf_autoctx.data.configuration import Augmentation
 from tf_autoctx.errors import UserError
 from tf_autoctx.files import replacing
 from tf_autoctx.systems.embryo.configuration import STAGES, Schedule
@@ -48,7 +48,7 @@ class CascadeStage(AdamStage):
         number = STAGES.index(self.name)
         self.seed = session.settings.seed * 1000 + number
         self._refinement = refinement
-        self._motion = session.configured(RigidMotion)
+        self._augmentation = session.configured(Augmentation)
         self._dice, self._ignored = losses.SquaredDiceLoss(), session.ignored
         self._weights = self._before(session.folder, STAGES[number - 1]) if number else {}
         if self._weights:
@@ -88,7 +88,7 @@ class CascadeStage(AdamStage):
         return {"network": network}
 
     def augment(self, sample: Sample, seed: Tensor) -> Sample:
-        return augment.moved(sample, seed, self._motion)
+        return augment.augmented(sample, seed, self._augmentation)
 
     def graph(self, networks: Networks) -> Graph:
         return graph(self._refinement, networks["network"])

@@ -12,8 +12,8 @@ import numpy as np
 import tensorflow as tf
 
 from tf_autoctx import losses, metrics
-from tf_autoctx.data import labels, pipeline, subvolumes
-from tf_autoctx.data.configuration import Deformation
+from tf_autoctx.data import augment, labels, pipeline, subvolumes
+from tf_autoctx.data.configuration import Augmentation
 from tf_autoctx.systems.multi_organ.configuration import MultiOrgan
 from tf_autoctx.systems.multi_organ.segmentation import Pyramid
 from tf_autoctx.systems.shared import stages
@@ -50,7 +50,7 @@ class PyramidStage(AdamStage):
         images = [f"image_{level}" for level in self._levels]
         self.columns = ("label", "places", "spacing", *images)
         self._learning = self._levels[-1:] if below else self._levels
-        self._deformation = session.configured(Deformation)
+        self._augmentation = session.configured(Augmentation)
         self._loss = losses.DiceLoss(ignored=session.ignored)
         self._ignores = session.ignored is not None
 
@@ -83,8 +83,16 @@ class PyramidStage(AdamStage):
             scales=configuration.scales[: len(self._levels)],
             unit=configuration.scales[-1],
             size=configuration.patch_size,
-            deformation=self._deformation,
+            augmentation=self._augmentation,
         )
+
+    def augment(self, sample: Sample, seed: Tensor) -> Sample:
+        """Other intensities, the same in all levels, and a box that is erased in all of them."""
+        scales = self._pyramid.configuration.scales[: len(self._levels)]
+        edges = {f"image_{n}": scale / scales[-1] for n, scale in enumerate(scales, start=1)}
+        seen = {**sample, "label": sample[f"label_{len(scales)}"]}
+        seen = augment.shown(seen, augment.own_seeds(seed), self._augmentation, edges)
+        return {name: seen[name] for name in sample}
 
     def graph(self, networks: Networks) -> Classes:
         pyramid = self._pyramid

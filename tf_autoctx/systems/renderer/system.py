@@ -12,6 +12,8 @@ import tensorflow as tf
 from tf_autoctx import biometry
 from tf_autoctx.configuration import configured
 from tf_autoctx.data import datasets
+from tf_autoctx.data.configuration import Augmentation
+from tf_autoctx.errors import FieldError
 from tf_autoctx.systems.renderer import online, training
 from tf_autoctx.systems.renderer.configuration import DECLARATION, ITERATIONS, Phantoms
 from tf_autoctx.systems.renderer.segmentation import Rendering
@@ -62,6 +64,19 @@ class RendererSystem(System):
     # What a user hands in
 
     @classmethod
+    def implied(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Nothing; refuses changes of grey levels that are asked for twice."""
+        strength = values["appearance_strength"]
+        if strength and configured(Augmentation, values).recolours:
+            raise FieldError(
+                "appearance_strength",
+                strength,
+                "changes all that intensity_jitter, gamma, blur, low_resolution and noise do; "
+                "expected 0 beside one of them.",
+            )
+        return {}
+
+    @classmethod
     def write_phantoms(cls, folder: pathlib.Path, values: Mapping[str, Any]) -> pathlib.Path:
         from tf_autoctx.data import phantoms
 
@@ -77,11 +92,12 @@ class RendererSystem(System):
     # Training
 
     def prepare(self, case: datasets.Case, voxels: Tensor, label: Tensor) -> dict[str, Tensor]:
-        """Image and label at the size of training."""
-        image = self.rendering.preprocess(tf.constant(voxels))
+        """Image and label at the size of training; edges of their pixels, in those of before."""
+        image = self.rendering.preprocess(tf.constant(voxels))[0]
         return {
-            "image2d": image[0],
+            "image2d": image,
             "label2d": self.rendering.preprocess_label(tf.constant(label))[0],
+            "pixel": np.divide(tuple(voxels.shape[1:3]), tuple(image.shape[:2])).astype(np.float32),
         }
 
     def train(self, session: Session) -> Networks:
