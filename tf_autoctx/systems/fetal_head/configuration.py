@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from tf_autoctx.configuration import check, field
-from tf_autoctx.data.configuration import Augmentation
+from tf_autoctx.data.configuration import Augmentation, Resampling
 from tf_autoctx.models.options import (
     ATTENTION_KERNELS,
     BIAS,
@@ -131,7 +131,7 @@ DECLARATION = Declaration(
     name="fetal_head",
     dimensions=3,
     configuration=FetalHead,
-    training=(Augmentation,),
+    training=(Augmentation, Resampling),
     phantoms=Phantoms,
     presets=PRESETS,
     implementation="tf_autoctx.systems.fetal_head.system:FetalHeadSystem",

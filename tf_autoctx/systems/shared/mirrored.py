@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from tf_autoctx.systems.shared.evaluation import Evaluator
-from tf_autoctx.systems.shared.system import Predictor, segmented
+from tf_autoctx.systems.shared.system import Evaluator, Predictor, segmented
 
 
 class Mirrored:
@@ -25,8 +24,8 @@ class Mirrored:
     ) -> None:
         self._evaluator, self._predictor, self._labels = evaluator, predictor, labels
 
-    def __call__(self, voxels: np.ndarray) -> dict[str, dict[str, Any]]:
-        segmentations = self._evaluator(voxels)
-        output = self._predictor(voxels[None, ..., None], probabilities=True, progress=False)
+    def __call__(self, voxels: np.ndarray, spacing: Sequence[float]) -> dict[str, dict[str, Any]]:
+        segmentations = self._evaluator(voxels, spacing)
         name = f"{list(segmentations)[-1]}, mirrored"
-        return {**segmentations, name: segmented(output, self._labels)}
+        mirrored = segmented(self._predictor, voxels, spacing, self._labels)
+        return {**segmentations, name: mirrored}

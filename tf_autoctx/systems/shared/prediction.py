@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,13 +14,16 @@ import tensorflow as tf
 from tf_autoctx import configuration, export
 from tf_autoctx.data import images
 from tf_autoctx.errors import FieldError, UserError
-from tf_autoctx.systems.shared import image_checks, registry
+from tf_autoctx.systems.shared import grid, image_checks, registry
 from tf_autoctx.systems.shared import precision as precisions
 from tf_autoctx.systems.shared.declaration import Declaration
+from tf_autoctx.systems.shared.grid import Grid
 from tf_autoctx.systems.shared.system import Predictor, probabilities_of
 from tf_autoctx.training import runs
 from tf_autoctx.training.configuration import POLICIES
 from tf_autoctx.training.runs import Run
+
+DEFAULT = "serving_default"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +38,7 @@ class Segmentor:
         empty if unknown.
       predictor: what segments.
       precision: that it computes in.
+      grid: on which its networks see volumes; None: as they are.
     """
 
     declaration: Declaration
@@ -42,6 +46,7 @@ class Segmentor:
     spacing: list[list[float]]
     predictor: Predictor
     precision: str = "float32"
+    grid: Grid | None = None
 
     @property
     def dimensions(self) -> int:
@@ -81,7 +86,7 @@ class Segmentor:
 
         Args:
           voxels: (depth, height, width), raw; or (height, width), grey levels from 0 to 255.
-          spacing: (z, y, x) in mm, or (y, x); None: unknown.
+          spacing: (z, y, x) in mm, or (y, x); None: unknown, where there is no `grid`.
           name: of the image, for the warnings.
           probabilities: whether they are wanted.
           uncertainty: whether it is wanted, see `averaging.uncertainty`.
@@ -96,13 +101,21 @@ class Segmentor:
 
         Raises:
           UserError: voxels that are not finite, or of which nothing finite can be computed; see
-            `require_unsure`.
+            `require_unsure` and `Grid.required`.
         """
         if uncertainty:
             self.require_unsure()
         voxels = images.require_finite(name, voxels)
-        image_checks.warn_of_unlike(name, voxels, spacing, self.declaration, self.spacing)
-        wanted = {"probabilities": probabilities, "uncertainty": uncertainty, "progress": progress}
+        trained = () if self.grid else self.spacing  # any other is resampled
+        image_checks.warn_of_unlike(name, voxels, spacing, self.declaration, trained)
+        if self.grid:
+            self.grid.required(name, voxels.shape, spacing)
+        wanted = {
+            "probabilities": probabilities,
+            "uncertainty": uncertainty,
+            "progress": progress,
+            "spacing": spacing,
+        }
         output = self._output(name, voxels[None, ..., None], wanted)
         segmentation: dict[str, Any] = {"label": np.asarray(output["label"])[0, ..., 0]}
         if probabilities:
@@ -118,7 +131,7 @@ class Segmentor:
         return segmentation
 
     def _output(
-        self, name: str | pathlib.Path, image: np.ndarray, wanted: dict[str, bool]
+        self, name: str | pathlib.Path, image: np.ndarray, wanted: dict[str, Any]
     ) -> dict[str, Any]:
         """What the predictor returns; a NaN of its probability would be background."""
         try:
@@ -203,7 +216,8 @@ def _of_run(run: Run, options: Mapping[str, Any], precision: str, mirrors: bool)
     precision = precisions.chosen(run, precision)
     axes = system.required_mirrors(run.flags) if mirrors else ()
     predictor = system.predictor(run, options, precision, axes)
-    return Segmentor(declaration, system.labels, run.spacing, predictor, precision)
+    known = declaration, system.labels, run.spacing
+    return Segmentor(*known, predictor, precision, system.grid)
 
 
 class _SavedModelPredictor:
@@ -213,18 +227,25 @@ class _SavedModelPredictor:
 
     def __init__(self, path: pathlib.Path) -> None:
         self._model = tf.saved_model.load(str(path))  # owns the variables
-        self._label: Callable[..., dict[str, tf.Tensor]] = self._model.signatures["serving_default"]
-        self._all = self._model.signatures.get("probabilities", self._label)
-        self._unsure = self._model.signatures.get("uncertainty")
-        self.is_unsure = self._unsure is not None
-        weights = [variable.numpy() for variable in self._label.variables]
+        self._functions: Mapping[str, Any] = self._model.signatures
+        self.is_unsure = "uncertainty" in self._functions
+        weights = [variable.numpy() for variable in self._functions[DEFAULT].variables]
         self.is_finite = all(np.isfinite(array).all() for array in weights)
 
     def __call__(
-        self, image: np.ndarray, probabilities: bool, progress: bool, uncertainty: bool = False
+        self,
+        image: np.ndarray,
+        probabilities: bool,
+        progress: bool,
+        uncertainty: bool = False,
+        spacing: Sequence[float] | None = None,
     ) -> dict[str, Any]:
-        function = self._unsure if uncertainty else self._all if probabilities else self._label
-        return function(image=tf.constant(image))
+        name = "uncertainty" if uncertainty else "probabilities" if probabilities else DEFAULT
+        name = name if name in self._functions else DEFAULT
+        inputs = {"image": tf.constant(image)}
+        if (spaced := export.spaced(name)) in self._functions:
+            name, inputs["spacing"] = spaced, tf.constant([spacing], tf.float32)
+        return self._functions[name](**inputs)
 
 
 def _of_saved_model(path: pathlib.Path) -> Segmentor:
@@ -239,6 +260,7 @@ def _of_saved_model(path: pathlib.Path) -> Segmentor:
         card = export.read_card(path)
         labels, name = runs.labels(card), card["system"]
         spacing = [[float(mm) for mm in edges] for edges in card.get("spacing") or []]
+        on_grid = grid.of_facts(card.get("grid"))
     except Exception as error:  # TensorFlow's reader raises whatever comes next
         raise UserError(
             f"{path}: not a SavedModel of ours ({type(error).__name__}); delete the folder and "
@@ -252,4 +274,4 @@ def _of_saved_model(path: pathlib.Path) -> Segmentor:
     declaration = registry.find(name, str(path))
     image_checks.warn_of_orientation(path, card, declaration.dimensions)
     precision = card.get("precision", "float32")
-    return Segmentor(declaration, labels, spacing, predictor, precision)
+    return Segmentor(declaration, labels, spacing, predictor, precision, on_grid)
