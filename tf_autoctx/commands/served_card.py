@@ -28,6 +28,7 @@ class Card:
       spacing: smallest and largest of the training cases in mm, (z, y, x); empty if unknown.
       orientation: of the volumes that the model was trained on; empty if unknown.
       digest: SHA-256 (hex) of its text, in which that of the weights stands.
+      channels: of the images that the model takes.
     """
 
     declaration: Declaration | None = None
@@ -35,6 +36,7 @@ class Card:
     spacing: list[list[float]] = dataclasses.field(default_factory=list)
     orientation: str = ""
     digest: str = ""
+    channels: int = 1
 
     @classmethod
     def of(cls, text: str) -> Self:
@@ -52,7 +54,8 @@ class Card:
             orientation = serving.plain(str(card.get("orientation") or ""))
             digest = hashlib.sha256(text.encode()).hexdigest()
             system = _declaration(str(card.get("system")))
-            return cls(system, labels, spacing, orientation, digest)
+            channels = max(1, len(list(card.get("channels") or ())))
+            return cls(system, labels, spacing, orientation, digest, channels)
         except (AttributeError, TypeError, RecursionError, OverflowError) as error:
             raise ValueError(str(error)) from None
 

@@ -128,8 +128,8 @@ def _prepare(
 ) -> None:
     """Fills the folder of a case, of which image and label were read."""
     image, label = pair
-    voxels = image.array.astype(np.float32)
-    tensors = system.prepare(case, voxels[None, ..., None], label[None, ..., None])
+    voxels = images.batch(image.array, label.ndim)
+    tensors = system.prepare(case, voxels, label[None, ..., None])
     for name, tensor in tensors.items():
         pipeline.store(folder / name, tensor, system.chunk)
     spacing = np.array(image.spacing, np.float32)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from tf_autoctx.data import images
 from tf_autoctx.systems.shared.evaluation import Evaluator
 from tf_autoctx.systems.shared.system import Predictor, segmented
 
@@ -27,6 +28,8 @@ class Mirrored:
 
     def __call__(self, voxels: np.ndarray) -> dict[str, dict[str, Any]]:
         segmentations = self._evaluator(voxels)
-        output = self._predictor(voxels[None, ..., None], probabilities=True, progress=False)
-        name = f"{list(segmentations)[-1]}, mirrored"
+        last = list(segmentations)[-1]
+        image = images.batch(voxels, np.ndim(segmentations[last]["label"]))
+        output = self._predictor(image, probabilities=True, progress=False)
+        name = f"{last}, mirrored"
         return {**segmentations, name: segmented(output, self._labels)}

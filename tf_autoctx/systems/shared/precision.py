@@ -12,6 +12,7 @@ from collections.abc import Collection
 import numpy as np
 
 from tf_autoctx import metrics
+from tf_autoctx.data import images
 from tf_autoctx.files import replacing
 from tf_autoctx.systems.shared.evaluation import Evaluator
 from tf_autoctx.systems.shared.system import Predictor
@@ -43,7 +44,8 @@ class Compared:
     def __call__(self, voxels: np.ndarray) -> dict[str, dict[str, object]]:
         segmentations = self._evaluator(voxels)
         served = np.asarray(list(segmentations.values())[-1]["label"])
-        output = self._low(voxels[None, ..., None], probabilities=False, progress=False)
+        image = images.batch(voxels, served.ndim)
+        output = self._low(image, probabilities=False, progress=False)
         label = np.asarray(output["label"])[0, ..., 0]
         agreement = (metrics.dice(served == value, label == value) for value in self._values)
         self.least = min(self.least, *agreement)

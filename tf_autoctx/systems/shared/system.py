@@ -51,7 +51,7 @@ class Predictor(Protocol):
     def __call__(
         self, image: np.ndarray, probabilities: bool, progress: bool, uncertainty: bool = False
     ) -> dict[str, Any]:
-        """Segments raw voxels (1, *spatial, 1) float32.
+        """Segments raw voxels (1, *spatial, channels) float32.
 
         Args:
           probabilities: whether they are wanted.
@@ -83,6 +83,7 @@ class System(abc.ABC):
         a signature of their own.
       configuration: an instance of the declaration's.
       labels: {label value: name} of the structures.
+      channels: of the images.
     """
 
     declaration: ClassVar[Declaration]
@@ -93,9 +94,17 @@ class System(abc.ABC):
     large_probabilities: ClassVar[bool] = False
     configuration: Any
 
-    def __init__(self, configuration: Any, labels: Mapping[int, str]) -> None:
+    def __init__(self, configuration: Any, labels: Mapping[int, str], channels: int = 1) -> None:
         self.configuration = configuration
         self.labels = dict(labels)
+        self.channels = channels
+
+    @classmethod
+    def made(cls, configuration: Any, labels: Mapping[int, str], channels: int) -> Self:
+        """An instance; one whose declaration has no `channels` takes images of one and is not told
+        so."""
+        several = (channels,) if cls.declaration.channels else ()
+        return cls(configuration, labels, *several)
 
     @classmethod
     def of_run(cls, run: Run) -> Self:
@@ -109,7 +118,7 @@ class System(abc.ABC):
         warn_of_orientation(run.folder, run.facts, cls.declaration.dimensions)
         configuration: Any = run.configured(cls.declaration.configuration)
         try:
-            return cls(configuration, run.labels)
+            return cls.made(configuration, run.labels, len(run.channels))
         except ValueError as error:
             raise run.broken(error) from None
 
@@ -182,8 +191,8 @@ class System(abc.ABC):
 
         Args:
           case: for messages.
-          voxels: raw, (1, *spatial, 1) float32.
-          label: likewise, uint8.
+          voxels: raw, (1, *spatial, channels) float32.
+          label: (1, *spatial, 1) uint8.
 
         Returns:
           {name: tensor without batch axis}, of `pipeline.KINDS`.
@@ -224,7 +233,7 @@ class System(abc.ABC):
 
         Args:
           networks: of `served_networks`.
-          image: (batch, *spatial, 1) float32.
+          image: (batch, *spatial, channels) float32.
 
         Returns:
           {name: (batch, *grid, channels) float32}, such as probabilities, on any grids over the
@@ -269,12 +278,14 @@ class System(abc.ABC):
         )
 
     def evaluator(self, networks: Networks) -> Callable[[np.ndarray], Segmentations]:
-        """The segmentation of a raw image (*spatial) float32 by every level or stage, the served
-        one last; here by the served one alone, a method of the system's name."""
+        """The segmentation of a raw image (*spatial) float32, of several channels (*spatial,
+        channels), by every level or stage, the served one last; here by the served one alone, a
+        method of the system's name."""
         predictor = self.graphs(networks)
 
         def segment(voxels: np.ndarray) -> Segmentations:
-            output = predictor(voxels[None, ..., None], probabilities=True, progress=False)
+            image = images.batch(voxels, self.declaration.dimensions)
+            output = predictor(image, probabilities=True, progress=False)
             return {self.declaration.name: segmented(output, self.labels)}
 
         return segment
@@ -326,7 +337,7 @@ class System(abc.ABC):
     @property
     def spec(self) -> tf.TensorSpec:
         """Of the raw images that the export takes."""
-        return export.VOLUME if self.declaration.dimensions == 3 else export.IMAGE
+        return export.spec_of(self.declaration.dimensions, self.channels)
 
     def served_networks(self, networks: Networks) -> Networks:
         """Those of the finished networks that `segment` needs."""
