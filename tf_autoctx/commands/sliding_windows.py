@@ -19,6 +19,7 @@ from tf_autoctx import configuration, files
 from tf_autoctx.commands.command_line import Command, Given
 from tf_autoctx.configuration import field
 from tf_autoctx.data.configuration import Augmentation
+from tf_autoctx.errors import FieldError
 from tf_autoctx.systems.embryo.configuration import (
     SLIDING_WINDOWS,
     SlidingWindows,
@@ -108,6 +109,12 @@ def main(given: Given) -> None:
     chosen = given.configured(Peer)
     trained = TrainedRun.load(chosen.run)
     run, system = trained.run, trained.system
+    if system.channels > 1:
+        raise FieldError(
+            "run",
+            chosen.run,
+            f"its images have {system.channels} channels; expected one, as the peer sees no more.",
+        )
     settings = run.configured(Settings)
     steps = chosen.steps or settings.steps * len(embryo_training.finished_stages(run))
     settings = dataclasses.replace(settings, steps=steps)

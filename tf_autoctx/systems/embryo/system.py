@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_autoctx.configuration import earlier
-from tf_autoctx.data import datasets, pipeline
+from tf_autoctx.data import datasets, images, pipeline
 from tf_autoctx.data.labels import IGNORED
 from tf_autoctx.errors import FieldError, UserError
 from tf_autoctx.systems.embryo import training
@@ -60,9 +60,11 @@ class EmbryoSystem(System):
         "probability": {"range": [0, 1], "meaning": "of the body, then of the ventricle"},
     }
 
-    def __init__(self, configuration: Embryo, labels: Mapping[int, str]) -> None:
-        super().__init__(configuration, labels)
-        self.refinement = Refinement(configuration, labels)
+    def __init__(
+        self, configuration: Embryo, labels: Mapping[int, str], channels: int = 1
+    ) -> None:
+        super().__init__(configuration, labels, channels)
+        self.refinement = Refinement(configuration, labels, channels)
 
     # What a user hands in
 
@@ -193,7 +195,7 @@ class EmbryoSystem(System):
         graphs = {stage: self.graphs({stage: network}) for stage, network in networks.items()}
 
         def segment(voxels: np.ndarray) -> Segmentations:
-            image = voxels[None, ..., None]
+            image = images.batch(voxels, 3)
             return {
                 stage: segmented(graph(image, probabilities=True, progress=False), self.labels)
                 for stage, graph in graphs.items()

@@ -11,7 +11,7 @@ import tensorflow as tf
 from absl import logging
 
 from tf_autoctx import biometry
-from tf_autoctx.data import datasets
+from tf_autoctx.data import datasets, images
 from tf_autoctx.errors import UserError
 from tf_autoctx.systems.fetal_head import training
 from tf_autoctx.systems.fetal_head.configuration import DECLARATION, FetalHead
@@ -32,7 +32,8 @@ class FetalHeadSystem(System):
     served: ClassVar[Served] = {
         "image": {
             "range": None,
-            "units": "raw intensities; each volume is scaled by its own smallest and largest",
+            "units": "raw intensities; each volume is scaled by its own smallest and largest, each "
+            "channel by its own",
             "rule": "any size; the volume's own grid",
         },
         "label": {"range": [0, 1], "meaning": "1 where the head's probability is above 0.5"},
@@ -41,9 +42,9 @@ class FetalHeadSystem(System):
     structure = "head"
     measurements = biometry.METRICS
 
-    def __init__(self, configuration: Any, labels: Mapping[int, str]) -> None:
-        super().__init__(configuration, labels)
-        self.cascade = Cascade(configuration)
+    def __init__(self, configuration: Any, labels: Mapping[int, str], channels: int = 1) -> None:
+        super().__init__(configuration, labels, channels)
+        self.cascade = Cascade(configuration, channels)
 
     # What a user hands in
 
@@ -118,9 +119,11 @@ class FetalHeadSystem(System):
         return axes[1:] if self.configuration.view == "slices" else axes
 
     def evaluator(self, networks: Networks) -> Callable[[np.ndarray], Segmentations]:
-        @tf.function(input_signature=[tf.TensorSpec((None, None, None))], autograph=False)
-        def segment(voxels: Tensor) -> Segmentations:
-            outputs = self.cascade.levels(networks.values(), voxels[None, ..., None])
+        alone = tf.TensorSpec((1, *self.spec.shape[1:]))
+
+        @tf.function(input_signature=[alone], autograph=False)
+        def segmentations(image: Tensor) -> Segmentations:
+            outputs = self.cascade.levels(networks.values(), image)
             return {
                 f"level {level}": {
                     "label": output["label"][0, ..., 0],
@@ -128,6 +131,9 @@ class FetalHeadSystem(System):
                 }
                 for level, output in enumerate(outputs, start=1)
             }
+
+        def segment(voxels: np.ndarray) -> Segmentations:
+            return segmentations(images.batch(voxels, 3))
 
         return segment
 

@@ -13,7 +13,7 @@ import tensorflow as tf
 from keras import ops
 
 from tf_autoctx.configuration import configured
-from tf_autoctx.data import arrays, datasets
+from tf_autoctx.data import arrays, datasets, images
 from tf_autoctx.data.labels import IGNORED
 from tf_autoctx.systems.multi_organ import training
 from tf_autoctx.systems.multi_organ.configuration import DECLARATION, MultiOrgan
@@ -60,10 +60,12 @@ class MultiOrganSystem(System):
     }
     large_probabilities = True
 
-    def __init__(self, configuration: MultiOrgan, labels: Mapping[int, str]) -> None:
+    def __init__(
+        self, configuration: MultiOrgan, labels: Mapping[int, str], channels: int = 1
+    ) -> None:
         # In the order of the network's channels.
-        super().__init__(configuration, dict(sorted(labels.items())))
-        self.pyramid = Pyramid(configuration, labels)
+        super().__init__(configuration, dict(sorted(labels.items())), channels)
+        self.pyramid = Pyramid(configuration, labels, channels)
         self.window = (configuration.window_low, configuration.window_high)
 
     # What a user hands in
@@ -85,11 +87,11 @@ class MultiOrganSystem(System):
     def prepare(self, case: datasets.Case, voxels: Tensor, label: Tensor) -> dict[str, Tensor]:
         """Every level's image, and the label's classes; what is to be ignored stays that."""
         scales = enumerate(self.configuration.scales, start=1)
-        images = {f"image_{n}": self.pyramid.preprocess(voxels, scale)[0] for n, scale in scales}
+        levels = {f"image_{n}": self.pyramid.preprocess(voxels, scale)[0] for n, scale in scales}
         classes = self.pyramid.classes(label)[0]
         if IGNORED not in self.labels:
             classes = np.where(label[0] == IGNORED, label[0], classes)
-        return {"label": classes, **images}
+        return {"label": classes, **levels}
 
     @property
     def chunk(self) -> tuple[int | None, ...]:
@@ -123,10 +125,12 @@ class MultiOrganSystem(System):
         """See `System.evaluator`; probabilities stay on the level's grid."""
         unets = self.unets(networks)
 
-        @tf.function(input_signature=[tf.TensorSpec((None, None, None))], autograph=False)
-        def segment(voxels: Tensor) -> Segmentations:
-            size = ops.shape(voxels)
-            levels = self.pyramid.cascade(unets, voxels[None, ..., None])
+        alone = tf.TensorSpec((1, *self.spec.shape[1:]))
+
+        @tf.function(input_signature=[alone], autograph=False)
+        def segmentations(image: Tensor) -> Segmentations:
+            size = ops.shape(image)[1:4]
+            levels = self.pyramid.cascade(unets, image)
             return {
                 f"level {level}": {
                     "label": self.pyramid.label(probability, size)[0, ..., 0],
@@ -137,6 +141,9 @@ class MultiOrganSystem(System):
                 }
                 for level, probability in enumerate(levels, start=self.configuration.first_level)
             }
+
+        def segment(voxels: np.ndarray) -> Segmentations:
+            return segmentations(images.batch(voxels, 3))
 
         return segment
 
@@ -149,7 +156,7 @@ class MultiOrganSystem(System):
     ) -> Predictor:
         chosen = dataclasses.replace(self.configuration, **options)
         networks = self.in_precision(self.finished(run), precision)
-        return TilePredictor(chosen, self.labels, networks, mirrors)
+        return TilePredictor(chosen, self.labels, networks, mirrors, self.channels)
 
     def unets(self, networks: Networks) -> list[UNet]:
         """See `Pyramid.unets`."""
@@ -183,6 +190,7 @@ class TilePredictor(GraphPredictor):
       configuration, labels: of the system.
       networks: of `System.finished`.
       mirrors: see `System.predictor`.
+      channels: of the images.
     """
 
     def __init__(
@@ -191,8 +199,9 @@ class TilePredictor(GraphPredictor):
         labels: Mapping[int, str],
         networks: Networks,
         mirrors: Sequence[int] = (),
+        channels: int = 1,
     ) -> None:
-        system = _Telling(configuration, labels)
+        system = _Telling(configuration, labels, channels)
         system.done = self._tile_done
         self._pyramid, self._images = system.pyramid, 2 ** len(mirrors)
         self._bar: keras.utils.Progbar | None = None
