@@ -153,8 +153,8 @@ def read(path: str | pathlib.Path, channel: int = 0) -> View:
             f"{path}: not the view of a case; run the evaluation again, which writes it."
         ) from None
     if channel >= channels:
-        told = f"{path} has {channels} channel{'s' * (channels > 1)}; expected up to {channels - 1}."
-        raise FieldError("channel", channel, told)
+        has = f"{path} has {channels} channel{'s' * (channels > 1)}"
+        raise FieldError("channel", channel, f"{has}; expected 0 to {channels - 1}.")
     view["image"] = view["image"][channel]
     return view
 
