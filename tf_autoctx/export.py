@@ -5,8 +5,8 @@ beside `serving_default`, and NAME_bytes beside any other. It takes
 
   image_bytes: string (batch,), each an image's voxels as they lie in memory: little-endian, C
     order, no header.
-  shape: int32, voxels along (depth, height, width), or (height, width); one for all images, or one
-    each: (batch, 3 or 2).
+  shape: int32, voxels along (depth, height, width), or (height, width), and the channels where the
+    model takes several; one for all images, or one each: (batch, numbers of an image).
   dtype: string, of `DTYPES`; one for all images, or one each: (batch,). TensorFlow Serving's own
     batching and the row format of its REST interface know no input without a batch axis.
 
@@ -99,7 +99,7 @@ class Exported:
         `UNSERVED`, the signature `CARD_SIGNATURE`, with "fingerprint" (of weights and
         configuration) and "signatures"; "inputs" and "outputs" may describe these by name, and get
         dtype, shape and axes.
-      spec: `VOLUME` or `IMAGE`.
+      spec: of the images, see `spec_of`.
       spaced: the functions for images of any spacing; None: it is not asked for.
       configuration: JSON-like, whatever besides the weights makes the functions what they are.
     """
@@ -110,6 +110,12 @@ class Exported:
     spec: tf.TensorSpec = VOLUME
     spaced: Spaced | None = None
     configuration: Any = None
+
+
+def spec_of(dimensions: int, channels: int = 1) -> tf.TensorSpec:
+    """Of images of 3 or 2 dimensions and so many channels: `VOLUME` or `IMAGE` with them."""
+    one = VOLUME if dimensions == 3 else IMAGE
+    return tf.TensorSpec((*one.shape[:-1], channels), one.dtype, one.name)
 
 
 def write(directory: str | pathlib.Path, exported: Exported) -> pathlib.Path:
@@ -396,11 +402,12 @@ def _write_warm_up(path: pathlib.Path, exported: Exported) -> None:
         )
         return
     spec, of_spacing = exported.spec, exported.spaced
-    size = [WARM_UP_EDGE] * (spec.shape.rank - 2)
+    size = [WARM_UP_EDGE] * (spec.shape.rank - 2) + _channels(spec)
     image = np.random.default_rng(0).integers(0, 256, size, np.uint8)
     requests: dict[str, dict[str, Any]] = {}
     for signature in exported.functions:
-        requests[signature] = {spec.name: image[None, ..., None].astype(np.float32)}
+        batch = np.reshape(image, (1, *size[: spec.shape.rank - 2], spec.shape[-1]))
+        requests[signature] = {spec.name: batch.astype(np.float32)}
         # With a batch axis each: a server that batches would fail to load a model whose warm-up it
         # cannot batch.
         requests[twin(signature)] = {
@@ -445,20 +452,28 @@ def _bytes_spec() -> list[tf.TensorSpec]:
 
 def _of_bytes(function: Any, spec: tf.TensorSpec) -> Callable[..., dict[str, tf.Tensor]]:
     """The twin for bytes of a concrete function of images of `spec`."""
-    dimensions = spec.shape.rank - 2
+    dimensions, channels = spec.shape.rank - 2, _channels(spec)
+    numbers = dimensions + len(channels)
 
     def of_image(
         image_bytes: tf.Tensor, shape: tf.Tensor, dtype: tf.Tensor, *spacing: tf.Tensor
     ) -> dict[str, tf.Tensor]:
-        image = _decoded(image_bytes, shape, dtype)[None, ..., None]
-        output = function(image, *(edges[None] for edges in spacing))
+        image = _decoded(image_bytes, shape, dtype)
+        if channels:
+            fits = tf.equal(shape[-1], channels[0])
+            told = ["image_bytes holds", shape[-1], f"channels; expected {channels[0]}."]
+            with tf.control_dependencies([tf.debugging.Assert(fits, told)]):
+                image = tf.identity(image)
+            image.set_shape([None] * dimensions + channels)
+        batch = image[None] if channels else image[None, ..., None]
+        output = function(batch, *(edges[None] for edges in spacing))
         return {f"{name}_bytes": _raw(x) for name, x in output.items()}
 
     def of_images(
         image_bytes: tf.Tensor, shape: tf.Tensor, dtype: tf.Tensor, *spacing: tf.Tensor
     ) -> dict[str, Any]:
-        expected = f"shape: expected {dimensions} integers"
-        shapes = _one_each(shape, (dimensions,), image_bytes, expected)
+        expected = f"shape: expected {numbers} integers"
+        shapes = _one_each(shape, (numbers,), image_bytes, expected)
         dtypes = _one_each(dtype, (), image_bytes, "dtype: expected one string")
         mm = f"spacing: expected {dimensions} numbers of mm above 0"
         edges = [_one_each(given, (dimensions,), image_bytes, mm) for given in spacing]
@@ -472,6 +487,11 @@ def _of_bytes(function: Any, spec: tf.TensorSpec) -> Callable[..., dict[str, tf.
         return outputs | {"shape": tf.identity(shape)}
 
     return of_images
+
+
+def _channels(spec: tf.TensorSpec) -> list[int]:
+    """What the shape of an image has at its end: nothing where there is one channel."""
+    return [spec.shape[-1]] if spec.shape[-1] > 1 else []
 
 
 def _one_each(

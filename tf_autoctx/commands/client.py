@@ -35,7 +35,12 @@ class Client:
     """Client: which server and model, and what is segmented."""
 
     model: str = field(..., "Name of the model on the server, see serving/models.config.")
-    input: str = field(..., "Image file, DICOM series folder, or folder of folders of images.")
+    input: str = field(
+        ...,
+        "Image file, DICOM series folder, or folder of folders of images. Where a model takes "
+        "several channels, files of one each: the first one, case_0000.nii.gz, or all of them, "
+        "t1.nii.gz,t2.nii.gz.",
+    )
     output: str = field(..., "Folder for the results; made if it is missing.")
     protocol: str = field(
         "rest",

@@ -7,7 +7,9 @@ r"""Segments images with a finished run or a SavedModel, each on its own grid.
 
 --model is a run folder, a SavedModel, or a folder of its versions, of which the newest is taken. A
 folder is read with all folders below it, and results lie in the same folders. A folder of DICOM
-slices is one image; where it holds several series, --series chooses one.
+slices is one image; where it holds several series, --series chooses one. Where a model takes
+images of several channels, these are the values of a file (or its fourth axis), or lie in files
+case_0000.nii.gz, case_0001.nii.gz and so on, or in files of any names with commas between.
 
 Writes NAME.nii.gz (label values), with --masks masks/NAME.nii.gz (0 and 1) and with --probabilities
 probabilities/NAME.nii.gz; where there are several structures, masks/STRUCTURE/NAME.nii.gz and so
@@ -59,7 +61,12 @@ class Prediction:
     model: str = field(
         ..., "Run folder of a training command, a SavedModel, or a folder of its versions."
     )
-    input: str = field(..., "Image file, DICOM series folder, or folder of folders of images.")
+    input: str = field(
+        ...,
+        "Image file, DICOM series folder, or folder of folders of images. Where a model takes "
+        "several channels, files of one each: the first one, case_0000.nii.gz, or all of them, "
+        "t1.nii.gz,t2.nii.gz.",
+    )
     output: str = field(..., "Folder for the results; made if it is missing.")
     masks: bool = field(False, "Write a mask of each structure too.")
     probabilities: bool = field(
@@ -178,7 +185,8 @@ def _left(
 
     output, segmentor = wanted.output, wanted.segmentor
     source = pathlib.Path(chosen.input)
-    sources = results.sources(source, output, segmentor.dimensions, chosen.series)
+    channels = len(segmentor.channels)
+    sources = results.sources(source, output, segmentor.dimensions, chosen.series, channels)
     paths = {path: wanted.files(name, path) for name, path in sources.items()}
     images.require_own_files({path: kinds.values() for path, kinds in paths.items()})
     files.own(output)
@@ -217,7 +225,9 @@ def write(
     failures: dict[str, UserError] = {}
     unwritten = {path: len(made) for path, made in left.items()}
     bar = keras.utils.Progbar(len(left), unit_name="image", verbose=not alone)
-    tasks = [(path, (path, wanted.segmentor.dimensions, wanted.series)) for path in left]
+    segmentor = wanted.segmentor
+    of_model = segmentor.dimensions, wanted.series, len(segmentor.channels)
+    tasks = [(path, (path, *of_model)) for path in left]
 
     def done(path: str, failure: UserError | None, files: int = 1) -> None:
         if failure and alone:

@@ -29,6 +29,7 @@ class Card:
       resamples: whether images may have any other spacing.
       orientation: of the volumes that the model was trained on; empty if unknown.
       digest: SHA-256 (hex) of its text, in which that of the weights stands.
+      channels: of the images that the model takes.
     """
 
     declaration: Declaration | None = None
@@ -37,6 +38,7 @@ class Card:
     resamples: bool = False
     orientation: str = ""
     digest: str = ""
+    channels: int = 1
 
     @classmethod
     def of(cls, text: str) -> Self:
@@ -54,7 +56,9 @@ class Card:
             orientation = serving.plain(str(card.get("orientation") or ""))
             digest = hashlib.sha256(text.encode()).hexdigest()
             system = _declaration(str(card.get("system")))
-            return cls(system, labels, spacing, bool(card.get("grid")), orientation, digest)
+            channels = max(1, len(list(card.get("channels") or ())))
+            resamples = bool(card.get("grid"))
+            return cls(system, labels, spacing, resamples, orientation, digest, channels)
         except (AttributeError, TypeError, RecursionError, OverflowError) as error:
             raise ValueError(str(error)) from None
 

@@ -116,6 +116,12 @@ def main(given: Given) -> None:
             "its networks see volumes on a grid of mm, and the peer as they are; expected a run of "
             "`spacing=none`.",
         )
+    if system.channels > 1:
+        raise FieldError(
+            "run",
+            chosen.run,
+            f"its images have {system.channels} channels; expected one, as the peer sees no more.",
+        )
     settings = run.configured(Settings)
     steps = chosen.steps or settings.steps * len(embryo_training.finished_stages(run))
     settings = dataclasses.replace(settings, steps=steps)

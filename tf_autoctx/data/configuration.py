@@ -16,13 +16,20 @@ class Data:
     data_dir: str = field(
         "",
         "Your data: a Decathlon or nnU-Net folder, a folder with images/ and labels/, or a CSV "
-        "file of image,label,split[,group,series]. Empty: phantoms are made.",
+        "file of image,label,split[,group,series], of several channels with image_NAME,image_NAME "
+        "and so on in place of image. Empty: phantoms are made.",
         may_change=True,
     )
     foreground: tuple[int, ...] | None = field(
         None,
         "Label values that make up the object or objects, such as 1,2. By default every value but "
         "0.",
+        least=1,
+    )
+    channels: int | None = field(
+        None,
+        "Channels of every image, where data_dir does not tell how many: a folder with images/, or "
+        "a CSV file with the column image. By default one.",
         least=1,
     )
     validation_fraction: float = field(

@@ -48,8 +48,8 @@ def draw(
     """Subvolumes of one case, one a scale, about a voxel of a structure drawn evenly.
 
     Args:
-      case: {"image_1": array (depth, height, width, 1) float32, the volume shrunk to the first
-        scale, ..., "label": likewise (depth, height, width, 1) at full size, "places": see
+      case: {"image_1": array (depth, height, width, channels) float32, the volume shrunk to the
+        first scale, ..., "label": likewise (depth, height, width, 1) at full size, "places": see
         `places`, of one structure at least, "spacing": (3,) mm of a full-size voxel}. Of images and
         label what lies around the subvolumes is read.
       seed: 2 integers.
@@ -59,9 +59,9 @@ def draw(
       augmentation: see `augment.deformed`.
 
     Returns:
-      {"image_1": (size, size, size, 1) float32, "label_1": likewise, uint8, ...}. Images are
-      interpolated linearly and labels taken from the nearest full-size voxel, once; what lies
-      outside the volume is air, 0.
+      {"image_1": (size, size, size, channels) float32, "label_1": (size, size, size, 1) uint8,
+      ...}. Images are interpolated linearly and labels taken from the nearest full-size voxel,
+      once; what lies outside the volume is air, 0.
     """
     seeds = tf.unstack(tf.random.experimental.stateless_split(seed, 4))
     candidates = case["places"].whole()
@@ -86,7 +86,10 @@ def draw(
         shrunk = tf.cast(image.shape()[:3], tf.float32) / full
         cut[f"image_{level}"] = augment.sample_linear(image, at * shrunk - 0.5)
         cut[f"label_{level}"] = augment.sample_nearest(case["label"], at - 0.5 + side)
-    return {name: tf.ensure_shape(tensor, (size, size, size, 1)) for name, tensor in cut.items()}
+    return {
+        name: tf.ensure_shape(tensor, (size, size, size, tensor.shape[-1]))
+        for name, tensor in cut.items()
+    }
 
 
 def patch(

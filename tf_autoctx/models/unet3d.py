@@ -77,6 +77,7 @@ def pyramid(
     classes: int = 8,
     *,
     input_shape: layers.Shape = (None, None, None),
+    channels: int = 1,
     end_to_end: bool = True,
     **arguments: Any,
 ) -> keras.Model:
@@ -91,11 +92,12 @@ def pyramid(
         plain U-Net.
       classes: K, background included.
       input_shape: (depth, height, width) of every level's image; None leaves an axis free.
+      channels: of every level's image.
       end_to_end: whether the gradient of a level flows through its context into the levels before.
       **arguments: of `unet3d`.
 
     Returns:
-      Functional model: {"image_1": (batch, depth, height, width, 1), ..., one per level} ->
+      Functional model: {"image_1": (batch, depth, height, width, channels), ..., one per level} ->
         {"level_1": float32 logits (batch, depth, height, width, classes), ...};
         `get_layer("level_1")` is the U-Net of level 1.
 
@@ -111,7 +113,8 @@ def pyramid(
     images, outputs = {}, {}
     logits = None  # of the level before
     for level, factor in enumerate(downsampling, start=1):
-        x = images[f"image_{level}"] = keras.Input((*input_shape, 1), name=f"image_{level}")
+        shape = (*input_shape, channels)
+        x = images[f"image_{level}"] = keras.Input(shape, name=f"image_{level}")
         if logits is not None:
             context = keras.layers.Softmax(dtype="float32")(logits)
             if not end_to_end:

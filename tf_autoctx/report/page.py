@@ -124,13 +124,16 @@ class Results:
         ]
 
 
-def write(path: str | pathlib.Path, folders: Sequence[str | pathlib.Path]) -> None:
+def write(
+    path: str | pathlib.Path, folders: Sequence[str | pathlib.Path], channel: int = 0
+) -> None:
     """Writes the page.
 
     Args:
       path: of the HTML file, which appears whole or not at all.
       folders: of evaluations, several of the same cases: each with scores.csv and, where they are
         there, views/ and, in the run folder above, config.json and history.csv of its stages.
+      channel: of the images of the first evaluation, which is shown.
 
     Raises:
       UserError: a file is missing or holds something else; evaluations have one name, no case or
@@ -143,7 +146,7 @@ def write(path: str | pathlib.Path, folders: Sequence[str | pathlib.Path]) -> No
     if not set.intersection(*({row["case"] for row in run.rows} for run in runs)):
         raise UserError(f"{listed}: no case in common; expected evaluations of the same cases.")
     results = Results(runs)
-    cases = {name: _packed_case(name, results) for name in results.cases}
+    cases = {name: _packed_case(name, results, channel) for name in results.cases}
     tables.require_same_truth({str(run.folder): run.rows for run in runs})
     drawn: list[go.Figure] = []
     sections = _sections(results, cases, drawn)
@@ -525,17 +528,20 @@ def _json(text: str) -> str:
 # Views
 
 
-def _packed_case(name: str, results: Results) -> dict[str, Any] | None:
-    """What report.js shows of a case; None where no evaluation has a view of it.
+def _packed_case(name: str, results: Results, channel: int) -> dict[str, Any] | None:
+    """What report.js shows of a case, of its image one channel; None where no evaluation has a view
+    of it.
 
     Raises:
       UserError: a view cannot be read, or two show other cases.
     """
     files = [(run, run.folder / "views" / f"{name}.npz") for run in results.runs]
-    loaded = [(run, file, views.read(file)) for run, file in files if file.exists()]
-    if not loaded:
+    files = [(run, file) for run, file in files if file.exists()]
+    if not files:
         return None
-    _, first_file, first = loaded[0]
+    first_file = files[0][1]
+    loaded = [(run, file, views.read(file, channel * (file == first_file))) for run, file in files]
+    first = loaded[0][2]
     methods: list[dict[str, Any]] = []
     distances = [np.nan]
     for run, file, view in loaded:

@@ -79,6 +79,11 @@ class Run:
         return self.facts.get("spacing") or []
 
     @property
+    def channels(self) -> tuple[str, ...]:
+        """Names of those of its images; where it tells none, there is one."""
+        return tuple(self.facts.get("channels") or ("0",))
+
+    @property
     def labels(self) -> dict[int, str]:
         """{label value: name} of the structures.
 
@@ -258,7 +263,8 @@ def load(folder: Path) -> Run:
 def _wrong(facts: Any) -> str | None:
     """Name of what config.json lacks or has in another form; None where all is well."""
     kinds = {"system": str, "flags": dict, "data_fingerprint": str}
-    further = {"labels": dict, "spacing": list, "versions": dict, "resumed": list}
+    lists = dict.fromkeys(("channels", "spacing", "resumed"), list)
+    further = {"labels": dict, "versions": dict, **lists}
     if not isinstance(facts, dict):
         return "an object of JSON"
     for name, kind in kinds.items():
@@ -274,6 +280,8 @@ def _wrong(facts: Any) -> str | None:
         return "spacing"
     if not all(isinstance(name, str) for name in (facts.get("labels") or {}).values()):
         return "labels"
+    if not all(isinstance(name, str) for name in facts.get("channels") or []):
+        return "channels"
     entries = facts.get("resumed") or []
     return None if all(isinstance(entry, dict) for entry in entries) else "resumed"
 

@@ -114,6 +114,7 @@ DECLARATION = Declaration(
     phantoms=Phantoms,
     presets=PRESETS,
     implementation="tf_autoctx.systems.embryo.system:EmbryoSystem",
+    channels=True,
 )
 
 # The peer

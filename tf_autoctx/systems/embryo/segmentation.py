@@ -29,18 +29,22 @@ class Refinement:
     Attributes:
       configuration: what the networks are and what they see.
       labels: {label value: name} of the body and of the ventricle, in this order.
+      channels: of a volume.
 
     Raises:
       ValueError: other than two label values from 1 to 255.
     """
 
-    def __init__(self, configuration: Embryo, labels: Mapping[int, str]) -> None:
+    def __init__(
+        self, configuration: Embryo, labels: Mapping[int, str], channels: int = 1
+    ) -> None:
         if len(labels) != 2 or not all(0 < value < 256 for value in labels):
             raise ValueError(
                 f"labels={labels}: expected two values from 1 to 255, the body's and the "
                 "ventricle's."
             )
         self.configuration, self.labels = configuration, dict(labels)
+        self.channels = channels
 
     def network(self, stage: str) -> keras.Model:
         """A new network of a stage of `STAGES`, under the current Keras dtype policy: VNet I, or
@@ -50,6 +54,7 @@ class Refinement:
             low_size=chosen.low_size,
             body_box=chosen.body_box,
             ventricle_box=chosen.ventricle_box,
+            channels=self.channels,
             auto_context=chosen.auto_context,
             end_to_end=stage == "end_to_end",
             vnets=chosen.vnet,
@@ -59,16 +64,17 @@ class Refinement:
         return whole
 
     def preprocess(self, image: Tensor) -> Tensor:
-        """Intensities divided by the volume's root mean square: fluid stays near 0, whatever the
-        scanner's gain.
+        """Intensities divided by the volume's root mean square, of each channel by its own: fluid
+        stays near 0, whatever the scanner's gain.
 
         Args:
-          image: raw voxels (batch, depth, height, width, 1) float32. An empty volume stays 0.
+          image: raw voxels (batch, depth, height, width, channels) float32. An empty volume stays
+            0.
 
         Returns:
           The same shape, float32.
         """
-        square = ops.mean(ops.square(image), axis=(1, 2, 3, 4), keepdims=True)
+        square = ops.mean(ops.square(image), axis=(1, 2, 3), keepdims=True)
         return image * ops.rsqrt(ops.where(square > 0, square, ops.ones_like(square)))
 
     def low_label(self, label: Tensor) -> Tensor:
@@ -76,7 +82,8 @@ class Refinement:
         return layers.resize_nearest(label, (self.configuration.low_size,) * 3)
 
     def prediction(self, network: keras.Model, image: Tensor) -> tuple[Tensor, Tensor]:
-        """`classified` outputs for a preprocessed volume (batch, depth, height, width, 1)."""
+        """`classified` outputs for a preprocessed volume (batch, depth, height, width,
+        channels)."""
         return self.classified(self.outputs(network, image), ops.shape(image)[1:4])
 
     def outputs(self, network: keras.Model, image: Tensor) -> dict[str, Tensor]:
@@ -84,7 +91,7 @@ class Refinement:
 
         Args:
           network: of any stage.
-          image: (batch, depth, height, width, 1).
+          image: (batch, depth, height, width, channels).
 
         Returns:
           {"refined": probability of body and ventricle, by VNets II and III (batch, depth, height,

@@ -63,9 +63,11 @@ class EmbryoSystem(System):
         "probability": {"range": [0, 1], "meaning": "of the body, then of the ventricle"},
     }
 
-    def __init__(self, configuration: Embryo, labels: Mapping[int, str]) -> None:
-        super().__init__(configuration, labels)
-        self.refinement = Refinement(configuration, labels)
+    def __init__(
+        self, configuration: Embryo, labels: Mapping[int, str], channels: int = 1
+    ) -> None:
+        super().__init__(configuration, labels, channels)
+        self.refinement = Refinement(configuration, labels, channels)
 
     # What a user hands in
 
@@ -199,7 +201,7 @@ class EmbryoSystem(System):
 
         def segment(voxels: np.ndarray, spacing: Sequence[float]) -> Segmentations:
             return {
-                stage: segmented(graph, voxels, spacing, self.labels)
+                stage: segmented(graph, voxels, spacing, 3, self.labels)
                 for stage, graph in graphs.items()
             }
 

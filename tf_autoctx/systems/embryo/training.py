@@ -215,7 +215,9 @@ def last_finished(run: Run) -> Networks:
 def graph(refinement: Refinement, network: keras.Model) -> Graph:
     """`Refinement.prediction` of a network as a graph for one volume of any size."""
 
-    @tf.function(input_signature=[tf.TensorSpec((1, None, None, None, 1))], autograph=False)
+    image = tf.TensorSpec((1, None, None, None, refinement.channels))
+
+    @tf.function(input_signature=[image], autograph=False)
     def prediction(image: Tensor) -> tuple[Tensor, Tensor]:
         return refinement.prediction(network, image)
 

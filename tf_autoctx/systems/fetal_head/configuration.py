@@ -135,4 +135,5 @@ DECLARATION = Declaration(
     phantoms=Phantoms,
     presets=PRESETS,
     implementation="tf_autoctx.systems.fetal_head.system:FetalHeadSystem",
+    channels=True,
 )

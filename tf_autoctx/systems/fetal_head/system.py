@@ -11,7 +11,7 @@ import tensorflow as tf
 from absl import logging
 
 from tf_autoctx import biometry
-from tf_autoctx.data import datasets
+from tf_autoctx.data import datasets, images
 from tf_autoctx.errors import UserError
 from tf_autoctx.models import layers
 from tf_autoctx.systems.fetal_head import training
@@ -41,7 +41,8 @@ class FetalHeadSystem(System):
     served: ClassVar[Served] = {
         "image": {
             "range": None,
-            "units": "raw intensities; each volume is scaled by its own smallest and largest",
+            "units": "raw intensities; each volume is scaled by its own smallest and largest, each "
+            "channel by its own",
             "rule": "any size; the volume's own grid",
         },
         "label": {"range": [0, 1], "meaning": "1 where the head's probability is above 0.5"},
@@ -50,9 +51,9 @@ class FetalHeadSystem(System):
     structure = "head"
     measurements = biometry.METRICS
 
-    def __init__(self, configuration: Any, labels: Mapping[int, str]) -> None:
-        super().__init__(configuration, labels)
-        self.cascade = Cascade(configuration)
+    def __init__(self, configuration: Any, labels: Mapping[int, str], channels: int = 1) -> None:
+        super().__init__(configuration, labels, channels)
+        self.cascade = Cascade(configuration, channels)
 
     # What a user hands in
 

@@ -58,7 +58,7 @@ class LevelStage(AdamStage):
         pipeline.require_one_shape(shapes, session.settings.batch_size)
         # Sizes that are known let XLA compile the step on a GPU.
         unknown = [None] * len(next(iter(shapes)))
-        self._shape = [*(next(iter(shapes)) if len(shapes) == 1 else unknown), 1]
+        self._shape = [*(next(iter(shapes)) if len(shapes) == 1 else unknown)]
 
     def build(self) -> Networks:
         return {"network": self._cascade.network()}
@@ -83,7 +83,10 @@ class LevelStage(AdamStage):
 
     def _known(self, seen: Sample) -> Sample:
         """What a pass sees, of the shape that is known."""
-        return {name: tf.ensure_shape(tensor, self._shape) for name, tensor in seen.items()}
+        return {
+            name: tf.ensure_shape(tensor, [*self._shape, tensor.shape[-1]])
+            for name, tensor in seen.items()
+        }
 
     def augment(self, sample: Sample, seed: Tensor) -> Sample:
         if self._deforms_patches:
@@ -130,7 +133,7 @@ def with_context(
         path = directory / case_of(entry)
         if not path.exists():
             columns = {name: entry[name] for name in LevelStage.columns}
-            sample = pipeline.sample(columns)
+            sample = pipeline.sample(columns, cascade.channels)
             probability = level(sample["image"][None], sample["context"][None])[0]
             pipeline.store(path, probability, chunk(cascade))
         changed.append({**entry, "context": str(path)})
@@ -147,9 +150,11 @@ def chunk(cascade: Cascade) -> tuple[int | None, ...]:
 def level_graph(cascade: Cascade, network: keras.Model) -> Level:
     """`Cascade.probability` of one network as a graph for one volume of any size."""
 
-    volume = tf.TensorSpec((1, None, None, None, 1))
+    image, context = (
+        tf.TensorSpec((1, None, None, None, channels)) for channels in (cascade.channels, 1)
+    )
 
-    @tf.function(input_signature=[volume, volume], autograph=False)
+    @tf.function(input_signature=[image, context], autograph=False)
     def probability(image: Tensor, context: Tensor) -> Tensor:
         return cascade.probability(network, image, context)
 

@@ -158,6 +158,7 @@ DECLARATION = Declaration(
     phantoms=Phantoms,
     presets=PRESETS,
     implementation="tf_autoctx.systems.multi_organ.system:MultiOrganSystem",
+    channels=True,
     prediction=TileOptions,
     voxel_check="tf_autoctx.systems.multi_organ.hounsfield:check_voxels",
 )

@@ -13,7 +13,7 @@ import tensorflow as tf
 from keras import ops
 
 from tf_autoctx.configuration import configured
-from tf_autoctx.data import arrays, datasets
+from tf_autoctx.data import arrays, datasets, images
 from tf_autoctx.data.labels import IGNORED
 from tf_autoctx.systems.multi_organ import training
 from tf_autoctx.systems.multi_organ.configuration import DECLARATION, MultiOrgan
@@ -62,10 +62,12 @@ class MultiOrganSystem(System):
     }
     large_probabilities = True
 
-    def __init__(self, configuration: MultiOrgan, labels: Mapping[int, str]) -> None:
+    def __init__(
+        self, configuration: MultiOrgan, labels: Mapping[int, str], channels: int = 1
+    ) -> None:
         # In the order of the network's channels.
-        super().__init__(configuration, dict(sorted(labels.items())))
-        self.pyramid = Pyramid(configuration, labels)
+        super().__init__(configuration, dict(sorted(labels.items())), channels)
+        self.pyramid = Pyramid(configuration, labels, channels)
         self.window = (configuration.window_low, configuration.window_high)
 
     # What a user hands in
@@ -87,11 +89,11 @@ class MultiOrganSystem(System):
     def prepare(self, case: datasets.Case, voxels: Tensor, label: Tensor) -> dict[str, Tensor]:
         """Every level's image, and the label's classes; what is to be ignored stays that."""
         scales = enumerate(self.configuration.scales, start=1)
-        images = {f"image_{n}": self.pyramid.preprocess(voxels, scale)[0] for n, scale in scales}
+        levels = {f"image_{n}": self.pyramid.preprocess(voxels, scale)[0] for n, scale in scales}
         classes = self.pyramid.classes(label)[0]
         if IGNORED not in self.labels:
             classes = np.where(label[0] == IGNORED, label[0], classes)
-        return {"label": classes, **images}
+        return {"label": classes, **levels}
 
     @property
     def chunk(self) -> tuple[int | None, ...]:
@@ -151,7 +153,8 @@ class MultiOrganSystem(System):
     ) -> Predictor:
         chosen = dataclasses.replace(self.configuration, **options)
         networks = self.in_precision(self.finished(run), precision)
-        return TilePredictor(chosen, self.labels, networks, mirrors, self.grid)
+        how = mirrors, self.grid, self.channels
+        return TilePredictor(chosen, self.labels, networks, *how)
 
     def unets(self, networks: Networks) -> list[UNet]:
         """See `Pyramid.unets`."""
@@ -186,6 +189,7 @@ class TilePredictor(GraphPredictor):
       networks: of `System.finished`.
       mirrors: see `System.predictor`.
       grid: see `System.grid`.
+      channels: of the images.
     """
 
     def __init__(
@@ -195,8 +199,9 @@ class TilePredictor(GraphPredictor):
         networks: Networks,
         mirrors: Sequence[int] = (),
         grid: Grid | None = None,
+        channels: int = 1,
     ) -> None:
-        system = _Telling(configuration, labels)
+        system = _Telling(configuration, labels, channels)
         system.done = self._tile_done
         self._pyramid, self._images, self._grid = system.pyramid, 2 ** len(mirrors), grid
         self._bar: keras.utils.Progbar | None = None

@@ -97,7 +97,7 @@ class PyramidStage(AdamStage):
     def graph(self, networks: Networks) -> Classes:
         pyramid = self._pyramid
         unets = pyramid.unets(networks["network"])
-        image = tf.TensorSpec((1, None, None, None, 1))
+        image = tf.TensorSpec((1, None, None, None, pyramid.channels))
 
         @tf.function(
             input_signature=[[image] * len(self._levels), tf.TensorSpec([3], tf.int32)],

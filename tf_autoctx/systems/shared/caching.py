@@ -133,7 +133,7 @@ def _prepare(
 ) -> None:
     """Fills the folder of a case, of which image and label were read."""
     image, label = pair
-    voxels, labels = image.array.astype(np.float32)[None, ..., None], label[None, ..., None]
+    voxels, labels = images.batch(image.array, label.ndim), label[None, ..., None]
     spacing = np.array(image.spacing, np.float32)
     if system.grid:
         mm = system.grid.required(case.label, label.shape, spacing)

@@ -29,6 +29,7 @@ class Declaration:
       aliases: {another name of a flag: flag}.
       voxel_check: "module:function" of what `check_voxels` calls; the module imports neither Keras
         nor TensorFlow. None: any image will do.
+      channels: whether images may have several; its `System` is told how many then.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Declaration:
     prediction: type | None = None
     aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)
     voxel_check: str | None = None
+    channels: bool = False
 
     def load(self) -> Any:
         """The class of the system, a `System`, whose own metrics are known from then on; imports
@@ -56,10 +58,17 @@ class Declaration:
 
         Args:
           path: of the image, for the message.
-          voxels: raw, (depth, height, width) or (height, width).
+          voxels: raw, (depth, height, width) or (height, width), with an axis more where there are
+            several channels.
         """
-        if self.voxel_check is not None:
-            _imported(self.voxel_check)(path, voxels)
+        if self.voxel_check is None:
+            return
+        check = _imported(self.voxel_check)
+        if voxels.ndim == self.dimensions:
+            check(path, voxels)
+            return
+        for number in range(voxels.shape[-1]):
+            check(f"{path}, channel {number}", voxels[..., number])
 
 
 def _imported(name: str) -> Any:

@@ -107,8 +107,8 @@ def evaluate(
 ) -> list[Row]:
     """Scores methods on cases and prints the table.
 
-    Writes the tables of `tables.write`, a picture per case (last method), and in views/ what the
-    report's page shows of it.
+    Writes the tables of `tables.write`, a picture per case (first channel, last method), and in
+    views/ what the report's page shows of it.
 
     What is measured is drawn too, for the cases that have the structure: agreement of the last
     method with the truth, and where groups have several scans, the spread of their volumes or areas
@@ -168,7 +168,8 @@ def _case(
         rows[method] = [{**about, "group": case.group, **score} for score in scored]
     shown = np.clip(voxels, *scoring.window)
     path = directory / f"{case.name}.png"
-    figures.picture(path, shown, prediction, truth, spacing, case.name, scoring.labels)
+    first = shown if shown.ndim == truth.ndim else shown[..., 0]
+    figures.picture(path, first, prediction, truth, spacing, case.name, scoring.labels)
     view = views.of(shown, truth, segmentations, spacing, scoring.labels)
     views.write(directory / "views" / f"{case.name}.npz", view)
     return rows

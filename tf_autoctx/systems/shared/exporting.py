@@ -62,6 +62,7 @@ def export_run(
         # Of raw volumes, (z, y, x): x grows to the left, y to the back, z to the head.
         "orientation": run.facts.get("orientation"),
         "grid": run.facts.get("grid"),  # mm (z, y, x); null: images are seen as they are
+        **_channels(run),
         **_made_from(run),
         "config": run.flags,
         "initial_weights": run.facts.get("initial_weights"),
@@ -91,6 +92,7 @@ def export_ensemble(
         "spacing": _widest([run.spacing for run in runs if run.spacing]),
         "orientation": runs[0].facts.get("orientation"),
         "grid": runs[0].facts.get("grid"),
+        **_channels(runs[0]),
         "runs": [
             {
                 "name": run.folder.resolve().name,
@@ -177,6 +179,11 @@ def _widest(spacings: Sequence[list[list[float]]]) -> list[list[float]]:
     """The range of several ranges of spacing; empty where there is none."""
     lowest, highest = (zip(*(edges[which] for edges in spacings)) for which in (0, 1))
     return [[*map(min, lowest)], [*map(max, highest)]] if spacings else []
+
+
+def _channels(run: Run) -> dict[str, Any]:
+    """Names of the channels of images, in their order, where there are several."""
+    return {"channels": list(run.channels)} if len(run.channels) > 1 else {}
 
 
 def _made_from(run: Run) -> dict[str, Any]:

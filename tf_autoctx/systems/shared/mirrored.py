@@ -27,5 +27,6 @@ class Mirrored:
     def __call__(self, voxels: np.ndarray, spacing: Sequence[float]) -> dict[str, dict[str, Any]]:
         segmentations = self._evaluator(voxels, spacing)
         name = f"{list(segmentations)[-1]}, mirrored"
-        mirrored = segmented(self._predictor, voxels, spacing, self._labels)
+        dimensions = np.ndim(segmentations[list(segmentations)[-1]]["label"])
+        mirrored = segmented(self._predictor, voxels, spacing, dimensions, self._labels)
         return {**segmentations, name: mirrored}

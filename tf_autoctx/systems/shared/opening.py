@@ -124,7 +124,8 @@ def open_training(
     if values["folds"]:  # all of them have the same structures, or they would be no ensemble
         known = dataclasses.replace(cases, train=cases.train + cases.validation + cases.test)
     labels = kind.structures(known, values["foreground"])
-    system = kind(chosen, labels)
+    checks.require_channels(declaration, source, cases)
+    system = kind.made(chosen, labels, len(cases.channels))
     if values["mirrors"]:
         system.required_mirrors(values)
     fingerprint, of_all_folds = datasets.fingerprints(cases)
@@ -148,6 +149,8 @@ def open_training(
     run = runs.open_run(folder, making, is_chief).note(labels=labels)
     if values["folds"]:
         run = run.note(cases_fingerprint=of_all_folds)
+    if len(cases.channels) > 1:
+        run = run.note(channels=cases.channels)
     if declaration.dimensions == 3:
         run = run.note(spacing=checks.spacing_range(training), orientation=images.ORIENTATION)
     if system.grid:
@@ -213,12 +216,13 @@ def _resolved(session: Session, held_out: int) -> str:
     epochs = math.ceil(settings.steps / epoch)
     folds = session.values["folds"]
     fold = f": fold {session.values['fold']} of {folds}" if folds else ""
+    several = f", channels {', '.join(session.run.channels)}" if session.channels > 1 else ""
     return (
         f"{session.folder}: on {devices.described(session.strategy)}, precision "
         f"{session.values['precision']}, batch {settings.batch_size} x {replicas} "
         f"replica{'s' * (replicas > 1)}\n"
         f"cases: {len(session.training)} to train, {len(session.validation)} to validate, "
-        f"{held_out} held out{fold}\n"
+        f"{held_out} held out{fold}{several}\n"
         f"steps: {settings.steps} for each level or stage, in {epochs} "
         f"epoch{'s' * (epochs > 1)} of {epoch}; learning rate {settings.learning_rate:g}, "
         f"{settings.learning_rate_decay}"

@@ -12,6 +12,7 @@ from collections.abc import Collection, Sequence
 import numpy as np
 
 from tf_autoctx import metrics
+from tf_autoctx.data import images
 from tf_autoctx.files import replacing
 from tf_autoctx.systems.shared.system import Evaluator, Predictor
 from tf_autoctx.training import devices
@@ -44,7 +45,8 @@ class Compared:
     ) -> dict[str, dict[str, object]]:
         segmentations = self._evaluator(voxels, spacing)
         served = np.asarray(list(segmentations.values())[-1]["label"])
-        output = self._low(voxels[None, ..., None], False, False, spacing=spacing)
+        image = images.batch(voxels, served.ndim)
+        output = self._low(image, False, False, spacing=spacing)
         label = np.asarray(output["label"])[0, ..., 0]
         agreement = (metrics.dice(served == value, label == value) for value in self._values)
         self.least = min(self.least, *agreement)

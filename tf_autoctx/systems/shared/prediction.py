@@ -39,6 +39,7 @@ class Segmentor:
       predictor: what segments.
       precision: that it computes in.
       grid: on which its networks see volumes; None: as they are.
+      channels: names of those that an image has, in their order.
     """
 
     declaration: Declaration
@@ -47,6 +48,7 @@ class Segmentor:
     predictor: Predictor
     precision: str = "float32"
     grid: Grid | None = None
+    channels: tuple[str, ...] = ("0",)
 
     @property
     def dimensions(self) -> int:
@@ -85,7 +87,8 @@ class Segmentor:
         """Segments an image, with a warning where it is unlike those of the training.
 
         Args:
-          voxels: (depth, height, width), raw; or (height, width), grey levels from 0 to 255.
+          voxels: (depth, height, width), raw; or (height, width), grey levels from 0 to 255; of
+            several channels (depth, height, width, channels).
           spacing: (z, y, x) in mm, or (y, x); None: unknown, where there is no `grid`.
           name: of the image, for the warnings.
           probabilities: whether they are wanted.
@@ -94,29 +97,30 @@ class Segmentor:
             outside a graph.
 
         Returns:
-          {"label": of the voxels' shape, uint8, "probability", if wanted: {structure: likewise,
+          {"label": of the image's grid, uint8, "probability", if wanted: {structure: likewise,
           float32}, "uncertainty", if wanted: likewise, float32, and where the image was rendered
           online "iterations": [{"rendered", "probability": likewise, float32, "label": uint8}], one
           more than there were, and "kept": the number of the one that is returned}.
 
         Raises:
-          UserError: voxels that are not finite, or of which nothing finite can be computed; see
-            `require_unsure` and `Grid.required`.
+          UserError: another number of axes or channels, voxels that are not finite, or of which
+            nothing finite can be computed; see `require_unsure` and `Grid.required`.
         """
         if uncertainty:
             self.require_unsure()
+        self._require_shape(name, np.shape(voxels))
         voxels = images.require_finite(name, voxels)
         trained = () if self.grid else self.spacing  # any other is resampled
         image_checks.warn_of_unlike(name, voxels, spacing, self.declaration, trained)
         if self.grid:
-            self.grid.required(name, voxels.shape, spacing)
+            self.grid.required(name, voxels.shape[: self.dimensions], spacing)
         wanted = {
             "probabilities": probabilities,
             "uncertainty": uncertainty,
             "progress": progress,
             "spacing": spacing,
         }
-        output = self._output(name, voxels[None, ..., None], wanted)
+        output = self._output(name, images.batch(voxels, self.dimensions), wanted)
         segmentation: dict[str, Any] = {"label": np.asarray(output["label"])[0, ..., 0]}
         if probabilities:
             segmentation["probability"] = probabilities_of(output, self.labels)
@@ -129,6 +133,16 @@ class Segmentor:
                 for iteration in output["iterations"]
             ]
         return segmentation
+
+    def _require_shape(self, name: str | pathlib.Path, shape: tuple[int, ...]) -> None:
+        """Raises a `UserError` for raw voxels of other axes or channels than the model takes."""
+        last = (len(self.channels),) if len(self.channels) > 1 else ()
+        if len(shape) == self.dimensions + len(last) and shape[self.dimensions :] == last:
+            return
+        axes = ("depth", "height", "width")[-self.dimensions :]
+        named = f", its channels {', '.join(self.channels)} last" if last else ""
+        expected = f"({', '.join(map(str, (*axes, *last)))}){named}"
+        raise UserError(f"{name}: has voxels of the shape {shape}; expected {expected}.")
 
     def _output(
         self, name: str | pathlib.Path, image: np.ndarray, wanted: dict[str, Any]
@@ -217,7 +231,7 @@ def _of_run(run: Run, options: Mapping[str, Any], precision: str, mirrors: bool)
     axes = system.required_mirrors(run.flags) if mirrors else ()
     predictor = system.predictor(run, options, precision, axes)
     known = declaration, system.labels, run.spacing
-    return Segmentor(*known, predictor, precision, system.grid)
+    return Segmentor(*known, predictor, precision, system.grid, run.channels)
 
 
 class _SavedModelPredictor:
@@ -261,6 +275,7 @@ def _of_saved_model(path: pathlib.Path) -> Segmentor:
         labels, name = runs.labels(card), card["system"]
         spacing = [[float(mm) for mm in edges] for edges in card.get("spacing") or []]
         on_grid = grid.of_facts(card.get("grid"))
+        channels = tuple(map(str, card.get("channels") or ("0",)))
     except Exception as error:  # TensorFlow's reader raises whatever comes next
         raise UserError(
             f"{path}: not a SavedModel of ours ({type(error).__name__}); delete the folder and "
@@ -274,4 +289,5 @@ def _of_saved_model(path: pathlib.Path) -> Segmentor:
     declaration = registry.find(name, str(path))
     image_checks.warn_of_orientation(path, card, declaration.dimensions)
     precision = card.get("precision", "float32")
-    return Segmentor(declaration, labels, spacing, predictor, precision, on_grid)
+    known = declaration, labels, spacing
+    return Segmentor(*known, predictor, precision, on_grid, channels)

@@ -241,24 +241,26 @@ def note_uncertainty(folder: pathlib.Path, name: str, uncertainty: np.ndarray) -
 
 
 def sources(
-    path: pathlib.Path, output: pathlib.Path, dimensions: int, series: str | None = None
+    path: pathlib.Path,
+    output: pathlib.Path,
+    dimensions: int,
+    series: str | None = None,
+    channels: int = 1,
 ) -> dict[str, str]:
     """{name: path} of the image, or of those in a folder and below it.
 
     Args:
-      path: of an image, a DICOM series folder or a folder of folders of images.
+      path: of an image (see `names.given`), a DICOM series folder or a folder of folders of images.
       output: folder of the results, which is left out.
       dimensions: of the images.
       series: a DICOM series that is wanted, see `images.read`.
+      channels: of the images.
 
     Raises:
       FieldError: a series is wanted and there is no DICOM folder.
       UserError: there is no image.
     """
-    if path.is_dir():
-        paths = names.find(path, series=dimensions == 3, below=True, without=output)
-    else:
-        paths = {names.case_name(path): str(path)}
+    paths = names.given(path, dimensions == 3, output, channels)
     if series is not None and not any(pathlib.Path(file).is_dir() for file in paths.values()):
         raise FieldError("series", series, f"{path} holds no DICOM folder; expected one.")
     return paths

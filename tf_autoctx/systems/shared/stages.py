@@ -172,12 +172,13 @@ class _StageTask:
         )
         files = {name: [entry[name] for entry in session.training] for name in stage.columns}
         augment = None if self._augments else stage.augment
-        return pipeline.training(files, stage.read, order, augment)
+        return pipeline.training(files, stage.read, order, augment, session.channels)
 
     def validate(self) -> loop.Logs:
         assert self._graph is not None
+        channels = self._session.channels
         samples = (
-            pipeline.sample({name: entry[name] for name in self._stage.columns})
+            pipeline.sample({name: entry[name] for name in self._stage.columns}, channels)
             for entry in self._session.validation
         )
         scores = [self._stage.score(self._graph, sample) for sample in samples]

@@ -49,7 +49,7 @@ class Evaluator(Protocol):
     """The segmentation of a raw image by several methods."""
 
     def __call__(self, voxels: np.ndarray, spacing: Sequence[float]) -> Segmentations:
-        """Segments voxels (*spatial) float32 of a spacing (z, y, x) or (y, x), mm."""
+        """Segments voxels (*spatial) or (*spatial, channels) float32 of a spacing (z, y, x) or (y, x), mm."""
 
 
 class Predictor(Protocol):
@@ -71,7 +71,7 @@ class Predictor(Protocol):
         uncertainty: bool = False,
         spacing: Sequence[float] | None = None,
     ) -> dict[str, Any]:
-        """Segments raw voxels (1, *spatial, 1) float32.
+        """Segments raw voxels (1, *spatial, channels) float32.
 
         Args:
           probabilities: whether they are wanted.
@@ -106,6 +106,7 @@ class System(abc.ABC):
       labels: {label value: name} of the structures.
       grid: on which networks see volumes; None: as they are. `estimate` and `prepare` are given
         what is on it.
+      channels: of the images.
     """
 
     declaration: ClassVar[Declaration]
@@ -117,9 +118,17 @@ class System(abc.ABC):
     configuration: Any
     grid: Grid | None = None
 
-    def __init__(self, configuration: Any, labels: Mapping[int, str]) -> None:
+    def __init__(self, configuration: Any, labels: Mapping[int, str], channels: int = 1) -> None:
         self.configuration = configuration
         self.labels = dict(labels)
+        self.channels = channels
+
+    @classmethod
+    def made(cls, configuration: Any, labels: Mapping[int, str], channels: int) -> Self:
+        """An instance; one whose declaration has no `channels` takes images of one and is not told
+        so."""
+        several = (channels,) if cls.declaration.channels else ()
+        return cls(configuration, labels, *several)
 
     @classmethod
     def of_run(cls, run: Run) -> Self:
@@ -133,7 +142,7 @@ class System(abc.ABC):
         warn_of_orientation(run.folder, run.facts, cls.declaration.dimensions)
         configuration: Any = run.configured(cls.declaration.configuration)
         try:
-            system = cls(configuration, run.labels)
+            system = cls.made(configuration, run.labels, len(run.channels))
             system.grid = grid.of_facts(run.facts.get("grid"))
         except (TypeError, ValueError) as error:
             raise run.broken(error) from None
@@ -208,8 +217,8 @@ class System(abc.ABC):
 
         Args:
           case: for messages.
-          voxels: raw, (1, *spatial, 1) float32, on the `grid`.
-          label: likewise, uint8.
+          voxels: raw, (1, *spatial, channels) float32, on the `grid`.
+          label: (1, *spatial, 1) uint8.
 
         Returns:
           {name: tensor without batch axis}, of `pipeline.KINDS`.
@@ -250,7 +259,7 @@ class System(abc.ABC):
 
         Args:
           networks: of `served_networks`.
-          image: (batch, *spatial, 1) float32, on the `grid`.
+          image: (batch, *spatial, channels) float32, on the `grid`.
 
         Returns:
           {name: (batch, *grid, channels) float32}, such as probabilities, on any grids over the
@@ -297,10 +306,10 @@ class System(abc.ABC):
     def evaluator(self, networks: Networks) -> Evaluator:
         """The segmentation by every level or stage, the served one last; here by the served one
         alone, a method of the system's name."""
-        predictor = self.graphs(networks)
+        predictor, dimensions = self.graphs(networks), self.declaration.dimensions
 
         def segment(voxels: np.ndarray, spacing: Sequence[float]) -> Segmentations:
-            return {self.declaration.name: segmented(predictor, voxels, spacing, self.labels)}
+            return {self.declaration.name: segmented(predictor, voxels, spacing, dimensions, self.labels)}
 
         return segment
 
@@ -314,7 +323,7 @@ class System(abc.ABC):
         graph = Graph(segment, self.spec, self.grid)
 
         def evaluate(voxels: np.ndarray, spacing: Sequence[float]) -> Segmentations:
-            return graph(voxels[None, ..., None], spacing)
+            return graph(images.batch(voxels, self.declaration.dimensions), spacing)
 
         return evaluate
 
@@ -365,7 +374,7 @@ class System(abc.ABC):
     @property
     def spec(self) -> tf.TensorSpec:
         """Of the raw images that the export takes."""
-        return export.VOLUME if self.declaration.dimensions == 3 else export.IMAGE
+        return export.spec_of(self.declaration.dimensions, self.channels)
 
     def served_networks(self, networks: Networks) -> Networks:
         """Those of the finished networks that `segment` needs."""
@@ -497,10 +506,13 @@ def segmented(
     predictor: Predictor,
     voxels: np.ndarray,
     spacing: Sequence[float] | None,
+    dimensions: int,
     labels: Mapping[int, str],
 ) -> dict[str, Any]:
-    """What a predictor makes of a raw image (*spatial) float32, as one of the `Segmentations`."""
-    output = predictor(voxels[None, ..., None], True, False, spacing=spacing)
+    """What a predictor makes of a raw image (*spatial) or (*spatial, channels), of so many spatial
+    dimensions, as one of the `Segmentations`."""
+    image = images.batch(voxels, dimensions)
+    output = predictor(image, True, False, spacing=spacing)
     label = np.asarray(output["label"])[0, ..., 0]
     return {"label": label, "probability": probabilities_of(output, labels)}
 
