@@ -270,9 +270,8 @@ def compare(
 
     dsc = ratio(2 * both, size + true_size)
     length = "pixel" if spacing is None else "mm"
-    extent, unit = ("volume", "mL") if truth.ndim == 3 else ("area", "mm2")
-    unit = "pixel" if spacing is None else unit
-    voxel = 1.0 if spacing is None else np.prod(spacing) / (1000 if unit == "mL" else 1)
+    measured, true = extent_of(prediction, spacing), extent_of(truth, spacing)
+    extent = "volume" if truth.ndim == 3 else "area"
     error = abs(size - true_size) / true_size if true_size else (np.inf if size else 0.0)
     scores = {
         "DSC_percent": 100 * dsc,
@@ -283,8 +282,8 @@ def compare(
         f"Adb_{length}": sum(of_one.mean() for of_one in distances) / 2,
         f"Hdb_{length}": max(of_one.max() for of_one in distances),
         f"Hdb95_{length}": max(np.percentile(of_one, 95) for of_one in distances),
-        f"{extent}_{unit}": size * voxel,
-        f"truth_{extent}_{unit}": true_size * voxel,
+        **measured,
+        **{f"truth_{name}": value for name, value in true.items()},
         f"{extent}_error_percent": 100 * error,
     }
     if tolerance is not None and spacing is not None:
@@ -292,6 +291,16 @@ def compare(
         near = np.concatenate(distances) <= tolerance * (1 + 1e-9)
         scores["NSD_percent"] = 100 * near.mean()
     return {name: float(value) for name, value in scores.items()}
+
+
+def extent_of(mask: npt.ArrayLike, spacing: Sequence[float] | None = None) -> dict[str, float]:
+    """The volume or area of a mask (z, y, x) or (y, x): {"volume_mL"}, {"area_mm2"}, or in pixels
+    without a spacing (mm, in the array's order) {"volume_pixel"}, {"area_pixel"}."""
+    array = np.asarray(mask)
+    extent, unit = ("volume", "mL") if array.ndim == 3 else ("area", "mm2")
+    voxel = 1.0 if spacing is None else float(np.prod(spacing)) / (1000 if unit == "mL" else 1)
+    name = f"{extent}_{'pixel' if spacing is None else unit}"
+    return {name: np.count_nonzero(array) * voxel}
 
 
 def _distances(

@@ -134,6 +134,7 @@ DECLARATION = Declaration(
     training=(Augmentation, Resampling),
     phantoms=Phantoms,
     presets=PRESETS,
+    measurement="tf_autoctx.biometry:head",
     implementation="tf_autoctx.systems.fetal_head.system:FetalHeadSystem",
     channels=True,
 )
