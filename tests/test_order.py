@@ -861,14 +861,18 @@ def test_tables_killed_at_any_file_are_written_whole_the_next_time(tmp_path, kil
         }
         for number, case in enumerate("ab")
     ]
-    tables.write(tmp_path / "whole", rows, failures={"c": "cut short"})
-    tables.write(tmp_path / "run", rows[:1], failures={"d": "cut short"})
+    new, old = (
+        {"failures": {case: "cut short"}, "curves": {("method", "head"): bins}}
+        for case, bins in (("c", np.ones((10, 3))), ("d", np.zeros((10, 3))))
+    )
+    tables.write(tmp_path / "whole", rows, **new)
+    tables.write(tmp_path / "run", rows[:1], **old)
     killed(name, after)
     with pytest.raises(Killed):
-        tables.write(tmp_path / "run", rows, failures={"c": "cut short"})
+        tables.write(tmp_path / "run", rows, **new)
     left = {path.name for path in (tmp_path / "run").iterdir()}
     assert "scores.csv" not in left or left == set(tables.FILES)
-    tables.write(tmp_path / "run", rows, failures={"c": "cut short"})
+    tables.write(tmp_path / "run", rows, **new)
     for file in tables.FILES:
         assert (tmp_path / "run" / file).read_text() == (tmp_path / "whole" / file).read_text()
 

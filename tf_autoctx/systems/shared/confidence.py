@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -92,9 +93,18 @@ def scores(of_structures: Mapping[str, Confidence], structure: str) -> dict[str,
 def _on_grid(probability: Any, shape: Sequence[int]) -> np.ndarray:
     """A probability of any grid, (*spatial), on one of that shape."""
     voxels = np.asarray(probability, np.float32)
-    return voxels if voxels.shape == tuple(shape) else np.asarray(_resized(voxels, [*shape]))
+    if voxels.shape == tuple(shape):
+        return voxels
+    return np.asarray(_resampling(voxels.ndim)(voxels, np.array(shape, np.int32)))
 
 
-@tf.function(autograph=False, reduce_retracing=True)
-def _resized(voxels: Tensor, size: Tensor) -> Tensor:
-    return layers.resize_linear(voxels[None, ..., None], tf.unstack(size))[0, ..., 0]
+@functools.cache
+def _resampling(dimensions: int) -> Callable[[np.ndarray, np.ndarray], Tensor]:
+    """(voxels, new size) -> voxels, linear, in a graph of so many dimensions."""
+    spec = tf.TensorSpec([None] * dimensions), tf.TensorSpec([dimensions], tf.int32)
+
+    @tf.function(input_signature=spec, autograph=False)
+    def resampled(voxels: Tensor, size: Tensor) -> Tensor:
+        return layers.resize_linear(voxels[None, ..., None], tf.unstack(size))[0, ..., 0]
+
+    return resampled

@@ -144,9 +144,8 @@ def evaluate(
         for row in sorted(of_method, key=lambda row: order.index(row["structure"]))
     ]
     tables.write(directory, rows, curves=curves)
-    if curves:
-        last = list(by_method)[-1]
-        drawn = {name: curves[last, name] for name in order if (last, name) in curves}
+    last = list(by_method)[-1]
+    if drawn := {name: curves[last, name] for name in order if (last, name) in curves}:
         figures.calibration(directory / "calibration.png", drawn, f"Calibration, {last}")
     print(tables.table(rows) if len(order) == 1 else tables.dice_table(rows))
     if scoring.measure:
