@@ -4,8 +4,8 @@
   autoctx-report --evaluations=runs/all_folds --output=report.html
 
 The runs are those of one training command with --folds=3 and --fold=1, 2 and 3, each scored on the
-cases that it never saw. Writes scores.csv, cases.csv, summary.json and calibration.csv, and what the
-report's page shows of every case, and prints the table with its intervals.
+cases that it never saw. Writes scores.csv, cases.csv, summary.json and calibration.csv, and what
+the report's page shows of every case, and prints the table with its intervals.
 """
 
 from __future__ import annotations
