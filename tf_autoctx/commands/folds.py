@@ -35,14 +35,16 @@ class Folds:
 def main(given: Given) -> None:
     chosen = given.configured(Folds)
     from tf_autoctx.report import calibration, tables
-    from tf_autoctx.systems.shared import folds
+    from tf_autoctx.systems.shared import evaluation, folds
 
     folders, output = chosen.runs or (), pathlib.Path(chosen.output)
     rows = folds.joined(folders)
-    curves = [calibration.read(pathlib.Path(run) / "evaluation") for run in folders]
-    files.own(output)
+    of_folds = [calibration.read(pathlib.Path(run) / "evaluation") for run in folders]
     # Of an earlier release's evaluation there are none.
-    tables.write(output, rows, curves=calibration.joined(curves) if all(curves) else None)
+    curves = calibration.joined(of_folds) if all(of_folds) else {}
+    files.own(output)
+    tables.write(output, rows, curves=curves)
+    evaluation.draw_calibration(output, rows, curves)
     for view in (path for run in folders for path in pathlib.Path(run).glob(folds.VIEWS)):
         with files.replacing(output / "views" / view.name) as partial:
             shutil.copyfile(view, partial)

@@ -144,9 +144,7 @@ def evaluate(
         for row in sorted(of_method, key=lambda row: order.index(row["structure"]))
     ]
     tables.write(directory, rows, curves=curves)
-    last = list(by_method)[-1]
-    if drawn := {name: curves[last, name] for name in order if (last, name) in curves}:
-        figures.calibration(directory / "calibration.png", drawn, f"Calibration, {last}")
+    draw_calibration(directory, rows, curves)
     print(tables.table(rows) if len(order) == 1 else tables.dice_table(rows))
     if scoring.measure:
         draw_measurements(directory, by_method)
@@ -201,6 +199,18 @@ def _counted(
         for method, segmentation in segmentations.items()
     }
     return counted, left_out(truth, truth, structures)[1]
+
+
+def draw_calibration(
+    directory: pathlib.Path, rows: Sequence[Row], curves: calibration.Curves
+) -> None:
+    """Draws the curves of the last method of some rows, where it has any."""
+    path, structures = directory / "calibration.png", dict.fromkeys(r["structure"] for r in rows)
+    method = rows[-1]["method"]
+    drawn = {name: curves[method, name] for name in structures if (method, name) in curves}
+    path.unlink(missing_ok=True)
+    if drawn:
+        figures.calibration(path, drawn, f"Calibration, {method}")
 
 
 def draw_measurements(directory: pathlib.Path, by_method: Mapping[str, list[Row]]) -> None:
