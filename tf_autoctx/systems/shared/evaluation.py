@@ -206,7 +206,7 @@ def draw_calibration(
 ) -> None:
     """Draws the curves of the last method of some rows, where it has any."""
     path, structures = directory / "calibration.png", dict.fromkeys(r["structure"] for r in rows)
-    method = rows[-1]["method"]
+    method = rows[-1]["method"] if rows else ""
     drawn = {name: curves[method, name] for name in structures if (method, name) in curves}
     path.unlink(missing_ok=True)
     if drawn:
