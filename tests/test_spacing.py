@@ -263,7 +263,7 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
     spacings = [(2, 2, 2), (1, 2, 2), (4, 2, 2.5), (2, 1, 2), (2, 2, 2), (2, 4, 1)]
     data = balls(folder / "data", spacings)
-    flags = ("--level=1", "--variant=3D-DeconvNet", "--base_filters=4", "--scale=1", "--steps=60")
+    flags = ("--level=1", "--variant=3D-DeconvNet", "--base_filters=4", "--steps=60")
     running.train(
         "fetal_head",
         *(f"--data_dir={data}", f"--work_dir={folder / 'run'}", "--spacing=auto"),
@@ -276,6 +276,7 @@ def test_auto_is_the_median_of_the_training_cases(trained):
     _, run = trained
     facts = json.loads((run / "config.json").read_text())
     assert facts["grid"] == [2, 2, 2] and facts["flags"]["spacing"] == "auto"
+    assert facts["flags"]["scale"] == 1  # of a grid that is chosen nothing is shrunk
     # What is learnt from has voxels of the grid.
     assert facts["spacing"] == [[2, 2, 2], [2, 2, 2]]
 
