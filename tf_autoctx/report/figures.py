@@ -448,8 +448,8 @@ def calibration(path: Path, curves: Mapping[str, np.ndarray], title: str) -> Non
     ax.plot([0, 1], [0, 1], color=GREY, linestyle="dashed")
     for (name, bins), (colour, style) in zip(curves.items(), _looks(len(curves))):
         label = f"{name}: ECE {metrics.calibration_error(bins):.2f} %"
-        look = {"color": colour, "linestyle": style, "marker": "o", "label": label}
-        ax.plot(*metrics.reliability_curve(bins), **look)
+        x, y = metrics.reliability_curve(bins)
+        ax.plot(x, y, color=colour, linestyle=style, marker="o", label=label)
     ax.set(title=title, xlabel="probability", ylabel="share of voxels that are the structure")
     ax.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
     ax.legend(loc="upper left")

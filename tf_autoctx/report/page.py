@@ -416,7 +416,7 @@ def _uncertainty_chart(results: Results, structure: str) -> go.Figure:
         if not (rows := _unsure(results, method, structure)):
             continue
         visible = True if method in results.shown else "legendonly"
-        look = {"name": method, "legendgroup": method, "visible": visible}
+        look: dict[str, Any] = {"name": method, "legendgroup": method, "visible": visible}
         look |= {"marker": {"color": colour, "size": 8}}
         bins = results.curves.get((method, structure))
         if bins is not None:

@@ -54,7 +54,7 @@ def of_case(
       counted: bool, of the same shape: voxels that are not to be ignored.
       labels: {label value: name}.
     """
-    probabilities = segmentation.get("probability")
+    probabilities = segmentation.get("probability", {})
     told = {}
     for value, name in labels.items() if probabilities else ():
         mask, true_mask = segmentation["label"] == value, truth == value
