@@ -56,9 +56,7 @@ def test_the_surface_dice_at_a_tolerance(folders, capsys):
     (folders / "ours" / "b.nrrd").unlink()
     (folders / "labels" / "b.nii.gz").unlink()
     for tolerance, moved in ((0.5, 100 * 72 / 112), (1, 100)):
-        score_command.command.perform(
-            words(folders, f"--surface_tolerance={tolerance}")
-        )
+        score_command.command.perform(words(folders, f"--surface_tolerance={tolerance}"))
         rows = tables.read(folders / "output")
         assert [row["NSD_percent"] for row in rows] == pytest.approx([moved, 100])
         assert "NSD" in capsys.readouterr().out
