@@ -310,7 +310,7 @@ def test_a_run_and_the_scores_of_its_results_are_equal(tmp_path, capsys):
     data = datasets.load(tmp_path / "cases.csv", seed=0, training=False)
     order = iter(predicted)
 
-    def evaluator(voxels):
+    def evaluator(voxels, spacing):
         turned = images.read(tmp_path / "images" / (name := next(order)) / "ct.nii.gz")
         own = sitk.GetImageFromArray(predicted[name])
         own.CopyInformation(sitk.ReadImage(str(tmp_path / "images" / name / "ct.nii.gz")))

@@ -313,12 +313,9 @@ class System(abc.ABC):
         alone, a method of the system's name."""
         predictor, dimensions = self.graphs(networks), self.declaration.dimensions
 
-        def segment(voxels: np.ndarray, spacing: Sequence[float]) -> Segmentations:
-            return {
-                self.declaration.name: segmented(
-                    predictor, voxels, spacing, dimensions, self.labels
-                )
-            }
+        def segment(voxels: np.ndarray, spacing: Sequence[float] | None) -> Segmentations:
+            segmentation = segmented(predictor, voxels, spacing, dimensions, self.labels)
+            return {self.declaration.name: segmentation}
 
         return segment
 
