@@ -63,9 +63,7 @@ class EmbryoSystem(System):
         "probability": {"range": [0, 1], "meaning": "of the body, then of the ventricle"},
     }
 
-    def __init__(
-        self, configuration: Embryo, labels: Mapping[int, str], channels: int = 1
-    ) -> None:
+    def __init__(self, configuration: Embryo, labels: Mapping[int, str], channels: int = 1) -> None:
         super().__init__(configuration, labels, channels)
         self.refinement = Refinement(configuration, labels, channels)
 
@@ -199,7 +197,7 @@ class EmbryoSystem(System):
         """
         graphs = {stage: self.graphs({stage: network}) for stage, network in networks.items()}
 
-        def segment(voxels: np.ndarray, spacing: Sequence[float]) -> Segmentations:
+        def segment(voxels: np.ndarray, spacing: Sequence[float] | None) -> Segmentations:
             return {
                 stage: segmented(graph, voxels, spacing, 3, self.labels)
                 for stage, graph in graphs.items()

@@ -11,7 +11,7 @@ import tensorflow as tf
 from absl import logging
 
 from tf_autoctx import biometry
-from tf_autoctx.data import datasets, images
+from tf_autoctx.data import datasets
 from tf_autoctx.data.configuration import AS_THEY_ARE
 from tf_autoctx.errors import UserError
 from tf_autoctx.models import layers
@@ -147,7 +147,7 @@ class FetalHeadSystem(System):
                 for level, output in enumerate(outputs, start=1)
             }
 
-        return self.graph_of_volumes(levels)
+        return self.graph_of_images(levels)
 
     def measure(
         self, mask: np.ndarray, truth: np.ndarray, spacing: Sequence[float]

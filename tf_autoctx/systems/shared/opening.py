@@ -28,9 +28,9 @@ from tf_autoctx.systems.shared.caching import Files
 from tf_autoctx.systems.shared.declaration import Declaration
 from tf_autoctx.systems.shared.evaluation import Scoring
 from tf_autoctx.systems.shared.exporting import export_run
+from tf_autoctx.systems.shared.grid import Grid
 from tf_autoctx.systems.shared.mirrored import Mirrored
 from tf_autoctx.systems.shared.session import Session
-from tf_autoctx.systems.shared.grid import Grid
 from tf_autoctx.systems.shared.system import Evaluator, Networks, Reader, System
 from tf_autoctx.training import devices, runs
 from tf_autoctx.training.configuration import POLICIES, Settings
@@ -173,9 +173,7 @@ def _phantoms(kind: type[System], folder: pathlib.Path, values: Mapping[str, Any
         return kind.write_phantoms(own, values)
 
 
-def _grid(
-    chosen: Resampling, cases: datasets.Dataset, read: Reader, isolated: bool
-) -> Grid | None:
+def _grid(chosen: Resampling, cases: datasets.Dataset, read: Reader, isolated: bool) -> Grid | None:
     """The grid that networks are to see volumes on; for `auto` the training cases are read.
 
     Raises:
