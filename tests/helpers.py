@@ -105,3 +105,12 @@ def shadowed(package):
 def heed_interrupts():
     """For a process: tests may run in a job of a shell, which lets those behind ignore them."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def in_order(model, kind):
+    """The layers of a class, in the order in which they were made; their names tell their place."""
+
+    def number(layer):
+        return int("0" + layer.output.name.removeprefix("keras_tensor").lstrip("_"))
+
+    return iter(sorted((x for x in model.layers if type(x).__name__ == kind), key=number))

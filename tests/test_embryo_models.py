@@ -1,12 +1,10 @@
-import re
-
 import helpers
 import keras
 import numpy as np
 import pytest
 import running
 import tensorflow as tf
-from helpers import noise
+from helpers import in_order, noise
 from scipy import ndimage, special
 
 from tf_autoctx import export, losses
@@ -63,14 +61,12 @@ def written_out(model, x, without=()):
     the order of the data.
     """
 
-    def in_order(pattern):
-        found = [layer for layer in model.layers if re.fullmatch(pattern + r"(_\d+)?", layer.name)]
-        return iter(
-            sorted(found, key=lambda layer: int("0" + layer.name.removeprefix(pattern).lstrip("_")))
-        )
-
-    convs, deconvs = in_order("conv3d"), in_order("conv3d_transpose")
-    norms, slopes, stages = in_order("instance_normalization"), in_order("p_re_lu"), iter(range(7))
+    convs, deconvs = in_order(model, "Conv3D"), in_order(model, "Conv3DTranspose")
+    norms, slopes, stages = (
+        in_order(model, "InstanceNormalization"),
+        in_order(model, "PReLU"),
+        iter(range(7)),
+    )
 
     def part(name, x):
         return tf.zeros_like(x) if name in without else x

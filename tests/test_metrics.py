@@ -450,9 +450,9 @@ def test_a_column(name, title, truth, is_score):
 
 
 def test_where_metrics_are_shown():
-    table = ("DSC", "Conf", "Jacc", "Adb", "Hdb", "volume_error", "area_error")
+    table = ("DSC", "Conf", "Jacc", "Adb", "Hdb", "NSD", "volume_error", "area_error")
     assert metrics.shown("table") == table
-    assert metrics.shown("charts") == ("DSC", "Adb", "Hdb", "volume_error", "area_error")
+    assert metrics.shown("charts") == ("DSC", "Adb", "Hdb", "NSD", "volume_error", "area_error")
     assert metrics.shown("measurements") == ("BPD_error", "OFD_error", "HC_error")
 
 

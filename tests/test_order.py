@@ -661,7 +661,7 @@ def test_a_training_with_changes_on_the_device_ends_in_the_same_weights(tmp_path
 class Preparing:
     """Prepares cases as a system does."""
 
-    configuration, labels, chunk = None, {1: "head"}, (2, None, 3)
+    configuration, labels, chunk, grid = None, {1: "head"}, (2, None, 3), None
 
     def prepare(self, case, voxels, label):
         return {"image": voxels[0], "label": label[0]}

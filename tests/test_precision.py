@@ -23,7 +23,13 @@ from tf_autoctx.training import devices, runs
 
 # Of a tiny network each: (command, flags, where its networks lie, labels, size of an image)
 TINY = {
-    "fetal_head": (fetal_head, ("--variant=3D-DeconvNet",), "level_1/model", {1: "a"}, (8, 9, 8)),
+    "fetal_head": (
+        fetal_head,
+        ("--variant=3D-DeconvNet", "--scale=0.4"),
+        "level_1/model",
+        {1: "a"},
+        (8, 9, 8),
+    ),
     "multi_organ": (
         multi_organ,
         ("--levels=1", "--tile_size=16"),

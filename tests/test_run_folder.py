@@ -465,7 +465,7 @@ def test_a_damaged_export_is_written_anew(copy, capsys):
         ({"level": 0}, "level=0: expected a number of at least 1"),
         ({"level": "two"}, "level=two: is of the type str"),
         ({"base_filters": True}, "base_filters=True: is of the type bool"),
-        ({"scale": None}, "scale"),
+        ({"scale": 2}, "scale=2: expected a number from 0.01 to 1"),
     ],
 )
 def test_a_config_that_cannot_be_is_named(copy, change, told):

@@ -140,11 +140,11 @@ for script in sys.argv[1:]:
 
 def test_every_console_command_shows_its_help(environment, tmp_path):
     commands = sorted(environment.glob("autoctx-*"))
-    assert len(commands) == 15
+    assert len(commands) == 17
     for command in commands:
         assert str(environment) in command.read_text() and os.access(command, os.X_OK)
     shown = run(environment / "python", "-c", HELPS, *commands, cwd=tmp_path)
     *helps, rest = shown.split("ENDED\n")
-    assert len(helps) == len(set(helps)) == 15 and not rest
+    assert len(helps) == len(set(helps)) == 17 and not rest
     assert all("\n  --" in text for text in helps)
     assert run(commands[0], "--help", cwd=tmp_path) == helps[0]
