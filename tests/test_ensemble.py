@@ -470,6 +470,6 @@ def test_the_images_to_look_at_first(tmp_path):
     )
     (tmp_path / "uncertainty.csv").write_text("a,b\n1,2\n")
     with pytest.raises(
-        errors.UserError, match=r"uncertainty.csv: cannot be read; expected the col"
+        errors.UserError, match=r"uncertainty.csv: has the columns a,b; expected the col"
     ):
         results.note_uncertainty(tmp_path, "a", np.ones(1))

@@ -85,6 +85,11 @@ def test_distances_equal_brute_force(spacing, seed):
     assert scores["Hdb_mm"] == pytest.approx(max(table.min(1).max(), table.min(0).max()), abs=1e-6)
     percentiles = np.percentile(table.min(1), 95), np.percentile(table.min(0), 95)
     assert scores["Hdb95_mm"] == pytest.approx(max(percentiles), abs=1e-6)
+    for tolerance in (0, 0.7, 1.0, 2.5, 9.0):
+        near = (table.min(1) < tolerance + 1e-6).sum() + (table.min(0) < tolerance + 1e-6).sum()
+        scored = metrics.compare(a, b, spacing, tolerance)
+        assert scored["NSD_percent"] == pytest.approx(100 * near / sum(table.shape))
+    assert "NSD_percent" not in scores and "NSD_percent" not in metrics.compare(a, b, None, 1.0)
     swapped = metrics.compare(b, a, spacing)
     for symmetric in (
         "DSC_percent",
@@ -95,6 +100,22 @@ def test_distances_equal_brute_force(spacing, seed):
         "Hdb95_mm",
     ):
         assert swapped[symmetric] == pytest.approx(scores[symmetric])
+
+
+def test_the_surface_dice_of_moved_cubes_by_hand():
+    """Edges of 4 voxels, moved by one voxel of 2 mm along x."""
+    a, b = (np.zeros((6, 6, 8), bool) for _ in range(2))
+    a[1:5, 1:5, 1:5], b[1:5, 1:5, 2:6] = True, True
+    # 56 of 64 voxels are boundary. Of a, those in b's boundary: 3 columns of 12 outline voxels
+    # (x = 2, 3, 4) and of x = 2, b's own face, the 4 inner ones, which are no boundary of a.
+    within = 100 * 2 * 36 / 112
+    assert metrics.compare(a, b, (1, 1, 2), 0)["NSD_percent"] == pytest.approx(within)
+    # The outline at x = 1 is 2 mm off, its 4 inner voxels too; the face at x = 4 has b's outline 1
+    # or 2 mm beside it.
+    assert metrics.compare(a, b, (1, 1, 2), 2)["NSD_percent"] == 100
+    empty = np.zeros_like(a)
+    assert metrics.compare(a, empty, (1, 1, 2), 5)["NSD_percent"] == 0
+    assert metrics.compare(empty, empty, (1, 1, 2), 5)["NSD_percent"] == 100
 
 
 def random_mask(rng, kind, shape):
@@ -379,7 +400,7 @@ def test_the_table_of_metrics_is_written_out():
     written = set()
     for dimensions in (2, 3):
         mask = ball(dimensions)
-        written |= {*metrics.compare(mask, mask), *metrics.compare(mask, mask, (1,) * dimensions)}
+        written |= {*metrics.compare(mask, mask), *metrics.compare(mask, mask, (1,) * dimensions, 1)}
         written |= {*biometry.compare(mask, mask, (1,) * dimensions)}
     declared = [name for m in metrics.METRICS.values() for name in metrics.columns(m)]
     assert written == set(declared) and len(declared) == len(written)
@@ -388,7 +409,7 @@ def test_the_table_of_metrics_is_written_out():
 def test_directions():
     better = {name: metric.better for name, metric in metrics.METRICS.items()}
     assert better == {
-        **dict.fromkeys(("DSC", "Conf", "Jacc", "precision", "recall"), "higher"),
+        **dict.fromkeys(("DSC", "Conf", "Jacc", "precision", "recall", "NSD"), "higher"),
         **dict.fromkeys(("Adb", "Hdb", "Hdb95", "volume_error", "area_error"), "lower"),
         **dict.fromkeys(("BPD_error", "OFD_error", "HC_error"), "lower"),
         **dict.fromkeys(("volume", "area", "BPD", "OFD", "HC"), "neither"),

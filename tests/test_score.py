@@ -51,6 +51,19 @@ def folders(tmp_path):
     return tmp_path
 
 
+def test_the_surface_dice_at_a_tolerance(folders, capsys):
+    save(folders / "ours" / "a.nii.gz", cube(7, 2, cube(2, 1)))  # 1 moved by a voxel of 1 mm
+    (folders / "ours" / "b.nrrd").unlink()
+    (folders / "labels" / "b.nii.gz").unlink()
+    for tolerance, moved in ((0.5, 100 * 72 / 112), (1, 100)):
+        score_command.command.perform(
+            words(folders, f"--surface_tolerance={tolerance}")
+        )
+        rows = tables.read(folders / "output")
+        assert [row["NSD_percent"] for row in rows] == pytest.approx([moved, 100])
+        assert "NSD" in capsys.readouterr().out
+
+
 def words(folders, *flags):
     folders = [f"--{name}={folders / name}" for name in ("labels", "output")] + [
         f"--predictions={folders / 'ours'}"

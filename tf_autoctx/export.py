@@ -18,6 +18,11 @@ memory of one.
 Every signature refuses an image with a voxel that is no finite float32, and outputs that are not
 finite: a NaN passes through a network without a word, and its label is background.
 
+Where images may have any spacing, every signature NAME has another, NAME_spacing, and
+`serving_spacing` beside `serving_default`, with twins for bytes, which take
+
+  spacing: float32, mm along (depth, height, width); one for all images, or one each: (batch, 3).
+
 The signature `card` returns what a client should know of the model: `request`, int32 (batch,), any
 numbers, -> `card`, string (batch,), the JSON of `CARD` once for each. It has an input, with a batch
 axis, since a server that batches runs no signature without one.
@@ -32,7 +37,7 @@ import itertools
 import json
 import math
 import pathlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -48,6 +53,7 @@ from tf_autoctx.models import layers
 # A volume or a 2D image of any size; the name is that of the signatures' input.
 VOLUME = tf.TensorSpec((None, None, None, None, 1), tf.float32, name="image")
 IMAGE = tf.TensorSpec((None, None, None, 1), tf.float32, name="image")
+SPACING = tf.TensorSpec(None, tf.float32, name="spacing")  # mm
 AXES = {
     5: ["batch", "depth", "height", "width", "channel"],
     4: ["batch", "height", "width", "channel"],
@@ -66,6 +72,20 @@ FORMAT = 2
 
 
 @dataclasses.dataclass(frozen=True)
+class Spaced:
+    """The functions of an export for images of any spacing.
+
+    Attributes:
+      functions: {signature: function} of the same names: an image (1, *spatial, channels) and its
+        `spacing`, mm along its axes -> the same outputs.
+      spacing: of a warm-up request, whose size the functions are to leave as it is.
+    """
+
+    functions: Mapping[str, Callable[[Any, Any], dict[str, Any]]]
+    spacing: Sequence[float]
+
+
+@dataclasses.dataclass(frozen=True)
 class Exported:
     """What goes into a SavedModel.
 
@@ -80,6 +100,7 @@ class Exported:
         configuration) and "signatures"; "inputs" and "outputs" may describe these by name, and get
         dtype, shape and axes.
       spec: of the images, see `spec_of`.
+      spaced: the functions for images of any spacing; None: it is not asked for.
       configuration: JSON-like, whatever besides the weights makes the functions what they are.
     """
 
@@ -87,6 +108,7 @@ class Exported:
     networks: Mapping[str, keras.Model]
     card: Mapping[str, Any]
     spec: tf.TensorSpec = VOLUME
+    spaced: Spaced | None = None
     configuration: Any = None
 
 
@@ -143,7 +165,7 @@ def write(directory: str | pathlib.Path, exported: Exported) -> pathlib.Path:
             str(file.relative_to(partial)): files.digest(file) for file in _files(partial)
         }
         (partial / CARD).write_text(json.dumps(card, indent=1) + "\n")
-        _write_warm_up(partial / WARM_UP, exported.functions, exported.spec)
+        _write_warm_up(partial / WARM_UP, exported)
     return version
 
 
@@ -153,25 +175,39 @@ def _graphs(exported: Exported) -> tuple[dict[str, Any], dict[str, Any]]:
     graphs: dict[str, Any] = {}
     signatures: dict[str, dict[str, list[str]]] = {}
     outputs: dict[str, Any] = {}
-    for signature, function in exported.functions.items():
+    of_spacing = exported.spaced.functions if exported.spaced else {}
+    given: dict[str, Any] = {
+        **exported.functions,
+        **{spaced(name): _each(function, spec) for name, function in of_spacing.items()},
+    }
+    inputs = [spec, *([SPACING] if of_spacing else [])]
+    for signature, function in given.items():
+        taken = inputs if signature not in exported.functions else [spec]
+        of_bytes_spec = [*_bytes_spec(), *taken[1:]]
         # Concrete, since saving would trace a tf.function once more.
-        checked = tf.function(_checked(function), input_signature=[spec], autograph=False)
+        checked = tf.function(_checked(function), input_signature=taken, autograph=False)
         graph = checked.get_concrete_function()
-        bytes_spec = _bytes_spec()
-        of_bytes = tf.function(_of_bytes(graph, spec), input_signature=bytes_spec, autograph=False)
+        of_bytes = tf.function(
+            _of_bytes(graph, spec), input_signature=of_bytes_spec, autograph=False
+        )
         graphs |= {signature: graph, twin(signature): of_bytes.get_concrete_function()}
         output = graph.structured_outputs
-        signatures[signature] = {"inputs": [spec.name], "outputs": list(output)}
+        signatures[signature] = {
+            "inputs": [tensor.name for tensor in taken],
+            "outputs": list(output),
+        }
         signatures[twin(signature)] = {
-            "inputs": [tensor.name for tensor in _bytes_spec()],
+            "inputs": [tensor.name for tensor in of_bytes_spec],
             "outputs": [*(f"{name}_bytes" for name in output), "shape"],
         }
         outputs |= output
     signatures[CARD_SIGNATURE] = {"inputs": ["request"], "outputs": ["card"]}
-    inputs, results = (exported.card.get(kind, {}) for kind in ("inputs", "outputs"))
+    told, results = (exported.card.get(kind, {}) for kind in ("inputs", "outputs"))
     order = "little-endian, C order, axes as above but for batch and for a channel that is alone"
     described = {
-        "inputs": {spec.name: _described(spec) | dict(inputs.get(spec.name, {}))},
+        "inputs": {
+            tensor.name: _described(tensor) | dict(told.get(tensor.name, {})) for tensor in inputs
+        },
         "outputs": {
             name: _described(x) | dict(results.get(name, {})) for name, x in outputs.items()
         },
@@ -274,13 +310,41 @@ def _fingerprint(networks: Iterable[keras.Model], configuration: Any) -> str:
     return digest.hexdigest()
 
 
-def _checked(function: Callable[[Any], dict[str, Any]]) -> Callable[[Any], dict[str, Any]]:
+def _each(
+    function: Callable[[Any, Any], dict[str, Any]], spec: tf.TensorSpec
+) -> Callable[[Any, Any], dict[str, Any]]:
+    """A function of an image and its spacing for images of one size, each of its own spacing."""
+    dimensions = spec.shape.rank - 2
+    alone = tf.TensorSpec((1, *spec.shape[1:]), spec.dtype), tf.TensorSpec((dimensions,))
+    once = tf.function(function, input_signature=alone, autograph=False).get_concrete_function()
+
+    def of_images(image: tf.Tensor, spacing: tf.Tensor) -> dict[str, Any]:
+        expected = f"spacing: expected {dimensions} numbers of mm above 0"
+        edges = _one_each(spacing, (dimensions,), image, expected)
+        possible = tf.reduce_all(tf.math.is_finite(edges) & (edges > 0))
+        with tf.control_dependencies([tf.debugging.Assert(possible, [f"{expected}, not", edges])]):
+            edges = tf.identity(edges)
+        outputs = tf.map_fn(
+            lambda one: {name: x[0] for name, x in once(one[0][None], one[1]).items()},
+            (image, edges),
+            fn_output_signature={
+                name: tf.TensorSpec(x.shape[1:], x.dtype)
+                for name, x in once.structured_outputs.items()
+            },
+            parallel_iterations=1,  # the memory of one image
+        )
+        return dict(outputs)
+
+    return of_images
+
+
+def _checked(function: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
     """The function, of images and with outputs that are finite; else its graph stops."""
     of_image = "voxels that are NaN or infinite as float32; expected finite numbers."
     of_output = "values that are NaN or infinite; expected an image such as those of the training."
 
-    def checked(image: tf.Tensor) -> dict[str, Any]:
-        outputs = function(_finite("image", image, of_image))
+    def checked(image: tf.Tensor, *spacing: tf.Tensor) -> dict[str, Any]:
+        outputs = function(_finite("image", image, of_image), *spacing)
         return {
             name: _finite(name, x, of_output) if x.dtype.is_floating else x
             for name, x in outputs.items()
@@ -318,6 +382,8 @@ def _served_card(card: Mapping[str, Any]) -> Any:
 
 def _described(tensor: Any) -> dict[str, Any]:
     """What a card says of a signature's input or output; the axes that are free are null."""
+    if tensor.shape.rank is None:
+        return {"dtype": tensor.dtype.name}
     return {
         "dtype": tensor.dtype.name,
         "shape": list(tensor.shape),
@@ -325,7 +391,7 @@ def _described(tensor: Any) -> dict[str, Any]:
     }
 
 
-def _write_warm_up(path: pathlib.Path, signatures: Iterable[str], spec: tf.TensorSpec) -> None:
+def _write_warm_up(path: pathlib.Path, exported: Exported) -> None:
     """A request for every signature, which TensorFlow Serving runs before it shows a version."""
     try:
         from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
@@ -335,10 +401,11 @@ def _write_warm_up(path: pathlib.Path, signatures: Iterable[str], spec: tf.Tenso
             "written."
         )
         return
+    spec, of_spacing = exported.spec, exported.spaced
     size = [WARM_UP_EDGE] * (spec.shape.rank - 2) + _channels(spec)
     image = np.random.default_rng(0).integers(0, 256, size, np.uint8)
     requests: dict[str, dict[str, Any]] = {}
-    for signature in signatures:
+    for signature in exported.functions:
         batch = np.reshape(image, (1, *size[: spec.shape.rank - 2], spec.shape[-1]))
         requests[signature] = {spec.name: batch.astype(np.float32)}
         # With a batch axis each: a server that batches would fail to load a model whose warm-up it
@@ -348,6 +415,10 @@ def _write_warm_up(path: pathlib.Path, signatures: Iterable[str], spec: tf.Tenso
             "shape": np.array([size], np.int32),
             "dtype": [image.dtype.name],
         }
+    for signature in of_spacing.functions if of_spacing else ():
+        edges = {"spacing": np.array([of_spacing.spacing], np.float32)}
+        requests[spaced(signature)] = requests[signature] | edges
+        requests[twin(spaced(signature))] = requests[twin(signature)] | edges
     requests[CARD_SIGNATURE] = {"request": np.zeros([1], np.int32)}
     with tf.io.TFRecordWriter(str(path)) as file:
         for signature, inputs in requests.items():
@@ -366,6 +437,11 @@ def twin(signature: str) -> str:
     return "serving_bytes" if signature == "serving_default" else f"{signature}_bytes"
 
 
+def spaced(signature: str) -> str:
+    """Name of the signature for images of any spacing beside another."""
+    return "serving_spacing" if signature == "serving_default" else f"{signature}_spacing"
+
+
 def _bytes_spec() -> list[tf.TensorSpec]:
     return [
         tf.TensorSpec((None,), tf.string, name="image_bytes"),
@@ -380,7 +456,7 @@ def _of_bytes(function: Any, spec: tf.TensorSpec) -> Callable[..., dict[str, tf.
     numbers = dimensions + len(channels)
 
     def of_image(
-        image_bytes: tf.Tensor, shape: tf.Tensor, dtype: tf.Tensor
+        image_bytes: tf.Tensor, shape: tf.Tensor, dtype: tf.Tensor, *spacing: tf.Tensor
     ) -> dict[str, tf.Tensor]:
         image = _decoded(image_bytes, shape, dtype)
         if channels:
@@ -389,17 +465,22 @@ def _of_bytes(function: Any, spec: tf.TensorSpec) -> Callable[..., dict[str, tf.
             with tf.control_dependencies([tf.debugging.Assert(fits, told)]):
                 image = tf.identity(image)
             image.set_shape([None] * dimensions + channels)
-        output = function(image[None] if channels else image[None, ..., None])
+        batch = image[None] if channels else image[None, ..., None]
+        output = function(batch, *(edges[None] for edges in spacing))
         return {f"{name}_bytes": _raw(x) for name, x in output.items()}
 
-    def of_images(image_bytes: tf.Tensor, shape: tf.Tensor, dtype: tf.Tensor) -> dict[str, Any]:
+    def of_images(
+        image_bytes: tf.Tensor, shape: tf.Tensor, dtype: tf.Tensor, *spacing: tf.Tensor
+    ) -> dict[str, Any]:
         expected = f"shape: expected {numbers} integers"
         shapes = _one_each(shape, (numbers,), image_bytes, expected)
         dtypes = _one_each(dtype, (), image_bytes, "dtype: expected one string")
+        mm = f"spacing: expected {dimensions} numbers of mm above 0"
+        edges = [_one_each(given, (dimensions,), image_bytes, mm) for given in spacing]
         names = [f"{name}_bytes" for name in function.structured_outputs]
         outputs = tf.map_fn(
             lambda image: of_image(*image),
-            (image_bytes, shapes, dtypes),
+            (image_bytes, shapes, dtypes, *edges),
             fn_output_signature=dict.fromkeys(names, tf.string),
             parallel_iterations=1,  # the memory of one image
         )

@@ -88,6 +88,7 @@ METRICS = {
         Metric("Adb", ("mm", "pixel"), "lower", ("table", "charts")),
         Metric("Hdb", ("mm", "pixel"), "lower", ("table", "charts")),
         Metric("Hdb95", ("mm", "pixel"), "lower"),
+        Metric("NSD", ("percent",), "higher", ("table", "charts")),
         Metric("volume", ("mL", "pixel"), "neither", is_size=True),
         Metric("volume_error", ("percent",), "lower", ("table", "charts")),
         # Pixels first: in 2D some cases of an evaluation may have them alone.
@@ -229,7 +230,10 @@ def surface_distances(
 
 
 def compare(
-    prediction: npt.ArrayLike, truth: npt.ArrayLike, spacing: Sequence[float] | None = None
+    prediction: npt.ArrayLike,
+    truth: npt.ArrayLike,
+    spacing: Sequence[float] | None = None,
+    tolerance: float | None = None,
 ) -> dict[str, float]:
     """All scores of a segmentation E against its ground truth G.
 
@@ -238,6 +242,9 @@ def compare(
     Args:
       prediction, truth: masks of equal shape, (z, y, x) or (y, x); non-zero is object.
       spacing: mm per axis in the ARRAY's order, (z, y, x) or (y, x); None measures in pixels.
+      tolerance: mm; with a spacing it adds NSD_percent, the surface Dice: the share of all boundary
+        voxels of both masks that lie at most so far from the other's boundary (after Nikolov et al.
+        2021, who weigh them by area).
 
     Returns:
       {column: value}: DSC_percent, Conf_percent, Jacc_percent, precision_percent, recall_percent,
@@ -253,7 +260,7 @@ def compare(
       ValueError: shapes differ, are not 2D or 3D, or spacing does not have one value per axis.
     """
     prediction, truth = _masks(prediction, truth, spacing)
-    adb, hdb, hdb95 = _distances(prediction, truth, spacing)
+    distances = _distances(prediction, truth, spacing)
     size, true_size = int(np.count_nonzero(prediction)), int(np.count_nonzero(truth))
     both = int(np.count_nonzero(prediction & truth))
 
@@ -263,9 +270,8 @@ def compare(
 
     dsc = ratio(2 * both, size + true_size)
     length = "pixel" if spacing is None else "mm"
-    extent, unit = ("volume", "mL") if truth.ndim == 3 else ("area", "mm2")
-    unit = "pixel" if spacing is None else unit
-    voxel = 1.0 if spacing is None else np.prod(spacing) / (1000 if unit == "mL" else 1)
+    measured, true = extent_of(prediction, spacing), extent_of(truth, spacing)
+    extent = "volume" if truth.ndim == 3 else "area"
     error = abs(size - true_size) / true_size if true_size else (np.inf if size else 0.0)
     scores = {
         "DSC_percent": 100 * dsc,
@@ -273,29 +279,38 @@ def compare(
         "Jacc_percent": 100 * ratio(both, size + true_size - both),
         "precision_percent": 100 * ratio(both, size),
         "recall_percent": 100 * ratio(both, true_size),
-        f"Adb_{length}": adb,
-        f"Hdb_{length}": hdb,
-        f"Hdb95_{length}": hdb95,
-        f"{extent}_{unit}": size * voxel,
-        f"truth_{extent}_{unit}": true_size * voxel,
+        f"Adb_{length}": sum(of_one.mean() for of_one in distances) / 2,
+        f"Hdb_{length}": max(of_one.max() for of_one in distances),
+        f"Hdb95_{length}": max(np.percentile(of_one, 95) for of_one in distances),
+        **measured,
+        **{f"truth_{name}": value for name, value in true.items()},
         f"{extent}_error_percent": 100 * error,
     }
+    if tolerance is not None and spacing is not None:
+        # A distance that is the tolerance up to rounding counts.
+        near = np.concatenate(distances) <= tolerance * (1 + 1e-9)
+        scores["NSD_percent"] = 100 * near.mean()
     return {name: float(value) for name, value in scores.items()}
+
+
+def extent_of(mask: npt.ArrayLike, spacing: Sequence[float] | None = None) -> dict[str, float]:
+    """The volume or area of a mask (z, y, x) or (y, x): {"volume_mL"}, {"area_mm2"}, or in pixels
+    without a spacing (mm, in the array's order) {"volume_pixel"}, {"area_pixel"}."""
+    array = np.asarray(mask)
+    extent, unit = ("volume", "mL") if array.ndim == 3 else ("area", "mm2")
+    voxel = 1.0 if spacing is None else float(np.prod(spacing)) / (1000 if unit == "mL" else 1)
+    name = f"{extent}_{'pixel' if spacing is None else unit}"
+    return {name: np.count_nonzero(array) * voxel}
 
 
 def _distances(
     prediction: np.ndarray, truth: np.ndarray, spacing: Sequence[float] | None
-) -> tuple[float, float, float]:
-    """Adb, Hdb and Hdb95 of bool masks."""
+) -> tuple[np.ndarray, np.ndarray]:
+    """`surface_distances` of bool masks; one each where one or both are empty."""
     if not (prediction.any() and truth.any()):
-        distance = 0.0 if prediction.any() == truth.any() else np.inf
-        return distance, distance, distance
-    to_truth, to_prediction = surface_distances(prediction, truth, spacing)
-    return (
-        (to_truth.mean() + to_prediction.mean()) / 2,
-        max(to_truth.max(), to_prediction.max()),
-        max(np.percentile(to_truth, 95), np.percentile(to_prediction, 95)),
-    )
+        distance = np.array([0.0 if prediction.any() == truth.any() else np.inf])
+        return distance, distance
+    return surface_distances(prediction, truth, spacing)
 
 
 def summarize(values: npt.ArrayLike, seed: int = 0) -> dict[str, float]:

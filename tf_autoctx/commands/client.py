@@ -130,7 +130,10 @@ def _signature(chosen: Client, known: Mapping[str, serving.Signature]) -> str:
     from tf_autoctx import serving
 
     wanted = chosen.probabilities and "probabilities_bytes" in known
-    signature = "probabilities_bytes" if wanted else "serving_bytes"
+    name = "probabilities" if wanted else "serving"
+    signature = f"{name}_spacing_bytes"  # of a model that sees images on a grid of its own
+    if signature not in known:
+        signature = f"{name}_bytes"
     default = known.get("serving_default")
     if signature not in known or default is None or "image" not in default.inputs:
         names = serving.plain(", ".join(sorted(known))) or "none"

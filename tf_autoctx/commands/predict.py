@@ -13,7 +13,8 @@ case_0000.nii.gz, case_0001.nii.gz and so on, or in files of any names with comm
 
 Writes NAME.nii.gz (label values), with --masks masks/NAME.nii.gz (0 and 1) and with --probabilities
 probabilities/NAME.nii.gz; where there are several structures, masks/STRUCTURE/NAME.nii.gz and so
-on. With --uncertainty it writes uncertainty/NAME.nii.gz (0 to 1), and uncertainty.csv, a line an
+on. With --measurements it writes measurements.csv, a line a structure of an image, which comes from
+measurements/NAME.csv. With --uncertainty it writes uncertainty/NAME.nii.gz (0 to 1), and uncertainty.csv, a line an
 image. Labels and masks of PNG, JPEG and TIFF images are PNG images of 0 and 255. --output_format
 names another format; PNG cannot hold probabilities, which stay NIfTI. Images that are rendered
 online get a strip of their iterations, strips/NAME.png, and with --every_iteration each one's image
@@ -35,7 +36,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent import futures
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from tf_autoctx import configuration, files
+from tf_autoctx import configuration, files, shipped
 from tf_autoctx.commands.command_line import Command, Given, quick_imports
 from tf_autoctx.configuration import check, field
 from tf_autoctx.errors import UserError, sentence
@@ -59,7 +60,9 @@ class Prediction:
     """Prediction: what is segmented by which model, and what is written."""
 
     model: str = field(
-        ..., "Run folder of a training command, a SavedModel, or a folder of its versions."
+        ...,
+        "Run folder of a training command, a SavedModel, a folder of its versions, or the name of a "
+        "model that comes with the package: hc18_head, hippocampus, head_neck.",
     )
     input: str = field(
         ...,
@@ -88,6 +91,11 @@ class Prediction:
         False,
         "Take the mean of an image and its mirror images, along the axes that the training of a "
         "run folder mirrored. A SavedModel does so or not by itself.",
+    )
+    measurements: bool = field(
+        False,
+        "Write measurements.csv: the volume or area of each structure, and of heads BPD, OFD and HC, "
+        "in mm where the image has them.",
     )
     uncertainty: bool = field(
         False,
@@ -129,6 +137,7 @@ def option_kinds() -> list[type]:
 
 def main(given: Given) -> None:
     chosen = given.configured(Prediction)
+    chosen = dataclasses.replace(chosen, model=str(shipped.resolved(chosen.model)))
     from tf_autoctx.data import isolation
 
     names = [name for kind in option_kinds() for name in configuration.rules(kind)]
@@ -169,6 +178,7 @@ def _wanted(chosen: Prediction, segmentor: Segmentor) -> Results:
         chosen.output_format and f".{chosen.output_format}",
         chosen.series,
         chosen.uncertainty,
+        chosen.measurements,
     )
 
 
@@ -255,6 +265,8 @@ def write(
     for path in left:
         if path in failures:
             print(f"error: {sentence(failures[path])}", file=sys.stderr)
+    if wanted.measurements:
+        results.collect_measurements(wanted.output)
     if failures:
         raise UserError(
             f"{len(failures)} of {len(left)} images failed; `resume` tries these once more."

@@ -61,6 +61,12 @@ class Score:
     merge: bool = field(False, "Score the union of all these values as one object.")
     largest_component: bool = field(False, "Also score the largest component of every label value.")
     fill_holes: bool = field(False, "Also score the predictions with their holes filled.")
+    surface_tolerance: float | None = field(
+        None,
+        "Also score the surface Dice (NSD): the share of both boundaries that lies at most so many "
+        "mm from the other. Images without mm have none.",
+        least=0.0,
+    )
     workers: int | None = field(
         None, "Cases that are scored at a time. Default: one per CPU.", least=1
     )
@@ -120,7 +126,8 @@ def score(prediction_path: str, label_path: str, settings: Score, names: Structu
         values = np.setdiff1d(np.union1d(prediction, known), 0).tolist()
         # What these are called is known once all cases are: until then, by their values.
         called = {value: str(value) for value in values}
-        rows = tables.scores(prediction, known, pair.spacing, called)
+        tolerance = settings.surface_tolerance
+        rows = tables.scores(prediction, known, pair.spacing, called, tolerance=tolerance)
         methods.append({int(row.pop("structure")): row for row in rows})
     return Scored(methods, pair.is_mask)
 

@@ -99,7 +99,7 @@ class Sender:
 
         Raises:
           UnansweredError: a server that does not answer.
-          UserError: voxels that are not finite, a server that refuses, an answer of another size or
+          UserError: voxels that are not finite, an unknown spacing where it matters, a server that refuses, an answer of another size or
             that is not finite.
         """
         voxels = image.array
@@ -110,9 +110,15 @@ class Sender:
         asked = set(job.results) | (set(DTYPES) & set(self.known[self.signature].outputs))
         shape = voxels.shape[: 2 if self.flat else 3]
         most = serving.most_bytes(self.known, self.signature, math.prod(shape))
+        resamples = "spacing" in self.known[self.signature].inputs
+        spacing = image.millimetres if resamples else None
+        if resamples and spacing is None:
+            raise UserError(
+                f"{job.path}: its spacing is unknown; expected mm, as this model resamples images."
+            )
 
         def ask() -> dict[str, bytes]:
-            return self.model.predict(self.signature, voxels, asked, most)
+            return self.model.predict(self.signature, voxels, asked, most, spacing)
 
         try:
             reply = serving.with_retries(ask, self.retries, stop)

@@ -26,6 +26,7 @@ class Card:
       declaration: of the system; None: it is unknown here.
       labels: {label value: name}.
       spacing: smallest and largest of the training cases in mm, (z, y, x); empty if unknown.
+      resamples: whether images may have any other spacing.
       orientation: of the volumes that the model was trained on; empty if unknown.
       digest: SHA-256 (hex) of its text, in which that of the weights stands.
       channels: of the images that the model takes.
@@ -34,6 +35,7 @@ class Card:
     declaration: Declaration | None = None
     labels: Mapping[int, str] = dataclasses.field(default_factory=dict)
     spacing: list[list[float]] = dataclasses.field(default_factory=list)
+    resamples: bool = False
     orientation: str = ""
     digest: str = ""
     channels: int = 1
@@ -55,14 +57,16 @@ class Card:
             digest = hashlib.sha256(text.encode()).hexdigest()
             system = _declaration(str(card.get("system")))
             channels = max(1, len(list(card.get("channels") or ())))
-            return cls(system, labels, spacing, orientation, digest, channels)
+            resamples = bool(card.get("grid"))
+            return cls(system, labels, spacing, resamples, orientation, digest, channels)
         except (AttributeError, TypeError, RecursionError, OverflowError) as error:
             raise ValueError(str(error)) from None
 
     def warn(self, image: images.Image, voxels: np.ndarray) -> None:
         """Warns of an image that is unlike those of the training, as `predict` does."""
+        trained = () if self.resamples else self.spacing
         image_checks.warn_of_unlike(
-            image.path, voxels, image.millimetres, self.declaration, self.spacing
+            image.path, voxels, image.millimetres, self.declaration, trained
         )
 
 

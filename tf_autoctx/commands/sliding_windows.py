@@ -109,6 +109,13 @@ def main(given: Given) -> None:
     chosen = given.configured(Peer)
     trained = TrainedRun.load(chosen.run)
     run, system = trained.run, trained.system
+    if system.grid:
+        raise FieldError(
+            "run",
+            chosen.run,
+            "its networks see volumes on a grid of mm, and the peer as they are; expected a run of "
+            "`spacing=none`.",
+        )
     if system.channels > 1:
         raise FieldError(
             "run",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 from tf_autoctx.configuration import check, field
 from tf_autoctx.errors import FieldError, UserError
@@ -63,6 +64,42 @@ class Data:
             raise FieldError(
                 "fold", self.fold, f"expected a number from 1 to {self.folds}, the `folds`."
             )
+
+
+AS_THEY_ARE, MEDIAN = "none", "auto"
+
+
+@dataclasses.dataclass(frozen=True)
+class Resampling:
+    """Grid: the voxels that networks see."""
+
+    spacing: str = field(
+        AS_THEY_ARE,
+        "Edges in mm (z,y,x) of the voxels that the networks see: volumes of any spacing are "
+        "resampled to them on the way in, and results come back on their own grid. auto is the "
+        "median of the training cases; none leaves volumes as they are, so that networks know "
+        "voxels and not mm.",
+        before=AS_THEY_ARE,
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
+        if self.spacing not in (AS_THEY_ARE, MEDIAN) and self.edges is None:
+            raise FieldError(
+                "spacing",
+                self.spacing,
+                f"expected three numbers of mm above 0, such as 1,0.8,0.8 (z,y,x), {MEDIAN} or "
+                f"{AS_THEY_ARE}.",
+            )
+
+    @property
+    def edges(self) -> tuple[float, ...] | None:
+        """The edges that are given, mm; None: there are none."""
+        try:
+            edges = tuple(float(mm) for mm in self.spacing.split(","))
+        except ValueError:
+            return None
+        return edges if len(edges) == 3 and all(0 < mm < math.inf for mm in edges) else None
 
 
 @dataclasses.dataclass(frozen=True)

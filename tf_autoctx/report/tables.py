@@ -53,6 +53,7 @@ def scores(
     spacing: Sequence[float] | None,
     labels: Mapping[int, str],
     measure: Callable[[np.ndarray, np.ndarray, Sequence[float]], dict[str, float]] | None = None,
+    tolerance: float | None = None,
 ) -> list[Row]:
     """Scores of every structure of a case: {"structure", **`metrics.compare`, **`measure`} each.
 
@@ -66,13 +67,14 @@ def scores(
       spacing: (z, y, x) or (y, x) in mm; None measures in pixels.
       labels: {label value: name}.
       measure: (mask, true mask, spacing) -> further {metric: value}, where there is a spacing.
+      tolerance: of the surface Dice, mm, see `metrics.compare`.
     """
     rows = []
     for value, name in labels.items():
         mask, true_mask = prediction == value, truth == value
         if not true_mask.any() and not mask.any():
             continue
-        score = metrics.compare(mask, true_mask, spacing)
+        score = metrics.compare(mask, true_mask, spacing, tolerance)
         if measure and spacing is not None:
             score |= measure(mask, true_mask, spacing)
         if not true_mask.any():

@@ -51,6 +51,13 @@ class RunOptions:
         choices=tuple(POLICIES),
         may_change=True,
     )
+    surface_tolerance: float | None = field(
+        None,
+        "Also score the surface Dice (NSD) of the held-out cases: the share of both boundaries that "
+        "lies at most so many mm from the other. Images without mm have none.",
+        least=0.0,
+        may_change=True,
+    )
     mirrors: bool = field(
         False,
         "Take the mean of an image and its mirror images in the SavedModel, and score that too; "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from tf_autoctx.configuration import check, field
-from tf_autoctx.data.configuration import Augmentation
+from tf_autoctx.data.configuration import Augmentation, Resampling
 from tf_autoctx.models.options import BIAS, INITIALIZERS, NORMALIZATIONS, VNetOptions
 from tf_autoctx.systems.embryo.presets import PRESETS
 from tf_autoctx.systems.shared.declaration import Declaration
@@ -110,7 +110,7 @@ DECLARATION = Declaration(
     name="embryo",
     dimensions=3,
     configuration=Embryo,
-    training=(Schedule, Augmentation),
+    training=(Schedule, Augmentation, Resampling),
     phantoms=Phantoms,
     presets=PRESETS,
     implementation="tf_autoctx.systems.embryo.system:EmbryoSystem",

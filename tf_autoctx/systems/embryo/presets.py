@@ -51,5 +51,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "learning_rate_decay": "constant",
         **dataclasses.asdict(Augmentation(rotation=180.0, shift=30, flips=True)),
         "patience": 0,
+        "spacing": "none",
     },
 }

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import numpy as np
 import tensorflow as tf
 
 from tf_autoctx.configuration import earlier
-from tf_autoctx.data import datasets, images, pipeline
+from tf_autoctx.data import datasets, pipeline
+from tf_autoctx.data.configuration import Resampling
 from tf_autoctx.data.labels import IGNORED
 from tf_autoctx.errors import FieldError, UserError
+from tf_autoctx.models import layers
 from tf_autoctx.systems.embryo import training
 from tf_autoctx.systems.embryo.configuration import DECLARATION, Embryo
 from tf_autoctx.systems.embryo.segmentation import Refinement
@@ -22,6 +24,7 @@ from tf_autoctx.systems.shared.averaging import Estimate
 from tf_autoctx.systems.shared.caching import Files
 from tf_autoctx.systems.shared.session import Session
 from tf_autoctx.systems.shared.system import (
+    Evaluator,
     Networks,
     Predictor,
     Reader,
@@ -36,7 +39,7 @@ from tf_autoctx.training import runs
 from tf_autoctx.training.runs import Making, Run
 
 # What a VNet I that is taken over must agree in.
-OF_VNET_1 = ("low_size", "base_filters", "depth", "kernel", "normalization", "bias")
+OF_VNET_1 = ("low_size", "base_filters", "depth", "kernel", "normalization", "bias", "spacing")
 
 
 class EmbryoSystem(System):
@@ -120,9 +123,9 @@ class EmbryoSystem(System):
                 source,
                 "a run of another system or other data; expected those of this run.",
             )
-        flags = {**earlier([Embryo]), **run.flags}
+        flags = {**earlier([Embryo, Resampling]), **run.flags}
         for name in OF_VNET_1:
-            before, now = flags.get(name), getattr(self.configuration, name)
+            before, now = flags.get(name), making.flags[name]
             if before != now:
                 raise FieldError(
                     "initial_from",
@@ -185,19 +188,20 @@ class EmbryoSystem(System):
 
     def decide(self, estimate: Estimate, size: Size) -> dict[str, Tensor]:
         """See `Refinement.postprocess`."""
+        if self.grid and "refined" in estimate:
+            estimate = {"refined": layers.resize_linear(estimate["refined"], size)}
         return self.refinement.postprocess(estimate, size)
 
-    def evaluator(self, networks: Networks) -> Callable[[np.ndarray], Segmentations]:
+    def evaluator(self, networks: Networks) -> Evaluator:
         """Every stage's segmentation of a raw volume.
 
         A graph each: in one, TensorFlow would run several at once, in several times the memory.
         """
         graphs = {stage: self.graphs({stage: network}) for stage, network in networks.items()}
 
-        def segment(voxels: np.ndarray) -> Segmentations:
-            image = images.batch(voxels, 3)
+        def segment(voxels: np.ndarray, spacing: Sequence[float]) -> Segmentations:
             return {
-                stage: segmented(graph(image, probabilities=True, progress=False), self.labels)
+                stage: segmented(graph, voxels, spacing, 3, self.labels)
                 for stage, graph in graphs.items()
             }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from tf_autoctx.configuration import check, field
-from tf_autoctx.data.configuration import Augmentation
+from tf_autoctx.data.configuration import Augmentation, Resampling
 from tf_autoctx.models.options import (
     ATTENTION_KERNELS,
     BIAS,
@@ -131,9 +131,10 @@ DECLARATION = Declaration(
     name="fetal_head",
     dimensions=3,
     configuration=FetalHead,
-    training=(Augmentation,),
+    training=(Augmentation, Resampling),
     phantoms=Phantoms,
     presets=PRESETS,
+    measurement="tf_autoctx.biometry:head",
     implementation="tf_autoctx.systems.fetal_head.system:FetalHeadSystem",
     channels=True,
 )

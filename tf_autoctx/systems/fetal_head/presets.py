@@ -53,5 +53,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "patience": 0,
         "phantom_size": [388, 258, 440],
         "phantom_cases": [50, 50],
+        "spacing": "none",
     },
 }

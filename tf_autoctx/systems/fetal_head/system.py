@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -13,6 +13,7 @@ from absl import logging
 from tf_autoctx import biometry
 from tf_autoctx.data import datasets, images
 from tf_autoctx.errors import UserError
+from tf_autoctx.models import layers
 from tf_autoctx.systems.fetal_head import training
 from tf_autoctx.systems.fetal_head.configuration import DECLARATION, FetalHead
 from tf_autoctx.systems.fetal_head.segmentation import Cascade
@@ -20,7 +21,15 @@ from tf_autoctx.systems.shared import stages
 from tf_autoctx.systems.shared.averaging import Estimate
 from tf_autoctx.systems.shared.caching import Files
 from tf_autoctx.systems.shared.session import Session
-from tf_autoctx.systems.shared.system import Networks, Segmentations, Served, Size, System, Tensor
+from tf_autoctx.systems.shared.system import (
+    Evaluator,
+    Networks,
+    Segmentations,
+    Served,
+    Size,
+    System,
+    Tensor,
+)
 from tf_autoctx.training.runs import Run
 
 
@@ -111,19 +120,22 @@ class FetalHeadSystem(System):
 
     def decide(self, estimate: Estimate, size: Size) -> dict[str, Tensor]:
         """See `Cascade.postprocess`."""
-        return self.cascade.postprocess(estimate["probability"], size)
+        probability = estimate["probability"]
+        if self.grid and self.cascade.configuration.same_grid:
+            probability = layers.resize_linear(probability, size)
+        return self.cascade.postprocess(probability, size)
 
     def mirrors(self, flags: Mapping[str, Any]) -> tuple[int, ...]:
         """See `System.mirrors`; slices were never mirrored across."""
         axes = super().mirrors(flags)
         return axes[1:] if self.configuration.view == "slices" else axes
 
-    def evaluator(self, networks: Networks) -> Callable[[np.ndarray], Segmentations]:
-        alone = tf.TensorSpec((1, *self.spec.shape[1:]))
+    def evaluator(self, networks: Networks) -> Evaluator:
+        """See `System.evaluator`; a method a level, all in one graph."""
 
-        @tf.function(input_signature=[alone], autograph=False)
-        def segmentations(image: Tensor) -> Segmentations:
-            outputs = self.cascade.levels(networks.values(), image)
+        def levels(image: Tensor, size: Size) -> Segmentations:
+            probabilities = self.cascade.probabilities(networks.values(), image)
+            outputs = [self.decide({"probability": p}, size) for p in probabilities]
             return {
                 f"level {level}": {
                     "label": output["label"][0, ..., 0],
@@ -132,10 +144,7 @@ class FetalHeadSystem(System):
                 for level, output in enumerate(outputs, start=1)
             }
 
-        def segment(voxels: np.ndarray) -> Segmentations:
-            return segmentations(images.batch(voxels, 3))
-
-        return segment
+        return self.graph_of_volumes(levels)
 
     def measure(
         self, mask: np.ndarray, truth: np.ndarray, spacing: Sequence[float]

@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 
 from tf_autoctx.configuration import check, field
-from tf_autoctx.data.configuration import Augmentation
+from tf_autoctx.data.configuration import Augmentation, Resampling
 from tf_autoctx.errors import FieldError
 from tf_autoctx.models.options import BIAS, INITIALIZERS, NORMALIZATIONS
 from tf_autoctx.systems.multi_organ.presets import PRESETS
@@ -154,7 +154,7 @@ DECLARATION = Declaration(
     name="multi_organ",
     dimensions=3,
     configuration=MultiOrgan,
-    training=(Augmentation,),
+    training=(Augmentation, Resampling),
     phantoms=Phantoms,
     presets=PRESETS,
     implementation="tf_autoctx.systems.multi_organ.system:MultiOrganSystem",

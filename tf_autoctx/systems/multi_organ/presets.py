@@ -47,5 +47,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "learning_rate_decay": "constant",
         **dataclasses.asdict(Augmentation(**DEFORMATION)),
         "patience": 0,
+        "spacing": "none",
     },
 }

@@ -21,8 +21,10 @@ from tf_autoctx.systems.multi_organ.segmentation import Pyramid, UNet
 from tf_autoctx.systems.shared import stages
 from tf_autoctx.systems.shared.averaging import Estimate
 from tf_autoctx.systems.shared.checks import warn_of_missing
+from tf_autoctx.systems.shared.grid import Grid
 from tf_autoctx.systems.shared.session import Session
 from tf_autoctx.systems.shared.system import (
+    Evaluator,
     GraphPredictor,
     Networks,
     Predictor,
@@ -121,16 +123,12 @@ class MultiOrganSystem(System):
         """See `Pyramid.postprocess`."""
         return self.pyramid.postprocess(estimate["probability"], size)
 
-    def evaluator(self, networks: Networks) -> Callable[[np.ndarray], Segmentations]:
+    def evaluator(self, networks: Networks) -> Evaluator:
         """See `System.evaluator`; probabilities stay on the level's grid."""
         unets = self.unets(networks)
 
-        alone = tf.TensorSpec((1, *self.spec.shape[1:]))
-
-        @tf.function(input_signature=[alone], autograph=False)
-        def segmentations(image: Tensor) -> Segmentations:
-            size = ops.shape(image)[1:4]
-            levels = self.pyramid.cascade(unets, image)
+        def levels(image: Tensor, size: Size) -> Segmentations:
+            probabilities = self.pyramid.cascade(unets, image)
             return {
                 f"level {level}": {
                     "label": self.pyramid.label(probability, size)[0, ..., 0],
@@ -139,13 +137,12 @@ class MultiOrganSystem(System):
                         for k, name in enumerate(self.labels.values(), start=1)
                     },
                 }
-                for level, probability in enumerate(levels, start=self.configuration.first_level)
+                for level, probability in enumerate(
+                    probabilities, start=self.configuration.first_level
+                )
             }
 
-        def segment(voxels: np.ndarray) -> Segmentations:
-            return segmentations(images.batch(voxels, 3))
-
-        return segment
+        return self.graph_of_volumes(levels)
 
     def predictor(
         self,
@@ -156,7 +153,8 @@ class MultiOrganSystem(System):
     ) -> Predictor:
         chosen = dataclasses.replace(self.configuration, **options)
         networks = self.in_precision(self.finished(run), precision)
-        return TilePredictor(chosen, self.labels, networks, mirrors, self.channels)
+        how = mirrors, self.grid, self.channels
+        return TilePredictor(chosen, self.labels, networks, *how)
 
     def unets(self, networks: Networks) -> list[UNet]:
         """See `Pyramid.unets`."""
@@ -190,6 +188,7 @@ class TilePredictor(GraphPredictor):
       configuration, labels: of the system.
       networks: of `System.finished`.
       mirrors: see `System.predictor`.
+      grid: see `System.grid`.
       channels: of the images.
     """
 
@@ -199,21 +198,33 @@ class TilePredictor(GraphPredictor):
         labels: Mapping[int, str],
         networks: Networks,
         mirrors: Sequence[int] = (),
+        grid: Grid | None = None,
         channels: int = 1,
     ) -> None:
         system = _Telling(configuration, labels, channels)
         system.done = self._tile_done
-        self._pyramid, self._images = system.pyramid, 2 ** len(mirrors)
+        self._pyramid, self._images, self._grid = system.pyramid, 2 ** len(mirrors), grid
         self._bar: keras.utils.Progbar | None = None
-        super().__init__(system.signatures([networks], mirrors), system.spec)
+        super().__init__(system.signatures([networks], mirrors), system.spec, grid)
 
     def __call__(
-        self, image: np.ndarray, probabilities: bool, progress: bool, uncertainty: bool = False
+        self,
+        image: np.ndarray,
+        probabilities: bool,
+        progress: bool,
+        uncertainty: bool = False,
+        spacing: Sequence[float] | None = None,
     ) -> dict[str, Any]:
-        tiles = self._images * self._pyramid.tiles(image.shape[1:4])
+        tiles = self._images * self._pyramid.tiles(self._size(image.shape[1:4], spacing))
         several = tiles > len(self._pyramid.configuration.scales)
         self._bar = keras.utils.Progbar(tiles, unit_name="tile") if progress and several else None
-        return super().__call__(image, probabilities, progress, uncertainty)
+        return super().__call__(image, probabilities, progress, uncertainty, spacing)
+
+    def _size(self, size: Size, spacing: Sequence[float] | None) -> Size:
+        """Of what the networks see of an image."""
+        if self._grid is None or spacing is None:
+            return size
+        return [int(n) for n in self._grid.size(size, spacing)]
 
     def _tile_done(self) -> None:
         if self._bar is not None:

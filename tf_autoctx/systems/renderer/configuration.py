@@ -316,6 +316,7 @@ DECLARATION = Declaration(
     training=(Objective, Augmentation, Appearance, Online),
     phantoms=Phantoms,
     presets=PRESETS,
+    measurement="tf_autoctx.biometry:head",
     implementation="tf_autoctx.systems.renderer.system:RendererSystem",
     prediction=OnlineOptions,
     aliases={"corpus": "data_dir"},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -27,6 +27,8 @@ class Declaration:
       prediction: dataclass of options that prediction by a run folder takes, each a field with the
         default None, which leaves the choice to the system.
       aliases: {another name of a flag: flag}.
+      measurement: "module:function" of what is measured of a mask beside its size, (mask, spacing)
+        -> {column: value}; the module imports neither Keras nor TensorFlow. None: nothing.
       voxel_check: "module:function" of what `check_voxels` calls; the module imports neither Keras
         nor TensorFlow. None: any image will do.
       channels: whether images may have several; its `System` is told how many then.
@@ -41,6 +43,7 @@ class Declaration:
     implementation: str
     prediction: type | None = None
     aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    measurement: str | None = None
     voxel_check: str | None = None
     channels: bool = False
 
@@ -52,6 +55,10 @@ class Declaration:
         kind = _imported(self.implementation)
         metrics.register(*kind.measurements)
         return kind
+
+    def measured(self, mask: np.ndarray, spacing: Sequence[float]) -> dict[str, float]:
+        """What is measured of a mask of a spacing (z, y, x) or (y, x), mm, beside its size."""
+        return _imported(self.measurement)(mask, spacing) if self.measurement else {}
 
     def check_voxels(self, path: str | pathlib.Path, voxels: np.ndarray) -> None:
         """Warns of a raw image that is none of this system's, such as a CT that is not in HU.

@@ -65,9 +65,8 @@ def _require_alike(first: Run, run: Run) -> None:
     # In their order, that of the channels.
     _require_same(first, run, "labels", *(_listed(each.labels) for each in (first, run)))
     _require_same(first, run, "channels", *(", ".join(each.channels) for each in (first, run)))
-    _require_same(
-        first, run, "orientation", *(each.facts.get("orientation") for each in (first, run))
-    )
+    for fact in ("orientation", "grid"):
+        _require_same(first, run, fact, *(each.facts.get(fact) for each in (first, run)))
 
 
 def _require_one_configuration(opened: Sequence[Run], systems: Sequence[System]) -> None:

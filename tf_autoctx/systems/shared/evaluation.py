@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import pathlib
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 import keras
@@ -20,9 +20,9 @@ from tf_autoctx.report import figures, tables, views
 from tf_autoctx.systems.shared import reading
 from tf_autoctx.systems.shared.image_checks import warn_of_spacing
 from tf_autoctx.systems.shared.reading import Read
+from tf_autoctx.systems.shared.system import Evaluator
 
 Row = dict[str, Any]
-Evaluator = Callable[[np.ndarray], dict[str, dict[str, Any]]]
 
 
 class Measure(Protocol):
@@ -46,6 +46,7 @@ class Scoring:
         where it does not matter.
       window: range of intensities that the pictures show.
       measure: further scores, for a system of one structure; None draws nothing.
+      tolerance: of the surface Dice, mm, see `metrics.compare`; None: there is none.
     """
 
     system: str
@@ -53,6 +54,7 @@ class Scoring:
     trained: Sequence[Sequence[float]] = ()
     window: tuple[float, float] = (-np.inf, np.inf)
     measure: Measure | None = None
+    tolerance: float | None = None
 
 
 def held_out(
@@ -115,7 +117,7 @@ def evaluate(
     Args:
       cases: with labels.
       read: see `system.Reader`.
-      evaluator: see `System.evaluator`.
+      evaluator: segments them.
       scoring: what is scored.
       directory: of the evaluation.
 
@@ -156,11 +158,12 @@ def _case(
     voxels = image.array.astype(np.float32)
     spacing = image.millimetres
     warn_of_spacing(case.image, spacing, scoring.trained)
-    segmentations, truth = _counted(evaluator(voxels), truth, scoring.labels)
+    segmentations, truth = _counted(evaluator(voxels, spacing), truth, scoring.labels)
     rows = {}
     for method, segmentation in segmentations.items():
         prediction = np.asarray(segmentation["label"])
-        scored = tables.scores(prediction, truth, spacing, scoring.labels, scoring.measure)
+        how = scoring.labels, scoring.measure, scoring.tolerance
+        scored = tables.scores(prediction, truth, spacing, *how)
         about = {"system": scoring.system, "method": method, "case": case.name}
         rows[method] = [{**about, "group": case.group, **score} for score in scored]
     shown = np.clip(voxels, *scoring.window)

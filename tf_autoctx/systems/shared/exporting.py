@@ -21,6 +21,10 @@ UNCERTAINTY = {
 }
 
 
+GRID = "{} mm (z, y, x) where no spacing is given; any other where it is"
+SPACING = {"units": "mm (z, y, x)", "meaning": "of the image, which is resampled to the grid"}
+
+
 @dataclasses.dataclass(frozen=True)
 class Served:
     """How networks are served.
@@ -57,6 +61,7 @@ def export_run(
         "spacing": run.spacing,
         # Of raw volumes, (z, y, x): x grows to the left, y to the back, z to the head.
         "orientation": run.facts.get("orientation"),
+        "grid": run.facts.get("grid"),  # mm (z, y, x); null: images are seen as they are
         **_channels(run),
         **_made_from(run),
         "config": run.flags,
@@ -86,6 +91,7 @@ def export_ensemble(
     facts = {
         "spacing": _widest([run.spacing for run in runs if run.spacing]),
         "orientation": runs[0].facts.get("orientation"),
+        "grid": runs[0].facts.get("grid"),
         **_channels(runs[0]),
         "runs": [
             {
@@ -119,6 +125,13 @@ def _written(
         functions = {name: f for name, f in functions.items() if name != "uncertainty"}
     before = export.newest(directory)
     described = {**system.served, "uncertainty": UNCERTAINTY}
+    spaced = None
+    if system.grid:
+        spacing = " x ".join(f"{mm:g}" for mm in system.grid.spacing)
+        described["image"] = {**described["image"], "spacing": GRID.format(spacing)}
+        described["spacing"] = SPACING
+        resampling = {name: system.grid.resampling(f) for name, f in functions.items()}
+        spaced = export.Spaced(resampling, system.grid.spacing)
     card = {
         "system": system.declaration.name,
         "labels": system.labels,
@@ -132,6 +145,7 @@ def _written(
         functions=functions,
         networks=_named(networks),
         spec=system.spec,
+        spaced=spaced,
         card=card,
         # Another release may scale, pad or tile in another way.
         configuration={
@@ -139,6 +153,7 @@ def _written(
             "system": system.declaration.name,
             "precision": served.precision,
             "mirrors": served.mirrors,
+            "grid": facts["grid"],
             "labels": system.labels,
             **dataclasses.asdict(system.configuration),
         },

@@ -67,7 +67,7 @@ def warn_of_spacing(
     if not near:
         logging.warning(
             "%s: voxels of %s mm (z, y, x); the model was trained on %s to %s mm and knows voxels, "
-            "not mm. Resample it.",
+            "not mm. Resample it, or train with `spacing=auto`.",
             path,
             *(" x ".join(f"{mm:.4g}" for mm in edges) for edges in (spacing, *trained)),
         )

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from tf_autoctx.data import images
-from tf_autoctx.systems.shared.evaluation import Evaluator
-from tf_autoctx.systems.shared.system import Predictor, segmented
+from tf_autoctx.systems.shared.system import Evaluator, Predictor, segmented
 
 
 class Mirrored:
@@ -26,10 +24,9 @@ class Mirrored:
     ) -> None:
         self._evaluator, self._predictor, self._labels = evaluator, predictor, labels
 
-    def __call__(self, voxels: np.ndarray) -> dict[str, dict[str, Any]]:
-        segmentations = self._evaluator(voxels)
-        last = list(segmentations)[-1]
-        image = images.batch(voxels, np.ndim(segmentations[last]["label"]))
-        output = self._predictor(image, probabilities=True, progress=False)
-        name = f"{last}, mirrored"
-        return {**segmentations, name: segmented(output, self._labels)}
+    def __call__(self, voxels: np.ndarray, spacing: Sequence[float]) -> dict[str, dict[str, Any]]:
+        segmentations = self._evaluator(voxels, spacing)
+        name = f"{list(segmentations)[-1]}, mirrored"
+        dimensions = np.ndim(segmentations[list(segmentations)[-1]]["label"])
+        mirrored = segmented(self._predictor, voxels, spacing, dimensions, self._labels)
+        return {**segmentations, name: mirrored}

@@ -12,17 +12,26 @@ from typing import Any
 
 from tf_autoctx import configuration, files
 from tf_autoctx.data import datasets, images
-from tf_autoctx.data.configuration import Data
+from tf_autoctx.data.configuration import MEDIAN, Data, Resampling
 from tf_autoctx.data.phantoms import folder as phantom_folder
 from tf_autoctx.errors import Faults, UserError
-from tf_autoctx.systems.shared import caching, checks, evaluation, initial, precision
+from tf_autoctx.systems.shared import (
+    caching,
+    checks,
+    evaluation,
+    grid,
+    initial,
+    precision,
+    reading,
+)
 from tf_autoctx.systems.shared.caching import Files
 from tf_autoctx.systems.shared.declaration import Declaration
-from tf_autoctx.systems.shared.evaluation import Evaluator, Scoring
+from tf_autoctx.systems.shared.evaluation import Scoring
 from tf_autoctx.systems.shared.exporting import export_run
 from tf_autoctx.systems.shared.mirrored import Mirrored
 from tf_autoctx.systems.shared.session import Session
-from tf_autoctx.systems.shared.system import Networks, Reader, System
+from tf_autoctx.systems.shared.grid import Grid
+from tf_autoctx.systems.shared.system import Evaluator, Networks, Reader, System
 from tf_autoctx.training import devices, runs
 from tf_autoctx.training.configuration import POLICIES, Settings
 from tf_autoctx.training.runs import Making
@@ -47,7 +56,9 @@ class Opened:
             return
         system, session, run = self.system, self.session, runs.load(self.session.folder)
         measure = system.measure if system.measurements else None
-        scoring = Scoring(run.system, system.labels, run.spacing, system.window, measure)
+        trained = () if system.grid else run.spacing  # any other is resampled
+        how = trained, system.window, measure, session.values["surface_tolerance"]
+        scoring = Scoring(run.system, system.labels, *how)
         folder = session.folder / "evaluation"
         evaluator = compared = self._evaluator(networks)
         mirrors = system.required_mirrors(session.values) if session.values["mirrors"] else ()
@@ -127,10 +138,12 @@ def open_training(
         checks.require_stored_so(folder, runs.load(folder).facts, cases)
 
     read = system.reader(values["foreground"], cases.labels)
+    isolated = bool(values["data_dir"])  # our own phantoms are whole
+    if Resampling in declaration.training:
+        system.grid = _grid(configuration.configured(Resampling, values), known, read, isolated)
     cache = caching.directory(folder, system, read.foreground, fingerprint)
     if is_chief:
         caching.forget_others(folder, cache)
-    isolated = bool(values["data_dir"])  # our own phantoms are whole
     held_out, training, validation = _read_all(cases, cache, read, system, isolated)
     system.check_cases(training, validation)
     run = runs.open_run(folder, making, is_chief).note(labels=labels)
@@ -140,6 +153,8 @@ def open_training(
         run = run.note(channels=cases.channels)
     if declaration.dimensions == 3:
         run = run.note(spacing=checks.spacing_range(training), orientation=images.ORIENTATION)
+    if system.grid:
+        run = run.note(grid=system.grid.spacing)
     session = Session(run, values, strategy, settings, training, validation, read.ignored)
     if is_chief:
         print(_resolved(session, len(held_out)))
@@ -156,6 +171,20 @@ def _phantoms(kind: type[System], folder: pathlib.Path, values: Mapping[str, Any
             raise
         shutil.rmtree(own)
         return kind.write_phantoms(own, values)
+
+
+def _grid(
+    chosen: Resampling, cases: datasets.Dataset, read: Reader, isolated: bool
+) -> Grid | None:
+    """The grid that networks are to see volumes on; for `auto` the training cases are read.
+
+    Raises:
+      FieldError: none of them can be.
+    """
+    if chosen.spacing != MEDIAN:
+        return Grid(chosen.edges) if chosen.edges else None
+    outcomes = (outcome for _, outcome in reading.each(cases.train, read, isolated))
+    return grid.median([o[0].spacing for o in outcomes if not isinstance(o, UserError)])
 
 
 def _read_all(

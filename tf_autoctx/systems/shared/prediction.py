@@ -5,22 +5,25 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from tf_autoctx import configuration, export
+from tf_autoctx import configuration, export, shipped
 from tf_autoctx.data import images
 from tf_autoctx.errors import FieldError, UserError
-from tf_autoctx.systems.shared import image_checks, registry
+from tf_autoctx.systems.shared import grid, image_checks, registry
 from tf_autoctx.systems.shared import precision as precisions
 from tf_autoctx.systems.shared.declaration import Declaration
+from tf_autoctx.systems.shared.grid import Grid
 from tf_autoctx.systems.shared.system import Predictor, probabilities_of
 from tf_autoctx.training import runs
 from tf_autoctx.training.configuration import POLICIES
 from tf_autoctx.training.runs import Run
+
+DEFAULT = "serving_default"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +38,7 @@ class Segmentor:
         empty if unknown.
       predictor: what segments.
       precision: that it computes in.
+      grid: on which its networks see volumes; None: as they are.
       channels: names of those that an image has, in their order.
     """
 
@@ -43,6 +47,7 @@ class Segmentor:
     spacing: list[list[float]]
     predictor: Predictor
     precision: str = "float32"
+    grid: Grid | None = None
     channels: tuple[str, ...] = ("0",)
 
     @property
@@ -84,7 +89,7 @@ class Segmentor:
         Args:
           voxels: (depth, height, width), raw; or (height, width), grey levels from 0 to 255; of
             several channels (depth, height, width, channels).
-          spacing: (z, y, x) in mm, or (y, x); None: unknown.
+          spacing: (z, y, x) in mm, or (y, x); None: unknown, where there is no `grid`.
           name: of the image, for the warnings.
           probabilities: whether they are wanted.
           uncertainty: whether it is wanted, see `averaging.uncertainty`.
@@ -99,14 +104,22 @@ class Segmentor:
 
         Raises:
           UserError: another number of axes or channels, voxels that are not finite, or of which
-            nothing finite can be computed; see `require_unsure`.
+            nothing finite can be computed; see `require_unsure` and `Grid.required`.
         """
         if uncertainty:
             self.require_unsure()
         self._require_shape(name, np.shape(voxels))
         voxels = images.require_finite(name, voxels)
-        image_checks.warn_of_unlike(name, voxels, spacing, self.declaration, self.spacing)
-        wanted = {"probabilities": probabilities, "uncertainty": uncertainty, "progress": progress}
+        trained = () if self.grid else self.spacing  # any other is resampled
+        image_checks.warn_of_unlike(name, voxels, spacing, self.declaration, trained)
+        if self.grid:
+            self.grid.required(name, voxels.shape[: self.dimensions], spacing)
+        wanted = {
+            "probabilities": probabilities,
+            "uncertainty": uncertainty,
+            "progress": progress,
+            "spacing": spacing,
+        }
         output = self._output(name, images.batch(voxels, self.dimensions), wanted)
         segmentation: dict[str, Any] = {"label": np.asarray(output["label"])[0, ..., 0]}
         if probabilities:
@@ -132,7 +145,7 @@ class Segmentor:
         raise UserError(f"{name}: has voxels of the shape {shape}; expected {expected}.")
 
     def _output(
-        self, name: str | pathlib.Path, image: np.ndarray, wanted: dict[str, bool]
+        self, name: str | pathlib.Path, image: np.ndarray, wanted: dict[str, Any]
     ) -> dict[str, Any]:
         """What the predictor returns; a NaN of its probability would be background."""
         try:
@@ -160,7 +173,7 @@ def load(
 
     Args:
       path: a run folder, a folder with a saved_model.pb, or a folder of such versions, of which the
-        highest counts.
+        highest counts; or the name of a model of `shipped`.
       precision: of a run folder, see `precision.chosen`; a SavedModel has its own.
       mirrors: whether a run folder takes the mean over an image and its mirror images, see
         `System.mirrors`; in a SavedModel it is fixed.
@@ -171,7 +184,7 @@ def load(
       UserError: neither; nothing is finished; a damaged network; an option that the model does not
         have.
     """
-    path = pathlib.Path(path)
+    path = shipped.resolved(path)
     if precision not in ("auto", *POLICIES):
         raise FieldError("precision", precision, f"expected one of auto, {', '.join(POLICIES)}.")
     given = {name: value for name, value in options.items() if value is not None}
@@ -191,7 +204,8 @@ def load(
         raise FieldError(
             "model",
             path,
-            "neither config.json nor saved_model.pb; expected a run folder or a SavedModel folder.",
+            "neither config.json nor saved_model.pb; expected a run folder, a SavedModel folder or "
+            f"one of {', '.join(shipped.names())}.",
         )
     return _of_run(runs.load(path), given, precision, mirrors)
 
@@ -217,9 +231,8 @@ def _of_run(run: Run, options: Mapping[str, Any], precision: str, mirrors: bool)
     precision = precisions.chosen(run, precision)
     axes = system.required_mirrors(run.flags) if mirrors else ()
     predictor = system.predictor(run, options, precision, axes)
-    return Segmentor(
-        declaration, system.labels, run.spacing, predictor, precision, run.channels
-    )
+    known = declaration, system.labels, run.spacing
+    return Segmentor(*known, predictor, precision, system.grid, run.channels)
 
 
 class _SavedModelPredictor:
@@ -229,18 +242,25 @@ class _SavedModelPredictor:
 
     def __init__(self, path: pathlib.Path) -> None:
         self._model = tf.saved_model.load(str(path))  # owns the variables
-        self._label: Callable[..., dict[str, tf.Tensor]] = self._model.signatures["serving_default"]
-        self._all = self._model.signatures.get("probabilities", self._label)
-        self._unsure = self._model.signatures.get("uncertainty")
-        self.is_unsure = self._unsure is not None
-        weights = [variable.numpy() for variable in self._label.variables]
+        self._functions: Mapping[str, Any] = self._model.signatures
+        self.is_unsure = "uncertainty" in self._functions
+        weights = [variable.numpy() for variable in self._functions[DEFAULT].variables]
         self.is_finite = all(np.isfinite(array).all() for array in weights)
 
     def __call__(
-        self, image: np.ndarray, probabilities: bool, progress: bool, uncertainty: bool = False
+        self,
+        image: np.ndarray,
+        probabilities: bool,
+        progress: bool,
+        uncertainty: bool = False,
+        spacing: Sequence[float] | None = None,
     ) -> dict[str, Any]:
-        function = self._unsure if uncertainty else self._all if probabilities else self._label
-        return function(image=tf.constant(image))
+        name = "uncertainty" if uncertainty else "probabilities" if probabilities else DEFAULT
+        name = name if name in self._functions else DEFAULT
+        inputs = {"image": tf.constant(image)}
+        if (spaced := export.spaced(name)) in self._functions:
+            name, inputs["spacing"] = spaced, tf.constant([spacing], tf.float32)
+        return self._functions[name](**inputs)
 
 
 def _of_saved_model(path: pathlib.Path) -> Segmentor:
@@ -255,6 +275,7 @@ def _of_saved_model(path: pathlib.Path) -> Segmentor:
         card = export.read_card(path)
         labels, name = runs.labels(card), card["system"]
         spacing = [[float(mm) for mm in edges] for edges in card.get("spacing") or []]
+        on_grid = grid.of_facts(card.get("grid"))
         channels = tuple(map(str, card.get("channels") or ("0",)))
     except Exception as error:  # TensorFlow's reader raises whatever comes next
         raise UserError(
@@ -269,4 +290,5 @@ def _of_saved_model(path: pathlib.Path) -> Segmentor:
     declaration = registry.find(name, str(path))
     image_checks.warn_of_orientation(path, card, declaration.dimensions)
     precision = card.get("precision", "float32")
-    return Segmentor(declaration, labels, spacing, predictor, precision, channels)
+    known = declaration, labels, spacing
+    return Segmentor(*known, predictor, precision, on_grid, channels)

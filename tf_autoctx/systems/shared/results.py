@@ -5,16 +5,15 @@ Neither Keras nor TensorFlow is imported: the process that writes has no need of
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import math
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tf_autoctx import spreadsheets
+from tf_autoctx import metrics, spreadsheets
 from tf_autoctx.data import images, names
 from tf_autoctx.errors import FieldError, UserError
 from tf_autoctx.files import replacing
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
 
 UNSURE = "uncertainty"  # a kind of results, their folder, and a column of their table
 UNSURE_TABLE = "uncertainty.csv"
+MEASURED = "measurements"  # likewise
 
 Key = tuple[str, int | None]  # kind of a result, and the label value of its structure
 Path = str | pathlib.Path
@@ -45,6 +45,7 @@ class Results:
       suffix: of images; None: .png for PNG, JPEG and TIFF images, else .nii.gz.
       series: which of several DICOM series of a folder, see `images.read`.
       uncertainty: whether it is wanted.
+      measurements: whether they are.
 
     Raises:
       FieldError: a format that cannot hold a volume; iterations of a model that has none.
@@ -59,6 +60,7 @@ class Results:
     suffix: str | None = None
     series: str | None = None
     uncertainty: bool = False
+    measurements: bool = False
 
     def __post_init__(self) -> None:
         if not self._flat and self.suffix in images.PIXELS_ONLY:
@@ -91,6 +93,8 @@ class Results:
         if self.uncertainty:
             file = self.output / UNSURE / f"{name}{self._ending(path, UNSURE)}"
             files[UNSURE, None] = file
+        if self.measurements:
+            files[MEASURED, None] = self.output / MEASURED / f"{name}.csv"
         if self.segmentor.iterations:
             files["strips", None] = self.output / "strips" / f"{name}.png"
         if self.every_iteration:
@@ -133,6 +137,10 @@ class Results:
             voxels, online = segmentation["label"], kind in ("strips", "iterations")
             if kind == "probabilities" and value is not None:
                 voxels = segmentation["probability"][labels[value]]
+            table: Sequence[Mapping[str, Any]] = ()
+            if kind == MEASURED:
+                name = file.relative_to(self.output / MEASURED).as_posix().removesuffix(".csv")
+                table = self._measured(name, voxels, image.millimetres)
             if kind == UNSURE:
                 voxels = segmentation["uncertainty"]
                 ending = self._ending(path, kind)
@@ -149,8 +157,22 @@ class Results:
                 iterations=segmentation["iterations"] if online else (),
                 kept=segmentation.get("kept", 0),
                 ending=self._ending(path),
+                table=table,
             )
         return made
+
+    def _measured(
+        self, name: str, label: np.ndarray, spacing: Sequence[float] | None
+    ) -> list[dict[str, Any]]:
+        """A line for each structure of a segmented image."""
+        lines = []
+        for value, structure in self.segmentor.labels.items():
+            mask = label == value
+            line = {"image": name, "structure": structure, **metrics.extent_of(mask, spacing)}
+            if spacing is not None:
+                line |= self.segmentor.declaration.measured(mask, spacing)
+            lines.append(line)
+        return lines
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,6 +189,7 @@ class Result:
       compressed: whether probabilities and uncertainty are.
       iterations, kept: see `Segmentor.__call__`.
       ending: of the names of images of iterations.
+      table: the lines of measurements.
     """
 
     image: Path
@@ -179,6 +202,7 @@ class Result:
     iterations: Sequence[Mapping[str, np.ndarray]]
     kept: int
     ending: str
+    table: Sequence[Mapping[str, Any]] = ()
 
 
 def write(file: pathlib.Path, result: Result, made_from: Origins) -> None:
@@ -202,6 +226,9 @@ def write(file: pathlib.Path, result: Result, made_from: Origins) -> None:
             case "probabilities" | "uncertainty":
                 shown = images.rounded(voxels) if result.compressed else voxels
                 _write(file, shown, frame, result.compressed)
+            case "measurements":
+                columns = dict.fromkeys(name for line in result.table for name in line)
+                spreadsheets.write(file, result.table, tuple(columns))
             case "strips":
                 figures.strip(file, voxels, result.iterations, result.kept, file.stem)
             case "iterations":
@@ -221,23 +248,32 @@ def note_uncertainty(folder: pathlib.Path, name: str, uncertainty: np.ndarray) -
       UserError: the table cannot be read or written.
     """
     path = folder / UNSURE_TABLE
-    known: dict[str, float] = {}
+    columns = ("image", UNSURE)
+    lines = spreadsheets.read(path, columns) if path.exists() else []
     try:
-        if path.exists():
-            with open(path, newline="", encoding="utf-8") as file:
-                for line in csv.DictReader(file):
-                    known[spreadsheets.unescaped(line["image"])] = float(line[UNSURE])
-    except (OSError, ValueError, KeyError, TypeError, csv.Error):
-        raise UserError(
-            f"{path}: cannot be read; expected the columns image,{UNSURE} (delete it)."
-        ) from None
+        known = {line["image"]: float(line[UNSURE]) for line in lines}
+    except ValueError as error:
+        raise UserError(f"{path}: {error}; expected numbers (delete it).") from None
     known[name] = float(uncertainty.mean()) if uncertainty.size else math.nan
 
     def order(image: str) -> tuple[float, str]:
         return -math.inf if math.isnan(known[image]) else -known[image], image
 
-    lines = [{"image": image, UNSURE: known[image]} for image in sorted(known, key=order)]
-    spreadsheets.write(path, lines, ("image", UNSURE))
+    told = [{"image": image, UNSURE: known[image]} for image in sorted(known, key=order)]
+    spreadsheets.write(path, told, columns)
+
+
+def collect_measurements(folder: pathlib.Path) -> None:
+    """Makes measurements.csv of the tables of all images in a folder of results.
+
+    Raises:
+      UserError: one cannot be read, or the table cannot be written.
+    """
+    lines: list[dict[str, str]] = []
+    for path in sorted((folder / MEASURED).rglob("*.csv")):
+        lines += spreadsheets.read(path, ("image", "structure"))
+    columns = dict.fromkeys(name for line in lines for name in line)
+    spreadsheets.write(folder / f"{MEASURED}.csv", lines, tuple(columns))
 
 
 def sources(

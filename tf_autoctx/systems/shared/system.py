@@ -18,10 +18,11 @@ from tf_autoctx import export
 from tf_autoctx.data import datasets, images, labels
 from tf_autoctx.errors import FieldError
 from tf_autoctx.metrics import Metric
-from tf_autoctx.systems.shared import averaging, reading
+from tf_autoctx.systems.shared import averaging, grid, reading
 from tf_autoctx.systems.shared.averaging import Estimate
 from tf_autoctx.systems.shared.caching import Files
 from tf_autoctx.systems.shared.declaration import Declaration
+from tf_autoctx.systems.shared.grid import Graph, Grid
 from tf_autoctx.systems.shared.image_checks import warn_of_orientation
 from tf_autoctx.systems.shared.session import Session
 from tf_autoctx.training import devices
@@ -37,6 +38,20 @@ Segmentations = dict[str, dict[str, Any]]
 Served = Mapping[str, Mapping[str, Any]]
 
 
+class Function(Protocol):
+    """One of the `System.signatures`."""
+
+    def __call__(self, image: Tensor, size: Size | None = None) -> dict[str, Tensor]:
+        """See `System.decide`."""
+
+
+class Evaluator(Protocol):
+    """The segmentation of a raw image by several methods."""
+
+    def __call__(self, voxels: np.ndarray, spacing: Sequence[float]) -> Segmentations:
+        """Segments voxels (*spatial) or (*spatial, channels) float32 of a spacing (z, y, x) or (y, x), mm."""
+
+
 class Predictor(Protocol):
     """A finished run as a function of one raw image.
 
@@ -49,7 +64,12 @@ class Predictor(Protocol):
     is_unsure: bool
 
     def __call__(
-        self, image: np.ndarray, probabilities: bool, progress: bool, uncertainty: bool = False
+        self,
+        image: np.ndarray,
+        probabilities: bool,
+        progress: bool,
+        uncertainty: bool = False,
+        spacing: Sequence[float] | None = None,
     ) -> dict[str, Any]:
         """Segments raw voxels (1, *spatial, channels) float32.
 
@@ -57,6 +77,7 @@ class Predictor(Protocol):
           probabilities: whether they are wanted.
           progress: whether a progress bar over tiles or iterations is wanted.
           uncertainty: whether it is wanted, of one that `is_unsure`.
+          spacing: (z, y, x), mm, which a system with a grid of its own needs.
 
         Returns:
           {"label", "probability" (its last channels are those of the labels, in their order): as
@@ -83,6 +104,8 @@ class System(abc.ABC):
         a signature of their own.
       configuration: an instance of the declaration's.
       labels: {label value: name} of the structures.
+      grid: on which networks see volumes; None: as they are. `estimate` and `prepare` are given
+        what is on it.
       channels: of the images.
     """
 
@@ -93,6 +116,7 @@ class System(abc.ABC):
     window: tuple[float, float] = (-np.inf, np.inf)
     large_probabilities: ClassVar[bool] = False
     configuration: Any
+    grid: Grid | None = None
 
     def __init__(self, configuration: Any, labels: Mapping[int, str], channels: int = 1) -> None:
         self.configuration = configuration
@@ -118,9 +142,11 @@ class System(abc.ABC):
         warn_of_orientation(run.folder, run.facts, cls.declaration.dimensions)
         configuration: Any = run.configured(cls.declaration.configuration)
         try:
-            return cls.made(configuration, run.labels, len(run.channels))
-        except ValueError as error:
+            system = cls.made(configuration, run.labels, len(run.channels))
+            system.grid = grid.of_facts(run.facts.get("grid"))
+        except (TypeError, ValueError) as error:
             raise run.broken(error) from None
+        return system
 
     # What a user hands in
 
@@ -191,7 +217,7 @@ class System(abc.ABC):
 
         Args:
           case: for messages.
-          voxels: raw, (1, *spatial, channels) float32.
+          voxels: raw, (1, *spatial, channels) float32, on the `grid`.
           label: (1, *spatial, 1) uint8.
 
         Returns:
@@ -233,7 +259,7 @@ class System(abc.ABC):
 
         Args:
           networks: of `served_networks`.
-          image: (batch, *spatial, channels) float32.
+          image: (batch, *spatial, channels) float32, on the `grid`.
 
         Returns:
           {name: (batch, *grid, channels) float32}, such as probabilities, on any grids over the
@@ -246,7 +272,7 @@ class System(abc.ABC):
 
         Args:
           estimate: of `estimate`, or the mean of several.
-          size: spatial size of the images.
+          size: spatial size of the images as they came; another than on the `grid`.
 
         Returns:
           {"label": (batch, *size, 1) uint8, label values; "probability": (batch, *size, channels)
@@ -277,18 +303,29 @@ class System(abc.ABC):
             "mirror image); expected a training with flips.",
         )
 
-    def evaluator(self, networks: Networks) -> Callable[[np.ndarray], Segmentations]:
-        """The segmentation of a raw image (*spatial) float32, of several channels (*spatial,
-        channels), by every level or stage, the served one last; here by the served one alone, a
-        method of the system's name."""
-        predictor = self.graphs(networks)
+    def evaluator(self, networks: Networks) -> Evaluator:
+        """The segmentation by every level or stage, the served one last; here by the served one
+        alone, a method of the system's name."""
+        predictor, dimensions = self.graphs(networks), self.declaration.dimensions
 
-        def segment(voxels: np.ndarray) -> Segmentations:
-            image = images.batch(voxels, self.declaration.dimensions)
-            output = predictor(image, probabilities=True, progress=False)
-            return {self.declaration.name: segmented(output, self.labels)}
+        def segment(voxels: np.ndarray, spacing: Sequence[float]) -> Segmentations:
+            return {self.declaration.name: segmented(predictor, voxels, spacing, dimensions, self.labels)}
 
         return segment
+
+    def graph_of_volumes(self, segment: Callable[[Tensor, Size], Segmentations]) -> Evaluator:
+        """An evaluator of one graph.
+
+        Args:
+          segment: images (1, *spatial, 1) on the `grid`, and the spatial size that they had before
+            -> segmentations.
+        """
+        graph = Graph(segment, self.spec, self.grid)
+
+        def evaluate(voxels: np.ndarray, spacing: Sequence[float]) -> Segmentations:
+            return graph(images.batch(voxels, self.declaration.dimensions), spacing)
+
+        return evaluate
 
     def measure(
         self, mask: np.ndarray, truth: np.ndarray, spacing: Sequence[float]
@@ -330,7 +367,7 @@ class System(abc.ABC):
         """The functions of the export of finished networks, as a predictor; for `mirrors` see
         `predictor`."""
         functions = self.signatures([self.served_networks(networks)], mirrors)
-        return GraphPredictor(functions, self.spec)
+        return GraphPredictor(functions, self.spec, self.grid)
 
     # Export
 
@@ -364,8 +401,9 @@ class System(abc.ABC):
 
     def signatures(
         self, members: Sequence[Networks], mirrors: Sequence[int] = ()
-    ) -> dict[str, Callable[[Tensor], dict[str, Tensor]]]:
-        """{signature: function of `image`}, see `export`.
+    ) -> dict[str, Function]:
+        """{signature: function of `image`}, see `export`, on the `grid`; where the image came from
+        another, its spatial `size` there is given too.
 
         Args:
           members: sets of networks of `served_networks`, over which the mean is taken.
@@ -377,18 +415,18 @@ class System(abc.ABC):
         """
         estimators = [functools.partial(self.estimate, networks) for networks in members]
 
-        def probabilities(image: Tensor) -> dict[str, Tensor]:
+        def probabilities(image: Tensor, size: Size | None = None) -> dict[str, Tensor]:
             estimate = averaging.mean(estimators, image, mirrors)
-            return self.decide(estimate, ops.shape(image)[1:-1])
+            return self.decide(estimate, ops.shape(image)[1:-1] if size is None else size)
 
-        def serving_default(image: Tensor) -> dict[str, Tensor]:
-            outputs = probabilities(image)
+        def serving_default(image: Tensor, size: Size | None = None) -> dict[str, Tensor]:
+            outputs = probabilities(image, size)
             if self.large_probabilities:
                 del outputs["probability"]  # with all that a graph computes for it alone
             return outputs
 
-        def uncertainty(image: Tensor) -> dict[str, Tensor]:
-            outputs = probabilities(image)
+        def uncertainty(image: Tensor, size: Size | None = None) -> dict[str, Tensor]:
+            outputs = probabilities(image, size)
             unsure = averaging.uncertainty(outputs["probability"], len(self.labels))
             return {**outputs, "uncertainty": unsure}
 
@@ -436,32 +474,45 @@ class GraphPredictor:
     Args:
       functions: see `System.signatures`.
       spec: of their images, which here come one by one.
+      grid: of the system.
     """
 
     iterations = 0
     is_unsure = True
 
     def __init__(
-        self, functions: Mapping[str, Callable[[Tensor], dict[str, Tensor]]], spec: tf.TensorSpec
+        self,
+        functions: Mapping[str, Function],
+        spec: tf.TensorSpec,
+        grid: Grid | None = None,
     ) -> None:
-        alone = [tf.TensorSpec((1, *spec.shape[1:]), spec.dtype)]
-        graphs = {
-            name: tf.function(function, input_signature=alone, autograph=False)
-            for name, function in functions.items()
-        }
+        graphs = {name: Graph(function, spec, grid) for name, function in functions.items()}
         self._label, self._unsure = graphs["serving_default"], graphs["uncertainty"]
         self._all = graphs.get("probabilities", self._label)
 
     def __call__(
-        self, image: np.ndarray, probabilities: bool, progress: bool, uncertainty: bool = False
+        self,
+        image: np.ndarray,
+        probabilities: bool,
+        progress: bool,
+        uncertainty: bool = False,
+        spacing: Sequence[float] | None = None,
     ) -> dict[str, Any]:
-        if uncertainty:
-            return self._unsure(image)
-        return (self._all if probabilities else self._label)(image)
+        function = self._unsure if uncertainty else self._all if probabilities else self._label
+        return function(image, spacing)
 
 
-def segmented(output: Mapping[str, Any], labels: Mapping[int, str]) -> dict[str, Any]:
-    """What a predictor made of one image with its probability, as one of the `Segmentations`."""
+def segmented(
+    predictor: Predictor,
+    voxels: np.ndarray,
+    spacing: Sequence[float] | None,
+    dimensions: int,
+    labels: Mapping[int, str],
+) -> dict[str, Any]:
+    """What a predictor makes of a raw image (*spatial) or (*spatial, channels), of so many spatial
+    dimensions, as one of the `Segmentations`."""
+    image = images.batch(voxels, dimensions)
+    output = predictor(image, True, False, spacing=spacing)
     label = np.asarray(output["label"])[0, ..., 0]
     return {"label": label, "probability": probabilities_of(output, labels)}
 
