@@ -188,14 +188,10 @@ def of_flags(source: str | os.PathLike[str], flags: Mapping[str, Any]) -> Datase
     """`load`, divided as a run of these flags is; one of before there were folds has none."""
     fold = (flags["fold"], flags["folds"]) if flags.get("folds") else None
     channels = flags.get("channels")
-    return load(
-        source, flags["seed"], flags["validation_fraction"], fold=fold, channels=channels
-    )
+    return load(source, flags["seed"], flags["validation_fraction"], fold=fold, channels=channels)
 
 
-def _channels(
-    source: pathlib.Path, told: tuple[str, ...], channels: int | None
-) -> tuple[str, ...]:
+def _channels(source: pathlib.Path, told: tuple[str, ...], channels: int | None) -> tuple[str, ...]:
     """Names of the channels of every image: those that the source tells, else so many numbers."""
     if told and channels not in (None, len(told)):
         raise FieldError(

@@ -350,9 +350,7 @@ def _require_channels(path: Path, count: int, channels: int) -> None:
         if channels > 1:
             last = f"case_{channels - 1:04d}.nii.gz"
             expected = f"{channels}, in one file or in one each (case_0000.nii.gz to {last})"
-        raise UserError(
-            f"{path}: has {count} channel{'s' * (count > 1)}; expected {expected}."
-        )
+        raise UserError(f"{path}: has {count} channel{'s' * (count > 1)}; expected {expected}.")
 
 
 def _together(path: pathlib.Path, channels: Sequence[Image]) -> Image:
@@ -394,7 +392,6 @@ def batch(voxels: np.ndarray, dimensions: int) -> np.ndarray:
     float32."""
     channels = voxels if voxels.ndim > dimensions else voxels[..., None]
     return channels[None].astype(np.float32, copy=False)
-
 
 
 def _grey(path: pathlib.Path, image: sitk.Image) -> sitk.Image:

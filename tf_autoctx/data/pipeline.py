@@ -267,9 +267,7 @@ def random_patch(case: Case, seed: tf.Tensor, size: Sequence[int | None]) -> Sam
     edges = tf.stack([whole[axis] if edge is None else edge for axis, edge in enumerate(size)])
     corner = random_corner(whole, edges, seed)
     cut = {name: array.cut(corner, edges) for name, array in case.items()}
-    return {
-        name: tf.ensure_shape(patch, [*size, patch.shape[-1]]) for name, patch in cut.items()
-    }
+    return {name: tf.ensure_shape(patch, [*size, patch.shape[-1]]) for name, patch in cut.items()}
 
 
 def random_corner(whole: tf.Tensor, edges: Any, seed: tf.Tensor) -> tf.Tensor:

@@ -35,9 +35,7 @@ class Refinement:
       ValueError: other than two label values from 1 to 255.
     """
 
-    def __init__(
-        self, configuration: Embryo, labels: Mapping[int, str], channels: int = 1
-    ) -> None:
+    def __init__(self, configuration: Embryo, labels: Mapping[int, str], channels: int = 1) -> None:
         if len(labels) != 2 or not all(0 < value < 256 for value in labels):
             raise ValueError(
                 f"labels={labels}: expected two values from 1 to 255, the body's and the "

@@ -63,9 +63,7 @@ class EmbryoSystem(System):
         "probability": {"range": [0, 1], "meaning": "of the body, then of the ventricle"},
     }
 
-    def __init__(
-        self, configuration: Embryo, labels: Mapping[int, str], channels: int = 1
-    ) -> None:
+    def __init__(self, configuration: Embryo, labels: Mapping[int, str], channels: int = 1) -> None:
         super().__init__(configuration, labels, channels)
         self.refinement = Refinement(configuration, labels, channels)
 

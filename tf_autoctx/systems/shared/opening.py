@@ -173,9 +173,7 @@ def _phantoms(kind: type[System], folder: pathlib.Path, values: Mapping[str, Any
         return kind.write_phantoms(own, values)
 
 
-def _grid(
-    chosen: Resampling, cases: datasets.Dataset, read: Reader, isolated: bool
-) -> Grid | None:
+def _grid(chosen: Resampling, cases: datasets.Dataset, read: Reader, isolated: bool) -> Grid | None:
     """The grid that networks are to see volumes on; for `auto` the training cases are read.
 
     Raises:

@@ -309,7 +309,11 @@ class System(abc.ABC):
         predictor, dimensions = self.graphs(networks), self.declaration.dimensions
 
         def segment(voxels: np.ndarray, spacing: Sequence[float]) -> Segmentations:
-            return {self.declaration.name: segmented(predictor, voxels, spacing, dimensions, self.labels)}
+            return {
+                self.declaration.name: segmented(
+                    predictor, voxels, spacing, dimensions, self.labels
+                )
+            }
 
         return segment
 
