@@ -543,7 +543,7 @@ def test_every_channel_is_read_of_the_cache(tmp_path):
     batches = pipeline.training(columns, read, order, None, 2)
     for batch, _ in batches:
         assert batch["image"].shape == batch["image_moved"].shape == (1, 8, 8, 8, 2)
-        corner = np.argwhere((image[..., 1] == batch["image"][0, 0, 0, 0, 1].numpy()))
+        corner = np.argwhere(image[..., 1] == batch["image"][0, 0, 0, 0, 1].numpy())
         cuts = [image[z : z + 8, y : y + 8, x : x + 8] for z, y, x in corner]
         assert any(np.array_equal(cut, batch["image"][0]) for cut in cuts)
     changed = augment.augmented(
