@@ -167,7 +167,7 @@ class FetalHeadTask(Task):
         return [[Term(("level_1",), loss)]]
 
     def batch(self) -> Batch:
-        size = tuple(round(n * self.configuration.scale) for n in self.size)
+        size = tuple(round(n * self.configuration.factor) for n in self.size)
         image = smooth(size)[None, ..., None]
         label = blobs(size, 2)[None, ..., None]
         return {"image": image, "label": label, "context": np.zeros_like(image)}

@@ -267,7 +267,7 @@ def test_an_evaluation_counts_nothing_there(tmp_path):
     read = FetalHeadSystem(FetalHead(), {1: "head"}).reader(None, data.labels)
     assert read.ignored == IGNORED
 
-    def evaluator(image):
+    def evaluator(image, spacing):
         return {"m": {"label": (voxels > 0).astype(np.uint8), "probability": {"head": voxels / 2}}}
 
     scoring = evaluation.Scoring("fetal_head", {1: "head"})

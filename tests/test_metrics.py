@@ -400,7 +400,10 @@ def test_the_table_of_metrics_is_written_out():
     written = set()
     for dimensions in (2, 3):
         mask = ball(dimensions)
-        written |= {*metrics.compare(mask, mask), *metrics.compare(mask, mask, (1,) * dimensions, 1)}
+        written |= {
+            *metrics.compare(mask, mask),
+            *metrics.compare(mask, mask, (1,) * dimensions, 1),
+        }
         written |= {*biometry.compare(mask, mask, (1,) * dimensions)}
     declared = [name for m in metrics.METRICS.values() for name in metrics.columns(m)]
     assert written == set(declared) and len(declared) == len(written)

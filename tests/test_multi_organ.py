@@ -590,7 +590,7 @@ def test_the_loss_of_a_step_is_that_of_all_levels(tmp_path):
         own, new = (model.get_layer(f"level_{n}").trainable_weights for model in (network, trained))
         assert any(np.any(a.numpy() != b.numpy()) for a, b in zip(own, new, strict=True))
     system = MultiOrganSystem(three.configuration, LABELS)
-    segmentations = system.evaluator(networks)(raw(19, 16, 13)[0, ..., 0])
+    segmentations = system.evaluator(networks)(raw(19, 16, 13)[0, ..., 0], None)
     assert list(segmentations) == [f"level {n}" for n in levels]
     assert all(output["label"].shape == (19, 16, 13) for output in segmentations.values())
 
@@ -755,7 +755,7 @@ def test_replicas_keep_the_same_moving_averages(tmp_path):
 def test_every_level_is_evaluated_on_the_original_grid():
     system, x = MultiOrganSystem(configuration(downsampling=(4, 2)), LABELS), raw(19, 16, 13)
     networks = {"pyramid": randomize(system.pyramid.network())}
-    levels = system.evaluator(networks)(x[0, ..., 0])
+    levels = system.evaluator(networks)(x[0, ..., 0], None)
     assert list(levels) == ["level 1", "level 2"]
     assert all(output["label"].shape == (19, 16, 13) for output in levels.values())
     np.testing.assert_array_equal(
@@ -769,7 +769,7 @@ def test_every_level_is_evaluated_on_the_original_grid():
             np.testing.assert_allclose(probability, expected[0, ..., k], atol=1e-5)
     alone = MultiOrganSystem(configuration("no_context", downsampling=(4, 2)), LABELS)
     networks = alone.new_networks(["level_2"])
-    assert list(alone.evaluator(networks)(x[0, ..., 0])) == ["level 2"]
+    assert list(alone.evaluator(networks)(x[0, ..., 0], None)) == ["level 2"]
 
 
 def test_a_run_is_segmented_in_graphs_that_tell_of_every_tile(capsys):

@@ -73,7 +73,7 @@ def test_a_spacing_that_cannot_be(spacing, told):
 
 @pytest.mark.parametrize("value", ["", "1,2", "1,2,3,4", "1,a,2", "1,0,1", "1,-1,1", "1,inf,1"])
 def test_a_flag_that_is_no_spacing(value):
-    with pytest.raises(errors.FieldError, match="`spacing=.*three numbers of mm above 0"):
+    with pytest.raises(errors.FieldError, match=r"`spacing=.*three numbers of mm above 0"):
         Resampling(value)
 
 
@@ -155,7 +155,7 @@ def enlarged(image):
 
 def test_the_spacing_must_be_known(pair):
     name, on_grid, none = pair
-    with pytest.raises(errors.UserError, match="^a.png: its spacing is unknown; expected mm"):
+    with pytest.raises(errors.UserError, match=r"^a\.png: its spacing is unknown; expected mm"):
         tf_autoctx.load(on_grid)(image_of(name), name="a.png")
     tf_autoctx.load(none)(image_of(name))
 
@@ -200,7 +200,7 @@ def test_tensorflow_serving_takes_the_spacing(exported):
         "dtype": b"uint8",
     }
     in_bytes = model("serving_spacing_bytes", {**raw, "spacing": edges})["label_bytes"]
-    assert [x for x in in_bytes] == [label.tobytes() for label in expected]
+    assert list(in_bytes) == [label.tobytes() for label in expected]
     # One for all; and without, that of the grid
     one = model("serving_spacing_bytes", {**raw, "spacing": edges[1]})["label_bytes"]
     plain = model("serving_bytes", raw)["label_bytes"]
@@ -263,7 +263,7 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
     spacings = [(2, 2, 2), (1, 2, 2), (4, 2, 2.5), (2, 1, 2), (2, 2, 2), (2, 4, 1)]
     data = balls(folder / "data", spacings)
-    flags = ("--level=1", "--variant=3D-DeconvNet", "--base_filters=4", "--scale=1", "--steps=60")
+    flags = ("--level=1", "--variant=3D-DeconvNet", "--base_filters=4", "--steps=60")
     running.train(
         "fetal_head",
         *(f"--data_dir={data}", f"--work_dir={folder / 'run'}", "--spacing=auto"),
@@ -276,6 +276,7 @@ def test_auto_is_the_median_of_the_training_cases(trained):
     _, run = trained
     facts = json.loads((run / "config.json").read_text())
     assert facts["grid"] == [2, 2, 2] and facts["flags"]["spacing"] == "auto"
+    assert facts["flags"]["scale"] == 1  # of a grid that is chosen nothing is shrunk
     # What is learnt from has voxels of the grid.
     assert facts["spacing"] == [[2, 2, 2], [2, 2, 2]]
 

@@ -415,10 +415,11 @@ def _write_warm_up(path: pathlib.Path, exported: Exported) -> None:
             "shape": np.array([size], np.int32),
             "dtype": [image.dtype.name],
         }
-    for signature in of_spacing.functions if of_spacing else ():
+    if of_spacing:
         edges = {"spacing": np.array([of_spacing.spacing], np.float32)}
-        requests[spaced(signature)] = requests[signature] | edges
-        requests[twin(spaced(signature))] = requests[twin(signature)] | edges
+        for signature in of_spacing.functions:
+            requests[spaced(signature)] = requests[signature] | edges
+            requests[twin(spaced(signature))] = requests[twin(signature)] | edges
     requests[CARD_SIGNATURE] = {"request": np.zeros([1], np.int32)}
     with tf.io.TFRecordWriter(str(path)) as file:
         for signature, inputs in requests.items():

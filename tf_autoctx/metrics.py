@@ -281,7 +281,10 @@ def compare(
         "recall_percent": 100 * ratio(both, true_size),
         f"Adb_{length}": sum(of_one.mean() for of_one in distances) / 2,
         f"Hdb_{length}": max(of_one.max() for of_one in distances),
-        f"Hdb95_{length}": max(np.percentile(of_one, 95) for of_one in distances),
+        f"Hdb95_{length}": max(
+            np.percentile(of_one, 95) if np.isfinite(of_one).all() else np.inf
+            for of_one in distances
+        ),
         **measured,
         **{f"truth_{name}": value for name, value in true.items()},
         f"{extent}_error_percent": 100 * error,

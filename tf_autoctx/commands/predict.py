@@ -14,11 +14,11 @@ case_0000.nii.gz, case_0001.nii.gz and so on, or in files of any names with comm
 Writes NAME.nii.gz (label values), with --masks masks/NAME.nii.gz (0 and 1) and with --probabilities
 probabilities/NAME.nii.gz; where there are several structures, masks/STRUCTURE/NAME.nii.gz and so
 on. With --measurements it writes measurements.csv, a line a structure of an image, which comes from
-measurements/NAME.csv. With --uncertainty it writes uncertainty/NAME.nii.gz (0 to 1), and uncertainty.csv, a line an
-image. Labels and masks of PNG, JPEG and TIFF images are PNG images of 0 and 255. --output_format
-names another format; PNG cannot hold probabilities, which stay NIfTI. Images that are rendered
-online get a strip of their iterations, strips/NAME.png, and with --every_iteration each one's image
-and mask, iterations/NAME/.
+measurements/NAME.csv. With --uncertainty it writes uncertainty/NAME.nii.gz (0 to 1), and
+uncertainty.csv, a line an image. Labels and masks of PNG, JPEG and TIFF images are PNG images of 0
+and 255. --output_format names another format; PNG cannot hold probabilities, which stay NIfTI.
+Images that are rendered online get a strip of their iterations, strips/NAME.png, and with
+--every_iteration each one's image and mask, iterations/NAME/.
 
 Results that are there are never replaced without being told: --overwrite makes them anew, and
 --resume goes on with a folder where it was stopped: it writes what is not there, and anew what is
@@ -61,8 +61,8 @@ class Prediction:
 
     model: str = field(
         ...,
-        "Run folder of a training command, a SavedModel, a folder of its versions, or the name of a "
-        "model that comes with the package: hc18_head, hippocampus, head_neck.",
+        "Run folder of a training command, a SavedModel, a folder of its versions, or the name of "
+        "a model that comes with the package: hc18_head, hippocampus, head_neck.",
     )
     input: str = field(
         ...,
@@ -94,8 +94,8 @@ class Prediction:
     )
     measurements: bool = field(
         False,
-        "Write measurements.csv: the volume or area of each structure, and of heads BPD, OFD and HC, "
-        "in mm where the image has them.",
+        "Write measurements.csv: the volume or area of each structure, and of heads BPD, OFD and "
+        "HC, in mm where the image has them.",
     )
     uncertainty: bool = field(
         False,

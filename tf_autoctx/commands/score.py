@@ -164,7 +164,7 @@ def _read(prediction_path: str, label_path: str, settings: Score, names: Structu
         _require_labels(path, label, settings, names)
         pair.append(image)
         arrays.append(label)
-    images.require_same_grid(*pair)
+    images.require_same_grid(pair[0], pair[1])
     objects = [set(np.unique(label).tolist()) - {0} for label in arrays]
     spoken_for = {names.single, *(settings.foreground or ())}
     is_mask = (

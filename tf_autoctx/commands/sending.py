@@ -99,8 +99,8 @@ class Sender:
 
         Raises:
           UnansweredError: a server that does not answer.
-          UserError: voxels that are not finite, an unknown spacing where it matters, a server that refuses, an answer of another size or
-            that is not finite.
+          UserError: voxels that are not finite, an unknown spacing where it matters, a server that
+            refuses, an answer of another size or that is not finite.
         """
         voxels = image.array
         self.card.warn(image, voxels)

@@ -53,8 +53,8 @@ class RunOptions:
     )
     surface_tolerance: float | None = field(
         None,
-        "Also score the surface Dice (NSD) of the held-out cases: the share of both boundaries that "
-        "lies at most so many mm from the other. Images without mm have none.",
+        "Also score the surface Dice (NSD) of the held-out cases: the share of both boundaries "
+        "that lies at most so many mm from the other. Images without mm have none.",
         least=0.0,
         may_change=True,
     )

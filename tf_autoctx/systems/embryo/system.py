@@ -197,7 +197,7 @@ class EmbryoSystem(System):
         """
         graphs = {stage: self.graphs({stage: network}) for stage, network in networks.items()}
 
-        def segment(voxels: np.ndarray, spacing: Sequence[float]) -> Segmentations:
+        def segment(voxels: np.ndarray, spacing: Sequence[float] | None) -> Segmentations:
             return {
                 stage: segmented(graph, voxels, spacing, 3, self.labels)
                 for stage, graph in graphs.items()

@@ -48,10 +48,10 @@ class FetalHead:
         "How a level sees the last one's probability: added to the volume, or beside it.",
         choices=("sum", "concat"),
     )
-    scale: float = field(
-        0.4,
+    scale: float | None = field(
+        None,
         "Factor on every axis from the original grid to the network's; p- and 2D- work on the "
-        "original grid.",
+        "original grid. By default 0.4, or 1 where spacing is given.",
         least=0.01,
         most=1.0,
     )
@@ -100,9 +100,14 @@ class FetalHead:
         return WAYS.get(self.variant, (self.variant, "volume"))[1]
 
     @property
+    def factor(self) -> float:
+        """On every axis from the original grid to the network's (section 3.1)."""
+        return 0.4 if self.scale is None else self.scale
+
+    @property
     def same_grid(self) -> bool:
         """Whether the network works on the original grid."""
-        return self.view != "volume" or self.scale == 1
+        return self.view != "volume" or self.factor == 1
 
 
 @dataclasses.dataclass(frozen=True)

@@ -52,7 +52,7 @@ class Cascade:
 
     def network_size(self, size: Size) -> tuple[Any, ...]:
         """Spatial size on the network's grid of a volume of spatial `size`."""
-        scale = self.configuration.scale
+        scale = self.configuration.factor
 
         def shrunk(n: Any) -> Any:
             # Float32 for both, or a known and an unknown size could round differently.

@@ -11,7 +11,8 @@ import tensorflow as tf
 from absl import logging
 
 from tf_autoctx import biometry
-from tf_autoctx.data import datasets, images
+from tf_autoctx.data import datasets
+from tf_autoctx.data.configuration import AS_THEY_ARE
 from tf_autoctx.errors import UserError
 from tf_autoctx.models import layers
 from tf_autoctx.systems.fetal_head import training
@@ -59,7 +60,9 @@ class FetalHeadSystem(System):
 
     @classmethod
     def implied(cls, values: Mapping[str, Any]) -> dict[str, Any]:
-        return {"level": FetalHead(level=values["level"], variant=values["variant"]).levels}
+        chosen = FetalHead(level=values["level"], variant=values["variant"], scale=values["scale"])
+        own_grid = chosen.scale is None and values["spacing"] != AS_THEY_ARE
+        return {"level": chosen.levels, "scale": 1.0 if own_grid else chosen.factor}
 
     @classmethod
     def write_phantoms(cls, folder: pathlib.Path, values: Mapping[str, Any]) -> pathlib.Path:
@@ -78,7 +81,7 @@ class FetalHeadSystem(System):
         """
         label = self.cascade.preprocess_label(tf.constant(label))
         if not tf.reduce_any(label == 1):
-            scale = self.configuration.scale
+            scale = self.configuration.factor
             raise UserError(
                 f"{case.label}: the object vanishes at `scale={scale}`; use a larger scale."
             )
@@ -144,7 +147,7 @@ class FetalHeadSystem(System):
                 for level, output in enumerate(outputs, start=1)
             }
 
-        return self.graph_of_volumes(levels)
+        return self.graph_of_images(levels)
 
     def measure(
         self, mask: np.ndarray, truth: np.ndarray, spacing: Sequence[float]

@@ -10,10 +10,9 @@ from typing import Any, ClassVar
 import keras
 import numpy as np
 import tensorflow as tf
-from keras import ops
 
 from tf_autoctx.configuration import configured
-from tf_autoctx.data import arrays, datasets, images
+from tf_autoctx.data import arrays, datasets
 from tf_autoctx.data.labels import IGNORED
 from tf_autoctx.systems.multi_organ import training
 from tf_autoctx.systems.multi_organ.configuration import DECLARATION, MultiOrgan
@@ -142,7 +141,7 @@ class MultiOrganSystem(System):
                 )
             }
 
-        return self.graph_of_volumes(levels)
+        return self.graph_of_images(levels)
 
     def predictor(
         self,

@@ -288,7 +288,12 @@ class OnlinePredictor:
     is_unsure = False  # its iterations differ, but by what they learnt
 
     def __call__(
-        self, image: np.ndarray, probabilities: bool, progress: bool, uncertainty: bool = False
+        self,
+        image: np.ndarray,
+        probabilities: bool,
+        progress: bool,
+        uncertainty: bool = False,
+        spacing: Sequence[float] | None = None,
     ) -> dict[str, Any]:
         iterations = self._render(self._before(image)[0], progress)
         outputs = [self._after(x.outputs(), image.shape[1:3]) for x in iterations]

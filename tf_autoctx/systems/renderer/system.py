@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -20,6 +20,7 @@ from tf_autoctx.systems.renderer.segmentation import Rendering
 from tf_autoctx.systems.shared.averaging import Estimate
 from tf_autoctx.systems.shared.session import Session
 from tf_autoctx.systems.shared.system import (
+    Evaluator,
     Networks,
     Predictor,
     Segmentations,
@@ -117,10 +118,9 @@ class RendererSystem(System):
         """See `Rendering.postprocess`."""
         return self.rendering.postprocess(estimate, size)
 
-    def evaluator(self, networks: Networks) -> Callable[[np.ndarray], Segmentations]:
-        @tf.function(input_signature=[tf.TensorSpec((None, None))], autograph=False)
-        def segment(pixels: Tensor) -> Segmentations:
-            output = self.segment(networks, pixels[None, ..., None])
+    def evaluator(self, networks: Networks) -> Evaluator:
+        def segment(image: Tensor, size: Size) -> Segmentations:
+            output = self.decide(self.estimate(networks, image), size)
             return {
                 self.configuration.variant: {
                     "label": output["label"][0, ..., 0],
@@ -128,7 +128,7 @@ class RendererSystem(System):
                 }
             }
 
-        return segment
+        return self.graph_of_images(segment)
 
     def predictor(
         self,

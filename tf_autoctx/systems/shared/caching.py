@@ -64,7 +64,7 @@ def directory(
     free = configuration.changeable([kind])
     options = {name: v for name, v in vars(system.configuration).items() if name not in free}
     layout = f"{__version__} {pipeline.LAYOUT}"
-    made_from = [kind.__name__, options, system.labels, foreground, fingerprint, layout]
+    made_from: list[Any] = [kind.__name__, options, system.labels, foreground, fingerprint, layout]
     made_from += [system.grid.spacing] if system.grid else []
     told = json.dumps(made_from, sort_keys=True)
     return folder / "cache" / hashlib.sha256(told.encode()).hexdigest()[:16]
@@ -134,18 +134,16 @@ def _prepare(
     """Fills the folder of a case, of which image and label were read."""
     image, label = pair
     voxels, labels = images.batch(image.array, label.ndim), label[None, ..., None]
-    spacing = np.array(image.spacing, np.float32)
+    spacing = np.array(image.spacing)
     if system.grid:
-        mm = system.grid.required(case.label, label.shape, spacing)
-        voxels, labels = (
-            np.asarray(system.grid.image(voxels, mm)),
-            np.asarray(system.grid.label(labels, mm)),
-        )
-        spacing = spacing * label.shape / np.float32(labels.shape[1:-1])
+        mm = system.grid.required(case.label, label.shape, image.spacing)
+        voxels = np.asarray(system.grid.image(voxels, mm))
+        labels = np.asarray(system.grid.label(labels, mm))
+        spacing = spacing * np.divide(label.shape, labels.shape[1:-1])
     tensors = system.prepare(case, voxels, labels)
     for name, tensor in tensors.items():
         pipeline.store(folder / name, tensor, system.chunk)
-    pipeline.store(folder / "spacing", spacing)  # last: all is there
+    pipeline.store(folder / "spacing", spacing.astype(np.float32))  # last: all is there
 
 
 def case_of(entry: dict[str, str]) -> str:

@@ -24,7 +24,9 @@ class Mirrored:
     ) -> None:
         self._evaluator, self._predictor, self._labels = evaluator, predictor, labels
 
-    def __call__(self, voxels: np.ndarray, spacing: Sequence[float]) -> dict[str, dict[str, Any]]:
+    def __call__(
+        self, voxels: np.ndarray, spacing: Sequence[float] | None
+    ) -> dict[str, dict[str, Any]]:
         segmentations = self._evaluator(voxels, spacing)
         name = f"{list(segmentations)[-1]}, mirrored"
         dimensions = np.ndim(segmentations[list(segmentations)[-1]]["label"])

@@ -28,9 +28,9 @@ from tf_autoctx.systems.shared.caching import Files
 from tf_autoctx.systems.shared.declaration import Declaration
 from tf_autoctx.systems.shared.evaluation import Scoring
 from tf_autoctx.systems.shared.exporting import export_run
+from tf_autoctx.systems.shared.grid import Grid
 from tf_autoctx.systems.shared.mirrored import Mirrored
 from tf_autoctx.systems.shared.session import Session
-from tf_autoctx.systems.shared.grid import Grid
 from tf_autoctx.systems.shared.system import Evaluator, Networks, Reader, System
 from tf_autoctx.training import devices, runs
 from tf_autoctx.training.configuration import POLICIES, Settings

@@ -41,7 +41,7 @@ class Compared:
         self.least = 1.0
 
     def __call__(
-        self, voxels: np.ndarray, spacing: Sequence[float]
+        self, voxels: np.ndarray, spacing: Sequence[float] | None
     ) -> dict[str, dict[str, object]]:
         segmentations = self._evaluator(voxels, spacing)
         served = np.asarray(list(segmentations.values())[-1]["label"])

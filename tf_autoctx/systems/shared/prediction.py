@@ -231,8 +231,8 @@ def _of_run(run: Run, options: Mapping[str, Any], precision: str, mirrors: bool)
     precision = precisions.chosen(run, precision)
     axes = system.required_mirrors(run.flags) if mirrors else ()
     predictor = system.predictor(run, options, precision, axes)
-    known = declaration, system.labels, run.spacing
-    return Segmentor(*known, predictor, precision, system.grid, run.channels)
+    of_run = declaration, system.labels, run.spacing
+    return Segmentor(*of_run, predictor, precision, system.grid, run.channels)
 
 
 class _SavedModelPredictor:

@@ -48,8 +48,13 @@ class Function(Protocol):
 class Evaluator(Protocol):
     """The segmentation of a raw image by several methods."""
 
-    def __call__(self, voxels: np.ndarray, spacing: Sequence[float]) -> Segmentations:
-        """Segments voxels (*spatial) or (*spatial, channels) float32 of a spacing (z, y, x) or (y, x), mm."""
+    def __call__(self, voxels: np.ndarray, spacing: Sequence[float] | None) -> Segmentations:
+        """Segments voxels (*spatial) or (*spatial, channels) float32.
+
+        Args:
+          voxels: raw.
+          spacing: (z, y, x) or (y, x), mm; None: unknown.
+        """
 
 
 class Predictor(Protocol):
@@ -308,17 +313,14 @@ class System(abc.ABC):
         alone, a method of the system's name."""
         predictor, dimensions = self.graphs(networks), self.declaration.dimensions
 
-        def segment(voxels: np.ndarray, spacing: Sequence[float]) -> Segmentations:
-            return {
-                self.declaration.name: segmented(
-                    predictor, voxels, spacing, dimensions, self.labels
-                )
-            }
+        def segment(voxels: np.ndarray, spacing: Sequence[float] | None) -> Segmentations:
+            segmentation = segmented(predictor, voxels, spacing, dimensions, self.labels)
+            return {self.declaration.name: segmentation}
 
         return segment
 
-    def graph_of_volumes(self, segment: Callable[[Tensor, Size], Segmentations]) -> Evaluator:
-        """An evaluator of one graph.
+    def graph_of_images(self, segment: Callable[[Tensor, Size], Segmentations]) -> Evaluator:
+        """An evaluator that is one graph.
 
         Args:
           segment: images (1, *spatial, 1) on the `grid`, and the spatial size that they had before
@@ -326,7 +328,7 @@ class System(abc.ABC):
         """
         graph = Graph(segment, self.spec, self.grid)
 
-        def evaluate(voxels: np.ndarray, spacing: Sequence[float]) -> Segmentations:
+        def evaluate(voxels: np.ndarray, spacing: Sequence[float] | None) -> Segmentations:
             return graph(images.batch(voxels, self.declaration.dimensions), spacing)
 
         return evaluate
