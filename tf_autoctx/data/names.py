@@ -305,7 +305,7 @@ def _firsts(names: Iterable[str]) -> list[str]:
 def _without_channel(name: str) -> str:
     """The name of an image of several channels by that of its file, or of the first one's."""
     match = CHANNEL.fullmatch(stem(name))
-    return match["case"] if match and match["channel"] == FIRST else stem(name)
+    return stem(name) if not match or match["channel"] != FIRST else match["case"]
 
 
 def _refuse_folder(error: OSError) -> NoReturn:
