@@ -196,7 +196,12 @@ def test_a_run_that_was_trained_in_bfloat16_is_evaluated_in_both(
     session = types.SimpleNamespace(
         folder=tmp_path,
         strategy=strategy,
-        values={"precision": trained, "export_precision": "", "mirrors": False},
+        values={
+            "precision": trained,
+            "export_precision": "",
+            "mirrors": False,
+            "surface_tolerance": None,
+        },
     )
     looked = []
 

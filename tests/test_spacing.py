@@ -269,7 +269,7 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
     spacings = [(2, 2, 2), (1, 2, 2), (4, 2, 2.5), (2, 1, 2), (2, 2, 2), (2, 4, 1)]
     data = balls(folder / "data", spacings)
-    flags = ("--level=1", "--variant=3D-DeconvNet", "--base_filters=8", "--steps=240")
+    flags = ("--level=1", "--variant=USegNet", "--base_filters=4", "--steps=240")
     running.train(
         "fetal_head",
         *(f"--data_dir={data}", f"--work_dir={folder / 'run'}", "--spacing=auto"),
