@@ -12,6 +12,24 @@ os.environ.setdefault("ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS", "1")
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))  # the scripts
 
 
+@pytest.fixture(scope="session", autouse=True)
+def lasting_processes():
+    """See `lasting.processes`."""
+    import lasting
+
+    with lasting.processes():
+        yield
+
+
+@pytest.fixture(scope="module")
+def own_processes():
+    """See `lasting.no_processes`."""
+    import lasting
+
+    with lasting.no_processes():
+        yield
+
+
 @pytest.fixture
 def bfloat16():
     """Mixed bfloat16 for the networks that a test makes."""

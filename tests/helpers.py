@@ -38,7 +38,7 @@ def graph(function, channels=1):
     import tensorflow as tf
 
     signature = [tf.TensorSpec([None, None, None, None, channels])]
-    return tf.function(function, input_signature=signature)
+    return tf.function(function, input_signature=signature, autograph=False)
 
 
 def randomize(model, seed=0, low=0.5):
@@ -72,6 +72,25 @@ def plain_usegnet(shape, *_, **__):
 
     network = plain(channels=shape[-1], classes=2, name="usegnet")
     return keras.Model(network.input, {"logits": network.output})
+
+
+def plain_unet3d(shape, classes, *, name, **_):
+    """Likewise in place of `unet3d`."""
+    return plain(channels=shape[-1], classes=classes, name=name)
+
+
+def plain_2d(channels, outputs, name):
+    """Likewise for images: {output: channels}."""
+    import keras
+
+    image = keras.Input((None, None, channels))
+    made = {key: keras.layers.Conv2D(n, 3, padding="same")(image) for key, n in outputs.items()}
+    return keras.Model(image, made, name=name)
+
+
+def plain_segmentor(**_):
+    """Likewise in place of `segmentor2d`."""
+    return plain_2d(1, {"logits": 2, "aux1": 2, "aux2": 2}, "segmentor")
 
 
 def dice(a, b):

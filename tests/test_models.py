@@ -17,6 +17,7 @@ from tf_autoctx import losses
 from tf_autoctx.models import options
 from tf_autoctx.models.options import VARIANTS
 from tf_autoctx.models.usegnet import usegnet
+from tf_autoctx.training.loop import FusedAdam
 
 HAS = "USegNet-DS-HAS"
 
@@ -494,7 +495,7 @@ def test_a_few_steps_of_adam_learn_a_cube():
     model, loss, adam = (
         usegnet(base_filters=4),
         losses.DeepSupervisedCrossEntropy(),
-        keras.optimizers.Adam(5e-3),
+        FusedAdam(5e-3),
     )
     label = np.zeros((1, 16, 16, 16, 1), np.uint8)
     label[:, 4:12, 4:12, 4:12] = 1

@@ -387,7 +387,7 @@ def test_the_script(tmp_path):
 # In a browser
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def browser():
     """Headless Chromium; what it writes to its console is kept."""
     binary = next(
