@@ -450,7 +450,7 @@ def test_bad_models_for_prediction(run, tmp_path, capsys):
     image = tmp_path / "a.nii.gz"
     images.write(image, sitk.GetImageFromArray(np.zeros((8, 8, 8), np.float32)))
     with pytest.raises(
-        errors.UserError, match="expected a run folder, a SavedModel folder or one of"
+        errors.UserError, match="expected a run folder or a SavedModel folder or one of"
     ):
         prediction.load(tmp_path)
     (tmp_path / "config.json").write_text((run / "config.json").read_text())

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 # What TensorFlow's C++ side reports on start-up helps nobody who did not ask for it.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-__all__ = ["__version__", "example", "load", "losses", "metrics", "models", "score"]
+__all__ = ["__version__", "load", "losses", "metrics", "models", "score"]
 
 
 def __getattr__(name: str) -> Any:
@@ -38,25 +38,13 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def example(name: str) -> pathlib.Path:
-    """A real image to try a model on that comes with the package.
-
-    Raises:
-      ValueError: no model of that name.
-    """
-    from tf_autoctx import shipped
-
-    return shipped.example(name)
-
-
 def load(
     path: str | pathlib.Path, precision: str = "auto", mirrors: bool = False, **options: Any
 ) -> Segmentor:
     """Loads a finished model.
 
     Args:
-      path: a run folder, a SavedModel of ours, the folder of its versions, or the name of a model
-        that comes with the package, such as "hc18_head".
+      path: a run folder, a SavedModel of ours, or the folder of its versions.
       precision: of run folders: "float32", "bfloat16" or "auto", which is bfloat16 where the
         hardware has it and the run's own evaluation, of runs trained in bfloat16, found labels
         within 0.5 % (DSC 0.995) of those of float32.

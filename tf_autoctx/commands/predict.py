@@ -36,7 +36,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent import futures
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from tf_autoctx import configuration, files, shipped
+from tf_autoctx import configuration, files
 from tf_autoctx.commands.command_line import Command, Given, quick_imports
 from tf_autoctx.configuration import check, field
 from tf_autoctx.errors import UserError, sentence
@@ -60,9 +60,7 @@ class Prediction:
     """Prediction: what is segmented by which model, and what is written."""
 
     model: str = field(
-        ...,
-        "Run folder of a training command, a SavedModel, a folder of its versions, or the name of "
-        "a model that comes with the package: hc18_head, hippocampus, head_neck.",
+        ..., "Run folder of a training command, a SavedModel, or a folder of its versions."
     )
     input: str = field(
         ...,
@@ -137,7 +135,6 @@ def option_kinds() -> list[type]:
 
 def main(given: Given) -> None:
     chosen = given.configured(Prediction)
-    chosen = dataclasses.replace(chosen, model=str(shipped.resolved(chosen.model)))
     from tf_autoctx.data import isolation
 
     names = [name for kind in option_kinds() for name in configuration.rules(kind)]

@@ -10,7 +10,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from tf_autoctx import export, shipped
+from tf_autoctx import export
 from tf_autoctx.errors import FieldError
 from tf_autoctx.models import layers
 from tf_autoctx.systems.shared import registry
@@ -48,21 +48,20 @@ class Weights:
 
 
 def load(path: str | pathlib.Path, system: str) -> Weights:
-    """The weights of a run folder, of a SavedModel or the newest of its versions, or of a model of
-    `shipped`.
+    """The weights of a run folder, of a SavedModel, or of the newest of its versions.
 
     Raises:
       FieldError: neither, or a model of another system.
       UserError: nothing is finished, or it cannot be read.
     """
-    path = shipped.resolved(path)
+    path = pathlib.Path(path)
     if (path / "config.json").exists():
         run = runs.load(path)
         _require(path, run.system, system)
         return Weights(path, _of_run(run))
     version = path if (path / export.GRAPH).exists() else export.newest(path)
     if version is None:
-        expected = f"expected a run folder, a SavedModel or one of {', '.join(shipped.names())}."
+        expected = "expected a run folder or a SavedModel."
         raise FieldError(FLAG, path, f"neither config.json nor saved_model.pb; {expected}")
     card = export.read_card(version)
     _require(version, str(card.get("system")), system)
