@@ -28,10 +28,9 @@ from tf_autoctx import export, files, metrics
 from tf_autoctx.data import datasets, images, pipeline
 from tf_autoctx.data.configuration import Augmentation
 from tf_autoctx.data.phantoms import folder as phantom_folder
-from tf_autoctx.models import embryo as embryo_network
 from tf_autoctx.models import layers, unet3d
 from tf_autoctx.report import figures, tables
-from tf_autoctx.systems.embryo import sliding_windows, sliding_windows_training
+from tf_autoctx.systems.embryo import sliding_windows_training
 from tf_autoctx.systems.embryo import training as embryo_training
 from tf_autoctx.systems.embryo.configuration import STAGES
 from tf_autoctx.systems.fetal_head import segmentation
@@ -65,15 +64,6 @@ def differ(a, b):
     return np.abs(flat(a) - flat(b)).max() > 1e-5
 
 
-def plain_vnet(shape=(None, None, None, 1), outputs=3, options=None, name="vnet"):
-    """Two convolutions, since a first one is looked at, and moving averages where they are."""
-    image = keras.Input(shape)
-    x = keras.layers.Conv3D(2, 3, padding="same")(image)
-    if options.normalization == "batch":
-        x = keras.layers.BatchNormalization()(x)
-    return keras.Model(image, keras.layers.Conv3D(outputs, 1)(x), name=name)
-
-
 def plain_renderer(**_):
     return plain_2d(1, {"rendered": 1, "aux": 1}, "renderer")
 
@@ -91,8 +81,6 @@ def plain_networks():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(segmentation, "usegnet", plain_usegnet)
         patch.setattr(unet3d, "unet3d", plain_unet3d)
-        for module in (embryo_network, sliding_windows):
-            patch.setattr(module, "vnet", plain_vnet)
         patch.setattr(rendering, "renderer", plain_renderer)
         patch.setattr(rendering, "segmentor2d", plain_segmentor)
         patch.setattr(rendering, "discriminator", plain_discriminator)
