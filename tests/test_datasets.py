@@ -647,7 +647,7 @@ def test_an_nnunet_folder_of_fewer_cases_than_promised_gets_a_warning(tmp_path, 
     datasets.load(nnunet(tmp_path / "three", numTraining=3), seed=0)
     assert not caplog.text
     datasets.load(nnunet(tmp_path / "four", numTraining=4), seed=0)
-    assert "numTraining is 4; taken are the 3 files of imagesTr that end in .nrrd" in caplog.text
+    assert "numTraining is 4; taken are the 3 cases of imagesTr that end in .nrrd" in caplog.text
 
 
 def test_the_labels_of_a_csv_are_named_by_their_values(tmp_path):
