@@ -1,6 +1,7 @@
 """How tests run commands and exports: as a user, or a server, does."""
 
 import contextlib
+import copy
 import importlib
 import io
 import json
@@ -18,6 +19,7 @@ from tensorflow.python.framework import op_def_registry
 from tensorflow.python.tools import saved_model_cli
 
 from tf_autoctx import export
+from tf_autoctx.data import phantoms
 from tf_autoctx.systems.shared import opening, prediction
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -33,9 +35,32 @@ def call(command, *arguments):
     module = importlib.import_module(f"tf_autoctx.commands.{command}")
     policy = keras.config.dtype_policy()
     try:
-        module.command.perform(last_of_each(arguments))
+        with made_once("abdomen", "embryo", "fetal_head", "fetal_head_2d"):
+            module.command.perform(last_of_each(arguments))
     finally:
         keras.config.set_dtype_policy(policy)
+
+
+@contextlib.contextmanager
+def made_once(*names):
+    """A phantom that any command made is not made again; it takes longer than all around it."""
+
+    def once(make):
+        def case(*arguments):
+            key = make, repr(arguments)
+            if key not in _made:
+                _made[key] = make(*arguments)
+            return copy.deepcopy(_made[key])
+
+        return case
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in names:
+            patch.setattr(phantoms, name, once(getattr(phantoms, name)))
+        yield
+
+
+_made = {}
 
 
 def last_of_each(arguments):

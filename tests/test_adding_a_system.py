@@ -38,6 +38,7 @@ SETTINGS = [
     "--checkpoint_steps=7",
     "--phantom_size=20,18,22",
     "--phantom_cases=6,2",
+    "--flips",
 ]
 
 

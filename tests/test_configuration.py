@@ -155,6 +155,7 @@ CHANGEABLE = {
     "preset",
     "export_precision",
     "mirrors",
+    "surface_tolerance",
 }
 OF_SYSTEM = {
     "fetal_head": {"level", "phantom_scans"},

@@ -14,6 +14,7 @@ from test_precision import TINY, made
 import tf_autoctx
 from tf_autoctx import configuration
 from tf_autoctx.commands import training as commands
+from tf_autoctx.data.configuration import Augmentation
 from tf_autoctx.errors import UserError
 from tf_autoctx.models import layers, localiser
 from tf_autoctx.systems.embryo.configuration import SlidingWindows
@@ -86,7 +87,9 @@ def test_a_run_goes_on_with_its_biases_alone(earlier):
             "fetal_head", flags | {"bias": bias}, "data", earlier=configuration.earlier(kinds)
         )
 
-    assert configuration.earlier(kinds) == {"bias": True, "initial_weights": "", "mirrors": False}
+    expected = {"bias": True, "initial_weights": "", "mirrors": False, "spacing": "none"}
+    off = configuration.earlier([Augmentation])
+    assert configuration.earlier(kinds) == {**expected, **off}
     with pytest.raises(
         UserError, match=r"made with `bias` True \(now False\); give the same flags"
     ):

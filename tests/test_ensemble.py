@@ -27,7 +27,9 @@ LABELS = {name: labels for name, (_, _, _, labels, _) in TINY.items()}
 def finished(folder, name, seed, *arguments):
     """The folder of a finished run of a tiny network with the weights of a seed."""
     command, flags, file, labels, _ = TINY[name]
-    words = running.last_of_each(["--base_filters=2", *flags, *arguments])
+    mirrored = name in ("fetal_head", "embryo") and "--noflips" not in (*flags, *arguments)
+    flips = ["--flips"] * mirrored
+    words = running.last_of_each(["--base_filters=2", *flips, *flags, *arguments])
     values = dict(command.parse(words)) | ({"level": 1} if name == "fetal_head" else {})
     folder = folder / f"{name}_{seed}"
     run = runs.open_run(folder, runs.Making(name, values, "data")).note(labels=labels)

@@ -12,11 +12,11 @@ import running
 import SimpleITK as sitk
 from test_datasets import table
 
-from tf_autoctx import errors, files
+from tf_autoctx import errors, files, metrics
 from tf_autoctx.commands import train_fetal_head, train_multi_organ, training
 from tf_autoctx.data import datasets
 from tf_autoctx.data.configuration import Data
-from tf_autoctx.report import tables
+from tf_autoctx.report import calibration, tables
 from tf_autoctx.systems.embryo.system import TrainedRun
 from tf_autoctx.systems.fetal_head.configuration import DECLARATION
 from tf_autoctx.training import runs
@@ -227,6 +227,25 @@ def made(folder, number, methods=("level 1", "level 2"), cases="cases", **flags)
 @pytest.fixture
 def folds(tmp_path):
     return [made(tmp_path, number) for number in (1, 2, 3)]
+
+
+def test_calibration_is_that_of_all_folds(folds, tmp_path):
+    """In the last bin of 0.95: one right of one, one of two, none of one."""
+    for path, truth in zip(folds, ([1], [1, 0], [0])):
+        rows = tables.read(path / "evaluation")
+        bins = metrics.reliability([0.95] * len(truth), truth)
+        curves = {(method, "head"): bins for method in ("level 1", "level 2")}
+        tables.write(path / "evaluation", rows, curves=curves)
+    running.call("folds", *folds, f"--output={tmp_path / 'all'}")
+    curves = calibration.read(tmp_path / "all")
+    assert list(curves) == [("level 1", "head"), ("level 2", "head")]
+    np.testing.assert_allclose(curves["level 2", "head"][-1], [4, 4 * 0.95, 2])
+    assert not curves["level 2", "head"][:-1].any()
+    assert (tmp_path / "all" / "calibration.png").exists()
+    # A fold that was scored by an earlier release has none.
+    tables.write(folds[1] / "evaluation", tables.read(folds[1] / "evaluation"))
+    running.call("folds", *folds, f"--output={tmp_path / 'all'}")
+    assert not list((tmp_path / "all").glob("calibration.*"))
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])

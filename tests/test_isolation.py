@@ -21,6 +21,7 @@ from tf_autoctx.data import datasets, images, isolation
 from tf_autoctx.errors import UserError
 from tf_autoctx.systems.shared import reading
 
+pytestmark = pytest.mark.usefixtures("own_processes")
 ROOT = pathlib.Path(__file__).parents[1]
 
 

@@ -24,7 +24,7 @@ from tf_autoctx import errors, export, losses, metrics
 from tf_autoctx.configuration import rules
 from tf_autoctx.data import pipeline, subvolumes
 from tf_autoctx.data.configuration import Augmentation
-from tf_autoctx.models import layers, tiling
+from tf_autoctx.models import layers, tiling, unet3d
 from tf_autoctx.systems.multi_organ import training
 from tf_autoctx.systems.multi_organ.configuration import DECLARATION, MultiOrgan
 from tf_autoctx.systems.multi_organ.presets import PRESETS
@@ -73,10 +73,19 @@ def randomize(network, seed=0):
     return network
 
 
+@pytest.fixture(scope="module", autouse=True)
+def two_resolutions():
+    """What is tested is around the networks, and four resolutions take twice as long to trace."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(unet3d, "RESOLUTIONS", 2)
+        yield
+
+
 def graphs(seed):
     """Functions of two levels, as graphs."""
     network = randomize(pyramid().network(), seed)
-    return [tf.function(unet, reduce_retracing=True) for unet in pyramid().unets(network)]
+    options = {"reduce_retracing": True, "autograph": False}
+    return [tf.function(unet, **options) for unet in pyramid().unets(network)]
 
 
 def segment(of, unets, x):
@@ -286,8 +295,9 @@ def errors_at_tiles(tiled, reference, tile, overlap):
 
 
 @pytest.mark.parametrize("far", [1.0, 0.25])
-def test_no_seams(far):
+def test_no_seams(monkeypatch, far):
     """`far`: weight of coarser resolutions, which see farther than an overlap."""
+    monkeypatch.setattr(unet3d, "RESOLUTIONS", 4)
     wide, size, tile = pyramid(base_filters=2, tile_size=32), (48, 56, 61), 32
     overlap = wide.configuration.overlap
     network = randomize(wide.network())
@@ -317,6 +327,7 @@ def test_a_graph_of_any_size_does_as_eager(unets):
     served = tf.function(
         lambda image: segment(coarse, unets, image),
         input_signature=[export.VOLUME],
+        autograph=False,
     )
     for size in ((37, 21, 12), (7, 8, 1)):
         expected, output = segment(coarse, unets, raw(*size)), served(raw(*size))
@@ -618,14 +629,14 @@ def test_separate_trains_level_after_level(separate):
 
     # Level 1 was trained, then frozen to the bit, moving averages too; level 2 was trained on top.
     alone, below = weights(first, "level_1"), weights(second, "level_1")
-    assert len(alone) == 14 * 5 + 3 * 2 + 2
+    assert len(alone) == 6 * 5 + 2 + 2
     for a, b in zip(alone.values(), below.values(), strict=True):
         np.testing.assert_array_equal(a, b)
     for trained, level in ((first, "level_1"), (second, "level_2")):
         averages = [
             array for name, array in weights(trained, level).items() if "moving_mean" in name
         ]
-        assert len(averages) == 14 and all(np.any(array) for array in averages)
+        assert len(averages) == 6 and all(np.any(array) for array in averages)
     for name, array in weights(network, "level_2").items():
         np.testing.assert_array_equal(array, weights(second, "level_2")[name])
     for file in files:
@@ -689,10 +700,11 @@ def test_validation_is_the_mean_dice_of_the_last_level_on_the_original_grid(tmp_
         pipeline.store(entry["label"], labels[-1])
         assert downsampling != (2, 1) or np.array_equal(labels[-1], image[0] / 100 + 1.6)
     stage = training.PyramidStage(2, None, both, session(tmp_path, files))
+    graph_ = stage.graph({"network": network})
 
     def dsc(number):
         sample = pipeline.sample({name: files[number][name] for name in stage.columns})
-        return stage.score(stage.graph({"network": network}), sample)
+        return stage.score(graph_, sample)
 
     assert [dsc(number) for number in range(3)] == [1, 1, 1]
     # The truth of case 1 is moved by one voxel.
@@ -714,9 +726,12 @@ REPLICAS = textwrap.dedent("""
     cpu = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
     sys.path.insert(0, "tests")
+    from tf_autoctx.models import unet3d
     from tf_autoctx.systems.multi_organ import training
     from tf_autoctx.training import devices, loop
     import test_multi_organ as t
+
+    unet3d.RESOLUTIONS = 2
 
     strategy, fit, made = devices.strategy("mirrored"), loop.fit, []
     loop.fit = lambda task, *arguments: made.append(task) or fit(task, *arguments)
@@ -742,11 +757,11 @@ def test_replicas_keep_the_same_moving_averages(tmp_path):
     )
     assert ended.returncode == 0, ended.stderr[-3000:]
     weights = [line.split()[1:] for line in ended.stdout.splitlines() if line.startswith("WEIGHT ")]
-    assert len(weights) == 3 * (14 * 5 + 3 * 2 + 2)  # of level 1, then of both
+    assert len(weights) == 3 * (6 * 5 + 2 + 2)  # of level 1, then of both
     assert all(same == finite == "True" for _, _, same, finite, _ in weights)
     for which in ("moving_mean", "moving_variance"):
         moved = [(stage, moved) for stage, name, _, _, moved in weights if name == which]
-        assert moved == [("1", "True")] * 14 + [("2", "True")] * 28
+        assert moved == [("1", "True")] * 6 + [("2", "True")] * 12
 
 
 # As others see it.

@@ -15,15 +15,23 @@ import test_renderer
 import test_sliding_windows
 import test_training
 from held import held
-from helpers import contents, plain, plain_usegnet, randomize
+from helpers import (
+    contents,
+    plain_2d,
+    plain_segmentor,
+    plain_unet3d,
+    plain_usegnet,
+    randomize,
+)
 
 from tf_autoctx import export, files, metrics
 from tf_autoctx.data import datasets, images, pipeline
 from tf_autoctx.data.configuration import Augmentation
 from tf_autoctx.data.phantoms import folder as phantom_folder
+from tf_autoctx.models import embryo as embryo_network
 from tf_autoctx.models import layers, unet3d
 from tf_autoctx.report import figures, tables
-from tf_autoctx.systems.embryo import sliding_windows_training
+from tf_autoctx.systems.embryo import sliding_windows, sliding_windows_training
 from tf_autoctx.systems.embryo import training as embryo_training
 from tf_autoctx.systems.embryo.configuration import STAGES
 from tf_autoctx.systems.fetal_head import segmentation
@@ -57,29 +65,24 @@ def differ(a, b):
     return np.abs(flat(a) - flat(b)).max() > 1e-5
 
 
-def plain_unet3d(shape, classes, *, name, **_):
-    return plain(channels=shape[-1], classes=classes, name=name)
-
-
-def flat_plain(channels, outputs, name, last=()):
-    """Likewise for images: {output: channels}, or a number an image where `last` says so."""
-    image = keras.Input((None, None, channels))
-    made = {key: keras.layers.Conv2D(n, 3, padding="same")(image) for key, n in outputs.items()}
-    if last:
-        return keras.Model(image, keras.layers.GlobalAveragePooling2D()(made["real"]), name=name)
-    return keras.Model(image, made, name=name)
+def plain_vnet(shape=(None, None, None, 1), outputs=3, options=None, name="vnet"):
+    """Two convolutions, since a first one is looked at, and moving averages where they are."""
+    image = keras.Input(shape)
+    x = keras.layers.Conv3D(2, 3, padding="same")(image)
+    if options.normalization == "batch":
+        x = keras.layers.BatchNormalization()(x)
+    return keras.Model(image, keras.layers.Conv3D(outputs, 1)(x), name=name)
 
 
 def plain_renderer(**_):
-    return flat_plain(1, {"rendered": 1, "aux": 1}, "renderer")
-
-
-def plain_segmentor(**_):
-    return flat_plain(1, {"logits": 2, "aux1": 2, "aux2": 2}, "segmentor")
+    return plain_2d(1, {"rendered": 1, "aux": 1}, "renderer")
 
 
 def plain_discriminator(channels, *, name, **_):
-    return flat_plain(channels, {"real": 1}, name, last=True)
+    """A number an image."""
+    everywhere = plain_2d(channels, {"real": 1}, "everywhere")
+    number = keras.layers.GlobalAveragePooling2D()(everywhere.output["real"])
+    return keras.Model(everywhere.input, number, name=name)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -88,6 +91,8 @@ def plain_networks():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(segmentation, "usegnet", plain_usegnet)
         patch.setattr(unet3d, "unet3d", plain_unet3d)
+        for module in (embryo_network, sliding_windows):
+            patch.setattr(module, "vnet", plain_vnet)
         patch.setattr(rendering, "renderer", plain_renderer)
         patch.setattr(rendering, "segmentor2d", plain_segmentor)
         patch.setattr(rendering, "discriminator", plain_discriminator)
@@ -661,7 +666,7 @@ def test_a_training_with_changes_on_the_device_ends_in_the_same_weights(tmp_path
 class Preparing:
     """Prepares cases as a system does."""
 
-    configuration, labels, chunk = None, {1: "head"}, (2, None, 3)
+    configuration, labels, chunk, grid = None, {1: "head"}, (2, None, 3), None
 
     def prepare(self, case, voxels, label):
         return {"image": voxels[0], "label": label[0]}
@@ -861,14 +866,18 @@ def test_tables_killed_at_any_file_are_written_whole_the_next_time(tmp_path, kil
         }
         for number, case in enumerate("ab")
     ]
-    tables.write(tmp_path / "whole", rows, failures={"c": "cut short"})
-    tables.write(tmp_path / "run", rows[:1], failures={"d": "cut short"})
+    new, old = (
+        {"failures": {case: "cut short"}, "curves": {("method", "head"): bins}}
+        for case, bins in (("c", np.ones((10, 3))), ("d", np.zeros((10, 3))))
+    )
+    tables.write(tmp_path / "whole", rows, **new)
+    tables.write(tmp_path / "run", rows[:1], **old)
     killed(name, after)
     with pytest.raises(Killed):
-        tables.write(tmp_path / "run", rows, failures={"c": "cut short"})
+        tables.write(tmp_path / "run", rows, **new)
     left = {path.name for path in (tmp_path / "run").iterdir()}
     assert "scores.csv" not in left or left == set(tables.FILES)
-    tables.write(tmp_path / "run", rows, failures={"c": "cut short"})
+    tables.write(tmp_path / "run", rows, **new)
     for file in tables.FILES:
         assert (tmp_path / "run" / file).read_text() == (tmp_path / "whole" / file).read_text()
 

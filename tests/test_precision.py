@@ -23,7 +23,13 @@ from tf_autoctx.training import devices, runs
 
 # Of a tiny network each: (command, flags, where its networks lie, labels, size of an image)
 TINY = {
-    "fetal_head": (fetal_head, ("--variant=3D-DeconvNet",), "level_1/model", {1: "a"}, (8, 9, 8)),
+    "fetal_head": (
+        fetal_head,
+        ("--variant=3D-DeconvNet", "--scale=0.4"),
+        "level_1/model",
+        {1: "a"},
+        (8, 9, 8),
+    ),
     "multi_organ": (
         multi_organ,
         ("--levels=1", "--tile_size=16"),
@@ -190,7 +196,12 @@ def test_a_run_that_was_trained_in_bfloat16_is_evaluated_in_both(
     session = types.SimpleNamespace(
         folder=tmp_path,
         strategy=strategy,
-        values={"precision": trained, "export_precision": "", "mirrors": False},
+        values={
+            "precision": trained,
+            "export_precision": "",
+            "mirrors": False,
+            "surface_tolerance": None,
+        },
     )
     looked = []
 

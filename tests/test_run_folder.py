@@ -428,6 +428,19 @@ def test_a_damaged_cache_is_named_and_made_anew(copy, capsys, name):
     assert trained(capsys, copy) is None and contents(path) == before
 
 
+def test_a_damaged_network_is_named_and_trained_to_the_same_weights(run, copy, capsys):
+    file = copy / "level_1" / "model.keras"
+    file.write_bytes(file.read_bytes()[:1000])
+    assert "level_1/model.keras: not a network that can be read" in trained(capsys, copy)
+    file.unlink()  # as the sentence says
+    assert trained(capsys, copy) is None
+    served = "saved_model: version 1 serves already, with the same weights (float32)"
+    assert served in capsys.readouterr().out
+    assert [path.name for path in (copy / "saved_model").iterdir()] == ["1"]
+    for ours, theirs in zip(weights(copy), weights(run), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
 def test_weights_that_are_not_finite_are_named(copy, scan, tmp_path, capsys):
     path = copy / "level_1" / "model.keras"
     network = keras.models.load_model(path, compile=False)
@@ -465,7 +478,7 @@ def test_a_damaged_export_is_written_anew(copy, capsys):
         ({"level": 0}, "level=0: expected a number of at least 1"),
         ({"level": "two"}, "level=two: is of the type str"),
         ({"base_filters": True}, "base_filters=True: is of the type bool"),
-        ({"scale": None}, "scale"),
+        ({"scale": 2}, "scale=2: expected a number from 0.01 to 1"),
     ],
 )
 def test_a_config_that_cannot_be_is_named(copy, change, told):

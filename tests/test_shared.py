@@ -134,7 +134,7 @@ class Options:
 
 def lies_at(folder, *, options=None, labels=None, foreground=None, fingerprint="data"):
     system = types.SimpleNamespace(
-        configuration=options or Options(), labels=labels or {1: "head"}, prepare=None
+        configuration=options or Options(), labels=labels or {1: "head"}, prepare=None, grid=None
     )
     return caching.directory(folder, system, foreground, fingerprint)
 
@@ -174,7 +174,7 @@ def test_what_is_made_from_another_cache_goes_with_it(tmp_path):
 class Exportable:
     """As much of a system as an export needs."""
 
-    labels, spec, served = {1: "head"}, export.VOLUME, {}
+    labels, spec, served, grid = {1: "head"}, export.VOLUME, {}, None
     declaration = types.SimpleNamespace(name="made up")
     configuration = Options()
     in_precision = System.in_precision
@@ -231,7 +231,7 @@ def test_the_card_has_the_scores_of_what_is_served(exported):
 def test_probabilities_have_the_names_of_their_channels(background):
     """Those of the structures are the last; a background may be the first."""
 
-    def predictor(image, probabilities, progress, uncertainty):
+    def predictor(image, probabilities, progress, uncertainty, spacing):
         channels = np.arange(1.0, 4.0)[-2 - background :]
         probability = image / image + channels
         return {"label": np.zeros(image.shape, np.uint8), "probability": probability}

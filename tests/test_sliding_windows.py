@@ -200,7 +200,7 @@ def test_the_loss_falls_on_a_fixed_batch(kind):
     )
     _, step = of_stage.updates(networks, settings)
     assert of_stage.losses(networks, batch).shape == (1,)
-    step = tf.function(step)
+    step = tf.function(step, autograph=False)
     losses = [float(step(batch)["loss"]) for _ in range(30)]
     assert losses[-1] < losses[0] - 0.1, losses
 

@@ -100,16 +100,16 @@ class Exported:
         configuration) and "signatures"; "inputs" and "outputs" may describe these by name, and get
         dtype, shape and axes.
       spec: of the images, see `spec_of`.
-      spaced: the functions for images of any spacing; None: it is not asked for.
       configuration: JSON-like, whatever besides the weights makes the functions what they are.
+      spaced: the functions for images of any spacing; None: it is not asked for.
     """
 
     functions: Mapping[str, Callable[[Any], dict[str, Any]]]
     networks: Mapping[str, keras.Model]
     card: Mapping[str, Any]
     spec: tf.TensorSpec = VOLUME
-    spaced: Spaced | None = None
     configuration: Any = None
+    spaced: Spaced | None = None
 
 
 def spec_of(dimensions: int, channels: int = 1) -> tf.TensorSpec:

@@ -11,6 +11,7 @@ is the definition here.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Hashable, Sequence
 from typing import Any, Literal
 
@@ -20,6 +21,7 @@ import numpy.typing as npt
 Direction = Literal["higher", "lower", "neither"]
 Place = Literal["table", "charts", "measurements"]
 TITLES = {"percent": "%"}  # of units; others are called what their column says
+BINS = 10  # of probabilities, see `reliability`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,10 +32,11 @@ class Metric:
       name: without its unit.
       units: those that it comes in; in the order in which `size_of` looks for them.
       better: whether "higher" or "lower" values are better; "neither" is that of a measurement such
-        as a volume, which the truth has too; None where nothing was declared.
+        as a volume; None where nothing was declared.
       shown: "table": among the columns of the printed table; "charts": among the box plots and the
         scores of a case on the page; "measurements": in the table of errors of biometry.
       is_size: whether it is how much of a structure there is, 0 for nothing.
+      in_truth: whether the truth has it too, of one that is "neither".
     """
 
     name: str
@@ -41,6 +44,7 @@ class Metric:
     better: Direction | None
     shown: tuple[Place, ...] = ()
     is_size: bool = False
+    in_truth: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,8 +72,8 @@ class Column:
     @property
     def truth(self) -> str:
         """Name of the column of the truth's value; "" if this is no measurement of a prediction."""
-        measures = self.metric.better == "neither" and not self.of_truth
-        return f"truth_{self.name}" if measures else ""
+        measures = self.metric.better == "neither" and self.metric.in_truth
+        return f"truth_{self.name}" if measures and not self.of_truth else ""
 
     @property
     def is_score(self) -> bool:
@@ -100,6 +104,8 @@ METRICS = {
         Metric("OFD_error", ("mm",), "lower", ("measurements",)),
         Metric("HC", ("mm",), "neither"),
         Metric("HC_error", ("mm",), "lower", ("measurements",)),
+        Metric("uncertainty", ("percent",), "neither", in_truth=False),
+        Metric("ECE", ("percent",), "lower"),
     )
 }
 
@@ -183,6 +189,24 @@ def surface(mask: np.ndarray) -> np.ndarray:
     return mask & ~ndimage.binary_erosion(mask)
 
 
+def box_around(mask: np.ndarray, margin: float = 0.0) -> tuple[slice, ...]:
+    """The box around what is true in a bool mask, which is not empty.
+
+    Args:
+      mask: of any shape.
+      margin: by which part of its edges the box is wider on each side, rounded up to voxels, as far
+        as the mask reaches.
+    """
+    box = []
+    for axis in range(mask.ndim):
+        others = tuple(other for other in range(mask.ndim) if other != axis)
+        filled = np.flatnonzero(mask.any(axis=others))
+        first, end = int(filled[0]), int(filled[-1]) + 1
+        wider = math.ceil(margin * (end - first))
+        box.append(slice(max(first - wider, 0), end + wider))
+    return tuple(box)
+
+
 def surface_distances(
     prediction: npt.ArrayLike, truth: npt.ArrayLike, spacing: Sequence[float] | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -213,18 +237,12 @@ def surface_distances(
 
     # Only the box around both objects matters: outside it everything is background, as it is
     # outside the array.
-    union = prediction | truth
-    box = []
-    for axis in range(union.ndim):
-        others = tuple(other for other in range(union.ndim) if other != axis)
-        filled = np.flatnonzero(union.any(axis=others))
-        box.append(slice(filled[0], filled[-1] + 1))
-
+    box = box_around(prediction | truth)
     scale = np.ones(truth.ndim) if spacing is None else np.asarray(spacing, float)
 
     # A tree over the boundaries is an order of magnitude faster than distance transforms of the
     # volume; boundary voxels lie on a grid, so balancing the tree costs more than it saves.
-    points = [np.argwhere(surface(mask[tuple(box)])) * scale for mask in (prediction, truth)]
+    points = [np.argwhere(surface(mask[box])) * scale for mask in (prediction, truth)]
     trees = [spatial.KDTree(p, balanced_tree=False, compact_nodes=False) for p in points]
     return trees[1].query(points[0], workers=-1)[0], trees[0].query(points[1], workers=-1)[0]
 
@@ -481,6 +499,75 @@ def agreement(measured: npt.ArrayLike, truth: npt.ArrayLike) -> dict[str, float]
         "limit_high": difference["mean"] + 1.96 * difference["sd"],
         "n": difference["n"],
     }
+
+
+def rank_correlation(a: npt.ArrayLike, b: npt.ArrayLike) -> dict[str, float]:
+    """Spearman's correlation, of the ranks of two series; pairs that are not finite are left out.
+
+    Args:
+      a, b: for example a score and an uncertainty, (cases,), in the same order of cases.
+
+    Returns:
+      {"rho", its two-sided "p" of 9999 permutations, or of all where these are fewer, "n" pairs}.
+      NaN for fewer than three pairs and where a side is constant.
+
+    Raises:
+      ValueError: the two differ in length.
+    """
+    from scipy import stats
+
+    first, second = (stats.rankdata(side) for side in _pairs(a, b))
+
+    def together(ranks: np.ndarray, axis: int = -1) -> np.ndarray:
+        return np.sum(ranks * second, axis=axis)
+
+    rho = p = np.nan
+    if len(first) > 2 and np.ptp(first) and np.ptp(second):
+        rho = np.corrcoef(first, second)[0, 1]
+        # That of a t distribution is 0 where three cases happen to be in order.
+        pairings = {"permutation_type": "pairings", "n_resamples": 9999, "random_state": 0}
+        p = stats.permutation_test((first,), together, vectorized=True, **pairings).pvalue
+    return {"rho": float(rho), "p": float(p), "n": len(first)}
+
+
+def reliability(probability: npt.ArrayLike, truth: npt.ArrayLike) -> np.ndarray:
+    """How often what has a probability is true, in `BINS` equal bins of the probability.
+
+    Args:
+      probability: from 0 to 1, of any shape.
+      truth: of the same shape; non-zero is true.
+
+    Returns:
+      (BINS, 3) float64: how many there are in each bin, the sum of their probabilities, and how
+      many of them are true. The bins of several arrays together are the sum of theirs.
+
+    Raises:
+      ValueError: shapes differ.
+    """
+    values, is_true = np.asarray(probability, float), np.asarray(truth) != 0
+    if values.shape != is_true.shape:
+        raise ValueError(
+            f"probability is {values.shape}, truth {is_true.shape}; expected one shape."
+        )
+    # A probability of 1 belongs to the last bin.
+    bins = np.clip((values.ravel() * BINS).astype(int), 0, BINS - 1)
+    weights = np.ones(bins.size), values.ravel(), is_true.ravel()
+    return np.stack([np.bincount(bins, weight, BINS) for weight in weights], axis=1)
+
+
+def reliability_curve(bins: np.ndarray) -> np.ndarray:
+    """Of a `reliability` the mean probability, and the share that is true, of each bin that has
+    something: (2, points)."""
+    filled = bins[bins[:, 0] > 0]
+    return filled[:, 1:].T / filled[:, 0]
+
+
+def calibration_error(bins: np.ndarray) -> float:
+    """The expected calibration error in percent: the distance of the curve of a `reliability` from
+    the diagonal, the mean over all that was counted (Guo et al. 2017, equation 3). NaN for nothing.
+    """
+    count, probability, true = bins.T
+    return float(100 * np.abs(true - probability).sum() / count.sum()) if count.any() else np.nan
 
 
 def repeatability(values: Sequence[float], groups: Sequence[Hashable]) -> dict[str, Any]:

@@ -4,8 +4,8 @@
   autoctx-report --evaluations=runs/all_folds --output=report.html
 
 The runs are those of one training command with --folds=3 and --fold=1, 2 and 3, each scored on the
-cases that it never saw. Writes scores.csv, cases.csv and summary.json, and what the report's page
-shows of every case, and prints the table with its intervals.
+cases that it never saw. Writes scores.csv, cases.csv, summary.json and calibration.csv, and what
+the report's page shows of every case, and prints the table with its intervals.
 """
 
 from __future__ import annotations
@@ -34,13 +34,17 @@ class Folds:
 
 def main(given: Given) -> None:
     chosen = given.configured(Folds)
-    from tf_autoctx.report import tables
-    from tf_autoctx.systems.shared import folds
+    from tf_autoctx.report import calibration, tables
+    from tf_autoctx.systems.shared import evaluation, folds
 
     folders, output = chosen.runs or (), pathlib.Path(chosen.output)
     rows = folds.joined(folders)
+    of_folds = [calibration.read(pathlib.Path(run) / "evaluation") for run in folders]
+    # Of an earlier release's evaluation there are none.
+    curves = calibration.joined(of_folds) if all(of_folds) else {}
     files.own(output)
-    tables.write(output, rows)
+    tables.write(output, rows, curves=curves)
+    evaluation.draw_calibration(output, rows, curves)
     for view in (path for run in folders for path in pathlib.Path(run).glob(folds.VIEWS)):
         with files.replacing(output / "views" / view.name) as partial:
             shutil.copyfile(view, partial)
