@@ -18,6 +18,7 @@ from tf_autoctx.data.configuration import Augmentation
 from tf_autoctx.report import views
 from tf_autoctx.systems.embryo.configuration import Embryo
 from tf_autoctx.systems.embryo.segmentation import Refinement
+from tf_autoctx.systems.fetal_head import segmentation
 from tf_autoctx.systems.fetal_head.configuration import FetalHead
 from tf_autoctx.systems.fetal_head.segmentation import Cascade
 from tf_autoctx.systems.multi_organ.configuration import MultiOrgan
@@ -562,7 +563,10 @@ COMMON = (
     *("--learning_rate=0.01", "--batch_size=1"),
 )
 TINY = {
-    "fetal_head": ("--level=2", "--join=concat", "--scale=0.5", "--flips", "--rotation=5"),
+    "fetal_head": (
+        *("--variant=USegNet", "--level=2", "--join=concat", "--scale=0.5"),
+        *("--flips", "--rotation=5"),
+    ),
     "multi_organ": ("--patch_size=16", "--tile_size=16", "--downsampling=2,1"),
     "embryo": (
         *("--low_size=8", "--body_box=16", "--ventricle_box=8", "--depth=2", "--kernel=3"),
@@ -698,7 +702,8 @@ def test_a_report_shows_a_channel(run, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("variant", ["p-USegNet", "2D-USegNet"])
-def test_patches_and_slices_have_channels(source, tmp_path, variant):
+def test_patches_and_slices_have_channels(source, tmp_path, variant, monkeypatch):
+    monkeypatch.setattr(segmentation, "usegnet", helpers.plain_usegnet)
     with running.unexported():
         running.train(
             "fetal_head",

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import types
 
+import helpers
 import keras
 import numpy as np
 import pytest
@@ -183,7 +184,7 @@ class Exportable:
         return {"second": networks["second"]}
 
     def new_networks(self, names):
-        return {name: test_order.plain(channels=1, classes=1, name=name) for name in names}
+        return {name: helpers.plain(channels=1, classes=1, name=name) for name in names}
 
     def signatures(self, members, mirrors):
         return {}
@@ -356,7 +357,7 @@ def test_a_network_is_finished_for_as_many_steps_on_the_same_level(
 
     path = tmp_path / "level_2" / stages.NETWORK
     assert not stages.is_finished(*made(3, "a"), [path])
-    stages.save(path, test_order.plain(channels=1, classes=1, name="a"), *made(3, "a"))
+    stages.save(path, helpers.plain(channels=1, classes=1, name="a"), *made(3, "a"))
     assert stages.is_finished(*made(4, "b"), [path])  # taken over: there is no training here
     (tmp_path / "level_2" / "last").mkdir()
     assert stages.is_finished(*made(steps, made_on), [path]) == expected

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import running
 import SimpleITK as sitk
+import tensorflow as tf
 from helpers import dice, grey, randomize
 from test_ensemble import finished, system_of
 from test_precision import TINY
@@ -137,7 +138,13 @@ def on_own_grid(run, image, size):
     """The probability of a run for an image, on the grid of a size over the same extent."""
     run = runs.load(run)
     system = system_of(run)
-    estimate = system.estimate(system.served_networks(system.finished(run)), image[None, ..., None])
+    networks = system.served_networks(system.finished(run))
+
+    @tf.function(autograph=False)
+    def estimated(image):
+        return system.estimate(networks, image)
+
+    estimate = estimated(image[None, ..., None])
     (probability,) = estimate.values()
     if tuple(probability.shape[1:4]) == image.shape:
         return np.asarray(layers.resize_linear(probability, size))[0]
