@@ -12,6 +12,31 @@ os.environ.setdefault("ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS", "1")
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))  # the scripts
 
 
+@pytest.fixture(scope="session", autouse=True)
+def lasting_processes():
+    """See `lasting.processes`."""
+    import lasting
+
+    with lasting.processes():
+        yield
+
+
+@pytest.fixture(scope="module")
+def own_processes():
+    """See `lasting.no_processes`."""
+    import lasting
+
+    with lasting.no_processes():
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_stays():
+    """Graphs of a file go with it: those of all files would take 10 GiB in each process."""
+    yield
+    gc.collect()
+
+
 @pytest.fixture
 def bfloat16():
     """Mixed bfloat16 for the networks that a test makes."""
@@ -35,7 +60,8 @@ def unexported():
 # Files in the order of their time, the longest first: a long one at the end would keep one process
 # busy alone.
 LONGEST = """
-run_folder order train_multi_organ multi_organ train_renderer scripts renderer train_embryo score
+run_folder order ensemble train_multi_organ multi_organ initial_weights channels folds
+train_renderer scripts renderer train_embryo score
 wheel embryo sliding_windows unet3d training embryo_models client tiling orientation models
 report_page benchmark_rows without_tensorflow fetal_head adding_a_system renderer_models
 phantom_embryo isolation fetal_head_tables phantom_abdomen embryo_tables integrity start

@@ -27,7 +27,7 @@ def system(**fields):
         "body_box": 16,
         "ventricle_box": 8,
         "base_filters": 2,
-        "depth": 2,
+        "depth": 1,
         "kernel": 3,
     }
     return EmbryoSystem(Embryo(**{**tiny, **fields}), LABELS)
@@ -331,7 +331,7 @@ def test_volumes_of_several_sizes_need_batches_of_one(tmp_path):
 def test_a_trained_cascade_moves_with_the_volume(tmp_path):
     """A bright box in noise, learnt in a few steps: its segmentation of a shifted volume is the
     shifted segmentation."""
-    embryo = system(low_size=16, body_box=24, ventricle_box=16, base_filters=4)
+    embryo = system(low_size=16, body_box=24, ventricle_box=16, base_filters=4, depth=2)
     rng, size = np.random.default_rng(0), (32, 32, 32)
 
     def scene(corner):

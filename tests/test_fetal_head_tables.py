@@ -7,9 +7,11 @@ import types
 import numpy as np
 import pytest
 import running
+from helpers import plain_usegnet
 
 from tf_autoctx.commands import fetal_head_rows, fetal_head_tables, planned_runs
 from tf_autoctx.report import tables
+from tf_autoctx.systems.fetal_head import segmentation
 
 TINY = (
     "--base_filters=2",
@@ -20,6 +22,15 @@ TINY = (
 )
 DATA = ("--seeds=0", "--phantom_cases=2,2", "--phantom_scans=2")
 BOTH = "--variants=USegNet,USegNet-DS-HAS-Ctx"
+
+
+def bright(*arguments, **_):
+    """A network of one convolution in place of `usegnet`, that finds what is bright."""
+    network = plain_usegnet(*arguments)
+    kernel, _ = network.get_weights()
+    share = np.broadcast_to(np.float32([-0.5, 0.5]) / 27, kernel.shape)
+    network.set_weights([share, np.float32([0.15, -0.15])])
+    return network
 
 
 class InProcess:
@@ -51,6 +62,7 @@ def made(tmp_path_factory):
     """Tables of two variants, killed after the first training and started again."""
     folder = tmp_path_factory.mktemp("made")
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(segmentation, "usegnet", bright)
         patch.setattr(
             planned_runs, "subprocess", types.SimpleNamespace(Popen=InProcess, STDOUT=None)
         )

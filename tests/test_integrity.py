@@ -22,6 +22,8 @@ from tf_autoctx.data import images, integrity, isolation
 from tf_autoctx.data.integrity import claims
 from tf_autoctx.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("own_processes")  # their memory is measured
+
 VOXELS = np.random.default_rng(0).integers(0, 1000, (6, 20, 30)).astype(np.int16)
 VOLUME = sitk.GetImageFromArray(VOXELS)
 GREY = (VOXELS[0] % 256).astype(np.uint8)

@@ -23,8 +23,8 @@ from test_tiling import seam, starts_and_edge
 from tf_autoctx import errors, export, losses, metrics
 from tf_autoctx.configuration import rules
 from tf_autoctx.data import pipeline, subvolumes
-from tf_autoctx.data.configuration import Deformation
-from tf_autoctx.models import layers, tiling
+from tf_autoctx.data.configuration import Augmentation
+from tf_autoctx.models import layers, tiling, unet3d
 from tf_autoctx.systems.multi_organ import training
 from tf_autoctx.systems.multi_organ.configuration import DECLARATION, MultiOrgan
 from tf_autoctx.systems.multi_organ.presets import PRESETS
@@ -36,7 +36,7 @@ from tf_autoctx.training import runs
 from tf_autoctx.training.configuration import Settings
 
 LABELS = {5: "pancreas", 2: "liver"}
-DEFORMATION = Deformation(shift=1, rotation=10.0, elastic=1.0, elastic_spacing=8)
+AUGMENTATION = Augmentation(shift=1, rotation=10.0, elastic=1.0, elastic_spacing=8)
 
 
 def raw(*size, seed=0):
@@ -73,10 +73,24 @@ def randomize(network, seed=0):
     return network
 
 
+@pytest.fixture(scope="module", autouse=True)
+def two_resolutions():
+    """What is tested is around the networks, and four resolutions take twice as long to trace."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(unet3d, "RESOLUTIONS", 2)
+        yield
+
+
 def graphs(seed):
     """Functions of two levels, as graphs."""
     network = randomize(pyramid().network(), seed)
-    return [tf.function(unet, reduce_retracing=True) for unet in pyramid().unets(network)]
+    options = {"reduce_retracing": True, "autograph": False}
+    return [tf.function(unet, **options) for unet in pyramid().unets(network)]
+
+
+def segment(of, unets, x):
+    """What a pyramid serves for raw volumes."""
+    return of.postprocess(of.cascade(unets, x)[-1], ops.shape(x)[1:4])
 
 
 @pytest.fixture(scope="module")
@@ -209,18 +223,17 @@ def test_the_cascade_written_out(unets, size):
     assert first.shape == (1, *half, 3) and second.shape == (1, *size, 3)
     for level, expected in zip(levels, (first, second), strict=True):
         np.testing.assert_allclose(level, expected, atol=1e-4)
-    output = pyramid().segment(unets, x, probability=True)
+    output = segment(pyramid(), unets, x)
     np.testing.assert_allclose(output["probability"], second, atol=1e-4)
     sure = np.sort(second, axis=-1)[..., -1] - np.sort(second, axis=-1)[..., -2] > 1e-3
     np.testing.assert_array_equal(
         output["label"][..., 0][sure], np.array([0, 2, 5])[second.argmax(axis=-1)][sure]
     )
-    assert pyramid().segment(unets, x).keys() == {"label"}
 
 
 def test_the_output_is_on_the_original_grid_where_the_last_level_is_not(unets):
     coarse, x = pyramid(downsampling=(4, 2)), raw(19, 22, 13)
-    levels, output = coarse.cascade(unets, x), coarse.segment(unets, x, probability=True)
+    levels, output = coarse.cascade(unets, x), segment(coarse, unets, x)
     assert [level.shape for level in levels] == [(1, 5, 6, 3, 3), (1, 10, 11, 7, 3)]
     assert output["label"].shape == (1, 19, 22, 13, 1) and output["label"].dtype == "uint8"
     np.testing.assert_allclose(
@@ -282,8 +295,9 @@ def errors_at_tiles(tiled, reference, tile, overlap):
 
 
 @pytest.mark.parametrize("far", [1.0, 0.25])
-def test_no_seams(far):
+def test_no_seams(monkeypatch, far):
     """`far`: weight of coarser resolutions, which see farther than an overlap."""
+    monkeypatch.setattr(unet3d, "RESOLUTIONS", 4)
     wide, size, tile = pyramid(base_filters=2, tile_size=32), (48, 56, 61), 32
     overlap = wide.configuration.overlap
     network = randomize(wide.network())
@@ -311,11 +325,12 @@ def test_no_seams(far):
 def test_a_graph_of_any_size_does_as_eager(unets):
     coarse = pyramid(downsampling=(3, 2))
     served = tf.function(
-        lambda image: coarse.segment(unets, image, probability=True),
+        lambda image: segment(coarse, unets, image),
         input_signature=[export.VOLUME],
+        autograph=False,
     )
     for size in ((37, 21, 12), (7, 8, 1)):
-        expected, output = coarse.segment(unets, raw(*size), probability=True), served(raw(*size))
+        expected, output = segment(coarse, unets, raw(*size)), served(raw(*size))
         np.testing.assert_allclose(output["probability"], expected["probability"], atol=1e-4)
         top = np.sort(expected["probability"], axis=-1)
         sure = top[..., -1] - top[..., -2] > 1e-3
@@ -325,9 +340,9 @@ def test_a_graph_of_any_size_does_as_eager(unets):
 
 def test_samples_of_a_batch_do_not_mix(unets):
     pair = raw(20, 9, 12), raw(20, 9, 12, seed=1)
-    together = pyramid().segment(unets, np.concatenate(pair), probability=True)["probability"]
+    together = segment(pyramid(), unets, np.concatenate(pair))["probability"]
     for i, x in enumerate(pair):
-        alone = pyramid().segment(unets, x, probability=True)["probability"]
+        alone = segment(pyramid(), unets, x)["probability"]
         np.testing.assert_allclose(together[i : i + 1], alone, atol=1e-4)
 
 
@@ -343,7 +358,7 @@ def test_without_context_there_is_one_level():
     expected = ops.softmax(network({"image_1": alone.preprocess(x, 2)}, training=False)["level_1"])
     assert len(levels) == 1
     np.testing.assert_allclose(levels[0], expected, atol=1e-5)
-    assert alone.segment(unets, x)["label"].shape == x.shape
+    assert segment(alone, unets, x)["label"].shape == x.shape
 
 
 def test_networks_of_the_first_levels():
@@ -472,7 +487,7 @@ def settings(**changes):
 def session(folder, files, validation=(), strategy=None, **changes):
     """An open run in a folder."""
     strategy = strategy or tf.distribute.get_strategy()
-    values = dataclasses.asdict(DEFORMATION)
+    values = dataclasses.asdict(AUGMENTATION)
     run = runs.Run(folder, {})
     return Session(run, values, strategy, settings(**changes), files, list(validation))
 
@@ -568,7 +583,7 @@ def test_the_loss_of_a_step_is_that_of_all_levels(tmp_path):
     keras.utils.set_random_seed(seed)
     network = three.network()
     draw = functools.partial(
-        subvolumes.draw, scales=downsampling, unit=1, size=8, deformation=DEFORMATION
+        subvolumes.draw, scales=downsampling, unit=1, size=8, augmentation=AUGMENTATION
     )
     columns = {name: [entry[name] for entry in files] for name in files[0]}
     order = pipeline.Order(seed=seed, steps=1, batch_size=3)
@@ -586,7 +601,7 @@ def test_the_loss_of_a_step_is_that_of_all_levels(tmp_path):
         own, new = (model.get_layer(f"level_{n}").trainable_weights for model in (network, trained))
         assert any(np.any(a.numpy() != b.numpy()) for a, b in zip(own, new, strict=True))
     system = MultiOrganSystem(three.configuration, LABELS)
-    segmentations = system.evaluator(networks)(raw(19, 16, 13)[0, ..., 0])
+    segmentations = system.evaluator(networks)(raw(19, 16, 13)[0, ..., 0], None)
     assert list(segmentations) == [f"level {n}" for n in levels]
     assert all(output["label"].shape == (19, 16, 13) for output in segmentations.values())
 
@@ -614,14 +629,14 @@ def test_separate_trains_level_after_level(separate):
 
     # Level 1 was trained, then frozen to the bit, moving averages too; level 2 was trained on top.
     alone, below = weights(first, "level_1"), weights(second, "level_1")
-    assert len(alone) == 14 * 5 + 3 * 2 + 2
+    assert len(alone) == 6 * 5 + 2 + 2
     for a, b in zip(alone.values(), below.values(), strict=True):
         np.testing.assert_array_equal(a, b)
     for trained, level in ((first, "level_1"), (second, "level_2")):
         averages = [
             array for name, array in weights(trained, level).items() if "moving_mean" in name
         ]
-        assert len(averages) == 14 and all(np.any(array) for array in averages)
+        assert len(averages) == 6 and all(np.any(array) for array in averages)
     for name, array in weights(network, "level_2").items():
         np.testing.assert_array_equal(array, weights(second, "level_2")[name])
     for file in files:
@@ -650,7 +665,7 @@ def test_a_run_of_separate_levels_is_read(separate, tmp_path):
     assert segmentor.labels == LABELS and segmentor.declaration is DECLARATION
     output = segmentor(x[0, ..., 0], (1, 1, 1), probabilities=True)
     unets = both.unets(networks["level_2"])
-    expected = both.segment(unets, x, probability=True)
+    expected = segment(both, unets, x)
     assert output["label"].shape == (19, 18, 13) and output["label"].dtype == np.uint8
     assert set(np.unique(output["label"])) <= {0, 2, 5}
     for k, name in enumerate(("liver", "pancreas"), start=1):
@@ -680,15 +695,16 @@ def test_validation_is_the_mean_dice_of_the_last_level_on_the_original_grid(tmp_
         )
         for n, scale in enumerate(downsampling, start=1):
             pipeline.store(entry[f"image_{n}"], both.preprocess(image, scale)[0])
-        label = both.segment(both.unets(network), image)["label"]
+        label = segment(both, both.unets(network), image)["label"]
         labels.append(both.classes(label)[0].numpy())
         pipeline.store(entry["label"], labels[-1])
         assert downsampling != (2, 1) or np.array_equal(labels[-1], image[0] / 100 + 1.6)
     stage = training.PyramidStage(2, None, both, session(tmp_path, files))
+    graph_ = stage.graph({"network": network})
 
     def dsc(number):
         sample = pipeline.sample({name: files[number][name] for name in stage.columns})
-        return stage.score(stage.graph({"network": network}), sample)
+        return stage.score(graph_, sample)
 
     assert [dsc(number) for number in range(3)] == [1, 1, 1]
     # The truth of case 1 is moved by one voxel.
@@ -710,9 +726,12 @@ REPLICAS = textwrap.dedent("""
     cpu = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
     sys.path.insert(0, "tests")
+    from tf_autoctx.models import unet3d
     from tf_autoctx.systems.multi_organ import training
     from tf_autoctx.training import devices, loop
     import test_multi_organ as t
+
+    unet3d.RESOLUTIONS = 2
 
     strategy, fit, made = devices.strategy("mirrored"), loop.fit, []
     loop.fit = lambda task, *arguments: made.append(task) or fit(task, *arguments)
@@ -738,11 +757,11 @@ def test_replicas_keep_the_same_moving_averages(tmp_path):
     )
     assert ended.returncode == 0, ended.stderr[-3000:]
     weights = [line.split()[1:] for line in ended.stdout.splitlines() if line.startswith("WEIGHT ")]
-    assert len(weights) == 3 * (14 * 5 + 3 * 2 + 2)  # of level 1, then of both
+    assert len(weights) == 3 * (6 * 5 + 2 + 2)  # of level 1, then of both
     assert all(same == finite == "True" for _, _, same, finite, _ in weights)
     for which in ("moving_mean", "moving_variance"):
         moved = [(stage, moved) for stage, name, _, _, moved in weights if name == which]
-        assert moved == [("1", "True")] * 14 + [("2", "True")] * 28
+        assert moved == [("1", "True")] * 6 + [("2", "True")] * 12
 
 
 # As others see it.
@@ -751,7 +770,7 @@ def test_replicas_keep_the_same_moving_averages(tmp_path):
 def test_every_level_is_evaluated_on_the_original_grid():
     system, x = MultiOrganSystem(configuration(downsampling=(4, 2)), LABELS), raw(19, 16, 13)
     networks = {"pyramid": randomize(system.pyramid.network())}
-    levels = system.evaluator(networks)(x[0, ..., 0])
+    levels = system.evaluator(networks)(x[0, ..., 0], None)
     assert list(levels) == ["level 1", "level 2"]
     assert all(output["label"].shape == (19, 16, 13) for output in levels.values())
     np.testing.assert_array_equal(
@@ -765,14 +784,14 @@ def test_every_level_is_evaluated_on_the_original_grid():
             np.testing.assert_allclose(probability, expected[0, ..., k], atol=1e-5)
     alone = MultiOrganSystem(configuration("no_context", downsampling=(4, 2)), LABELS)
     networks = alone.new_networks(["level_2"])
-    assert list(alone.evaluator(networks)(x[0, ..., 0])) == ["level 2"]
+    assert list(alone.evaluator(networks)(x[0, ..., 0], None)) == ["level 2"]
 
 
 def test_a_run_is_segmented_in_graphs_that_tell_of_every_tile(capsys):
     system, x = MultiOrganSystem(configuration(), LABELS), raw(30, 17, 16)
     networks = {"pyramid": randomize(system.pyramid.network())}
-    predictor = TilePredictor(system, networks)
-    expected = system.pyramid.segment(system.unets(networks), x, probability=True)
+    predictor = TilePredictor(configuration(), LABELS, networks)
+    expected = segment(system.pyramid, system.unets(networks), x)
     for probabilities, progress in itertools.product((False, True), repeat=2):
         output = predictor(x, probabilities, progress)
         assert ("7/7" in capsys.readouterr().out) == progress
@@ -786,8 +805,8 @@ def test_a_run_is_segmented_in_graphs_that_tell_of_every_tile(capsys):
 def test_signatures_serve_the_label_and_the_probabilities():
     system, x = MultiOrganSystem(configuration(), LABELS), raw(9, 10, 11)
     networks = system.new_networks(["pyramid"])
-    signatures = system.signatures(networks)
-    assert list(signatures) == ["serving_default", "probabilities"]
+    signatures = system.signatures([networks])
+    assert list(signatures) == ["serving_default", "probabilities", "uncertainty"]
     assert signatures["serving_default"](x).keys() == {"label"}
     output = signatures["probabilities"](x)
     assert output["probability"].shape == (1, 9, 10, 11, 3)

@@ -17,11 +17,12 @@ import rest_server
 import running
 import SimpleITK as sitk
 import tensorflow as tf
-from helpers import contents
+from helpers import contents, plain_unet3d
 
 from tf_autoctx import export
 from tf_autoctx.data import datasets, images
 from tf_autoctx.errors import UserError
+from tf_autoctx.models import unet3d
 from tf_autoctx.systems.multi_organ import configuration
 from tf_autoctx.systems.multi_organ.system import MultiOrganSystem
 from tf_autoctx.systems.shared import caching, checks, prediction
@@ -145,7 +146,7 @@ def model(tmp_path_factory):
     """A SavedModel in a folder of versions."""
     directory = tmp_path_factory.mktemp("model") / "multi_organ"
     card = {"system": "multi_organ", "labels": LABELS, "orientation": "LPS", "spacing": []}
-    export.write(directory, export.Exported({"serving_default": two_organs}, [], card))
+    export.write(directory, export.Exported({"serving_default": two_organs}, {}, card))
     return directory
 
 
@@ -240,7 +241,8 @@ train = functools.partial(running.train, "multi_organ", *TINY)
 def trained(tmp_path_factory):
     """Runs on one data set, stored in LPS and in mixed orientations: {name: folder}."""
     folder = tmp_path_factory.mktemp("trained")
-    with running.unexported():
+    with running.unexported(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(unet3d, "unet3d", plain_unet3d)
         for name, codes in (("same", ["LPS"] * 6), ("mixed", CODES[3::8])):
             write_data(folder / f"data_{name}", codes)
             train(f"--data_dir={folder / f'data_{name}'}", f"--work_dir={folder / name}")
@@ -289,7 +291,7 @@ def test_an_export_of_before_gets_a_warning(tmp_path, caplog):
     for card, count in (({}, 1), ({"orientation": "LPS"}, 0)):
         card |= {"system": "multi_organ", "labels": LABELS}
         directory = tmp_path / str(count)
-        export.write(directory, export.Exported({"serving_default": two_organs}, [], card))
+        export.write(directory, export.Exported({"serving_default": two_organs}, {}, card))
         caplog.clear()
         prediction.load(directory)
         assert caplog.text.count("made before volumes were brought to LPS") == count
@@ -297,7 +299,7 @@ def test_an_export_of_before_gets_a_warning(tmp_path, caplog):
 
 def test_a_model_of_another_orientation_is_refused(tmp_path):
     card = {"system": "multi_organ", "labels": LABELS, "orientation": "RAS"}
-    export.write(tmp_path, export.Exported({"serving_default": two_organs}, [], card))
+    export.write(tmp_path, export.Exported({"serving_default": two_organs}, {}, card))
     with pytest.raises(UserError, match="in the orientation 'RAS'; expected LPS"):
         prediction.load(tmp_path)
 

@@ -25,6 +25,7 @@ from tf_autoctx.data import pipeline
 from tf_autoctx.systems.fetal_head import segmentation
 from tf_autoctx.systems.fetal_head.training import LevelStage
 from tf_autoctx.systems.shared import evaluation, opening, origins, prediction, stages
+from tf_autoctx.systems.shared.stage import digest
 from tf_autoctx.training import checkpoints, runs
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -196,8 +197,8 @@ def test_a_level_on_another_level_is_trained_anew(copy, capsys, caplog):
     network.set_weights([array + 0.125 for array in network.get_weights()])
     network.save(first)
     with zipfile.ZipFile(first, "a") as archive:
-        digest = stages.digest(network.get_weights())
-        archive.writestr(stages.RECORD, json.dumps({"steps": 2, "digest": digest}))
+        checksum = digest(network.get_weights())
+        archive.writestr(stages.RECORD, json.dumps({"steps": 2, "digest": checksum}))
     shutil.rmtree(copy / "level_1" / "probability")
     trained(capsys, copy, "--level=2")
     assert "is trained anew" in caplog.text and second.stat().st_mtime_ns != stamp
@@ -427,6 +428,19 @@ def test_a_damaged_cache_is_named_and_made_anew(copy, capsys, name):
     assert trained(capsys, copy) is None and contents(path) == before
 
 
+def test_a_damaged_network_is_named_and_trained_to_the_same_weights(run, copy, capsys):
+    file = copy / "level_1" / "model.keras"
+    file.write_bytes(file.read_bytes()[:1000])
+    assert "level_1/model.keras: not a network that can be read" in trained(capsys, copy)
+    file.unlink()  # as the sentence says
+    assert trained(capsys, copy) is None
+    served = "saved_model: version 1 serves already, with the same weights (float32)"
+    assert served in capsys.readouterr().out
+    assert [path.name for path in (copy / "saved_model").iterdir()] == ["1"]
+    for ours, theirs in zip(weights(copy), weights(run), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
 def test_weights_that_are_not_finite_are_named(copy, scan, tmp_path, capsys):
     path = copy / "level_1" / "model.keras"
     network = keras.models.load_model(path, compile=False)
@@ -464,7 +478,7 @@ def test_a_damaged_export_is_written_anew(copy, capsys):
         ({"level": 0}, "level=0: expected a number of at least 1"),
         ({"level": "two"}, "level=two: is of the type str"),
         ({"base_filters": True}, "base_filters=True: is of the type bool"),
-        ({"scale": None}, "scale"),
+        ({"scale": 2}, "scale=2: expected a number from 0.01 to 1"),
     ],
 )
 def test_a_config_that_cannot_be_is_named(copy, change, told):
@@ -593,5 +607,5 @@ def test_a_result_is_of_the_voxels_beside_a_header(tmp_path):
 def test_the_level_before_is_what_a_level_is_made_on(run):
     """And so is a digest of its weights in the file of its network."""
     path = run / "level_1" / "model.keras"
-    assert stages.recorded_digest(path) == stages.digest(weights(run))
+    assert stages.recorded_digest(path) == digest(weights(run))
     assert LevelStage.made_on is None and tf.io.gfile.exists(str(path))

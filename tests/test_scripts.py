@@ -10,17 +10,18 @@ import shutil
 import subprocess
 
 import cpp_loader
-import keras
 import numpy as np
 import pytest
 import running
 import SimpleITK as sitk
 import tensorflow as tf
+from helpers import plain_usegnet
 
 import tf_autoctx
 from tf_autoctx import errors
 from tf_autoctx.data import images
-from tf_autoctx.systems.shared import prediction
+from tf_autoctx.systems.fetal_head import segmentation
+from tf_autoctx.systems.shared import prediction, stages
 
 TINY = (
     "--base_filters=2",
@@ -151,19 +152,41 @@ def test_level_2_matters(run, segment, tmp_path, caplog):
     np.testing.assert_array_equal(one["probability"], partial["probability"])
 
 
+def with_level_1_alone(run, folder):
+    """A copy of a run as it was before its second level."""
+    shutil.copytree(run, folder, ignore=shutil.ignore_patterns("level_2"))
+    config = json.loads((run / "config.json").read_text())
+    config["flags"]["level"] = 1
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
 def test_a_level_more_trains_that_level_alone_and_serves_next(run, tmp_path, capsys):
-    copy = tmp_path / "run"
-    shutil.copytree(run, copy)
-    before = {path: path.stat().st_mtime_ns for path in copy.glob("level_*/model.keras")}
-    train(f"--work_dir={copy}", "--level=3", "--export_precision=bfloat16", *TINY)
-    assert len(before) == 2 and before == {path: path.stat().st_mtime_ns for path in before}
-    assert (copy / "level_3" / "model.keras").exists()
+    copy = with_level_1_alone(run, tmp_path / "run")
+    before = (copy / "level_1" / "model.keras").stat().st_mtime_ns
+    train(f"--work_dir={copy}", "--level=2", "--export_precision=bfloat16", *TINY)
+    assert (copy / "level_1" / "model.keras").stat().st_mtime_ns == before
+    networks = (stages.load(of / "level_2" / "model.keras") for of in (run, copy))
+    for a, b in zip(*(network.get_weights() for network in networks), strict=True):
+        np.testing.assert_array_equal(a, b)
     printed = capsys.readouterr().out
     assert (
-        "level 3 against level 2" in printed
+        "level 2 against level 1" in printed
         and "saved_model: version 2 serves (bfloat16)" in printed
     )
     running.check_bfloat16(copy, np.random.default_rng(6).normal(size=(24, 16, 28)))
+
+
+def check_other_way(folder, *changes):
+    train(f"--work_dir={folder}", *TINY, "--level=1", *changes)
+    volume = np.random.default_rng(2).normal(size=(17, 16, 19)).astype(np.float32)
+    np.testing.assert_allclose(
+        running.served(folder / "saved_model" / "1", volume[None, ..., None])["probability"][
+            0, ..., 0
+        ],
+        probability(prediction.load(folder), volume)["probability"],
+        atol=1e-5,
+    )
 
 
 @pytest.mark.parametrize(
@@ -171,31 +194,16 @@ def test_a_level_more_trains_that_level_alone_and_serves_next(run, tmp_path, cap
     [
         ("--variant=p-USegNet", "--patch_size=8", "--batch_size=2"),
         ("--variant=2D-USegNet",),
-        (
-            "--preset=paper",
-            "--join=concat",
-            "--l2=0.001",
-            "--normalization=batch",
-            "--shift=1",
-            "--validation_fraction=0",
-        ),
     ],
 )
 def test_other_ways_of_running(tmp_path, changes):
-    train(f"--work_dir={tmp_path}", *TINY, "--level=1", *changes)
-    volume = np.random.default_rng(2).normal(size=(17, 16, 19)).astype(np.float32)
-    np.testing.assert_allclose(
-        running.served(tmp_path / "saved_model" / "1", volume[None, ..., None])["probability"][
-            0, ..., 0
-        ],
-        probability(prediction.load(tmp_path), volume)["probability"],
-        atol=1e-5,
-    )
+    check_other_way(tmp_path, *changes)
 
 
-@pytest.mark.usefixtures("unexported")
 def test_the_paper_s_constants_are_a_preset_and_the_command_line_wins(tmp_path):
-    train(f"--work_dir={tmp_path}", *TINY, "--preset=paper", "--level=1", "--scale=0.5")
+    others = ("--join=concat", "--l2=0.001", "--normalization=batch", "--shift=1")
+    others += ("--validation_fraction=0", "--scale=0.5")
+    check_other_way(tmp_path, "--preset=paper", *others)
     config = json.loads((tmp_path / "config.json").read_text())["flags"]
     assert {
         name: config[name]
@@ -377,7 +385,8 @@ def test_bad_data_ends_in_one_sentence_before_training(data, tmp_path, refused, 
 
 
 @pytest.mark.usefixtures("unexported")
-def test_good_data_trains(data, tmp_path, capsys):
+def test_good_data_trains(data, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(segmentation, "usegnet", plain_usegnet)
     train(f"--work_dir={tmp_path / 'run'}", f"--data_dir={data}", "--scale=0.5", "--level=1", *TINY)
     assert "level 1" in capsys.readouterr().out
 
@@ -420,23 +429,6 @@ def test_a_run_folder_made_with_other_flags_is_refused(run, refused):
     refused(told, f"--work_dir={run}", *TINY, "--learning_rate=0.5")
 
 
-def test_a_damaged_network_is_named(run, tmp_path, refused, capsys):
-    broken = tmp_path / "run"
-    shutil.copytree(run, broken)
-    file = broken / "level_2" / "model.keras"
-    file.write_bytes(file.read_bytes()[:1000])
-    told = "level_2/model.keras: not a network that can be read"
-    refused(told, f"--work_dir={broken}", "--level=2", *TINY)
-    file.unlink()  # as the sentence says
-    train(f"--work_dir={broken}", "--level=2", *TINY)
-    served = "saved_model: version 1 serves already, with the same weights (float32)"
-    assert served in capsys.readouterr().out
-    assert [path.name for path in (broken / "saved_model").iterdir()] == ["1"]
-    networks = (keras.models.load_model(r / "level_2" / "model.keras") for r in (run, broken))
-    for a, b in zip(*(network.get_weights() for network in networks), strict=True):
-        np.testing.assert_array_equal(a, b)
-
-
 @pytest.mark.skipif(
     os.geteuid() != 0 or not shutil.which("mount"), reason="needs to mount a small disk"
 )
@@ -457,7 +449,9 @@ def test_a_full_disk_is_one_sentence(tmp_path, refused):
 def test_bad_models_for_prediction(run, tmp_path, capsys):
     image = tmp_path / "a.nii.gz"
     images.write(image, sitk.GetImageFromArray(np.zeros((8, 8, 8), np.float32)))
-    with pytest.raises(errors.UserError, match="expected a run folder or a SavedModel folder"):
+    with pytest.raises(
+        errors.UserError, match="expected a run folder or a SavedModel folder or one of"
+    ):
         prediction.load(tmp_path)
     (tmp_path / "config.json").write_text((run / "config.json").read_text())
     with pytest.raises(errors.UserError, match=r"level_1/model\.keras: this stage is not finished"):
@@ -471,10 +465,7 @@ def test_bad_models_for_prediction(run, tmp_path, capsys):
             "predict", f"--model={run}", f"--input={image}", f"--output={tmp_path}", "--overwrite"
         )
     assert refused.value.code == 1 and "is an input image" in capsys.readouterr().err
-    ended = running.script(
-        "predict.py",
-        f"--model={run}",
-        f"--input={tmp_path / 'b.nii.gz'}",
-        f"--output={tmp_path / 'out'}",
-    )
-    assert ended.returncode == 1 and "b.nii.gz" in ended.stderr and "Traceback" not in ended.stderr
+    nothing = (f"--input={tmp_path / 'b.nii.gz'}", f"--output={tmp_path / 'out'}")
+    with pytest.raises(SystemExit) as refused:
+        running.call("predict", f"--model={run}", *nothing)
+    assert refused.value.code == 1 and "b.nii.gz" in capsys.readouterr().err

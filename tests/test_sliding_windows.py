@@ -200,7 +200,7 @@ def test_the_loss_falls_on_a_fixed_batch(kind):
     )
     _, step = of_stage.updates(networks, settings)
     assert of_stage.losses(networks, batch).shape == (1,)
-    step = tf.function(step)
+    step = tf.function(step, autograph=False)
     losses = [float(step(batch)["loss"]) for _ in range(30)]
     assert losses[-1] < losses[0] - 0.1, losses
 
@@ -318,7 +318,7 @@ def test_segmentation_by_hand_made_networks(monkeypatch):
     expected = np.where(ventricle, 2, (body | stray).astype(np.uint8))
     np.testing.assert_array_equal(classes, expected)
     assert classes.dtype == tf.uint8
-    methods = segmentation.methods(raw)
+    methods = segmentation.methods(raw, None)
     np.testing.assert_array_equal(
         methods["sliding windows"]["label"], np.array([0, 3, 7], np.uint8)[expected]
     )

@@ -1,6 +1,5 @@
 """The embryo system from outside: train, resume, predict, export, and a user's mistakes."""
 
-import contextlib
 import csv
 import functools
 import json
@@ -26,7 +25,7 @@ TINY = [
     "--body_box=16",
     "--ventricle_box=8",
     "--base_filters=2",
-    "--depth=2",
+    "--depth=1",
     "--kernel=3",
     "--steps=3",
     "--samples_per_epoch=3",
@@ -41,9 +40,12 @@ NETWORK = {
     "body_box": 16,
     "ventricle_box": 8,
     "base_filters": 2,
-    "depth": 2,
+    "depth": 1,
     "kernel": 3,
 }
+
+# A checkpoint a step, and an epoch that is cut short: what is trained is the same.
+STEPWISE = [*TINY, "--checkpoint_steps=1", "--samples_per_epoch=9"]
 
 train = functools.partial(running.train, "embryo")
 
@@ -53,6 +55,15 @@ def run(tmp_path_factory):
     """A finished run of all stages."""
     folder = tmp_path_factory.mktemp("runs") / "run"
     train(f"--work_dir={folder}", *TINY)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def initial(tmp_path_factory):
+    """A run of the first stage alone, without an export."""
+    folder = tmp_path_factory.mktemp("runs") / "initial"
+    with running.unexported():
+        train(f"--work_dir={folder}", *STEPWISE, "--stage=initial")
     return folder
 
 
@@ -93,17 +104,17 @@ def test_run_folder_is_complete(run):
     assert card["system"] == "embryo" and card["labels"] == config["labels"]
 
 
-def test_stages_one_by_one_are_all_stages(run, segment, tmp_path):
-    for count, stage in enumerate(STAGES[:2], start=1):
-        with contextlib.nullcontext() if count == 2 else running.unexported():
-            train(f"--work_dir={tmp_path}", *TINY, f"--stage={stage}")
-        assert methods(tmp_path) == list(STAGES[:count])
+def test_stages_one_by_one_are_all_stages(run, initial, segment, tmp_path):
+    refined = shutil.copytree(initial, tmp_path / "run")
+    train(f"--work_dir={refined}", *STEPWISE, "--stage=refine")
+    for folder, stage in ((initial, "initial"), (refined, "refine")):
+        assert methods(folder) == list(STAGES[: STAGES.index(stage) + 1])
         mine, theirs = (
-            stages.load(folder / stage / "model.keras").get_weights() for folder in (tmp_path, run)
+            stages.load(of / stage / "model.keras").get_weights() for of in (folder, run)
         )
-        for a, b in zip(mine, theirs):
+        for a, b in zip(mine, theirs, strict=True):
             np.testing.assert_array_equal(a, b)
-    last, export = prediction.load(tmp_path), prediction.load(tmp_path / "saved_model")
+    last, export = prediction.load(refined), prediction.load(refined / "saved_model")
     volume = noise(16, 17, 18)
     a, b = (of(volume, (0.4,) * 3, probabilities=True) for of in (last, export))
     np.testing.assert_allclose(a["probability"]["body"], b["probability"]["body"], atol=1e-5)
@@ -236,27 +247,19 @@ def test_predict_from_the_run_and_from_the_export(run, tmp_path):
         np.testing.assert_array_equal(mask.array, labels["run"].array == value)
 
 
-def test_a_killed_stage_goes_on_to_the_same_weights(tmp_path):
+def test_a_killed_stage_goes_on_to_the_same_weights(initial, tmp_path):
     """With the checkpoints of an earlier step alone, as after a kill."""
-    once = (
-        f"--work_dir={tmp_path}",
-        *TINY,
-        "--stage=initial",
-        "--checkpoint_steps=1",
-        "--samples_per_epoch=9",
-    )
-    with running.unexported():
-        train(*once)
-    finished = tmp_path / "initial" / "model.keras"
+    folder = shutil.copytree(initial, tmp_path / "run")
+    finished = folder / "initial" / "model.keras"
     whole = stages.load(finished).get_weights()
     finished.unlink()
-    shutil.rmtree(tmp_path / "initial" / "best")
-    for path in (tmp_path / "initial" / "last").glob("step-3*"):
+    shutil.rmtree(folder / "initial" / "best")
+    for path in (folder / "initial" / "last").glob("step-3*"):
         path.unlink()
-    train(*once, "--export_precision=bfloat16")
-    for a, b in zip(stages.load(finished).get_weights(), whole):
+    train(f"--work_dir={folder}", *STEPWISE, "--stage=initial", "--export_precision=bfloat16")
+    for a, b in zip(stages.load(finished).get_weights(), whole, strict=True):
         np.testing.assert_array_equal(a, b)
-    running.check_bfloat16(tmp_path, noise(24, 28, 24))
+    running.check_bfloat16(folder, noise(24, 28, 24))
 
 
 def test_the_paper_s_constants_are_a_preset(tmp_path, capsys):

@@ -11,11 +11,14 @@ import pytest
 import running
 import SimpleITK as sitk
 import tensorflow as tf
+from helpers import plain_segmentor
 
 from tf_autoctx import configuration
 from tf_autoctx.commands import train_renderer, training
 from tf_autoctx.data import pipeline
+from tf_autoctx.data.configuration import Augmentation
 from tf_autoctx.errors import UserError
+from tf_autoctx.systems.renderer import segmentation as rendering
 from tf_autoctx.systems.renderer import source
 from tf_autoctx.systems.renderer import training as self_play
 from tf_autoctx.systems.renderer.configuration import (
@@ -366,7 +369,7 @@ def test_a_run_of_before_is_scored_and_renders_as_before(light, tmp_path):
     """
     new = [
         name
-        for kind in (Online, Objective, Appearance, Phantoms)
+        for kind in (Online, Objective, Augmentation, Appearance, Phantoms)
         for name in configuration.earlier([kind])
     ]
     before = with_flags(light, tmp_path / "before", without=new)
@@ -424,7 +427,13 @@ def test_the_paper_preset_runs_whole(tmp_path):
     assert answer["kept"] == 1
 
 
-@pytest.mark.usefixtures("unexported")
+@pytest.fixture
+def plain_network(monkeypatch):
+    """What is tested is what they are trained on."""
+    monkeypatch.setattr(rendering, "segmentor2d", plain_segmentor)
+
+
+@pytest.mark.usefixtures("unexported", "plain_network")
 def test_images_beside_labels_are_a_corpus(run, tmp_path):
     corpus = tmp_path / "corpus"
     for kind in ("images", "labels"):
@@ -438,7 +447,7 @@ def test_images_beside_labels_are_a_corpus(run, tmp_path):
         train(f"--work_dir={tmp_path / 'other'}", f"--corpus={corpus}", *TINY)
 
 
-@pytest.mark.usefixtures("unexported")
+@pytest.mark.usefixtures("unexported", "plain_network")
 def test_the_target_corpus_trains_orig_t2t(tmp_path):
     train(f"--work_dir={tmp_path}", *TINY, "--variant=Orig-T2T")
     rows = table(tmp_path / "evaluation" / "cases.csv")

@@ -269,6 +269,8 @@ def test_polynomial_decay_ends_at_zero():
     assert float(optimizer.learning_rate) == pytest.approx(0.05)
 
 
+# The best weights are not the last.
+SCORES = [0.9, 0.5, 0.8, 0.1, 0.1, 0.1]
 WORKER = textwrap.dedent("""
     import pathlib
     import sys
@@ -282,11 +284,9 @@ WORKER = textwrap.dedent("""
     from tf_autoctx.training.configuration import Settings
     strategy = devices.strategy(sys.argv[2])
     import test_training as t
-    changes = {"batch_size": int(sys.argv[3]), "samples_per_epoch": 8}
-    settings = Settings(**{**t.SETTINGS, **changes})
+    settings = Settings(**{**t.SETTINGS, "samples_per_epoch": 8})
     with strategy.scope():
-        # The best weights are not the last.
-        task = t.Line(settings, scores=[0.9, 0.5, 0.8, 0.1, 0.1, 0.1])
+        task = t.Line(settings, scores=t.SCORES)
     loop.fit(task, pathlib.Path(sys.argv[1]), strategy, settings)
     weights = t.flat(task.network.get_weights())
     print("WEIGHTS", *weights, flush=True)
@@ -294,8 +294,8 @@ WORKER = textwrap.dedent("""
     """)
 
 
-def worker(directory, strategy, batch_size, **environment):
-    command = [sys.executable, "-c", WORKER, str(directory), strategy, str(batch_size)]
+def worker(directory, strategy, **environment):
+    command = [sys.executable, "-c", WORKER, str(directory), strategy]
     return subprocess.Popen(
         command,
         cwd=ROOT,
@@ -316,14 +316,18 @@ def outcome(process):
     }
 
 
-def test_mirrored_replicas_train_what_one_device_trains_with_twice_the_batch(tmp_path):
-    processes = (
-        worker(tmp_path / "mirrored", "mirrored", 1),
-        worker(tmp_path / "single", "single", 2),
-    )
-    mirrored, single = map(outcome, processes)
-    assert mirrored["REPLICAS"] == [2.0] and single["REPLICAS"] == [1.0]
-    np.testing.assert_allclose(mirrored["WEIGHTS"], single["WEIGHTS"], rtol=1e-6)
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """What one device trains with twice the batch."""
+    assert devices.strategy("single").num_replicas_in_sync == 1
+    changes = {"batch_size": 2, "samples_per_epoch": 8}
+    return fit(tmp_path_factory.mktemp("alone"), {"scores": SCORES}, **changes)[0]
+
+
+def test_mirrored_replicas_train_what_one_device_trains_with_twice_the_batch(alone, tmp_path):
+    mirrored = outcome(worker(tmp_path / "mirrored", "mirrored"))
+    assert mirrored["REPLICAS"] == [2.0]
+    np.testing.assert_allclose(mirrored["WEIGHTS"], alone, rtol=1e-6)
 
 
 def cluster(index, ports):
@@ -345,15 +349,14 @@ def free_ports(count):
     return ports
 
 
-def test_two_workers_train_what_one_process_trains_with_twice_the_batch(tmp_path):
+def test_two_workers_train_what_one_process_trains_with_twice_the_batch(alone, tmp_path):
     ports = free_ports(2)
-    workers = [worker(tmp_path / "two", "multi_worker", 1, **cluster(i, ports)) for i in range(2)]
+    workers = [worker(tmp_path / "two", "multi_worker", **cluster(i, ports)) for i in range(2)]
     first, second = [outcome(process) for process in workers]
-    single = outcome(worker(tmp_path / "single", "single", 2))
     assert first["REPLICAS"] == [2.0] and first == second
     # The mean over two samples is summed in another order: one rounding.
-    np.testing.assert_allclose(first["WEIGHTS"], single["WEIGHTS"], rtol=1e-6)
-    again = [worker(tmp_path / "two", "multi_worker", 1, **cluster(i, ports)) for i in range(2)]
+    np.testing.assert_allclose(first["WEIGHTS"], alone, rtol=1e-6)
+    again = [worker(tmp_path / "two", "multi_worker", **cluster(i, ports)) for i in range(2)]
     assert [outcome(process)["WEIGHTS"] for process in again] == [
         first["WEIGHTS"]
     ] * 2  # each finds the best weights

@@ -1,5 +1,6 @@
 """What `pip install` gives: the wheel of the sdist, in an environment of its own, with no clone."""
 
+import json
 import os
 import pathlib
 import shutil
@@ -16,6 +17,7 @@ import tf_autoctx
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 LEFT_OUT = (".venv", ".git", "runs", "build", "dist", "*.egg-info", "__pycache__", ".*_cache")
 TINY = [
+    "--variant=USegNet",
     "--base_filters=2",
     "--steps=3",
     "--samples_per_epoch=2",
@@ -101,50 +103,69 @@ def test_the_package_is_that_of_the_wheel(environment, tmp_path):
     assert path.startswith(str(environment.parent)) and version == tf_autoctx.__version__
 
 
-def test_train_resume_predict_score_and_report_in_an_empty_folder(environment, tmp_path):
-    train = (environment / "autoctx-train-fetal-head", *TINY)
-    assert "version 1 serves (float32)" in run(*train, cwd=tmp_path)
-    assert "serves already" in run(*train, cwd=tmp_path)  # goes on: there is nothing to do
-    assert '"git_revision": null' in (tmp_path / "runs/fetal_head/config.json").read_text()
-
-    phantoms = tmp_path / "runs" / "fetal_head" / "phantoms"
-    model = "--model=runs/fetal_head"
-    scans = f"--input={phantoms / 'imagesTs'}"
-    run(environment / "autoctx-predict", model, scans, "--output=results", cwd=tmp_path)
-    saved = "--model=runs/fetal_head/saved_model"
-    run(environment / "autoctx-predict", saved, scans, "--output=served", cwd=tmp_path)
-    for path in (tmp_path / "results").glob("[!.]*"):
-        ours, served = (tmp_path / folder / path.name for folder in ("results", "served"))
-        assert ours.read_bytes() == served.read_bytes()
-
-    labels = f"--labels={phantoms / 'labelsTs'}"
-    score = (environment / "autoctx-score", "--predictions=results", labels, "--output=scores")
-    assert "DSC (%)" in run(*score, cwd=tmp_path)
-    evaluations = "--evaluations=runs/fetal_head/evaluation"
-    run(environment / "autoctx-report", evaluations, "--output=report.html", cwd=tmp_path)
-    assert (tmp_path / "report.html").stat().st_size > 1_000_000
-
-
 # Runs console scripts one after the other, as Python runs each: TensorFlow is imported once.
-HELPS = """
-import runpy, sys
-for script in sys.argv[1:]:
-    sys.argv = [script, "--help"]
+SCRIPTS = """
+import json, runpy, sys
+for words in json.loads(sys.argv[1]):
+    sys.argv = words
     try:
-        runpy.run_path(script, run_name="__main__")
+        runpy.run_path(words[0], run_name="__main__")
     except SystemExit as ended:
-        assert not ended.code, script
+        assert not ended.code, words
     print("ENDED", flush=True)
 """
 
 
+def scripts(environment, *commands, cwd):
+    """What each of the commands prints, lists of a script's name and its arguments."""
+    words = json.dumps([[str(environment / name), *rest] for name, *rest in commands])
+    *shown, rest = run(environment / "python", "-c", SCRIPTS, words, cwd=cwd).split("ENDED\n")
+    assert len(shown) == len(commands) and not rest
+    return shown
+
+
+def test_train_resume_predict_score_and_report_in_an_empty_folder(environment, tmp_path):
+    train = ("autoctx-train-fetal-head", *TINY)
+    shown = run(environment / train[0], *TINY, cwd=tmp_path)
+    assert "version 1 serves (float32)" in shown
+    assert '"git_revision": null' in (tmp_path / "runs/fetal_head/config.json").read_text()
+
+    phantoms = "runs/fetal_head/phantoms"
+    model = "--model=runs/fetal_head"
+    scans = f"--input={phantoms}/imagesTs"
+    again, _, _, scored, _ = scripts(
+        environment,
+        train,
+        ("autoctx-predict", model, scans, "--output=results"),
+        ("autoctx-predict", f"{model}/saved_model", scans, "--output=served"),
+        (
+            "autoctx-score",
+            "--predictions=results",
+            f"--labels={phantoms}/labelsTs",
+            "--output=scores",
+        ),
+        (
+            "autoctx-report",
+            "--evaluations=runs/fetal_head/evaluation",
+            "--output=report.html",
+        ),
+        cwd=tmp_path,
+    )
+    assert "serves already" in again  # goes on: there is nothing to do
+    assert "DSC (%)" in scored
+    assert len(list((tmp_path / "results").glob("[!.]*"))) == 2
+    for path in (tmp_path / "results").glob("[!.]*"):
+        ours, served = (tmp_path / folder / path.name for folder in ("results", "served"))
+        assert ours.read_bytes() == served.read_bytes()
+    assert (tmp_path / "report.html").stat().st_size > 1_000_000
+
+
 def test_every_console_command_shows_its_help(environment, tmp_path):
     commands = sorted(environment.glob("autoctx-*"))
-    assert len(commands) == 15
+    assert len(commands) == 17
     for command in commands:
         assert str(environment) in command.read_text() and os.access(command, os.X_OK)
-    shown = run(environment / "python", "-c", HELPS, *commands, cwd=tmp_path)
-    *helps, rest = shown.split("ENDED\n")
-    assert len(helps) == len(set(helps)) == 15 and not rest
+    helps = scripts(environment, *((command.name, "--help") for command in commands), cwd=tmp_path)
+    assert len(helps) == len(set(helps)) == 17
     assert all("\n  --" in text for text in helps)
     assert run(commands[0], "--help", cwd=tmp_path) == helps[0]
