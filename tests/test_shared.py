@@ -67,7 +67,9 @@ def test_a_stage_is_validated_on_the_validation_cases_alone(tmp_path, monkeypatc
     session = session.with_files(session.training[:1], session.training[1:])
     stage, seen = fetal_head.LevelStage(1, system, session), []
     stage.begin(session)
-    monkeypatch.setattr(stage, "build", lambda: {"network": test_order.plain_usegnet((None, None, None, 1))})
+    monkeypatch.setattr(
+        stage, "build", lambda: {"network": test_order.plain_usegnet((None, None, None, 1))}
+    )
     monkeypatch.setattr(stage, "score", lambda _, sample: seen.append(sample["image"]) or 0.25)
     assert stages._StageTask(stage, session).validate() == {"DSC": 0.25}
     (image,) = seen
