@@ -80,8 +80,8 @@ def write_export(folder: pathlib.Path, task: tasks.Task) -> str:
     from tf_autoctx import export
 
     system, networks = our_sides.system_of(task, "float32")
-    signatures = system.signatures(networks)
+    signatures = system.signatures([networks])
     card: dict[str, Any] = {"system": task.name, "labels": our_sides.LABELS[task.name]}
     card |= {"spacing": [[0.38] * 3] * 2, "orientation": "LPS", "precision": "float32"}
-    written = export.Exported(signatures, [*networks.values()], card, system.spec)
+    written = export.Exported(signatures, networks, card, system.spec)
     return str(export.write(folder, written))

@@ -23,9 +23,10 @@ import tensorflow as tf
 from tf_autoctx.commands.command_line import Command, Given
 from tf_autoctx.configuration import check, field
 from tf_autoctx.data import arrays, pipeline, subvolumes
-from tf_autoctx.data.configuration import Deformation
+from tf_autoctx.data.configuration import Augmentation
 from tf_autoctx.systems.multi_organ import training
 from tf_autoctx.systems.multi_organ.configuration import MultiOrgan
+from tf_autoctx.systems.multi_organ.presets import DEFORMATION
 from tf_autoctx.systems.multi_organ.segmentation import Pyramid
 from tf_autoctx.systems.shared.session import Session
 from tf_autoctx.training.configuration import Settings
@@ -98,7 +99,7 @@ def main(given: Given) -> None:
         size = sum(path.stat().st_size for path in pathlib.Path(folder).rglob("*"))
         print(f"{len(files)} cases, {size / 1e9:.2f} GB: {time.perf_counter() - begin:.0f} s")
         run, strategy = Run(pathlib.Path(folder), {}), tf.distribute.get_strategy()
-        session = Session(run, vars(Deformation()), strategy, settings, files, [])
+        session = Session(run, vars(Augmentation(**DEFORMATION)), strategy, settings, files, [])
         stage = training.PyramidStage(configuration.levels, None, pyramid, session)
         _, step = stage.updates(stage.build(), settings)
         train = tf.function(step, autograph=False)

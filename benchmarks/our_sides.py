@@ -53,9 +53,9 @@ def exported(task: Task, precision: str) -> Ready:
     import cpp_loader
 
     system, networks = system_of(task, precision)
-    functions = {"serving_default": system.signatures(networks)["serving_default"]}
+    functions = {"serving_default": system.signatures([networks])["serving_default"]}
     with tempfile.TemporaryDirectory() as folder:
-        written = export.Exported(functions, [*networks.values()], {}, system.spec)
+        written = export.Exported(functions, networks, {}, system.spec)
         model = cpp_loader.CppModel(export.write(folder, written))
     image, last = task.image(), {}
 
@@ -297,9 +297,9 @@ def rigid_motion(size: tuple[int, ...]) -> Ready:
     import tensorflow as tf
 
     from tf_autoctx.data import augment
-    from tf_autoctx.data.configuration import RigidMotion
+    from tf_autoctx.data.configuration import Augmentation
 
-    motion = RigidMotion()  # the paper's
+    motion = Augmentation(rotation=180.0, shift=30, flips=True)  # the paper's
     sample = {
         "image": tf.constant(tasks.smooth(size)[..., None]),
         "label": tf.constant(tasks.blobs(size, 3)[..., None]),

@@ -167,7 +167,7 @@ class FetalHeadTask(Task):
         return [[Term(("level_1",), loss)]]
 
     def batch(self) -> Batch:
-        size = tuple(round(n * self.configuration.scale) for n in self.size)
+        size = tuple(round(n * self.configuration.factor) for n in self.size)
         image = smooth(size)[None, ..., None]
         label = blobs(size, 2)[None, ..., None]
         return {"image": image, "label": label, "context": np.zeros_like(image)}
@@ -261,7 +261,9 @@ class EmbryoTask(Task):
         return randomize({"embryo": self._refinement().network("end_to_end")})
 
     def infer(self, networks: Networks, image: Tensor) -> dict[str, Tensor]:
-        return self._refinement().segment(networks["embryo"], image)
+        refinement = self._refinement()
+        outputs = refinement.outputs(networks["embryo"], refinement.preprocess(image))
+        return refinement.postprocess(outputs, image.shape[1:4])
 
     @property
     def passes(self) -> list[list[Term]]:
@@ -300,7 +302,9 @@ class RendererTask(Task):
         return randomize(self._rendering().networks())
 
     def infer(self, networks: Networks, image: Tensor) -> dict[str, Tensor]:
-        return self._rendering().segment(networks, image)
+        rendering = self._rendering()
+        outputs = rendering.outputs(networks, rendering.preprocess(image))
+        return rendering.postprocess(outputs, image.shape[1:3])
 
     @property
     def passes(self) -> list[list[Term]]:

@@ -39,7 +39,7 @@ def in_order(x: np.ndarray, device: str) -> Tensor:
 
 def fetal_head(task: FetalHeadTask, nets: Modules, image: Tensor) -> dict[str, Tensor]:
     """`Cascade.levels`, the last one."""
-    size = [max(1, round(n * task.configuration.scale)) for n in image.shape[2:]]
+    size = [max(1, round(n * task.configuration.factor)) for n in image.shape[2:]]
     low, high = image.amin(), image.amax()
     x = resized((image - low) / (high - low), size)
     context = torch.zeros_like(x)

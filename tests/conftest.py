@@ -30,6 +30,13 @@ def own_processes():
         yield
 
 
+@pytest.fixture(scope="module", autouse=True)
+def nothing_stays():
+    """Graphs of a file go with it: those of all files would take 10 GiB in each process."""
+    yield
+    gc.collect()
+
+
 @pytest.fixture
 def bfloat16():
     """Mixed bfloat16 for the networks that a test makes."""
@@ -53,7 +60,8 @@ def unexported():
 # Files in the order of their time, the longest first: a long one at the end would keep one process
 # busy alone.
 LONGEST = """
-run_folder order train_multi_organ multi_organ train_renderer scripts renderer train_embryo score
+run_folder order ensemble train_multi_organ multi_organ initial_weights channels folds
+train_renderer scripts renderer train_embryo score
 wheel embryo sliding_windows unet3d training embryo_models client tiling orientation models
 report_page benchmark_rows without_tensorflow fetal_head adding_a_system renderer_models
 phantom_embryo isolation fetal_head_tables phantom_abdomen embryo_tables integrity start

@@ -58,19 +58,20 @@ def randomize(model, seed=0, low=0.5):
     return model
 
 
-def plain(*, channels, classes, name):
+def plain(*, channels, classes, name, spatial=3):
     """A network of one convolution, whose training takes a second and not ten."""
     import keras
 
-    image = keras.Input((None, None, None, channels))
-    return keras.Model(image, keras.layers.Conv3D(classes, 3, padding="same")(image), name=name)
+    image = keras.Input((*spatial * (None,), channels))
+    convolution = keras.layers.Conv3D if spatial == 3 else keras.layers.Conv2D
+    return keras.Model(image, convolution(classes, 3, padding="same")(image), name=name)
 
 
 def plain_usegnet(shape, *_, **__):
     """`plain` in place of `usegnet.usegnet`, where the network itself is not what is tested."""
     import keras
 
-    network = plain(channels=shape[-1], classes=2, name="usegnet")
+    network = plain(channels=shape[-1], classes=2, name="usegnet", spatial=len(shape) - 1)
     return keras.Model(network.input, {"logits": network.output})
 
 
@@ -124,3 +125,12 @@ def shadowed(package):
 def heed_interrupts():
     """For a process: tests may run in a job of a shell, which lets those behind ignore them."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def in_order(model, kind):
+    """The layers of a class, in the order in which they were made; their names tell their place."""
+
+    def number(layer):
+        return int("0" + layer.output.name.removeprefix("keras_tensor").lstrip("_"))
+
+    return iter(sorted((x for x in model.layers if type(x).__name__ == kind), key=number))

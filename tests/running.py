@@ -107,7 +107,7 @@ def check_export(version, image, folder):
 
     Args:
       version: folder of the export.
-      image: random images of uint8 (2 or more, *spatial).
+      image: random images of uint8 (2 or more, *spatial), of several channels with an axis more.
       folder: gets files.
     """
     card = json.loads((version / export.CARD).read_text())
@@ -124,7 +124,7 @@ def check_export(version, image, folder):
     shape, raw = np.array(image.shape[1:], np.int32), [voxels.tobytes() for voxels in image]
     outputs = {}
     for signature in plain:
-        images = {"image": image[..., None].astype(np.float32)}
+        images = {"image": batched(card, image)}
         output = outputs[signature] = model(signature, images)
         given = {"image_bytes": raw, "shape": shape, "dtype": b"uint8"}
         of_bytes = model(export.twin(signature), given)
@@ -138,7 +138,7 @@ def check_export(version, image, folder):
             for raw_value, value in zip(of_bytes[f"{name}_bytes"], values, strict=True):
                 decoded = np.frombuffer(raw_value, described["dtype"]).reshape(value.shape)
                 np.testing.assert_allclose(decoded, value, rtol=1e-5, atol=1e-5)
-    check_nothing_but_finite(model, plain, image)
+    check_nothing_but_finite(model, plain, card, image)
     # Another spelling: a shape and a dtype for each image, here of other sizes and types.
     small, floats = image[1, :-3], image[0].astype(np.float64)
     given = {
@@ -148,7 +148,7 @@ def check_export(version, image, folder):
     }
     mixed = model("serving_bytes", given)["label_bytes"]
     assert mixed[0] == outputs["serving_default"]["label"][0].tobytes()
-    assert len(mixed[1]) == small.size
+    assert len(mixed[1]) == batched(card, small[None])[..., 0].size
     model.close()
 
     definition = _definition(version)
@@ -165,12 +165,18 @@ def check_export(version, image, folder):
     # No library of ours is loaded: these are TensorFlow's.
     assert all(op_def_registry.get(op) for op in ops)
 
-    np.save(folder / "image.npy", image[..., None].astype(np.float32))
+    np.save(folder / "image.npy", batched(card, image))
     shown = show_and_run(version, folder)
     assert all(f"signature_def['{name}']" in shown for name in card["signatures"])
     np.testing.assert_array_equal(
         np.load(folder / "label.npy"), outputs["serving_default"]["label"]
     )
+
+
+def batched(card, image):
+    """Images as the signatures of numbers take them: (images, *spatial, channels) float32."""
+    has_channels = card["inputs"]["image"]["shape"][-1] > 1
+    return (image if has_channels else image[..., None]).astype(np.float32)
 
 
 def show_and_run(version, folder):
@@ -194,19 +200,20 @@ def show_and_run(version, folder):
     return shown.getvalue()
 
 
-def check_nothing_but_finite(model, plain, image):
+def check_nothing_but_finite(model, plain, card, image):
     """Checks that a model stops at every voxel that is no finite float32, whatever is asked.
 
     Args:
       model: `CppModel`.
       plain: names of its signatures of numbers.
+      card: its card.
       image: random images of uint8 (2 or more, *spatial).
     """
     voxels = image[:1].astype(np.float64)
     for value, dtype in ((np.nan, np.float32), (-np.inf, np.float32), (1e39, np.float64)):
         voxels[0].flat[[3, -1]] = value
         with np.errstate(over="ignore"):
-            batch = {"image": voxels[..., None].astype(np.float32)}
+            batch = {"image": batched(card, voxels)}
         given = {"image_bytes": [voxels.astype(dtype).tobytes()], "dtype": np.dtype(dtype).name}
         given |= {"dtype": given["dtype"].encode(), "shape": np.array(image.shape[1:], np.int32)}
         for signature in plain:
@@ -249,10 +256,10 @@ OPS = """
 Abs AddV2 All Any ArgMax AsString Assert AssignVariableOp BiasAdd Bitcast BitwiseAnd BroadcastTo
 Cast Ceil ConcatV2 Const Conv2D Conv2DBackpropInput Conv3D Conv3DBackpropInputV2 DecodeRaw
 DisableCopyOnRead Einsum Equal Fill Floor FloorDiv FusedBatchNormGradV3 FusedBatchNormV3 GatherV2
-Greater GreaterEqual Identity IdentityN If IsFinite Less LogicalAnd LogicalNot MatMul Max MaxPool
-MaxPool3D Maximum Mean MergeV2Checkpoints Min Minimum Mul MulNoNan Neg NoOp OnesLike Pack Pad
-PartitionedCall Placeholder Prod Range ReadVariableOp RealDiv Relu Reshape RestoreV2 Rsqrt SaveV2
-Select SelectV2 SerializeTensor Shape ShardedFilename Sigmoid Size Softmax Split Square
+Greater GreaterEqual Identity IdentityN If IsFinite Less Log LogicalAnd LogicalNot MatMul Max
+MaxPool MaxPool3D Maximum Mean MergeV2Checkpoints Min Minimum Mul MulNoNan Neg NoOp OnesLike Pack
+Pad PartitionedCall Placeholder Prod Range ReadVariableOp RealDiv Relu Reshape RestoreV2 ReverseV2
+Rsqrt SaveV2 Select SelectV2 SerializeTensor Shape ShardedFilename Sigmoid Size Softmax Split Square
 SquaredDifference Squeeze StatefulPartitionedCall StatelessCase StatelessWhile StaticRegexFullMatch
 StopGradient StridedSlice StringJoin StringLength Sub Substr Sum TensorListFromTensor
 TensorListGetItem TensorListReserve TensorListSetItem TensorListStack Tile Transpose Unpack

@@ -38,6 +38,7 @@ SETTINGS = [
     "--checkpoint_steps=7",
     "--phantom_size=20,18,22",
     "--phantom_cases=6,2",
+    "--flips",
 ]
 
 
@@ -221,6 +222,20 @@ def test_the_python_of_the_readme_takes_it(run, scan):
     exec("\n".join([*lines[:-1], f"scores = {lines[-1]}"]), names)
     assert names["result"]["label"].shape == truth.shape
     assert names["scores"]["label 1"]["DSC_percent"] > 90
+
+
+def test_an_ensemble_with_mirror_images_tells_how_unsure_it_is(run, scan, tmp_path):
+    _, image, _ = scan
+    train(tmp_path / "other", "--seed=1", "--steps=5")
+    both = [run, tmp_path / "other"]
+    running.call("ensemble", *both, "--mirrors", f"--output={tmp_path / 'model'}")
+    expected = [
+        prediction.load(folder, mirrors=True)(image.array, probabilities=True) for folder in both
+    ]
+    mean = sum(result["probability"]["object"] for result in expected) / 2
+    result = prediction.load(tmp_path / "model")(image.array, probabilities=True, uncertainty=True)
+    np.testing.assert_allclose(result["probability"]["object"], mean, atol=1e-5)
+    assert 0 < result["uncertainty"][result["label"] > 0].mean() < 1
 
 
 def test_a_server_and_the_client(run, scan, tmp_path):

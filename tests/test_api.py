@@ -56,7 +56,7 @@ def saved_model(tmp_path_factory):
     directory = tmp_path_factory.mktemp("model")
     card = {"system": "fetal_head", "labels": {1: "head"}, "spacing": [[1, 1, 1], [1, 1, 1]]}
     card["orientation"] = "LPS"
-    export.write(directory, export.Exported({"serving_default": segment}, [], card))
+    export.write(directory, export.Exported({"serving_default": segment}, {}, card))
     return directory
 
 

@@ -10,7 +10,7 @@ from held import Held
 from helpers import noise
 
 from tf_autoctx.data import arrays, pipeline, subvolumes
-from tf_autoctx.data.configuration import Deformation
+from tf_autoctx.data.configuration import Augmentation
 from tf_autoctx.errors import UserError
 
 SIZE = (9, 7, 10)
@@ -220,8 +220,8 @@ def test_subvolumes_read_what_lies_around_them(tmp_path):
     for name, tensor in tensors.items():
         pipeline.store(tmp_path / name, tensor, arrays.CUBES)
     case = pipeline.case({name: str(tmp_path / name) for name in tensors})
-    deformation = Deformation(shift=2, rotation=5.0, elastic=0.5, elastic_spacing=8)
+    augmentation = Augmentation(shift=2, rotation=5.0, elastic=0.5, elastic_spacing=8)
     draw = functools.partial(
-        subvolumes.draw, case, (1, 2), scales=[2], unit=2, size=32, deformation=deformation
+        subvolumes.draw, case, (1, 2), scales=[2], unit=2, size=32, augmentation=augmentation
     )
     assert bytes_read(draw) < (2 * 96**3 + 192**3) / 4

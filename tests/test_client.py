@@ -75,7 +75,7 @@ def folders(tmp_path_factory):
         ),
         ("renderer", 128, bright(128.0), export.IMAGE),
     ):
-        model = export.Exported(functions, [], {"system": name}, spec, configuration)
+        model = export.Exported(functions, {}, {"system": name}, spec, configuration)
         export.write(root / name, model)
     return {name: root / name for name in ("fetal_head", "multi_organ", "renderer")}
 
@@ -659,9 +659,9 @@ def test_probabilities_that_are_no_numbers_are_named(models, tmp_path, refused, 
     volume(tmp_path / "a.mha")
     predict = serving.Rest.predict
 
-    def damaged(self, signature, voxels, outputs, most):
+    def damaged(self, signature, voxels, outputs, most, spacing):
         assert most < 5_000_000
-        reply = predict(self, signature, voxels, outputs, most)
+        reply = predict(self, signature, voxels, outputs, most, spacing)
         values = np.frombuffer(reply["probability_bytes"], np.float32).copy()
         values[[3, 9]] = np.nan
         return reply | {"probability_bytes": values.tobytes()}
@@ -691,7 +691,7 @@ def told_models(tmp_path_factory):
         "damaged": card | {"spacing": [[1, 2]]},
     }
     for name, content in cards.items():
-        toy = export.Exported(bright(100.0), [], content)
+        toy = export.Exported(bright(100.0), {}, content)
         export.write(root / name, toy)
     models = rest_server.Models({name: root / name for name in cards})
     yield models
@@ -732,6 +732,42 @@ def test_the_client_warns_as_predict_does(told_models, tmp_path, protocol, caplo
         told = "turned: a model of volumes in the orientation 'RAS'; expected LPS"
         refused(told, *arguments, model="turned")
         refused("its card cannot be read; expected one of ours", *arguments, model="damaged")
+
+
+@pytest.fixture(scope="module")
+def models_of_millimetres(tmp_path_factory):
+    """A toy that sees volumes on a grid of 2 x 1 x 1 mm: brighter than 10 mm times the voxel's."""
+    root = tmp_path_factory.mktemp("millimetres") / "head"
+
+    def of_spacing(image, spacing):
+        return bright(10.0 * tf.reduce_prod(spacing))["serving_default"](image)
+
+    card = {"system": "fetal_head", "labels": {1: "head"}, "spacing": [[2, 1, 1]] * 2}
+    card |= {"orientation": "LPS", "grid": [2, 1, 1]}
+    spaced = export.Spaced({"serving_default": of_spacing}, (2, 1, 1))
+    export.write(root, export.Exported(bright(20.0), {}, card, spaced=spaced))
+    models = rest_server.Models({"head": root})
+    yield models
+    models.close()
+
+
+@pytest.mark.parametrize("protocol", ["rest", "grpc"])
+def test_the_client_sends_the_spacing_of_each_image(
+    models_of_millimetres, tmp_path, protocol, caplog
+):
+    (tmp_path / "scans").mkdir()
+    voxels = np.arange(210, dtype=np.uint8).reshape(5, 6, 7)
+    for name, spacing in ("fine", (0.5, 1, 2)), ("coarse", (2, 3, 2.5)):
+        image = sitk.GetImageFromArray(voxels)
+        image.SetSpacing(spacing)
+        images.write(tmp_path / "scans" / f"{name}.mha", image)
+    with served(protocol, models_of_millimetres) as address:
+        words = f"--protocol={protocol}", "--probabilities"
+        send(address, tmp_path / "scans", tmp_path / "out", *words, model="head")
+    for name, threshold in ("fine", 10), ("coarse", 150):
+        label = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "out" / f"{name}.nii.gz")))
+        np.testing.assert_array_equal(label, voxels > threshold)
+    assert "the model was trained on" not in caplog.text  # any spacing will do
 
 
 def test_a_model_without_a_card_is_served_with_a_warning(models, tmp_path, caplog, monkeypatch):

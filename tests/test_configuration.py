@@ -154,6 +154,8 @@ CHANGEABLE = {
     "checkpoint_steps",
     "preset",
     "export_precision",
+    "mirrors",
+    "surface_tolerance",
 }
 OF_SYSTEM = {
     "fetal_head": {"level", "phantom_scans"},

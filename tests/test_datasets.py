@@ -188,7 +188,6 @@ def test_a_single_case_validates_on_itself_with_a_warning(tmp_path, caplog):
             ".*expected each value once, and 0 for the background",
         ),
         ({"labels": {"background": 2, "left": 1}}, ".*expected each value once, and 0 for the"),
-        ({"modality": {"0": "T1", "1": "T2"}}, "describes 2 channels per image; expected one"),
         (
             {"training": ["imagesTr/a.nii.gz"]},
             "training image .*a.nii.gz has no label; expected one in labelsTr",
@@ -557,7 +556,7 @@ def test_nnunet_1_lists_cases_and_stores_first_channels(tmp_path):
     assert [(case.name, bool(case.label)) for case in data.test] == [("d", True), ("e", False)]
     assert data.test[0].image.endswith("imagesTs/d_0000.nii.gz")
     write_image(folder / "imagesTr/b_0001.nii.gz")
-    with pytest.raises(UserError, match=r"b_0001.nii.gz: is not a first channel; expected one"):
+    with pytest.raises(UserError, match=r"b_0001.nii.gz: is a channel too many; expected one"):
         datasets.load(folder, seed=0)
 
 
@@ -648,7 +647,7 @@ def test_an_nnunet_folder_of_fewer_cases_than_promised_gets_a_warning(tmp_path, 
     datasets.load(nnunet(tmp_path / "three", numTraining=3), seed=0)
     assert not caplog.text
     datasets.load(nnunet(tmp_path / "four", numTraining=4), seed=0)
-    assert "numTraining is 4; taken are the 3 files of imagesTr that end in .nrrd" in caplog.text
+    assert "numTraining is 4; taken are the 3 cases of imagesTr that end in .nrrd" in caplog.text
 
 
 def test_the_labels_of_a_csv_are_named_by_their_values(tmp_path):

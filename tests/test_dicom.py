@@ -530,7 +530,7 @@ def model(tmp_path_factory):
 
     directory = tmp_path_factory.mktemp("model") / "fetal_head"
     card = {"system": "fetal_head", "labels": {1: "head"}, "orientation": "LPS"}
-    export.write(directory, export.Exported({"serving_default": segment}, [], card))
+    export.write(directory, export.Exported({"serving_default": segment}, {}, card))
     return directory
 
 

@@ -14,6 +14,7 @@ from test_precision import TINY, made
 import tf_autoctx
 from tf_autoctx import configuration
 from tf_autoctx.commands import training as commands
+from tf_autoctx.data.configuration import Augmentation
 from tf_autoctx.errors import UserError
 from tf_autoctx.models import layers, localiser
 from tf_autoctx.systems.embryo.configuration import SlidingWindows
@@ -49,7 +50,8 @@ def test_answers_of_a_run_are_what_they_were(earlier, name, monkeypatch):
     network = network_of(folder, name)
     kinds = {type(layer) for layer in _flat(network)}
     assert layers.InstanceNormalization not in kinds
-    assert any(len(layer.get_weights()) == 2 for layer in _flat(network) if "conv" in layer.name)
+    convolutions = [layer for layer in _flat(network) if "Conv" in type(layer).__name__]
+    assert any(len(layer.get_weights()) == 2 for layer in convolutions)
     exact = tf_autoctx.load(folder, "float32")(image, probabilities=True)
     low = tf_autoctx.load(folder, "bfloat16")(image, probabilities=True)
     # The same weights in the networks of now
@@ -85,7 +87,9 @@ def test_a_run_goes_on_with_its_biases_alone(earlier):
             "fetal_head", flags | {"bias": bias}, "data", earlier=configuration.earlier(kinds)
         )
 
-    assert configuration.earlier(kinds) == {"bias": True}
+    expected = {"bias": True, "initial_weights": "", "mirrors": False, "spacing": "none"}
+    off = configuration.earlier([Augmentation])
+    assert configuration.earlier(kinds) == {**expected, **off}
     with pytest.raises(
         UserError, match=r"made with `bias` True \(now False\); give the same flags"
     ):
@@ -98,7 +102,8 @@ def test_a_checkpoint_goes_on_in_the_networks_of_now(tmp_path, monkeypatch):
 
     def new():
         image = keras.Input((4, 4, 2))
-        network = keras.Model(image, layers.conv_block(image, 2, 3, "instance", "he", bias=True))
+        block = layers.Block("instance", "he", bias=True)
+        network = keras.Model(image, block.conv(image, 2, 3, "conv"))
         optimizer = keras.optimizers.Adam(0.1)
         optimizer.build(network.trainable_variables)
         return network, optimizer

@@ -1,12 +1,10 @@
-import re
-
 import helpers
 import keras
 import numpy as np
 import pytest
 import running
 import tensorflow as tf
-from helpers import noise
+from helpers import in_order, noise
 from scipy import ndimage, special
 
 from tf_autoctx import export, losses
@@ -64,14 +62,12 @@ def written_out(model, x, without=()):
     the order of the data.
     """
 
-    def in_order(pattern):
-        found = [layer for layer in model.layers if re.fullmatch(pattern + r"(_\d+)?", layer.name)]
-        return iter(
-            sorted(found, key=lambda layer: int("0" + layer.name.removeprefix(pattern).lstrip("_")))
-        )
-
-    convs, deconvs = in_order("conv3d"), in_order("conv3d_transpose")
-    norms, slopes, stages = in_order("instance_normalization"), in_order("p_re_lu"), iter(range(7))
+    convs, deconvs = in_order(model, "Conv3D"), in_order(model, "Conv3DTranspose")
+    norms, slopes, stages = (
+        in_order(model, "InstanceNormalization"),
+        in_order(model, "PReLU"),
+        iter(range(7)),
+    )
 
     def part(name, x):
         return tf.zeros_like(x) if name in without else x
@@ -620,7 +616,7 @@ def test_mixed_bfloat16_answers_float32_probabilities(tiny, bfloat16):
 
 def test_a_served_model_answers_as_in_this_process(tiny, tmp_path):
     function = {"serving_default": lambda image: tiny(image, training=False)}
-    export.write(tmp_path, export.Exported(function, [tiny], card={}))
+    export.write(tmp_path, export.Exported(function, {"tiny": tiny}, card={}))
     x = noise(2, 9, 16, 13, 1)
     expected, answers = tiny(x, training=False), running.served(tmp_path / "1", x)
     assert answers.keys() == expected.keys()

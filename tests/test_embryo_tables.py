@@ -168,7 +168,7 @@ def test_without_the_peer_there_is_no_ratio(made, tmp_path, capsys):
 
 
 def test_seeds_are_pooled(runs_, tmp_path, capsys, monkeypatch):
-    still = {method: lambda voxels: None for method in embryo_tables.METHODS[1:]}
+    still = {method: lambda voxels, spacing: None for method in embryo_tables.METHODS[1:]}
     monkeypatch.setattr(embryo_tables, "segments", lambda runs, chosen: still)
     shutil.copytree(runs_ / "without", runs_ / "other_seed")
     edit(runs_ / "other_seed", seed=1)

@@ -37,7 +37,7 @@ def case(folder, name, label):
     )
 
 
-def shifted(voxels):
+def shifted(voxels, spacing):
     """Two methods: shifted by two voxels (Dice 50 %), and the truth with a liver in every case."""
     labels = voxels.astype(int)
     return {
@@ -94,7 +94,7 @@ def test_several_structures(tmp_path, capsys):
 def test_one_structure(tmp_path, capsys):
     cases = [case(tmp_path, "a", volume(v_3=2)), case(tmp_path, "b", volume(v_1=2, v_3=16))]
 
-    def evaluator(voxels):
+    def evaluator(voxels, spacing):
         return {"level 1": {"label": np.roll(voxels, 1, axis=2) > 0}}
 
     read = functools.partial(datasets.read_case, foreground=[1, 3])
@@ -117,7 +117,7 @@ def test_what_is_measured_stands_beside_the_truth(tmp_path, capsys):
     """
     segmented = {20: 21, 24: 25, 15: 0}
 
-    def evaluator(voxels):
+    def evaluator(voxels, spacing):
         radius = round((voxels.sum() / np.pi) ** 0.5)
         return {"exact": {"label": voxels}, "level 2": {"label": disc(segmented[radius])}}
 

@@ -39,7 +39,9 @@ def functions(network):
 
 def write(network, directory, **configuration):
     card = {"inputs": {"image": {"units": "HU"}}, "outputs": {"label": {"meaning": "of a test"}}}
-    model = export.Exported(functions(network), [network], card, configuration=configuration)
+    model = export.Exported(
+        functions(network), {"network": network}, card, configuration=configuration
+    )
     return export.write(directory, model)
 
 
@@ -101,7 +103,7 @@ def unstable(tmp_path_factory):
         "labels": {1: "b\u00f6dy"},
         "config": {"data_dir": "/home/anna/patients"},
     }
-    model = export.Exported({"serving_default": bright_or_nan}, [], card)
+    model = export.Exported({"serving_default": bright_or_nan}, {}, card)
     loaded = cpp_loader.CppModel(export.write(folder, model))
     loaded.folder = folder
     yield loaded
@@ -150,7 +152,7 @@ def test_a_nan_is_no_background(unstable, value, told):
 def test_a_nan_is_no_background_for_predict(unstable, value, told):
     exported = prediction.load(unstable.folder)
 
-    def of_run(image, probabilities, progress):
+    def of_run(image, probabilities, progress, uncertainty, spacing):
         return bright_or_nan(image)
 
     of_run.iterations = 0
@@ -243,7 +245,7 @@ def test_every_signature_is_traced_once(tmp_path):
         traced.append(image.shape)
         return {"label": tf.cast(image > 0, tf.uint8)}
 
-    export.write(tmp_path, export.Exported({"serving_default": function}, [], {}))
+    export.write(tmp_path, export.Exported({"serving_default": function}, {}, {}))
     assert len(traced) == 1
 
 
@@ -304,7 +306,7 @@ def test_without_the_extra_there_are_no_warm_up_requests_and_a_line_says_so(
 def test_a_folder_of_versions_stands_for_the_newest(network, tmp_path):
     for value in (1, 2):
         card = {"system": "fetal_head", "labels": {value: f"head {value}"}}
-        model = export.Exported(functions(network), [network], card, configuration=value)
+        model = export.Exported(functions(network), {"network": network}, card, configuration=value)
         export.write(tmp_path, model)
     assert prediction.load(tmp_path).labels == {2: "head 2"}
     assert prediction.load(tmp_path / "1").labels == {1: "head 1"}

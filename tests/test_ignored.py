@@ -12,7 +12,7 @@ from held import held
 
 from tf_autoctx.data import datasets, labels, pipeline
 from tf_autoctx.data.augment import random_erasing
-from tf_autoctx.data.configuration import Augmentation, Deformation, RigidMotion
+from tf_autoctx.data.configuration import Augmentation
 from tf_autoctx.systems.embryo import sliding_windows_training
 from tf_autoctx.systems.embryo import training as embryo_training
 from tf_autoctx.systems.embryo.configuration import Embryo, SlidingWindows
@@ -37,9 +37,7 @@ SETTINGS = Settings(
     steps=1, samples_per_epoch=1, learning_rate=1e-2, learning_rate_decay="constant", batch_size=1
 )
 PARTS = (
-    Augmentation(flips=False, shift=0, intensity_jitter=0.0, erase_probability=0.0),
-    Deformation(shift=0, rotation=0.0, elastic=0.0, elastic_spacing=8),
-    RigidMotion(rotation=0.0, shift=0, flips=False),
+    Augmentation(),
     Objective(dice_weight=10.0, update_order="shared"),
 )
 VALUES = {name: value for part in PARTS for name, value in dataclasses.asdict(part).items()}
@@ -61,7 +59,7 @@ def corner(shape):
 
 def session(folder, system, label, ignored):
     image = np.random.default_rng(0).normal(0, 100, label.shape).astype(np.float32)
-    tensors = {**system.prepare(None, image, label), "spacing": np.ones(3, np.float32)}
+    tensors = {**system.prepare(None, image, label), "spacing": np.ones(label.ndim - 2, np.float32)}
     entry = {}
     for name, tensor in tensors.items():
         pipeline.store(folder / "a" / name, tensor)
@@ -232,7 +230,8 @@ def test_what_discriminators_see_as_real_has_no_ignored_pixels(tmp_path):
     opened = dataclasses.replace(opened, training=opened.training * 3)
     stage = SelfPlayStage(system.rendering, opened)
     sample = {**tensors, "others": (tensors,) * stage.others}
-    real = stage.read(held(sample), tf.constant([0, 0]))["real"]
+    seed = tf.constant([0, 0])
+    real = stage.augment(stage.read(held(sample), seed), seed)["real"]
     assert np.unique(real["d_struct"]).tolist() == [0, 1]
     assert np.unique(real["d_pair"][..., 1]).tolist() == [0, 1]
 
@@ -268,7 +267,7 @@ def test_an_evaluation_counts_nothing_there(tmp_path):
     read = FetalHeadSystem(FetalHead(), {1: "head"}).reader(None, data.labels)
     assert read.ignored == IGNORED
 
-    def evaluator(image):
+    def evaluator(image, spacing):
         return {"m": {"label": (voxels > 0).astype(np.uint8), "probability": {"head": voxels / 2}}}
 
     scoring = evaluation.Scoring("fetal_head", {1: "head"})

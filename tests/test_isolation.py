@@ -244,7 +244,7 @@ def test_predict_goes_on_after_a_file_that_aborts(tmp_path, abort_at, capsys):
         return {"label": tf.cast(image > 100, tf.uint8)}
 
     card = {"system": "fetal_head", "labels": {1: "head"}, "orientation": images.ORIENTATION}
-    export.write(tmp_path / "model", export.Exported({"serving_default": segment}, [], card))
+    export.write(tmp_path / "model", export.Exported({"serving_default": segment}, {}, card))
     for seed, name in enumerate(("a.mha", "bad.mha", "c.nii.gz")):
         volume(tmp_path / "in" / name, seed)
     abort_at("bad")

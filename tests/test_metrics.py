@@ -7,6 +7,7 @@ from scipy import ndimage
 from scipy.spatial import distance
 
 from tf_autoctx import biometry, metrics
+from tf_autoctx.systems.shared import confidence
 
 INF = float("inf")
 
@@ -85,6 +86,11 @@ def test_distances_equal_brute_force(spacing, seed):
     assert scores["Hdb_mm"] == pytest.approx(max(table.min(1).max(), table.min(0).max()), abs=1e-6)
     percentiles = np.percentile(table.min(1), 95), np.percentile(table.min(0), 95)
     assert scores["Hdb95_mm"] == pytest.approx(max(percentiles), abs=1e-6)
+    for tolerance in (0, 0.7, 1.0, 2.5, 9.0):
+        near = (table.min(1) < tolerance + 1e-6).sum() + (table.min(0) < tolerance + 1e-6).sum()
+        scored = metrics.compare(a, b, spacing, tolerance)
+        assert scored["NSD_percent"] == pytest.approx(100 * near / sum(table.shape))
+    assert "NSD_percent" not in scores and "NSD_percent" not in metrics.compare(a, b, None, 1.0)
     swapped = metrics.compare(b, a, spacing)
     for symmetric in (
         "DSC_percent",
@@ -95,6 +101,22 @@ def test_distances_equal_brute_force(spacing, seed):
         "Hdb95_mm",
     ):
         assert swapped[symmetric] == pytest.approx(scores[symmetric])
+
+
+def test_the_surface_dice_of_moved_cubes_by_hand():
+    """Edges of 4 voxels, moved by one voxel of 2 mm along x."""
+    a, b = (np.zeros((6, 6, 8), bool) for _ in range(2))
+    a[1:5, 1:5, 1:5], b[1:5, 1:5, 2:6] = True, True
+    # 56 of 64 voxels are boundary. Of a, those in b's boundary: 3 columns of 12 outline voxels
+    # (x = 2, 3, 4) and of x = 2, b's own face, the 4 inner ones, which are no boundary of a.
+    within = 100 * 2 * 36 / 112
+    assert metrics.compare(a, b, (1, 1, 2), 0)["NSD_percent"] == pytest.approx(within)
+    # The outline at x = 1 is 2 mm off, its 4 inner voxels too; the face at x = 4 has b's outline 1
+    # or 2 mm beside it.
+    assert metrics.compare(a, b, (1, 1, 2), 2)["NSD_percent"] == 100
+    empty = np.zeros_like(a)
+    assert metrics.compare(a, empty, (1, 1, 2), 5)["NSD_percent"] == 0
+    assert metrics.compare(empty, empty, (1, 1, 2), 5)["NSD_percent"] == 100
 
 
 def random_mask(rng, kind, shape):
@@ -379,8 +401,13 @@ def test_the_table_of_metrics_is_written_out():
     written = set()
     for dimensions in (2, 3):
         mask = ball(dimensions)
-        written |= {*metrics.compare(mask, mask), *metrics.compare(mask, mask, (1,) * dimensions)}
+        written |= {
+            *metrics.compare(mask, mask),
+            *metrics.compare(mask, mask, (1,) * dimensions, 1),
+        }
         written |= {*biometry.compare(mask, mask, (1,) * dimensions)}
+    sure = {"head": confidence.Confidence(0.5, None)}
+    written |= confidence.scores(sure, "head").keys()
     declared = [name for m in metrics.METRICS.values() for name in metrics.columns(m)]
     assert written == set(declared) and len(declared) == len(written)
 
@@ -388,10 +415,10 @@ def test_the_table_of_metrics_is_written_out():
 def test_directions():
     better = {name: metric.better for name, metric in metrics.METRICS.items()}
     assert better == {
-        **dict.fromkeys(("DSC", "Conf", "Jacc", "precision", "recall"), "higher"),
+        **dict.fromkeys(("DSC", "Conf", "Jacc", "precision", "recall", "NSD"), "higher"),
         **dict.fromkeys(("Adb", "Hdb", "Hdb95", "volume_error", "area_error"), "lower"),
-        **dict.fromkeys(("BPD_error", "OFD_error", "HC_error"), "lower"),
-        **dict.fromkeys(("volume", "area", "BPD", "OFD", "HC"), "neither"),
+        **dict.fromkeys(("BPD_error", "OFD_error", "HC_error", "ECE"), "lower"),
+        **dict.fromkeys(("volume", "area", "BPD", "OFD", "HC", "uncertainty"), "neither"),
     }
     # A worse segmentation moves each of them that way.
     truth, spacing = cube(at=5), (1.0, 1.0, 1.0)
@@ -412,6 +439,8 @@ def test_directions():
         ("truth_volume_mL", "truth volume (mL)", "", False),
         ("BPD_mm", "BPD (mm)", "truth_BPD_mm", False),
         ("HC_error_mm", "HC error (mm)", "", True),
+        ("uncertainty_percent", "uncertainty (%)", "", False),  # the truth has none
+        ("ECE_percent", "ECE (%)", "", True),
         ("my_score", "my score", "", True),  # not declared
     ],
 )
@@ -421,10 +450,76 @@ def test_a_column(name, title, truth, is_score):
 
 
 def test_where_metrics_are_shown():
-    table = ("DSC", "Conf", "Jacc", "Adb", "Hdb", "volume_error", "area_error")
+    table = ("DSC", "Conf", "Jacc", "Adb", "Hdb", "NSD", "volume_error", "area_error")
     assert metrics.shown("table") == table
-    assert metrics.shown("charts") == ("DSC", "Adb", "Hdb", "volume_error", "area_error")
+    assert metrics.shown("charts") == ("DSC", "Adb", "Hdb", "NSD", "volume_error", "area_error")
     assert metrics.shown("measurements") == ("BPD_error", "OFD_error", "HC_error")
+
+
+def test_the_box_around_a_mask():
+    mask = np.zeros((20, 30), bool)
+    mask[3, 10] = mask[7, 19] = True
+    assert metrics.box_around(mask) == (slice(3, 8), slice(10, 20))
+    # Edges of 5 and 10: a tenth of them is half a voxel, rounded up, and one.
+    assert metrics.box_around(mask, 0.1) == (slice(2, 9), slice(9, 21))
+    assert mask[metrics.box_around(mask, 1.0)].shape == (13, 30)  # no further than the mask
+
+
+def test_reliability_by_hand():
+    probability = [[0.0, 0.05, 0.31], [0.39, 1.0, 0.95]]
+    truth = [[0, 1, 1], [0, 1, 1]]
+    bins = metrics.reliability(probability, truth)
+    expected = np.zeros((metrics.BINS, 3))
+    expected[0] = 2, 0.05, 1
+    expected[3] = 2, 0.7, 1
+    expected[9] = 2, 1.95, 2
+    np.testing.assert_allclose(bins, expected)
+    np.testing.assert_allclose(
+        metrics.reliability_curve(bins), [[0.025, 0.35, 0.975], [0.5, 0.5, 1]]
+    )
+    # Off by 0.475, 0.15 and 0.025.
+    assert metrics.calibration_error(bins) == pytest.approx(100 * (0.475 + 0.15 + 0.025) / 3)
+    assert np.isnan(metrics.calibration_error(0 * bins))
+    with pytest.raises(ValueError, match="one shape"):
+        metrics.reliability([0.5, 0.5], [1])
+
+
+def test_what_is_as_often_true_as_it_says_is_calibrated():
+    rng = np.random.default_rng(0)
+    probability = rng.random((60, 60, 60))
+    truth = rng.random(probability.shape) < probability
+    assert metrics.calibration_error(metrics.reliability(probability, truth)) < 0.5
+    # Sure of everything, and right in 7 of 10: off by 0.2 where it says 0.9, and 0.5 where 0.2.
+    sure, right = np.full(1000, 0.9), np.arange(1000) % 10 < 7
+    assert metrics.calibration_error(metrics.reliability(sure, right)) == pytest.approx(20)
+    both = metrics.reliability(sure, right) + metrics.reliability(0 * sure + 0.2, right)
+    assert metrics.calibration_error(both) == pytest.approx((20 + 50) / 2)
+
+
+@pytest.mark.parametrize(
+    "a, b, rho, p, n",
+    [
+        # One order of 24, and its reverse.
+        ([1, 2, 3, 4], [90, 80, 70, -5], -1, 2 / 24, 4),
+        ([1, 2, 3, 4], [1, 10, 100, 1e4], 1, 2 / 24, 4),
+        # Squares of the ranks' differences are 1, 1, 0; half of all orders are as far out.
+        ([1, 2, 3], [2, 1, 3], 0.5, 1, 3),
+        ([1, 2, np.nan, 3, 4], [9, 8, 7, np.inf, 6], -1, 2 / 6, 3),
+        ([1, 2], [2, 1], np.nan, np.nan, 2),
+        ([1, 1, 1], [2, 1, 3], np.nan, np.nan, 3),
+    ],
+)
+def test_rank_correlation_by_hand(a, b, rho, p, n):
+    answer = metrics.rank_correlation(a, b)
+    assert answer == pytest.approx({"rho": rho, "p": p, "n": n}, nan_ok=True)
+
+
+def test_rank_correlation_of_many_cases():
+    rng = np.random.default_rng(1)
+    a = rng.random(60)
+    related, other = metrics.rank_correlation(a, a + rng.random(60)), rng.random(60)
+    assert 0.4 < related["rho"] < 0.95 and related["p"] < 0.001
+    assert metrics.rank_correlation(a, other)["p"] > 0.05
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])

@@ -1,7 +1,6 @@
 import ast
 import pathlib
 import pkgutil
-import re
 import sys
 import types
 
@@ -10,7 +9,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers import noise
+from helpers import in_order, noise
 from keras import ops
 
 import tf_autoctx
@@ -124,8 +123,8 @@ def multiply_adds(model):
     """Of all convolutions of a model with fixed axes."""
     total = 0
     for layer in model.layers:
-        if "conv" in layer.name:
-            passes = layer.input if "transpose" in layer.name else layer.output
+        if "Conv3D" in (kind := type(layer).__name__):
+            passes = layer.input if "Transpose" in kind else layer.output
             total += np.prod(passes.shape[1:-1]) * np.prod(layer.kernel.shape)
     return int(total)
 
@@ -192,16 +191,10 @@ def written_out(model, x, sam, uam, skips=(1, 2, 3)):
     For sizes of multiples of 8.
     """
 
-    def in_order(pattern):
-        found = [layer for layer in model.layers if re.fullmatch(pattern + r"(_\d+)?", layer.name)]
-        return iter(
-            sorted(found, key=lambda layer: int("0" + layer.name.removeprefix(pattern).lstrip("_")))
-        )
-
     convs, deconvs, norms = (
-        in_order("conv3d"),
-        in_order("conv3d_transpose"),
-        in_order("instance_normalization"),
+        in_order(model, "Conv3D"),
+        in_order(model, "Conv3DTranspose"),
+        in_order(model, "InstanceNormalization"),
     )
 
     def conv(x):
@@ -295,7 +288,7 @@ def head(model, name):
 
 @pytest.mark.parametrize(
     "variant, attached",
-    [("USegNet-DS", "concatenate"), ("USegNet-DS-UAM-1", "concatenate"), (HAS, "conv3d")],
+    [("USegNet-DS", "concatenate"), ("USegNet-DS-UAM-1", "concatenate"), (HAS, "uam_2_out")],
 )
 def test_side_answers_hang_on_the_concatenation_or_on_the_uam(models, variant, attached):
     assert head(models[variant], "logits_half").input._keras_history.operation.name.startswith(

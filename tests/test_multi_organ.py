@@ -23,7 +23,7 @@ from test_tiling import seam, starts_and_edge
 from tf_autoctx import errors, export, losses, metrics
 from tf_autoctx.configuration import rules
 from tf_autoctx.data import pipeline, subvolumes
-from tf_autoctx.data.configuration import Deformation
+from tf_autoctx.data.configuration import Augmentation
 from tf_autoctx.models import layers, tiling, unet3d
 from tf_autoctx.systems.multi_organ import training
 from tf_autoctx.systems.multi_organ.configuration import DECLARATION, MultiOrgan
@@ -36,7 +36,7 @@ from tf_autoctx.training import runs
 from tf_autoctx.training.configuration import Settings
 
 LABELS = {5: "pancreas", 2: "liver"}
-DEFORMATION = Deformation(shift=1, rotation=10.0, elastic=1.0, elastic_spacing=8)
+AUGMENTATION = Augmentation(shift=1, rotation=10.0, elastic=1.0, elastic_spacing=8)
 
 
 def raw(*size, seed=0):
@@ -86,6 +86,11 @@ def graphs(seed):
     network = randomize(pyramid().network(), seed)
     options = {"reduce_retracing": True, "autograph": False}
     return [tf.function(unet, **options) for unet in pyramid().unets(network)]
+
+
+def segment(of, unets, x):
+    """What a pyramid serves for raw volumes."""
+    return of.postprocess(of.cascade(unets, x)[-1], ops.shape(x)[1:4])
 
 
 @pytest.fixture(scope="module")
@@ -218,18 +223,17 @@ def test_the_cascade_written_out(unets, size):
     assert first.shape == (1, *half, 3) and second.shape == (1, *size, 3)
     for level, expected in zip(levels, (first, second), strict=True):
         np.testing.assert_allclose(level, expected, atol=1e-4)
-    output = pyramid().segment(unets, x, probability=True)
+    output = segment(pyramid(), unets, x)
     np.testing.assert_allclose(output["probability"], second, atol=1e-4)
     sure = np.sort(second, axis=-1)[..., -1] - np.sort(second, axis=-1)[..., -2] > 1e-3
     np.testing.assert_array_equal(
         output["label"][..., 0][sure], np.array([0, 2, 5])[second.argmax(axis=-1)][sure]
     )
-    assert pyramid().segment(unets, x).keys() == {"label"}
 
 
 def test_the_output_is_on_the_original_grid_where_the_last_level_is_not(unets):
     coarse, x = pyramid(downsampling=(4, 2)), raw(19, 22, 13)
-    levels, output = coarse.cascade(unets, x), coarse.segment(unets, x, probability=True)
+    levels, output = coarse.cascade(unets, x), segment(coarse, unets, x)
     assert [level.shape for level in levels] == [(1, 5, 6, 3, 3), (1, 10, 11, 7, 3)]
     assert output["label"].shape == (1, 19, 22, 13, 1) and output["label"].dtype == "uint8"
     np.testing.assert_allclose(
@@ -321,12 +325,12 @@ def test_no_seams(monkeypatch, far):
 def test_a_graph_of_any_size_does_as_eager(unets):
     coarse = pyramid(downsampling=(3, 2))
     served = tf.function(
-        lambda image: coarse.segment(unets, image, probability=True),
+        lambda image: segment(coarse, unets, image),
         input_signature=[export.VOLUME],
         autograph=False,
     )
     for size in ((37, 21, 12), (7, 8, 1)):
-        expected, output = coarse.segment(unets, raw(*size), probability=True), served(raw(*size))
+        expected, output = segment(coarse, unets, raw(*size)), served(raw(*size))
         np.testing.assert_allclose(output["probability"], expected["probability"], atol=1e-4)
         top = np.sort(expected["probability"], axis=-1)
         sure = top[..., -1] - top[..., -2] > 1e-3
@@ -336,9 +340,9 @@ def test_a_graph_of_any_size_does_as_eager(unets):
 
 def test_samples_of_a_batch_do_not_mix(unets):
     pair = raw(20, 9, 12), raw(20, 9, 12, seed=1)
-    together = pyramid().segment(unets, np.concatenate(pair), probability=True)["probability"]
+    together = segment(pyramid(), unets, np.concatenate(pair))["probability"]
     for i, x in enumerate(pair):
-        alone = pyramid().segment(unets, x, probability=True)["probability"]
+        alone = segment(pyramid(), unets, x)["probability"]
         np.testing.assert_allclose(together[i : i + 1], alone, atol=1e-4)
 
 
@@ -354,7 +358,7 @@ def test_without_context_there_is_one_level():
     expected = ops.softmax(network({"image_1": alone.preprocess(x, 2)}, training=False)["level_1"])
     assert len(levels) == 1
     np.testing.assert_allclose(levels[0], expected, atol=1e-5)
-    assert alone.segment(unets, x)["label"].shape == x.shape
+    assert segment(alone, unets, x)["label"].shape == x.shape
 
 
 def test_networks_of_the_first_levels():
@@ -483,7 +487,7 @@ def settings(**changes):
 def session(folder, files, validation=(), strategy=None, **changes):
     """An open run in a folder."""
     strategy = strategy or tf.distribute.get_strategy()
-    values = dataclasses.asdict(DEFORMATION)
+    values = dataclasses.asdict(AUGMENTATION)
     run = runs.Run(folder, {})
     return Session(run, values, strategy, settings(**changes), files, list(validation))
 
@@ -579,7 +583,7 @@ def test_the_loss_of_a_step_is_that_of_all_levels(tmp_path):
     keras.utils.set_random_seed(seed)
     network = three.network()
     draw = functools.partial(
-        subvolumes.draw, scales=downsampling, unit=1, size=8, deformation=DEFORMATION
+        subvolumes.draw, scales=downsampling, unit=1, size=8, augmentation=AUGMENTATION
     )
     columns = {name: [entry[name] for entry in files] for name in files[0]}
     order = pipeline.Order(seed=seed, steps=1, batch_size=3)
@@ -597,7 +601,7 @@ def test_the_loss_of_a_step_is_that_of_all_levels(tmp_path):
         own, new = (model.get_layer(f"level_{n}").trainable_weights for model in (network, trained))
         assert any(np.any(a.numpy() != b.numpy()) for a, b in zip(own, new, strict=True))
     system = MultiOrganSystem(three.configuration, LABELS)
-    segmentations = system.evaluator(networks)(raw(19, 16, 13)[0, ..., 0])
+    segmentations = system.evaluator(networks)(raw(19, 16, 13)[0, ..., 0], None)
     assert list(segmentations) == [f"level {n}" for n in levels]
     assert all(output["label"].shape == (19, 16, 13) for output in segmentations.values())
 
@@ -661,7 +665,7 @@ def test_a_run_of_separate_levels_is_read(separate, tmp_path):
     assert segmentor.labels == LABELS and segmentor.declaration is DECLARATION
     output = segmentor(x[0, ..., 0], (1, 1, 1), probabilities=True)
     unets = both.unets(networks["level_2"])
-    expected = both.segment(unets, x, probability=True)
+    expected = segment(both, unets, x)
     assert output["label"].shape == (19, 18, 13) and output["label"].dtype == np.uint8
     assert set(np.unique(output["label"])) <= {0, 2, 5}
     for k, name in enumerate(("liver", "pancreas"), start=1):
@@ -691,7 +695,7 @@ def test_validation_is_the_mean_dice_of_the_last_level_on_the_original_grid(tmp_
         )
         for n, scale in enumerate(downsampling, start=1):
             pipeline.store(entry[f"image_{n}"], both.preprocess(image, scale)[0])
-        label = both.segment(both.unets(network), image)["label"]
+        label = segment(both, both.unets(network), image)["label"]
         labels.append(both.classes(label)[0].numpy())
         pipeline.store(entry["label"], labels[-1])
         assert downsampling != (2, 1) or np.array_equal(labels[-1], image[0] / 100 + 1.6)
@@ -766,7 +770,7 @@ def test_replicas_keep_the_same_moving_averages(tmp_path):
 def test_every_level_is_evaluated_on_the_original_grid():
     system, x = MultiOrganSystem(configuration(downsampling=(4, 2)), LABELS), raw(19, 16, 13)
     networks = {"pyramid": randomize(system.pyramid.network())}
-    levels = system.evaluator(networks)(x[0, ..., 0])
+    levels = system.evaluator(networks)(x[0, ..., 0], None)
     assert list(levels) == ["level 1", "level 2"]
     assert all(output["label"].shape == (19, 16, 13) for output in levels.values())
     np.testing.assert_array_equal(
@@ -780,14 +784,14 @@ def test_every_level_is_evaluated_on_the_original_grid():
             np.testing.assert_allclose(probability, expected[0, ..., k], atol=1e-5)
     alone = MultiOrganSystem(configuration("no_context", downsampling=(4, 2)), LABELS)
     networks = alone.new_networks(["level_2"])
-    assert list(alone.evaluator(networks)(x[0, ..., 0])) == ["level 2"]
+    assert list(alone.evaluator(networks)(x[0, ..., 0], None)) == ["level 2"]
 
 
 def test_a_run_is_segmented_in_graphs_that_tell_of_every_tile(capsys):
     system, x = MultiOrganSystem(configuration(), LABELS), raw(30, 17, 16)
     networks = {"pyramid": randomize(system.pyramid.network())}
-    predictor = TilePredictor(system, networks)
-    expected = system.pyramid.segment(system.unets(networks), x, probability=True)
+    predictor = TilePredictor(configuration(), LABELS, networks)
+    expected = segment(system.pyramid, system.unets(networks), x)
     for probabilities, progress in itertools.product((False, True), repeat=2):
         output = predictor(x, probabilities, progress)
         assert ("7/7" in capsys.readouterr().out) == progress
@@ -801,8 +805,8 @@ def test_a_run_is_segmented_in_graphs_that_tell_of_every_tile(capsys):
 def test_signatures_serve_the_label_and_the_probabilities():
     system, x = MultiOrganSystem(configuration(), LABELS), raw(9, 10, 11)
     networks = system.new_networks(["pyramid"])
-    signatures = system.signatures(networks)
-    assert list(signatures) == ["serving_default", "probabilities"]
+    signatures = system.signatures([networks])
+    assert list(signatures) == ["serving_default", "probabilities", "uncertainty"]
     assert signatures["serving_default"](x).keys() == {"label"}
     output = signatures["probabilities"](x)
     assert output["probability"].shape == (1, 9, 10, 11, 3)

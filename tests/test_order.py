@@ -26,7 +26,7 @@ from helpers import (
 
 from tf_autoctx import export, files, metrics
 from tf_autoctx.data import datasets, images, pipeline
-from tf_autoctx.data.configuration import Augmentation, RigidMotion
+from tf_autoctx.data.configuration import Augmentation
 from tf_autoctx.data.phantoms import folder as phantom_folder
 from tf_autoctx.models import layers, unet3d
 from tf_autoctx.report import figures, tables
@@ -140,7 +140,7 @@ def heads(folder, count=2):
 
 def head_session(folder, steps=SETTINGS.steps):
     """Without a validation case: all steps tell in the weights."""
-    values = {**vars(Augmentation(flips=False, erase_probability=0.0))}
+    values = vars(Augmentation())
     entries = heads(folder)
     strategy = tf.distribute.get_strategy()
     settings = Settings(**{**vars(SETTINGS), "steps": steps})
@@ -467,7 +467,14 @@ def test_online_rendering_depends_on_the_source_and_on_every_trained_network(tmp
 
 
 def of_heads(folder):
-    changes = Augmentation(flips=True, shift=1, intensity_jitter=0.2, erase_probability=0.5)
+    changes = Augmentation(
+        flips=True,
+        shift=1,
+        rotation=20.0,
+        intensity_jitter=0.2,
+        noise=0.1,
+        erase_probability=0.5,
+    )
     session = dataclasses.replace(head_session(folder), values=vars(changes))
     return fetal_head.LevelStage(1, cascade(1), session), session
 
@@ -485,7 +492,7 @@ def of_embryos(name):
         before = STAGES[STAGES.index(name) - 1]
         if name != "initial":
             finish(folder / before, randomize(embryo.refinement.network(before)))
-        turned = vars(RigidMotion(rotation=40.0, shift=0, flips=False))
+        turned = vars(Augmentation(rotation=40.0))
         session = dataclasses.replace(session, values={**session.values, **turned})
         return embryo_training.KINDS[name](embryo.refinement, session), session
 
@@ -502,7 +509,8 @@ def of_peer(kind):
 
 def of_renderer(folder):
     session = render_session(folder, test_renderer.corpus(folder))
-    session = dataclasses.replace(session, values={**session.values, "appearance_strength": 0.5})
+    changes = {"appearance_strength": 0.5, "rotation": 20.0}
+    session = dataclasses.replace(session, values={**session.values, **changes})
     return renderer.SelfPlayStage(test_renderer.system("S2T-sp"), session), session
 
 
@@ -514,9 +522,9 @@ STAGE_OF = {
     "self_play": of_renderer,
 }
 COLUMNS = {
-    "level": ("image", "label", "context"),
+    "level": ("image", "label", "context", "spacing"),
     "pyramid": ("label", "places", "spacing", "image_1", "image_2"),
-    "self_play": ("image2d", "label2d", "others"),
+    "self_play": ("image2d", "label2d", "spacing", "pixel", "others"),
 }
 
 
@@ -556,8 +564,8 @@ def another(name, tensor):
     """A tensor in place of one of a case."""
     if name == "others":
         return tuple({**of_case, "image2d": of_case["image2d"] + 1} for of_case in tensor)
-    if name == "spacing":
-        return tensor * [1.0, 2.0, 4.0]
+    if name in ("spacing", "pixel"):
+        return tensor * [1.0, 2.0, 4.0][: len(tensor)]
     if name == "places":
         return tensor + 3
     if name.startswith("label"):
@@ -610,8 +618,12 @@ def test_a_step_on_an_accelerator_sees_what_one_on_a_cpu_sees(seen, name):
     alone = [later(*drawn) for drawn in unchanged]
     assert len(alone) == 8 and same(batches(stage.augment), alone, atol=1e-5)
     if "peer" not in name:  # it sees windows of what is changed
-        before = [{key: drawn[key] for key in of} for (drawn, _), of in zip(unchanged, alone)]
-        assert same(before, alone) == (name == "pyramid")
+        grids = [key for key in alone[0] if key != "real"]
+        before, after = (
+            [{key: drawn[key] for key in grids} for drawn in batches_]
+            for batches_ in ((drawn for drawn, _ in unchanged), alone)
+        )
+        assert same(before, after) == (name == "pyramid")
     assert same([later(*drawn) for drawn in batches(None, first_step=2)], alone[4:])
     for worker in range(2):
         of_worker = batches(None, workers=2, worker=worker)
@@ -642,7 +654,7 @@ def test_a_training_with_changes_on_the_device_ends_in_the_same_weights(tmp_path
 class Preparing:
     """Prepares cases as a system does."""
 
-    configuration, labels, chunk = None, {1: "head"}, (2, None, 3)
+    configuration, labels, chunk, grid = None, {1: "head"}, (2, None, 3), None
 
     def prepare(self, case, voxels, label):
         return {"image": voxels[0], "label": label[0]}
@@ -805,7 +817,7 @@ def test_an_export_leaves_another_process_s_version_alone(tmp_path, monkeypatch)
         return {"label": tf.cast(network(image) > 0, tf.uint8)}
 
     monkeypatch.setattr(tf.saved_model, "save", slow)
-    export.write(tmp_path, export.Exported({"serving_default": label}, [network], {}))
+    export.write(tmp_path, export.Exported({"serving_default": label}, {"network": network}, {}))
     assert [path.name for path in tmp_path.rglob("*")] == ["1", "theirs"]
 
 
@@ -842,14 +854,18 @@ def test_tables_killed_at_any_file_are_written_whole_the_next_time(tmp_path, kil
         }
         for number, case in enumerate("ab")
     ]
-    tables.write(tmp_path / "whole", rows, failures={"c": "cut short"})
-    tables.write(tmp_path / "run", rows[:1], failures={"d": "cut short"})
+    new, old = (
+        {"failures": {case: "cut short"}, "curves": {("method", "head"): bins}}
+        for case, bins in (("c", np.ones((10, 3))), ("d", np.zeros((10, 3))))
+    )
+    tables.write(tmp_path / "whole", rows, **new)
+    tables.write(tmp_path / "run", rows[:1], **old)
     killed(name, after)
     with pytest.raises(Killed):
-        tables.write(tmp_path / "run", rows, failures={"c": "cut short"})
+        tables.write(tmp_path / "run", rows, **new)
     left = {path.name for path in (tmp_path / "run").iterdir()}
     assert "scores.csv" not in left or left == set(tables.FILES)
-    tables.write(tmp_path / "run", rows, failures={"c": "cut short"})
+    tables.write(tmp_path / "run", rows, **new)
     for file in tables.FILES:
         assert (tmp_path / "run" / file).read_text() == (tmp_path / "whole" / file).read_text()
 

@@ -146,7 +146,7 @@ def model(tmp_path_factory):
     """A SavedModel in a folder of versions."""
     directory = tmp_path_factory.mktemp("model") / "multi_organ"
     card = {"system": "multi_organ", "labels": LABELS, "orientation": "LPS", "spacing": []}
-    export.write(directory, export.Exported({"serving_default": two_organs}, [], card))
+    export.write(directory, export.Exported({"serving_default": two_organs}, {}, card))
     return directory
 
 
@@ -291,7 +291,7 @@ def test_an_export_of_before_gets_a_warning(tmp_path, caplog):
     for card, count in (({}, 1), ({"orientation": "LPS"}, 0)):
         card |= {"system": "multi_organ", "labels": LABELS}
         directory = tmp_path / str(count)
-        export.write(directory, export.Exported({"serving_default": two_organs}, [], card))
+        export.write(directory, export.Exported({"serving_default": two_organs}, {}, card))
         caplog.clear()
         prediction.load(directory)
         assert caplog.text.count("made before volumes were brought to LPS") == count
@@ -299,7 +299,7 @@ def test_an_export_of_before_gets_a_warning(tmp_path, caplog):
 
 def test_a_model_of_another_orientation_is_refused(tmp_path):
     card = {"system": "multi_organ", "labels": LABELS, "orientation": "RAS"}
-    export.write(tmp_path, export.Exported({"serving_default": two_organs}, [], card))
+    export.write(tmp_path, export.Exported({"serving_default": two_organs}, {}, card))
     with pytest.raises(UserError, match="in the orientation 'RAS'; expected LPS"):
         prediction.load(tmp_path)
 

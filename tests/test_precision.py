@@ -23,7 +23,13 @@ from tf_autoctx.training import devices, runs
 
 # Of a tiny network each: (command, flags, where its networks lie, labels, size of an image)
 TINY = {
-    "fetal_head": (fetal_head, ("--variant=3D-DeconvNet",), "level_1/model", {1: "a"}, (8, 9, 8)),
+    "fetal_head": (
+        fetal_head,
+        ("--variant=3D-DeconvNet", "--scale=0.4"),
+        "level_1/model",
+        {1: "a"},
+        (8, 9, 8),
+    ),
     "multi_organ": (
         multi_organ,
         ("--levels=1", "--tile_size=16"),
@@ -107,7 +113,7 @@ def test_a_saved_model_has_a_precision_of_its_own(tmp_path):
         return {"label": tf.cast(image > 1, tf.uint8)}
 
     card = {"system": "fetal_head", "labels": {1: "head"}, "precision": "bfloat16"}
-    export.write(tmp_path, export.Exported({"serving_default": segment}, [], card))
+    export.write(tmp_path, export.Exported({"serving_default": segment}, {}, card))
     assert tf_autoctx.load(tmp_path).precision == "bfloat16"
     with pytest.raises(
         FieldError, match=r"precision=float32: .* is a SavedModel, in which this is"
@@ -150,21 +156,22 @@ def test_a_damaged_record_is_none(tmp_path, monkeypatch, content):
 
 
 def test_labels_of_the_last_method_are_compared_structure_by_structure():
-    def evaluator(voxels):
+    def evaluator(voxels, spacing):
         return {"level 1": {"label": 0 * voxels}, "level 2": {"label": voxels}}
 
-    def low(image, probabilities, progress):
+    def low(image, probabilities, progress, spacing):
+        assert spacing == (1, 2, 3)
         assert image.shape == (1, 2, 2, 3, 1) and not probabilities and not progress
         return {"label": np.where(image == 9, 7, image)}
 
     compared = precision.Compared(evaluator, low, {1: "a", 7: "b"})
     label = np.zeros((2, 2, 3), np.float32)
     label[0], label[1, 0] = 1, 7
-    assert compared(label)["level 2"]["label"] is label and compared.least == 1
+    assert compared(label, (1, 2, 3))["level 2"]["label"] is label and compared.least == 1
     label[1, 1, 0] = 9  # 4 voxels in place of 3
-    compared(label)
+    compared(label, (1, 2, 3))
     assert compared.least == pytest.approx(2 * 3 / (3 + 4))
-    compared(0 * label)
+    compared(0 * label, (1, 2, 3))
     assert compared.least == pytest.approx(6 / 7)
 
 
@@ -187,12 +194,19 @@ def test_a_run_that_was_trained_in_bfloat16_is_evaluated_in_both(
     system = registry.find("fetal_head", "test").load().of_run(run)
     strategy = devices.strategy("single")
     session = types.SimpleNamespace(
-        folder=tmp_path, strategy=strategy, values={"precision": trained, "export_precision": ""}
+        folder=tmp_path,
+        strategy=strategy,
+        values={
+            "precision": trained,
+            "export_precision": "",
+            "mirrors": False,
+            "surface_tolerance": None,
+        },
     )
     looked = []
 
     def evaluate(cases, read, evaluator, scoring, folder):
-        looked.append(evaluator(255 * grey(8, 9, 8)))
+        looked.append(evaluator(255 * grey(8, 9, 8), (1, 1, 1)))
 
     monkeypatch.setattr(opening.evaluation, "evaluate", evaluate)
     monkeypatch.setattr(opening, "export_run", lambda *_: None)

@@ -3,6 +3,7 @@
 The model is a threshold.
 """
 
+import csv
 import json
 import time
 
@@ -13,7 +14,7 @@ import running
 import SimpleITK as sitk
 import tensorflow as tf
 
-from tf_autoctx import configuration, export
+from tf_autoctx import configuration, export, metrics
 from tf_autoctx.commands import client
 from tf_autoctx.commands import predict as predict_command
 from tf_autoctx.data import images
@@ -34,7 +35,7 @@ def predict(tmp_path_factory):
         }
 
     card = {"system": "fetal_head", "labels": {1: "head"}}
-    export.write(directory, export.Exported({"serving_default": segment}, [], card))
+    export.write(directory, export.Exported({"serving_default": segment}, {}, card))
 
     def run(source, output, *arguments):
         where = (f"--model={directory}", f"--input={source}", f"--output={output}")
@@ -214,7 +215,7 @@ def test_written_probabilities_are_rounded(tmp_path, scans):
         return {"label": tf.cast(probability > 0.5, tf.uint8), "probability": probability}
 
     card = {"system": "fetal_head", "labels": {1: "head"}, "orientation": images.ORIENTATION}
-    export.write(tmp_path / "m", export.Exported({"serving_default": segment}, [], card))
+    export.write(tmp_path / "m", export.Exported({"serving_default": segment}, {}, card))
     where = (f"--model={tmp_path / 'm'}", f"--input={scans / 'b.nii.gz'}")
     running.call("predict", *where, f"--output={tmp_path / 'out'}", "--probabilities")
     voxels = images.read(scans / "b.nii.gz").array.astype(np.float32)
@@ -248,3 +249,47 @@ def test_mistakes(refused, scans, tmp_path, arguments, output, told):
         (scans / "masks" / "one" / "a.mha").write_bytes((scans / "one" / "a.mha").read_bytes())
     refused(told, scans, tmp_path / output, *arguments)
     assert not (tmp_path / "out").exists()
+
+
+def measured(folder):
+    with open(folder / "measurements.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_what_is_measured_of_every_structure(tmp_path):
+    """A disc of 20 mm radius in pixels of 0.5 mm, and a frame without mm."""
+    y, x = np.indices((120, 120)) - 60
+    disc = np.where(y**2 + x**2 <= 40**2, 200, 0).astype(np.uint8)
+
+    def bright(image):
+        return {"label": tf.cast(image > 100, tf.uint8)}
+
+    card = {"system": "renderer", "labels": {1: "head"}, "precision": "float32"}
+    model = export.Exported({"serving_default": bright}, {}, card, export.IMAGE)
+    export.write(tmp_path / "model", model)
+    (tmp_path / "in" / "below").mkdir(parents=True)
+    image = sitk.GetImageFromArray(disc)
+    image.SetSpacing((0.5, 0.5))
+    sitk.WriteImage(image, str(tmp_path / "in" / "below" / "disc.mha"))
+    images.write(tmp_path / "in" / "frame.png", sitk.GetImageFromArray(disc))
+    words = (f"--model={tmp_path / 'model'}", f"--input={tmp_path / 'in'}", "--measurements")
+    running.call("predict", *words, f"--output={tmp_path / 'out'}")
+    with_mm, frame = measured(tmp_path / "out")
+    assert (with_mm["image"], frame["image"]) == ("below/disc", "frame")
+    assert float(with_mm["area_mm2"]) == pytest.approx(np.pi * 20**2, rel=0.01)
+    assert float(with_mm["BPD_mm"]) == pytest.approx(40, abs=0.7)
+    assert float(with_mm["HC_mm"]) == pytest.approx(2 * np.pi * 20, rel=0.02)
+    assert float(frame["area_pixel"]) == pytest.approx(np.pi * 40**2, rel=0.01)
+    assert frame["BPD_mm"] == "" and frame["structure"] == "head"
+    # What is missing comes back, and an image that is gone with its table is gone.
+    (tmp_path / "out" / "measurements" / "below" / "disc.csv").unlink()
+    running.call("predict", *words, f"--output={tmp_path / 'out'}", "--resume")
+    assert measured(tmp_path / "out") == [with_mm, frame]
+
+
+def test_volumes_are_in_millilitres():
+    mask = np.zeros((4, 5, 6))
+    mask[1:3, 1:3, 1:4] = 1
+    assert metrics.extent_of(mask, (2, 0.5, 10)) == {"volume_mL": pytest.approx(12 * 10 / 1000)}
+    assert metrics.extent_of(mask) == {"volume_pixel": 12}
+    assert metrics.extent_of(mask[1], (0.5, 2)) == {"area_mm2": 6}

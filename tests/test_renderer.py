@@ -28,6 +28,7 @@ from tf_autoctx.systems.renderer.configuration import (
     Renderer,
 )
 from tf_autoctx.systems.renderer.segmentation import Rendering
+from tf_autoctx.systems.renderer.system import RendererSystem
 from tf_autoctx.systems.shared.session import Session
 from tf_autoctx.training.configuration import Settings
 from tf_autoctx.training.runs import Run
@@ -324,6 +325,7 @@ def corpus(tmp_path, cases=5, size=16):
         label = np.zeros((size, size, 1), np.uint8)
         label[4:11, 3:13] = 1
         entry = {"image2d": np.full((size, size, 1), case / 10, np.float32), "label2d": label}
+        entry |= {"spacing": np.float32([0.2, 0.2]), "pixel": np.float32([1, 1])}
         for name, tensor in entry.items():
             pipeline.store(tmp_path / f"case_{case}" / name, tensor)
         files.append({name: str(tmp_path / f"case_{case}" / name) for name in entry})
@@ -498,7 +500,8 @@ def test_images_at_their_own_size():
     rendering = system(size=0, discriminator_head="pool")
     image = grey(2, 13, 22, 1) * 255
     np.testing.assert_array_equal(rendering.preprocess(image), image / np.float32(255))
-    output = rendering.segment(rendering.networks(), image)
+    outputs = rendering.outputs(rendering.networks(), rendering.preprocess(image))
+    output = rendering.postprocess(outputs, (13, 22))
     assert {name: tuple(x.shape) for name, x in output.items()} == dict.fromkeys(
         output, (2, 13, 22, 1)
     )
@@ -506,9 +509,9 @@ def test_images_at_their_own_size():
 
 def test_segment_without_a_renderer_renders_nothing():
     rendering, image = system("Orig-S2T", size=16), np.round(grey(1, 16, 16, 1) * 255)
-    np.testing.assert_allclose(
-        rendering.segment(rendering.networks(), image)["rendered"], image, atol=1e-4
-    )
+    outputs = rendering.outputs(rendering.networks(), rendering.preprocess(image))
+    output = rendering.postprocess(outputs, (16, 16))
+    np.testing.assert_allclose(output["rendered"], image, atol=1e-4)
     assert list(rendering.networks()) == ["segmentor"]
 
 
@@ -576,6 +579,51 @@ def test_the_appearance_of_fakes_alone_changes(tmp_path, variant):
     np.testing.assert_array_equal(seen[1]["label"], entry["label2d"])
     for name, real in seen[1]["real"].items():
         np.testing.assert_array_equal(real, seen[0]["real"][name])
+
+
+def test_real_images_are_moved_as_fakes_are_each_by_itself_and_keep_their_grey(tmp_path):
+    entry = {name: pipeline.stored(path, name) for name, path in corpus(tmp_path)[3].items()}
+    entry["image2d"] = tf.constant(grey(16, 16, 1))
+    plain = session(corpus(tmp_path), tmp_path / "run")
+    values = {**plain.values, "flips": True, "intensity_jitter": 0.5}
+    stage = training.SelfPlayStage(system("S2T"), dataclasses.replace(plain, values=values))
+    sample = {**entry, "others": (entry,) * 3}
+    image, mask = entry["image2d"].numpy(), entry["label2d"].numpy()
+    mirrors = [np.flip(np.concatenate([image, mask], -1), axes) for axes in ((), 0, 1, (0, 1))]
+    found = []
+    for number in range(12):
+        seed = tf.constant([1, number], tf.int64)
+        real = stage.augment(stage.read(held(sample), seed), seed)["real"]
+        app, struct, pair = (np.array(real[name]) for name in ("d_app", "d_struct", "d_pair"))
+        found.append(
+            tuple(
+                next(n for n, mirror in enumerate(mirrors) if np.array_equal(x, mirror[..., part]))
+                for x, part in ((app, [0]), (struct, [1]), (pair, [0, 1]))
+            )
+        )
+    assert {which[0] for which in found} == {which[2] for which in found} == {0, 1, 2, 3}
+    assert len(set(found)) > 6
+
+
+def test_pixels_of_a_squeezed_image_are_known(tmp_path):
+    """Of 12 by 40 pixels, brought to 16 by 16."""
+    label = np.zeros((1, 12, 40, 1), np.uint8)
+    label[:, 4:9, 10:30] = 1
+    tensors = RendererSystem(configuration(), {1: "head"}).prepare(
+        None, 255 * grey(1, 12, 40, 1), label
+    )
+    np.testing.assert_allclose(tensors["pixel"], [0.75, 2.5])
+    whole = RendererSystem(
+        configuration("Orig-S2T", size=0, discriminator_head="pool"), {1: "head"}
+    ).prepare(None, 255 * grey(1, 12, 40, 1), label)
+    np.testing.assert_allclose(whole["pixel"], [1, 1])
+
+
+def test_changes_of_grey_levels_that_are_asked_for_twice_are_refused():
+    values = {"appearance_strength": 0.5, "gamma": 0.5}
+    with pytest.raises(FieldError, match=r"appearance_strength=0\.5: changes all that"):
+        RendererSystem.implied(values)
+    assert RendererSystem.implied({**values, "gamma": 0.0, "rotation": 10.0}) == {}
 
 
 def test_rendered_images_of_an_earlier_release_are_read_as_far_as_they_are_whole(tmp_path):

@@ -5,6 +5,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from test_report_tables import cube
 
+from tf_autoctx import metrics
 from tf_autoctx.report import figures
 
 
@@ -44,6 +45,21 @@ def test_agreement_figure(tmp_path, drawn):
     ]
     with pytest.raises(ValueError, match="1 finite pair"):
         figures.agreement(tmp_path / "b.png", [1, 2], [1, np.inf], "one")
+
+
+def test_calibration_figure(tmp_path, drawn):
+    """Of 4 voxels at 0.8 one is right, of 2 at 0.1 none: ECE (4 * 0.55 + 2 * 0.1) / 6."""
+    head = metrics.reliability([0.8, 0.8, 0.8, 0.8, 0.1, 0.1], [1, 0, 0, 0, 0, 0])
+    face = metrics.reliability([0.5, 0.5], [1, 0])
+    figures.calibration(tmp_path / "a.png", {"head": head, "face": face}, "a title")
+    (ax,) = drawn[0].axes
+    diagonal, *curves = (line.get_xydata() for line in ax.lines)
+    np.testing.assert_array_equal(diagonal, [[0, 0], [1, 1]])
+    np.testing.assert_allclose(curves[0], [[0.1, 0], [0.8, 0.25]])
+    np.testing.assert_allclose(curves[1], [[0.5, 0.5]])
+    names = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert names == ["head: ECE 40.00 %", "face: ECE 0.00 %"] and ax.get_title() == "a title"
+    assert ax.lines[1].get_color() != ax.lines[2].get_color()
 
 
 def test_curves_of_all_methods_in_one_picture(tmp_path, drawn):

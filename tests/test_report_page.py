@@ -19,7 +19,7 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.wait import WebDriverWait
 
 from tf_autoctx import errors, metrics
-from tf_autoctx.report import figures, tables, views
+from tf_autoctx.report import calibration, figures, tables, views
 from tf_autoctx.report import page as report_page
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -160,6 +160,76 @@ def test_the_worst_case_comes_first(tmp_path):
         ("1", "1", "head_2"),
         ("1", "2", "head_2"),
     ]
+
+
+# Of level 2, whose DSC of the head is 87.5, 100 and 62.5 %
+UNSURE = {"head_1": 30.0, "head_2": 5.0, "<i>&3": 60.0}
+
+
+def unsure(folder, values=UNSURE):
+    """An evaluation that tells how sure its structures are, its faces twice as unsure."""
+    rows = tables.read(folder)
+    for row in rows:
+        twice = 1 + (row["structure"] != "head")
+        row |= {"uncertainty_percent": twice * values[row["case"]], "ECE_percent": 3.0}
+    # 4 voxels at 0.8 of which one is right, and one at 0.05 that is not: ECE (2.2 + 0.05) / 5.
+    bins = metrics.reliability([0.8] * 4 + [0.05], [1, 0, 0, 0, 0])
+    keys = itertools.product(("level 1", "level 2"), STRUCTURES.values())
+    tables.write(folder, rows, curves=dict.fromkeys(keys, bins))
+    return folder
+
+
+def test_how_right_it_is_to_be_sure(tmp_path):
+    page = written(tmp_path, unsure(evaluation(tmp_path / "run")))
+    (section,) = re.findall('<section id="uncertainty">(.*?)</section>', page, re.DOTALL)
+    table = section.split("<h3>")[0]
+    lines = re.findall("<tr >(.*?)</tr>", table.split("<tbody>")[1])
+    assert len(lines) == 4  # of two methods and structures
+    cells = re.findall(r'data-value="([^"]*)">', lines[2])
+    assert cells[:2] == ["level 2", "head"]
+    # Three cases in the opposite order: 1 of 6 orders on each side.
+    assert [float(cell) for cell in cells[2:]] == pytest.approx([45, 95 / 3, -1, 1 / 3, 3])
+    assert "Spearman" in table and ">45.00<" in lines[2]
+    charts = embedded(page, "figures")[:2]
+    assert len(embedded(page, "figures")) == 2 + 2 + 4 + 2
+    for chart, factor in zip(charts, (1, 2)):
+        lines = {(line.get("name"), line["xaxis"]): line for line in chart["data"]}
+        curve, points = lines["level 2", "x"], lines["level 2", "x2"]
+        np.testing.assert_allclose(curve["x"], [0.05, 0.8])
+        np.testing.assert_allclose(curve["y"], [0, 0.25])
+        assert points["x"] == [factor * UNSURE[case] for case in points["text"]]
+        assert curve["visible"] is True and lines["level 1", "x"]["visible"] == "legendonly"
+
+
+def test_the_least_sure_comes_first(tmp_path):
+    folder = unsure(evaluation(tmp_path / "run"), UNSURE | {"head_2": np.nan})
+    page = written(tmp_path, folder)
+    first = page.split("Look at these first")[1].split("</section>")[0]
+    rows = re.findall(
+        r'<tr data-view="(\d)" data-structure="(\d)">.*?</td>.*?</td><td data-value="(.*?)"', first
+    )
+    # Nothing was found in head_2; the third case's face is the least sure of all others.
+    assert rows == [
+        ("1", "1", ""),
+        ("1", "2", ""),
+        ("2", "2", "120.0"),
+        ("0", "2", "60.0"),
+        ("2", "1", "60.0"),
+        ("0", "1", "30.0"),
+    ]
+    assert "uncertainty (%)<small>level 2</small>" in first
+
+
+def test_evaluations_without_probabilities_say_nothing_of_that(tmp_path):
+    bare = evaluation(tmp_path / "bare")
+    assert 'id="uncertainty"' not in written(tmp_path, bare)
+    # Beside one that has them it is left out of tables and charts.
+    page = written(tmp_path, unsure(evaluation(tmp_path / "run")), bare)
+    section = page.split('<section id="uncertainty">')[1].split("</section>")[0]
+    assert "run: level 2" in section and "bare: level 2" not in section
+    curves = [line for line in embedded(page, "figures")[0]["data"] if line["xaxis"] == "x"]
+    assert [line.get("name") for line in curves][1:] == ["run: level 1", "run: level 2"]
+    assert not calibration.read(bare)
 
 
 def test_names_are_text(tmp_path):

@@ -392,7 +392,9 @@ def test_escapes_are_undone_whatever_the_name():
 
 
 def test_a_set_of_tables_is_replaced_together(results, tmp_path):
-    tables.write(tmp_path, results, failures={"other": "cut short"})
+    curves = {("level 1", "head"): metrics.reliability([0.5], [1])}
+    tables.write(tmp_path, results, failures={"other": "cut short"}, curves=curves)
+    assert (tmp_path / "calibration.csv").exists()
     assert (tmp_path / "failed.csv").read_text() == "case,reason\nother,cut short\n"
     tables.write(tmp_path, results[:4])
     assert sorted(path.name for path in tmp_path.iterdir()) == [

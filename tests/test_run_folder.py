@@ -25,6 +25,7 @@ from tf_autoctx.data import pipeline
 from tf_autoctx.systems.fetal_head import segmentation
 from tf_autoctx.systems.fetal_head.training import LevelStage
 from tf_autoctx.systems.shared import evaluation, opening, origins, prediction, stages
+from tf_autoctx.systems.shared.stage import digest
 from tf_autoctx.training import checkpoints, runs
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -196,8 +197,8 @@ def test_a_level_on_another_level_is_trained_anew(copy, capsys, caplog):
     network.set_weights([array + 0.125 for array in network.get_weights()])
     network.save(first)
     with zipfile.ZipFile(first, "a") as archive:
-        digest = stages.digest(network.get_weights())
-        archive.writestr(stages.RECORD, json.dumps({"steps": 2, "digest": digest}))
+        checksum = digest(network.get_weights())
+        archive.writestr(stages.RECORD, json.dumps({"steps": 2, "digest": checksum}))
     shutil.rmtree(copy / "level_1" / "probability")
     trained(capsys, copy, "--level=2")
     assert "is trained anew" in caplog.text and second.stat().st_mtime_ns != stamp
@@ -477,7 +478,7 @@ def test_a_damaged_export_is_written_anew(copy, capsys):
         ({"level": 0}, "level=0: expected a number of at least 1"),
         ({"level": "two"}, "level=two: is of the type str"),
         ({"base_filters": True}, "base_filters=True: is of the type bool"),
-        ({"scale": None}, "scale"),
+        ({"scale": 2}, "scale=2: expected a number from 0.01 to 1"),
     ],
 )
 def test_a_config_that_cannot_be_is_named(copy, change, told):
@@ -606,5 +607,5 @@ def test_a_result_is_of_the_voxels_beside_a_header(tmp_path):
 def test_the_level_before_is_what_a_level_is_made_on(run):
     """And so is a digest of its weights in the file of its network."""
     path = run / "level_1" / "model.keras"
-    assert stages.recorded_digest(path) == stages.digest(weights(run))
+    assert stages.recorded_digest(path) == digest(weights(run))
     assert LevelStage.made_on is None and tf.io.gfile.exists(str(path))

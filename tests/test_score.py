@@ -51,6 +51,17 @@ def folders(tmp_path):
     return tmp_path
 
 
+def test_the_surface_dice_at_a_tolerance(folders, capsys):
+    save(folders / "ours" / "a.nii.gz", cube(7, 2, cube(2, 1)))  # 1 moved by a voxel of 1 mm
+    (folders / "ours" / "b.nrrd").unlink()
+    (folders / "labels" / "b.nii.gz").unlink()
+    for tolerance, moved in ((0.5, 100 * 72 / 112), (1, 100)):
+        score_command.command.perform(words(folders, f"--surface_tolerance={tolerance}"))
+        rows = tables.read(folders / "output")
+        assert [row["NSD_percent"] for row in rows] == pytest.approx([moved, 100])
+        assert "NSD" in capsys.readouterr().out
+
+
 def words(folders, *flags):
     folders = [f"--{name}={folders / name}" for name in ("labels", "output")] + [
         f"--predictions={folders / 'ours'}"
@@ -299,7 +310,7 @@ def test_a_run_and_the_scores_of_its_results_are_equal(tmp_path, capsys):
     data = datasets.load(tmp_path / "cases.csv", seed=0, training=False)
     order = iter(predicted)
 
-    def evaluator(voxels):
+    def evaluator(voxels, spacing):
         turned = images.read(tmp_path / "images" / (name := next(order)) / "ct.nii.gz")
         own = sitk.GetImageFromArray(predicted[name])
         own.CopyInformation(sitk.ReadImage(str(tmp_path / "images" / name / "ct.nii.gz")))

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import types
 
+import helpers
 import keras
 import numpy as np
 import pytest
@@ -66,7 +67,9 @@ def test_a_stage_is_validated_on_the_validation_cases_alone(tmp_path, monkeypatc
     session = session.with_files(session.training[:1], session.training[1:])
     stage, seen = fetal_head.LevelStage(1, system, session), []
     stage.begin(session)
-    monkeypatch.setattr(stage, "build", lambda: {"network": test_order.plain_usegnet((1,))})
+    monkeypatch.setattr(
+        stage, "build", lambda: {"network": test_order.plain_usegnet((None, None, None, 1))}
+    )
     monkeypatch.setattr(stage, "score", lambda _, sample: seen.append(sample["image"]) or 0.25)
     assert stages._StageTask(stage, session).validate() == {"DSC": 0.25}
     (image,) = seen
@@ -134,7 +137,7 @@ class Options:
 
 def lies_at(folder, *, options=None, labels=None, foreground=None, fingerprint="data"):
     system = types.SimpleNamespace(
-        configuration=options or Options(), labels=labels or {1: "head"}, prepare=None
+        configuration=options or Options(), labels=labels or {1: "head"}, prepare=None, grid=None
     )
     return caching.directory(folder, system, foreground, fingerprint)
 
@@ -174,7 +177,8 @@ def test_what_is_made_from_another_cache_goes_with_it(tmp_path):
 class Exportable:
     """As much of a system as an export needs."""
 
-    labels, spec, served = {1: "head"}, export.VOLUME, {}
+    labels, spec, served, grid = {1: "head"}, export.VOLUME, {}, None
+    declaration = types.SimpleNamespace(name="made up")
     configuration = Options()
     in_precision = System.in_precision
 
@@ -182,9 +186,9 @@ class Exportable:
         return {"second": networks["second"]}
 
     def new_networks(self, names):
-        return {name: test_order.plain(channels=1, classes=1, name=name) for name in names}
+        return {name: helpers.plain(channels=1, classes=1, name=name) for name in names}
 
-    def signatures(self, networks):
+    def signatures(self, members, mirrors):
         return {}
 
 
@@ -214,7 +218,7 @@ def exported(tmp_path, monkeypatch):
 @pytest.mark.parametrize("precision", POLICIES)
 def test_an_export_of_any_precision_has_the_weights_of_the_run(exported, precision):
     model, networks = exported(precision)
-    (network,) = model.networks
+    (network,) = model.networks.values()
     assert network.layers[-1].compute_dtype == precision
     for new, own in zip(network.get_weights(), networks["second"].get_weights(), strict=True):
         np.testing.assert_array_equal(new, own)
@@ -230,7 +234,7 @@ def test_the_card_has_the_scores_of_what_is_served(exported):
 def test_probabilities_have_the_names_of_their_channels(background):
     """Those of the structures are the last; a background may be the first."""
 
-    def predictor(image, probabilities, progress):
+    def predictor(image, probabilities, progress, uncertainty, spacing):
         channels = np.arange(1.0, 4.0)[-2 - background :]
         probability = image / image + channels
         return {"label": np.zeros(image.shape, np.uint8), "probability": probability}
@@ -355,7 +359,7 @@ def test_a_network_is_finished_for_as_many_steps_on_the_same_level(
 
     path = tmp_path / "level_2" / stages.NETWORK
     assert not stages.is_finished(*made(3, "a"), [path])
-    stages.save(path, test_order.plain(channels=1, classes=1, name="a"), *made(3, "a"))
+    stages.save(path, helpers.plain(channels=1, classes=1, name="a"), *made(3, "a"))
     assert stages.is_finished(*made(4, "b"), [path])  # taken over: there is no training here
     (tmp_path / "level_2" / "last").mkdir()
     assert stages.is_finished(*made(steps, made_on), [path]) == expected

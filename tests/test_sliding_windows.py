@@ -318,7 +318,7 @@ def test_segmentation_by_hand_made_networks(monkeypatch):
     expected = np.where(ventricle, 2, (body | stray).astype(np.uint8))
     np.testing.assert_array_equal(classes, expected)
     assert classes.dtype == tf.uint8
-    methods = segmentation.methods(raw)
+    methods = segmentation.methods(raw, None)
     np.testing.assert_array_equal(
         methods["sliding windows"]["label"], np.array([0, 3, 7], np.uint8)[expected]
     )

@@ -7,19 +7,19 @@ from held import Held, held
 from helpers import noise, seeds
 from scipy import ndimage
 
-from tf_autoctx.data import augment, subvolumes
-from tf_autoctx.data.configuration import Deformation
+from tf_autoctx.data import augment, pipeline, subvolumes
+from tf_autoctx.data.configuration import Augmentation
 from tf_autoctx.models import layers
 from tf_autoctx.models.unet3d import ResampleAboutCentre
 
-STILL = Deformation(shift=0, rotation=0.0, elastic=0.0)
-EVERYTHING = Deformation(shift=4, rotation=10.0, elastic=4.0, elastic_spacing=16)
+STILL = Augmentation()
+EVERYTHING = Augmentation(shift=4, rotation=10.0, elastic=4.0, elastic_spacing=16)
 
 
-def drawn(sample, seed, deformation=STILL, scales=(1,), unit=None, size=8):
+def drawn(sample, seed, augmentation=STILL, scales=(1,), unit=None, size=8):
     """As numpy arrays without channels."""
     cut = subvolumes.draw(
-        sample, seed, scales=scales, unit=unit or scales[-1], size=size, deformation=deformation
+        sample, seed, scales=scales, unit=unit or scales[-1], size=size, augmentation=augmentation
     )
     assert all(tensor.shape == (size, size, size, 1) for tensor in cut.values())
     assert [tensor.dtype for tensor in cut.values()] == [tf.float32, tf.uint8] * len(scales)
@@ -161,9 +161,8 @@ def test_structures_are_drawn_evenly_whatever_their_size():
 
 def drawn_label(sample, seed):
     """The label at the centre."""
-    return subvolumes.draw(sample, seed, scales=(1,), unit=1, size=8, deformation=STILL)["label_1"][
-        4, 4, 4, 0
-    ]
+    cut = subvolumes.draw(sample, seed, scales=(1,), unit=1, size=8, augmentation=STILL)
+    return cut["label_1"][4, 4, 4, 0]
 
 
 def test_all_voxels_of_a_structure_come_to_the_centre():
@@ -171,7 +170,7 @@ def test_all_voxels_of_a_structure_come_to_the_centre():
     label[2, 3:5, 4:6] = 1
     sample = case(np.arange(512, dtype=np.float32).reshape(8, 8, 8), label)
     graph = tf.function(
-        lambda seed: subvolumes.draw(sample, seed, scales=(1,), unit=1, size=8, deformation=STILL)
+        lambda seed: subvolumes.draw(sample, seed, scales=(1,), unit=1, size=8, augmentation=STILL)
     )
     centres = {int(graph(seed)["image_1"][4, 4, 4, 0]) for seed in seeds(60)}
     assert centres == set(np.flatnonzero(label))
@@ -233,7 +232,7 @@ def test_the_same_seed_draws_the_same_subvolumes():
     # In an input pipeline, as training draws them.
     in_a_map = tf.data.Dataset.from_tensor_slices(tf.stack(seeds(4))).map(
         lambda seed: subvolumes.draw(
-            sample, seed, scales=(2, 1), unit=1, size=8, deformation=EVERYTHING
+            sample, seed, scales=(2, 1), unit=1, size=8, augmentation=EVERYTHING
         )
     )
     for mapped, expected in zip(in_a_map.batch(4).get_single_element()["image_2"], eager):
@@ -245,11 +244,11 @@ def test_the_same_seed_draws_the_same_subvolumes():
 GRID = np.arange(-12, 13, 4.0)
 
 
-def moved(deformation, seed, grid=GRID, unit=1, spacing=(1.0, 1.0, 1.0)):
+def moved(augmentation, seed, grid=GRID, unit=1, spacing=(1.0, 1.0, 1.0)):
     """(offsets before, offsets after), each (n, n, n, 3)."""
     before = np.stack(np.meshgrid(grid, grid, grid, indexing="ij"), axis=-1)
     spacing = tf.constant(spacing, tf.float32)
-    return before, np.array(augment.deformed(deformation, [grid], seed, unit, spacing)[0])
+    return before, np.array(augment.deformed(augmentation, [grid], seed, unit, spacing)[0])
 
 
 def test_without_any_part_nothing_moves():
@@ -261,7 +260,7 @@ def test_without_any_part_nothing_moves():
 def test_shift_is_one_translation(unit):
     offsets = []
     for seed in seeds(100):
-        before, after = moved(Deformation(shift=3, rotation=0.0, elastic=0.0), seed, unit=unit)
+        before, after = moved(Augmentation(shift=3), seed, unit=unit)
         offsets.append((after - before)[0, 0, 0])
         np.testing.assert_allclose(
             after - before, np.broadcast_to(offsets[-1], before.shape), atol=1e-5
@@ -275,10 +274,10 @@ def test_shift_is_one_translation(unit):
 
 def test_rotation_is_rigid_in_mm():
     spacing, angles = np.array([2.5, 0.8, 1.1]), []
-    deformation = Deformation(shift=0, rotation=20.0, elastic=0.0)
+    augmentation = Augmentation(rotation=20.0)
     for seed in seeds(100):
         before, after = (
-            x.reshape(-1, 3) * spacing for x in moved(deformation, seed, spacing=spacing)
+            x.reshape(-1, 3) * spacing for x in moved(augmentation, seed, spacing=spacing)
         )
         # The rotation is what takes three independent points (mm) to where they landed.
         turn = np.linalg.lstsq(before, after, rcond=None)[0].T
@@ -304,9 +303,7 @@ def test_rotation_is_rigid_in_mm():
 def test_rotation_keeps_distances_in_mm():
     spacing = np.array([5.0, 0.7, 0.9])
     for seed in seeds(5):
-        before, after = moved(
-            Deformation(shift=5, rotation=30.0, elastic=0.0), seed, spacing=spacing
-        )
+        before, after = moved(Augmentation(shift=5, rotation=30.0), seed, spacing=spacing)
         pairs = [np.linalg.norm((x[0, 0, 0] - x[-1, -2, -3]) * spacing) for x in (before, after)]
         assert pairs[0] == pytest.approx(pairs[1], rel=1e-5)
 
@@ -316,9 +313,9 @@ def test_elastic_displacements_have_the_spread_of_the_b_spline(unit):
     # Offsets at control points, a quarter of the way and midway between them, in intervals of 16
     # units.
     grid = 16.0 * unit * np.array([-1, -0.75, -0.5, 0, 0.5, 1])
-    deformation = Deformation(shift=0, rotation=0.0, elastic=4.0, elastic_spacing=16)
+    augmentation = Augmentation(elastic=4.0, elastic_spacing=16)
     graph = tf.function(
-        lambda seed: augment.deformed(deformation, [grid], seed, unit, tf.ones(3))[0]
+        lambda seed: augment.deformed(augmentation, [grid], seed, unit, tf.ones(3))[0]
     )
     before = np.stack(np.meshgrid(grid, grid, grid, indexing="ij"), axis=-1)
     displacements = np.array([np.array(graph(seed)) - before for seed in seeds(600)])
@@ -342,7 +339,7 @@ def test_elastic_displacements_have_the_spread_of_the_b_spline(unit):
 
 def test_elastic_displacements_are_smooth():
     grid = np.arange(-31.5, 32)
-    before, after = moved(Deformation(shift=0, rotation=0.0, elastic=4.0), seeds(1)[0], grid)
+    before, after = moved(Augmentation(elastic=4.0), seeds(1)[0], grid)
     displacement = after - before
     assert displacement.std() > 0.5
     for axis in range(3):
@@ -362,6 +359,83 @@ def test_one_transform_through_two_grids(unit):
         assert [tuple(grid.shape) for grid in seen] == [(9, 9, 9, 3), (17, 17, 17, 3)]
         common = np.array(seen[0])[2:7, 2:7, 2:7]  # -8, -4, 0, 4, 8
         np.testing.assert_allclose(common, np.array(seen[1])[::4, ::4, ::4], atol=1e-4)
+
+
+@pytest.mark.parametrize("flipped", itertools.product((1, -1), repeat=3))
+def test_a_cube_is_mirrored_along_every_axis_by_itself(flipped):
+    landed = [moved(Augmentation(flips=True), seed) for seed in seeds(60)]
+    assert any(np.array_equal(after, flipped * before) for before, after in landed)
+
+
+def test_scaling_is_one_factor_about_the_centre():
+    factors = []
+    for seed in seeds(50):
+        before, after = moved(Augmentation(scaling=0.5), seed, spacing=(2.7, 0.7, 0.9))
+        factors.append(before[0, 0, 0, 0] / after[0, 0, 0, 0])
+        np.testing.assert_allclose(after * factors[-1], before, rtol=1e-5)
+    assert 1 / 1.5 <= min(factors) < 0.75 and 1.35 < max(factors) <= 1.5001
+
+
+# A patch anywhere.
+
+
+def a_volume():
+    label = np.random.default_rng(0).integers(0, 3, (14, 15, 16, 1)).astype(np.uint8)
+    volume = {"image": noise(14, 15, 16, 1), "context": noise(14, 15, 16, 1, seed=1)}
+    return held(volume | {"label": label, "spacing": np.array([1.0, 0.5, 2.0], np.float32)})
+
+
+def test_a_patch_that_is_not_deformed_is_cut():
+    case = a_volume()
+    volumes = {name: case[name] for name in ("image", "context", "label")}
+    for seed in seeds(5):
+        patch = subvolumes.patch(case, seed, 8, STILL)
+        plain = pipeline.random_patch(volumes, seed, (8, 8, 8))
+        assert patch.keys() == plain.keys()
+        for name, tensor in plain.items():
+            np.testing.assert_array_equal(patch[name], tensor)
+
+
+def test_a_deformed_patch_shows_what_lies_around_it_and_beyond_the_volume_its_edge():
+    case = a_volume()
+    places = np.stack(np.meshgrid(*map(np.arange, (14, 15, 16)), indexing="ij"), axis=-1)
+    case |= held({"image": places.astype(np.float32), "label": np.ones((14, 15, 16, 1), np.uint8)})
+    farthest, beyond = [], 0
+    for seed in seeds(10):
+        patch = subvolumes.patch(case, seed, 8, Augmentation(rotation=45.0, shift=3))
+        again = subvolumes.patch(case, seed, 8, Augmentation(rotation=45.0, shift=3))
+        assert all(np.array_equal(patch[name], again[name]) for name in patch)
+        assert patch["image"].shape == (8, 8, 8, 3) and patch["label"].dtype == tf.uint8
+        place = np.array(patch["image"])
+        assert np.all(place >= 0) and np.all(place <= [13, 14, 15])
+        ends = np.any((place == 0) | (place == [13, 14, 15]), axis=-1)
+        assert np.all(ends[np.array(patch["label"])[..., 0] == 0])
+        beyond += np.sum(np.array(patch["label"]) == 0)
+        farthest.append(np.ptp(place.reshape(-1, 3), axis=0).max())
+    assert max(farthest) > 8 and beyond > 0
+
+
+def test_levels_are_changed_alike_but_for_their_noise():
+    """Both see an even image, and the box of their erased object at one place."""
+    label = np.zeros((8, 8, 8, 1), np.uint8)
+    label[2:6, 2:6, 2:6] = 1
+    ones = tf.ones((8, 8, 8, 1))
+    sample = {"image_1": ones, "image_2": ones, "label": tf.constant(label)}
+    edges = {"image_1": 2.0, "image_2": 1.0}
+    changes = {"intensity_jitter": 0.5, "erase_probability": 1.0}
+    for seed in seeds(10):
+        shown = augment.shown(sample, augment.own_seeds(seed), Augmentation(**changes), edges)
+        coarse, fine = (np.array(shown[name])[..., 0] for name in edges)
+        assert coarse.max() == fine.max() != 1
+        for axis in range(3):
+            others = tuple(a for a in range(3) if a != axis)
+            middles = [np.flatnonzero((x == 0).any(axis=others)) - 3.5 for x in (coarse, fine)]
+            if all(map(len, middles)):
+                assert abs(2 * middles[0].mean() - middles[1].mean()) <= 1.5
+    noisy = augment.shown(sample, augment.own_seeds(seed), Augmentation(noise=0.5), edges)
+    deviations = [float(tf.math.reduce_std(noisy[name])) for name in edges]
+    assert deviations[0] == pytest.approx(deviations[1], rel=0.1)
+    assert np.abs(noisy["image_1"] - noisy["image_2"]).max() > 0.1 * deviations[0]
 
 
 # Resampling.

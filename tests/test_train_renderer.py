@@ -16,6 +16,7 @@ from helpers import plain_segmentor
 from tf_autoctx import configuration
 from tf_autoctx.commands import train_renderer, training
 from tf_autoctx.data import pipeline
+from tf_autoctx.data.configuration import Augmentation
 from tf_autoctx.errors import UserError
 from tf_autoctx.systems.renderer import segmentation as rendering
 from tf_autoctx.systems.renderer import source
@@ -368,7 +369,7 @@ def test_a_run_of_before_is_scored_and_renders_as_before(light, tmp_path):
     """
     new = [
         name
-        for kind in (Online, Objective, Appearance, Phantoms)
+        for kind in (Online, Objective, Augmentation, Appearance, Phantoms)
         for name in configuration.earlier([kind])
     ]
     before = with_flags(light, tmp_path / "before", without=new)

@@ -38,7 +38,9 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def load(path: str | pathlib.Path, precision: str = "auto", **options: Any) -> Segmentor:
+def load(
+    path: str | pathlib.Path, precision: str = "auto", mirrors: bool = False, **options: Any
+) -> Segmentor:
     """Loads a finished model.
 
     Args:
@@ -46,6 +48,8 @@ def load(path: str | pathlib.Path, precision: str = "auto", **options: Any) -> S
       precision: of run folders: "float32", "bfloat16" or "auto", which is bfloat16 where the
         hardware has it and the run's own evaluation, of runs trained in bfloat16, found labels
         within 0.5 % (DSC 0.995) of those of float32.
+      mirrors: of run folders: whether the mean is taken over an image and its mirror images, along
+        the axes that training mirrored.
       **options: of run folders of the system that has them: `tile_size` (organs), `iterations` and
         `online_seed` (renderer).
 
@@ -57,7 +61,7 @@ def load(path: str | pathlib.Path, precision: str = "auto", **options: Any) -> S
     """
     from tf_autoctx.systems.shared import prediction
 
-    return prediction.load(path, precision, **options)
+    return prediction.load(path, precision, mirrors, **options)
 
 
 def score(

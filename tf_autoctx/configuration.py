@@ -31,6 +31,7 @@ class Rules:
       length: of a list; None: one value or more.
       may_change: whether a run goes on with another value.
       may_grow: whether a run goes on with a larger value.
+      training_only: whether finished networks compute the same whatever it was.
       required: whether there is no default.
       before: value in runs that were made before there was the field, whose config.json lacks it;
         None: all have it.
@@ -44,6 +45,7 @@ class Rules:
     length: int | None = None
     may_change: bool = False
     may_grow: bool = False
+    training_only: bool = False
     required: bool = False
     before: Any = None
 

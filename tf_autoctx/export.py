@@ -5,8 +5,8 @@ beside `serving_default`, and NAME_bytes beside any other. It takes
 
   image_bytes: string (batch,), each an image's voxels as they lie in memory: little-endian, C
     order, no header.
-  shape: int32, voxels along (depth, height, width), or (height, width); one for all images, or one
-    each: (batch, 3 or 2).
+  shape: int32, voxels along (depth, height, width), or (height, width), and the channels where the
+    model takes several; one for all images, or one each: (batch, numbers of an image).
   dtype: string, of `DTYPES`; one for all images, or one each: (batch,). TensorFlow Serving's own
     batching and the row format of its REST interface know no input without a batch axis.
 
@@ -18,6 +18,11 @@ memory of one.
 Every signature refuses an image with a voxel that is no finite float32, and outputs that are not
 finite: a NaN passes through a network without a word, and its label is background.
 
+Where images may have any spacing, every signature NAME has another, NAME_spacing, and
+`serving_spacing` beside `serving_default`, with twins for bytes, which take
+
+  spacing: float32, mm along (depth, height, width); one for all images, or one each: (batch, 3).
+
 The signature `card` returns what a client should know of the model: `request`, int32 (batch,), any
 numbers, -> `card`, string (batch,), the JSON of `CARD` once for each. It has an input, with a batch
 axis, since a server that batches runs no signature without one.
@@ -28,6 +33,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import math
 import pathlib
@@ -42,10 +48,12 @@ from absl import logging
 from tf_autoctx import files
 from tf_autoctx.errors import UserError
 from tf_autoctx.files import replacing
+from tf_autoctx.models import layers
 
 # A volume or a 2D image of any size; the name is that of the signatures' input.
 VOLUME = tf.TensorSpec((None, None, None, None, 1), tf.float32, name="image")
 IMAGE = tf.TensorSpec((None, None, None, 1), tf.float32, name="image")
+SPACING = tf.TensorSpec(None, tf.float32, name="spacing")  # mm
 AXES = {
     5: ["batch", "depth", "height", "width", "channel"],
     4: ["batch", "height", "width", "channel"],
@@ -56,11 +64,25 @@ GRAPH = "saved_model.pb"
 WARM_UP = pathlib.PurePath("assets.extra") / "tf_serving_warmup_requests"
 WARM_UP_EDGE = 32  # voxels along each axis of a warm-up request
 CARD_SIGNATURE = "card"
-# Of the card, what is not served: the flags, whose paths are no business of a client, and digests,
-# which cannot be in a graph that they are of.
-UNSERVED = ("config", "files")
+# Of the card, what is not served: the flags, whose paths are no business of a client, digests,
+# which cannot be in a graph that they are of, and the list of the weights, which is long.
+UNSERVED = ("config", "files", "weights")
 # What `write` puts around the functions; another number makes another version of the same weights.
 FORMAT = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Spaced:
+    """The functions of an export for images of any spacing.
+
+    Attributes:
+      functions: {signature: function} of the same names: an image (1, *spatial, channels) and its
+        `spacing`, mm along its axes -> the same outputs.
+      spacing: of a warm-up request, whose size the functions are to leave as it is.
+    """
+
+    functions: Mapping[str, Callable[[Any, Any], dict[str, Any]]]
+    spacing: Sequence[float]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,20 +93,29 @@ class Exported:
       functions: {signature: function}, "serving_default" among them: a raw image of `spec` ->
         {name: tensor}; the names become the signature's outputs. The argument must be called
         `image`.
-      networks: the Keras models that they run, with all their variables.
+      networks: {name: Keras model} that they run, with all their variables, which the card lists
+        in their order under "weights": {network: {name of `layers.named_weights`: shape}}.
       card: JSON-like dict of what a client should know; becomes the file `CARD` and, but for
         `UNSERVED`, the signature `CARD_SIGNATURE`, with "fingerprint" (of weights and
         configuration) and "signatures"; "inputs" and "outputs" may describe these by name, and get
         dtype, shape and axes.
-      spec: `VOLUME` or `IMAGE`.
+      spec: of the images, see `spec_of`.
       configuration: JSON-like, whatever besides the weights makes the functions what they are.
+      spaced: the functions for images of any spacing; None: it is not asked for.
     """
 
     functions: Mapping[str, Callable[[Any], dict[str, Any]]]
-    networks: Sequence[keras.Model]
+    networks: Mapping[str, keras.Model]
     card: Mapping[str, Any]
     spec: tf.TensorSpec = VOLUME
     configuration: Any = None
+    spaced: Spaced | None = None
+
+
+def spec_of(dimensions: int, channels: int = 1) -> tf.TensorSpec:
+    """Of images of 3 or 2 dimensions and so many channels: `VOLUME` or `IMAGE` with them."""
+    one = VOLUME if dimensions == 3 else IMAGE
+    return tf.TensorSpec((*one.shape[:-1], channels), one.dtype, one.name)
 
 
 def write(directory: str | pathlib.Path, exported: Exported) -> pathlib.Path:
@@ -105,15 +136,21 @@ def write(directory: str | pathlib.Path, exported: Exported) -> pathlib.Path:
     Returns:
       Folder of the version.
     """
-    fingerprint = _fingerprint(exported.networks, exported.configuration)
+    networks = exported.networks
+    fingerprint = _fingerprint(networks.values(), exported.configuration)
     last = newest(directory)
     if last and read_card(last).get("fingerprint") == fingerprint and damaged(last) is None:
         return last
     # keras.export.ExportArchive would trace every layer a second time, which no server calls.
     module = tf.Module()
-    module.weights = [w.value for network in exported.networks for w in network.weights]
+    named = {name: layers.named_weights(network) for name, network in networks.items()}
+    module.weights = [w.value for of_network in named.values() for w in of_network.values()]
     graphs, described = _graphs(exported)
     card = {**exported.card, **described, "fingerprint": fingerprint}
+    card["weights"] = {
+        name: {key: list(w.shape) for key, w in of_network.items()}
+        for name, of_network in named.items()
+    }
     graphs[CARD_SIGNATURE] = _served_card(card)
     highest = max((int(path.name) for path in versions(directory)), default=0)
     version = pathlib.Path(directory) / str(highest + 1)
@@ -128,7 +165,7 @@ def write(directory: str | pathlib.Path, exported: Exported) -> pathlib.Path:
             str(file.relative_to(partial)): files.digest(file) for file in _files(partial)
         }
         (partial / CARD).write_text(json.dumps(card, indent=1) + "\n")
-        _write_warm_up(partial / WARM_UP, exported.functions, exported.spec)
+        _write_warm_up(partial / WARM_UP, exported)
     return version
 
 
@@ -138,25 +175,39 @@ def _graphs(exported: Exported) -> tuple[dict[str, Any], dict[str, Any]]:
     graphs: dict[str, Any] = {}
     signatures: dict[str, dict[str, list[str]]] = {}
     outputs: dict[str, Any] = {}
-    for signature, function in exported.functions.items():
+    of_spacing = exported.spaced.functions if exported.spaced else {}
+    given: dict[str, Any] = {
+        **exported.functions,
+        **{spaced(name): _each(function, spec) for name, function in of_spacing.items()},
+    }
+    inputs = [spec, *([SPACING] if of_spacing else [])]
+    for signature, function in given.items():
+        taken = inputs if signature not in exported.functions else [spec]
+        of_bytes_spec = [*_bytes_spec(), *taken[1:]]
         # Concrete, since saving would trace a tf.function once more.
-        checked = tf.function(_checked(function), input_signature=[spec], autograph=False)
+        checked = tf.function(_checked(function), input_signature=taken, autograph=False)
         graph = checked.get_concrete_function()
-        bytes_spec = _bytes_spec()
-        of_bytes = tf.function(_of_bytes(graph, spec), input_signature=bytes_spec, autograph=False)
+        of_bytes = tf.function(
+            _of_bytes(graph, spec), input_signature=of_bytes_spec, autograph=False
+        )
         graphs |= {signature: graph, twin(signature): of_bytes.get_concrete_function()}
         output = graph.structured_outputs
-        signatures[signature] = {"inputs": [spec.name], "outputs": list(output)}
+        signatures[signature] = {
+            "inputs": [tensor.name for tensor in taken],
+            "outputs": list(output),
+        }
         signatures[twin(signature)] = {
-            "inputs": [tensor.name for tensor in _bytes_spec()],
+            "inputs": [tensor.name for tensor in of_bytes_spec],
             "outputs": [*(f"{name}_bytes" for name in output), "shape"],
         }
         outputs |= output
     signatures[CARD_SIGNATURE] = {"inputs": ["request"], "outputs": ["card"]}
-    inputs, results = (exported.card.get(kind, {}) for kind in ("inputs", "outputs"))
+    told, results = (exported.card.get(kind, {}) for kind in ("inputs", "outputs"))
     order = "little-endian, C order, axes as above but for batch and for a channel that is alone"
     described = {
-        "inputs": {spec.name: _described(spec) | dict(inputs.get(spec.name, {}))},
+        "inputs": {
+            tensor.name: _described(tensor) | dict(told.get(tensor.name, {})) for tensor in inputs
+        },
         "outputs": {
             name: _described(x) | dict(results.get(name, {})) for name, x in outputs.items()
         },
@@ -207,12 +258,50 @@ def damaged(version: pathlib.Path) -> pathlib.Path | None:
     return None
 
 
+def require_whole(version: pathlib.Path) -> None:
+    """Requires a SavedModel of which no file is `damaged`.
+
+    Raises:
+      UserError: one is.
+    """
+    if file := damaged(version):
+        raise UserError(
+            f"{file}: cut short, damaged or missing; delete the folder {version} and export it "
+            "again, which the training command does when it is run again."
+        )
+
+
+def read_weights(version: pathlib.Path) -> dict[str, dict[str, np.ndarray]]:
+    """{network: {name: array}} of the weights of a version, as its card lists them.
+
+    Raises:
+      UserError: see `require_whole`; the card lists none, as those of earlier releases.
+    """
+    require_whole(version)
+    listed = read_card(version).get("weights")
+    if not isinstance(listed, dict) or not listed:
+        raise UserError(
+            f"{version}: its card lists no weights, as it is of an earlier release; expected a run "
+            "folder, or a SavedModel that is exported again, which the training command does when "
+            "it is run again."
+        )
+    reader = tf.train.load_checkpoint(str(version / "variables" / "variables"))
+    numbers = itertools.count()
+    return {
+        network: {
+            key: reader.get_tensor(f"weights/{next(numbers)}/.ATTRIBUTES/VARIABLE_VALUE")
+            for key in keys
+        }
+        for network, keys in listed.items()
+    }
+
+
 def _files(version: pathlib.Path) -> list[pathlib.Path]:
     """What a server needs of a SavedModel."""
     return [version / GRAPH, *sorted((version / "variables").iterdir())]
 
 
-def _fingerprint(networks: Sequence[keras.Model], configuration: Any) -> str:
+def _fingerprint(networks: Iterable[keras.Model], configuration: Any) -> str:
     digest = hashlib.sha256(json.dumps([FORMAT, configuration], sort_keys=True).encode())
     for network in networks:
         for weights in network.get_weights():
@@ -221,13 +310,41 @@ def _fingerprint(networks: Sequence[keras.Model], configuration: Any) -> str:
     return digest.hexdigest()
 
 
-def _checked(function: Callable[[Any], dict[str, Any]]) -> Callable[[Any], dict[str, Any]]:
+def _each(
+    function: Callable[[Any, Any], dict[str, Any]], spec: tf.TensorSpec
+) -> Callable[[Any, Any], dict[str, Any]]:
+    """A function of an image and its spacing for images of one size, each of its own spacing."""
+    dimensions = spec.shape.rank - 2
+    alone = tf.TensorSpec((1, *spec.shape[1:]), spec.dtype), tf.TensorSpec((dimensions,))
+    once = tf.function(function, input_signature=alone, autograph=False).get_concrete_function()
+
+    def of_images(image: tf.Tensor, spacing: tf.Tensor) -> dict[str, Any]:
+        expected = f"spacing: expected {dimensions} numbers of mm above 0"
+        edges = _one_each(spacing, (dimensions,), image, expected)
+        possible = tf.reduce_all(tf.math.is_finite(edges) & (edges > 0))
+        with tf.control_dependencies([tf.debugging.Assert(possible, [f"{expected}, not", edges])]):
+            edges = tf.identity(edges)
+        outputs = tf.map_fn(
+            lambda one: {name: x[0] for name, x in once(one[0][None], one[1]).items()},
+            (image, edges),
+            fn_output_signature={
+                name: tf.TensorSpec(x.shape[1:], x.dtype)
+                for name, x in once.structured_outputs.items()
+            },
+            parallel_iterations=1,  # the memory of one image
+        )
+        return dict(outputs)
+
+    return of_images
+
+
+def _checked(function: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
     """The function, of images and with outputs that are finite; else its graph stops."""
     of_image = "voxels that are NaN or infinite as float32; expected finite numbers."
     of_output = "values that are NaN or infinite; expected an image such as those of the training."
 
-    def checked(image: tf.Tensor) -> dict[str, Any]:
-        outputs = function(_finite("image", image, of_image))
+    def checked(image: tf.Tensor, *spacing: tf.Tensor) -> dict[str, Any]:
+        outputs = function(_finite("image", image, of_image), *spacing)
         return {
             name: _finite(name, x, of_output) if x.dtype.is_floating else x
             for name, x in outputs.items()
@@ -265,6 +382,8 @@ def _served_card(card: Mapping[str, Any]) -> Any:
 
 def _described(tensor: Any) -> dict[str, Any]:
     """What a card says of a signature's input or output; the axes that are free are null."""
+    if tensor.shape.rank is None:
+        return {"dtype": tensor.dtype.name}
     return {
         "dtype": tensor.dtype.name,
         "shape": list(tensor.shape),
@@ -272,7 +391,7 @@ def _described(tensor: Any) -> dict[str, Any]:
     }
 
 
-def _write_warm_up(path: pathlib.Path, signatures: Iterable[str], spec: tf.TensorSpec) -> None:
+def _write_warm_up(path: pathlib.Path, exported: Exported) -> None:
     """A request for every signature, which TensorFlow Serving runs before it shows a version."""
     try:
         from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
@@ -282,11 +401,13 @@ def _write_warm_up(path: pathlib.Path, signatures: Iterable[str], spec: tf.Tenso
             "written."
         )
         return
-    size = [WARM_UP_EDGE] * (spec.shape.rank - 2)
+    spec, of_spacing = exported.spec, exported.spaced
+    size = [WARM_UP_EDGE] * (spec.shape.rank - 2) + _channels(spec)
     image = np.random.default_rng(0).integers(0, 256, size, np.uint8)
     requests: dict[str, dict[str, Any]] = {}
-    for signature in signatures:
-        requests[signature] = {spec.name: image[None, ..., None].astype(np.float32)}
+    for signature in exported.functions:
+        batch = np.reshape(image, (1, *size[: spec.shape.rank - 2], spec.shape[-1]))
+        requests[signature] = {spec.name: batch.astype(np.float32)}
         # With a batch axis each: a server that batches would fail to load a model whose warm-up it
         # cannot batch.
         requests[twin(signature)] = {
@@ -294,6 +415,11 @@ def _write_warm_up(path: pathlib.Path, signatures: Iterable[str], spec: tf.Tenso
             "shape": np.array([size], np.int32),
             "dtype": [image.dtype.name],
         }
+    if of_spacing:
+        edges = {"spacing": np.array([of_spacing.spacing], np.float32)}
+        for signature in of_spacing.functions:
+            requests[spaced(signature)] = requests[signature] | edges
+            requests[twin(spaced(signature))] = requests[twin(signature)] | edges
     requests[CARD_SIGNATURE] = {"request": np.zeros([1], np.int32)}
     with tf.io.TFRecordWriter(str(path)) as file:
         for signature, inputs in requests.items():
@@ -312,6 +438,11 @@ def twin(signature: str) -> str:
     return "serving_bytes" if signature == "serving_default" else f"{signature}_bytes"
 
 
+def spaced(signature: str) -> str:
+    """Name of the signature for images of any spacing beside another."""
+    return "serving_spacing" if signature == "serving_default" else f"{signature}_spacing"
+
+
 def _bytes_spec() -> list[tf.TensorSpec]:
     return [
         tf.TensorSpec((None,), tf.string, name="image_bytes"),
@@ -322,28 +453,46 @@ def _bytes_spec() -> list[tf.TensorSpec]:
 
 def _of_bytes(function: Any, spec: tf.TensorSpec) -> Callable[..., dict[str, tf.Tensor]]:
     """The twin for bytes of a concrete function of images of `spec`."""
-    dimensions = spec.shape.rank - 2
+    dimensions, channels = spec.shape.rank - 2, _channels(spec)
+    numbers = dimensions + len(channels)
 
     def of_image(
-        image_bytes: tf.Tensor, shape: tf.Tensor, dtype: tf.Tensor
+        image_bytes: tf.Tensor, shape: tf.Tensor, dtype: tf.Tensor, *spacing: tf.Tensor
     ) -> dict[str, tf.Tensor]:
-        output = function(_decoded(image_bytes, shape, dtype)[None, ..., None])
+        image = _decoded(image_bytes, shape, dtype)
+        if channels:
+            fits = tf.equal(shape[-1], channels[0])
+            told = ["image_bytes holds", shape[-1], f"channels; expected {channels[0]}."]
+            with tf.control_dependencies([tf.debugging.Assert(fits, told)]):
+                image = tf.identity(image)
+            image.set_shape([None] * dimensions + channels)
+        batch = image[None] if channels else image[None, ..., None]
+        output = function(batch, *(edges[None] for edges in spacing))
         return {f"{name}_bytes": _raw(x) for name, x in output.items()}
 
-    def of_images(image_bytes: tf.Tensor, shape: tf.Tensor, dtype: tf.Tensor) -> dict[str, Any]:
-        expected = f"shape: expected {dimensions} integers"
-        shapes = _one_each(shape, (dimensions,), image_bytes, expected)
+    def of_images(
+        image_bytes: tf.Tensor, shape: tf.Tensor, dtype: tf.Tensor, *spacing: tf.Tensor
+    ) -> dict[str, Any]:
+        expected = f"shape: expected {numbers} integers"
+        shapes = _one_each(shape, (numbers,), image_bytes, expected)
         dtypes = _one_each(dtype, (), image_bytes, "dtype: expected one string")
+        mm = f"spacing: expected {dimensions} numbers of mm above 0"
+        edges = [_one_each(given, (dimensions,), image_bytes, mm) for given in spacing]
         names = [f"{name}_bytes" for name in function.structured_outputs]
         outputs = tf.map_fn(
             lambda image: of_image(*image),
-            (image_bytes, shapes, dtypes),
+            (image_bytes, shapes, dtypes, *edges),
             fn_output_signature=dict.fromkeys(names, tf.string),
             parallel_iterations=1,  # the memory of one image
         )
         return outputs | {"shape": tf.identity(shape)}
 
     return of_images
+
+
+def _channels(spec: tf.TensorSpec) -> list[int]:
+    """What the shape of an image has at its end: nothing where there is one channel."""
+    return [spec.shape[-1]] if spec.shape[-1] > 1 else []
 
 
 def _one_each(

@@ -11,6 +11,7 @@ is the definition here.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Hashable, Sequence
 from typing import Any, Literal
 
@@ -20,6 +21,7 @@ import numpy.typing as npt
 Direction = Literal["higher", "lower", "neither"]
 Place = Literal["table", "charts", "measurements"]
 TITLES = {"percent": "%"}  # of units; others are called what their column says
+BINS = 10  # of probabilities, see `reliability`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,10 +32,11 @@ class Metric:
       name: without its unit.
       units: those that it comes in; in the order in which `size_of` looks for them.
       better: whether "higher" or "lower" values are better; "neither" is that of a measurement such
-        as a volume, which the truth has too; None where nothing was declared.
+        as a volume; None where nothing was declared.
       shown: "table": among the columns of the printed table; "charts": among the box plots and the
         scores of a case on the page; "measurements": in the table of errors of biometry.
       is_size: whether it is how much of a structure there is, 0 for nothing.
+      in_truth: whether the truth has it too, of one that is "neither".
     """
 
     name: str
@@ -41,6 +44,7 @@ class Metric:
     better: Direction | None
     shown: tuple[Place, ...] = ()
     is_size: bool = False
+    in_truth: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,8 +72,8 @@ class Column:
     @property
     def truth(self) -> str:
         """Name of the column of the truth's value; "" if this is no measurement of a prediction."""
-        measures = self.metric.better == "neither" and not self.of_truth
-        return f"truth_{self.name}" if measures else ""
+        measures = self.metric.better == "neither" and self.metric.in_truth
+        return f"truth_{self.name}" if measures and not self.of_truth else ""
 
     @property
     def is_score(self) -> bool:
@@ -88,6 +92,7 @@ METRICS = {
         Metric("Adb", ("mm", "pixel"), "lower", ("table", "charts")),
         Metric("Hdb", ("mm", "pixel"), "lower", ("table", "charts")),
         Metric("Hdb95", ("mm", "pixel"), "lower"),
+        Metric("NSD", ("percent",), "higher", ("table", "charts")),
         Metric("volume", ("mL", "pixel"), "neither", is_size=True),
         Metric("volume_error", ("percent",), "lower", ("table", "charts")),
         # Pixels first: in 2D some cases of an evaluation may have them alone.
@@ -99,6 +104,8 @@ METRICS = {
         Metric("OFD_error", ("mm",), "lower", ("measurements",)),
         Metric("HC", ("mm",), "neither"),
         Metric("HC_error", ("mm",), "lower", ("measurements",)),
+        Metric("uncertainty", ("percent",), "neither", in_truth=False),
+        Metric("ECE", ("percent",), "lower"),
     )
 }
 
@@ -182,6 +189,24 @@ def surface(mask: np.ndarray) -> np.ndarray:
     return mask & ~ndimage.binary_erosion(mask)
 
 
+def box_around(mask: np.ndarray, margin: float = 0.0) -> tuple[slice, ...]:
+    """The box around what is true in a bool mask, which is not empty.
+
+    Args:
+      mask: of any shape.
+      margin: by which part of its edges the box is wider on each side, rounded up to voxels, as far
+        as the mask reaches.
+    """
+    box = []
+    for axis in range(mask.ndim):
+        others = tuple(other for other in range(mask.ndim) if other != axis)
+        filled = np.flatnonzero(mask.any(axis=others))
+        first, end = int(filled[0]), int(filled[-1]) + 1
+        wider = math.ceil(margin * (end - first))
+        box.append(slice(max(first - wider, 0), end + wider))
+    return tuple(box)
+
+
 def surface_distances(
     prediction: npt.ArrayLike, truth: npt.ArrayLike, spacing: Sequence[float] | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -212,24 +237,21 @@ def surface_distances(
 
     # Only the box around both objects matters: outside it everything is background, as it is
     # outside the array.
-    union = prediction | truth
-    box = []
-    for axis in range(union.ndim):
-        others = tuple(other for other in range(union.ndim) if other != axis)
-        filled = np.flatnonzero(union.any(axis=others))
-        box.append(slice(filled[0], filled[-1] + 1))
-
+    box = box_around(prediction | truth)
     scale = np.ones(truth.ndim) if spacing is None else np.asarray(spacing, float)
 
     # A tree over the boundaries is an order of magnitude faster than distance transforms of the
     # volume; boundary voxels lie on a grid, so balancing the tree costs more than it saves.
-    points = [np.argwhere(surface(mask[tuple(box)])) * scale for mask in (prediction, truth)]
+    points = [np.argwhere(surface(mask[box])) * scale for mask in (prediction, truth)]
     trees = [spatial.KDTree(p, balanced_tree=False, compact_nodes=False) for p in points]
     return trees[1].query(points[0], workers=-1)[0], trees[0].query(points[1], workers=-1)[0]
 
 
 def compare(
-    prediction: npt.ArrayLike, truth: npt.ArrayLike, spacing: Sequence[float] | None = None
+    prediction: npt.ArrayLike,
+    truth: npt.ArrayLike,
+    spacing: Sequence[float] | None = None,
+    tolerance: float | None = None,
 ) -> dict[str, float]:
     """All scores of a segmentation E against its ground truth G.
 
@@ -238,6 +260,9 @@ def compare(
     Args:
       prediction, truth: masks of equal shape, (z, y, x) or (y, x); non-zero is object.
       spacing: mm per axis in the ARRAY's order, (z, y, x) or (y, x); None measures in pixels.
+      tolerance: mm; with a spacing it adds NSD_percent, the surface Dice: the share of all boundary
+        voxels of both masks that lie at most so far from the other's boundary (after Nikolov et al.
+        2021, who weigh them by area).
 
     Returns:
       {column: value}: DSC_percent, Conf_percent, Jacc_percent, precision_percent, recall_percent,
@@ -253,7 +278,7 @@ def compare(
       ValueError: shapes differ, are not 2D or 3D, or spacing does not have one value per axis.
     """
     prediction, truth = _masks(prediction, truth, spacing)
-    adb, hdb, hdb95 = _distances(prediction, truth, spacing)
+    distances = _distances(prediction, truth, spacing)
     size, true_size = int(np.count_nonzero(prediction)), int(np.count_nonzero(truth))
     both = int(np.count_nonzero(prediction & truth))
 
@@ -263,9 +288,8 @@ def compare(
 
     dsc = ratio(2 * both, size + true_size)
     length = "pixel" if spacing is None else "mm"
-    extent, unit = ("volume", "mL") if truth.ndim == 3 else ("area", "mm2")
-    unit = "pixel" if spacing is None else unit
-    voxel = 1.0 if spacing is None else np.prod(spacing) / (1000 if unit == "mL" else 1)
+    measured, true = extent_of(prediction, spacing), extent_of(truth, spacing)
+    extent = "volume" if truth.ndim == 3 else "area"
     error = abs(size - true_size) / true_size if true_size else (np.inf if size else 0.0)
     scores = {
         "DSC_percent": 100 * dsc,
@@ -273,29 +297,41 @@ def compare(
         "Jacc_percent": 100 * ratio(both, size + true_size - both),
         "precision_percent": 100 * ratio(both, size),
         "recall_percent": 100 * ratio(both, true_size),
-        f"Adb_{length}": adb,
-        f"Hdb_{length}": hdb,
-        f"Hdb95_{length}": hdb95,
-        f"{extent}_{unit}": size * voxel,
-        f"truth_{extent}_{unit}": true_size * voxel,
+        f"Adb_{length}": sum(of_one.mean() for of_one in distances) / 2,
+        f"Hdb_{length}": max(of_one.max() for of_one in distances),
+        f"Hdb95_{length}": max(
+            np.percentile(of_one, 95) if np.isfinite(of_one).all() else np.inf
+            for of_one in distances
+        ),
+        **measured,
+        **{f"truth_{name}": value for name, value in true.items()},
         f"{extent}_error_percent": 100 * error,
     }
+    if tolerance is not None and spacing is not None:
+        # A distance that is the tolerance up to rounding counts.
+        near = np.concatenate(distances) <= tolerance * (1 + 1e-9)
+        scores["NSD_percent"] = 100 * near.mean()
     return {name: float(value) for name, value in scores.items()}
+
+
+def extent_of(mask: npt.ArrayLike, spacing: Sequence[float] | None = None) -> dict[str, float]:
+    """The volume or area of a mask (z, y, x) or (y, x): {"volume_mL"}, {"area_mm2"}, or in pixels
+    without a spacing (mm, in the array's order) {"volume_pixel"}, {"area_pixel"}."""
+    array = np.asarray(mask)
+    extent, unit = ("volume", "mL") if array.ndim == 3 else ("area", "mm2")
+    voxel = 1.0 if spacing is None else float(np.prod(spacing)) / (1000 if unit == "mL" else 1)
+    name = f"{extent}_{'pixel' if spacing is None else unit}"
+    return {name: np.count_nonzero(array) * voxel}
 
 
 def _distances(
     prediction: np.ndarray, truth: np.ndarray, spacing: Sequence[float] | None
-) -> tuple[float, float, float]:
-    """Adb, Hdb and Hdb95 of bool masks."""
+) -> tuple[np.ndarray, np.ndarray]:
+    """`surface_distances` of bool masks; one each where one or both are empty."""
     if not (prediction.any() and truth.any()):
-        distance = 0.0 if prediction.any() == truth.any() else np.inf
-        return distance, distance, distance
-    to_truth, to_prediction = surface_distances(prediction, truth, spacing)
-    return (
-        (to_truth.mean() + to_prediction.mean()) / 2,
-        max(to_truth.max(), to_prediction.max()),
-        max(np.percentile(to_truth, 95), np.percentile(to_prediction, 95)),
-    )
+        distance = np.array([0.0 if prediction.any() == truth.any() else np.inf])
+        return distance, distance
+    return surface_distances(prediction, truth, spacing)
 
 
 def summarize(values: npt.ArrayLike, seed: int = 0) -> dict[str, float]:
@@ -463,6 +499,75 @@ def agreement(measured: npt.ArrayLike, truth: npt.ArrayLike) -> dict[str, float]
         "limit_high": difference["mean"] + 1.96 * difference["sd"],
         "n": difference["n"],
     }
+
+
+def rank_correlation(a: npt.ArrayLike, b: npt.ArrayLike) -> dict[str, float]:
+    """Spearman's correlation, of the ranks of two series; pairs that are not finite are left out.
+
+    Args:
+      a, b: for example a score and an uncertainty, (cases,), in the same order of cases.
+
+    Returns:
+      {"rho", its two-sided "p" of 9999 permutations, or of all where these are fewer, "n" pairs}.
+      NaN for fewer than three pairs and where a side is constant.
+
+    Raises:
+      ValueError: the two differ in length.
+    """
+    from scipy import stats
+
+    first, second = (stats.rankdata(side) for side in _pairs(a, b))
+
+    def together(ranks: np.ndarray, axis: int = -1) -> np.ndarray:
+        return np.sum(ranks * second, axis=axis)
+
+    rho = p = np.nan
+    if len(first) > 2 and np.ptp(first) and np.ptp(second):
+        rho = np.corrcoef(first, second)[0, 1]
+        # That of a t distribution is 0 where three cases happen to be in order.
+        pairings = {"permutation_type": "pairings", "n_resamples": 9999, "random_state": 0}
+        p = stats.permutation_test((first,), together, vectorized=True, **pairings).pvalue
+    return {"rho": float(rho), "p": float(p), "n": len(first)}
+
+
+def reliability(probability: npt.ArrayLike, truth: npt.ArrayLike) -> np.ndarray:
+    """How often what has a probability is true, in `BINS` equal bins of the probability.
+
+    Args:
+      probability: from 0 to 1, of any shape.
+      truth: of the same shape; non-zero is true.
+
+    Returns:
+      (BINS, 3) float64: how many there are in each bin, the sum of their probabilities, and how
+      many of them are true. The bins of several arrays together are the sum of theirs.
+
+    Raises:
+      ValueError: shapes differ.
+    """
+    values, is_true = np.asarray(probability, float), np.asarray(truth) != 0
+    if values.shape != is_true.shape:
+        raise ValueError(
+            f"probability is {values.shape}, truth {is_true.shape}; expected one shape."
+        )
+    # A probability of 1 belongs to the last bin.
+    bins = np.clip((values.ravel() * BINS).astype(int), 0, BINS - 1)
+    weights = np.ones(bins.size), values.ravel(), is_true.ravel()
+    return np.stack([np.bincount(bins, weight, BINS) for weight in weights], axis=1)
+
+
+def reliability_curve(bins: np.ndarray) -> np.ndarray:
+    """Of a `reliability` the mean probability, and the share that is true, of each bin that has
+    something: (2, points)."""
+    filled = bins[bins[:, 0] > 0]
+    return filled[:, 1:].T / filled[:, 0]
+
+
+def calibration_error(bins: np.ndarray) -> float:
+    """The expected calibration error in percent: the distance of the curve of a `reliability` from
+    the diagonal, the mean over all that was counted (Guo et al. 2017, equation 3). NaN for nothing.
+    """
+    count, probability, true = bins.T
+    return float(100 * np.abs(true - probability).sum() / count.sum()) if count.any() else np.nan
 
 
 def repeatability(values: Sequence[float], groups: Sequence[Hashable]) -> dict[str, Any]:

@@ -158,7 +158,12 @@ class Model(Protocol):
         """
 
     def predict(
-        self, signature: str, voxels: np.ndarray, outputs: Iterable[str], most: int = MOST_BYTES
+        self,
+        signature: str,
+        voxels: np.ndarray,
+        outputs: Iterable[str],
+        most: int = MOST_BYTES,
+        spacing: Sequence[float] | None = None,
     ) -> dict[str, bytes]:
         """{output: bytes} of one image; raises as `signatures` does.
 
@@ -167,6 +172,7 @@ class Model(Protocol):
           voxels: of `TYPES`.
           outputs: their names.
           most: bytes that the answer may have, see `most_bytes`.
+          spacing: mm along the axes, for a signature that takes it.
         """
 
     def card(self) -> str:
@@ -301,13 +307,20 @@ class Rest:
             raise self._not_serving() from None
 
     def predict(
-        self, signature: str, voxels: np.ndarray, outputs: Iterable[str], most: int = MOST_BYTES
+        self,
+        signature: str,
+        voxels: np.ndarray,
+        outputs: Iterable[str],
+        most: int = MOST_BYTES,
+        spacing: Sequence[float] | None = None,
     ) -> dict[str, bytes]:
-        inputs = {
+        inputs: dict[str, Any] = {
             "image_bytes": [{"b64": base64.b64encode(voxels.tobytes()).decode()}],
             "shape": [voxels.shape],
             "dtype": [voxels.dtype.name],
         }
+        if spacing is not None:
+            inputs["spacing"] = [list(spacing)]
         # Bytes are in base64.
         reply = self._ask(signature, inputs, most // 3 * 4 + PART)
         try:
@@ -514,8 +527,14 @@ class Grpc:
         }
 
     def predict(
-        self, signature: str, voxels: np.ndarray, outputs: Iterable[str], most: int = MOST_BYTES
+        self,
+        signature: str,
+        voxels: np.ndarray,
+        outputs: Iterable[str],
+        most: int = MOST_BYTES,
+        spacing: Sequence[float] | None = None,
     ) -> dict[str, bytes]:
+        edges = {} if spacing is None else {"spacing": ([list(spacing)], self.tf.float32)}
         # All outputs: a server that batches does so by the exact set of what is asked for.
         reply = self._ask(
             signature,
@@ -523,6 +542,7 @@ class Grpc:
             image_bytes=([voxels.tobytes()], self.tf.string),
             shape=([voxels.shape], self.tf.int32),
             dtype=([voxels.dtype.name], self.tf.string),
+            **edges,
         )
         if not all(name in reply.outputs and reply.outputs[name].string_val for name in outputs):
             raise self._not_ours(", ".join(outputs))

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TextIO
 
+from tf_autoctx.errors import UserError
 from tf_autoctx.files import replacing
 
 # Where a spreadsheet takes a cell for a formula: at its beginning, and after what an import, or the
@@ -33,6 +34,29 @@ def write(
     """
     with replacing(path) as partial:
         write_lines(partial, lines, columns)
+
+
+def read(path: str | pathlib.Path, columns: Sequence[str]) -> list[dict[str, str]]:
+    """The lines of a file of `write`, {column: cell}, unescaped.
+
+    Args:
+      path: of the file.
+      columns: that it must have, with a cell in each line.
+
+    Raises:
+      UserError: it has not, or cannot be read.
+    """
+    expected = f"expected the columns {','.join(columns)} (delete it)"
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            table = csv.DictReader(file, restkey="")
+            lines = [{k: unescaped(x) for k, x in line.items()} for line in table]
+            known = set(table.fieldnames or ())
+    except (OSError, ValueError, TypeError, csv.Error):
+        raise UserError(f"{path}: cannot be read; {expected}.") from None
+    if not known.issuperset(columns):
+        raise UserError(f"{path}: has the columns {','.join(sorted(known))}; {expected}.")
+    return lines
 
 
 def escaped(text: str) -> str:

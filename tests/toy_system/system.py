@@ -18,9 +18,10 @@ from tf_autoctx.data.phantoms import folder as phantom_folder
 from tf_autoctx.metrics import Metric
 from tf_autoctx.models import layers
 from tf_autoctx.systems.shared import stages
+from tf_autoctx.systems.shared.averaging import Estimate
 from tf_autoctx.systems.shared.session import Session
 from tf_autoctx.systems.shared.stage import AdamStage
-from tf_autoctx.systems.shared.system import Networks, Served, System
+from tf_autoctx.systems.shared.system import Networks, Served, Size, System
 from tf_autoctx.training.runs import Run
 from toy_system.configuration import DECLARATION
 
@@ -64,8 +65,9 @@ class ToySystem(System):
     def network(self) -> keras.Model:
         """A new network, under the current Keras dtype policy."""
         image = keras.Input((None, None, None, 1), name="image")
-        x = layers.conv_block(image, self.configuration.base_filters, 3, "instance", "he")
-        x = layers.conv_block(x, self.configuration.base_filters, 3, "instance", "he")
+        block = layers.Block("instance", "he")
+        x = block.conv(image, self.configuration.base_filters, 3, "block_1")
+        x = block.conv(x, self.configuration.base_filters, 3, "block_2")
         logits = keras.layers.Conv3D(2, 1, dtype="float32", name="logits")(x)
         return keras.Model(image, logits, name="toy")
 
@@ -75,9 +77,12 @@ class ToySystem(System):
         mean, variance = ops.moments(image, axes=axes, keepdims=True)
         return (image - mean) * ops.rsqrt(variance + 1e-6)
 
-    def segment(self, networks: Networks, image: Tensor) -> dict[str, Tensor]:
+    def estimate(self, networks: Networks, image: Tensor) -> Estimate:
         logits = networks["network"](self.preprocess(image), training=False)
-        probability = ops.softmax(logits, axis=-1)[..., 1:]
+        return {"probability": ops.softmax(logits, axis=-1)[..., 1:]}
+
+    def decide(self, estimate: Estimate, size: Size) -> dict[str, Tensor]:
+        probability = estimate["probability"]
         label = ops.cast(probability > self.configuration.threshold, "uint8")
         return {"label": label, "probability": probability}
 

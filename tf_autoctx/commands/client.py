@@ -35,7 +35,12 @@ class Client:
     """Client: which server and model, and what is segmented."""
 
     model: str = field(..., "Name of the model on the server, see serving/models.config.")
-    input: str = field(..., "Image file, DICOM series folder, or folder of folders of images.")
+    input: str = field(
+        ...,
+        "Image file, DICOM series folder, or folder of folders of images. Where a model takes "
+        "several channels, files of one each: the first one, case_0000.nii.gz, or all of them, "
+        "t1.nii.gz,t2.nii.gz.",
+    )
     output: str = field(..., "Folder for the results; made if it is missing.")
     protocol: str = field(
         "rest",
@@ -125,7 +130,10 @@ def _signature(chosen: Client, known: Mapping[str, serving.Signature]) -> str:
     from tf_autoctx import serving
 
     wanted = chosen.probabilities and "probabilities_bytes" in known
-    signature = "probabilities_bytes" if wanted else "serving_bytes"
+    name = "probabilities" if wanted else "serving"
+    signature = f"{name}_spacing_bytes"  # of a model that sees images on a grid of its own
+    if signature not in known:
+        signature = f"{name}_bytes"
     default = known.get("serving_default")
     if signature not in known or default is None or "image" not in default.inputs:
         names = serving.plain(", ".join(sorted(known))) or "none"

@@ -171,7 +171,8 @@ def _described(flag: flags.Flag[Any], rule: configuration.Rules) -> str:
     """What `--help` says of a flag: its help, the presets' values, what it takes, the default."""
     switch = f"--[no]{flag.name}" if flag.boolean else f"--{flag.name}"
     text = (flag.help or "").removeprefix(f"<{'|'.join(rule.choices)}>: ")  # absl's, for choices
-    plain = {"may_change": rule.may_change, "required": rule.required, "before": rule.before}
+    silent = ("may_change", "training_only", "required", "before")
+    plain = {name: getattr(rule, name) for name in silent}
     if rule != configuration.Rules(rule.help, **plain):
         text += f" Expected: {rule.expected()}."
     default = (flag.default_as_str or "").strip("'")
@@ -215,6 +216,7 @@ class Command:
       doc: what `--help` shows first: the docstring of the command's module.
       presets: {preset: {flag: value}}, for the help texts.
       aliases: {another name: flag}.
+      words: a flag of a list, which words that belong to no flag go to; "": there are none.
     """
 
     def __init__(
@@ -224,9 +226,10 @@ class Command:
         doc: str | None,
         presets: Presets | None = None,
         aliases: Mapping[str, str] | None = None,
+        words: str = "",
     ) -> None:
         self.main, self._kinds, self.doc = main, kinds, inspect.cleandoc(doc or "")
-        self.presets, self.aliases = presets or {}, aliases or {}
+        self.presets, self.aliases, self._words = presets or {}, aliases or {}, words
 
     @property
     def kinds(self) -> tuple[type, ...]:
@@ -286,8 +289,11 @@ class Command:
             left = values([self.name, *arguments])[1:]
         except flags.Error as error:
             raise errors.UserError(f"{' '.join(str(error).split())}") from None
-        if left:
+        if left and not self._words:
             raise errors.UserError(_left_over(left, arguments, values))
+        if left:
+            taking = values[self._words]
+            taking.value, taking.present = [*(taking.value or []), *left], 1
         # TensorFlow's import turns on its own log of every step of a save.
         verbosity = values["verbosity"]
         level: Any = verbosity.value if verbosity.present else logging.WARNING

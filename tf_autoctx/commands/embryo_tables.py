@@ -12,7 +12,6 @@ and table.txt into the output folder and prints the table.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import pathlib
 import time
@@ -38,7 +37,7 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 # Raw voxels (depth, height, width) -> a segmentation, of whatever kind
-Segment = Callable[["np.ndarray"], Any]
+Segment = Callable[["np.ndarray", Sequence[float]], Any]
 
 PEER = "sliding windows"  # a mode
 # {mode: {stage whose scores a row shows: its name in the table}}, in the table's order
@@ -156,7 +155,11 @@ def segments(runs: Sequence[ScoredRun], chosen: EmbryoTables) -> dict[str, Segme
         networks = sliding_windows_training.finished(peer.run)
         refinement = next(iter(systems.values())).refinement  # all prepare a volume alike
         segment = WindowedSegmentation(refinement, configured, networks, chosen.window_batch)
-        methods[METHOD] = functools.partial(segment, fraction=chosen.fraction)
+
+        def windowed(voxels: np.ndarray, spacing: Sequence[float]) -> Any:
+            return segment(voxels, chosen.fraction)
+
+        methods[METHOD] = windowed
     return {method: methods[method] for method in METHODS if method in methods}
 
 
@@ -186,9 +189,9 @@ def times(runs: Sequence[ScoredRun], chosen: EmbryoTables) -> list[dict[str, Any
         voxels = image.array.astype(np.float32)
         volume: dict[str, Any] = {"case": case.name, "size": voxels.shape, "seconds": {}}
         for method, segment in methods.items():
-            segment(voxels)
+            segment(voxels, image.spacing)
             begin = time.perf_counter()
-            segmentation = segment(voxels)
+            segmentation = segment(voxels, image.spacing)
             seconds = time.perf_counter() - begin
             if method == METHOD:
                 _, localised = segmentation

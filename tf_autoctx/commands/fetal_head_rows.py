@@ -114,7 +114,7 @@ def seconds(finished: Sequence[PlannedRun]) -> tuple[dict[str, float], tuple[int
       ({method: s}, (depth, height, width) of the volume).
     """
     of_run = {**runs.load(finished[0].folder).flags, **finished[0].flags}
-    cases = datasets.load(*(of_run[name] for name in ("data_dir", "seed", "validation_fraction")))
+    cases = datasets.of_flags(of_run["data_dir"], of_run)
     read = Reader(FetalHeadSystem, of_run["foreground"], cases.labels)
     case = evaluation.held_out(cases, read)[0]
     image, _ = read(case)

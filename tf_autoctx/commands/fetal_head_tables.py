@@ -110,7 +110,7 @@ def _of_seed(chosen: FetalHeadTables, values: dict[str, Any]) -> list[PlannedRun
     from tf_autoctx.training import runs
 
     seed = values["seed"]
-    cases = datasets.load(values["data_dir"], seed, values["validation_fraction"])
+    cases = datasets.of_flags(values["data_dir"], values)
     fingerprint, planned_runs = datasets.fingerprint(cases), []
     changeable = configuration.changeable(training.kinds(DECLARATION)) - {"level"}
     for method in chosen.variants:

@@ -7,14 +7,18 @@ r"""Segments images with a finished run or a SavedModel, each on its own grid.
 
 --model is a run folder, a SavedModel, or a folder of its versions, of which the newest is taken. A
 folder is read with all folders below it, and results lie in the same folders. A folder of DICOM
-slices is one image; where it holds several series, --series chooses one.
+slices is one image; where it holds several series, --series chooses one. Where a model takes
+images of several channels, these are the values of a file (or its fourth axis), or lie in files
+case_0000.nii.gz, case_0001.nii.gz and so on, or in files of any names with commas between.
 
 Writes NAME.nii.gz (label values), with --masks masks/NAME.nii.gz (0 and 1) and with --probabilities
 probabilities/NAME.nii.gz; where there are several structures, masks/STRUCTURE/NAME.nii.gz and so
-on. Labels and masks of PNG, JPEG and TIFF images are PNG images of 0 and 255. --output_format names
-another format; PNG cannot hold probabilities, which stay NIfTI. Images that are rendered online get
-a strip of their iterations, strips/NAME.png, and with --every_iteration each one's image and mask,
-iterations/NAME/.
+on. With --measurements it writes measurements.csv, a line a structure of an image, which comes from
+measurements/NAME.csv. With --uncertainty it writes uncertainty/NAME.nii.gz (0 to 1), and
+uncertainty.csv, a line an image. Labels and masks of PNG, JPEG and TIFF images are PNG images of 0
+and 255. --output_format names another format; PNG cannot hold probabilities, which stay NIfTI.
+Images that are rendered online get a strip of their iterations, strips/NAME.png, and with
+--every_iteration each one's image and mask, iterations/NAME/.
 
 Results that are there are never replaced without being told: --overwrite makes them anew, and
 --resume goes on with a folder where it was stopped: it writes what is not there, and anew what is
@@ -58,7 +62,12 @@ class Prediction:
     model: str = field(
         ..., "Run folder of a training command, a SavedModel, or a folder of its versions."
     )
-    input: str = field(..., "Image file, DICOM series folder, or folder of folders of images.")
+    input: str = field(
+        ...,
+        "Image file, DICOM series folder, or folder of folders of images. Where a model takes "
+        "several channels, files of one each: the first one, case_0000.nii.gz, or all of them, "
+        "t1.nii.gz,t2.nii.gz.",
+    )
     output: str = field(..., "Folder for the results; made if it is missing.")
     masks: bool = field(False, "Write a mask of each structure too.")
     probabilities: bool = field(
@@ -66,8 +75,8 @@ class Prediction:
     )
     compressed: bool = field(
         True,
-        "Compress probabilities; without, they are written several times as fast, not rounded, and "
-        ".nii.gz becomes .nii.",
+        "Compress probabilities and uncertainty; without, they are written several times as fast, "
+        "not rounded, and .nii.gz becomes .nii.",
     )
     precision: str = field(
         "auto",
@@ -75,6 +84,21 @@ class Prediction:
         "has it and the run's own evaluation, of runs trained in bfloat16, found labels within "
         "0.5 % (DSC 0.995) of those of float32. A SavedModel has its own.",
         choices=("auto", *POLICIES),
+    )
+    mirrors: bool = field(
+        False,
+        "Take the mean of an image and its mirror images, along the axes that the training of a "
+        "run folder mirrored. A SavedModel does so or not by itself.",
+    )
+    measurements: bool = field(
+        False,
+        "Write measurements.csv: the volume or area of each structure, and of heads BPD, OFD and "
+        "HC, in mm where the image has them.",
+    )
+    uncertainty: bool = field(
+        False,
+        "Write how unsure the model is: a map from 0 to 1, the entropy of the probability, and "
+        "uncertainty.csv, its mean over the object in every image, first those to look at first.",
     )
     every_iteration: bool = field(
         False, "Write rendering and mask of every iteration of online rendering."
@@ -97,10 +121,10 @@ class Prediction:
                 "`resume` and `overwrite`: one keeps results, one replaces them; expected one of "
                 "them."
             )
-        if not self.compressed and not self.probabilities:
+        if not self.compressed and not (self.probabilities or self.uncertainty):
             raise UserError(
                 "`nocompressed`: labels and masks are compressed all the same; expected "
-                "`probabilities` with it."
+                "`probabilities` or `uncertainty` with it."
             )
 
 
@@ -122,7 +146,7 @@ def main(given: Given) -> None:
         writers.start("tf_autoctx.systems.shared.results")
         with quick_imports():
             from tf_autoctx.systems.shared import prediction
-        segmentor = prediction.load(chosen.model, chosen.precision, **options)
+        segmentor = prediction.load(chosen.model, chosen.precision, chosen.mirrors, **options)
         wanted = _wanted(chosen, segmentor)
         write(wanted, *_left(chosen, options, wanted), readers, writers)
 
@@ -131,7 +155,7 @@ def _wanted(chosen: Prediction, segmentor: Segmentor) -> Results:
     """What is written of each image.
 
     Raises:
-      UserError: iterations of a model that has none.
+      UserError: iterations or uncertainty of a model that has none.
     """
     from tf_autoctx.systems.shared import results
 
@@ -139,6 +163,8 @@ def _wanted(chosen: Prediction, segmentor: Segmentor) -> Results:
         raise UserError(
             f"`every_iteration`: {chosen.model} does not render online; expected a run that does."
         )
+    if chosen.uncertainty:
+        segmentor.require_unsure()
     return results.Results(
         segmentor,
         pathlib.Path(chosen.output),
@@ -148,6 +174,8 @@ def _wanted(chosen: Prediction, segmentor: Segmentor) -> Results:
         chosen.every_iteration,
         chosen.output_format and f".{chosen.output_format}",
         chosen.series,
+        chosen.uncertainty,
+        chosen.measurements,
     )
 
 
@@ -164,11 +192,14 @@ def _left(
 
     output, segmentor = wanted.output, wanted.segmentor
     source = pathlib.Path(chosen.input)
-    sources = results.sources(source, output, segmentor.dimensions, chosen.series)
+    channels = len(segmentor.channels)
+    sources = results.sources(source, output, segmentor.dimensions, chosen.series, channels)
     paths = {path: wanted.files(name, path) for name, path in sources.items()}
     images.require_own_files({path: kinds.values() for path, kinds in paths.items()})
     files.own(output)
     decisive = {**options, "series": chosen.series}
+    if chosen.mirrors:
+        decisive["mirrors"] = True
     if segmentor.precision != "float32":
         print(f"{chosen.model}: computes in {segmentor.precision}")
         decisive["precision"] = segmentor.precision
@@ -201,7 +232,9 @@ def write(
     failures: dict[str, UserError] = {}
     unwritten = {path: len(made) for path, made in left.items()}
     bar = keras.utils.Progbar(len(left), unit_name="image", verbose=not alone)
-    tasks = [(path, (path, wanted.segmentor.dimensions, wanted.series)) for path in left]
+    segmentor = wanted.segmentor
+    of_model = segmentor.dimensions, wanted.series, len(segmentor.channels)
+    tasks = [(path, (path, *of_model)) for path in left]
 
     def done(path: str, failure: UserError | None, files: int = 1) -> None:
         if failure and alone:
@@ -229,6 +262,8 @@ def write(
     for path in left:
         if path in failures:
             print(f"error: {sentence(failures[path])}", file=sys.stderr)
+    if wanted.measurements:
+        results.collect_measurements(wanted.output)
     if failures:
         raise UserError(
             f"{len(failures)} of {len(left)} images failed; `resume` tries these once more."

@@ -23,6 +23,9 @@ class Report:
 
     evaluations: tuple[str, ...] = field(..., "Folders with scores.csv, of the same cases.")
     output: str = field(..., "HTML file to write.")
+    channel: int = field(
+        0, "Channel of the images to show, of those of the first evaluation.", least=0
+    )
 
     def __post_init__(self) -> None:
         configuration.check(self)
@@ -36,7 +39,7 @@ def main(given: command_line.Given) -> None:
     settings = given.configured(Report)
     for folder in settings.evaluations:
         scored_runs.declare_metrics(tables.read(folder))
-    page.write(settings.output, settings.evaluations)
+    page.write(settings.output, settings.evaluations, settings.channel)
 
 
 command = command_line.Command(main, (Report,), __doc__)

@@ -12,7 +12,8 @@ or dataset.json in the folder of the predictions or the one above; else a value 
 that the names call "ignore" do not count.
 
 Folders below are read too, and cases are called as those of a data set. Of what the predict command
-writes, masks/, probabilities/, strips/ and iterations/ are no predictions and are left out.
+writes, masks/, probabilities/, uncertainty/, strips/ and iterations/ are no predictions and are
+left out.
 
 The last example scores the predictions as they are and with their holes filled, side by side.
 Several cases are scored at a time. Writes scores.csv (a line per method, case, structure and
@@ -60,6 +61,12 @@ class Score:
     merge: bool = field(False, "Score the union of all these values as one object.")
     largest_component: bool = field(False, "Also score the largest component of every label value.")
     fill_holes: bool = field(False, "Also score the predictions with their holes filled.")
+    surface_tolerance: float | None = field(
+        None,
+        "Also score the surface Dice (NSD): the share of both boundaries that lies at most so many "
+        "mm from the other. Images without mm have none.",
+        least=0.0,
+    )
     workers: int | None = field(
         None, "Cases that are scored at a time. Default: one per CPU.", least=1
     )
@@ -119,7 +126,8 @@ def score(prediction_path: str, label_path: str, settings: Score, names: Structu
         values = np.setdiff1d(np.union1d(prediction, known), 0).tolist()
         # What these are called is known once all cases are: until then, by their values.
         called = {value: str(value) for value in values}
-        rows = tables.scores(prediction, known, pair.spacing, called)
+        tolerance = settings.surface_tolerance
+        rows = tables.scores(prediction, known, pair.spacing, called, tolerance=tolerance)
         methods.append({int(row.pop("structure")): row for row in rows})
     return Scored(methods, pair.is_mask)
 
@@ -156,7 +164,7 @@ def _read(prediction_path: str, label_path: str, settings: Score, names: Structu
         _require_labels(path, label, settings, names)
         pair.append(image)
         arrays.append(label)
-    images.require_same_grid(*pair)
+    images.require_same_grid(pair[0], pair[1])
     objects = [set(np.unique(label).tolist()) - {0} for label in arrays]
     spoken_for = {names.single, *(settings.foreground or ())}
     is_mask = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
+import math
 import pathlib
 import sys
 import threading
@@ -69,10 +70,7 @@ class Sender:
           FieldError: a series is wanted and there is no DICOM folder.
           UserError: no image; a result would replace an image or another result.
         """
-        if source.is_dir():
-            sources = names.find(source, series=not self.flat, below=True, without=self.output)
-        else:
-            sources = {names.case_name(source): str(source)}
+        sources = names.given(source, not self.flat, self.output, self.card.channels)
         series = self.series
         if series is not None and not any(pathlib.Path(p).is_dir() for p in sources.values()):
             raise FieldError("series", series, f"{source} holds no DICOM folder; expected one.")
@@ -101,8 +99,8 @@ class Sender:
 
         Raises:
           UnansweredError: a server that does not answer.
-          UserError: voxels that are not finite, a server that refuses, an answer of another size or
-            that is not finite.
+          UserError: voxels that are not finite, an unknown spacing where it matters, a server that
+            refuses, an answer of another size or that is not finite.
         """
         voxels = image.array
         self.card.warn(image, voxels)
@@ -110,16 +108,23 @@ class Sender:
         voxels = np.ascontiguousarray(voxels, voxels.dtype.newbyteorder("<"))
         # Whether it is finite tells of the label too.
         asked = set(job.results) | (set(DTYPES) & set(self.known[self.signature].outputs))
-        most = serving.most_bytes(self.known, self.signature, voxels.size)
+        shape = voxels.shape[: 2 if self.flat else 3]
+        most = serving.most_bytes(self.known, self.signature, math.prod(shape))
+        resamples = "spacing" in self.known[self.signature].inputs
+        spacing = image.millimetres if resamples else None
+        if resamples and spacing is None:
+            raise UserError(
+                f"{job.path}: its spacing is unknown; expected mm, as this model resamples images."
+            )
 
         def ask() -> dict[str, bytes]:
-            return self.model.predict(self.signature, voxels, asked, most)
+            return self.model.predict(self.signature, voxels, asked, most, spacing)
 
         try:
             reply = serving.with_retries(ask, self.retries, stop)
         except UserError as error:
             raise type(error)(f"{job.path}: {error}") from None
-        outputs = {name: _decoded(job, name, reply[name], voxels.shape) for name in asked}
+        outputs = {name: _decoded(job, name, reply[name], shape) for name in asked}
         for name, file in job.results.items():
             file.parent.mkdir(parents=True, exist_ok=True)
             shown = 255 * outputs[name] if file.suffix == ".png" else outputs[name]
@@ -139,7 +144,8 @@ class Sender:
         state = _State(len(jobs))
         senders = concurrent.futures.ThreadPoolExecutor(requests_in_flight)
         dimensions = 2 if self.flat else 3
-        tasks = {job: (job.path, dimensions, self.series) for job in jobs}
+        of_model = dimensions, self.series, self.card.channels
+        tasks = {job: (job.path, *of_model) for job in jobs}
         running: set[concurrent.futures.Future[None]] = set()
         try:
             with isolation.Pool(min(requests_in_flight, isolation.cpus(), len(jobs))) as readers:

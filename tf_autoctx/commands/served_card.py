@@ -26,15 +26,19 @@ class Card:
       declaration: of the system; None: it is unknown here.
       labels: {label value: name}.
       spacing: smallest and largest of the training cases in mm, (z, y, x); empty if unknown.
+      resamples: whether images may have any other spacing.
       orientation: of the volumes that the model was trained on; empty if unknown.
       digest: SHA-256 (hex) of its text, in which that of the weights stands.
+      channels: of the images that the model takes.
     """
 
     declaration: Declaration | None = None
     labels: Mapping[int, str] = dataclasses.field(default_factory=dict)
     spacing: list[list[float]] = dataclasses.field(default_factory=list)
+    resamples: bool = False
     orientation: str = ""
     digest: str = ""
+    channels: int = 1
 
     @classmethod
     def of(cls, text: str) -> Self:
@@ -52,14 +56,17 @@ class Card:
             orientation = serving.plain(str(card.get("orientation") or ""))
             digest = hashlib.sha256(text.encode()).hexdigest()
             system = _declaration(str(card.get("system")))
-            return cls(system, labels, spacing, orientation, digest)
+            channels = max(1, len(list(card.get("channels") or ())))
+            resamples = bool(card.get("grid"))
+            return cls(system, labels, spacing, resamples, orientation, digest, channels)
         except (AttributeError, TypeError, RecursionError, OverflowError) as error:
             raise ValueError(str(error)) from None
 
     def warn(self, image: images.Image, voxels: np.ndarray) -> None:
         """Warns of an image that is unlike those of the training, as `predict` does."""
+        trained = () if self.resamples else self.spacing
         image_checks.warn_of_unlike(
-            image.path, voxels, image.millimetres, self.declaration, self.spacing
+            image.path, voxels, image.millimetres, self.declaration, trained
         )
 
 

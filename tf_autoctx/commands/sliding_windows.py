@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 from tf_autoctx import configuration, files
 from tf_autoctx.commands.command_line import Command, Given
 from tf_autoctx.configuration import field
-from tf_autoctx.data.configuration import RigidMotion
+from tf_autoctx.data.configuration import Augmentation
+from tf_autoctx.errors import FieldError
 from tf_autoctx.systems.embryo.configuration import (
     SLIDING_WINDOWS,
     SlidingWindows,
@@ -72,7 +73,7 @@ def opened(
     from tf_autoctx.systems.shared.session import Session
     from tf_autoctx.training import devices, runs
 
-    kinds = (Settings, RigidMotion, SlidingWindows)
+    kinds = (Settings, Augmentation, SlidingWindows)
     making = runs.Making(
         SLIDING_WINDOWS,
         values,
@@ -108,14 +109,27 @@ def main(given: Given) -> None:
     chosen = given.configured(Peer)
     trained = TrainedRun.load(chosen.run)
     run, system = trained.run, trained.system
+    if system.grid:
+        raise FieldError(
+            "run",
+            chosen.run,
+            "its networks see volumes on a grid of mm, and the peer as they are; expected a run of "
+            "`spacing=none`.",
+        )
+    if system.channels > 1:
+        raise FieldError(
+            "run",
+            chosen.run,
+            f"its images have {system.channels} channels; expected one, as the peer sees no more.",
+        )
     settings = run.configured(Settings)
     steps = chosen.steps or settings.steps * len(embryo_training.finished_stages(run))
     settings = dataclasses.replace(settings, steps=steps)
-    motion = run.configured(RigidMotion)
+    augmentation = run.configured(Augmentation)
     peer = beside(system.configuration, given.configured(Windows))
     strategy = devices.strategy(run.flags["strategy"])
     precision = devices.set_up(run.flags["precision"], settings.seed)
-    values = {"precision": precision, **vars(peer), **vars(settings), **vars(motion)}
+    values = {"precision": precision, **vars(peer), **vars(settings), **vars(augmentation)}
 
     # The localiser, the ventricle's VNet and the body's, on the same volumes
     held_out = evaluation.held_out(trained.cases, trained.read)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import functools
 import hashlib
 import io
 import operator
@@ -26,6 +27,8 @@ from tf_autoctx.errors import Faults, FieldError, UserError
 
 SPLITS = ("train", "validation", "test")
 COLUMNS = ("image", "label", "split", "group", "series")  # of a CSV file
+CHANNEL = "image_"  # begins the columns of channels, such as image_t1, where there is no `image`
+NAME = "case"  # a column too where channels have columns
 # What a CSV file may call them.
 SPELLINGS = {
     "train": ("train", "training", "tr"),
@@ -46,11 +49,12 @@ class Case:
 
     Attributes:
       name: of the case, and of its results.
-      image: path.
+      image: path; of channels in files of their own, see `image_files`.
       label: path; None for a test image that nobody outlined.
       group: such as a patient; it stays in one split.
       series: of an image that is a DICOM folder: UID or number, see `images.read`; "": its only
         one.
+      channels: that the image has.
     """
 
     name: str
@@ -58,6 +62,7 @@ class Case:
     label: str | None
     group: str
     series: str = ""
+    channels: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,14 +72,15 @@ class Entry:
     Attributes:
       where: it says so, for messages.
       split: one of `SPLITS`.
-      image, label, series: as for `Case`.
+      images: files of the channels; one may hold all of them.
+      label, series: as for `Case`.
       group: "": its own.
-      name: that the source gives; "": that of the image.
+      name: that the source gives; "": that of the first file.
     """
 
     where: str
     split: str
-    image: pathlib.Path
+    images: tuple[pathlib.Path, ...]
     label: pathlib.Path | None
     group: str = ""
     name: str = ""
@@ -90,6 +96,7 @@ class Dataset:
       train, validation, test: the cases.
       labels: {label value: name}, empty where the source names none; background and "ignore"
         are among them where it names them.
+      channels: names of those that every image has, numbers from 0 where the source names none.
     """
 
     name: str
@@ -97,6 +104,7 @@ class Dataset:
     validation: tuple[Case, ...]
     test: tuple[Case, ...]
     labels: dict[int, str]
+    channels: tuple[str, ...] = ("0",)
 
 
 def load(
@@ -104,32 +112,39 @@ def load(
     seed: int,
     validation_fraction: float = 0.2,
     training: bool = True,
+    fold: tuple[int, int] | None = None,
+    channels: int | None = None,
 ) -> Dataset:
     """Lists the cases of a data set; no image is read.
 
     Args:
-      source: a Medical Segmentation Decathlon folder, an nnU-Net folder (1 or 2, one channel), a
-        folder with images/ and labels/ of the same names (see `names`; all of them training cases),
-        or a CSV file with the columns image, label, split (train, validation or val, test) and, if
-        wanted, group and series (of a DICOM folder); its paths are relative to the CSV, and label
-        may be empty for a test image. Semicolons or tabs in place of commas, capitals and blanks
-        are read too.
+      source: a Medical Segmentation Decathlon folder, an nnU-Net folder (1 or 2), a folder with
+        images/ and labels/ of the same names (see `names`; all of them training cases), or a CSV
+        file with the columns image, label, split (train, validation or val, test) and, if wanted,
+        group and series (of a DICOM folder); its paths are relative to the CSV, and label may be
+        empty for a test image. In place of image there may be a column for each channel, image_t1,
+        image_t2 and so on, and case, its name. Semicolons or tabs in place of commas, capitals and
+        blanks are read too.
       seed: decides which training cases validate, unless the CSV says so.
       validation_fraction: share of the groups (of the cases, where there are no groups) that
         validate, at least one; 0: none.
       training: whether there must be a training case.
+      fold: (number, number of folds): all cases that train or validate are divided into so many
+        `folds`, that one is the test cases, and of the rest `validation_fraction` validates; the
+        source's own test cases are left out. None: the splits are the source's.
+      channels: of every image, where the source does not tell; None: one.
 
     Returns:
       Dataset, the same for a seed wherever the files lie and in whatever order they are listed.
 
     Raises:
       UserError: the source is none of the four, is malformed, lists a missing file or a case twice,
-        or lacks a training case.
+        lacks a training case, tells other channels, or has fewer groups than folds.
     """
     source = pathlib.Path(source)
     if source.is_dir():
         try:
-            entries, labels = _read_folder(source)
+            entries, labels, told = _read_folder(source, channels or 1)
         except (AttributeError, TypeError):
             raise UserError(
                 f"{source / 'dataset.json'}: an entry is of another kind than the Decathlon's; "
@@ -140,19 +155,80 @@ def load(
             f"{source}: no such file or folder; expected a data set folder or a CSV file."
         )
     else:
-        entries, labels = _read_csv(source), {}
-    splits = _cases(entries)
+        (entries, told), labels = _read_csv(source), {}
+    names_of_channels = _channels(source, told, channels)
+    splits = _cases(entries, len(names_of_channels))
     by_name = operator.attrgetter("name")
     splits = {split: sorted(cases, key=by_name) for split, cases in splits.items()}
     if training and not splits["train"]:
         raise UserError(f"{source}: holds no training case; expected at least one.")
     _require_distinct(source, splits)
+    drawn_by = f"{seed}"
+    if fold is not None:
+        number, count = fold
+        parts = folds([*splits["train"], *splits["validation"]], seed, count)
+        held_out = parts.pop(number - 1)
+        rest = sorted((case for part in parts for case in part), key=by_name)
+        splits = {"train": rest, "validation": [], "test": sorted(held_out, key=by_name)}
+        # Others validate in each fold, or no run of an ensemble would have learnt from them.
+        drawn_by = f"{seed}, fold {number}"
     if splits["train"] and not splits["validation"] and validation_fraction:
-        parts = _split_off(splits["train"], seed, validation_fraction)
-        splits["train"], splits["validation"] = parts
+        splits["train"], splits["validation"] = _split_off(
+            splits["train"], drawn_by, validation_fraction
+        )
     return Dataset(
-        source.resolve().stem, **{split: tuple(splits[split]) for split in SPLITS}, labels=labels
+        source.resolve().stem,
+        **{split: tuple(splits[split]) for split in SPLITS},
+        labels=labels,
+        channels=names_of_channels,
     )
+
+
+def of_flags(source: str | os.PathLike[str], flags: Mapping[str, Any]) -> Dataset:
+    """`load`, divided as a run of these flags is; one of before there were folds has none."""
+    fold = (flags["fold"], flags["folds"]) if flags.get("folds") else None
+    channels = flags.get("channels")
+    return load(source, flags["seed"], flags["validation_fraction"], fold=fold, channels=channels)
+
+
+def _channels(source: pathlib.Path, told: tuple[str, ...], channels: int | None) -> tuple[str, ...]:
+    """Names of the channels of every image: those that the source tells, else so many numbers."""
+    if told and channels not in (None, len(told)):
+        raise FieldError(
+            "channels",
+            channels,
+            f"{source} tells {len(told)}: {', '.join(told)}; leave the flag out.",
+        )
+    return told or tuple(map(str, range(channels or 1)))
+
+
+def folds(cases: Sequence[Case], seed: int, count: int) -> list[list[Case]]:
+    """Cases divided into parts: whole groups, and as many cases in each as these allow.
+
+    Groups are dealt out, large ones first, each to the smallest part; those of one size by a hash,
+    so that a part depends on seed and names alone.
+
+    Raises:
+      FieldError: there are fewer groups than parts.
+    """
+    groups: dict[str, list[Case]] = {}
+    for case in cases:
+        groups.setdefault(case.group, []).append(case)
+    if len(groups) < count:
+        raise FieldError(
+            "folds",
+            count,
+            f"the cases that train or validate are of {len(groups)} group"
+            f"{'s' * (len(groups) != 1)}; expected as many folds at most.",
+        )
+
+    def order(group: str) -> tuple[int, bytes]:
+        return -len(groups[group]), _rank(str(seed), group)
+
+    parts: list[list[Case]] = [[] for _ in range(count)]
+    for group in sorted(groups, key=order):
+        min(parts, key=len).extend(groups[group])
+    return parts
 
 
 def read_case(
@@ -181,12 +257,16 @@ def read_case(
       UserError: unreadable file, image of other dimensions, constant image; a label that is none,
         see `labels.read`, on another grid or without the object.
     """
-    image = images.read_raw(case.image, dimensions, case.series)
-    voxels = image.array
-    if voxels.min() == voxels.max():
-        raise UserError(
-            f"{case.image}: every voxel is {voxels.min()}; expected varying intensities."
-        )
+    image = images.read_raw(case.image, dimensions, case.series, case.channels)
+    array = image.array
+    for number in range(case.channels):
+        voxels = array[..., number] if case.channels > 1 else array
+        if voxels.min() == voxels.max():
+            of_channel = f" of channel {number}" if case.channels > 1 else ""
+            raise UserError(
+                f"{case.image}: every voxel{of_channel} is {voxels.min()}; expected varying "
+                "intensities."
+            )
     if case.label is None:
         return image, None
     outlined, label = label_files.read(case.label, dimensions, labels, foreground)
@@ -295,15 +375,21 @@ def fingerprint(dataset: Dataset) -> str:
 
     Images of the same bytes in two splits get a warning: what was learnt by heart scores well.
     """
+    return fingerprints(dataset)[0]
+
+
+def fingerprints(dataset: Dataset) -> tuple[str, str]:
+    """`fingerprint`, and the same whatever split a case is in: all folds of a data set share it."""
     total = hashlib.sha256()
+    lines: list[str] = []
     seen: dict[str, tuple[str, str]] = {}  # {digest and series of an image: (split, path)}
     for split in SPLITS:
         for case in getattr(dataset, split):
             digests = {role: image_files.digest(getattr(case, role)) for role in ("image", "label")}
-            for role, of_file in digests.items():
-                total.update(f"{split}\t{case.name}\t{role}\t{of_file}\n".encode())
-            if case.series:
-                total.update(f"{split}\t{case.name}\tseries\t{case.series}\n".encode())
+            told = digests | ({"series": case.series} if case.series else {})
+            for role, value in told.items():
+                lines.append(f"{case.name}\t{role}\t{value}\n")
+                total.update(f"{split}\t{lines[-1]}".encode())
             scan = f"{digests['image']} {case.series}"
             before, path = seen.setdefault(scan, (split, case.image))
             if before != split and path != case.image:
@@ -314,17 +400,22 @@ def fingerprint(dataset: Dataset) -> str:
                     path,
                     before,
                 )
+    whatever_split = hashlib.sha256("".join(sorted(lines)).encode())
     if (ignored := label_files.ignored(dataset.labels)) is not None:
-        total.update(f"{label_files.IGNORE}\t{ignored}\n".encode())
-    return total.hexdigest()
+        for digest in (total, whatever_split):
+            digest.update(f"{label_files.IGNORE}\t{ignored}\n".encode())
+    return total.hexdigest(), whatever_split.hexdigest()
 
 
-def _read_folder(folder: pathlib.Path) -> tuple[list[Entry], dict[int, str]]:
-    """(what it says of its cases, {label value: name}) of a Decathlon or nnU-Net folder."""
+def _read_folder(
+    folder: pathlib.Path, channels: int
+) -> tuple[list[Entry], dict[int, str], tuple[str, ...]]:
+    """(what it says of its cases, {label value: name}, names of the channels that it tells) of a
+    folder; `channels` are so many where it tells none."""
     path = folder / "dataset.json"
     if not path.is_file():
         if (folder / "images").is_dir():
-            return _same_named(folder), {}
+            return _same_named(folder, channels), {}, ()
         raise UserError(
             f"{folder}: has no dataset.json; expected a Decathlon or nnU-Net folder, or a CSV file."
         )
@@ -338,42 +429,54 @@ def _read_folder(folder: pathlib.Path) -> tuple[list[Entry], dict[int, str]]:
             f"{path}: lacks 'training' (Decathlon) and 'channel_names' (nnU-Net); expected one of "
             "them."
         )
-    channels: Any = description.get("channel_names", description.get("modality", {}))
-    if not isinstance(channels, str) and len(channels) > 1:
-        raise UserError(f"{path}: describes {len(channels)} channels per image; expected one.")
+    told = _told_channels(description)
+    count = len(told) or channels
     if "training" in description:
-        entries = _listed(path, description)
+        entries = _listed(path, description, count)
     elif "dataset" in description:
-        entries = _told(path, description["dataset"]) + _nnunet(path, description, "test")
+        entries = _told(path, description["dataset"], count)
+        entries += _nnunet(path, description, "test", count)
     else:
-        entries = _nnunet(path, description, "train") + _nnunet(path, description, "test")
+        splits = (_nnunet(path, description, split, count) for split in ("train", "test"))
+        entries = [entry for of_split in splits for entry in of_split]
     for entry in entries:
         if entry.label is None and entry.split == "train":
             raise UserError(
-                f"{path}: training image {entry.image} has no label; expected one in labelsTr."
+                f"{path}: training image {entry.images[0]} has no label; expected one in labelsTr."
             )
     labels = label_names(path, description["labels"])
     try:
         label_files.ignored(labels)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    return entries, labels
+    return entries, labels, told
 
 
-def _same_named(folder: pathlib.Path) -> list[Entry]:
+def _told_channels(description: Mapping[str, Any]) -> tuple[str, ...]:
+    """Names of the channels of a dataset.json in their order; none where it tells none."""
+    channels: Any = description.get("channel_names", description.get("modality", {}))
+    if isinstance(channels, str):
+        return (channels,)
+    if not isinstance(channels, Mapping):
+        return tuple(str(name) for name in channels)
+    keys = sorted(channels, key=lambda key: (len(key), key))  # numbers
+    return tuple(str(channels[key]) for key in keys)
+
+
+def _same_named(folder: pathlib.Path, channels: int) -> list[Entry]:
     """Cases of a folder with images/ and labels/, of the same names, see `names.pairs`."""
     labels = names.find(folder / "labels", below=True)
     for series in (True, False):  # stills of one DICOM series are images of their own
         try:
-            paths = names.find(folder / "images", series, below=True)
+            paths = names.find(folder / "images", series, below=True, channels=channels)
             pairs = names.pairs(paths, labels).values()
         except UserError:
             continue
         return [
-            Entry(str(folder), "train", pathlib.Path(image), pathlib.Path(label))
+            Entry(str(folder), "train", tuple(image_files.channels(image)), pathlib.Path(label))
             for image, label in pairs
         ]
-    paths = names.find(folder / "images", below=True)
+    paths = names.find(folder / "images", below=True, channels=channels)
     missing = sorted(paths.keys() ^ labels.keys())
     raise UserError(
         f"{folder}: images/ and labels/ do not both have {missing[0]}; expected files of the "
@@ -381,7 +484,7 @@ def _same_named(folder: pathlib.Path) -> list[Entry]:
     )
 
 
-def _listed(path: pathlib.Path, description: Mapping[str, Any]) -> list[Entry]:
+def _listed(path: pathlib.Path, description: Mapping[str, Any], channels: int) -> list[Entry]:
     """Cases of a dataset.json that lists files: the Decathlon's and nnU-Net 1's, which lists
     case.nii.gz where case_0000.nii.gz lies."""
     entries = []
@@ -397,31 +500,28 @@ def _listed(path: pathlib.Path, description: Mapping[str, Any]) -> list[Entry]:
             name = listed.name
             if label is None and split == "test" and (path.parent / "labelsTs" / name).exists():
                 label = f"labelsTs/{name}"
-            paths = _first_channel(listed), path.parent / label if label else None
-            known = names.stem(listed) if paths[0] != listed else ""
-            entries.append(Entry(str(path), split, *paths, name=known))
+            files = _channel_files(listed, channels)
+            known = names.stem(listed) if files[0] != listed else ""
+            label = path.parent / label if label else None
+            entries.append(Entry(str(path), split, files, label, name=known))
     return entries
 
 
-def _first_channel(image: pathlib.Path) -> pathlib.Path:
-    """case_0000.nii.gz where a listed case.nii.gz is not there; else the image itself.
+def _channel_files(image: pathlib.Path, channels: int) -> tuple[pathlib.Path, ...]:
+    """case_0000.nii.gz and so on where a listed case.nii.gz is not there, or the first of them is
+    listed; else the image itself.
 
     Raises:
-      UserError: there is a second channel beside it.
+      UserError: there are more channels or fewer.
     """
-    stem = names.stem(image)
-    first, second = (
-        image.with_name(f"{stem}_{channel}{image.name[len(stem) :]}")
-        for channel in ("0000", "0001")
-    )
+    case = names.stem(image)
+    first = image.with_name(f"{case}_{names.FIRST}{image.name[len(case) :]}")
     if image.exists() or not first.exists():
-        return image
-    if second.exists():
-        raise UserError(f"{second}: is not a first channel; expected one channel, {first.name}.")
-    return first
+        return tuple(names.of_case(image, channels))
+    return tuple(names.channel_files(first, case, channels))
 
 
-def _told(path: pathlib.Path, dataset: Any) -> list[Entry]:
+def _told(path: pathlib.Path, dataset: Any, channels: int) -> list[Entry]:
     """Training cases of the "dataset" of an nnU-Net 2 dataset.json: {case: {"images": [path],
     "label": path}}, or a list of the same without names."""
     named = dataset.items() if isinstance(dataset, Mapping) else (("", item) for item in dataset)
@@ -431,35 +531,47 @@ def _told(path: pathlib.Path, dataset: Any) -> list[Entry]:
         listed = [listed] if isinstance(listed, str) else listed
         if not isinstance(listed, list) or not all(isinstance(file, str) for file in listed):
             raise UserError(f"{path}: 'dataset' lists {item}; expected images and a label.")
-        if len(listed) != 1:
+        if len(listed) not in (1, channels):
             raise UserError(
-                f"{path}: 'dataset' lists {len(listed)} channels of {name or item}; expected one."
+                f"{path}: 'dataset' lists {len(listed)} channels of {name or item}; expected "
+                f"{'one' if channels == 1 else channels}."
             )
         label = path.parent / item["label"] if item.get("label") else None
         if "/" in name:
             raise UserError(f"{path}: 'dataset' has the case {name!r}; expected a file's name.")
-        entries.append(Entry(str(path), "train", path.parent / listed[0], label, name=name))
+        files = tuple(path.parent / file for file in listed)
+        entries.append(Entry(str(path), "train", files, label, name=name))
     return entries
 
 
-def _nnunet(path: pathlib.Path, description: Mapping[str, Any], split: str) -> list[Entry]:
-    """The cases of a split of an nnU-Net folder: imagesTr/case_0000.nii.gz with
-    labelsTr/case.nii.gz."""
+def _nnunet(
+    path: pathlib.Path, description: Mapping[str, Any], split: str, channels: int
+) -> list[Entry]:
+    """The cases of a split of an nnU-Net folder: imagesTr/case_0000.nii.gz, and so on for other
+    channels, with labelsTr/case.nii.gz."""
     ending = description.get("file_ending", ".nii.gz")
-    end, entries = {"train": "Tr", "test": "Ts"}[split], []
+    end = {"train": "Tr", "test": "Ts"}[split]
+    cases: dict[str, None] = {}
+    known = [f"{number:04d}" for number in range(channels)]
     for file in sorted((path.parent / f"images{end}").glob(f"[!.]*{ending}")):
         name, _, channel = file.name.removesuffix(ending).rpartition("_")
-        if channel != "0000":
-            raise UserError(
-                f"{file}: is not a first channel; expected one channel, named <case>_0000{ending}."
-            )
+        if channel not in known:
+            told = f"is not a first channel; expected one channel, named <case>_0000{ending}"
+            if channels > 1:
+                ends = f"<case>_0000{ending} to <case>_{known[-1]}{ending}"
+                told = f"is none of {channels} channels; expected {ends}"
+            raise UserError(f"{file}: {told}.")
+        cases[name] = None
+    entries = []
+    for name in cases:
+        files = tuple(path.parent / f"images{end}" / f"{name}_{n}{ending}" for n in known)
         label = path.parent / f"labels{end}" / f"{name}{ending}"
         there = label if label.exists() else None
-        entries.append(Entry(str(path), split, file, there, name=name))
+        entries.append(Entry(str(path), split, files, there, name=name))
     promised = description.get("numTraining", len(entries))
     if split == "train" and promised != len(entries):
         logging.warning(
-            "%s: numTraining is %s; taken are the %d files of imagesTr that end in %s.",
+            "%s: numTraining is %s; taken are the %d cases of imagesTr that end in %s.",
             *(path, promised, len(entries), ending),
         )
     return entries
@@ -496,20 +608,23 @@ def label_names(path: pathlib.Path, labels: Any) -> dict[int, str]:
     return named
 
 
-def _read_csv(path: pathlib.Path) -> list[Entry]:
-    """What a CSV file says of its cases."""
+def _read_csv(path: pathlib.Path) -> tuple[list[Entry], tuple[str, ...]]:
+    """What a CSV file says of its cases, and names of channels that have a column each."""
     spelled = {word: split for split, words in SPELLINGS.items() for word in words}
     split_of: dict[str, str] = {}
     entries = []
-    for where, row in _rows(path):
-        image, label, word, group, series = (
-            row.get(key, "") for key in ("image", "label", "split", "group", "series")
+    columns, rows = _rows(path)
+    of_images = _image_columns(columns)
+    for where, row in rows:
+        label, word, group, series = (
+            row.get(key, "") for key in ("label", "split", "group", "series")
         )
+        missing = [column for column in of_images if not row.get(column)]
         split = spelled.get(word.casefold())
         if split is None:
             raise UserError(f"{where}: unknown split {word!r}; expected train, validation or test.")
-        if not image or not (label or split == "test"):
-            what = "label" if image else "image"
+        if missing or not (label or split == "test"):
+            what = missing[0] if missing else "label"
             raise UserError(
                 f"{where}: has no {what}; expected a path (only a test image may lack its label)."
             )
@@ -518,13 +633,26 @@ def _read_csv(path: pathlib.Path) -> list[Entry]:
                 f"{where}: group {group!r} is in {split} and {split_of[group]}; expected it in one "
                 "split."
             )
-        image_file, label_file = _beside(path, image), _beside(path, label) if label else None
-        if series and image_file.is_file():
+        files = tuple(_beside(path, row[column]) for column in of_images)
+        label_file = _beside(path, label) if label else None
+        if series and (len(files) > 1 or files[0].is_file()):
+            what = "channels in columns" if len(files) > 1 else f"a file, {row[of_images[0]]}"
             raise UserError(
-                f"{where}: has the series {series!r} of a file, {image}; expected a DICOM folder."
+                f"{where}: has the series {series!r} of {what}; expected a DICOM folder."
             )
-        entries.append(Entry(where, split, image_file, label_file, group, series=series))
-    return entries
+        name = row.get(NAME, "") if len(files) > 1 else ""
+        if "/" in name:
+            raise UserError(f"{where}: has the case {name!r}; expected a name without slashes.")
+        entries.append(Entry(where, split, files, label_file, group, name, series))
+    told = tuple(column.removeprefix(CHANNEL) for column in of_images)
+    return entries, told if len(told) > 1 else ()
+
+
+def _image_columns(columns: Sequence[str]) -> list[str]:
+    """The columns of a CSV file that hold images: `image`, or one for each channel."""
+    if "image" in columns:
+        return ["image"]
+    return [column for column in columns if column.startswith(CHANNEL)]
 
 
 def _beside(table: pathlib.Path, file: str) -> pathlib.Path:
@@ -534,8 +662,9 @@ def _beside(table: pathlib.Path, file: str) -> pathlib.Path:
     return windows if windows.exists() and not path.exists() else path
 
 
-def _rows(path: pathlib.Path) -> list[tuple[str, dict[str, str]]]:
-    """(where it stands, {column: value}) of every row of a CSV file that holds something.
+def _rows(path: pathlib.Path) -> tuple[list[str], list[tuple[str, dict[str, str]]]]:
+    """The columns of a CSV file, and (where it stands, {column: value}) of every row that holds
+    something.
 
     The columns are in small letters; blanks around words go.
     """
@@ -548,11 +677,13 @@ def _rows(path: pathlib.Path) -> list[tuple[str, dict[str, str]]]:
     reader = csv.reader(lines, delimiter=max(DELIMITERS, key=header.count))
     try:
         columns = [word.strip().casefold() for word in next(reader, [])]
-        missing = [column for column in ("image", "label", "split") if column not in columns]
+        of_images = _image_columns(columns)
+        missing = [column for column in ("label", "split") if column not in columns]
+        missing = missing if of_images else ["image", *missing]
         if missing:
             raise UserError(
                 f"{path}: lacks {missing} among {columns}; expected "
-                "image,label,split[,group,series]."
+                "image,label,split[,group,series] (of channels: image_NAME,image_NAME,...)."
             )
         rows = []
         for row in reader:
@@ -567,17 +698,18 @@ def _rows(path: pathlib.Path) -> list[tuple[str, dict[str, str]]]:
                 rows.append((where, dict(zip(columns, values))))
     except csv.Error as error:
         raise UserError(f"{path}: {error}; expected a CSV file.") from None
-    unread = [column for column in columns if column and column not in COLUMNS]
+    read = [*of_images, *COLUMNS[1:], *([NAME] if len(of_images) > 1 else [])]
+    unread = [column for column in columns if column and column not in read]
     if unread:
         logging.warning(
             "%s: the columns %s are not read; those are %s, and group keeps cases of a patient "
             "in one split.",
-            *(path, ", ".join(unread), ", ".join(COLUMNS)),
+            *(path, ", ".join(unread), ", ".join(read)),
         )
     doubled = [column for column in columns if column and columns.count(column) > 1]
     if doubled:
         raise UserError(f"{path}: has the column {doubled[0]!r} twice; expected it once.")
-    return rows
+    return columns, rows
 
 
 def _text(path: pathlib.Path) -> str:
@@ -595,21 +727,22 @@ def _text(path: pathlib.Path) -> str:
     return text
 
 
-def _cases(entries: Sequence[Entry]) -> dict[str, list[Case]]:
+def _cases(entries: Sequence[Entry], channels: int) -> dict[str, list[Case]]:
     """{split: [Case]}, whose files exist; without a group, a case is a group of its own."""
     for entry in entries:
-        for file in (entry.image, entry.label):
+        for file in (*entry.images, entry.label):
             if file is not None and not file.exists():
                 raise UserError(
                     f"{entry.where}: lists {file}, which does not exist; expected a file."
                 )
-    unnamed = [entry.image for entry in entries if not entry.name]
-    of_images = iter(names.of_data_set(unnamed)) if unnamed else iter(())
+    unnamed = [entry.images[0] for entry in entries if not entry.name]
+    of_images = iter(names.of_data_set(unnamed, channels)) if unnamed else iter(())
     splits: dict[str, list[Case]] = {split: [] for split in SPLITS}
     for entry in entries:
         name = entry.name or next(of_images)
         label = str(entry.label) if entry.label else None
-        case = Case(name, str(entry.image), label, entry.group or name, entry.series)
+        image = image_files.joined(entry.images)
+        case = Case(name, image, label, entry.group or name, entry.series, channels)
         splits[entry.split].append(case)
     return splits
 
@@ -627,7 +760,8 @@ def _require_distinct(source: pathlib.Path, splits: Mapping[str, Iterable[Case]]
                 logging.warning(
                     "%s: %s and %s have one label, %s.", source, other, case.image, case.label
                 )
-            for key in (("the image", os.path.realpath(case.image)), ("the name", case.name)):
+            files = (os.path.realpath(file) for file in image_files.channels(case.image))
+            for key in (*(("the image", file) for file in files), ("the name", case.name)):
                 if key in seen:
                     raise UserError(
                         f"{source}: {case.image} in {split} has {key[0]} of {seen[key]}; expected "
@@ -636,16 +770,14 @@ def _require_distinct(source: pathlib.Path, splits: Mapping[str, Iterable[Case]]
                 seen[key] = f"{case.image} in {split}"
 
 
-def _split_off(cases: list[Case], seed: int, fraction: float) -> tuple[list[Case], list[Case]]:
-    """(train, validation): whole groups.
+def _rank(seed: str, group: str) -> bytes:
+    """By which groups are drawn: it depends on seed and name alone."""
+    return hashlib.sha256(f"{seed} {group}".encode()).digest()
 
-    They are chosen by a hash, so that the choice depends on seed and names alone.
-    """
 
-    def rank(group: str) -> bytes:
-        return hashlib.sha256(f"{seed} {group}".encode()).digest()
-
-    groups = sorted({case.group for case in cases}, key=rank)
+def _split_off(cases: list[Case], seed: str, fraction: float) -> tuple[list[Case], list[Case]]:
+    """(train, validation): whole groups, drawn by their `_rank`."""
+    groups = sorted({case.group for case in cases}, key=functools.partial(_rank, seed))
     if len(groups) == 1:
         logging.warning(
             "All training cases are one group, %s, which also validates: the scores flatter.",

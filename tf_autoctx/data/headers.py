@@ -99,6 +99,15 @@ def read(path: pathlib.Path) -> Header:
     return Header(reason, flat_unknown=reason, directed=False)
 
 
+def require_axes(path: pathlib.Path, size: Sequence[int], axes: int) -> None:
+    """Raises a `UserError` for an image of over three axes, or four where a fourth is taken."""
+    if len(size) > axes:
+        expected = "two or three" if axes == 3 else "three, or four with the channels last"
+        raise UserError(
+            f"{path}: has {len(size)} dimensions, size {tuple(size)}; expected {expected}."
+        )
+
+
 def forget_spacing(path: pathlib.Path) -> None:
     """Makes a file tell no spacing in mm, as its source told none: ITK writes 1 mm then."""
     name = path.name.lower()

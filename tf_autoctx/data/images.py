@@ -18,7 +18,15 @@ import PIL.Image
 import SimpleITK as sitk
 from absl import logging
 
-from tf_autoctx.data import dicom, dicom_files, headers, integrity, libraries, nifti
+from tf_autoctx.data import (
+    dicom,
+    dicom_files,
+    headers,
+    image_files,
+    integrity,
+    libraries,
+    nifti,
+)
 from tf_autoctx.errors import UserError
 from tf_autoctx.files import temporary
 
@@ -223,7 +231,9 @@ def _turned_back(array: np.ndarray, orientation: str) -> np.ndarray:
     return array[tuple(slice(None, None, -1 if c in "RAI" else 1) for c in reversed(orientation))]
 
 
-def read(path: Path, series: str | int | None = None, colour: bool = False) -> Image:
+def read(
+    path: Path, series: str | int | None = None, colour: bool = False, fourth: bool = False
+) -> Image:
     """Reads an image of one value per voxel: a volume, brought to `ORIENTATION`, or a 2D image.
 
     Args:
@@ -231,18 +241,21 @@ def read(path: Path, series: str | int | None = None, colour: bool = False) -> I
       series: which series of such a folder: its UID or its number in the list, from 1; None: the
         only one.
       colour: whether a voxel may have several values.
+      fourth: whether there may be a fourth axis, along which the values of a voxel lie then.
 
     Returns:
       Image of the file's pixel type (float32 of DICOM); every voxel is finite in float32.
 
     Raises:
       UserError: missing, unreadable or damaged file, no or several series in the folder, slices
-        missing or uneven, 4D, no voxels, NaN, infinite, immense or complex voxels, several values a
-        voxel, unless `colour`; a volume whose header does not tell its spacing, or whose axes are
-        not at right angles.
+        missing or uneven, four axes unless `fourth`, no voxels, NaN, infinite, immense or complex
+        voxels, several values a voxel, unless `colour`; a volume whose header does not tell its
+        spacing, or whose axes are not at right angles.
     """
     path = pathlib.Path(path)
-    image, header = _load(path, series)
+    image, header = _load(path, series, 4 if fourth else 3)
+    if image.GetDimension() == 4:
+        image = _without_fourth_axis(path, image)
     values = image.GetNumberOfComponentsPerPixel()
     if values > 1 and not colour:
         kind = image.GetPixelIDTypeAsString()
@@ -298,22 +311,87 @@ def read_2d(
     return Image(path, image, None, known, Grid.of(raw), header.directed)
 
 
-def read_raw(path: Path, dimensions: int, series: str | int | None = None) -> Image:
-    """A raw image as a model of so many dimensions takes it.
+def read_raw(
+    path: Path, dimensions: int, series: str | int | None = None, channels: int = 1
+) -> Image:
+    """A raw image as a model of so many dimensions and channels takes it.
 
     Args:
-      path: a file or a DICOM folder.
+      path: a file or a DICOM folder, or several, see `image_files`.
       dimensions: 2 or 3.
       series: see `read`.
+      channels: how many values a voxel has: those of one file, its fourth axis, or one of each
+        file. Whatever else a file has is refused: a fourth axis may as well be time.
 
     Raises:
-      UserError: it cannot be read, or has other dimensions.
+      UserError: it cannot be read, or has other dimensions or another number of channels; channels
+        that do not lie on one grid.
     """
+    files = image_files.channels(path)
     if dimensions == 2:
+        if channels > 1 or len(files) > 1:
+            _require_channels(path, max(channels, len(files)), 1)
         return read_2d(path, grey_levels=True, series=series)
-    image = read(path, series)
-    require_dimensions(path, image, 3)
+    if len(files) not in (1, channels):
+        _require_channels(path, len(files), channels)
+    in_one = channels > 1 and len(files) == 1
+    parts = [read(file, series, colour=in_one, fourth=in_one) for file in files]
+    for part in parts:
+        require_dimensions(part.path, part, 3)
+    image = parts[0] if len(parts) == 1 else _together(pathlib.Path(path), parts)
+    _require_channels(path, image.image.GetNumberOfComponentsPerPixel(), channels)
     return image
+
+
+def _require_channels(path: Path, count: int, channels: int) -> None:
+    """Raises a `UserError` unless there are so many channels."""
+    if count != channels:
+        expected = "one"
+        if channels > 1:
+            last = f"case_{channels - 1:04d}.nii.gz"
+            expected = f"{channels}, in one file or in one each (case_0000.nii.gz to {last})"
+        raise UserError(f"{path}: has {count} channel{'s' * (count > 1)}; expected {expected}.")
+
+
+def _together(path: pathlib.Path, channels: Sequence[Image]) -> Image:
+    """The image of several channels, which has the file's grid of the first.
+
+    Raises:
+      UserError: their voxels do not lie at the same places.
+    """
+    first, *others = channels
+    for other in others:
+        require_same_grid(other, first, "channel", "first channel")
+    planes = [channel.image for channel in channels]
+    if len({plane.GetPixelID() for plane in planes}) > 1:
+        planes = [sitk.Cast(plane, sitk.sitkFloat32) for plane in planes]
+    for plane in planes[1:]:
+        plane.CopyInformation(planes[0])  # rounded headers differ in their last digits
+    return dataclasses.replace(first, path=path, image=sitk.Compose(planes))
+
+
+def _without_fourth_axis(path: pathlib.Path, image: sitk.Image) -> sitk.Image:
+    """A volume whose voxels have the values that lay along a fourth axis.
+
+    Raises:
+      UserError: they had several already.
+    """
+    if image.GetNumberOfComponentsPerPixel() > 1:
+        raise UserError(
+            f"{path}: has four dimensions, and {image.GetNumberOfComponentsPerPixel()} values per "
+            "voxel; expected one of the two."
+        )
+    *size, count = image.GetSize()
+    collapse = sitk.ExtractImageFilter.DIRECTIONCOLLAPSETOSUBMATRIX
+    planes = [sitk.Extract(image, [*size, 0], [0, 0, 0, k], collapse) for k in range(count)]
+    return planes[0] if count == 1 else sitk.Compose(planes)
+
+
+def batch(voxels: np.ndarray, dimensions: int) -> np.ndarray:
+    """Raw voxels (*spatial) or (*spatial, channels) as models take them: (1, *spatial, channels)
+    float32."""
+    channels = voxels if voxels.ndim > dimensions else voxels[..., None]
+    return channels[None].astype(np.float32, copy=False)
 
 
 def _grey(path: pathlib.Path, image: sitk.Image) -> sitk.Image:
@@ -399,7 +477,7 @@ def require_own_files(results: Mapping[str, Iterable[pathlib.Path]]) -> None:
     Raises:
       UserError: a result would replace an image, or is that of two images.
     """
-    sources = {pathlib.Path(path).resolve() for path in results}
+    sources = {file.resolve() for path in results for file in image_files.channels(path)}
     owners: dict[pathlib.Path, str] = {}
     for path, files in results.items():
         for file in files:
@@ -425,17 +503,24 @@ def require_dimensions(path: Path, image: sitk.Image | Image, dimensions: int) -
         )
 
 
-def require_same_grid(label: Image, image: Image) -> None:
-    """Raises a `UserError` unless the voxels of a label lie where those of its image do.
+def require_same_grid(
+    label: Image, image: Image, what: str = "label", whose: str = "image"
+) -> None:
+    """Raises a `UserError` unless the voxels of a label, or of a channel, lie where those of its
+    image do.
 
     The files may be of different orientations. Where the millimetres of either are unknown, sizes
     count, and directions that both state. The tolerances forgive a header rounded to float32 or to
     a few decimals, and no shift that a label would show: spacing and direction may add up to half a
     voxel over 500 voxels (1e-3), the origin may be off by a tenth of a voxel.
+
+    Args:
+      label, image: whose grids are compared.
+      what, whose: what they are, for the message.
     """
     theirs, ours = Grid.of(label.image), Grid.of(image.image)
     tenth = 0.1 * min(ours.spacing)
-    # (what, unit, of the label, of the image, relative and absolute tolerance)
+    # (property, unit, of the label, of the image, relative and absolute tolerance)
     checks = [
         ("size", "voxels", theirs.size, ours.size, 0, 0),
         ("spacing", "mm", theirs.spacing, ours.spacing, 1e-3, 0),
@@ -445,26 +530,28 @@ def require_same_grid(label: Image, image: Image) -> None:
     if None in (label.millimetres, image.millimetres):
         kept = ("size", "direction") if label.directed and image.directed else ("size",)
         checks = [check for check in checks if check[0] in kept]
-    for what, unit, actual, expected, rtol, atol in checks:
+    for name, unit, actual, expected, rtol, atol in checks:
         same = len(actual) == len(expected) and np.allclose(actual, expected, rtol, atol)
         if not same:
             actual, expected = (
                 tuple(round(value, 4) for value in values) for values in (actual, expected)
             )
             raise UserError(
-                f"{label.path}: {what} {actual} {unit} does not match {expected} of its image "
-                f"{image.path}; resample the label or fix the file."
+                f"{label.path}: {name} {actual} {unit} does not match {expected} of its {whose} "
+                f"{image.path}; resample the {what} or fix the file."
             )
 
 
-def _load(path: pathlib.Path, series: str | int | None) -> tuple[sitk.Image, headers.Header]:
-    """An image as it lies in its file, in mm where its header tells them.
+def _load(
+    path: pathlib.Path, series: str | int | None, axes: int = 3
+) -> tuple[sitk.Image, headers.Header]:
+    """An image of so many axes at most, as it lies in its file, in mm where its header tells them.
 
     Raises:
       UserError: see `read`.
     """
     try:
-        image, header = _of_its_format(path, series)
+        image, header = _of_its_format(path, series, axes)
     except OSError as error:
         raise UserError(
             f"{path}: {error.strerror or error}; expected an image file or a DICOM folder."
@@ -505,7 +592,7 @@ def _tell(path: pathlib.Path, remark: str) -> None:
 
 
 def _of_its_format(
-    path: pathlib.Path, series: str | int | None
+    path: pathlib.Path, series: str | int | None, axes: int
 ) -> tuple[sitk.Image, headers.Header]:
     if path.is_dir():
         return dicom.read_folder(path, series)
@@ -513,20 +600,20 @@ def _of_its_format(
     path.open("rb").close()  # a missing or forbidden file says so itself
     name = path.name.lower()
     if name.endswith(headers.NIFTI):
-        return nifti.read(path), headers.read(path)
+        return nifti.read(path, axes), headers.read(path)
     if name.endswith(".dcm") or (not name.endswith(SUFFIXES) and dicom_files.is_dicom(path)):
         return dicom.read_file(path)
     integrity.check(path)
     header = headers.read(path)
     try:
-        return _read_file(path), header
+        return _read_file(path, axes), header
     except RuntimeError:  # ITK takes no axes of 0 mm
         if header.unknown and not name.endswith(PIXELS_ONLY):
             raise _of_unknown_spacing(path, header) from None
         raise
 
 
-def _read_file(path: pathlib.Path) -> sitk.Image:
+def _read_file(path: pathlib.Path, axes: int) -> sitk.Image:
     if path.name.lower().endswith(PIXELS_ONLY):
         _require_upright(path)
         if (pixels := _with_transparency(path)) is not None:
@@ -535,7 +622,7 @@ def _read_file(path: pathlib.Path) -> sitk.Image:
     reader.SetFileName(str(path))
     with libraries.heard(path):
         reader.ReadImageInformation()
-        _require_voxels(path, reader)
+        _require_voxels(path, reader, axes)
         return reader.Execute()
 
 
@@ -583,16 +670,13 @@ def _with_transparency(path: pathlib.Path) -> np.ndarray | None:
     )
 
 
-def _require_voxels(path: pathlib.Path, reader: sitk.ImageFileReader) -> None:
+def _require_voxels(path: pathlib.Path, reader: sitk.ImageFileReader, axes: int) -> None:
     size = reader.GetSize()
     if 0 in size:
         raise UserError(
             f"{path}: has size {size}, no voxels; expected at least one along each axis."
         )
-    if reader.GetDimension() > 3:
-        raise UserError(
-            f"{path}: has {reader.GetDimension()} dimensions, size {size}; expected two or three."
-        )
+    headers.require_axes(path, size, axes)
 
 
 def require_finite(path: Path, voxels: np.ndarray) -> np.ndarray:

@@ -6,6 +6,8 @@
   are called without it, as nnU-Net calls labels: `case_99_0000.nii.gz` is `case_99`. So they are
   where the data set's dataset.json names channels (nnU-Net 2). A file that is given alone has the
   name that it has in its folder.
+- Where images have several channels, `case_0000.nii.gz`, `case_0001.nii.gz` and so on are those of
+  the image `case`; any other file holds all channels of an image.
 - Below a folder, names hold the folders between: `s0000/ct`. Results lie in the same folders.
 - In a data set, where several cases would have one name, the folders that tell them apart are their
   names: `s0000/ct.nii.gz` and `s0001/ct.nii.gz` are the cases `s0000` and `s0001`.
@@ -22,7 +24,7 @@ from typing import NoReturn
 from absl import logging
 
 from tf_autoctx import files
-from tf_autoctx.data import dicom, dicom_files
+from tf_autoctx.data import dicom, dicom_files, image_files
 from tf_autoctx.data.dicom_files import SERIES
 from tf_autoctx.data.images import PIXELS_ONLY, SUFFIXES
 from tf_autoctx.errors import UserError
@@ -32,11 +34,12 @@ Path = str | os.PathLike[str]
 Homes = dict[tuple[str, str], tuple[pathlib.Path, set[str]]]
 
 # Folders below the results of `predict` that hold no labels.
-BESIDE_LABELS = ("masks", "probabilities", "strips", "iterations")
+BESIDE_LABELS = ("masks", "probabilities", "uncertainty", "strips", "iterations")
 UNREAD = re.compile(
     r".*\.(bmp|gif|webp|img|mgh|mgz|mnc|npy|npz|zip|tar|tar\.gz|tgz|rar|7z)", re.IGNORECASE
 )
 CHANNEL = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")  # of nnU-Net
+FIRST = "0000"
 
 
 def stem(path: Path) -> str:
@@ -63,14 +66,18 @@ def case_name(path: Path) -> str:
     return _name_of(path, _channels(path.parent, beside))
 
 
-def of_data_set(paths: Sequence[Path]) -> list[str]:
+def of_data_set(paths: Sequence[Path], channels: int = 1) -> list[str]:
     """The names of the cases of a data set, one for each image, without folders.
 
     Images that have one name of `case_name` are told apart by their folders; only the same image
     twice, or two that differ in their suffix alone, still have one.
+
+    Args:
+      paths: of the images, of several channels those of the first ones.
+      channels: of an image.
     """
     files = [pathlib.Path(os.path.abspath(path)) for path in paths]
-    names = _names(files)
+    names = _names(files) if channels == 1 else [_without_channel(file.name) for file in files]
     if len(set(names)) == len(names):
         return names
     root = os.path.commonpath([file.parent for file in files])
@@ -90,6 +97,7 @@ def find(
     below: bool = False,
     without: Path | None = None,
     skip: Collection[str] = (),
+    channels: int = 1,
 ) -> dict[str, str]:
     """The images in a folder: {name: path}, sorted by name.
 
@@ -100,10 +108,12 @@ def find(
         links to folders are followed, each folder once.
       without: the folder of the results, which does not count where it lies below.
       skip: folders right below that do not count, such as `BESIDE_LABELS`.
+      channels: of an image, which may lie in a file each, see `of_case`.
 
     Raises:
       UserError: the folder is missing or has no image, or is `without` itself; two files have the
-        same name; a further channel of an nnU-Net case; slices of one series in two folders.
+        same name; a further channel of an nnU-Net case, or one that is missing; slices of one
+        series in two folders.
     """
     directory = pathlib.Path(directory)
     paths: dict[str, str] = {}
@@ -129,13 +139,14 @@ def find(
                 walks.add(place)
                 folders.append(name)
         unread += [folder / name for name in names if UNREAD.fullmatch(name)]
-        for file, name in _images_in(folder, names, homes if series else None).items():
+        named = _images_in(folder, names, homes if series else None, channels)
+        for file, name in named.items():
             full = _within(directory, folder, file, name)
             if full in paths:
                 raise UserError(
                     f"{file}: has the same name as {paths[full]}; expected one image of each name."
                 )
-            paths[full] = str(file)
+            paths[full] = image_files.joined(of_case(file, channels))
     if unread:
         logging.warning(
             "%s: %d files of formats that are not read are left out, such as %s.",
@@ -146,6 +157,57 @@ def find(
             f"{directory}: holds no image; expected files that end in {', '.join(SUFFIXES)}."
         )
     return dict(sorted(paths.items()))
+
+
+def given(
+    path: Path, series: bool = True, without: Path | None = None, channels: int = 1
+) -> dict[str, str]:
+    """The images that a user gives: those in a folder and below it, see `find`, or the one of a
+    file, of its first channel or of all of them: {name: path}.
+
+    Raises:
+      UserError: see `find`.
+    """
+    if pathlib.Path(path).is_dir():
+        return find(path, series, below=True, without=without, channels=channels)
+    first, *others = image_files.channels(path)
+    if channels == 1:
+        return {case_name(first): os.fspath(path)}
+    name = _without_channel(first.name) if first.is_file() else case_name(first)
+    return {name: image_files.joined([first, *others] if others else of_case(first, channels))}
+
+
+def of_case(file: pathlib.Path, channels: int) -> list[pathlib.Path]:
+    """The files of an image of so many channels: of `case_0000.nii.gz` those of its other channels
+    too, as nnU-Net has them; any other file holds all channels.
+
+    Raises:
+      UserError: a channel is missing, or there is one more.
+    """
+    match = CHANNEL.fullmatch(stem(file)) if channels > 1 and not file.is_dir() else None
+    if not match or match["channel"] != FIRST:
+        return [file]
+    return channel_files(file, match["case"], channels)
+
+
+def channel_files(file: pathlib.Path, case: str, channels: int) -> list[pathlib.Path]:
+    """The files of the channels of a case beside a file, and in its format.
+
+    Raises:
+      UserError: a channel is missing, or there is one more.
+    """
+    ending = file.name[len(stem(file)) :]
+    *files, further = (
+        file.with_name(f"{case}_{number:04d}{ending}") for number in range(channels + 1)
+    )
+    expected = f"expected {channels} channels, {files[0].name} to {files[-1].name}"
+    if channels == 1:
+        expected = f"expected one channel, {files[0].name}"
+    for missing in (path for path in files if not path.exists()):
+        raise UserError(f"{missing}: is missing; {expected}.")
+    if further.exists():
+        raise UserError(f"{further}: is a channel too many; {expected}.")
+    return files
 
 
 def pairs(images: Mapping[str, str], labels: Mapping[str, str]) -> dict[str, tuple[str, str]]:
@@ -207,7 +269,7 @@ def _is_image(name: str) -> bool:
 def _channels(folder: pathlib.Path, names: Iterable[str]) -> bool:
     """Whether the images of these file names in a folder are named as nnU-Net's channels are."""
     matches = [CHANNEL.fullmatch(stem(name)) for name in names]
-    if all(match and match["channel"] == "0000" for match in matches):
+    if all(match and match["channel"] == FIRST for match in matches):
         return True
     if not any(matches):
         return False
@@ -224,9 +286,26 @@ def _name_of(file: pathlib.Path, channels: bool) -> str:
     match = CHANNEL.fullmatch(name) if channels else None
     if not match:
         return name
-    if match["channel"] != "0000":
+    if match["channel"] != FIRST:
         raise UserError(f"{file}: is not a first channel; expected one channel, named <case>_0000.")
     return match["case"]
+
+
+def _firsts(names: Iterable[str]) -> list[str]:
+    """File names without those of channels whose first one is among them."""
+    matches = {name: CHANNEL.fullmatch(stem(name)) for name in sorted(names)}
+    cases = {match["case"] for match in matches.values() if match and match["channel"] == FIRST}
+    return [
+        name
+        for name, match in matches.items()
+        if not match or match["channel"] == FIRST or match["case"] not in cases
+    ]
+
+
+def _without_channel(name: str) -> str:
+    """The name of an image of several channels by that of its file, or of the first one's."""
+    match = CHANNEL.fullmatch(stem(name))
+    return stem(name) if not match or match["channel"] != FIRST else match["case"]
 
 
 def _refuse_folder(error: OSError) -> NoReturn:
@@ -235,16 +314,17 @@ def _refuse_folder(error: OSError) -> NoReturn:
 
 
 def _images_in(
-    folder: pathlib.Path, names: list[str], homes: Homes | None
+    folder: pathlib.Path, names: list[str], homes: Homes | None, count: int
 ) -> dict[pathlib.Path, str]:
-    """{image file: name} among the file names in a folder; the folder itself where its DICOM files
-    are slices of series.
+    """{image file: name} among the file names in a folder, of several channels the first one; the
+    folder itself where its DICOM files are slices of series.
 
     Args:
       folder: of the files.
       names: of the files.
       homes: of the series of the folders before, to which this one's are added; None: slices are
         images of their own.
+      count: of channels.
 
     Raises:
       UserError: slices of a series lie in another folder too; a further channel.
@@ -259,6 +339,8 @@ def _images_in(
     if homes is not None and _are_slices(known):
         named[folder] = folder.resolve().name
         images = _beside_slices(folder, [name for name in images if name not in ours])
+    if count > 1:
+        return named | {folder / name: _without_channel(name) for name in _firsts(images)}
     channels = bool(images) and _channels(folder, images)
     return named | {folder / name: _name_of(folder / name, channels) for name in sorted(images)}
 

@@ -37,11 +37,11 @@ FIELDS = [
 START = 352  # of the voxels, bytes
 
 
-def read(path: pathlib.Path) -> sitk.Image:
-    """The image of a NIfTI file, of any number of values a voxel.
+def read(path: pathlib.Path, axes: int = 3) -> sitk.Image:
+    """The image of a NIfTI file, of any number of values a voxel and of so many axes at most.
 
     Raises:
-      UserError: see `integrity.check`; sheared axes, no voxels, over three dimensions.
+      UserError: see `integrity.check`; sheared axes, no voxels, more axes.
       RuntimeError: it cannot be read.
     """
     integrity.check(path)
@@ -49,11 +49,11 @@ def read(path: pathlib.Path) -> sitk.Image:
     _require_finite(path, header)
     readable = not headers.is_packed(path) or path.name.lower().endswith(".gz")
     if header.version == 1 and readable:
-        return _read(path, path, header)
+        return _read(path, path, header, axes)
     with tempfile.TemporaryDirectory() as folder:
         plain = pathlib.Path(folder) / "a.nii"
         _write_plain(path, plain, header)
-        return _read(path, plain, header)
+        return _read(path, plain, header, axes)
 
 
 def _require_finite(path: pathlib.Path, header: headers.Nifti) -> None:
@@ -74,7 +74,9 @@ def _require_finite(path: pathlib.Path, header: headers.Nifti) -> None:
         )
 
 
-def _read(path: pathlib.Path, readable: pathlib.Path, header: headers.Nifti) -> sitk.Image:
+def _read(
+    path: pathlib.Path, readable: pathlib.Path, header: headers.Nifti, axes: int
+) -> sitk.Image:
     """What ITK reads of a file, of which `path` is the user's."""
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(readable))
@@ -90,10 +92,7 @@ def _read(path: pathlib.Path, readable: pathlib.Path, header: headers.Nifti) -> 
             raise UserError(
                 f"{path}: has size {size}, no voxels; expected at least one along each axis."
             )
-        if len(size) > 3:
-            raise UserError(
-                f"{path}: has {len(size)} dimensions, size {size}; expected two or three."
-            )
+        headers.require_axes(path, size, axes)
         return reader.Execute()
 
 

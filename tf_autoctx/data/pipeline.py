@@ -26,17 +26,19 @@ from tf_autoctx.errors import FieldError, UserError
 Case = Mapping[str, Any]  # of arrays, and a tuple of cases under "others"
 Sample = dict[str, Any]  # of tensors
 
-# Kinds of tensors of a case and their specs; a number after the kind ("image_2") is a level.
+# Kinds of tensors of a case and their specs; a number after the kind ("image_2") is a level. Images
+# of volumes may have several channels, see `spec`.
 KINDS = {
     "image": tf.TensorSpec([None, None, None, 1], tf.float32),
     "label": tf.TensorSpec([None, None, None, 1], tf.uint8),
     "context": tf.TensorSpec([None, None, None, 1], tf.float32),
     "places": tf.TensorSpec([None, None, 3], tf.float32),
-    "spacing": tf.TensorSpec([3], tf.float32),
+    "spacing": tf.TensorSpec([None], tf.float32),
+    "pixel": tf.TensorSpec([2], tf.float32),
     "image2d": tf.TensorSpec([None, None, 1], tf.float32),
     "label2d": tf.TensorSpec([None, None, 1], tf.uint8),
 }
-LAYOUT = 2  # of cached files; those of another are made anew
+LAYOUT = 3  # of cached files; those of another are made anew
 
 
 def store(path: str | pathlib.Path, tensor: Any, chunk: Sequence[int | None] = ()) -> None:
@@ -45,22 +47,25 @@ def store(path: str | pathlib.Path, tensor: Any, chunk: Sequence[int | None] = (
     arrays.write(path, tensor, chunk)
 
 
-def stored(path: str | tf.Tensor, name: str) -> tf.Tensor:
-    """The tensor of a name ("image", "image_2": see `KINDS`) at `path`, in eager or graph mode.
+def stored(path: str | tf.Tensor, name: str, channels: int = 1) -> tf.Tensor:
+    """The tensor of a name ("image", "image_2": see `spec`) at `path`, in eager or graph mode.
 
     Raises:
       UserError: the file is missing, or not what was written; in a graph a TensorFlow error, see
         `fault`.
     """
     try:
-        return Stored(path, spec(name)).whole()
+        return Stored(path, spec(name, channels)).whole()
     except tf.errors.OpError as error:
         raise fault(error) or error from None
 
 
-def spec(name: str) -> tf.TensorSpec:
-    """What a tensor of a name is, see `KINDS`."""
-    return KINDS[name.split("_")[0]]
+def spec(name: str, channels: int = 1) -> tf.TensorSpec:
+    """What a tensor of a name is, see `KINDS`; an image of so many channels."""
+    kind = name.split("_")[0]
+    if kind != "image":
+        return KINDS[kind]
+    return tf.TensorSpec([*KINDS[kind].shape[:-1], channels], KINDS[kind].dtype)
 
 
 def size(path: str, name: str) -> tuple[int, ...]:
@@ -92,10 +97,14 @@ def damaged(path: pathlib.Path) -> UserError:
     )
 
 
-def case(files: Mapping[str, Any]) -> dict[str, Any]:
-    """The arrays of {name: path}, of which nothing has been read; a "context" of "" is 0, on the
-    image's grid."""
-    opened = {name: Stored(path, spec(name)) for name, path in files.items() if name != "context"}
+def case(files: Mapping[str, Any], channels: int = 1) -> dict[str, Any]:
+    """The arrays of {name: path}, of which nothing has been read, images of so many channels; a
+    "context" of "" is 0, on the image's grid."""
+    opened = {
+        name: Stored(path, spec(name, channels))
+        for name, path in files.items()
+        if name != "context"
+    }
     if "context" in files:
         opened["context"] = _Context(files["context"], opened["image"])
     return opened
@@ -109,7 +118,7 @@ class _Context(Stored):
         self._is_zero, self._image = tf.equal(path, ""), image
 
     def shape(self) -> tf.Tensor:
-        return self._image.shape()
+        return tf.concat([self._image.shape()[:-1], [1]], 0)
 
     def whole(self) -> tf.Tensor:
         return self._or_zeros(super().whole, self.shape())
@@ -130,9 +139,9 @@ def whole(case: Case) -> Sample:
     }
 
 
-def sample(files: Mapping[str, Any]) -> Sample:
+def sample(files: Mapping[str, Any], channels: int = 1) -> Sample:
     """All of a case from {name: path}, see `case`."""
-    return whole(case(files))
+    return whole(case(files, channels))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -179,6 +188,7 @@ def training(
     read: Callable[[Case, tf.Tensor], Sample],
     order: Order,
     augment: Callable[[Sample, tf.Tensor], Sample] | None = None,
+    channels: int = 1,
 ) -> tf.data.Dataset:
     """Batches for a training.
 
@@ -188,6 +198,7 @@ def training(
       order: which samples they have.
       augment: (sample, seed of shape (2,)) -> sample, the random changes; None: they are made
         later, by `augmented`.
+      channels: of images.
 
     Returns:
       tf.data.Dataset of dicts of (batch_size, *spatial, channels) tensors, one element per replica
@@ -205,7 +216,8 @@ def training(
         own_seed = tf.stack([tf.constant(order.seed, tf.int64), number])
 
         def draw(place: tf.Tensor) -> dict[str, Any]:
-            return case({kind: paths[shuffled[place]] for kind, paths in columns.items()})
+            drawn = {kind: paths[shuffled[place]] for kind, paths in columns.items()}
+            return case(drawn, channels)
 
         drawn = draw(place)
         if order.others:
@@ -253,9 +265,15 @@ def random_patch(case: Case, seed: tf.Tensor, size: Sequence[int | None]) -> Sam
     """
     whole = case["image"].shape()[:3]
     edges = tf.stack([whole[axis] if edge is None else edge for axis, edge in enumerate(size)])
-    corner = tf.random.stateless_uniform([3], seed, 0, tf.int32.max, tf.int32) % (whole - edges + 1)
+    corner = random_corner(whole, edges, seed)
     cut = {name: array.cut(corner, edges) for name, array in case.items()}
-    return {name: tf.ensure_shape(patch, [*size, 1]) for name, patch in cut.items()}
+    return {name: tf.ensure_shape(patch, [*size, patch.shape[-1]]) for name, patch in cut.items()}
+
+
+def random_corner(whole: tf.Tensor, edges: Any, seed: tf.Tensor) -> tf.Tensor:
+    """(3,) int32, first voxel of a box of such edges anywhere in a volume of spatial shape
+    `whole`."""
+    return tf.random.stateless_uniform([3], seed, 0, tf.int32.max, tf.int32) % (whole - edges + 1)
 
 
 def require_one_shape(shapes: Iterable[tuple[int, ...]], batch_size: int) -> None:

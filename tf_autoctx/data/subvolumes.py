@@ -1,4 +1,5 @@
-"""Deformed cubes cut from a volume at several scales about one voxel (Roth et al. 2018, 2.3)."""
+"""Deformed cubes that are resampled as they are read: at several scales about one voxel of a
+structure (Roth et al. 2018, 2.3), or at one anywhere in a volume."""
 
 from __future__ import annotations
 
@@ -7,9 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 import tensorflow as tf
 
-from tf_autoctx.data import augment
+from tf_autoctx.data import augment, pipeline
 from tf_autoctx.data.arrays import Stored
-from tf_autoctx.data.configuration import Deformation
+from tf_autoctx.data.configuration import Augmentation
 
 PLACES = 1000
 
@@ -42,25 +43,25 @@ def draw(
     scales: Sequence[float],
     unit: float,
     size: int,
-    deformation: Deformation,
+    augmentation: Augmentation,
 ) -> augment.Sample:
     """Subvolumes of one case, one a scale, about a voxel of a structure drawn evenly.
 
     Args:
-      case: {"image_1": array (depth, height, width, 1) float32, the volume shrunk to the first
-        scale, ..., "label": likewise (depth, height, width, 1) at full size, "places": see
+      case: {"image_1": array (depth, height, width, channels) float32, the volume shrunk to the
+        first scale, ..., "label": likewise (depth, height, width, 1) at full size, "places": see
         `places`, of one structure at least, "spacing": (3,) mm of a full-size voxel}. Of images and
         label what lies around the subvolumes is read.
       seed: 2 integers.
       scales: full-size voxels that a voxel of each scale covers along an axis.
       unit: the smallest scale that training ever sees: the deformation's unit.
       size: edge of a subvolume in voxels of its scale.
-      deformation: see `augment.deformed`.
+      augmentation: see `augment.deformed`.
 
     Returns:
-      {"image_1": (size, size, size, 1) float32, "label_1": likewise, uint8, ...}. Images are
-      interpolated linearly and labels taken from the nearest full-size voxel, once; what lies
-      outside the volume is air, 0.
+      {"image_1": (size, size, size, channels) float32, "label_1": (size, size, size, 1) uint8,
+      ...}. Images are interpolated linearly and labels taken from the nearest full-size voxel,
+      once; what lies outside the volume is air, 0.
     """
     seeds = tf.unstack(tf.random.experimental.stateless_split(seed, 4))
     candidates = case["places"].whole()
@@ -78,11 +79,45 @@ def draw(
     side = tf.random.stateless_uniform([3], seeds[3], -1e-3, 1e-3)
     full = tf.cast(case["label"].shape()[:3], tf.float32)
     cut = {}
-    landed = augment.deformed(deformation, grids, seeds[2], unit, case["spacing"].whole())
+    landed = augment.deformed(augmentation, grids, seeds[2], unit, case["spacing"].whole())
     for level, offsets in enumerate(landed, start=1):
         at = centre + offsets
         image = case[f"image_{level}"]
         shrunk = tf.cast(image.shape()[:3], tf.float32) / full
         cut[f"image_{level}"] = augment.sample_linear(image, at * shrunk - 0.5)
         cut[f"label_{level}"] = augment.sample_nearest(case["label"], at - 0.5 + side)
-    return {name: tf.ensure_shape(tensor, (size, size, size, 1)) for name, tensor in cut.items()}
+    return {
+        name: tf.ensure_shape(tensor, (size, size, size, tensor.shape[-1]))
+        for name, tensor in cut.items()
+    }
+
+
+def patch(
+    case: Mapping[str, Stored], seed: tf.Tensor, size: int, augmentation: Augmentation
+) -> augment.Sample:
+    """A deformed cube at a random place of a volume, that of `pipeline.random_patch`.
+
+    Args:
+      case: {"image", "label" and whatever else lies on their grid: array (depth, height, width,
+        channels), "spacing": (3,) mm a voxel}.
+      seed: 2 integers.
+      size: edge of the cube.
+      augmentation: see `augment.deformed`.
+
+    Returns:
+      {name: (size, size, size, channels)} of all but "spacing". Labels are the nearest voxels, 0
+      outside the volume; all else is linear, and continued there by its edge.
+    """
+    whole = case["image"].shape()[:3]
+    corner = pipeline.random_corner(whole, [size] * 3, seed)
+    offsets = np.arange(size) - (size - 1) / 2
+    own = tf.random.fold_in(seed, augment.PATCH)
+    [landed] = augment.deformed(augmentation, [offsets], own, 1.0, case["spacing"].whole())
+    at = tf.cast(corner, tf.float32) + (size - 1) / 2 + landed
+    cut = {}
+    for name, array in case.items():
+        if name.startswith("label"):
+            cut[name] = augment.sample_nearest(array, at)
+        elif name != "spacing":
+            cut[name] = augment.sample_linear(array, at, continued=True)
+    return cut

@@ -20,6 +20,7 @@ def embryo(
     low_size: int = 160,
     body_box: int = 256,
     ventricle_box: int = 160,
+    channels: int = 1,
     auto_context: bool = True,
     end_to_end: bool = True,
     vnets: VNetOptions = PAPER_VNET,
@@ -34,6 +35,7 @@ def embryo(
       input_shape: (depth, height, width) of the image; None leaves an axis free.
       low_size: edge of the volume that VNet I sees; the paper has 160.
       body_box, ventricle_box: edges of the boxes in voxels of the image; the paper has 256 and 160.
+      channels: of the image.
       auto_context: whether VNet II and III see the probability; without it, it only places their
         boxes (table 1) and nothing flows back.
       end_to_end: whether their gradient flows through the probability into VNet I. A box's place is
@@ -41,10 +43,10 @@ def embryo(
       vnets: what all three are made of.
 
     Returns:
-      Functional model: image (batch, depth, height, width, 1) -> float32 probabilities {"initial":
-        (batch, low_size, low_size, low_size, 3), the `CLASSES`; "body", "ventricle": (batch, depth,
-        height, width, 1), zero outside their boxes}. `get_layer` finds "vnet_1" (initial), "vnet_2"
-        (body) and "vnet_3" (ventricle), which return logits.
+      Functional model: image (batch, depth, height, width, channels) -> float32 probabilities
+        {"initial": (batch, low_size, low_size, low_size, 3), the `CLASSES`; "body", "ventricle":
+        (batch, depth, height, width, 1), zero outside their boxes}. `get_layer` finds "vnet_1"
+        (initial), "vnet_2" (body) and "vnet_3" (ventricle), which return logits.
 
     Raises:
       ValueError: an edge below 1, or options that `vnet` refuses.
@@ -53,11 +55,12 @@ def embryo(
     for name, edge in edges.items():
         if edge < 1:
             raise ValueError(f"{name}={edge}: expected at least 1 voxel.")
-    image = keras.Input((*input_shape, 1), name="image")
+    image = keras.Input((*input_shape, channels), name="image")
 
     # Initial segmentation (section 2.1)
     low = ResizeToCube(low_size, dtype="float32")(image)
-    logits = vnet(outputs=len(CLASSES), options=vnets, name="vnet_1")(low)
+    free = (None, None, None)
+    logits = vnet((*free, channels), len(CLASSES), vnets, name="vnet_1")(low)
     initial = keras.layers.Softmax(dtype="float32")(logits)
 
     # Refinement (sections 2.2 and 2.3)
@@ -69,7 +72,7 @@ def embryo(
         ("ventricle", "vnet_3", ventricle_box),
     ):
         x, corner = loc_con(image, context, CLASSES.index(name), box, auto_context)
-        logits = vnet((None, None, None, x.shape[-1]), 1, vnets, name=network)(x)
+        logits = vnet((*free, x.shape[-1]), 1, vnets, name=network)(x)
         probability = keras.layers.Activation("sigmoid", dtype="float32")(logits)
         outputs[name] = Uncrop(dtype="float32")([probability, corner, image])
     return keras.Model(image, outputs, name="embryo")

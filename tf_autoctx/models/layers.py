@@ -5,6 +5,7 @@ Two- or three-dimensional by the rank of the input.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import types
 from collections.abc import Sequence
@@ -80,7 +81,7 @@ def max_pool(x: Tensor) -> Tensor:
     return {2: keras.layers.MaxPooling2D, 3: keras.layers.MaxPooling3D}[rank(x)](2)(x)
 
 
-def normalize(x: Tensor, normalization: str) -> Tensor:
+def normalize(x: Tensor, normalization: str, name: str | None = None) -> Tensor:
     """Batch norm's place in a block.
 
     "instance" takes the statistics of the volume at hand, in training and at test time, as the
@@ -91,28 +92,42 @@ def normalize(x: Tensor, normalization: str) -> Tensor:
       ValueError: another normalization.
     """
     if normalization == "instance":
-        return InstanceNormalization(epsilon=1e-5)(x)
+        return InstanceNormalization(epsilon=1e-5, name=name)(x)
     if normalization == "batch":
         # Replicas with averages of their own would drift apart.
         synchronized = backends.has_replicas()
-        return BatchNormalization(momentum=0.9, epsilon=1e-5, synchronized=synchronized)(x)
+        return BatchNormalization(momentum=0.9, epsilon=1e-5, synchronized=synchronized, name=name)(
+            x
+        )
     raise ValueError(f"normalization={normalization!r}: expected 'instance' or 'batch'.")
 
 
-def conv_block(
-    x: Tensor, filters: int, kernel: int, normalization: str, initializer: str, bias: bool = False
-) -> Tensor:
-    """Conv, normalization, ReLU; `bias`: whether the conv has one, see `options.BIAS`."""
-    x = conv(x, filters, kernel, initializer, use_bias=bias)
-    return keras.layers.ReLU()(normalize(x, normalization))
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """What the blocks of a network have in common.
 
+    Layers with weights have fixed names, by which another network takes their weights over: the
+    convolution that of its block, the normalization the same with _norm.
 
-def deconv_block(
-    x: Tensor, filters: int, kernel: int, normalization: str, initializer: str, bias: bool = False
-) -> Tensor:
-    """Deconv of stride 2, normalization, ReLU, likewise."""
-    x = deconv(x, filters, kernel, initializer, use_bias=bias)
-    return keras.layers.ReLU()(normalize(x, normalization))
+    Attributes:
+      normalization: see `normalize`.
+      initializer: see `initializers`.
+      bias: whether convolutions have a bias before a normalization, see `options.BIAS`.
+    """
+
+    normalization: str
+    initializer: str
+    bias: bool = False
+
+    def conv(self, x: Tensor, filters: int, kernel: int, name: str) -> Tensor:
+        """Conv, normalization, ReLU."""
+        x = conv(x, filters, kernel, self.initializer, use_bias=self.bias, name=name)
+        return keras.layers.ReLU()(normalize(x, self.normalization, f"{name}_norm"))
+
+    def deconv(self, x: Tensor, filters: int, kernel: int, name: str) -> Tensor:
+        """Deconv of stride 2, normalization, ReLU."""
+        x = deconv(x, filters, kernel, self.initializer, use_bias=self.bias, name=name)
+        return keras.layers.ReLU()(normalize(x, self.normalization, f"{name}_norm"))
 
 
 @keras.saving.register_keras_serializable("tf_autoctx")
@@ -153,6 +168,18 @@ class BatchNormalization(keras.layers.BatchNormalization):
             averages, weights = (self.moving_mean, self.moving_variance), (self.gamma, self.beta)
             y = backends.normalization_by(*averages, x, *weights, self.epsilon)
         return super().call(x, training, mask) if y is None else ops.cast(y, self.compute_dtype)
+
+
+def named_weights(network: keras.Model, prefix: str = "") -> dict[str, keras.Variable]:
+    """{LAYER/WEIGHT, or NETWORK/LAYER/WEIGHT of a network within: variable}, in the order of
+    `network.weights`."""
+    named: dict[str, keras.Variable] = {}
+    for layer in network.layers:
+        if isinstance(layer, keras.Model):
+            named |= named_weights(layer, f"{prefix}{layer.name}/")
+        else:
+            named |= {f"{prefix}{layer.name}/{w.name}": w for w in layer.weights}
+    return named
 
 
 def _is_at_least(x: Tensor, size: int) -> bool:

@@ -24,15 +24,15 @@ def loc_con(
     Step 1, the upsampling, is `ResizeLike`: one call serves all objects.
 
     Args:
-      image: symbolic (batch, depth, height, width, 1).
+      image: symbolic (batch, depth, height, width, channels).
       probability: symbolic (batch, depth, height, width, classes), on the image's grid.
       index: class of the object.
       box: edge of the box in voxels.
       auto_context: whether the object's map goes along; without it the map only places the box.
 
     Returns:
-      (input of the object's network: (batch, box, box, box, 2), image and map, or 1 channel without
-      auto-context; low corner of the box, (batch, 3) int32).
+      (input of the object's network: (batch, box, box, box, channels + 1), image and map, or the
+      image alone without auto-context; low corner of the box, (batch, 3) int32).
     """
     corner = BoxCorner(index, box, dtype="float32")(probability)
     crop = Crop(box, dtype="float32")

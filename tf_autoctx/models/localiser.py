@@ -34,11 +34,11 @@ def localiser(
       ValueError: unknown initializer (the message lists the known ones).
     """
     image = keras.Input((window, window, window, 1), name="image")
-    x = image
-    for _ in range(STAGES):
-        x = layers.conv_block(x, filters, 3, "batch", initializer, bias)
+    block, x = layers.Block("batch", initializer, bias), image
+    for stage in range(1, STAGES + 1):
+        x = block.conv(x, filters, 3, f"stage_{stage}")
         x = keras.layers.MaxPooling3D(2, padding="same")(x)
-    logit = keras.layers.Dense(1, dtype="float32")(keras.layers.Flatten()(x))
+    logit = keras.layers.Dense(1, dtype="float32", name="head")(keras.layers.Flatten()(x))
     return keras.Model(image, logit, name="localiser")
 
 

@@ -13,7 +13,7 @@ import keras
 from tf_autoctx.models import layers
 from tf_autoctx.models.options import HEADS
 
-Block = Callable[[layers.Tensor, int], layers.Tensor]  # (x, filters) -> feature map
+Place = Callable[[layers.Tensor, int, str], layers.Tensor]  # (x, filters, name) -> feature map
 
 
 def renderer(
@@ -47,19 +47,21 @@ def renderer(
     x = layers.PadToMultiple(4)(image)
 
     # Encoder
-    whole = block(block(x, f), f)
-    half = block(block(layers.max_pool(whole), 2 * f), 2 * f)
-    x = block(layers.max_pool(half), 4 * f)
+    whole = block(block(x, f, "encoder_1_1"), f, "encoder_1_2")
+    half = block(layers.max_pool(whole), 2 * f, "encoder_2_1")
+    half = block(half, 2 * f, "encoder_2_2")
+    x = block(layers.max_pool(half), 4 * f, "encoder_3")
 
     # Decoder
-    half = block(keras.layers.Concatenate()([deblock(x, 4 * f), half]), 2 * f)
-    x = block(keras.layers.Concatenate()([deblock(half, 2 * f), whole]), f)
+    x = keras.layers.Concatenate()([deblock(x, 4 * f, "decoder_2_up"), half])
+    half = block(x, 2 * f, "decoder_2")
+    x = keras.layers.Concatenate()([deblock(half, 2 * f, "decoder_1_up"), whole])
+    x = block(x, f, "decoder_1")
 
     # Heads; float32 under mixed precision too, for the losses
-    x = layers.conv(x, 1, 1, initializer, dtype="float32")
-    aux = layers.deconv(
-        layers.conv(half, f // 2 or 1, 1, initializer), 1, 4, initializer, dtype="float32"
-    )
+    x = layers.conv(x, 1, 1, initializer, dtype="float32", name="rendered_head")
+    aux = layers.conv(half, f // 2 or 1, 1, initializer, name="aux_head")
+    aux = layers.deconv(aux, 1, 4, initializer, dtype="float32", name="aux_up")
     return keras.Model(image, _at_size_of(image, {"rendered": x, "aux": aux}), name="renderer")
 
 
@@ -90,21 +92,27 @@ def segmentor2d(
     x = layers.PadToMultiple(8)(image)
 
     # Encoder
-    whole = block(x, f)
-    half = block(layers.max_pool(whole), 2 * f)
-    quarter = block(block(layers.max_pool(half), 4 * f), 4 * f)
-    x = block(layers.max_pool(quarter), 8 * f)
+    whole = block(x, f, "encoder_1")
+    half = block(layers.max_pool(whole), 2 * f, "encoder_2")
+    quarter = block(layers.max_pool(half), 4 * f, "encoder_3_1")
+    quarter = block(quarter, 4 * f, "encoder_3_2")
+    x = block(layers.max_pool(quarter), 8 * f, "encoder_4")
 
     # Decoder
-    quarter = block(keras.layers.Concatenate()([deblock(x, 8 * f), quarter]), 4 * f)
-    half = block(keras.layers.Concatenate()([deblock(quarter, 4 * f), half]), 2 * f)
-    x = block(keras.layers.Concatenate()([deblock(half, 2 * f), whole]), f)
+    x = keras.layers.Concatenate()([deblock(x, 8 * f, "decoder_3_up"), quarter])
+    quarter = block(x, 4 * f, "decoder_3")
+    x = keras.layers.Concatenate()([deblock(quarter, 4 * f, "decoder_2_up"), half])
+    half = block(x, 2 * f, "decoder_2")
+    x = keras.layers.Concatenate()([deblock(half, 2 * f, "decoder_1_up"), whole])
+    x = block(x, f, "decoder_1")
 
     # Heads
-    x = layers.conv(x, 2, 1, initializer, dtype="float32")
-    aux1 = layers.deconv(layers.conv(quarter, 2, 1, initializer), 2, 4, initializer)
-    aux1 = layers.deconv(aux1, 2, 4, initializer, dtype="float32")
-    aux2 = layers.deconv(layers.conv(half, 2, 1, initializer), 2, 4, initializer, dtype="float32")
+    x = layers.conv(x, 2, 1, initializer, dtype="float32", name="logits_head")
+    aux1 = layers.conv(quarter, 2, 1, initializer, name="aux1_head")
+    aux1 = layers.deconv(aux1, 2, 4, initializer, name="aux1_up_1")
+    aux1 = layers.deconv(aux1, 2, 4, initializer, dtype="float32", name="aux1_up_2")
+    aux2 = layers.conv(half, 2, 1, initializer, name="aux2_head")
+    aux2 = layers.deconv(aux2, 2, 4, initializer, dtype="float32", name="aux2_up")
     return keras.Model(
         image, _at_size_of(image, {"logits": x, "aux1": aux1, "aux2": aux2}), name="segmentor"
     )
@@ -150,24 +158,25 @@ def discriminator(
         )
     block, _ = _blocks(initializer, bias)
     x = image = keras.Input((size, size, channels), name="image")
-    for filters in (base_filters, base_filters, 2 * base_filters, 2 * base_filters):
-        x = block(x, filters)
+    for number, units in enumerate((1, 1, 2, 2), start=1):
+        x = block(x, units * base_filters, f"block_{number}")
     x = keras.layers.GlobalAveragePooling2D()(x) if head == "pool" else keras.layers.Flatten()(x)
     if head == "scaled":
         x = keras.layers.Rescaling(x.shape[-1] ** -0.5, dtype="float32")(x)
     arguments = layers.initializers(initializer, linear=True)
-    logits = keras.layers.Dense(1, **arguments, dtype="float32")(x)
+    logits = keras.layers.Dense(1, **arguments, dtype="float32", name="head")(x)
     return keras.Model(image, logits, name=name)
 
 
-def _blocks(initializer: str, bias: bool) -> tuple[Block, Block]:
+def _blocks(initializer: str, bias: bool) -> tuple[Place, Place]:
     """Convolution and deconvolution with batch norm and ReLU."""
+    common = layers.Block("batch", initializer, bias)
 
-    def block(x: layers.Tensor, filters: int) -> layers.Tensor:
-        return layers.conv_block(x, filters, 3, "batch", initializer, bias)
+    def block(x: layers.Tensor, filters: int, name: str) -> layers.Tensor:
+        return common.conv(x, filters, 3, name)
 
-    def deblock(x: layers.Tensor, filters: int) -> layers.Tensor:
-        return layers.deconv_block(x, filters, 4, "batch", initializer, bias)
+    def deblock(x: layers.Tensor, filters: int, name: str) -> layers.Tensor:
+        return common.deconv(x, filters, 4, name)
 
     return block, deblock
 

@@ -46,11 +46,7 @@ def unet3d(
     Raises:
       ValueError: unknown normalization or initializer (the message lists the known ones).
     """
-    block: dict[str, Any] = {
-        "normalization": normalization,
-        "initializer": initializer,
-        "bias": bias,
-    }
+    block = layers.Block(normalization, initializer, bias)
     image = keras.Input(input_shape, name="image")
     x = layers.PadToMultiple(2 ** (RESOLUTIONS - 1))(image)
 
@@ -58,19 +54,21 @@ def unet3d(
     skips = []
     for resolution in range(RESOLUTIONS):
         x = layers.max_pool(x) if resolution else x
-        x = layers.conv_block(x, base_filters * 2**resolution, 3, **block)
-        x = layers.conv_block(x, base_filters * 2 ** (resolution + 1), 3, **block)
+        place = f"analysis_{resolution + 1}"
+        x = block.conv(x, base_filters * 2**resolution, 3, f"{place}_1")
+        x = block.conv(x, base_filters * 2 ** (resolution + 1), 3, f"{place}_2")
         skips.append(x)
 
     # Synthesis
-    for skip in reversed(skips[:-1]):
-        x = layers.deconv(x, x.shape[-1], 2, initializer)
+    for resolution in reversed(range(RESOLUTIONS - 1)):
+        skip, place = skips[resolution], f"synthesis_{resolution + 1}"
+        x = layers.deconv(x, x.shape[-1], 2, initializer, name=f"{place}_up")
         x = keras.layers.Concatenate()([x, skip])
-        x = layers.conv_block(x, skip.shape[-1], 3, **block)
-        x = layers.conv_block(x, skip.shape[-1], 3, **block)
+        x = block.conv(x, skip.shape[-1], 3, f"{place}_1")
+        x = block.conv(x, skip.shape[-1], 3, f"{place}_2")
 
     # Head; float32 under mixed precision too, for the softmax
-    logits = layers.conv(x, classes, 1, initializer, dtype="float32")
+    logits = layers.conv(x, classes, 1, initializer, dtype="float32", name="head")
     return keras.Model(image, layers.CropLike(dtype="float32")([logits, image]), name=name)
 
 
@@ -79,6 +77,7 @@ def pyramid(
     classes: int = 8,
     *,
     input_shape: layers.Shape = (None, None, None),
+    channels: int = 1,
     end_to_end: bool = True,
     **arguments: Any,
 ) -> keras.Model:
@@ -93,11 +92,12 @@ def pyramid(
         plain U-Net.
       classes: K, background included.
       input_shape: (depth, height, width) of every level's image; None leaves an axis free.
+      channels: of every level's image.
       end_to_end: whether the gradient of a level flows through its context into the levels before.
       **arguments: of `unet3d`.
 
     Returns:
-      Functional model: {"image_1": (batch, depth, height, width, 1), ..., one per level} ->
+      Functional model: {"image_1": (batch, depth, height, width, channels), ..., one per level} ->
         {"level_1": float32 logits (batch, depth, height, width, classes), ...};
         `get_layer("level_1")` is the U-Net of level 1.
 
@@ -113,7 +113,8 @@ def pyramid(
     images, outputs = {}, {}
     logits = None  # of the level before
     for level, factor in enumerate(downsampling, start=1):
-        x = images[f"image_{level}"] = keras.Input((*input_shape, 1), name=f"image_{level}")
+        shape = (*input_shape, channels)
+        x = images[f"image_{level}"] = keras.Input(shape, name=f"image_{level}")
         if logits is not None:
             context = keras.layers.Softmax(dtype="float32")(logits)
             if not end_to_end:

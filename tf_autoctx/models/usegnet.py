@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+import functools
 
 import keras
 
@@ -57,7 +57,7 @@ def usegnet(
         known = ", ".join(ATTENTION_KERNELS)
         raise ValueError(f"attention_kernel={attention_kernel!r}: expected one of {known}.")
     kernels = ATTENTION_KERNELS[attention_kernel]
-    block = {"normalization": normalization, "initializer": initializer, "bias": bias}
+    block = layers.Block(normalization, initializer, bias)
     image = keras.Input(input_shape, name="image")
     x = layers.PadToMultiple(8)(image)
     features = _encoder(x, base_filters, block)
@@ -65,7 +65,7 @@ def usegnet(
 
     # Heads; float32 under mixed precision too, for the softmax
     def head(x: layers.Tensor, stride: int, name: str) -> layers.Tensor:
-        logits = layers.conv(x, 2, 1, initializer, dtype="float32")
+        logits = layers.conv(x, 2, 1, initializer, dtype="float32", name=f"{name}_head")
         return layers.CropLike(stride, name=name, dtype="float32")([logits, image])
 
     outputs = {"logits": head(x, 1, "logits")}
@@ -75,13 +75,13 @@ def usegnet(
     return keras.Model(image, outputs, name=variant)
 
 
-def _encoder(x: layers.Tensor, base_filters: int, block: dict[str, Any]) -> list[layers.Tensor]:
+def _encoder(x: layers.Tensor, base_filters: int, block: layers.Block) -> list[layers.Tensor]:
     """Features of each stage, full size first, and of the bottom last."""
     features: list[layers.Tensor] = []
-    for units, kernel in (*ENCODER, BOTTOM):
+    for stage, (units, kernel) in enumerate((*ENCODER, BOTTOM), start=1):
         x = layers.max_pool(x) if features else x
-        x = layers.conv_block(x, units * base_filters, kernel, **block)
-        x = layers.conv_block(x, units * base_filters, kernel, **block)
+        x = block.conv(x, units * base_filters, kernel, f"encoder_{stage}_1")
+        x = block.conv(x, units * base_filters, kernel, f"encoder_{stage}_2")
         features.append(x)
     return features
 
@@ -91,35 +91,45 @@ def _decoder(
     variant: str,
     kernels: dict[str, dict[int, int]],
     base_filters: int,
-    block: dict[str, Any],
+    block: layers.Block,
 ) -> tuple[layers.Tensor, list[layers.Tensor]]:
     """Features at full size, and what the side branches hang on, deepest scale first."""
     parts = VARIANTS[variant]
-    sizes = {"filters": 2 * base_filters, "inner": base_filters}
-    initializer = block["initializer"]
+    attend = functools.partial(
+        attention_module,
+        initializer=block.initializer,
+        filters=2 * base_filters,
+        inner=base_filters,
+    )
     *features, x = features
     supervised = []
     for scale in (1, 2, 3):
         stage = 3 - scale
         units, kernel = DECODER[stage]
-        x = layers.deconv_block(x, units * base_filters, kernel, **block)
+        x = block.deconv(x, units * base_filters, kernel, f"decoder_{scale}_up")
         if scale in parts.skips:
             skip = features[stage]
             if scale in parts.sam:
-                skip = attention_module(skip, kernels["sam"][scale], initializer, **sizes)
+                skip = attend(skip, kernels["sam"][scale], name=f"sam_{scale}")
             x = keras.layers.Concatenate()([x, skip])
         if scale in parts.uam:
-            x = attention_module(x, kernels["uam"][scale], initializer, **sizes)
+            x = attend(x, kernels["uam"][scale], name=f"uam_{scale}")
             supervised.append(x)
         else:
             # Table 2's note: without the UAM, the side branch hangs on the concatenation itself.
             supervised.append(x)
-            x = layers.conv_block(x, 2 * base_filters, ENCODER[stage][1], **block)
+            x = block.conv(x, 2 * base_filters, ENCODER[stage][1], f"decoder_{scale}")
     return x, supervised
 
 
 def attention_module(
-    x: layers.Tensor, kernel: int, initializer: str, *, filters: int = 64, inner: int = 32
+    x: layers.Tensor,
+    kernel: int,
+    initializer: str,
+    *,
+    filters: int = 64,
+    inner: int = 32,
+    name: str = "attention",
 ) -> layers.Tensor:
     """Attention module (Yang et al. 2019, section 2.4, equations 3-4, figure 3).
 
@@ -132,12 +142,15 @@ def attention_module(
       initializer: see `layers.initializers`.
       filters: channels of the output; the paper has 64.
       inner: channels of P, W and A; the paper has 32.
+      name: which those of its convolutions begin with.
 
     Returns:
       Feature map (batch, *spatial, filters).
     """
-    p = layers.conv(x, inner, 1, initializer)
-    w = layers.conv(layers.conv(p, inner, kernel, initializer), inner, kernel, initializer)
+    p = layers.conv(x, inner, 1, initializer, name=f"{name}_p")
+    w = layers.conv(p, inner, kernel, initializer, name=f"{name}_w_1")
+    w = layers.conv(w, inner, kernel, initializer, name=f"{name}_w_2")
     attention = keras.layers.Softmax(axis=-1)(w)
     t = keras.layers.Multiply()([p, attention])
-    return layers.conv(keras.layers.Concatenate()([p, t]), filters, kernel, initializer)
+    joined = keras.layers.Concatenate()([p, t])
+    return layers.conv(joined, filters, kernel, initializer, name=f"{name}_out")

@@ -46,49 +46,61 @@ def vnet(
     # Compression
     skips = []
     for resolution in range(depth):
-        filters = options.base_filters * 2**resolution
+        filters, place = options.base_filters * 2**resolution, f"down_{resolution + 1}"
         if resolution:
             # Sizes are even here and so never below the kernel: this one needs no bfloat16 guard.
-            arguments = layers.initializers(initializer)
-            x = keras.layers.Conv3D(filters, 2, strides=2, use_bias=options.bias, **arguments)(x)
-            x = _prelu(layers.normalize(x, normalization))
-        x = _stage(x, filters, convolutions[resolution], options)
+            arguments = {**layers.initializers(initializer), "use_bias": options.bias}
+            x = keras.layers.Conv3D(filters, 2, strides=2, name=f"{place}_in", **arguments)(x)
+            x = _activated(x, normalization, f"{place}_in")
+        x = _stage(x, filters, convolutions[resolution], options, place)
         skips.append(x)
 
     # Decompression
     for resolution in reversed(range(depth - 1)):
-        skip = skips[resolution]
-        x = layers.deconv(x, skip.shape[-1], 2, initializer, use_bias=options.bias)
-        x = _prelu(layers.normalize(x, normalization))
+        skip, place = skips[resolution], f"up_{resolution + 1}"
+        arguments = {"use_bias": options.bias, "name": f"{place}_in"}
+        x = layers.deconv(x, skip.shape[-1], 2, initializer, **arguments)
+        x = _activated(x, normalization, f"{place}_in")
         x = keras.layers.Concatenate()([x, skip])
-        x = _stage(x, x.shape[-1], convolutions[resolution], options)
+        x = _stage(x, x.shape[-1], convolutions[resolution], options, place)
 
     # Head; float32 under mixed precision too, for the softmax or sigmoid
-    logits = layers.conv(x, outputs, 1, initializer, dtype="float32")
+    logits = layers.conv(x, outputs, 1, initializer, dtype="float32", name="head")
     return keras.Model(image, layers.CropLike(dtype="float32")([logits, image]), name=name)
 
 
 def _stage(
-    x: layers.Tensor, filters: int, convolutions: int, options: VNetOptions
+    x: layers.Tensor, filters: int, convolutions: int, options: VNetOptions, name: str
 ) -> layers.Tensor:
     """Conv, normalization, PReLU, `convolutions` times; the input is added before the last PReLU.
+
+    Names of its layers begin with `name`.
 
     Milletari et al. repeat their one input channel to the width of the first stage. Here a 1x1x1
     convolution takes the input to another width, which is the same with learned weights and fits
     any number of channels.
     """
     kernel, initializer = options.kernel, options.initializer
-    stage_input = x if x.shape[-1] == filters else layers.conv(x, filters, 1, initializer)
+    stage_input = x
+    if x.shape[-1] != filters:
+        stage_input = layers.conv(x, filters, 1, initializer, name=f"{name}_input")
     for number in range(1, convolutions + 1):
-        x = layers.conv(x, filters, kernel, initializer, use_bias=options.bias)
-        x = layers.normalize(x, options.normalization)
-        x = _prelu(x if number < convolutions else keras.layers.Add()([x, stage_input]))
+        place = f"{name}_{number}"
+        x = layers.conv(x, filters, kernel, initializer, use_bias=options.bias, name=place)
+        added = stage_input if number == convolutions else None
+        x = _activated(x, options.normalization, place, added)
     return x
 
 
-def _prelu(x: layers.Tensor) -> layers.Tensor:
-    """PReLU with one slope per channel, so that sizes stay free; 0.25 at first (He et al. 2015)."""
-    return PReLU(alpha_initializer=keras.initializers.Constant(0.25), shared_axes=(1, 2, 3))(x)
+def _activated(
+    x: layers.Tensor, normalization: str, name: str, added: layers.Tensor | None = None
+) -> layers.Tensor:
+    """Normalization, what is to be added, PReLU with one slope per channel, so that sizes stay
+    free; 0.25 at first (He et al. 2015). Names of its layers begin with `name`."""
+    x = layers.normalize(x, normalization, f"{name}_norm")
+    x = x if added is None else keras.layers.Add()([x, added])
+    slopes = keras.initializers.Constant(0.25)
+    return PReLU(alpha_initializer=slopes, shared_axes=(1, 2, 3), name=f"{name}_prelu")(x)
 
 
 @keras.saving.register_keras_serializable("tf_autoctx")

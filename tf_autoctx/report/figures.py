@@ -131,17 +131,21 @@ def _outlines(
             _Outline(name, colours[name], "solid", label == value) for name, label in labels.items()
         ]
         return {"": outlines}
-    look = [
-        (PALETTE[i % len(PALETTE)], LINES[i // len(PALETTE) % len(LINES)])
-        for i in range(len(structures))
-    ]
     return {
         name: [
             _Outline(structure, *style, label == value)
-            for style, (value, structure) in zip(look, structures.items())
+            for style, (value, structure) in zip(_looks(len(structures)), structures.items())
         ]
         for name, label in labels.items()
     }
+
+
+def _looks(structures: int) -> list[tuple[str, str]]:
+    """(colour, line style) of so many structures."""
+    return [
+        (PALETTE[i % len(PALETTE)], LINES[i // len(PALETTE) % len(LINES)])
+        for i in range(structures)
+    ]
 
 
 def _panels(
@@ -424,6 +428,32 @@ def repeatability(
         ax.scatter(number + aside, values, color=PALETTE[4], alpha=0.6, s=16, zorder=3)
     ax.set(title=title, ylabel=f"SD within a group (groups: {len(spread[0])})", ylim=(0, None))
     ax.grid(axis="y", alpha=0.3)
+    _save(path, figure)
+
+
+def calibration(path: Path, curves: Mapping[str, np.ndarray], title: str) -> None:
+    """Draws how often what has a probability is true (Guo et al. 2017, figure 1): below the
+    diagonal a method is too sure of a structure, above it not sure enough.
+
+    Args:
+      path: of the PNG, which appears whole or not at all.
+      curves: {structure: `metrics.reliability`}.
+      title: of the figure.
+
+    Raises:
+      UserError: the file cannot be written.
+    """
+    figure = _figure((6.5, 5.5))
+    ax = figure.subplots()
+    ax.plot([0, 1], [0, 1], color=GREY, linestyle="dashed")
+    for (name, bins), (colour, style) in zip(curves.items(), _looks(len(curves))):
+        label = f"{name}: ECE {metrics.calibration_error(bins):.2f} %"
+        x, y = metrics.reliability_curve(bins)
+        ax.plot(x, y, color=colour, linestyle=style, marker="o", label=label)
+    ax.set(title=title, xlabel="probability", ylabel="share of voxels that are the structure")
+    ax.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
+    ax.legend(loc="upper left")
+    ax.grid(alpha=0.3)
     _save(path, figure)
 
 

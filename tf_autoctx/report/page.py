@@ -26,7 +26,7 @@ from plotly.subplots import make_subplots
 from tf_autoctx import metrics
 from tf_autoctx.errors import UserError
 from tf_autoctx.files import read_json, replacing
-from tf_autoctx.report import figures, tables, views
+from tf_autoctx.report import calibration, figures, tables, views
 from tf_autoctx.report.tables import Row
 
 PARTS = pathlib.Path(__file__).parent / "html"
@@ -34,6 +34,7 @@ PARTS = pathlib.Path(__file__).parent / "html"
 # those of `figures.picture`.
 COLOURS = (figures.PREDICTION, *(figures.PALETTE[i] for i in (1, 6, 5, 0, 4)))
 JPEG_QUALITY = 60
+UNSURE = "uncertainty_percent"  # a column of rows of methods that give probabilities
 LAYOUT = {
     "template": "plotly_dark",
     "paper_bgcolor": "rgba(0,0,0,0)",
@@ -55,6 +56,7 @@ class EvaluatedRun:
       rows: of `tables`.
       config: config.json of the run; empty without a run.
       histories: {stage: {column of history.csv: values}} of the run.
+      curves: of `calibration`; empty where no method gives probabilities.
     """
 
     name: str
@@ -63,6 +65,7 @@ class EvaluatedRun:
     rows: list[Row]
     config: dict[str, Any]
     histories: dict[str, dict[str, list[float]]]
+    curves: calibration.Curves
 
     @property
     def methods(self) -> list[str]:
@@ -84,6 +87,16 @@ class Results:
     def rows(self) -> list[Row]:
         """Rows of all evaluations."""
         return [row for run in self.runs for row in run.rows]
+
+    @functools.cached_property
+    def unsure(self) -> list[Row]:
+        """The rows that tell how sure they are."""
+        return [row for row in self.rows if UNSURE in row]
+
+    @functools.cached_property
+    def curves(self) -> calibration.Curves:
+        """Those of all evaluations."""
+        return {key: bins for run in self.runs for key, bins in run.curves.items()}
 
     @functools.cached_property
     def structures(self) -> list[str]:
@@ -124,13 +137,16 @@ class Results:
         ]
 
 
-def write(path: str | pathlib.Path, folders: Sequence[str | pathlib.Path]) -> None:
+def write(
+    path: str | pathlib.Path, folders: Sequence[str | pathlib.Path], channel: int = 0
+) -> None:
     """Writes the page.
 
     Args:
       path: of the HTML file, which appears whole or not at all.
       folders: of evaluations, several of the same cases: each with scores.csv and, where they are
         there, views/ and, in the run folder above, config.json and history.csv of its stages.
+      channel: of the images of the first evaluation, which is shown.
 
     Raises:
       UserError: a file is missing or holds something else; evaluations have one name, no case or
@@ -143,7 +159,7 @@ def write(path: str | pathlib.Path, folders: Sequence[str | pathlib.Path]) -> No
     if not set.intersection(*({row["case"] for row in run.rows} for run in runs)):
         raise UserError(f"{listed}: no case in common; expected evaluations of the same cases.")
     results = Results(runs)
-    cases = {name: _packed_case(name, results) for name in results.cases}
+    cases = {name: _packed_case(name, results, channel) for name in results.cases}
     tables.require_same_truth({str(run.folder): run.rows for run in runs})
     drawn: list[go.Figure] = []
     sections = _sections(results, cases, drawn)
@@ -192,7 +208,8 @@ def _load(folder: pathlib.Path, several: bool) -> EvaluatedRun:
     config = _config(run / "config.json") if (run / "config.json").exists() else {}
     files = sorted(run.glob("*/history.csv")) if config else []
     histories = {file.parent.name: _history(file) for file in files}
-    return EvaluatedRun(name, folder, prefix, rows, config, histories)
+    curves = {(prefix + m, name): bins for (m, name), bins in calibration.read(folder).items()}
+    return EvaluatedRun(name, folder, prefix, rows, config, histories, curves)
 
 
 def _config(file: pathlib.Path) -> dict[str, Any]:
@@ -247,9 +264,11 @@ def _sections(
         return f'<div class="charts">{places}</div>' if new else ""
 
     agreement = [_agreement_chart(results, structure) for structure in results.structures]
+    unsure = [_uncertainty_chart(results, name) for name in results.structures if results.unsure]
     sections = {
         "Results": _results(results),
         "Cases": _cases(results, cases),
+        "Uncertainty": _uncertainty(results, cases) + charts(unsure, "wide"),
         "Agreement": _agreement(results) + charts(agreement, "wide"),
         "Distributions": charts(_boxes(results), "wide" if len(results.structures) > 1 else ""),
         "Training": charts(_curves(results)),
@@ -295,15 +314,7 @@ def _cases(results: Results, cases: Mapping[str, dict[str, Any] | None]) -> str:
     def order(key: tuple[str, str]) -> float:
         return np.nan_to_num(values[key][decisive], nan=np.inf)
 
-    lines, numbers = [], {case: number for number, case in enumerate(cases)}
-    for case, structure in sorted(values, key=order):
-        attributes, view = "", cases[case]
-        if view:
-            attributes = (
-                f'data-view="{numbers[case]}" data-structure="{_number_in(view, structure)}"'
-            )
-        words = [_words(case, button=bool(view)), _words(structure)]
-        lines.append(_line([*words, *map(_number, values[case, structure])], attributes))
+    lines = [_case_line(cases, *key, values[key]) for key in sorted(values, key=order)]
     headings = [f"{names[name]}\n{method}" for name, method in columns]
     sortable = f'class="sortable" data-sorted="{2 + decisive}"'
     table = _table(["case", "structure"], headings, lines, sortable)
@@ -314,11 +325,111 @@ def _cases(results: Results, cases: Mapping[str, dict[str, Any] | None]) -> str:
     return f'<div class="scroll">{table}</div>{_notes([note])}'
 
 
+def _case_line(
+    cases: Mapping[str, dict[str, Any] | None],
+    case: str,
+    structure: str,
+    values: Iterable[float],
+) -> str:
+    """The line of a structure of a case, which a click opens if it has a view."""
+    attributes, view = "", cases[case]
+    if view:
+        number = list(cases).index(case)
+        attributes = f'data-view="{number}" data-structure="{_number_in(view, structure)}"'
+    words = [_words(case, button=bool(view)), _words(structure)]
+    return _line([*words, *map(_number, values)], attributes)
+
+
 def _number_in(view: Mapping[str, Any], structure: str) -> int:
     """Number of a structure in a view, from 1; 0, which stands for all, where it shows none such:
     scores of label images may name more than the run that the view is of."""
     names = list(view["structures"])
     return names.index(structure) + 1 if structure in names else 0
+
+
+def _uncertainty(results: Results, cases: Mapping[str, dict[str, Any] | None]) -> str:
+    """A line per method and structure: how right it is to be sure. Below, the cases of the last
+    method, first those in which it is least sure of what it segmented."""
+    if not results.unsure:
+        return ""
+    lines = []
+    for method, structure in dict.fromkeys((r["method"], r["structure"]) for r in results.unsure):
+        bins = results.curves.get((method, structure))
+        error = math.nan if bins is None else metrics.calibration_error(bins)
+        rows = _unsure(results, method, structure)
+        uncertainty, dice = ([row[name] for row in rows] for name in (UNSURE, "DSC_percent"))
+        correlation = metrics.rank_correlation(uncertainty, dice)
+        cells = [
+            _number(error),
+            _number(metrics.summarize(uncertainty)["mean"]),
+            _number(correlation["rho"]),
+            _number(correlation["p"], digits=4),
+            _number(correlation["n"], digits=0),
+        ]
+        words = _words(method, results.colours[method]), _words(structure)
+        lines.append(_line([*words, *cells]))
+    headings = ["ECE (%)", "mean uncertainty (%)", "Spearman rho with DSC", "p", "n"]
+    notes = [
+        "ECE: expected calibration error, over the voxels in boxes around the structure, of all "
+        "cases together",
+        "uncertainty: mean entropy of the voxels that are predicted to be the structure; rho below "
+        "0: where it is high, the DSC is low; p of permutations, over n cases where both are known",
+    ]
+    table = _table(["method", "structure"], headings, lines) + _notes(notes)
+    return table + _least_sure(results, cases)
+
+
+def _least_sure(results: Results, cases: Mapping[str, dict[str, Any] | None]) -> str:
+    last = results.unsure[-1]["method"]
+
+    def order(row: Row) -> float:
+        return -np.nan_to_num(row[UNSURE], nan=np.inf)
+
+    rows = sorted((row for row in results.unsure if row["method"] == last), key=order)
+    lines = [
+        _case_line(cases, row["case"], row["structure"], (row[UNSURE], row["DSC_percent"]))
+        for row in rows
+    ]
+    columns = [f"{metrics.column(name).title}\n{last}" for name in (UNSURE, "DSC_percent")]
+    table = _table(["case", "structure"], columns, lines)
+    note = f"First those that {last} found nothing in, then those in which it is least sure."
+    return f'<h3>Look at these first</h3><div class="scroll">{table}</div>{_notes([note])}'
+
+
+def _unsure(results: Results, method: str, structure: str) -> list[Row]:
+    """The rows of a method and structure that tell how sure they are."""
+    names = method, structure
+    return [row for row in results.unsure if (row["method"], row["structure"]) == names]
+
+
+def _uncertainty_chart(results: Results, structure: str) -> go.Figure:
+    """Reliability curve of one structure, and its uncertainty beside the DSC.
+
+    Methods that are not shown wait in the legend.
+    """
+    titles = [f"{structure}: calibration", f"{structure}: uncertainty and DSC"]
+    figure = make_subplots(1, 2, subplot_titles=titles)
+    grey = {"color": figures.GREY, "width": 1}
+    line = {"mode": "lines", "line": grey, "showlegend": False, "hoverinfo": "skip"}
+    figure.add_scatter(x=[0, 1], y=[0, 1], **line, row=1, col=1)
+    for method, colour in results.colours.items():
+        if not (rows := _unsure(results, method, structure)):
+            continue
+        visible = True if method in results.shown else "legendonly"
+        look: dict[str, Any] = {"name": method, "legendgroup": method, "visible": visible}
+        look |= {"marker": {"color": colour, "size": 8}}
+        bins = results.curves.get((method, structure))
+        if bins is not None:
+            x, y = metrics.reliability_curve(bins).tolist()
+            figure.add_scatter(x=x, y=y, **look, mode="lines+markers", row=1, col=1)
+        both = {"x": [row[UNSURE] for row in rows], "y": [row["DSC_percent"] for row in rows]}
+        points = {"mode": "markers", "showlegend": bins is None} | _told(rows, results.cases)
+        figure.add_scatter(**both, **look, **points, row=1, col=2)
+    figure.update_xaxes(title="probability", range=[0, 1], col=1)
+    figure.update_yaxes(title="share that is the structure", range=[0, 1], col=1)
+    figure.update_xaxes(title=metrics.column(UNSURE).title, col=2)
+    figure.update_yaxes(title=metrics.column("DSC_percent").title, col=2)
+    return figure.update_layout(LAYOUT)
 
 
 def _agreement(results: Results) -> str:
@@ -525,17 +636,20 @@ def _json(text: str) -> str:
 # Views
 
 
-def _packed_case(name: str, results: Results) -> dict[str, Any] | None:
-    """What report.js shows of a case; None where no evaluation has a view of it.
+def _packed_case(name: str, results: Results, channel: int) -> dict[str, Any] | None:
+    """What report.js shows of a case, of its image one channel; None where no evaluation has a view
+    of it.
 
     Raises:
       UserError: a view cannot be read, or two show other cases.
     """
     files = [(run, run.folder / "views" / f"{name}.npz") for run in results.runs]
-    loaded = [(run, file, views.read(file)) for run, file in files if file.exists()]
-    if not loaded:
+    files = [(run, file) for run, file in files if file.exists()]
+    if not files:
         return None
-    _, first_file, first = loaded[0]
+    first_file = files[0][1]
+    loaded = [(run, file, views.read(file, channel * (file == first_file))) for run, file in files]
+    first = loaded[0][2]
     methods: list[dict[str, Any]] = []
     distances = [np.nan]
     for run, file, view in loaded:

@@ -21,6 +21,7 @@ import numpy as np
 from tf_autoctx import metrics, spreadsheets
 from tf_autoctx.errors import UserError
 from tf_autoctx.files import replacing
+from tf_autoctx.report import calibration
 
 Row = dict[str, Any]
 Pairs = Sequence[tuple[str, str]]  # of methods: one, and another to compare it with
@@ -30,7 +31,7 @@ LABELS = ("system", "method", "case", "group", "structure")
 LONG = (*LABELS, "metric", "value")  # columns of the long table
 FAILURES = ("case", "reason")  # columns of the table of failures
 # The set of tables; the first, which `read` wants, takes its place last.
-FILES = ("scores.csv", "cases.csv", "summary.json", "failed.csv")
+FILES = ("scores.csv", "cases.csv", "summary.json", calibration.FILE, "failed.csv")
 NOTES = (  # below the printed table
     "mean ± SD over the cases where the value is finite; below it the 95 % confidence interval of "
     "the mean",
@@ -53,6 +54,7 @@ def scores(
     spacing: Sequence[float] | None,
     labels: Mapping[int, str],
     measure: Callable[[np.ndarray, np.ndarray, Sequence[float]], dict[str, float]] | None = None,
+    tolerance: float | None = None,
 ) -> list[Row]:
     """Scores of every structure of a case: {"structure", **`metrics.compare`, **`measure`} each.
 
@@ -66,13 +68,14 @@ def scores(
       spacing: (z, y, x) or (y, x) in mm; None measures in pixels.
       labels: {label value: name}.
       measure: (mask, true mask, spacing) -> further {metric: value}, where there is a spacing.
+      tolerance: of the surface Dice, mm, see `metrics.compare`.
     """
     rows = []
     for value, name in labels.items():
         mask, true_mask = prediction == value, truth == value
         if not true_mask.any() and not mask.any():
             continue
-        score = metrics.compare(mask, true_mask, spacing)
+        score = metrics.compare(mask, true_mask, spacing, tolerance)
         if measure and spacing is not None:
             score |= measure(mask, true_mask, spacing)
         if not true_mask.any():
@@ -92,19 +95,21 @@ def write(
     rows: Sequence[Row],
     pairs: Pairs | None = None,
     failures: Mapping[str, str] | None = None,
+    curves: calibration.Curves | None = None,
 ) -> None:
     """Writes the rows of an evaluation into a folder, which is created.
 
     `scores.csv` is the long table (a line per row and metric, infinity as inf); from it come
-    `cases.csv` (a line per row) and `summary.json` (of `summarize`, null where not finite). These
-    and `failed.csv` are replaced together: the old ones go before the first new one takes its
-    place, so that none of them ever stands beside one of another evaluation. Where every case
-    failed, there is `failed.csv` alone.
+    `cases.csv` (a line per row) and `summary.json` (of `summarize`, null where not finite). These,
+    `calibration.csv` and `failed.csv` are replaced together: the old ones go before the first new
+    one takes its place, so that none of them ever stands beside one of another evaluation. Where
+    every case failed, there is `failed.csv` alone.
 
     Args:
       directory: path.
       rows, pairs: see `summarize`.
       failures: {case that is not among the rows: reason}; None: no `failed.csv`.
+      curves: of `calibration`; None or empty: no `calibration.csv`.
 
     Raises:
       ValueError: two rows have the same method, structure and case.
@@ -120,13 +125,16 @@ def write(
         if metric not in LABELS
     ]
     failed = [dict(zip(FAILURES, failure)) for failure in sorted((failures or {}).items())]
-    names = [name for name in FILES[:-1] if rows or failures is None]
-    names += FILES[-1:] * (failures is not None)
+    names = [name for name in FILES[:3] if rows or failures is None]
+    names += [calibration.FILE] * bool(curves) + ["failed.csv"] * (failures is not None)
     with contextlib.ExitStack() as places:
         # What is entered first takes its place last.
         new = {name: places.enter_context(replacing(directory / name)) for name in names}
         if failures is not None:
             spreadsheets.write_lines(new["failed.csv"], failed, FAILURES)
+        if curves:
+            columns = calibration.COLUMNS
+            spreadsheets.write_lines(new[calibration.FILE], calibration.lines(curves), columns)
         if "scores.csv" in new:
             spreadsheets.write_lines(new["scores.csv"], long, LONG)
             spreadsheets.write_lines(new["cases.csv"], rows, (*LABELS, *_metric_names(rows)))

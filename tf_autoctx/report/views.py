@@ -1,7 +1,8 @@
 """What it takes to look at a case, on a grid that is small enough for many cases in one page.
 
 Volumes lie as they are read, see `images.ORIENTATION`. A view is a dict of arrays:
-  "image": grey values (z, y, x) uint8; a 2D image has one slice.
+  "image": grey values (z, y, x) uint8, of several channels (channels, z, y, x); a 2D image has one
+    slice.
   "truth": (z, y, x) uint8: k for the k-th structure from 1, else 0.
   "labels": likewise of every method, (methods, z, y, x).
   "probabilities": of every structure, 0 to 255, (methods, structures, z, y, x) uint8; left out
@@ -22,7 +23,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tf_autoctx.errors import UserError
+from tf_autoctx.errors import FieldError, UserError
 from tf_autoctx.files import replacing
 
 View = dict[str, np.ndarray]
@@ -43,9 +44,9 @@ def of(
     Probabilities on a coarser grid are interpolated.
 
     Args:
-      voxels: grey values (depth, height, width) or (height, width); what lies outside the 0.5 and
-        99.5 percentiles is black or white.
-      truth: integer labels of this shape.
+      voxels: grey values (depth, height, width) or (height, width), with an axis more where there
+        are several channels; what lies outside the 0.5 and 99.5 percentiles is black or white.
+      truth: integer labels of this shape, without channels.
       predictions: {method: {"label": likewise, "probability": {structure: 0 to 1, on any grid over
         the same extent}}}; the view has probabilities if every method has.
       spacing: mm per axis in the array's order; None for pixels.
@@ -59,20 +60,21 @@ def of(
     """
     grey = np.asarray(voxels)
     labels = [np.asarray(truth), *(np.asarray(p["label"]) for p in predictions.values())]
-    if any(label.shape != grey.shape for label in labels):
+    shape, axes = labels[0].shape, labels[0].ndim
+    several = grey.ndim > axes
+    if grey.shape[:axes] != shape or any(label.shape != shape for label in labels):
         raise ValueError(
             f"image {grey.shape} and labels {[label.shape for label in labels]} need one shape."
         )
-    flat = (1,) * (3 - grey.ndim)
-    size = flat + grey.shape
-    samples = tuple(min(n, SAMPLES[grey.ndim]) for n in size)
-    values, millimetres = list(structures), (1.0,) * grey.ndim
+    flat = (1,) * (3 - axes)
+    size = flat + shape
+    samples = tuple(min(n, SAMPLES[axes]) for n in size)
+    values, millimetres = list(structures), (1.0,) * axes
     if spacing is not None:
         millimetres = tuple(spacing)
-    image = _mean(grey, samples)
-    low, high = np.percentile(image, (0.5, 99.5))
+    channels = [_grey(_mean(x, samples)) for x in (np.moveaxis(grey, -1, 0) if several else [grey])]
     view = {
-        "image": np.rint(255 * np.clip((image - low) / (high - low or 1), 0, 1)).astype(np.uint8),
+        "image": np.stack(channels) if several else channels[0],
         "truth": _nearest(labels[0].reshape(size), samples, values),
         "labels": np.stack([_nearest(v.reshape(size), samples, values) for v in labels[1:]]),
         "methods": np.array(list(predictions)),
@@ -87,6 +89,12 @@ def of(
         ]
         view["probabilities"] = np.rint(255 * np.array(maps)).astype(np.uint8)
     return view
+
+
+def _grey(image: np.ndarray) -> np.ndarray:
+    """Grey values 0 to 255 of an image, black and white at the 0.5 and 99.5 percentiles."""
+    low, high = np.percentile(image, (0.5, 99.5))
+    return np.rint(255 * np.clip((image - low) / (high - low or 1), 0, 1)).astype(np.uint8)
 
 
 def _mean(array: npt.ArrayLike, samples: tuple[int, ...]) -> np.ndarray:
@@ -120,16 +128,20 @@ def write(path: str | pathlib.Path, view: View) -> None:
         np.savez_compressed(partial, **view)  # type: ignore[arg-type]
 
 
-def read(path: str | pathlib.Path) -> View:
-    """The view that `write` wrote.
+def read(path: str | pathlib.Path, channel: int = 0) -> View:
+    """The view that `write` wrote, with one channel of its image.
 
     Raises:
+      FieldError: it has no such channel.
       UserError: no such file, or it holds something else.
     """
     try:
         with np.load(path) as file:
             view = dict(file)
-        shape = view["image"].shape
+        if view["image"].ndim == 3:
+            view["image"] = view["image"][None]
+        channels, *sizes = view["image"].shape
+        shape = tuple(sizes)
         if view["truth"].shape != shape or view["labels"].shape != (*view["methods"].shape, *shape):
             raise ValueError
     except FileNotFoundError:
@@ -140,6 +152,10 @@ def read(path: str | pathlib.Path) -> View:
         raise UserError(
             f"{path}: not the view of a case; run the evaluation again, which writes it."
         ) from None
+    if channel >= channels:
+        has = f"{path} has {channels} channel{'s' * (channels > 1)}"
+        raise FieldError("channel", channel, f"{has}; expected 0 to {channels - 1}.")
+    view["image"] = view["image"][channel]
     return view
 
 

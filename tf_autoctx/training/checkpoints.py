@@ -109,8 +109,7 @@ class Checkpoints:
         for path in reversed(paths):
             # TensorFlow's reader raises whatever built-in exception is nearest for a damaged file.
             try:
-                made_on = json.loads(tf.train.load_variable(path, STATE)).get("made_on")
-                if made_on is None or self._made_on in (None, made_on):
+                if _is_made_on(path, self._made_on):
                     self._checkpoint.restore(path).assert_existing_objects_matched()
                     return self._state.value
             except Exception as error:
@@ -134,6 +133,29 @@ class Checkpoints:
                 f"folder {self.directory} to train this part again."
             )
         return None
+
+
+def goes_on(directory: pathlib.Path, made_on: str | None) -> bool:
+    """Whether a training in a folder begins with a checkpoint: one of those that are there is made
+    on what it is built upon, or cannot be read, which `Checkpoints.restore` tells.
+
+    Args:
+      directory: holds `last/`.
+      made_on: see `Checkpoints`.
+    """
+    for file in directory.glob("last/step-*.index"):
+        try:
+            if _is_made_on(str(file.with_suffix("")), made_on):
+                return True
+        except Exception:  # TensorFlow's reader raises whatever is nearest for a damaged file
+            return True
+    return False
+
+
+def _is_made_on(path: str, made_on: str | None) -> bool:
+    """Whether a checkpoint was made on what is named; None, on either side: it may be."""
+    before = json.loads(tf.train.load_variable(path, STATE)).get("made_on")
+    return None in (before, made_on) or before == made_on
 
 
 def _paths(manager: tf.train.CheckpointManager) -> list[str]:

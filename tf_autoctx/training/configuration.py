@@ -27,6 +27,12 @@ class RunOptions:
         choices=("demo", "standard", "paper"),
         may_change=True,
     )
+    initial_weights: str = field(
+        "",
+        "Run folder or SavedModel of this system to start from: weights that fit by name and shape "
+        "are taken over, all others start anew.",
+        before="",
+    )
     strategy: str = field(
         "auto",
         "The tf.distribute strategy; auto takes all GPUs, or the cluster that TF_CONFIG names.",
@@ -44,6 +50,20 @@ class RunOptions:
         "is faster where the server has it.",
         choices=tuple(POLICIES),
         may_change=True,
+    )
+    surface_tolerance: float | None = field(
+        None,
+        "Also score the surface Dice (NSD) of the held-out cases: the share of both boundaries "
+        "that lies at most so many mm from the other. Images without mm have none.",
+        least=0.0,
+        may_change=True,
+    )
+    mirrors: bool = field(
+        False,
+        "Take the mean of an image and its mirror images in the SavedModel, and score that too; "
+        "along the axes that training mirrors. It takes 8 times as long in 3D.",
+        may_change=True,
+        before=False,
     )
 
     def __post_init__(self) -> None:

@@ -116,17 +116,32 @@ def adam(
       variables: what it updates.
       rates: learning rate of each variable, relative to that of the settings; empty: 1.
     """
-    learning_rate = settings.learning_rate
-    if settings.learning_rate_decay == "polynomial":
-        learning_rate = keras.optimizers.schedules.PolynomialDecay(
-            learning_rate, settings.steps, end_learning_rate=0.0
-        )
-    optimizer = FusedAdam(learning_rate, beta_1=settings.beta_1)
+    falls = settings.learning_rate_decay == "polynomial"
+    falling = Falling(settings.learning_rate, settings.steps) if falls else None
+    optimizer = FusedAdam(falling or settings.learning_rate, beta_1=settings.beta_1)
+    optimizer.falling = falling
     optimizer.rates = tuple(rates) if any(rate != 1 for rate in rates) else ()
     if keras.config.dtype_policy().name == "mixed_float16":
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
     optimizer.build(variables)
     return optimizer
+
+
+class Falling(keras.optimizers.schedules.LearningRateSchedule):
+    """Falls linearly to 0 at the last step.
+
+    Attributes:
+      learning_rate: at the first step.
+      steps: number of the last step.
+      first: number of the first step: where fewer steps have ended before.
+    """
+
+    def __init__(self, learning_rate: float, steps: int) -> None:
+        self.learning_rate, self.steps, self.first = learning_rate, steps, 0
+
+    def __call__(self, step: Any) -> Any:
+        left = 1 - (tf.cast(step, tf.float32) - self.first) / (self.steps - self.first)
+        return self.learning_rate * tf.clip_by_value(left, 0.0, 1.0)
 
 
 class FusedAdam(keras.optimizers.Adam):
@@ -136,9 +151,11 @@ class FusedAdam(keras.optimizers.Adam):
 
     Attributes:
       rates: learning rate of each variable, relative to the common one; empty: 1.
+      falling: its learning rate, where that falls.
     """
 
     rates: tuple[float, ...] = ()
+    falling: Falling | None = None
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
         index = self._get_variable_index(variable)
@@ -173,7 +190,7 @@ def fit(
     saved; in between a checkpoint is saved every `checkpoint_steps`. The history of all epochs is
     in the checkpoint: a resumed run writes it whole, and shows it again to the callbacks that
     remember something (early stopping), so that they are where they were. More steps than before
-    go on from the last checkpoint.
+    go on from the last checkpoint; a learning rate that has fallen to 0 begins again.
 
     Args:
       task: made under `strategy.scope()`.
@@ -220,7 +237,12 @@ class _Fit:
         self.checkpoints = Checkpoints(
             directory, task.networks, task.optimizers, made_on, writes=is_chief(strategy)
         )
+        self.first = 0  # step at which the learning rate begins to fall
         self.step, self.history, self.sums, self.summed = self._restored()
+        for optimizer in task.optimizers.values():
+            adam = getattr(optimizer, "inner_optimizer", optimizer)  # of one that scales the loss
+            if isinstance(adam, FusedAdam) and adam.falling:
+                adam.falling.first = self.first
         if is_chief(strategy):
             write_history(directory / "history.csv", self.history)
         self.callbacks = _Callbacks(self)
@@ -238,8 +260,12 @@ class _Fit:
             )
         step, sums = state["step"], state["sums"]
         ended = self.settings.steps > step == state.get("steps")  # of fewer steps than now
+        self.first = step if ended else state.get("first", 0)
         if ended:
-            print(f"{self.directory}: goes on from step {step} to {self.settings.steps}")
+            print(
+                f"{self.directory}: goes on from step {step} to {self.settings.steps}; its "
+                "learning rate begins again, and what is made on it is trained anew"
+            )
         # A last epoch that was cut short by the number of steps counts as one.
         return step, state["history"], sums, state.get("summed", step % self.epoch_steps)
 
@@ -337,6 +363,7 @@ class _Fit:
             "sums": self.sums,
             "summed": self.summed,
             "steps": self.settings.steps,
+            "first": self.first,
             "replicas": self.replicas,
         }
         self.checkpoints.save(state, best=best)

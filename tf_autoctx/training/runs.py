@@ -79,6 +79,11 @@ class Run:
         return self.facts.get("spacing") or []
 
     @property
+    def channels(self) -> tuple[str, ...]:
+        """Names of those of its images; where it tells none, there is one."""
+        return tuple(self.facts.get("channels") or ("0",))
+
+    @property
     def labels(self) -> dict[int, str]:
         """{label value: name} of the structures.
 
@@ -123,6 +128,10 @@ class Run:
                     f"are {value}; expected the same, or another `work_dir`."
                 )
         return dataclasses.replace(self, facts=self.facts | new)._written()
+
+    def updated(self, name: str, fact: Any) -> Run:
+        """The run with a fact of config.json in place of what it was."""
+        return dataclasses.replace(self, facts=self.facts | {name: fact})._written()
 
     def _written(self) -> Run:
         """The run as it is read again, once config.json is written."""
@@ -254,7 +263,8 @@ def load(folder: Path) -> Run:
 def _wrong(facts: Any) -> str | None:
     """Name of what config.json lacks or has in another form; None where all is well."""
     kinds = {"system": str, "flags": dict, "data_fingerprint": str}
-    further = {"labels": dict, "spacing": list, "versions": dict, "resumed": list}
+    lists = dict.fromkeys(("channels", "spacing", "resumed"), list)
+    further = {"labels": dict, "versions": dict, **lists}
     if not isinstance(facts, dict):
         return "an object of JSON"
     for name, kind in kinds.items():
@@ -270,6 +280,8 @@ def _wrong(facts: Any) -> str | None:
         return "spacing"
     if not all(isinstance(name, str) for name in (facts.get("labels") or {}).values()):
         return "labels"
+    if not all(isinstance(name, str) for name in facts.get("channels") or []):
+        return "channels"
     entries = facts.get("resumed") or []
     return None if all(isinstance(entry, dict) for entry in entries) else "resumed"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from tf_autoctx.configuration import check, field
-from tf_autoctx.data.configuration import RigidMotion
+from tf_autoctx.data.configuration import Augmentation, Resampling
 from tf_autoctx.models.options import BIAS, INITIALIZERS, NORMALIZATIONS, VNetOptions
 from tf_autoctx.systems.embryo.presets import PRESETS
 from tf_autoctx.systems.shared.declaration import Declaration
@@ -41,7 +41,9 @@ class Embryo:
         "averages (batch).",
         choices=NORMALIZATIONS,
     )
-    initializer: str = field("he", "How convolutions are initialized.", choices=INITIALIZERS)
+    initializer: str = field(
+        "he", "How convolutions are initialized.", choices=INITIALIZERS, training_only=True
+    )
     bias: bool = field(False, BIAS, before=True)
 
     def __post_init__(self) -> None:
@@ -108,10 +110,11 @@ DECLARATION = Declaration(
     name="embryo",
     dimensions=3,
     configuration=Embryo,
-    training=(Schedule, RigidMotion),
+    training=(Schedule, Augmentation, Resampling),
     phantoms=Phantoms,
     presets=PRESETS,
     implementation="tf_autoctx.systems.embryo.system:EmbryoSystem",
+    channels=True,
 )
 
 # The peer

@@ -3,7 +3,10 @@
 "paper" holds every constant of the paper.
 """
 
+import dataclasses
 from typing import Any
+
+from tf_autoctx.data.configuration import Augmentation
 
 PRESETS: dict[str, dict[str, Any]] = {
     "demo": {
@@ -18,13 +21,18 @@ PRESETS: dict[str, dict[str, Any]] = {
         "validation_fraction": 0.1,
         "learning_rate": 1e-2,
         "learning_rate_decay": "polynomial",
+        "rotation": 180.0,
         "shift": 6,
+        "flips": True,
     },
     "standard": {
         "steps": 10_000,
         "samples_per_epoch": 500,
         "learning_rate": 1e-2,
         "learning_rate_decay": "polynomial",
+        "rotation": 180.0,
+        "shift": 30,
+        "flips": True,
     },
     "paper": {
         "low_size": 160,
@@ -41,9 +49,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "learning_rate": 1e-2,
         "end_to_end_learning_rate": 1e-3,
         "learning_rate_decay": "constant",
-        "rotation": 180.0,
-        "shift": 30,
-        "flips": True,
+        **dataclasses.asdict(Augmentation(rotation=180.0, shift=30, flips=True)),
         "patience": 0,
+        "spacing": "none",
     },
 }

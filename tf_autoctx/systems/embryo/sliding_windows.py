@@ -258,7 +258,9 @@ class WindowedSegmentation:
         ventricle = self._ventricle(self._cut_out(image, corner))
         return self._joined(self._body(image), ventricle, corner, voxels.shape), localised
 
-    def methods(self, voxels: np.ndarray) -> dict[str, dict[str, Any]]:
-        """An `evaluation.Evaluator`: {the peer's method: {"label": label values}}, all windows."""
+    def methods(
+        self, voxels: np.ndarray, spacing: Sequence[float] | None
+    ) -> dict[str, dict[str, Any]]:
+        """An `Evaluator`: {the peer's method: {"label": label values}}, all windows."""
         classes, _ = self(voxels)
         return {METHOD: {"label": self._values[classes.numpy()]}}

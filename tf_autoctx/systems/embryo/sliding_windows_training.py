@@ -13,7 +13,7 @@ from keras import ops
 
 from tf_autoctx import losses, metrics
 from tf_autoctx.data import augment, labels, pipeline
-from tf_autoctx.data.configuration import RigidMotion
+from tf_autoctx.data.configuration import Augmentation
 from tf_autoctx.errors import UserError
 from tf_autoctx.systems.embryo.configuration import SlidingWindows
 from tf_autoctx.systems.embryo.sliding_windows import (
@@ -56,7 +56,7 @@ class PeerStage(AdamStage):
     held: ClassVar[int] = 0
 
     def __init__(self, peer: SlidingWindows, session: Session) -> None:
-        self._peer, self._motion = peer, session.configured(RigidMotion)
+        self._peer, self._augmentation = peer, session.configured(Augmentation)
         self._ignored = session.ignored
         self.seed = session.settings.seed * 1000 + 100 + self.number  # none of the cascade's
 
@@ -68,8 +68,8 @@ class PeerStage(AdamStage):
     def augment(self, sample: Sample, seed: Tensor) -> Sample:
         window = self._peer.window
         seeds = tf.unstack(tf.random.experimental.stateless_split(seed, 2))
-        moved = augment.moved(sample, seeds[0], self._motion)
-        image, label = (padded(moved[name], window) for name in ("image", "label"))
+        changed = augment.augmented(sample, seeds[0], self._augmentation)
+        image, label = (padded(changed[name], window) for name in ("image", "label"))
         ventricle = label[..., 0] == CLASSES["ventricle"]
         low, high = holding(ventricle, window)
         hold = tf.range(self.windows)[:, None] < self.held

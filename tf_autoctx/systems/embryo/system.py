@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -12,20 +12,25 @@ import tensorflow as tf
 
 from tf_autoctx.configuration import earlier
 from tf_autoctx.data import datasets, pipeline
+from tf_autoctx.data.configuration import Resampling
 from tf_autoctx.data.labels import IGNORED
 from tf_autoctx.errors import FieldError, UserError
+from tf_autoctx.models import layers
 from tf_autoctx.systems.embryo import training
 from tf_autoctx.systems.embryo.configuration import DECLARATION, Embryo
 from tf_autoctx.systems.embryo.segmentation import Refinement
 from tf_autoctx.systems.shared import checks
+from tf_autoctx.systems.shared.averaging import Estimate
 from tf_autoctx.systems.shared.caching import Files
 from tf_autoctx.systems.shared.session import Session
 from tf_autoctx.systems.shared.system import (
+    Evaluator,
     Networks,
     Predictor,
     Reader,
     Segmentations,
     Served,
+    Size,
     System,
     Tensor,
     segmented,
@@ -34,7 +39,7 @@ from tf_autoctx.training import runs
 from tf_autoctx.training.runs import Making, Run
 
 # What a VNet I that is taken over must agree in.
-OF_VNET_1 = ("low_size", "base_filters", "depth", "kernel", "normalization", "bias")
+OF_VNET_1 = ("low_size", "base_filters", "depth", "kernel", "normalization", "bias", "spacing")
 
 
 class EmbryoSystem(System):
@@ -58,9 +63,9 @@ class EmbryoSystem(System):
         "probability": {"range": [0, 1], "meaning": "of the body, then of the ventricle"},
     }
 
-    def __init__(self, configuration: Embryo, labels: Mapping[int, str]) -> None:
-        super().__init__(configuration, labels)
-        self.refinement = Refinement(configuration, labels)
+    def __init__(self, configuration: Embryo, labels: Mapping[int, str], channels: int = 1) -> None:
+        super().__init__(configuration, labels, channels)
+        self.refinement = Refinement(configuration, labels, channels)
 
     # What a user hands in
 
@@ -116,9 +121,9 @@ class EmbryoSystem(System):
                 source,
                 "a run of another system or other data; expected those of this run.",
             )
-        flags = {**earlier([Embryo]), **run.flags}
+        flags = {**earlier([Embryo, Resampling]), **run.flags}
         for name in OF_VNET_1:
-            before, now = flags.get(name), getattr(self.configuration, name)
+            before, now = flags.get(name), making.flags[name]
             if before != now:
                 raise FieldError(
                     "initial_from",
@@ -168,34 +173,47 @@ class EmbryoSystem(System):
     def finished(self, run: Run) -> Networks:
         return training.finished(run)
 
+    def starting(self, networks: Networks) -> Networks:
+        """That of the last stage, whose VNets have all been trained."""
+        return self.served_networks(networks)
+
     # Segmentation
 
-    def segment(self, networks: Networks, image: Tensor) -> dict[str, Tensor]:
-        """The output of the last stage that is finished, see `Refinement.segment`."""
+    def estimate(self, networks: Networks, image: Tensor) -> Estimate:
+        """The outputs of the last stage that is finished, see `Refinement.outputs`."""
         (network,) = networks.values()
-        return self.refinement.segment(network, image)
+        return self.refinement.outputs(network, self.refinement.preprocess(image))
 
-    def evaluator(self, networks: Networks) -> Callable[[np.ndarray], Segmentations]:
+    def decide(self, estimate: Estimate, size: Size) -> dict[str, Tensor]:
+        """See `Refinement.postprocess`."""
+        if self.grid and "refined" in estimate:
+            estimate = {"refined": layers.resize_linear(estimate["refined"], size)}
+        return self.refinement.postprocess(estimate, size)
+
+    def evaluator(self, networks: Networks) -> Evaluator:
         """Every stage's segmentation of a raw volume.
 
         A graph each: in one, TensorFlow would run several at once, in several times the memory.
         """
         graphs = {stage: self.graphs({stage: network}) for stage, network in networks.items()}
 
-        def segment(voxels: np.ndarray) -> Segmentations:
-            image = voxels[None, ..., None]
+        def segment(voxels: np.ndarray, spacing: Sequence[float] | None) -> Segmentations:
             return {
-                stage: segmented(graph(image, probabilities=True, progress=False), self.labels)
+                stage: segmented(graph, voxels, spacing, 3, self.labels)
                 for stage, graph in graphs.items()
             }
 
         return segment
 
     def predictor(
-        self, run: Run, options: Mapping[str, Any], precision: str = "float32"
+        self,
+        run: Run,
+        options: Mapping[str, Any],
+        precision: str = "float32",
+        mirrors: Sequence[int] = (),
     ) -> Predictor:
         """See `System.predictor`; the last finished stage alone is read."""
-        return self.graphs(self.in_precision(training.last_finished(run), precision))
+        return self.graphs(self.in_precision(training.last_finished(run), precision), mirrors)
 
     # Export
 
@@ -246,10 +264,9 @@ def cases_of(run: Run) -> datasets.Dataset:
     """
     try:
         source = run.flags["data_dir"] or run.folder / "phantoms"
-        seed, fraction = run.flags["seed"], run.flags["validation_fraction"]
+        cases = datasets.of_flags(source, run.flags)
     except KeyError as error:
         raise run.broken(error) from None
-    cases = datasets.load(source, seed, fraction)
     if datasets.fingerprint(cases) != run.fingerprint:
         raise UserError(
             f"{source}: other data than those of {run.folder}; expected the files that it was "

@@ -14,14 +14,14 @@ import tensorflow as tf
 
 from tf_autoctx import losses, metrics
 from tf_autoctx.data import augment, labels, pipeline
-from tf_autoctx.data.configuration import RigidMotion
+from tf_autoctx.data.configuration import Augmentation
 from tf_autoctx.errors import UserError
 from tf_autoctx.files import replacing
 from tf_autoctx.systems.embryo.configuration import STAGES, Schedule
 from tf_autoctx.systems.embryo.segmentation import Refinement
 from tf_autoctx.systems.shared import stages
 from tf_autoctx.systems.shared.session import Session
-from tf_autoctx.systems.shared.stage import AdamStage, Networks, Sample, Tensor
+from tf_autoctx.systems.shared.stage import AdamStage, Networks, Sample, Tensor, digest
 from tf_autoctx.training.runs import Run
 
 Graph = Callable[[Tensor], tuple[Tensor, Tensor]]  # image -> probability, classes
@@ -35,27 +35,25 @@ class CascadeStage(AdamStage):
       session: of the run.
 
     Attributes:
-      taken_over: names of the VNets that the stage before has trained.
-      frozen: those of them that stay as they are.
+      frozen: those of the VNets taken over that stay as they are.
 
     Raises:
       UserError: the stage before is not finished.
     """
 
     columns = ("image", "label", "spacing")
-    taken_over: ClassVar[tuple[str, ...]] = ()
     frozen: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, refinement: Refinement, session: Session) -> None:
         number = STAGES.index(self.name)
         self.seed = session.settings.seed * 1000 + number
         self._refinement = refinement
-        self._motion = session.configured(RigidMotion)
+        self._augmentation = session.configured(Augmentation)
         self._dice, self._ignored = losses.SquaredDiceLoss(), session.ignored
         self._weights = self._before(session.folder, STAGES[number - 1]) if number else {}
         if self._weights:
             weights = [array for of_vnet in self._weights.values() for array in of_vnet]
-            self.made_on = stages.digest(weights)
+            self.made_on = digest(weights)
 
     def begin(self, session: Session) -> None:
         """See `Stage.begin`.
@@ -90,7 +88,7 @@ class CascadeStage(AdamStage):
         return {"network": network}
 
     def augment(self, sample: Sample, seed: Tensor) -> Sample:
-        return augment.moved(sample, seed, self._motion)
+        return augment.augmented(sample, seed, self._augmentation)
 
     def graph(self, networks: Networks) -> Graph:
         return graph(self._refinement, networks["network"])
@@ -118,7 +116,7 @@ class RefineStage(CascadeStage):
     """VNets II and III, on what VNet I segments (section 2.3)."""
 
     name = "refine"
-    taken_over: ClassVar[tuple[str, ...]] = ("vnet_1",)
+    taken_over: tuple[str, ...] = ("vnet_1",)
     frozen: ClassVar[tuple[str, ...]] = ("vnet_1",)
 
     def losses(self, networks: Networks, batch: Mapping[str, Tensor]) -> Tensor:
@@ -217,7 +215,9 @@ def last_finished(run: Run) -> Networks:
 def graph(refinement: Refinement, network: keras.Model) -> Graph:
     """`Refinement.prediction` of a network as a graph for one volume of any size."""
 
-    @tf.function(input_signature=[tf.TensorSpec((1, None, None, None, 1))], autograph=False)
+    image = tf.TensorSpec((1, None, None, None, refinement.channels))
+
+    @tf.function(input_signature=[image], autograph=False)
     def prediction(image: Tensor) -> tuple[Tensor, Tensor]:
         return refinement.prediction(network, image)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from tf_autoctx.configuration import check, field
-from tf_autoctx.data.configuration import Augmentation
+from tf_autoctx.data.configuration import Augmentation, Resampling
 from tf_autoctx.models.options import (
     ATTENTION_KERNELS,
     BIAS,
@@ -48,10 +48,10 @@ class FetalHead:
         "How a level sees the last one's probability: added to the volume, or beside it.",
         choices=("sum", "concat"),
     )
-    scale: float = field(
-        0.4,
+    scale: float | None = field(
+        None,
         "Factor on every axis from the original grid to the network's; p- and 2D- work on the "
-        "original grid.",
+        "original grid. By default 0.4, or 1 where spacing is given.",
         least=0.01,
         most=1.0,
     )
@@ -65,7 +65,9 @@ class FetalHead:
         "averages (batch).",
         choices=NORMALIZATIONS,
     )
-    initializer: str = field("he", "How convolutions are initialized.", choices=INITIALIZERS)
+    initializer: str = field(
+        "he", "How convolutions are initialized.", choices=INITIALIZERS, training_only=True
+    )
     bias: bool = field(False, BIAS, before=True)
     attention_kernel: str = field(
         "paper",
@@ -73,7 +75,10 @@ class FetalHead:
         choices=tuple(ATTENTION_KERNELS),
     )
     l2: float = field(
-        0.0, "Weight of the sum of squared kernels in the loss, lambda of equation 2.", least=0.0
+        0.0,
+        "Weight of the sum of squared kernels in the loss, lambda of equation 2.",
+        least=0.0,
+        training_only=True,
     )
 
     def __post_init__(self) -> None:
@@ -95,9 +100,14 @@ class FetalHead:
         return WAYS.get(self.variant, (self.variant, "volume"))[1]
 
     @property
+    def factor(self) -> float:
+        """On every axis from the original grid to the network's (section 3.1)."""
+        return 0.4 if self.scale is None else self.scale
+
+    @property
     def same_grid(self) -> bool:
         """Whether the network works on the original grid."""
-        return self.view != "volume" or self.scale == 1
+        return self.view != "volume" or self.factor == 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,8 +136,10 @@ DECLARATION = Declaration(
     name="fetal_head",
     dimensions=3,
     configuration=FetalHead,
-    training=(Augmentation,),
+    training=(Augmentation, Resampling),
     phantoms=Phantoms,
     presets=PRESETS,
+    measurement="tf_autoctx.biometry:head",
     implementation="tf_autoctx.systems.fetal_head.system:FetalHeadSystem",
+    channels=True,
 )

@@ -3,7 +3,10 @@
 "paper" holds every constant of the paper and of the authors' code.
 """
 
+import dataclasses
 from typing import Any
+
+from tf_autoctx.data.configuration import Augmentation
 
 PRESETS: dict[str, dict[str, Any]] = {
     "demo": {
@@ -24,6 +27,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "samples_per_epoch": 250,
         "learning_rate": 1e-3,
         "learning_rate_decay": "polynomial",
+        "flips": True,
         "erase_probability": 0.3,
         "intensity_jitter": 0.1,
     },
@@ -44,13 +48,11 @@ PRESETS: dict[str, dict[str, Any]] = {
         "learning_rate_decay": "constant",
         "beta_1": 0.5,
         "l2": 0.0,
-        "flips": True,
         # 600 volumes of flips and half-turns became 2112 by erasing, so 1512 of 2112 are erased.
-        "erase_probability": 1512 / 2112,
-        "shift": 0,
-        "intensity_jitter": 0.0,
+        **dataclasses.asdict(Augmentation(flips=True, erase_probability=1512 / 2112)),
         "patience": 0,
         "phantom_size": [388, 258, 440],
         "phantom_cases": [50, 50],
+        "spacing": "none",
     },
 }

@@ -29,15 +29,16 @@ class Cascade:
 
     Attributes:
       configuration: what the networks are and which grid they see.
+      channels: of a volume.
     """
 
-    def __init__(self, configuration: FetalHead) -> None:
-        self.configuration = configuration
+    def __init__(self, configuration: FetalHead, channels: int = 1) -> None:
+        self.configuration, self.channels = configuration, channels
 
     def network(self) -> keras.Model:
         """A new network of one level, under the current Keras dtype policy."""
         chosen = self.configuration
-        channels = 2 if chosen.join == "concat" else 1
+        channels = self.channels + (chosen.join == "concat")
         spatial = (None, None) if chosen.view == "slices" else (None, None, None)
         return usegnet(
             (*spatial, channels),
@@ -51,7 +52,7 @@ class Cascade:
 
     def network_size(self, size: Size) -> tuple[Any, ...]:
         """Spatial size on the network's grid of a volume of spatial `size`."""
-        scale = self.configuration.scale
+        scale = self.configuration.factor
 
         def shrunk(n: Any) -> Any:
             # Float32 for both, or a known and an unknown size could round differently.
@@ -62,16 +63,17 @@ class Cascade:
         return tuple(map(shrunk, size))
 
     def preprocess(self, image: Tensor) -> Tensor:
-        """Intensities scaled to [0, 1] by the volume's own range, shrunk with anti-aliasing
-        (section 3.1).
+        """Intensities scaled to [0, 1] by the volume's own range, each channel by its own, shrunk
+        with anti-aliasing (section 3.1).
 
         Args:
-          image: raw voxels (batch, depth, height, width, 1) float32. A constant volume becomes 0.
+          image: raw voxels (batch, depth, height, width, channels) float32. A constant volume
+            becomes 0.
 
         Returns:
-          (batch, *network_size, 1) float32.
+          (batch, *network_size, channels) float32.
         """
-        axes = (1, 2, 3, 4)
+        axes = (1, 2, 3)
         low, high = (
             ops.min(image, axis=axes, keepdims=True),
             ops.max(image, axis=axes, keepdims=True),
@@ -103,7 +105,8 @@ class Cascade:
         return {"probability": probability, "label": ops.cast(probability > 0.5, "uint8")}
 
     def joined(self, image: Tensor, context: Tensor) -> Tensor:
-        """Input of a level: J(X, Y), equation 5. Both (batch, *spatial, 1)."""
+        """Input of a level: J(X, Y), equation 5. A sum adds the context, (batch, *spatial, 1), to
+        every channel of the image."""
         if self.configuration.join == "sum":
             return image + context
         return ops.concatenate([image, context], axis=-1)
@@ -113,8 +116,9 @@ class Cascade:
 
         Args:
           network: a model of `self.network()`.
-          image, context: preprocessed volume and the last level's probability (zeros for level 1),
-            (batch, depth, height, width, 1) float32.
+          image: preprocessed volume (batch, depth, height, width, channels) float32.
+          context: the last level's probability (batch, depth, height, width, 1) float32; zeros for
+            level 1.
 
         Returns:
           (batch, depth, height, width, 1) float32.
@@ -138,19 +142,23 @@ class Cascade:
             return ops.reshape(slices, (*shape[:4], 1))
         return head(x)
 
-    def levels(self, networks: Iterable[keras.Model], image: Tensor) -> list[dict[str, Tensor]]:
-        """`postprocess` of every level on the original grid, level 1 first.
+    def probabilities(self, networks: Iterable[keras.Model], image: Tensor) -> list[Tensor]:
+        """`probability` of every level on the network's grid, level 1 first.
 
         Args:
           networks: one model per level.
-          image: raw voxels (batch, depth, height, width, 1) float32.
+          image: raw voxels (batch, depth, height, width, channels) float32.
         """
-        size, x = ops.shape(image)[1:4], self.preprocess(image)
-        context, outputs = ops.zeros_like(x), []
+        x = self.preprocess(image)
+        levels = [ops.zeros_like(x[..., :1])]
         for network in networks:
-            context = self.probability(network, x, context)
-            outputs.append(self.postprocess(context, size))
-        return outputs
+            levels.append(self.probability(network, x, levels[-1]))
+        return levels[1:]
+
+    def levels(self, networks: Iterable[keras.Model], image: Tensor) -> list[dict[str, Tensor]]:
+        """`postprocess` of every level on the original grid; arguments as for `probabilities`."""
+        size = ops.shape(image)[1:4]
+        return [self.postprocess(p, size) for p in self.probabilities(networks, image)]
 
     def training_shape(self, size: Sequence[int]) -> tuple[int, ...]:
         """Spatial shape of what one training pass sees of a volume of spatial `size` on the

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,14 +12,25 @@ from absl import logging
 
 from tf_autoctx import biometry
 from tf_autoctx.data import datasets
+from tf_autoctx.data.configuration import AS_THEY_ARE
 from tf_autoctx.errors import UserError
+from tf_autoctx.models import layers
 from tf_autoctx.systems.fetal_head import training
 from tf_autoctx.systems.fetal_head.configuration import DECLARATION, FetalHead
 from tf_autoctx.systems.fetal_head.segmentation import Cascade
 from tf_autoctx.systems.shared import stages
+from tf_autoctx.systems.shared.averaging import Estimate
 from tf_autoctx.systems.shared.caching import Files
 from tf_autoctx.systems.shared.session import Session
-from tf_autoctx.systems.shared.system import Networks, Segmentations, Served, System, Tensor
+from tf_autoctx.systems.shared.system import (
+    Evaluator,
+    Networks,
+    Segmentations,
+    Served,
+    Size,
+    System,
+    Tensor,
+)
 from tf_autoctx.training.runs import Run
 
 
@@ -31,7 +42,8 @@ class FetalHeadSystem(System):
     served: ClassVar[Served] = {
         "image": {
             "range": None,
-            "units": "raw intensities; each volume is scaled by its own smallest and largest",
+            "units": "raw intensities; each volume is scaled by its own smallest and largest, each "
+            "channel by its own",
             "rule": "any size; the volume's own grid",
         },
         "label": {"range": [0, 1], "meaning": "1 where the head's probability is above 0.5"},
@@ -40,15 +52,17 @@ class FetalHeadSystem(System):
     structure = "head"
     measurements = biometry.METRICS
 
-    def __init__(self, configuration: Any, labels: Mapping[int, str]) -> None:
-        super().__init__(configuration, labels)
-        self.cascade = Cascade(configuration)
+    def __init__(self, configuration: Any, labels: Mapping[int, str], channels: int = 1) -> None:
+        super().__init__(configuration, labels, channels)
+        self.cascade = Cascade(configuration, channels)
 
     # What a user hands in
 
     @classmethod
     def implied(cls, values: Mapping[str, Any]) -> dict[str, Any]:
-        return {"level": FetalHead(level=values["level"], variant=values["variant"]).levels}
+        chosen = FetalHead(level=values["level"], variant=values["variant"], scale=values["scale"])
+        own_grid = chosen.scale is None and values["spacing"] != AS_THEY_ARE
+        return {"level": chosen.levels, "scale": 1.0 if own_grid else chosen.factor}
 
     @classmethod
     def write_phantoms(cls, folder: pathlib.Path, values: Mapping[str, Any]) -> pathlib.Path:
@@ -67,7 +81,7 @@ class FetalHeadSystem(System):
         """
         label = self.cascade.preprocess_label(tf.constant(label))
         if not tf.reduce_any(label == 1):
-            scale = self.configuration.scale
+            scale = self.configuration.factor
             raise UserError(
                 f"{case.label}: the object vanishes at `scale={scale}`; use a larger scale."
             )
@@ -103,18 +117,28 @@ class FetalHeadSystem(System):
 
     # Segmentation
 
-    def segment(self, networks: Networks, image: Tensor) -> dict[str, Tensor]:
-        """The last level's output.
+    def estimate(self, networks: Networks, image: Tensor) -> Estimate:
+        """The last level's probability, (batch, depth, height, width, 1) on the network's grid."""
+        return {"probability": self.cascade.probabilities(networks.values(), image)[-1]}
 
-        Returns:
-          {"label": (batch, depth, height, width, 1) uint8, "probability": likewise, float32}.
-        """
-        return self.cascade.levels(networks.values(), image)[-1]
+    def decide(self, estimate: Estimate, size: Size) -> dict[str, Tensor]:
+        """See `Cascade.postprocess`."""
+        probability = estimate["probability"]
+        if self.grid and self.cascade.configuration.same_grid:
+            probability = layers.resize_linear(probability, size)
+        return self.cascade.postprocess(probability, size)
 
-    def evaluator(self, networks: Networks) -> Callable[[np.ndarray], Segmentations]:
-        @tf.function(input_signature=[tf.TensorSpec((None, None, None))], autograph=False)
-        def segment(voxels: Tensor) -> Segmentations:
-            outputs = self.cascade.levels(networks.values(), voxels[None, ..., None])
+    def mirrors(self, flags: Mapping[str, Any]) -> tuple[int, ...]:
+        """See `System.mirrors`; slices were never mirrored across."""
+        axes = super().mirrors(flags)
+        return axes[1:] if self.configuration.view == "slices" else axes
+
+    def evaluator(self, networks: Networks) -> Evaluator:
+        """See `System.evaluator`; a method a level, all in one graph."""
+
+        def levels(image: Tensor, size: Size) -> Segmentations:
+            probabilities = self.cascade.probabilities(networks.values(), image)
+            outputs = [self.decide({"probability": p}, size) for p in probabilities]
             return {
                 f"level {level}": {
                     "label": output["label"][0, ..., 0],
@@ -123,7 +147,7 @@ class FetalHeadSystem(System):
                 for level, output in enumerate(outputs, start=1)
             }
 
-        return segment
+        return self.graph_of_images(levels)
 
     def measure(
         self, mask: np.ndarray, truth: np.ndarray, spacing: Sequence[float]

@@ -10,7 +10,7 @@ import keras
 import tensorflow as tf
 
 from tf_autoctx import losses, metrics
-from tf_autoctx.data import arrays, augment, labels, pipeline
+from tf_autoctx.data import arrays, augment, labels, pipeline, subvolumes
 from tf_autoctx.data.configuration import Augmentation
 from tf_autoctx.systems.fetal_head.segmentation import Cascade
 from tf_autoctx.systems.shared import stages
@@ -30,7 +30,7 @@ class LevelStage(AdamStage):
       session: whose files have the last level's context.
     """
 
-    columns = ("image", "label", "context")
+    columns = ("image", "label", "context", "spacing")
 
     def __init__(self, level: int, cascade: Cascade, session: Session) -> None:
         self.name, self._cascade = f"level_{level}", cascade
@@ -41,6 +41,10 @@ class LevelStage(AdamStage):
         # same process.
         self.seed = session.settings.seed * 1000 + level
         self._augmentation = session.configured(Augmentation)
+        # A patch that turns shows what lies around it, not its own edges.
+        self._deforms_patches = (
+            cascade.configuration.view == "patches" and self._augmentation.resamples
+        )
         self._loss = losses.DeepSupervisedCrossEntropy(ignored=session.ignored)
 
     def begin(self, session: Session) -> None:
@@ -54,7 +58,7 @@ class LevelStage(AdamStage):
         pipeline.require_one_shape(shapes, session.settings.batch_size)
         # Sizes that are known let XLA compile the step on a GPU.
         unknown = [None] * len(next(iter(shapes)))
-        self._shape = [*(next(iter(shapes)) if len(shapes) == 1 else unknown), 1]
+        self._shape = [*(next(iter(shapes)) if len(shapes) == 1 else unknown)]
 
     def build(self) -> Networks:
         return {"network": self._cascade.network()}
@@ -66,13 +70,27 @@ class LevelStage(AdamStage):
         return fit + l2 * losses.l2(network) if l2 else fit
 
     def read(self, case: pipeline.Case, seed: Tensor) -> Sample:
-        """All of a volume, a random patch or a random slice."""
-        seen = pipeline.random_patch(case, seed, self._cascade.training_patch())
+        """All of a volume, a random patch or a random slice, with its spacing; or a patch that is
+        deformed already."""
+        if self._deforms_patches:
+            edge = self._cascade.configuration.patch_size
+            return self._known(subvolumes.patch(case, seed, edge, self._augmentation))
+        volumes = {name: array for name, array in case.items() if name != "spacing"}
+        seen = pipeline.random_patch(volumes, seed, self._cascade.training_patch())
         if self._cascade.configuration.view == "slices":
             seen = {name: tensor[0] for name, tensor in seen.items()}
-        return {name: tf.ensure_shape(tensor, self._shape) for name, tensor in seen.items()}
+        return self._known(seen) | {"spacing": case["spacing"].whole()}
+
+    def _known(self, seen: Sample) -> Sample:
+        """What a pass sees, of the shape that is known."""
+        return {
+            name: tf.ensure_shape(tensor, [*self._shape, tensor.shape[-1]])
+            for name, tensor in seen.items()
+        }
 
     def augment(self, sample: Sample, seed: Tensor) -> Sample:
+        if self._deforms_patches:
+            return augment.shown(sample, augment.own_seeds(seed), self._augmentation)
         return augment.augmented(sample, seed, self._augmentation)
 
     def graph(self, networks: Networks) -> Level:
@@ -115,7 +133,7 @@ def with_context(
         path = directory / case_of(entry)
         if not path.exists():
             columns = {name: entry[name] for name in LevelStage.columns}
-            sample = pipeline.sample(columns)
+            sample = pipeline.sample(columns, cascade.channels)
             probability = level(sample["image"][None], sample["context"][None])[0]
             pipeline.store(path, probability, chunk(cascade))
         changed.append({**entry, "context": str(path)})
@@ -132,9 +150,11 @@ def chunk(cascade: Cascade) -> tuple[int | None, ...]:
 def level_graph(cascade: Cascade, network: keras.Model) -> Level:
     """`Cascade.probability` of one network as a graph for one volume of any size."""
 
-    volume = tf.TensorSpec((1, None, None, None, 1))
+    image, context = (
+        tf.TensorSpec((1, None, None, None, channels)) for channels in (cascade.channels, 1)
+    )
 
-    @tf.function(input_signature=[volume, volume], autograph=False)
+    @tf.function(input_signature=[image, context], autograph=False)
     def probability(image: Tensor, context: Tensor) -> Tensor:
         return cascade.probability(network, image, context)
 

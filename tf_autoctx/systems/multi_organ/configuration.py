@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 
 from tf_autoctx.configuration import check, field
-from tf_autoctx.data.configuration import Deformation
+from tf_autoctx.data.configuration import Augmentation, Resampling
 from tf_autoctx.errors import FieldError
 from tf_autoctx.models.options import BIAS, INITIALIZERS, NORMALIZATIONS
 from tf_autoctx.systems.multi_organ.presets import PRESETS
@@ -67,7 +67,9 @@ class MultiOrgan:
         "hand (instance).",
         choices=NORMALIZATIONS,
     )
-    initializer: str = field("he", "How convolutions are initialized.", choices=INITIALIZERS)
+    initializer: str = field(
+        "he", "How convolutions are initialized.", choices=INITIALIZERS, training_only=True
+    )
     bias: bool = field(False, BIAS, before=True)
 
     def __post_init__(self) -> None:
@@ -152,10 +154,11 @@ DECLARATION = Declaration(
     name="multi_organ",
     dimensions=3,
     configuration=MultiOrgan,
-    training=(Deformation,),
+    training=(Augmentation, Resampling),
     phantoms=Phantoms,
     presets=PRESETS,
     implementation="tf_autoctx.systems.multi_organ.system:MultiOrganSystem",
+    channels=True,
     prediction=TileOptions,
     voxel_check="tf_autoctx.systems.multi_organ.hounsfield:check_voxels",
 )

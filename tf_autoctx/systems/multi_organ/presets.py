@@ -3,7 +3,13 @@
 "paper" holds every constant of the paper.
 """
 
+import dataclasses
 from typing import Any
+
+from tf_autoctx.data.configuration import Augmentation
+
+# Section 2.3, which gives no amounts; those of the elastic part are Cicek et al.'s.
+DEFORMATION: dict[str, Any] = {"shift": 4, "rotation": 10.0, "elastic": 4.0, "elastic_spacing": 32}
 
 PRESETS: dict[str, dict[str, Any]] = {
     "demo": {
@@ -17,6 +23,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "learning_rate": 3e-3,
         "learning_rate_decay": "polynomial",
         "tile_size": 96,
+        **DEFORMATION,
     },
     "standard": {
         "batch_size": 3,
@@ -24,6 +31,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "samples_per_epoch": 1500,
         "learning_rate": 1e-3,
         "learning_rate_decay": "polynomial",
+        **DEFORMATION,
     },
     "paper": {
         "mode": "end_to_end",
@@ -37,6 +45,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "validation_fraction": 0.0,
         "learning_rate": 1e-3,
         "learning_rate_decay": "constant",
+        **dataclasses.asdict(Augmentation(**DEFORMATION)),
         "patience": 0,
+        "spacing": "none",
     },
 }

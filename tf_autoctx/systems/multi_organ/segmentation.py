@@ -34,18 +34,21 @@ class Pyramid:
     Attributes:
       configuration: what the networks are and which grids they see.
       values: label value of each class of the network, background first.
+      channels: of a volume.
 
     Raises:
       ValueError: labels beyond what a uint8 label can hold, or none.
     """
 
-    def __init__(self, configuration: MultiOrgan, labels: Mapping[int, str]) -> None:
+    def __init__(
+        self, configuration: MultiOrgan, labels: Mapping[int, str], channels: int = 1
+    ) -> None:
         """Takes {label value: name} of the structures, background left out."""
         if not labels or not all(0 < value < 256 for value in labels):
             raise ValueError(
                 f"labels={dict(labels)}: expected label values from 1 to 255 and their names."
             )
-        self.configuration = configuration
+        self.configuration, self.channels = configuration, channels
         self.values = (0, *sorted(labels))
 
     # The networks
@@ -57,6 +60,7 @@ class Pyramid:
         return pyramid(
             chosen.scales[:levels],
             len(self.values),
+            channels=self.channels,
             end_to_end=chosen.mode == "end_to_end",
             base_filters=chosen.base_filters,
             normalization=chosen.normalization,
@@ -86,11 +90,12 @@ class Pyramid:
         with anti-aliasing.
 
         Args:
-          image: HU (batch, depth, height, width, 1) float32.
+          image: HU (batch, depth, height, width, channels) float32; one window is that of all
+            channels.
           scale: one of the configuration's `scales`.
 
         Returns:
-          (batch, *grid_size, 1) float32.
+          (batch, *grid_size, channels) float32.
         """
         low, high = self.configuration.window_low, self.configuration.window_high
         image = (ops.clip(image, low, high) - low) / HU_PER_UNIT
@@ -125,7 +130,7 @@ class Pyramid:
         return levels
 
     def cascade(self, unets: Sequence[UNet], image: Tensor) -> list[Tensor]:
-        """`probabilities` of a raw volume: HU (batch, depth, height, width, 1) float32."""
+        """`probabilities` of a raw volume: HU (batch, depth, height, width, channels) float32."""
         images = [self.preprocess(image, scale) for scale in self.configuration.scales]
         return self.probabilities(unets, images)
 
@@ -169,25 +174,17 @@ class Pyramid:
 
         return ops.moveaxis(ops.map(label_of_slice, ops.arange(size[0])), 0, 1)
 
-    def segment(
-        self, unets: Sequence[UNet], image: Tensor, probability: bool = False
-    ) -> dict[str, Tensor]:
-        """What is served for a raw volume: the last level's output.
-
-        Args:
-          unets: see `unets`.
-          image: HU (batch, depth, height, width, 1) float32.
-          probability: whether the probabilities are wanted too.
+    def postprocess(self, probability: Tensor, size: Size) -> dict[str, Tensor]:
+        """What is served for a raw volume; arguments as for `label`.
 
         Returns:
-          {"label": (batch, depth, height, width, 1) uint8, label values; "probability": (batch,
-          depth, height, width, classes) float32, background first}.
+          {"label": (batch, *size, 1) uint8, label values; "probability": (batch, *size, classes)
+          float32, background first}.
         """
-        size, last = ops.shape(image)[1:4], self.cascade(unets, image)[-1]
-        output = {"label": self.label(last, size)}
-        if probability:
-            output["probability"] = layers.resize_linear(last, size)
-        return output
+        return {
+            "label": self.label(probability, size),
+            "probability": layers.resize_linear(probability, size),
+        }
 
 
 def _inference(unet: Callable[..., Tensor]) -> UNet:

@@ -10,7 +10,6 @@ from typing import Any, ClassVar
 import keras
 import numpy as np
 import tensorflow as tf
-from keras import ops
 
 from tf_autoctx.configuration import configured
 from tf_autoctx.data import arrays, datasets
@@ -19,14 +18,18 @@ from tf_autoctx.systems.multi_organ import training
 from tf_autoctx.systems.multi_organ.configuration import DECLARATION, MultiOrgan
 from tf_autoctx.systems.multi_organ.segmentation import Pyramid, UNet
 from tf_autoctx.systems.shared import stages
+from tf_autoctx.systems.shared.averaging import Estimate
 from tf_autoctx.systems.shared.checks import warn_of_missing
+from tf_autoctx.systems.shared.grid import Grid
 from tf_autoctx.systems.shared.session import Session
 from tf_autoctx.systems.shared.system import (
+    Evaluator,
     GraphPredictor,
     Networks,
     Predictor,
     Segmentations,
     Served,
+    Size,
     System,
     Tensor,
 )
@@ -56,11 +59,14 @@ class MultiOrganSystem(System):
             "meaning": "of the background, then of each structure, label values ascending",
         },
     }
+    large_probabilities = True
 
-    def __init__(self, configuration: MultiOrgan, labels: Mapping[int, str]) -> None:
+    def __init__(
+        self, configuration: MultiOrgan, labels: Mapping[int, str], channels: int = 1
+    ) -> None:
         # In the order of the network's channels.
-        super().__init__(configuration, dict(sorted(labels.items())))
-        self.pyramid = Pyramid(configuration, labels)
+        super().__init__(configuration, dict(sorted(labels.items())), channels)
+        self.pyramid = Pyramid(configuration, labels, channels)
         self.window = (configuration.window_low, configuration.window_high)
 
     # What a user hands in
@@ -82,11 +88,11 @@ class MultiOrganSystem(System):
     def prepare(self, case: datasets.Case, voxels: Tensor, label: Tensor) -> dict[str, Tensor]:
         """Every level's image, and the label's classes; what is to be ignored stays that."""
         scales = enumerate(self.configuration.scales, start=1)
-        images = {f"image_{n}": self.pyramid.preprocess(voxels, scale)[0] for n, scale in scales}
+        levels = {f"image_{n}": self.pyramid.preprocess(voxels, scale)[0] for n, scale in scales}
         classes = self.pyramid.classes(label)[0]
         if IGNORED not in self.labels:
             classes = np.where(label[0] == IGNORED, label[0], classes)
-        return {"label": classes, **images}
+        return {"label": classes, **levels}
 
     @property
     def chunk(self) -> tuple[int | None, ...]:
@@ -107,17 +113,21 @@ class MultiOrganSystem(System):
 
     # Segmentation
 
-    def segment(self, networks: Networks, image: Tensor) -> dict[str, Tensor]:
-        return self.pyramid.segment(self.unets(networks), image)
+    def estimate(self, networks: Networks, image: Tensor) -> Estimate:
+        """The last level's probabilities of all classes, (batch, depth, height, width, classes) on
+        its own grid."""
+        return {"probability": self.pyramid.cascade(self.unets(networks), image)[-1]}
 
-    def evaluator(self, networks: Networks) -> Callable[[np.ndarray], Segmentations]:
+    def decide(self, estimate: Estimate, size: Size) -> dict[str, Tensor]:
+        """See `Pyramid.postprocess`."""
+        return self.pyramid.postprocess(estimate["probability"], size)
+
+    def evaluator(self, networks: Networks) -> Evaluator:
         """See `System.evaluator`; probabilities stay on the level's grid."""
         unets = self.unets(networks)
 
-        @tf.function(input_signature=[tf.TensorSpec((None, None, None))], autograph=False)
-        def segment(voxels: Tensor) -> Segmentations:
-            size = ops.shape(voxels)
-            levels = self.pyramid.cascade(unets, voxels[None, ..., None])
+        def levels(image: Tensor, size: Size) -> Segmentations:
+            probabilities = self.pyramid.cascade(unets, image)
             return {
                 f"level {level}": {
                     "label": self.pyramid.label(probability, size)[0, ..., 0],
@@ -126,17 +136,24 @@ class MultiOrganSystem(System):
                         for k, name in enumerate(self.labels.values(), start=1)
                     },
                 }
-                for level, probability in enumerate(levels, start=self.configuration.first_level)
+                for level, probability in enumerate(
+                    probabilities, start=self.configuration.first_level
+                )
             }
 
-        return segment
+        return self.graph_of_images(levels)
 
     def predictor(
-        self, run: Run, options: Mapping[str, Any], precision: str = "float32"
+        self,
+        run: Run,
+        options: Mapping[str, Any],
+        precision: str = "float32",
+        mirrors: Sequence[int] = (),
     ) -> Predictor:
         chosen = dataclasses.replace(self.configuration, **options)
-        changed = type(self)(chosen, self.labels)
-        return TilePredictor(changed, self.in_precision(self.finished(run), precision))
+        networks = self.in_precision(self.finished(run), precision)
+        how = mirrors, self.grid, self.channels
+        return TilePredictor(chosen, self.labels, networks, *how)
 
     def unets(self, networks: Networks) -> list[UNet]:
         """See `Pyramid.unets`."""
@@ -148,19 +165,18 @@ class MultiOrganSystem(System):
     def new_networks(self, names: Sequence[str]) -> Networks:
         return {name: self.pyramid.network() for name in names}
 
-    def signatures(self, networks: Networks) -> dict[str, Callable[[Tensor], dict[str, Tensor]]]:
-        return self.functions(self.unets(networks))
 
-    def functions(self, unets: Sequence[UNet]) -> dict[str, Callable[[Tensor], dict[str, Tensor]]]:
-        """The label alone, and with the probabilities of all classes, which are much larger."""
+class _Telling(MultiOrganSystem):
+    """The system that calls `done` after each tile.
 
-        def serving_default(image: Tensor) -> dict[str, Tensor]:
-            return self.pyramid.segment(unets, image)
+    Attributes:
+      done: takes and returns nothing.
+    """
 
-        def probabilities(image: Tensor) -> dict[str, Tensor]:
-            return self.pyramid.segment(unets, image, probability=True)
+    done: Callable[[], None]
 
-        return {"serving_default": serving_default, "probabilities": probabilities}
+    def unets(self, networks: Networks) -> list[UNet]:
+        return [_telling(unet, self.done) for unet in super().unets(networks)]
 
 
 class TilePredictor(GraphPredictor):
@@ -168,21 +184,46 @@ class TilePredictor(GraphPredictor):
     their graphs: a `Predictor`.
 
     Args:
-      system: of the run.
+      configuration, labels: of the system.
       networks: of `System.finished`.
+      mirrors: see `System.predictor`.
+      grid: see `System.grid`.
+      channels: of the images.
     """
 
-    def __init__(self, system: MultiOrganSystem, networks: Networks) -> None:
-        self._pyramid = system.pyramid
+    def __init__(
+        self,
+        configuration: MultiOrgan,
+        labels: Mapping[int, str],
+        networks: Networks,
+        mirrors: Sequence[int] = (),
+        grid: Grid | None = None,
+        channels: int = 1,
+    ) -> None:
+        system = _Telling(configuration, labels, channels)
+        system.done = self._tile_done
+        self._pyramid, self._images, self._grid = system.pyramid, 2 ** len(mirrors), grid
         self._bar: keras.utils.Progbar | None = None
-        unets = [_telling(unet, self._tile_done) for unet in system.unets(networks)]
-        super().__init__(system.functions(unets), system.spec)
+        super().__init__(system.signatures([networks], mirrors), system.spec, grid)
 
-    def __call__(self, image: np.ndarray, probabilities: bool, progress: bool) -> dict[str, Any]:
-        tiles = self._pyramid.tiles(image.shape[1:4])
+    def __call__(
+        self,
+        image: np.ndarray,
+        probabilities: bool,
+        progress: bool,
+        uncertainty: bool = False,
+        spacing: Sequence[float] | None = None,
+    ) -> dict[str, Any]:
+        tiles = self._images * self._pyramid.tiles(self._size(image.shape[1:4], spacing))
         several = tiles > len(self._pyramid.configuration.scales)
         self._bar = keras.utils.Progbar(tiles, unit_name="tile") if progress and several else None
-        return super().__call__(image, probabilities, progress)
+        return super().__call__(image, probabilities, progress, uncertainty, spacing)
+
+    def _size(self, size: Size, spacing: Sequence[float] | None) -> Size:
+        """Of what the networks see of an image."""
+        if self._grid is None or spacing is None:
+            return size
+        return [int(n) for n in self._grid.size(size, spacing)]
 
     def _tile_done(self) -> None:
         if self._bar is not None:

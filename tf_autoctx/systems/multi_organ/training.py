@@ -12,14 +12,14 @@ import numpy as np
 import tensorflow as tf
 
 from tf_autoctx import losses, metrics
-from tf_autoctx.data import labels, pipeline, subvolumes
-from tf_autoctx.data.configuration import Deformation
+from tf_autoctx.data import augment, labels, pipeline, subvolumes
+from tf_autoctx.data.configuration import Augmentation
 from tf_autoctx.systems.multi_organ.configuration import MultiOrgan
 from tf_autoctx.systems.multi_organ.segmentation import Pyramid
 from tf_autoctx.systems.shared import stages
 from tf_autoctx.systems.shared.caching import Files, case_of
 from tf_autoctx.systems.shared.session import Session
-from tf_autoctx.systems.shared.stage import AdamStage, Networks, Sample, Tensor
+from tf_autoctx.systems.shared.stage import AdamStage, Networks, Sample, Tensor, digest
 
 # (images of all levels, (3,) size of the original grid) -> classes (depth, height, width) there.
 Classes = Callable[[Sequence[Tensor], Tensor], Tensor]
@@ -45,19 +45,20 @@ class PyramidStage(AdamStage):
         self.seed = session.settings.seed * 1000 + count
         self._levels, self._below, self._pyramid = range(1, count + 1), below, pyramid
         if below is not None:
-            self.made_on = stages.digest(below.get_weights())
+            self.made_on = digest(below.get_weights())
+            self.taken_over = tuple(f"level_{level}" for level in self._levels[:-1])
         images = [f"image_{level}" for level in self._levels]
         self.columns = ("label", "places", "spacing", *images)
         self._learning = self._levels[-1:] if below else self._levels
-        self._deformation = session.configured(Deformation)
+        self._augmentation = session.configured(Augmentation)
         self._loss = losses.DiceLoss(ignored=session.ignored)
         self._ignores = session.ignored is not None
 
     def build(self) -> Networks:
         network = self._pyramid.network(len(self._levels))
         if self._below is not None:
-            for level in self._levels[:-1]:
-                unet = network.get_layer(f"level_{level}")
+            for name in self.taken_over:
+                unet = network.get_layer(name)
                 unet.set_weights(self._below.get_layer(unet.name).get_weights())
                 unet.trainable = False
         return {"network": network}
@@ -82,13 +83,21 @@ class PyramidStage(AdamStage):
             scales=configuration.scales[: len(self._levels)],
             unit=configuration.scales[-1],
             size=configuration.patch_size,
-            deformation=self._deformation,
+            augmentation=self._augmentation,
         )
+
+    def augment(self, sample: Sample, seed: Tensor) -> Sample:
+        """Other intensities, the same in all levels, and a box that is erased in all of them."""
+        scales = self._pyramid.configuration.scales[: len(self._levels)]
+        edges = {f"image_{n}": scale / scales[-1] for n, scale in enumerate(scales, start=1)}
+        seen = {**sample, "label": sample[f"label_{len(scales)}"]}
+        seen = augment.shown(seen, augment.own_seeds(seed), self._augmentation, edges)
+        return {name: seen[name] for name in sample}
 
     def graph(self, networks: Networks) -> Classes:
         pyramid = self._pyramid
         unets = pyramid.unets(networks["network"])
-        image = tf.TensorSpec((1, None, None, None, 1))
+        image = tf.TensorSpec((1, None, None, None, pyramid.channels))
 
         @tf.function(
             input_signature=[[image] * len(self._levels), tf.TensorSpec([3], tf.int32)],

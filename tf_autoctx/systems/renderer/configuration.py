@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from tf_autoctx.configuration import check, field, optional
+from tf_autoctx.data.configuration import Augmentation
 from tf_autoctx.errors import FieldError
 from tf_autoctx.models.options import BIAS, HEADS, LINEAR_INITIALIZERS
 from tf_autoctx.systems.renderer.presets import PRESETS
@@ -64,6 +65,7 @@ class Renderer:
         "How convolutions and linear units are initialized; authors: the linear ones with an SD of "
         "0.02, the others as truncated_normal.",
         choices=LINEAR_INITIALIZERS,
+        training_only=True,
     )
     bias: bool = field(False, BIAS, before=True)
 
@@ -153,13 +155,14 @@ class Objective:
 
 @dataclasses.dataclass(frozen=True)
 class Appearance:
-    """Augmentation: random changes of grey levels, by `augment.appearance`."""
+    """Appearance: all changes of grey levels at once, by `augment.appearance`."""
 
     appearance_strength: float = field(
         0.0,
         "How strongly brightness, contrast, gamma, noise, blur and gain along the depth are "
         "changed at random; 0: not at all, 1: beyond what scanners differ by. Real images of the "
-        "discriminators stay as they are.",
+        "discriminators stay as they are. In place of intensity_jitter, gamma, blur, "
+        "low_resolution and noise.",
         least=0.0,
         most=1.0,
         before=0.0,
@@ -310,9 +313,10 @@ DECLARATION = Declaration(
     name="renderer",
     dimensions=2,
     configuration=Renderer,
-    training=(Objective, Appearance, Online),
+    training=(Objective, Augmentation, Appearance, Online),
     phantoms=Phantoms,
     presets=PRESETS,
+    measurement="tf_autoctx.biometry:head",
     implementation="tf_autoctx.systems.renderer.system:RendererSystem",
     prediction=OnlineOptions,
     aliases={"corpus": "data_dir"},

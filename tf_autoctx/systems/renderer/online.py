@@ -285,7 +285,16 @@ class OnlinePredictor:
         self._before, self._after = training.of_raw(rendering)
         self._render = of_run(rendering, run, iterations, seed, options)
 
-    def __call__(self, image: np.ndarray, probabilities: bool, progress: bool) -> dict[str, Any]:
+    is_unsure = False  # its iterations differ, but by what they learnt
+
+    def __call__(
+        self,
+        image: np.ndarray,
+        probabilities: bool,
+        progress: bool,
+        uncertainty: bool = False,
+        spacing: Sequence[float] | None = None,
+    ) -> dict[str, Any]:
         iterations = self._render(self._before(image)[0], progress)
         outputs = [self._after(x.outputs(), image.shape[1:3]) for x in iterations]
         number = self._render.kept(iterations)

@@ -4,7 +4,10 @@
 What works best is in "standard", with the defaults of all flags.
 """
 
+import dataclasses
 from typing import Any
+
+from tf_autoctx.data.configuration import Augmentation
 
 PRESETS: dict[str, dict[str, Any]] = {
     "demo": {
@@ -42,6 +45,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "update_order": "published",
         "segmentation_loss": "published",
         "dice_weight": 100.0,
+        **dataclasses.asdict(Augmentation()),
+        "appearance_strength": 0.0,
         "patience": 0,
         "online_discriminator_rate": 1e-4,
         "online_segmentor_step": 1.0,

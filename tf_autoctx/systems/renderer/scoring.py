@@ -17,6 +17,7 @@ from absl import logging
 
 from tf_autoctx import biometry, files, metrics
 from tf_autoctx.data import datasets, image_files, phantoms
+from tf_autoctx.data.configuration import Augmentation
 from tf_autoctx.data.labels import left_out
 from tf_autoctx.errors import UserError
 from tf_autoctx.files import replacing
@@ -83,7 +84,7 @@ class Scorer:
     Attributes:
       run: its folder.
       variant: of the run.
-      augmented: whether it learnt from images of changed appearance.
+      augmented: whether it learnt from images that were changed at random.
       seed: of the run.
 
     Raises:
@@ -95,7 +96,8 @@ class Scorer:
         self._system = RendererSystem.of_run(run)
         configuration = self._system.configuration
         self.variant: str = configuration.variant
-        self.augmented = run.configured(Appearance).appearance_strength > 0
+        changed = run.configured(Appearance).appearance_strength > 0
+        self.augmented = changed or run.configured(Augmentation) != Augmentation()
         try:
             self.seed, self._foreground = run.flags["seed"], run.flags["foreground"]
         except KeyError as error:

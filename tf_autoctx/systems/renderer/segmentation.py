@@ -102,8 +102,3 @@ class Rendering:
             "probability": probability,
             "label": ops.cast(probability > 0.5, "uint8"),
         }
-
-    def segment(self, networks: Networks, image: Tensor) -> dict[str, Tensor]:
-        """`postprocess` of the `outputs` for raw images (batch, height, width, 1), grey levels."""
-        outputs = self.outputs(networks, self.preprocess(image))
-        return self.postprocess(outputs, ops.shape(image)[1:3])

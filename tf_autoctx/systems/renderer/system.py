@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,15 +12,20 @@ import tensorflow as tf
 from tf_autoctx import biometry
 from tf_autoctx.configuration import configured
 from tf_autoctx.data import datasets
+from tf_autoctx.data.configuration import Augmentation
+from tf_autoctx.errors import FieldError
 from tf_autoctx.systems.renderer import online, training
 from tf_autoctx.systems.renderer.configuration import DECLARATION, ITERATIONS, Phantoms
 from tf_autoctx.systems.renderer.segmentation import Rendering
+from tf_autoctx.systems.shared.averaging import Estimate
 from tf_autoctx.systems.shared.session import Session
 from tf_autoctx.systems.shared.system import (
+    Evaluator,
     Networks,
     Predictor,
     Segmentations,
     Served,
+    Size,
     System,
     Tensor,
 )
@@ -60,6 +65,19 @@ class RendererSystem(System):
     # What a user hands in
 
     @classmethod
+    def implied(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Nothing; refuses changes of grey levels that are asked for twice."""
+        strength = values["appearance_strength"]
+        if strength and configured(Augmentation, values).recolours:
+            raise FieldError(
+                "appearance_strength",
+                strength,
+                "changes all that intensity_jitter, gamma, blur, low_resolution and noise do; "
+                "expected 0 beside one of them.",
+            )
+        return {}
+
+    @classmethod
     def write_phantoms(cls, folder: pathlib.Path, values: Mapping[str, Any]) -> pathlib.Path:
         from tf_autoctx.data import phantoms
 
@@ -75,11 +93,12 @@ class RendererSystem(System):
     # Training
 
     def prepare(self, case: datasets.Case, voxels: Tensor, label: Tensor) -> dict[str, Tensor]:
-        """Image and label at the size of training."""
-        image = self.rendering.preprocess(tf.constant(voxels))
+        """Image and label at the size of training; edges of their pixels, in those of before."""
+        image = self.rendering.preprocess(tf.constant(voxels))[0]
         return {
-            "image2d": image[0],
+            "image2d": image,
             "label2d": self.rendering.preprocess_label(tf.constant(label))[0],
+            "pixel": np.divide(tuple(voxels.shape[1:3]), tuple(image.shape[:2])).astype(np.float32),
         }
 
     def train(self, session: Session) -> Networks:
@@ -90,18 +109,18 @@ class RendererSystem(System):
 
     # Segmentation
 
-    def segment(self, networks: Networks, image: Tensor) -> dict[str, Tensor]:
-        """Images rendered by the trained weights as they are, and segmented.
+    def estimate(self, networks: Networks, image: Tensor) -> Estimate:
+        """Images rendered by the trained weights as they are, and their probability, see
+        `Rendering.outputs`."""
+        return self.rendering.outputs(networks, self.rendering.preprocess(image))
 
-        Returns:
-          {"rendered", "probability": (batch, height, width, 1) float32, "label": likewise, uint8}.
-        """
-        return self.rendering.segment(networks, image)
+    def decide(self, estimate: Estimate, size: Size) -> dict[str, Tensor]:
+        """See `Rendering.postprocess`."""
+        return self.rendering.postprocess(estimate, size)
 
-    def evaluator(self, networks: Networks) -> Callable[[np.ndarray], Segmentations]:
-        @tf.function(input_signature=[tf.TensorSpec((None, None))], autograph=False)
-        def segment(pixels: Tensor) -> Segmentations:
-            output = self.segment(networks, pixels[None, ..., None])
+    def evaluator(self, networks: Networks) -> Evaluator:
+        def segment(image: Tensor, size: Size) -> Segmentations:
+            output = self.decide(self.estimate(networks, image), size)
             return {
                 self.configuration.variant: {
                     "label": output["label"][0, ..., 0],
@@ -109,10 +128,14 @@ class RendererSystem(System):
                 }
             }
 
-        return segment
+        return self.graph_of_images(segment)
 
     def predictor(
-        self, run: Run, options: Mapping[str, Any], precision: str = "float32"
+        self,
+        run: Run,
+        options: Mapping[str, Any],
+        precision: str = "float32",
+        mirrors: Sequence[int] = (),
     ) -> Predictor:
         """The run as `predict` uses it: with online rendering, unless there are 0 iterations.
 
@@ -120,6 +143,7 @@ class RendererSystem(System):
           run: its folder.
           options: {name: value} of `Iterations` and `Online` that the user gives.
           precision: see `System.in_precision`.
+          mirrors: see `System.predictor`; online rendering has a mirror image of its own.
 
         Raises:
           UserError: the run is not finished; iterations without a renderer.
@@ -127,7 +151,7 @@ class RendererSystem(System):
         iterations = options.get("iterations", ITERATIONS if self.configuration.renders else 0)
         if not iterations:
             served = training.finished(run.folder, self.configuration, SERVED)
-            return self.graphs(self.in_precision(served, precision))
+            return self.graphs(self.in_precision(served, precision), mirrors)
         seed = options.get("online_seed", 0)
         with devices.policy(POLICIES[precision]):
             return online.OnlinePredictor(self.rendering, run, iterations, seed, options)

@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from tf_autoctx import export, metrics
 from tf_autoctx.data import augment, labels, pipeline
+from tf_autoctx.data.configuration import Augmentation
 from tf_autoctx.errors import FieldError, UserError
 from tf_autoctx.files import replacing
 from tf_autoctx.systems.renderer import source, terms
@@ -39,11 +40,12 @@ class SelfPlayStage(Stage):
     """
 
     name = "self_play"
-    columns = source.COLUMNS
+    columns = (*source.COLUMNS, "spacing", "pixel")
     keeps_last = True
 
     def __init__(self, rendering: Rendering, session: Session) -> None:
         self._rendering, self._objective = rendering, session.configured(Objective)
+        self._augmentation = session.configured(Augmentation)
         self._strength = session.configured(Appearance).appearance_strength
         self._ignored = session.ignored
         self.seed, self.others = session.settings.seed, len(rendering.configuration.discriminators)
@@ -79,29 +81,42 @@ class SelfPlayStage(Stage):
         return terms.updates(networks, plan, self._objective, settings, ignored=self._ignored)
 
     def read(self, case: pipeline.Case, seed: Tensor) -> Sample:
-        """The case, and for each discriminator what it sees of another one.
+        """The case, and for each discriminator another one.
+
+        Returns:
+          {"image", "label", "spacing": mm of a pixel, "real": {discriminator: likewise}}; labels
+          of real images are 1 where the head is.
+        """
+        fake, *others = map(self._read, (case, *case.get("others", ())))
+        real = dict(zip(self._rendering.configuration.discriminators, others))
+        for other in real.values():
+            other["label"] = tf.cast(other["label"] == 1, tf.float32)
+        return {**fake, "real": real}
+
+    def _read(self, case: pipeline.Case) -> Sample:
+        """Image, label and the mm of a pixel of one case."""
+        # Sizes that are known let XLA compile the step on a GPU.
+        shape = [self._rendering.configuration.size or None] * 2 + [1]
+        image, label = (tf.ensure_shape(case[name].whole(), shape) for name in source.COLUMNS)
+        spacing = case["spacing"].whole() * case["pixel"].whole()
+        return {"image": image, "label": label, "spacing": spacing}
+
+    def augment(self, sample: Sample, seed: Tensor) -> Sample:
+        """The fake after all changes, and the real ones after those that move pixels, each by
+        itself: they stay what the source's scanner shows, but lie as the fakes do.
 
         Returns:
           A batch of `terms.Outputs`, without the batch axis.
         """
-        chosen = self._rendering.configuration
-        # Sizes that are known let XLA compile the step on a GPU.
-        shape = (chosen.size or None, chosen.size or None, 1)
-        (image, label), *others = (
-            [tf.ensure_shape(drawn[name].whole(), shape) for name in self.columns]
-            for drawn in (case, *case.get("others", ()))
-        )
-        real = {
-            name: terms.seen_by(name, other, tf.cast(mask == 1, tf.float32))
-            for name, (other, mask) in zip(chosen.discriminators, others)
-        }
-        return {"image": image, "label": label, "real": real}
-
-    def augment(self, sample: Sample, seed: Tensor) -> Sample:
-        """The sample after a change of the fake's appearance."""
-        if not self._strength:
-            return sample
-        return {**sample, "image": augment.appearance(sample["image"], seed, self._strength)}
+        real, fake = sample["real"], {name: x for name, x in sample.items() if name != "real"}
+        fake = augment.augmented(fake, tf.random.fold_in(seed, augment.FAKES), self._augmentation)
+        if self._strength:
+            fake["image"] = augment.appearance(fake["image"], seed, self._strength)
+        seen = {}
+        for number, (name, other) in enumerate(real.items(), start=augment.REALS):
+            placed = augment.placed(other, tf.random.fold_in(seed, number), self._augmentation)
+            seen[name] = terms.seen_by(name, placed["image"], placed["label"])
+        return {**fake, "real": seen}
 
     def graph(self, networks: Networks) -> Graph:
         return graph(self._rendering, networks)

@@ -17,6 +17,7 @@ from tf_autoctx import configuration
 from tf_autoctx.data import datasets, images, pipeline
 from tf_autoctx.errors import Faults, UserError
 from tf_autoctx.systems.shared import reading
+from tf_autoctx.systems.shared.grid import Grid
 from tf_autoctx.systems.shared.reading import Read
 from tf_autoctx.version import __version__
 
@@ -29,11 +30,13 @@ class Prepares(Protocol):
     Attributes:
       configuration: of the system.
       labels: {label value: name}.
+      grid: see `System.grid`.
       chunk: see `System.chunk`.
     """
 
     configuration: Any
     labels: dict[int, str]
+    grid: Grid | None
 
     @property
     def chunk(self) -> tuple[int | None, ...]:
@@ -61,7 +64,8 @@ def directory(
     free = configuration.changeable([kind])
     options = {name: v for name, v in vars(system.configuration).items() if name not in free}
     layout = f"{__version__} {pipeline.LAYOUT}"
-    made_from = [kind.__name__, options, system.labels, foreground, fingerprint, layout]
+    made_from: list[Any] = [kind.__name__, options, system.labels, foreground, fingerprint, layout]
+    made_from += [system.grid.spacing] if system.grid else []
     told = json.dumps(made_from, sort_keys=True)
     return folder / "cache" / hashlib.sha256(told.encode()).hexdigest()[:16]
 
@@ -94,7 +98,8 @@ def cached(
       isolated: see `reading.each`.
 
     Returns:
-      {name: path} of each case; "spacing" (z, y, x) or (y, x), mm, is among them.
+      {name: path} of each case; "spacing" (z, y, x) or (y, x), mm of what is prepared, is among
+        them.
 
     Raises:
       UserError: a case that cannot be used, unless `faults` takes it.
@@ -128,12 +133,17 @@ def _prepare(
 ) -> None:
     """Fills the folder of a case, of which image and label were read."""
     image, label = pair
-    voxels = image.array.astype(np.float32)
-    tensors = system.prepare(case, voxels[None, ..., None], label[None, ..., None])
+    voxels, labels = images.batch(image.array, label.ndim), label[None, ..., None]
+    spacing = np.array(image.spacing)
+    if system.grid:
+        mm = system.grid.required(case.label, label.shape, image.spacing)
+        voxels = np.asarray(system.grid.image(voxels, mm))
+        labels = np.asarray(system.grid.label(labels, mm))
+        spacing = spacing * np.divide(label.shape, labels.shape[1:-1])
+    tensors = system.prepare(case, voxels, labels)
     for name, tensor in tensors.items():
         pipeline.store(folder / name, tensor, system.chunk)
-    spacing = np.array(image.spacing, np.float32)
-    pipeline.store(folder / "spacing", spacing)  # last: all is there
+    pipeline.store(folder / "spacing", spacing.astype(np.float32))  # last: all is there
 
 
 def case_of(entry: dict[str, str]) -> str:

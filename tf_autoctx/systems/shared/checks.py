@@ -12,6 +12,7 @@ from absl import logging
 from tf_autoctx.data import datasets, images, pipeline
 from tf_autoctx.errors import UserError
 from tf_autoctx.systems.shared.caching import Files
+from tf_autoctx.systems.shared.declaration import Declaration
 
 
 def spacing_range(files: Files) -> list[list[float]]:
@@ -26,6 +27,18 @@ def warn_of_missing(labels: Mapping[int, str], present: Collection[int]) -> None
     for value, name in labels.items():
         if value not in present:
             logging.warning("No training case has %s (label %d): it cannot be learnt.", name, value)
+
+
+def require_channels(
+    declaration: Declaration, source: str | pathlib.Path, cases: datasets.Dataset
+) -> None:
+    """Raises a `UserError` for images of several channels, where a system takes one."""
+    count = len(cases.channels)
+    if count > 1 and not declaration.channels:
+        raise UserError(
+            f"{source}: its images have {count} channels ({', '.join(cases.channels)}); expected "
+            f"one, as {declaration.name} takes no more."
+        )
 
 
 def require_stored_so(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -27,8 +27,11 @@ class Declaration:
       prediction: dataclass of options that prediction by a run folder takes, each a field with the
         default None, which leaves the choice to the system.
       aliases: {another name of a flag: flag}.
+      measurement: "module:function" of what is measured of a mask beside its size, (mask, spacing)
+        -> {column: value}; the module imports neither Keras nor TensorFlow. None: nothing.
       voxel_check: "module:function" of what `check_voxels` calls; the module imports neither Keras
         nor TensorFlow. None: any image will do.
+      channels: whether images may have several; its `System` is told how many then.
     """
 
     name: str
@@ -40,7 +43,9 @@ class Declaration:
     implementation: str
     prediction: type | None = None
     aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    measurement: str | None = None
     voxel_check: str | None = None
+    channels: bool = False
 
     def load(self) -> Any:
         """The class of the system, a `System`, whose own metrics are known from then on; imports
@@ -51,15 +56,26 @@ class Declaration:
         metrics.register(*kind.measurements)
         return kind
 
+    def measured(self, mask: np.ndarray, spacing: Sequence[float]) -> dict[str, float]:
+        """What is measured of a mask of a spacing (z, y, x) or (y, x), mm, beside its size."""
+        return _imported(self.measurement)(mask, spacing) if self.measurement else {}
+
     def check_voxels(self, path: str | pathlib.Path, voxels: np.ndarray) -> None:
         """Warns of a raw image that is none of this system's, such as a CT that is not in HU.
 
         Args:
           path: of the image, for the message.
-          voxels: raw, (depth, height, width) or (height, width).
+          voxels: raw, (depth, height, width) or (height, width), with an axis more where there are
+            several channels.
         """
-        if self.voxel_check is not None:
-            _imported(self.voxel_check)(path, voxels)
+        if self.voxel_check is None:
+            return
+        check = _imported(self.voxel_check)
+        if voxels.ndim == self.dimensions:
+            check(path, voxels)
+            return
+        for number in range(voxels.shape[-1]):
+            check(f"{path}, channel {number}", voxels[..., number])
 
 
 def _imported(name: str) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import pathlib
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 import keras
@@ -16,13 +16,13 @@ from tf_autoctx import metrics
 from tf_autoctx.data import datasets
 from tf_autoctx.data.labels import left_out
 from tf_autoctx.errors import Faults, UserError
-from tf_autoctx.report import figures, tables, views
-from tf_autoctx.systems.shared import reading
+from tf_autoctx.report import calibration, figures, tables, views
+from tf_autoctx.systems.shared import confidence, reading
 from tf_autoctx.systems.shared.image_checks import warn_of_spacing
 from tf_autoctx.systems.shared.reading import Read
+from tf_autoctx.systems.shared.system import Evaluator
 
 Row = dict[str, Any]
-Evaluator = Callable[[np.ndarray], dict[str, dict[str, Any]]]
 
 
 class Measure(Protocol):
@@ -46,6 +46,7 @@ class Scoring:
         where it does not matter.
       window: range of intensities that the pictures show.
       measure: further scores, for a system of one structure; None draws nothing.
+      tolerance: of the surface Dice, mm, see `metrics.compare`; None: there is none.
     """
 
     system: str
@@ -53,6 +54,7 @@ class Scoring:
     trained: Sequence[Sequence[float]] = ()
     window: tuple[float, float] = (-np.inf, np.inf)
     measure: Measure | None = None
+    tolerance: float | None = None
 
 
 def held_out(
@@ -105,8 +107,9 @@ def evaluate(
 ) -> list[Row]:
     """Scores methods on cases and prints the table.
 
-    Writes the tables of `tables.write`, a picture per case (last method), and in views/ what the
-    report's page shows of it.
+    Writes the tables of `tables.write`, a picture per case (first channel, last method), and in
+    views/ what the report's page shows of it. Methods that give probabilities are told how sure
+    they are, and how right they are to be, see `confidence`; that of the last is drawn.
 
     What is measured is drawn too, for the cases that have the structure: agreement of the last
     method with the truth, and where groups have several scans, the spread of their volumes or areas
@@ -115,7 +118,7 @@ def evaluate(
     Args:
       cases: with labels.
       read: see `system.Reader`.
-      evaluator: see `System.evaluator`.
+      evaluator: segments them.
       scoring: what is scored.
       directory: of the evaluation.
 
@@ -126,10 +129,13 @@ def evaluate(
       UserError: whatever `read` raises; the folder cannot be written.
     """
     by_method: dict[str, list[Row]] = {}
+    curves: calibration.Curves = {}
     progress = keras.utils.Progbar(len(cases), unit_name="case")
     for case in cases:
-        for method, rows in _case(case, read, evaluator, scoring, directory).items():
+        scored, of_case = _case(case, read, evaluator, scoring, directory)
+        for method, rows in scored.items():
             by_method.setdefault(method, []).extend(rows)
+        curves = calibration.joined([curves, of_case])
         progress.add(1)
     order = list(scoring.labels.values())
     rows = [
@@ -137,7 +143,8 @@ def evaluate(
         for of_method in by_method.values()
         for row in sorted(of_method, key=lambda row: order.index(row["structure"]))
     ]
-    tables.write(directory, rows)
+    tables.write(directory, rows, curves=curves)
+    draw_calibration(directory, rows, curves)
     print(tables.table(rows) if len(order) == 1 else tables.dice_table(rows))
     if scoring.measure:
         draw_measurements(directory, by_method)
@@ -150,25 +157,34 @@ def _case(
     evaluator: Evaluator,
     scoring: Scoring,
     directory: pathlib.Path,
-) -> dict[str, list[Row]]:
-    """{method: rows} of a case; writes its picture and its view."""
-    image, truth = read(case)
+) -> tuple[dict[str, list[Row]], calibration.Curves]:
+    """{method: rows} of a case, and its curves; writes its picture and its view."""
+    image, label = read(case)
     voxels = image.array.astype(np.float32)
     spacing = image.millimetres
     warn_of_spacing(case.image, spacing, scoring.trained)
-    segmentations, truth = _counted(evaluator(voxels), truth, scoring.labels)
-    rows = {}
+    segmentations, truth = _counted(evaluator(voxels, spacing), label, scoring.labels)
+    counted = left_out(np.ones(label.shape, bool), label, scoring.labels)[0]
+    rows: dict[str, list[Row]] = {}
+    curves: dict[tuple[str, str], np.ndarray] = {}
     for method, segmentation in segmentations.items():
         prediction = np.asarray(segmentation["label"])
-        scored = tables.scores(prediction, truth, spacing, scoring.labels, scoring.measure)
+        how = scoring.labels, scoring.measure, scoring.tolerance
+        scored = tables.scores(prediction, truth, spacing, *how)
+        sure = confidence.of_case(segmentation, truth, counted, scoring.labels)
         about = {"system": scoring.system, "method": method, "case": case.name}
-        rows[method] = [{**about, "group": case.group, **score} for score in scored]
+        rows[method] = [
+            {**about, "group": case.group, **score, **confidence.scores(sure, score["structure"])}
+            for score in scored
+        ]
+        curves |= {(method, name): c.bins for name, c in sure.items() if c.bins is not None}
     shown = np.clip(voxels, *scoring.window)
     path = directory / f"{case.name}.png"
-    figures.picture(path, shown, prediction, truth, spacing, case.name, scoring.labels)
+    first = shown if shown.ndim == truth.ndim else shown[..., 0]
+    figures.picture(path, first, prediction, truth, spacing, case.name, scoring.labels)
     view = views.of(shown, truth, segmentations, spacing, scoring.labels)
     views.write(directory / "views" / f"{case.name}.npz", view)
-    return rows
+    return rows, curves
 
 
 def _counted(
@@ -183,6 +199,18 @@ def _counted(
         for method, segmentation in segmentations.items()
     }
     return counted, left_out(truth, truth, structures)[1]
+
+
+def draw_calibration(
+    directory: pathlib.Path, rows: Sequence[Row], curves: calibration.Curves
+) -> None:
+    """Draws the curves of the last method of some rows, where it has any."""
+    path, structures = directory / "calibration.png", dict.fromkeys(r["structure"] for r in rows)
+    method = rows[-1]["method"] if rows else ""
+    drawn = {name: curves[method, name] for name in structures if (method, name) in curves}
+    path.unlink(missing_ok=True)
+    if drawn:
+        figures.calibration(path, drawn, f"Calibration, {method}")
 
 
 def draw_measurements(directory: pathlib.Path, by_method: Mapping[str, list[Row]]) -> None:

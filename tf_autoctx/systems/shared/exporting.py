@@ -1,4 +1,4 @@
-"""How a finished run is exported: as the next version of what a server watches, with a card of all
+"""How finished runs are exported: as the next version of what a server watches, with a card of all
 that is known."""
 
 from __future__ import annotations
@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 from tf_autoctx import export
@@ -13,9 +14,36 @@ from tf_autoctx.systems.shared.system import Networks, System
 from tf_autoctx.training.runs import Run
 from tf_autoctx.version import __version__
 
+UNCERTAINTY = {
+    "range": [0, 1],
+    "units": "entropy of the mean probability in bits, divided by its largest value",
+    "meaning": "0 where the model is sure, 1 where it is undecided",
+}
+
+
+GRID = "{} mm (z, y, x) where no spacing is given; any other where it is"
+SPACING = {"units": "mm (z, y, x)", "meaning": "of the image, which is resampled to the grid"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Served:
+    """How networks are served.
+
+    Attributes:
+      precision: see `System.in_precision`; inputs and outputs are float32 in all of them.
+      mirrors: axes along which images are mirrored too, see `averaging.mean`.
+    """
+
+    precision: str = "float32"
+    mirrors: tuple[int, ...] = ()
+
 
 def export_run(
-    system: System, run: Run, networks: Networks, precision: str = "float32"
+    system: System,
+    run: Run,
+    networks: Networks,
+    precision: str = "float32",
+    mirrors: Sequence[int] = (),
 ) -> pathlib.Path:
     """Writes the next version of the run's saved_model, unless the newest one is of the same
     weights, and says which serves.
@@ -24,50 +52,143 @@ def export_run(
       system: of the run.
       run: finished.
       networks: of `System.finished`, float32.
-      precision: see `System.in_precision`; inputs and outputs are float32 in all of them.
+      precision, mirrors: see `Served`.
 
     Returns:
       Folder of the version.
     """
-    served = system.in_precision(system.served_networks(networks), precision)
-    directory = run.folder / "saved_model"
+    facts = {
+        "spacing": run.spacing,
+        # Of raw volumes, (z, y, x): x grows to the left, y to the back, z to the head.
+        "orientation": run.facts.get("orientation"),
+        "grid": run.facts.get("grid"),  # mm (z, y, x); null: images are seen as they are
+        **_channels(run),
+        **_made_from(run),
+        "config": run.flags,
+        "initial_weights": run.facts.get("initial_weights"),
+        "versions": {"tf_autoctx": __version__, **run.facts["versions"]},
+        "git_revision": run.facts["git_revision"],
+    }
+    served = Served(precision, tuple(mirrors))
+    return _written(run.folder / "saved_model", system, [networks], served, facts)
+
+
+def export_ensemble(
+    directory: pathlib.Path,
+    system: System,
+    members: Sequence[tuple[Run, Networks]],
+    served: Served,
+) -> pathlib.Path:
+    """Writes the next version of a model that takes the mean of several runs, likewise.
+
+    Args:
+      directory: of the versions.
+      system: of all runs.
+      members: the finished runs, each with its networks of `System.finished`, float32.
+      served: how they are served.
+    """
+    runs = [run for run, _ in members]
+    facts = {
+        "spacing": _widest([run.spacing for run in runs if run.spacing]),
+        "orientation": runs[0].facts.get("orientation"),
+        "grid": runs[0].facts.get("grid"),
+        **_channels(runs[0]),
+        "runs": [
+            {
+                "name": run.folder.resolve().name,
+                **{name: run.flags.get(name) for name in ("seed", "folds", "fold")},
+                **_made_from(run),
+            }
+            for run in runs
+        ],
+        "config": [run.flags for run in runs],
+        "versions": {"tf_autoctx": __version__},
+    }
+    return _written(directory, system, [networks for _, networks in members], served, facts)
+
+
+def _written(
+    directory: pathlib.Path,
+    system: System,
+    members: Sequence[Networks],
+    served: Served,
+    facts: dict[str, Any],
+) -> pathlib.Path:
+    """Writes the next version of a model, unless the newest one is of the same weights, and says
+    which serves; `facts` are further ones of its card."""
+    networks = [
+        system.in_precision(system.served_networks(member), served.precision) for member in members
+    ]
+    functions = system.signatures(networks, served.mirrors)
+    if len(members) == 1 and not served.mirrors:
+        # Of one probability anybody can compute it.
+        functions = {name: f for name, f in functions.items() if name != "uncertainty"}
     before = export.newest(directory)
+    described = {**system.served, "uncertainty": UNCERTAINTY}
+    spaced = None
+    if system.grid:
+        spacing = " x ".join(f"{mm:g}" for mm in system.grid.spacing)
+        described["image"] = {**described["image"], "spacing": GRID.format(spacing)}
+        described["spacing"] = SPACING
+        resampling = {name: system.grid.resampling(f) for name, f in functions.items()}
+        spaced = export.Spaced(resampling, system.grid.spacing)
+    card = {
+        "system": system.declaration.name,
+        "labels": system.labels,
+        "precision": served.precision,
+        "mirrors": [export.AXES[system.spec.shape.rank][axis + 1] for axis in served.mirrors],
+        **facts,
+        "inputs": described,
+        "outputs": described,
+    }
     model = export.Exported(
-        functions=system.signatures(served),
-        networks=list(served.values()),
+        functions=functions,
+        networks=_named(networks),
         spec=system.spec,
-        card=_card(system, run, precision),
+        spaced=spaced,
+        card=card,
         # Another release may scale, pad or tile in another way.
         configuration={
             "tf_autoctx": __version__,
-            "system": run.system,
-            "precision": precision,
+            "system": system.declaration.name,
+            "precision": served.precision,
+            "mirrors": served.mirrors,
+            "grid": facts["grid"],
             "labels": system.labels,
             **dataclasses.asdict(system.configuration),
         },
     )
     version = export.write(directory, model)
     state = "serves already, with the same weights" if version == before else "serves"
-    print(f"{directory}: version {version.name} {state} ({precision})")
+    print(f"{directory}: version {version.name} {state} ({served.precision})")
     return version
 
 
-def _card(system: System, run: Run, precision: str) -> dict[str, Any]:
-    """What a client should know, see `export.Exported`."""
+def _named(members: Sequence[Networks]) -> Networks:
+    """The networks by name; of several runs with its number before, from 1."""
+    if len(members) == 1:
+        return members[0]
+    return {
+        f"{number}/{name}": network
+        for number, networks in enumerate(members, start=1)
+        for name, network in networks.items()
+    }
+
+
+def _widest(spacings: Sequence[list[list[float]]]) -> list[list[float]]:
+    """The range of several ranges of spacing; empty where there is none."""
+    lowest, highest = (zip(*(edges[which] for edges in spacings)) for which in (0, 1))
+    return [[*map(min, lowest)], [*map(max, highest)]] if spacings else []
+
+
+def _channels(run: Run) -> dict[str, Any]:
+    """Names of the channels of images, in their order, where there are several."""
+    return {"channels": list(run.channels)} if len(run.channels) > 1 else {}
+
+
+def _made_from(run: Run) -> dict[str, Any]:
+    """What a run learnt from, and the scores of the last method of its evaluation, which is
+    served."""
     summary = run.folder / "evaluation" / "summary.json"
     methods = json.loads(summary.read_text("utf-8"))["methods"] if summary.exists() else {}
-    return {
-        "system": run.system,
-        "labels": run.facts["labels"],
-        "spacing": run.spacing,
-        # Of raw volumes, (z, y, x): x grows to the left, y to the back, z to the head.
-        "orientation": run.facts.get("orientation"),
-        "precision": precision,
-        "data_fingerprint": run.fingerprint,
-        "metrics": dict(list(methods.items())[-1:]),  # of the last method, which is served
-        "config": run.flags,
-        "versions": {"tf_autoctx": __version__, **run.facts["versions"]},
-        "git_revision": run.facts["git_revision"],
-        "inputs": system.served,
-        "outputs": system.served,
-    }
+    return {"data_fingerprint": run.fingerprint, "metrics": dict(list(methods.items())[-1:])}

@@ -30,19 +30,23 @@ def warn_of_unlike(
 
     Args:
       path: of the image, for the messages.
-      voxels: raw, (depth, height, width) or (height, width).
+      voxels: raw, (depth, height, width), of several channels (depth, height, width, channels), or
+        (height, width).
       spacing: in mm; None: unknown.
       declaration: of the model's system; None: it is not installed here.
       trained: see `warn_of_spacing`.
     """
     warn_of_spacing(path, spacing, trained)
-    if voxels.size and (voxels == voxels.flat[0]).all():
+    channels = np.moveaxis(voxels, -1, 0) if voxels.ndim == 4 else voxels[None]
+    empty = [k for k, of in enumerate(channels) if of.size and (of == of.flat[0]).all()]
+    for number in empty:
         logging.warning(
-            "%s: all voxels are %g, there is nothing to be seen in it; expected an image.",
+            "%s: all voxels%s are %g, there is nothing to be seen in it; expected an image.",
             path,
-            voxels.flat[0],
+            f" of channel {number}" if voxels.ndim == 4 else "",
+            channels[number].flat[0],
         )
-    elif declaration is not None:
+    if not empty and declaration is not None:
         declaration.check_voxels(path, voxels)
 
 
@@ -63,7 +67,7 @@ def warn_of_spacing(
     if not near:
         logging.warning(
             "%s: voxels of %s mm (z, y, x); the model was trained on %s to %s mm and knows voxels, "
-            "not mm. Resample it.",
+            "not mm. Resample it, or train with `spacing=auto`.",
             path,
             *(" x ".join(f"{mm:.4g}" for mm in edges) for edges in (spacing, *trained)),
         )

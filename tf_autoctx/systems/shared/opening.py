@@ -12,15 +12,26 @@ from typing import Any
 
 from tf_autoctx import configuration, files
 from tf_autoctx.data import datasets, images
+from tf_autoctx.data.configuration import MEDIAN, Data, Resampling
 from tf_autoctx.data.phantoms import folder as phantom_folder
 from tf_autoctx.errors import Faults, UserError
-from tf_autoctx.systems.shared import caching, checks, evaluation, precision
+from tf_autoctx.systems.shared import (
+    caching,
+    checks,
+    evaluation,
+    grid,
+    initial,
+    precision,
+    reading,
+)
 from tf_autoctx.systems.shared.caching import Files
 from tf_autoctx.systems.shared.declaration import Declaration
-from tf_autoctx.systems.shared.evaluation import Evaluator, Scoring
+from tf_autoctx.systems.shared.evaluation import Scoring
 from tf_autoctx.systems.shared.exporting import export_run
+from tf_autoctx.systems.shared.grid import Grid
+from tf_autoctx.systems.shared.mirrored import Mirrored
 from tf_autoctx.systems.shared.session import Session
-from tf_autoctx.systems.shared.system import Networks, Reader, System
+from tf_autoctx.systems.shared.system import Evaluator, Networks, Reader, System
 from tf_autoctx.training import devices, runs
 from tf_autoctx.training.configuration import POLICIES, Settings
 from tf_autoctx.training.runs import Making
@@ -45,13 +56,18 @@ class Opened:
             return
         system, session, run = self.system, self.session, runs.load(self.session.folder)
         measure = system.measure if system.measurements else None
-        scoring = Scoring(run.system, system.labels, run.spacing, system.window, measure)
+        trained = () if system.grid else run.spacing  # any other is resampled
+        how = trained, system.window, measure, session.values["surface_tolerance"]
+        scoring = Scoring(run.system, system.labels, *how)
         folder = session.folder / "evaluation"
-        evaluator = self._evaluator(networks)
+        evaluator = compared = self._evaluator(networks)
+        mirrors = system.required_mirrors(session.values) if session.values["mirrors"] else ()
+        if mirrors:
+            evaluator = Mirrored(evaluator, system.graphs(networks, mirrors), system.labels)
         evaluation.evaluate(self.held_out, self.read, evaluator, scoring, folder)
-        if isinstance(evaluator, precision.Compared):
-            precision.note(session.folder, evaluator.least)
-        export_run(system, run, networks, session.values["export_precision"])
+        if isinstance(compared, precision.Compared):
+            precision.note(session.folder, compared.least)
+        export_run(system, run, networks, session.values["export_precision"], mirrors)
 
     def _evaluator(self, networks: Networks) -> Evaluator:
         """That of the system; of a run that was trained in bfloat16, one of both precisions."""
@@ -91,7 +107,7 @@ def open_training(
     values |= kind.implied(values)
     chosen: Any = configuration.configured(declaration.configuration, values)
     settings = configuration.configured(Settings, values)
-    for further in declaration.training:
+    for further in (Data, *declaration.training):
         configuration.configured(further, values)
     folder = pathlib.Path(values["work_dir"])
 
@@ -103,26 +119,42 @@ def open_training(
     values["precision"] = devices.set_up(values["precision"], values["seed"])
 
     source = values["data_dir"] or _phantoms(kind, folder, values)
-    cases = datasets.load(source, values["seed"], values["validation_fraction"])
-    labels = kind.structures(cases, values["foreground"])
-    system = kind(chosen, labels)
-    fingerprint = datasets.fingerprint(cases)
+    cases = datasets.of_flags(source, values)
+    known = cases
+    if values["folds"]:  # all of them have the same structures, or they would be no ensemble
+        known = dataclasses.replace(cases, train=cases.train + cases.validation + cases.test)
+    labels = kind.structures(known, values["foreground"])
+    checks.require_channels(declaration, source, cases)
+    system = kind.made(chosen, labels, len(cases.channels))
+    if values["mirrors"]:
+        system.required_mirrors(values)
+    fingerprint, of_all_folds = datasets.fingerprints(cases)
     making = Making(declaration.name, values, fingerprint, changeable, growing, earlier)
     system.check_run(making)
     runs.check(folder, making)
+    if values[initial.FLAG] and not runs.is_trained(folder):
+        initial.load(values[initial.FLAG], declaration.name)  # before anything is read or made
     if declaration.dimensions == 3 and runs.is_trained(folder):
         checks.require_stored_so(folder, runs.load(folder).facts, cases)
 
     read = system.reader(values["foreground"], cases.labels)
+    isolated = bool(values["data_dir"])  # our own phantoms are whole
+    if Resampling in declaration.training:
+        system.grid = _grid(configuration.configured(Resampling, values), known, read, isolated)
     cache = caching.directory(folder, system, read.foreground, fingerprint)
     if is_chief:
         caching.forget_others(folder, cache)
-    isolated = bool(values["data_dir"])  # our own phantoms are whole
     held_out, training, validation = _read_all(cases, cache, read, system, isolated)
     system.check_cases(training, validation)
     run = runs.open_run(folder, making, is_chief).note(labels=labels)
+    if values["folds"]:
+        run = run.note(cases_fingerprint=of_all_folds)
+    if len(cases.channels) > 1:
+        run = run.note(channels=cases.channels)
     if declaration.dimensions == 3:
         run = run.note(spacing=checks.spacing_range(training), orientation=images.ORIENTATION)
+    if system.grid:
+        run = run.note(grid=system.grid.spacing)
     session = Session(run, values, strategy, settings, training, validation, read.ignored)
     if is_chief:
         print(_resolved(session, len(held_out)))
@@ -139,6 +171,18 @@ def _phantoms(kind: type[System], folder: pathlib.Path, values: Mapping[str, Any
             raise
         shutil.rmtree(own)
         return kind.write_phantoms(own, values)
+
+
+def _grid(chosen: Resampling, cases: datasets.Dataset, read: Reader, isolated: bool) -> Grid | None:
+    """The grid that networks are to see volumes on; for `auto` the training cases are read.
+
+    Raises:
+      FieldError: none of them can be.
+    """
+    if chosen.spacing != MEDIAN:
+        return Grid(chosen.edges) if chosen.edges else None
+    outcomes = (outcome for _, outcome in reading.each(cases.train, read, isolated))
+    return grid.median([o[0].spacing for o in outcomes if not isinstance(o, UserError)])
 
 
 def _read_all(
@@ -168,12 +212,15 @@ def _resolved(session: Session, held_out: int) -> str:
     settings, replicas = session.settings, session.strategy.num_replicas_in_sync
     epoch = math.ceil(settings.samples_per_epoch / (settings.batch_size * replicas))
     epochs = math.ceil(settings.steps / epoch)
+    folds = session.values["folds"]
+    fold = f": fold {session.values['fold']} of {folds}" if folds else ""
+    several = f", channels {', '.join(session.run.channels)}" if session.channels > 1 else ""
     return (
         f"{session.folder}: on {devices.described(session.strategy)}, precision "
         f"{session.values['precision']}, batch {settings.batch_size} x {replicas} "
         f"replica{'s' * (replicas > 1)}\n"
         f"cases: {len(session.training)} to train, {len(session.validation)} to validate, "
-        f"{held_out} held out\n"
+        f"{held_out} held out{fold}{several}\n"
         f"steps: {settings.steps} for each level or stage, in {epochs} "
         f"epoch{'s' * (epochs > 1)} of {epoch}; learning rate {settings.learning_rate:g}, "
         f"{settings.learning_rate_decay}"

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import json
 import pathlib
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
 from tf_autoctx import metrics
+from tf_autoctx.data import images
 from tf_autoctx.files import replacing
-from tf_autoctx.systems.shared.evaluation import Evaluator
-from tf_autoctx.systems.shared.system import Predictor
+from tf_autoctx.systems.shared.system import Evaluator, Predictor
 from tf_autoctx.training import devices
 from tf_autoctx.training.runs import Run
 
@@ -40,10 +40,13 @@ class Compared:
         self._evaluator, self._low, self._values = evaluator, low, values
         self.least = 1.0
 
-    def __call__(self, voxels: np.ndarray) -> dict[str, dict[str, object]]:
-        segmentations = self._evaluator(voxels)
+    def __call__(
+        self, voxels: np.ndarray, spacing: Sequence[float] | None
+    ) -> dict[str, dict[str, object]]:
+        segmentations = self._evaluator(voxels, spacing)
         served = np.asarray(list(segmentations.values())[-1]["label"])
-        output = self._low(voxels[None, ..., None], probabilities=False, progress=False)
+        image = images.batch(voxels, served.ndim)
+        output = self._low(image, False, False, spacing=spacing)
         label = np.asarray(output["label"])[0, ..., 0]
         agreement = (metrics.dice(served == value, label == value) for value in self._values)
         self.least = min(self.least, *agreement)

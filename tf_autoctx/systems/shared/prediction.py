@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,13 +14,16 @@ import tensorflow as tf
 from tf_autoctx import configuration, export
 from tf_autoctx.data import images
 from tf_autoctx.errors import FieldError, UserError
-from tf_autoctx.systems.shared import image_checks, registry
+from tf_autoctx.systems.shared import grid, image_checks, registry
 from tf_autoctx.systems.shared import precision as precisions
 from tf_autoctx.systems.shared.declaration import Declaration
+from tf_autoctx.systems.shared.grid import Grid
 from tf_autoctx.systems.shared.system import Predictor, probabilities_of
 from tf_autoctx.training import runs
 from tf_autoctx.training.configuration import POLICIES
 from tf_autoctx.training.runs import Run
+
+DEFAULT = "serving_default"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +38,8 @@ class Segmentor:
         empty if unknown.
       predictor: what segments.
       precision: that it computes in.
+      grid: on which its networks see volumes; None: as they are.
+      channels: names of those that an image has, in their order.
     """
 
     declaration: Declaration
@@ -42,6 +47,8 @@ class Segmentor:
     spacing: list[list[float]]
     predictor: Predictor
     precision: str = "float32"
+    grid: Grid | None = None
+    channels: tuple[str, ...] = ("0",)
 
     @property
     def dimensions(self) -> int:
@@ -53,6 +60,20 @@ class Segmentor:
         """Of online rendering, for every image; 0: there is none."""
         return self.predictor.iterations
 
+    def require_unsure(self) -> None:
+        """Refuses an uncertainty of a model that cannot tell it.
+
+        Raises:
+          FieldError: this is one.
+        """
+        if not self.predictor.is_unsure:
+            raise FieldError(
+                "uncertainty",
+                True,
+                "this model tells none; expected a run folder without online rendering, or the "
+                "SavedModel of an ensemble or of mirror images.",
+            )
+
     def __call__(
         self,
         voxels: np.ndarray,
@@ -60,33 +81,51 @@ class Segmentor:
         name: str | pathlib.Path = "volume",
         *,
         probabilities: bool = False,
+        uncertainty: bool = False,
         progress: bool = False,
     ) -> dict[str, Any]:
         """Segments an image, with a warning where it is unlike those of the training.
 
         Args:
-          voxels: (depth, height, width), raw; or (height, width), grey levels from 0 to 255.
-          spacing: (z, y, x) in mm, or (y, x); None: unknown.
+          voxels: (depth, height, width), raw; or (height, width), grey levels from 0 to 255; of
+            several channels (depth, height, width, channels).
+          spacing: (z, y, x) in mm, or (y, x); None: unknown, where there is no `grid`.
           name: of the image, for the warnings.
           probabilities: whether they are wanted.
+          uncertainty: whether it is wanted, see `averaging.uncertainty`.
           progress: whether a progress bar over tiles or iterations is wanted, where there are some
             outside a graph.
 
         Returns:
-          {"label": of the voxels' shape, uint8, "probability", if wanted: {structure: likewise,
-          float32}, and where the image was rendered online "iterations": [{"rendered",
-          "probability": likewise, float32, "label": uint8}], one more than there were, and "kept":
-          the number of the one that is returned}.
+          {"label": of the image's grid, uint8, "probability", if wanted: {structure: likewise,
+          float32}, "uncertainty", if wanted: likewise, float32, and where the image was rendered
+          online "iterations": [{"rendered", "probability": likewise, float32, "label": uint8}], one
+          more than there were, and "kept": the number of the one that is returned}.
 
         Raises:
-          UserError: voxels that are not finite, or of which nothing finite can be computed.
+          UserError: another number of axes or channels, voxels that are not finite, or of which
+            nothing finite can be computed; see `require_unsure` and `Grid.required`.
         """
+        if uncertainty:
+            self.require_unsure()
+        self._require_shape(name, np.shape(voxels))
         voxels = images.require_finite(name, voxels)
-        image_checks.warn_of_unlike(name, voxels, spacing, self.declaration, self.spacing)
-        output = self._output(name, voxels[None, ..., None], probabilities, progress)
+        trained = () if self.grid else self.spacing  # any other is resampled
+        image_checks.warn_of_unlike(name, voxels, spacing, self.declaration, trained)
+        if self.grid:
+            self.grid.required(name, voxels.shape[: self.dimensions], spacing)
+        wanted = {
+            "probabilities": probabilities,
+            "uncertainty": uncertainty,
+            "progress": progress,
+            "spacing": spacing,
+        }
+        output = self._output(name, images.batch(voxels, self.dimensions), wanted)
         segmentation: dict[str, Any] = {"label": np.asarray(output["label"])[0, ..., 0]}
         if probabilities:
             segmentation["probability"] = probabilities_of(output, self.labels)
+        if uncertainty:
+            segmentation["uncertainty"] = np.asarray(output["uncertainty"])[0, ..., 0]
         if "iterations" in output:
             segmentation["kept"] = output["kept"]
             segmentation["iterations"] = [
@@ -95,12 +134,22 @@ class Segmentor:
             ]
         return segmentation
 
+    def _require_shape(self, name: str | pathlib.Path, shape: tuple[int, ...]) -> None:
+        """Raises a `UserError` for raw voxels of other axes or channels than the model takes."""
+        last = (len(self.channels),) if len(self.channels) > 1 else ()
+        if len(shape) == self.dimensions + len(last) and shape[self.dimensions :] == last:
+            return
+        axes = ("depth", "height", "width")[-self.dimensions :]
+        named = f", its channels {', '.join(self.channels)} last" if last else ""
+        expected = f"({', '.join(map(str, (*axes, *last)))}){named}"
+        raise UserError(f"{name}: has voxels of the shape {shape}; expected {expected}.")
+
     def _output(
-        self, name: str | pathlib.Path, image: np.ndarray, probabilities: bool, progress: bool
+        self, name: str | pathlib.Path, image: np.ndarray, wanted: dict[str, Any]
     ) -> dict[str, Any]:
         """What the predictor returns; a NaN of its probability would be background."""
         try:
-            output = self.predictor(image, probabilities, progress)
+            output = self.predictor(image, **wanted)
         except tf.errors.InvalidArgumentError as error:  # of the checks in a SavedModel
             refusal = re.search(r"assertion failed: \[(.*?)\.?\]", error.message)
             if refusal is None:
@@ -117,13 +166,17 @@ class Segmentor:
         return output
 
 
-def load(path: str | pathlib.Path, precision: str = "auto", **options: Any) -> Segmentor:
+def load(
+    path: str | pathlib.Path, precision: str = "auto", mirrors: bool = False, **options: Any
+) -> Segmentor:
     """Loads a finished model.
 
     Args:
       path: a run folder, a folder with a saved_model.pb, or a folder of such versions, of which the
         highest counts.
       precision: of a run folder, see `precision.chosen`; a SavedModel has its own.
+      mirrors: whether a run folder takes the mean over an image and its mirror images, see
+        `System.mirrors`; in a SavedModel it is fixed.
       **options: of the `prediction` of the system's declaration, for run folders; None leaves the
         choice to the system.
 
@@ -139,6 +192,7 @@ def load(path: str | pathlib.Path, precision: str = "auto", **options: Any) -> S
         path = export.newest(path) or path
     if (path / "saved_model.pb").exists():
         fixed = given if precision == "auto" else {"precision": precision, **given}
+        fixed = {**fixed, "mirrors": mirrors} if mirrors else fixed
         for name, value in fixed.items():
             raise FieldError(
                 name,
@@ -152,10 +206,10 @@ def load(path: str | pathlib.Path, precision: str = "auto", **options: Any) -> S
             path,
             "neither config.json nor saved_model.pb; expected a run folder or a SavedModel folder.",
         )
-    return _of_run(runs.load(path), given, precision)
+    return _of_run(runs.load(path), given, precision, mirrors)
 
 
-def _of_run(run: Run, options: Mapping[str, Any], precision: str) -> Segmentor:
+def _of_run(run: Run, options: Mapping[str, Any], precision: str, mirrors: bool) -> Segmentor:
     declaration = registry.find(run.system, str(run.folder))
     kind = declaration.prediction
     known = configuration.rules(kind) if kind else {}
@@ -174,8 +228,10 @@ def _of_run(run: Run, options: Mapping[str, Any], precision: str) -> Segmentor:
             )
     system = declaration.load().of_run(run)
     precision = precisions.chosen(run, precision)
-    predictor = system.predictor(run, options, precision)
-    return Segmentor(declaration, system.labels, run.spacing, predictor, precision)
+    axes = system.required_mirrors(run.flags) if mirrors else ()
+    predictor = system.predictor(run, options, precision, axes)
+    of_run = declaration, system.labels, run.spacing
+    return Segmentor(*of_run, predictor, precision, system.grid, run.channels)
 
 
 class _SavedModelPredictor:
@@ -185,13 +241,25 @@ class _SavedModelPredictor:
 
     def __init__(self, path: pathlib.Path) -> None:
         self._model = tf.saved_model.load(str(path))  # owns the variables
-        self._label: Callable[..., dict[str, tf.Tensor]] = self._model.signatures["serving_default"]
-        self._all = self._model.signatures.get("probabilities", self._label)
-        weights = [variable.numpy() for variable in self._label.variables]
+        self._functions: Mapping[str, Any] = self._model.signatures
+        self.is_unsure = "uncertainty" in self._functions
+        weights = [variable.numpy() for variable in self._functions[DEFAULT].variables]
         self.is_finite = all(np.isfinite(array).all() for array in weights)
 
-    def __call__(self, image: np.ndarray, probabilities: bool, progress: bool) -> dict[str, Any]:
-        return (self._all if probabilities else self._label)(image=tf.constant(image))
+    def __call__(
+        self,
+        image: np.ndarray,
+        probabilities: bool,
+        progress: bool,
+        uncertainty: bool = False,
+        spacing: Sequence[float] | None = None,
+    ) -> dict[str, Any]:
+        name = "uncertainty" if uncertainty else "probabilities" if probabilities else DEFAULT
+        name = name if name in self._functions else DEFAULT
+        inputs = {"image": tf.constant(image)}
+        if (spaced := export.spaced(name)) in self._functions:
+            name, inputs["spacing"] = spaced, tf.constant([spacing], tf.float32)
+        return self._functions[name](**inputs)
 
 
 def _of_saved_model(path: pathlib.Path) -> Segmentor:
@@ -200,16 +268,14 @@ def _of_saved_model(path: pathlib.Path) -> Segmentor:
     Raises:
       UserError: it is none of ours, or damaged, or its weights are no numbers.
     """
-    if file := export.damaged(path):
-        raise UserError(
-            f"{file}: cut short, damaged or missing; delete the folder {path} and export it again, "
-            "which the training command does when it is run again."
-        )
+    export.require_whole(path)
     try:
         predictor = _SavedModelPredictor(path)
         card = export.read_card(path)
         labels, name = runs.labels(card), card["system"]
         spacing = [[float(mm) for mm in edges] for edges in card.get("spacing") or []]
+        on_grid = grid.of_facts(card.get("grid"))
+        channels = tuple(map(str, card.get("channels") or ("0",)))
     except Exception as error:  # TensorFlow's reader raises whatever comes next
         raise UserError(
             f"{path}: not a SavedModel of ours ({type(error).__name__}); delete the folder and "
@@ -223,4 +289,5 @@ def _of_saved_model(path: pathlib.Path) -> Segmentor:
     declaration = registry.find(name, str(path))
     image_checks.warn_of_orientation(path, card, declaration.dimensions)
     precision = card.get("precision", "float32")
-    return Segmentor(declaration, labels, spacing, predictor, precision)
+    known = declaration, labels, spacing
+    return Segmentor(*known, predictor, precision, on_grid, channels)

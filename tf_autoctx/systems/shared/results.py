@@ -6,20 +6,26 @@ Neither Keras nor TensorFlow is imported: the process that writes has no need of
 from __future__ import annotations
 
 import dataclasses
+import math
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tf_autoctx import metrics, spreadsheets
 from tf_autoctx.data import images, names
-from tf_autoctx.errors import FieldError
+from tf_autoctx.errors import FieldError, UserError
 from tf_autoctx.files import replacing
 from tf_autoctx.report import figures
 
 if TYPE_CHECKING:
     from tf_autoctx.systems.shared.origins import Origins
     from tf_autoctx.systems.shared.prediction import Segmentor
+
+UNSURE = "uncertainty"  # a kind of results, their folder, and a column of their table
+UNSURE_TABLE = "uncertainty.csv"
+MEASURED = "measurements"  # likewise
 
 Key = tuple[str, int | None]  # kind of a result, and the label value of its structure
 Path = str | pathlib.Path
@@ -33,10 +39,13 @@ class Results:
       segmentor: the model.
       output: folder of the results.
       masks, probabilities: whether each structure's are wanted.
-      compressed: whether probabilities are compressed, which takes longer than all else.
+      compressed: whether probabilities and uncertainty are compressed, which takes longer than all
+        else.
       every_iteration: whether those of online rendering are.
       suffix: of images; None: .png for PNG, JPEG and TIFF images, else .nii.gz.
       series: which of several DICOM series of a folder, see `images.read`.
+      uncertainty: whether it is wanted.
+      measurements: whether they are.
 
     Raises:
       FieldError: a format that cannot hold a volume; iterations of a model that has none.
@@ -50,6 +59,8 @@ class Results:
     every_iteration: bool = False
     suffix: str | None = None
     series: str | None = None
+    uncertainty: bool = False
+    measurements: bool = False
 
     def __post_init__(self) -> None:
         if not self._flat and self.suffix in images.PIXELS_ONLY:
@@ -79,6 +90,11 @@ class Results:
             for value, structure in labels.items():
                 folder = self.output / kind / (structure if len(labels) > 1 else "")
                 files[kind, value] = folder / f"{name}{self._ending(path, kind)}"
+        if self.uncertainty:
+            file = self.output / UNSURE / f"{name}{self._ending(path, UNSURE)}"
+            files[UNSURE, None] = file
+        if self.measurements:
+            files[MEASURED, None] = self.output / MEASURED / f"{name}.csv"
         if self.segmentor.iterations:
             files["strips", None] = self.output / "strips" / f"{name}.png"
         if self.every_iteration:
@@ -88,7 +104,7 @@ class Results:
     def _ending(self, path: Path, kind: str = "labels") -> str:
         pixels = self._flat and str(path).lower().endswith(images.PIXELS_ONLY)
         suffix = self.suffix or (".png" if pixels else ".nii.gz")
-        if kind != "probabilities":
+        if kind not in ("probabilities", UNSURE):
             return suffix
         suffix = ".nii.gz" if suffix == ".png" else suffix
         return suffix if self.compressed else suffix.removesuffix(".gz")
@@ -109,13 +125,27 @@ class Results:
         """
         pixels, labels = image.array, self.segmentor.labels
         segmentation = self.segmentor(
-            pixels, image.millimetres, path, probabilities=self.probabilities, progress=progress
+            pixels,
+            image.millimetres,
+            path,
+            probabilities=self.probabilities,
+            uncertainty=(UNSURE, None) in files,
+            progress=progress,
         )
         made = {}
         for (kind, value), file in files.items():
             voxels, online = segmentation["label"], kind in ("strips", "iterations")
             if kind == "probabilities" and value is not None:
                 voxels = segmentation["probability"][labels[value]]
+            table: Sequence[Mapping[str, Any]] = ()
+            if kind == MEASURED:
+                name = file.relative_to(self.output / MEASURED).as_posix().removesuffix(".csv")
+                table = self._measured(name, voxels, image.millimetres)
+            if kind == UNSURE:
+                voxels = segmentation["uncertainty"]
+                ending = self._ending(path, kind)
+                name = file.relative_to(self.output / UNSURE).as_posix().removesuffix(ending)
+                note_uncertainty(self.output, name, voxels[segmentation["label"] > 0])
             made[file] = Result(
                 image=path,
                 kind=kind,
@@ -127,8 +157,22 @@ class Results:
                 iterations=segmentation["iterations"] if online else (),
                 kept=segmentation.get("kept", 0),
                 ending=self._ending(path),
+                table=table,
             )
         return made
+
+    def _measured(
+        self, name: str, label: np.ndarray, spacing: Sequence[float] | None
+    ) -> list[dict[str, Any]]:
+        """A line for each structure of a segmented image."""
+        lines = []
+        for value, structure in self.segmentor.labels.items():
+            mask = label == value
+            line = {"image": name, "structure": structure, **metrics.extent_of(mask, spacing)}
+            if spacing is not None:
+                line |= self.segmentor.declaration.measured(mask, spacing)
+            lines.append(line)
+        return lines
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,12 +183,13 @@ class Result:
       image: path of the image.
       kind, value: of the result, see `Results.files`.
       frame: of the image.
-      voxels: of its shape: the label, uint8; of a probability that, float32; of iterations the
-        image itself.
+      voxels: of its shape: the label, uint8; of a probability or an uncertainty that, float32; of
+        iterations the image itself.
       is_mask: whether the label has one structure alone.
-      compressed: whether probabilities are.
+      compressed: whether probabilities and uncertainty are.
       iterations, kept: see `Segmentor.__call__`.
       ending: of the names of images of iterations.
+      table: the lines of measurements.
     """
 
     image: Path
@@ -157,6 +202,7 @@ class Result:
     iterations: Sequence[Mapping[str, np.ndarray]]
     kept: int
     ending: str
+    table: Sequence[Mapping[str, Any]] = ()
 
 
 def write(file: pathlib.Path, result: Result, made_from: Origins) -> None:
@@ -177,34 +223,80 @@ def write(file: pathlib.Path, result: Result, made_from: Origins) -> None:
                 _write_label(file, voxels, frame, result.is_mask)
             case "masks":
                 _write_label(file, voxels == result.value, frame)
-            case "probabilities":
+            case "probabilities" | "uncertainty":
                 shown = images.rounded(voxels) if result.compressed else voxels
                 _write(file, shown, frame, result.compressed)
+            case "measurements":
+                columns = dict.fromkeys(name for line in result.table for name in line)
+                spreadsheets.write(file, result.table, tuple(columns))
             case "strips":
                 figures.strip(file, voxels, result.iterations, result.kept, file.stem)
             case "iterations":
                 _write_iterations(file, result)
 
 
+def note_uncertainty(folder: pathlib.Path, name: str, uncertainty: np.ndarray) -> None:
+    """Puts an image into `UNSURE_TABLE`, or in the place that it has there: first those to look at
+    first, where nothing was segmented or the mean is largest.
+
+    Args:
+      folder: of the results.
+      name: of the image.
+      uncertainty: of the voxels of the predicted object, which may be none.
+
+    Raises:
+      UserError: the table cannot be read or written.
+    """
+    path = folder / UNSURE_TABLE
+    columns = ("image", UNSURE)
+    lines = spreadsheets.read(path, columns) if path.exists() else []
+    try:
+        known = {line["image"]: float(line[UNSURE]) for line in lines}
+    except ValueError as error:
+        raise UserError(f"{path}: {error}; expected numbers (delete it).") from None
+    known[name] = float(uncertainty.mean()) if uncertainty.size else math.nan
+
+    def order(image: str) -> tuple[float, str]:
+        return -math.inf if math.isnan(known[image]) else -known[image], image
+
+    told = [{"image": image, UNSURE: known[image]} for image in sorted(known, key=order)]
+    spreadsheets.write(path, told, columns)
+
+
+def collect_measurements(folder: pathlib.Path) -> None:
+    """Makes measurements.csv of the tables of all images in a folder of results.
+
+    Raises:
+      UserError: one cannot be read, or the table cannot be written.
+    """
+    lines: list[dict[str, str]] = []
+    for path in sorted((folder / MEASURED).rglob("*.csv")):
+        lines += spreadsheets.read(path, ("image", "structure"))
+    columns = dict.fromkeys(name for line in lines for name in line)
+    spreadsheets.write(folder / f"{MEASURED}.csv", lines, tuple(columns))
+
+
 def sources(
-    path: pathlib.Path, output: pathlib.Path, dimensions: int, series: str | None = None
+    path: pathlib.Path,
+    output: pathlib.Path,
+    dimensions: int,
+    series: str | None = None,
+    channels: int = 1,
 ) -> dict[str, str]:
     """{name: path} of the image, or of those in a folder and below it.
 
     Args:
-      path: of an image, a DICOM series folder or a folder of folders of images.
+      path: of an image (see `names.given`), a DICOM series folder or a folder of folders of images.
       output: folder of the results, which is left out.
       dimensions: of the images.
       series: a DICOM series that is wanted, see `images.read`.
+      channels: of the images.
 
     Raises:
       FieldError: a series is wanted and there is no DICOM folder.
       UserError: there is no image.
     """
-    if path.is_dir():
-        paths = names.find(path, series=dimensions == 3, below=True, without=output)
-    else:
-        paths = {names.case_name(path): str(path)}
+    paths = names.given(path, dimensions == 3, output, channels)
     if series is not None and not any(pathlib.Path(file).is_dir() for file in paths.values()):
         raise FieldError("series", series, f"{path} holds no DICOM folder; expected one.")
     return paths

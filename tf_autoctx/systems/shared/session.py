@@ -43,6 +43,11 @@ class Session:
         """Of the run."""
         return self.run.folder
 
+    @property
+    def channels(self) -> int:
+        """Of every image."""
+        return len(self.run.channels)
+
     def configured(self, kind: type[T]) -> T:
         """An instance of a configuration from the flags."""
         return configuration.configured(kind, self.values)

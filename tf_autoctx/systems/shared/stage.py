@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import abc
+import hashlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import keras
+import numpy as np
 
 from tf_autoctx.data import pipeline
 from tf_autoctx.systems.shared.session import Session
@@ -22,6 +24,15 @@ Step = Callable[[loop.Batch], dict[str, Tensor]]
 Optimizers = dict[str, keras.optimizers.Optimizer]
 
 
+def digest(weights: Iterable[np.ndarray]) -> str:
+    """SHA-256 (hex) of weights, for `Stage.made_on`."""
+    total = hashlib.sha256()
+    for array in weights:
+        total.update(f"{array.dtype}{array.shape}".encode())
+        total.update(np.ascontiguousarray(array).data)
+    return total.hexdigest()
+
+
 class Stage(abc.ABC):
     """The view of one replica on a training; `stages.train` does all the rest.
 
@@ -34,8 +45,10 @@ class Stage(abc.ABC):
       columns: names of the cached tensors that it reads of a case.
       others: further cases that come with each sample, see `pipeline.Order`.
       keeps_last: whether the last weights are kept in place of the best.
-      made_on: a digest of the networks of other stages that it starts from or looks through, see
-        `stages.digest`: where it is another than before, the stage is trained anew. None: of none.
+      made_on: a `digest` of the networks of other stages that it starts from or looks through:
+        where it is another than before, the stage is trained anew. None: of none.
+      taken_over: names of the networks within its own that `build` gives the weights of stages
+        before.
     """
 
     name: str
@@ -44,6 +57,7 @@ class Stage(abc.ABC):
     others: int = 0
     keeps_last: bool = False
     made_on: str | None = None
+    taken_over: tuple[str, ...] = ()
 
     def begin(self, session: Session) -> None:
         """Looks at the cases that the stage is about to be trained on, before its first `build`;

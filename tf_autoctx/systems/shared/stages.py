@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import pathlib
 import zipfile
@@ -17,11 +16,11 @@ from tf_autoctx.data import pipeline
 from tf_autoctx.errors import FieldError, UserError
 from tf_autoctx.files import replacing
 from tf_autoctx.report import figures
-from tf_autoctx.systems.shared import precision
+from tf_autoctx.systems.shared import initial, precision
 from tf_autoctx.systems.shared.caching import Files
 from tf_autoctx.systems.shared.session import Session
-from tf_autoctx.systems.shared.stage import Networks, Stage
-from tf_autoctx.training import devices, loop
+from tf_autoctx.systems.shared.stage import Networks, Stage, digest
+from tf_autoctx.training import checkpoints, devices, loop
 
 NETWORK = "model.keras"
 RECORD = "tf_autoctx.json"  # in the archive of a network, beside what Keras has there
@@ -127,15 +126,6 @@ def _recorded(path: pathlib.Path) -> dict[str, Any]:
         raise _unreadable(path, type(error).__name__) from error
 
 
-def digest(weights: Iterable[np.ndarray]) -> str:
-    """SHA-256 (hex) of weights, for `Stage.made_on`."""
-    total = hashlib.sha256()
-    for array in weights:
-        total.update(f"{array.dtype}{array.shape}".encode())
-        total.update(np.ascontiguousarray(array).data)
-    return total.hexdigest()
-
-
 def recorded_digest(path: pathlib.Path) -> str | None:
     """`digest` of the weights in the file of a finished network; None in an earlier release's.
 
@@ -150,9 +140,12 @@ class _StageTask:
 
     def __init__(self, stage: Stage, session: Session) -> None:
         self._stage, self._session = stage, session
+        folder = session.folder / stage.name
         keras.utils.set_random_seed(stage.seed)
         with session.strategy.scope():
             self.networks = stage.build()
+            if session.values.get(initial.FLAG) and not checkpoints.goes_on(folder, stage.made_on):
+                initial.start(stage, self.networks, session)
             self.optimizers, self._step = stage.updates(self.networks, session.settings)
         self._graph = stage.graph(self.networks)
         self._augments = devices.augments()
@@ -179,12 +172,13 @@ class _StageTask:
         )
         files = {name: [entry[name] for entry in session.training] for name in stage.columns}
         augment = None if self._augments else stage.augment
-        return pipeline.training(files, stage.read, order, augment)
+        return pipeline.training(files, stage.read, order, augment, session.channels)
 
     def validate(self) -> loop.Logs:
         assert self._graph is not None
+        channels = self._session.channels
         samples = (
-            pipeline.sample({name: entry[name] for name in self._stage.columns})
+            pipeline.sample({name: entry[name] for name in self._stage.columns}, channels)
             for entry in self._session.validation
         )
         scores = [self._stage.score(self._graph, sample) for sample in samples]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol, Self
@@ -11,14 +12,17 @@ from typing import Any, ClassVar, Protocol, Self
 import keras
 import numpy as np
 import tensorflow as tf
+from keras import ops
 
 from tf_autoctx import export
 from tf_autoctx.data import datasets, images, labels
 from tf_autoctx.errors import FieldError
 from tf_autoctx.metrics import Metric
-from tf_autoctx.systems.shared import reading
+from tf_autoctx.systems.shared import averaging, grid, reading
+from tf_autoctx.systems.shared.averaging import Estimate
 from tf_autoctx.systems.shared.caching import Files
 from tf_autoctx.systems.shared.declaration import Declaration
+from tf_autoctx.systems.shared.grid import Graph, Grid
 from tf_autoctx.systems.shared.image_checks import warn_of_orientation
 from tf_autoctx.systems.shared.session import Session
 from tf_autoctx.training import devices
@@ -27,10 +31,30 @@ from tf_autoctx.training.runs import Making, Run
 
 Tensor = Any  # of whatever backend
 Networks = dict[str, keras.Model]  # by name, in the order in which they run
+Size = Sequence[Any]  # spatial size, integers or integer tensors
 # Of one image, by method: {"label": integer labels of its shape, and where there are probabilities
 # "probability": {structure: 0 to 1, on any grid over the same extent}}.
 Segmentations = dict[str, dict[str, Any]]
 Served = Mapping[str, Mapping[str, Any]]
+
+
+class Function(Protocol):
+    """One of the `System.signatures`."""
+
+    def __call__(self, image: Tensor, size: Size | None = None) -> dict[str, Tensor]:
+        """See `System.decide`."""
+
+
+class Evaluator(Protocol):
+    """The segmentation of a raw image by several methods."""
+
+    def __call__(self, voxels: np.ndarray, spacing: Sequence[float] | None) -> Segmentations:
+        """Segments voxels (*spatial) or (*spatial, channels) float32.
+
+        Args:
+          voxels: raw.
+          spacing: (z, y, x) or (y, x), mm; None: unknown.
+        """
 
 
 class Predictor(Protocol):
@@ -38,20 +62,32 @@ class Predictor(Protocol):
 
     Attributes:
       iterations: of online rendering, for every image; 0: there is none.
+      is_unsure: whether it can tell how unsure it is.
     """
 
     iterations: int
+    is_unsure: bool
 
-    def __call__(self, image: np.ndarray, probabilities: bool, progress: bool) -> dict[str, Any]:
-        """Segments raw voxels (1, *spatial, 1) float32.
+    def __call__(
+        self,
+        image: np.ndarray,
+        probabilities: bool,
+        progress: bool,
+        uncertainty: bool = False,
+        spacing: Sequence[float] | None = None,
+    ) -> dict[str, Any]:
+        """Segments raw voxels (1, *spatial, channels) float32.
 
         Args:
           probabilities: whether they are wanted.
           progress: whether a progress bar over tiles or iterations is wanted.
+          uncertainty: whether it is wanted, of one that `is_unsure`.
+          spacing: (z, y, x), mm, which a system with a grid of its own needs.
 
         Returns:
           {"label", "probability" (its last channels are those of the labels, in their order): as
-          `System.segment`, "iterations", "kept": where it renders online}.
+          `System.segment`, "uncertainty": as `averaging.uncertainty`, "iterations", "kept": where
+          it renders online}.
         """
 
 
@@ -59,8 +95,8 @@ class System(abc.ABC):
     """A published system: what its images are, how they are segmented, trained and exported.
 
     A subclass also sets `declaration`, `served` and, where they differ, `structure`, `measurements`
-    and `window`. Everything that changes voxel values is in its `prepare` and `segment`, in Keras
-    ops: training, prediction and the exported graph run the very same functions.
+    and `window`. Everything that changes voxel values is in its `prepare`, `estimate` and `decide`,
+    in Keras ops: training, prediction and the exported graph run the very same functions.
 
     Attributes:
       declaration: name, dimensions, flags and presets.
@@ -69,8 +105,13 @@ class System(abc.ABC):
         each value is a structure of its own.
       measurements: the metrics of `measure`, which are drawn too, see `evaluation.evaluate`.
       window: range of raw intensities that pictures show.
+      large_probabilities: whether they are much larger than the label, so that they are served by
+        a signature of their own.
       configuration: an instance of the declaration's.
       labels: {label value: name} of the structures.
+      grid: on which networks see volumes; None: as they are. `estimate` and `prepare` are given
+        what is on it.
+      channels: of the images.
     """
 
     declaration: ClassVar[Declaration]
@@ -78,11 +119,21 @@ class System(abc.ABC):
     structure: ClassVar[str | None] = None
     measurements: ClassVar[tuple[Metric, ...]] = ()
     window: tuple[float, float] = (-np.inf, np.inf)
+    large_probabilities: ClassVar[bool] = False
     configuration: Any
+    grid: Grid | None = None
 
-    def __init__(self, configuration: Any, labels: Mapping[int, str]) -> None:
+    def __init__(self, configuration: Any, labels: Mapping[int, str], channels: int = 1) -> None:
         self.configuration = configuration
         self.labels = dict(labels)
+        self.channels = channels
+
+    @classmethod
+    def made(cls, configuration: Any, labels: Mapping[int, str], channels: int) -> Self:
+        """An instance; one whose declaration has no `channels` takes images of one and is not told
+        so."""
+        several = (channels,) if cls.declaration.channels else ()
+        return cls(configuration, labels, *several)
 
     @classmethod
     def of_run(cls, run: Run) -> Self:
@@ -96,9 +147,11 @@ class System(abc.ABC):
         warn_of_orientation(run.folder, run.facts, cls.declaration.dimensions)
         configuration: Any = run.configured(cls.declaration.configuration)
         try:
-            return cls(configuration, run.labels)
-        except ValueError as error:
+            system = cls.made(configuration, run.labels, len(run.channels))
+            system.grid = grid.of_facts(run.facts.get("grid"))
+        except (TypeError, ValueError) as error:
             raise run.broken(error) from None
+        return system
 
     # What a user hands in
 
@@ -169,8 +222,8 @@ class System(abc.ABC):
 
         Args:
           case: for messages.
-          voxels: raw, (1, *spatial, 1) float32.
-          label: likewise, uint8.
+          voxels: raw, (1, *spatial, channels) float32, on the `grid`.
+          label: (1, *spatial, 1) uint8.
 
         Returns:
           {name: tensor without batch axis}, of `pipeline.KINDS`.
@@ -198,30 +251,87 @@ class System(abc.ABC):
           UserError: nothing is finished, or a network cannot be read.
         """
 
+    def starting(self, networks: Networks) -> Networks:
+        """Those of the networks of `finished` that another training starts from."""
+        return networks
+
     # Segmentation
 
     @abc.abstractmethod
-    def segment(self, networks: Networks, image: Tensor) -> dict[str, Tensor]:
-        """What is served for raw images, in Keras ops, at any size.
+    def estimate(self, networks: Networks, image: Tensor) -> Estimate:
+        """What networks make of raw images, in Keras ops, at any size, before anything is decided:
+        its mean is taken over several sets of networks, and over mirror images.
 
         Args:
           networks: of `served_networks`.
-          image: (batch, *spatial, 1) float32.
+          image: (batch, *spatial, channels) float32, on the `grid`.
 
         Returns:
-          {"label": (batch, *spatial, 1) uint8, label values, and other outputs by name}.
+          {name: (batch, *grid, channels) float32}, such as probabilities, on any grids over the
+          extent of the images.
         """
 
-    def evaluator(self, networks: Networks) -> Callable[[np.ndarray], Segmentations]:
-        """The segmentation of a raw image (*spatial) float32 by every level or stage, the served
-        one last; here by the served one alone, a method of the system's name."""
-        predictor = self.graphs(networks)
+    @abc.abstractmethod
+    def decide(self, estimate: Estimate, size: Size) -> dict[str, Tensor]:
+        """What is served for raw images, in Keras ops.
 
-        def segment(voxels: np.ndarray) -> Segmentations:
-            output = predictor(voxels[None, ..., None], probabilities=True, progress=False)
-            return {self.declaration.name: segmented(output, self.labels)}
+        Args:
+          estimate: of `estimate`, or the mean of several.
+          size: spatial size of the images as they came; another than on the `grid`.
+
+        Returns:
+          {"label": (batch, *size, 1) uint8, label values; "probability": (batch, *size, channels)
+          float32, the last channels those of the labels, and other outputs by name}.
+        """
+
+    def segment(self, networks: Networks, image: Tensor) -> dict[str, Tensor]:
+        """What one set of networks decides: `decide` of its `estimate`."""
+        return self.decide(self.estimate(networks, image), ops.shape(image)[1:-1])
+
+    def mirrors(self, flags: Mapping[str, Any]) -> tuple[int, ...]:
+        """Axes of an image along which a training of these flags mirrored its samples at random; 0
+        is the first, of volumes z."""
+        return tuple(range(self.declaration.dimensions)) if flags.get("flips") else ()
+
+    def required_mirrors(self, flags: Mapping[str, Any]) -> tuple[int, ...]:
+        """`mirrors`, along which finished networks may see images too.
+
+        Raises:
+          FieldError: there are none.
+        """
+        if axes := self.mirrors(flags):
+            return axes
+        raise FieldError(
+            "mirrors",
+            True,
+            "training mirrored no image, so that its networks know none (nor left from right in a "
+            "mirror image); expected a training with flips.",
+        )
+
+    def evaluator(self, networks: Networks) -> Evaluator:
+        """The segmentation by every level or stage, the served one last; here by the served one
+        alone, a method of the system's name."""
+        predictor, dimensions = self.graphs(networks), self.declaration.dimensions
+
+        def segment(voxels: np.ndarray, spacing: Sequence[float] | None) -> Segmentations:
+            segmentation = segmented(predictor, voxels, spacing, dimensions, self.labels)
+            return {self.declaration.name: segmentation}
 
         return segment
+
+    def graph_of_images(self, segment: Callable[[Tensor, Size], Segmentations]) -> Evaluator:
+        """An evaluator that is one graph.
+
+        Args:
+          segment: images (1, *spatial, 1) on the `grid`, and the spatial size that they had before
+            -> segmentations.
+        """
+        graph = Graph(segment, self.spec, self.grid)
+
+        def evaluate(voxels: np.ndarray, spacing: Sequence[float] | None) -> Segmentations:
+            return graph(images.batch(voxels, self.declaration.dimensions), spacing)
+
+        return evaluate
 
     def measure(
         self, mask: np.ndarray, truth: np.ndarray, spacing: Sequence[float]
@@ -235,7 +345,11 @@ class System(abc.ABC):
         return {}
 
     def predictor(
-        self, run: Run, options: Mapping[str, Any], precision: str = "float32"
+        self,
+        run: Run,
+        options: Mapping[str, Any],
+        precision: str = "float32",
+        mirrors: Sequence[int] = (),
     ) -> Predictor:
         """A finished run as `predict` uses it.
 
@@ -243,27 +357,30 @@ class System(abc.ABC):
           run: its folder.
           options: {name: value} of the declaration's `prediction` that the user gives.
           precision: see `in_precision`.
+          mirrors: axes along which images are mirrored too, see `averaging.mean`.
 
         Raises:
           UserError: see `finished`; an option that this run does not have.
         """
-        return self.graphs(self.in_precision(self.finished(run), precision))
+        return self.graphs(self.in_precision(self.finished(run), precision), mirrors)
 
     @property
     def predicts_as_evaluated(self) -> bool:
         """Whether a `predictor` without options segments as the `evaluator` does."""
         return True
 
-    def graphs(self, networks: Networks) -> GraphPredictor:
-        """The functions of the export of finished networks, as a predictor."""
-        return GraphPredictor(self.signatures(self.served_networks(networks)), self.spec)
+    def graphs(self, networks: Networks, mirrors: Sequence[int] = ()) -> GraphPredictor:
+        """The functions of the export of finished networks, as a predictor; for `mirrors` see
+        `predictor`."""
+        functions = self.signatures([self.served_networks(networks)], mirrors)
+        return GraphPredictor(functions, self.spec, self.grid)
 
     # Export
 
     @property
     def spec(self) -> tf.TensorSpec:
         """Of the raw images that the export takes."""
-        return export.VOLUME if self.declaration.dimensions == 3 else export.IMAGE
+        return export.spec_of(self.declaration.dimensions, self.channels)
 
     def served_networks(self, networks: Networks) -> Networks:
         """Those of the finished networks that `segment` needs."""
@@ -288,13 +405,39 @@ class System(abc.ABC):
             network.set_weights(networks[name].get_weights())
         return others
 
-    def signatures(self, networks: Networks) -> dict[str, Callable[[Tensor], dict[str, Tensor]]]:
-        """{signature: function of `image`}, "serving_default" among them, see `export`."""
+    def signatures(
+        self, members: Sequence[Networks], mirrors: Sequence[int] = ()
+    ) -> dict[str, Function]:
+        """{signature: function of `image`}, see `export`, on the `grid`; where the image came from
+        another, its spatial `size` there is given too.
 
-        def serving_default(image: Tensor) -> dict[str, Tensor]:
-            return self.segment(networks, image)
+        Args:
+          members: sets of networks of `served_networks`, over which the mean is taken.
+          mirrors: axes along which images are mirrored too, see `averaging.mean`.
 
-        return {"serving_default": serving_default}
+        Returns:
+          "serving_default", "probabilities" where these are large, and "uncertainty", which has all
+          outputs and that of `averaging.uncertainty`.
+        """
+        estimators = [functools.partial(self.estimate, networks) for networks in members]
+
+        def probabilities(image: Tensor, size: Size | None = None) -> dict[str, Tensor]:
+            estimate = averaging.mean(estimators, image, mirrors)
+            return self.decide(estimate, ops.shape(image)[1:-1] if size is None else size)
+
+        def serving_default(image: Tensor, size: Size | None = None) -> dict[str, Tensor]:
+            outputs = probabilities(image, size)
+            if self.large_probabilities:
+                del outputs["probability"]  # with all that a graph computes for it alone
+            return outputs
+
+        def uncertainty(image: Tensor, size: Size | None = None) -> dict[str, Tensor]:
+            outputs = probabilities(image, size)
+            unsure = averaging.uncertainty(outputs["probability"], len(self.labels))
+            return {**outputs, "uncertainty": unsure}
+
+        large = {"probabilities": probabilities} if self.large_probabilities else {}
+        return {"serving_default": serving_default, **large, "uncertainty": uncertainty}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -337,27 +480,45 @@ class GraphPredictor:
     Args:
       functions: see `System.signatures`.
       spec: of their images, which here come one by one.
+      grid: of the system.
     """
 
     iterations = 0
+    is_unsure = True
 
     def __init__(
-        self, functions: Mapping[str, Callable[[Tensor], dict[str, Tensor]]], spec: tf.TensorSpec
+        self,
+        functions: Mapping[str, Function],
+        spec: tf.TensorSpec,
+        grid: Grid | None = None,
     ) -> None:
-        alone = [tf.TensorSpec((1, *spec.shape[1:]), spec.dtype)]
-        graphs = {
-            name: tf.function(function, input_signature=alone, autograph=False)
-            for name, function in functions.items()
-        }
-        self._label = graphs["serving_default"]
+        graphs = {name: Graph(function, spec, grid) for name, function in functions.items()}
+        self._label, self._unsure = graphs["serving_default"], graphs["uncertainty"]
         self._all = graphs.get("probabilities", self._label)
 
-    def __call__(self, image: np.ndarray, probabilities: bool, progress: bool) -> dict[str, Any]:
-        return (self._all if probabilities else self._label)(image)
+    def __call__(
+        self,
+        image: np.ndarray,
+        probabilities: bool,
+        progress: bool,
+        uncertainty: bool = False,
+        spacing: Sequence[float] | None = None,
+    ) -> dict[str, Any]:
+        function = self._unsure if uncertainty else self._all if probabilities else self._label
+        return function(image, spacing)
 
 
-def segmented(output: Mapping[str, Any], labels: Mapping[int, str]) -> dict[str, Any]:
-    """What a predictor made of one image with its probability, as one of the `Segmentations`."""
+def segmented(
+    predictor: Predictor,
+    voxels: np.ndarray,
+    spacing: Sequence[float] | None,
+    dimensions: int,
+    labels: Mapping[int, str],
+) -> dict[str, Any]:
+    """What a predictor makes of a raw image (*spatial) or (*spatial, channels), of so many spatial
+    dimensions, as one of the `Segmentations`."""
+    image = images.batch(voxels, dimensions)
+    output = predictor(image, True, False, spacing=spacing)
     label = np.asarray(output["label"])[0, ..., 0]
     return {"label": label, "probability": probabilities_of(output, labels)}
 

@@ -1,0 +1,90 @@
+"""Several finished runs that become one model: they must compute alike."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tf_autoctx import configuration
+from tf_autoctx.errors import FieldError, UserError
+from tf_autoctx.systems.shared import registry
+from tf_autoctx.systems.shared.system import Networks, System
+from tf_autoctx.training import runs
+from tf_autoctx.training.runs import Run
+
+
+@dataclasses.dataclass(frozen=True)
+class Ensemble:
+    """Finished runs of one system.
+
+    Attributes:
+      system: of all of them.
+      members: each run, with its networks of `System.finished`.
+      mirrors: axes along which every training mirrored its images; see `System.mirrors`.
+    """
+
+    system: System
+    members: list[tuple[Run, Networks]]
+    mirrors: tuple[int, ...]
+
+
+def load(folders: Sequence[str | pathlib.Path], mirrors: bool = False) -> Ensemble:
+    """The ensemble of several run folders.
+
+    Args:
+      folders: two or more.
+      mirrors: whether it sees mirror images too.
+
+    Raises:
+      UserError: a run twice, or one that is not finished; runs that segment in different ways;
+        mirrors of trainings that had none.
+    """
+    if len({pathlib.Path(folder).resolve() for folder in folders}) < max(2, len(folders)):
+        raise FieldError("runs", folders, "expected two run folders or more, each once.")
+    first, *others = opened = [runs.load(folder) for folder in folders]
+    for run in others:
+        _require_alike(first, run)
+    kind: type[System] = registry.find(first.system, str(first.folder)).load()
+    systems = [kind.of_run(run) for run in opened]
+    axes = [system.required_mirrors(run.flags) for system, run in zip(systems, opened) if mirrors]
+    if len(set(axes)) > 1:
+        told = "the trainings of these runs mirrored different axes; expected the same."
+        raise FieldError("mirrors", mirrors, told)
+    _require_one_configuration(opened, systems)
+    members = [(run, system.finished(run)) for system, run in zip(systems, opened)]
+    for run, networks in members:
+        names = [list(systems[0].served_networks(n)) for n in (members[0][1], networks)]
+        _require_same(first, run, "networks", *(", ".join(of_run) for of_run in names))
+    return Ensemble(systems[0], members, axes[0] if mirrors else ())
+
+
+def _require_alike(first: Run, run: Run) -> None:
+    _require_same(first, run, "system", first.system, run.system)
+    # In their order, that of the channels.
+    _require_same(first, run, "labels", *(_listed(each.labels) for each in (first, run)))
+    _require_same(first, run, "channels", *(", ".join(each.channels) for each in (first, run)))
+    for fact in ("orientation", "grid"):
+        _require_same(first, run, fact, *(each.facts.get(fact) for each in (first, run)))
+
+
+def _require_one_configuration(opened: Sequence[Run], systems: Sequence[System]) -> None:
+    """Raises a `UserError` where a field differs that finished networks depend on."""
+    known = configuration.rules(type(systems[0].configuration))
+    for name in (name for name, rule in known.items() if not rule.training_only):
+        values = [getattr(system.configuration, name) for system in systems]
+        for run, value in zip(opened, values):
+            _require_same(opened[0], run, f"`{name}`", values[0], value)
+
+
+def _require_same(first: Run, run: Run, what: str, expected: Any, value: Any) -> None:
+    if value != expected:
+        raise UserError(
+            f"{run.folder}: has the {what} {value}, {first.folder} {expected}; expected runs that "
+            "segment in the same way."
+        )
+
+
+def _listed(labels: Mapping[int, str]) -> str:
+    return ", ".join(f"{value} {name}" for value, name in labels.items())

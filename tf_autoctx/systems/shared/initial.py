@@ -1,0 +1,136 @@
+"""The weights that a training starts from where another model has them: `--initial_weights`."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import numpy as np
+
+from tf_autoctx import export
+from tf_autoctx.errors import FieldError
+from tf_autoctx.models import layers
+from tf_autoctx.systems.shared import registry
+from tf_autoctx.systems.shared.session import Session
+from tf_autoctx.systems.shared.stage import Networks, Stage, digest
+from tf_autoctx.training import runs
+
+FLAG = "initial_weights"
+Arrays = dict[str, np.ndarray]  # by the names of `layers.named_weights`
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """The weights of another model.
+
+    Attributes:
+      path: of the model, for messages.
+      networks: {name of a network, in the order in which they run: its weights}.
+    """
+
+    path: pathlib.Path
+    networks: Mapping[str, Arrays]
+
+    @property
+    def digest(self) -> str:
+        """Of all weights, see `stage.digest`."""
+        return digest(array for arrays in self.networks.values() for array in arrays.values())
+
+    def of(self, network: str, stage: str) -> tuple[str, Arrays]:
+        """Name and weights of what a network of a stage starts from: the network of its name, else
+        of its stage's, else the last one."""
+        names = [name for name in (network, stage) if name in self.networks]
+        name = names[0] if names else list(self.networks)[-1]
+        return name, self.networks[name]
+
+
+def load(path: str | pathlib.Path, system: str) -> Weights:
+    """The weights of a run folder, of a SavedModel, or of the newest of its versions.
+
+    Raises:
+      FieldError: neither, or a model of another system.
+      UserError: nothing is finished, or it cannot be read.
+    """
+    path = pathlib.Path(path)
+    if (path / "config.json").exists():
+        run = runs.load(path)
+        _require(path, run.system, system)
+        return Weights(path, _of_run(run))
+    version = path if (path / export.GRAPH).exists() else export.newest(path)
+    if version is None:
+        expected = "expected a run folder or a SavedModel."
+        raise FieldError(FLAG, path, f"neither config.json nor saved_model.pb; {expected}")
+    card = export.read_card(version)
+    _require(version, str(card.get("system")), system)
+    if "runs" in card:
+        told = f"an ensemble of {len(card['runs'])} runs; expected one of its run folders."
+        raise FieldError(FLAG, version, told)
+    return Weights(version, export.read_weights(version))
+
+
+def _require(path: pathlib.Path, system: str, expected: str) -> None:
+    if system != expected:
+        raise FieldError(FLAG, path, f"a model of {system!r}; expected one of {expected!r}.")
+
+
+def _of_run(run: runs.Run) -> dict[str, Arrays]:
+    """Weights of a run's networks by the names that layers have now: those of earlier releases had
+    others, in the same order."""
+    system = registry.find(run.system, str(run.folder)).load().of_run(run)
+    finished = system.starting(system.finished(run))
+    renamed = system.new_networks(list(finished))
+    for name, network in renamed.items():
+        network.set_weights(finished[name].get_weights())
+    return {name: _arrays(network) for name, network in renamed.items()}
+
+
+def _arrays(network: keras.Model) -> Arrays:
+    return {name: np.array(weight) for name, weight in layers.named_weights(network).items()}
+
+
+def start(stage: Stage, networks: Networks, session: Session) -> None:
+    """Gives the new networks of a stage the weights of the model of the flag that fit by name and
+    shape, but for what the stage takes over from the stages before; prints it, and notes it in
+    config.json.
+
+    Raises:
+      FieldError: none fits.
+      UserError: see `load`; other weights than those that the stages before started from.
+    """
+    weights = load(session.values[FLAG], session.run.system)
+    taken = {}
+    for name, network in networks.items():
+        source, arrays = weights.of(name, stage.name)
+        taken[name] = {"from": source, **_taken(arrays, network, stage.taken_over)}
+    kernels, fitting = (
+        [name for of in taken.values() for kind in kinds for name in of[kind] if "kernel" in name]
+        for kinds in (("taken", "new"), ("taken",))
+    )
+    if kernels and not fitting:
+        told = f"no kernel fits those of {stage.name} by name and shape; expected a like network."
+        raise FieldError(FLAG, session.values[FLAG], told)
+    for name, of_network in taken.items():
+        new = ", ".join(of_network["new"]) or "none"
+        print(
+            f"{session.folder / stage.name}: {name} starts from {weights.path}, "
+            f"{of_network['from']}: {len(of_network['taken'])} weights; new: {new}"
+        )
+    run = dataclasses.replace(runs.load(session.folder), writes=session.run.writes)
+    facts = run.facts.get(FLAG, {})
+    run.note(**{f"{FLAG}_digest": weights.digest}).updated(FLAG, facts | {stage.name: taken})
+
+
+def _taken(arrays: Arrays, network: keras.Model, left_out: tuple[str, ...]) -> dict[str, Any]:
+    """Sets what fits: {"taken", "new": names of the weights that were set, and of the others}."""
+    told: dict[str, list[str]] = {"taken": [], "new": []}
+    for name, variable in layers.named_weights(network).items():
+        if name.split("/")[0] in left_out:
+            continue
+        fits = name in arrays and arrays[name].shape == tuple(variable.shape)
+        told["taken" if fits else "new"].append(name)
+        if fits:
+            variable.assign(arrays[name])
+    return told
