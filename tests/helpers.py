@@ -94,6 +94,20 @@ def plain_segmentor(**_):
     return plain_2d(1, {"logits": 2, "aux1": 2, "aux2": 2}, "segmentor")
 
 
+def plain_renderer(**_):
+    """Likewise in place of `renderer`."""
+    return plain_2d(1, {"rendered": 1, "aux": 1}, "renderer")
+
+
+def plain_discriminator(channels, *, name, **_):
+    """Likewise in place of `discriminator`: a number an image."""
+    import keras
+
+    everywhere = plain_2d(channels, {"real": 1}, "everywhere")
+    number = keras.layers.GlobalAveragePooling2D()(everywhere.output["real"])
+    return keras.Model(everywhere.input, number, name=name)
+
+
 def dice(a, b):
     """Dice coefficient of two masks."""
     return 2 * (a & b).sum() / (a.sum() + b.sum())

@@ -17,7 +17,8 @@ import test_training
 from held import held
 from helpers import (
     contents,
-    plain_2d,
+    plain_discriminator,
+    plain_renderer,
     plain_segmentor,
     plain_unet3d,
     plain_usegnet,
@@ -62,17 +63,6 @@ def flat(weights):
 
 def differ(a, b):
     return np.abs(flat(a) - flat(b)).max() > 1e-5
-
-
-def plain_renderer(**_):
-    return plain_2d(1, {"rendered": 1, "aux": 1}, "renderer")
-
-
-def plain_discriminator(channels, *, name, **_):
-    """A number an image."""
-    everywhere = plain_2d(channels, {"real": 1}, "everywhere")
-    number = keras.layers.GlobalAveragePooling2D()(everywhere.output["real"])
-    return keras.Model(everywhere.input, number, name=name)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -8,8 +8,7 @@ import dataclasses
 import numpy as np
 import pytest
 import tensorflow as tf
-import test_order
-from helpers import grey
+from helpers import grey, plain_discriminator, plain_renderer, plain_segmentor
 from test_renderer import BEFORE, ONCE, SETTINGS, corpus, networks, system, weights
 
 from tf_autoctx.systems.renderer import online, segmentation, terms, training
@@ -19,9 +18,9 @@ from tf_autoctx.systems.renderer.configuration import Objective
 @pytest.fixture(scope="module", autouse=True)
 def plain_networks():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(segmentation, "renderer", test_order.plain_renderer)
-        patch.setattr(segmentation, "segmentor2d", test_order.plain_segmentor)
-        patch.setattr(segmentation, "discriminator", test_order.plain_discriminator)
+        patch.setattr(segmentation, "renderer", plain_renderer)
+        patch.setattr(segmentation, "segmentor2d", plain_segmentor)
+        patch.setattr(segmentation, "discriminator", plain_discriminator)
         yield
 
 

@@ -11,7 +11,7 @@ import pytest
 import running
 import SimpleITK as sitk
 import tensorflow as tf
-from helpers import plain_segmentor
+from helpers import plain_discriminator, plain_renderer, plain_segmentor
 
 from tf_autoctx import configuration
 from tf_autoctx.commands import train_renderer, training
@@ -73,13 +73,28 @@ def run(tmp_path_factory):
     return folder
 
 
+def make_plain(patch):
+    """New networks are of one convolution each."""
+    patch.setattr(rendering, "renderer", plain_renderer)
+    patch.setattr(rendering, "segmentor2d", plain_segmentor)
+    patch.setattr(rendering, "discriminator", plain_discriminator)
+
+
 @pytest.fixture(scope="module")
-def light(tmp_path_factory):
-    """A finished run with one discriminator: fewer updates to trace."""
+def trained(tmp_path_factory):
+    """A finished run with one discriminator, of networks of one convolution each."""
     folder = tmp_path_factory.mktemp("runs") / "sp"
-    with running.unexported():
+    with running.unexported(), pytest.MonkeyPatch.context() as patch:
+        make_plain(patch)
         train(f"--work_dir={folder}", *LIGHT)
     return folder
+
+
+@pytest.fixture
+def light(trained, monkeypatch):
+    """`trained`, as long as new networks are of one convolution each: online rendering has some."""
+    make_plain(monkeypatch)
+    return trained
 
 
 @pytest.fixture(scope="module")
@@ -228,9 +243,9 @@ def test_predict_on_files_of_every_kind(light, tmp_path):
     assert {path: path.read_bytes() for path in (light / "networks").iterdir()} == before
 
 
-def test_online_rendering_is_repeatable_and_depends_on_its_seed(light):
+def test_online_rendering_is_repeatable_and_depends_on_its_seed(run):
     image = pixels(20, 26).astype(np.float32)
-    one, two = (prediction.load(light, iterations=2, online_seed=seed) for seed in (1, 2))
+    one, two = (prediction.load(run, iterations=2, online_seed=seed) for seed in (1, 2))
     first, other, again = (
         segment(image, (1, 1), probabilities=True) for segment in (one, two, one)
     )
@@ -428,12 +443,12 @@ def test_the_paper_preset_runs_whole(tmp_path):
 
 
 @pytest.fixture
-def plain_network(monkeypatch):
+def plain_networks(monkeypatch):
     """What is tested is what they are trained on."""
-    monkeypatch.setattr(rendering, "segmentor2d", plain_segmentor)
+    make_plain(monkeypatch)
 
 
-@pytest.mark.usefixtures("unexported", "plain_network")
+@pytest.mark.usefixtures("unexported", "plain_networks")
 def test_images_beside_labels_are_a_corpus(run, tmp_path):
     corpus = tmp_path / "corpus"
     for kind in ("images", "labels"):
@@ -447,7 +462,7 @@ def test_images_beside_labels_are_a_corpus(run, tmp_path):
         train(f"--work_dir={tmp_path / 'other'}", f"--corpus={corpus}", *TINY)
 
 
-@pytest.mark.usefixtures("unexported", "plain_network")
+@pytest.mark.usefixtures("unexported", "plain_networks")
 def test_the_target_corpus_trains_orig_t2t(tmp_path):
     train(f"--work_dir={tmp_path}", *TINY, "--variant=Orig-T2T")
     rows = table(tmp_path / "evaluation" / "cases.csv")
