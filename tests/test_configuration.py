@@ -155,6 +155,7 @@ CHANGEABLE = {
     "preset",
     "export_precision",
     "mirrors",
+    "postprocessing",
     "surface_tolerance",
 }
 OF_SYSTEM = {

@@ -200,6 +200,7 @@ def test_a_run_that_was_trained_in_bfloat16_is_evaluated_in_both(
             "precision": trained,
             "export_precision": "",
             "mirrors": False,
+            "postprocessing": "none",
             "surface_tolerance": None,
         },
     )

@@ -3,7 +3,8 @@
   autoctx-ensemble runs/fold_1 runs/fold_2 runs/fold_3 --output=models/head
   autoctx-ensemble runs/fold_* --output=models/head --mirrors
 
-The label follows from the mean by the system's own rule. The runs, such as those of all folds or of
+The label follows from the mean by the system's own rule, and goes through the steps of the
+post-processing that all runs keep. The runs, such as those of all folds or of
 several seeds, must be of one system, one configuration and one set of labels; they are segmented
 one after the other, in the memory of one. autoctx-predict, the client and TensorFlow Serving take
 the model as any other. It has one signature more, `uncertainty`, and its card tells of every run.
@@ -52,7 +53,7 @@ def main(given: Given) -> None:
     ensemble = ensembles.load(chosen.runs or (), chosen.mirrors)
     output = pathlib.Path(chosen.output)
     files.own(output)
-    served = exporting.Served(chosen.export_precision, ensemble.mirrors)
+    served = exporting.Served(chosen.export_precision, ensemble.mirrors, ensemble.cleaning)
     exporting.export_ensemble(output, ensemble.system, ensemble.members, served)
 
 

@@ -65,6 +65,15 @@ class RunOptions:
         may_change=True,
         before=False,
     )
+    postprocessing: str = field(
+        "none",
+        "auto keeps the largest component of a structure, and fills its holes, where the mean DSC "
+        "of the validation cases is larger with it; prediction, evaluation and the SavedModel do "
+        "so then.",
+        choices=("auto", "none"),
+        may_change=True,
+        before="none",
+    )
 
     def __post_init__(self) -> None:
         check(self)

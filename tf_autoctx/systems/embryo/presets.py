@@ -33,6 +33,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "rotation": 180.0,
         "shift": 30,
         "flips": True,
+        "postprocessing": "auto",
     },
     "paper": {
         "low_size": 160,
@@ -51,6 +52,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "learning_rate_decay": "constant",
         **dataclasses.asdict(Augmentation(rotation=180.0, shift=30, flips=True)),
         "patience": 0,
+        "postprocessing": "none",
         "spacing": "none",
     },
 }

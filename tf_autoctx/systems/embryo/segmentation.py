@@ -139,9 +139,10 @@ class Refinement:
         """
         probability, classes = self.classified(outputs, size)
         values = ops.convert_to_tensor([0, *self.labels], "uint8")
-        return {
-            "label": ops.take(values, ops.cast(classes, "int32")),
-            "body": ops.cast(classes == 1, "uint8"),
-            "ventricle": ops.cast(classes == 2, "uint8"),
-            "probability": probability,
-        }
+        label = ops.take(values, ops.cast(classes, "int32"))
+        return {"label": label, **self.masks(label), "probability": probability}
+
+    def masks(self, label: Tensor) -> dict[str, Tensor]:
+        """{"body", "ventricle": 1 where it is} of a label of both, uint8."""
+        named = zip(("body", "ventricle"), self.labels)
+        return {name: ops.cast(label == value, "uint8") for name, value in named}

@@ -190,6 +190,10 @@ class EmbryoSystem(System):
             estimate = {"refined": layers.resize_linear(estimate["refined"], size)}
         return self.refinement.postprocess(estimate, size)
 
+    def relabelled(self, outputs: Mapping[str, Tensor], label: Tensor) -> dict[str, Tensor]:
+        """See `System.relabelled`; body and ventricle are masks of the label."""
+        return {**outputs, "label": label, **self.refinement.masks(label)}
+
     def evaluator(self, networks: Networks) -> Evaluator:
         """Every stage's segmentation of a raw volume.
 

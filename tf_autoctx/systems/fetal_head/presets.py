@@ -30,6 +30,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "flips": True,
         "erase_probability": 0.3,
         "intensity_jitter": 0.1,
+        "postprocessing": "auto",
     },
     "paper": {
         "variant": "USegNet-DS-HAS-Ctx",
@@ -51,6 +52,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         # 600 volumes of flips and half-turns became 2112 by erasing, so 1512 of 2112 are erased.
         **dataclasses.asdict(Augmentation(flips=True, erase_probability=1512 / 2112)),
         "patience": 0,
+        "postprocessing": "none",
         "phantom_size": [388, 258, 440],
         "phantom_cases": [50, 50],
         "spacing": "none",

@@ -31,6 +31,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "samples_per_epoch": 1500,
         "learning_rate": 1e-3,
         "learning_rate_decay": "polynomial",
+        "postprocessing": "auto",
         **DEFORMATION,
     },
     "paper": {
@@ -47,6 +48,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "learning_rate_decay": "constant",
         **dataclasses.asdict(Augmentation(**DEFORMATION)),
         "patience": 0,
+        "postprocessing": "none",
         "spacing": "none",
     },
 }

@@ -29,6 +29,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "beta_1": 0.5,
         "learning_rate": 1e-3,
         "learning_rate_decay": "constant",
+        "postprocessing": "auto",
     },
     "paper": {
         "size": 320,
@@ -48,6 +49,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         **dataclasses.asdict(Augmentation()),
         "appearance_strength": 0.0,
         "patience": 0,
+        "postprocessing": "none",
         "online_discriminator_rate": 1e-4,
         "online_segmentor_step": 1.0,
         "online_averaging": 0.0,

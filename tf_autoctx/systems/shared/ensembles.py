@@ -9,7 +9,8 @@ from typing import Any
 
 from tf_autoctx import configuration
 from tf_autoctx.errors import FieldError, UserError
-from tf_autoctx.systems.shared import registry
+from tf_autoctx.systems.shared import cleaning, registry
+from tf_autoctx.systems.shared.cleaning import Cleaning
 from tf_autoctx.systems.shared.system import Networks, System
 from tf_autoctx.training import runs
 from tf_autoctx.training.runs import Run
@@ -23,11 +24,13 @@ class Ensemble:
       system: of all of them.
       members: each run, with its networks of `System.finished`.
       mirrors: axes along which every training mirrored its images; see `System.mirrors`.
+      cleaning: the steps of the post-processing that all of them keep.
     """
 
     system: System
     members: list[tuple[Run, Networks]]
     mirrors: tuple[int, ...]
+    cleaning: Cleaning
 
 
 def load(folders: Sequence[str | pathlib.Path], mirrors: bool = False) -> Ensemble:
@@ -57,7 +60,8 @@ def load(folders: Sequence[str | pathlib.Path], mirrors: bool = False) -> Ensemb
     for run, networks in members:
         names = [list(systems[0].served_networks(n)) for n in (members[0][1], networks)]
         _require_same(first, run, "networks", *(", ".join(of_run) for of_run in names))
-    return Ensemble(systems[0], members, axes[0] if mirrors else ())
+    kept = cleaning.common([cleaning.of_run(run) for run in opened])
+    return Ensemble(systems[0], members, axes[0] if mirrors else (), kept)
 
 
 def _require_alike(first: Run, run: Run) -> None:

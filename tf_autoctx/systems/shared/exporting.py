@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from tf_autoctx import export
+from tf_autoctx.systems.shared import cleaning
+from tf_autoctx.systems.shared.cleaning import Cleaning
 from tf_autoctx.systems.shared.system import Networks, System
 from tf_autoctx.training.runs import Run
 from tf_autoctx.version import __version__
@@ -32,10 +34,12 @@ class Served:
     Attributes:
       precision: see `System.in_precision`; inputs and outputs are float32 in all of them.
       mirrors: axes along which images are mirrored too, see `averaging.mean`.
+      cleaning: the steps of the post-processing that labels go through.
     """
 
     precision: str = "float32"
     mirrors: tuple[int, ...] = ()
+    cleaning: Cleaning = Cleaning()
 
 
 def export_run(
@@ -46,7 +50,7 @@ def export_run(
     mirrors: Sequence[int] = (),
 ) -> pathlib.Path:
     """Writes the next version of the run's saved_model, unless the newest one is of the same
-    weights, and says which serves.
+    weights, and says which serves. Labels go through what the run keeps of the post-processing.
 
     Args:
       system: of the run.
@@ -64,12 +68,13 @@ def export_run(
         "grid": run.facts.get("grid"),  # mm (z, y, x); null: images are seen as they are
         **_channels(run),
         **_made_from(run),
+        "postprocessing": cleaning.record(run),
         "config": run.flags,
         "initial_weights": run.facts.get("initial_weights"),
         "versions": {"tf_autoctx": __version__, **run.facts["versions"]},
         "git_revision": run.facts["git_revision"],
     }
-    served = Served(precision, tuple(mirrors))
+    served = Served(precision, tuple(mirrors), cleaning.of_run(run))
     return _written(run.folder / "saved_model", system, [networks], served, facts)
 
 
@@ -98,9 +103,12 @@ def export_ensemble(
                 "name": run.folder.resolve().name,
                 **{name: run.flags.get(name) for name in ("seed", "folds", "fold")},
                 **_made_from(run),
+                "postprocessing": cleaning.record(run),
             }
             for run in runs
         ],
+        # What all of them keep
+        "postprocessing": dataclasses.asdict(served.cleaning) if served.cleaning else None,
         "config": [run.flags for run in runs],
         "versions": {"tf_autoctx": __version__},
     }
@@ -123,6 +131,12 @@ def _written(
     if len(members) == 1 and not served.mirrors:
         # Of one probability anybody can compute it.
         functions = {name: f for name, f in functions.items() if name != "uncertainty"}
+    decided = {}
+    if served.cleaning:
+        functions = {
+            name: served.cleaning.after(f, system.relabelled) for name, f in functions.items()
+        }
+        decided = {"postprocessing": dataclasses.asdict(served.cleaning)}
     before = export.newest(directory)
     described = {**system.served, "uncertainty": UNCERTAINTY}
     spaced = None
@@ -155,6 +169,7 @@ def _written(
             "mirrors": served.mirrors,
             "grid": facts["grid"],
             "labels": system.labels,
+            **decided,
             **dataclasses.asdict(system.configuration),
         },
     )

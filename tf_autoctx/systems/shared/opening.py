@@ -7,7 +7,7 @@ import math
 import pathlib
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tf_autoctx import configuration, files
@@ -18,6 +18,7 @@ from tf_autoctx.errors import Faults, UserError
 from tf_autoctx.systems.shared import (
     caching,
     checks,
+    cleaning,
     evaluation,
     grid,
     initial,
@@ -39,19 +40,22 @@ from tf_autoctx.training.runs import Making
 
 @dataclasses.dataclass(frozen=True)
 class Opened:
-    """A run that is open: its system, what its stages share, and the cases that are held out."""
+    """A run that is open: its system, what its stages share, and the cases that are held out, or
+    that validate."""
 
     system: System
     session: Session
     held_out: list[datasets.Case]
     read: Reader
+    validation: Sequence[datasets.Case] = ()
 
     def train(self) -> Networks:
         """Trains all stages, or goes on with them: the finished networks in float32."""
         return self.system.train(self.session)
 
     def finish(self, networks: Networks) -> None:
-        """Scores the held-out cases on their original grid, and exports; the chief does."""
+        """Decides the post-processing, scores the held-out cases on their original grid, and
+        exports; the chief does."""
         if not devices.is_chief(self.session.strategy):
             return
         system, session, run = self.system, self.session, runs.load(self.session.folder)
@@ -60,19 +64,37 @@ class Opened:
         how = trained, system.window, measure, session.values["surface_tolerance"]
         scoring = Scoring(run.system, system.labels, *how)
         folder = session.folder / "evaluation"
-        evaluator = compared = self._evaluator(networks)
+        evaluator = system.evaluator(networks)
+        decision = self._decided(evaluator)
+        evaluator = compared = self._compared(evaluator, networks)
         mirrors = system.required_mirrors(session.values) if session.values["mirrors"] else ()
         if mirrors:
             evaluator = Mirrored(evaluator, system.graphs(networks, mirrors), system.labels)
+        # Those of all folds are joined method by method.
+        if decision and (decision.cleaning or session.values["folds"]):
+            dimensions = system.declaration.dimensions
+            evaluator = cleaning.CleanedToo(evaluator, decision.cleaning, dimensions)
         evaluation.evaluate(self.held_out, self.read, evaluator, scoring, folder)
         if isinstance(compared, precision.Compared):
             precision.note(session.folder, compared.least)
         export_run(system, run, networks, session.values["export_precision"], mirrors)
 
-    def _evaluator(self, networks: Networks) -> Evaluator:
-        """That of the system; of a run that was trained in bfloat16, one of both precisions."""
+    def _decided(self, evaluator: Evaluator) -> cleaning.Decision | None:
+        """What the validation cases decide of the post-processing, which is recorded; None: it is
+        not asked for, or there are none."""
+        folder, system = self.session.folder, self.system
+        cleaning.forget(folder)
+        if self.session.values[cleaning.FLAG] != cleaning.AUTO:
+            return None
+        how = system.labels, system.declaration.dimensions
+        decision = cleaning.decide(self.validation, self.read, evaluator, *how)
+        cleaning.note(folder, decision)
+        print(f"{folder}: {decision.words()}")
+        return decision if decision.cases else None
+
+    def _compared(self, evaluator: Evaluator, networks: Networks) -> Evaluator:
+        """The evaluator; of a run that was trained in bfloat16, one of both precisions."""
         system = self.system
-        evaluator = system.evaluator(networks)
         low = self.session.values["precision"] == POLICIES[precision.LOW]
         if not (low and system.predicts_as_evaluated):
             return evaluator
@@ -158,7 +180,7 @@ def open_training(
     session = Session(run, values, strategy, settings, training, validation, read.ignored)
     if is_chief:
         print(_resolved(session, len(held_out)))
-    return Opened(system, session, held_out, read)
+    return Opened(system, session, held_out, read, cases.validation)
 
 
 def _phantoms(kind: type[System], folder: pathlib.Path, values: Mapping[str, Any]) -> pathlib.Path:

@@ -147,6 +147,7 @@ def of_model(model: str | os.PathLike[str], options: Mapping[str, Any]) -> str:
     chosen for it."""
     folder = pathlib.Path(model)
     patterns = ("*.keras", "*/*.keras", "*.pb", "variables/*", "*/saved_model.pb", "*/variables/*")
+    patterns += ("postprocessing.json",)
     parts = sorted({path for pattern in patterns for path in folder.glob(pattern)})
     try:
         flags = files.read_json(folder / "config.json", "a run's configuration")["flags"]

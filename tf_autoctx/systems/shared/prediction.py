@@ -14,7 +14,7 @@ import tensorflow as tf
 from tf_autoctx import configuration, export
 from tf_autoctx.data import images
 from tf_autoctx.errors import FieldError, UserError
-from tf_autoctx.systems.shared import grid, image_checks, registry
+from tf_autoctx.systems.shared import cleaning, grid, image_checks, registry
 from tf_autoctx.systems.shared import precision as precisions
 from tf_autoctx.systems.shared.declaration import Declaration
 from tf_autoctx.systems.shared.grid import Grid
@@ -230,6 +230,9 @@ def _of_run(run: Run, options: Mapping[str, Any], precision: str, mirrors: bool)
     precision = precisions.chosen(run, precision)
     axes = system.required_mirrors(run.flags) if mirrors else ()
     predictor = system.predictor(run, options, precision, axes)
+    if steps := cleaning.of_run(run):
+        how = system.relabelled, declaration.dimensions
+        predictor = cleaning.Cleaned(predictor, steps, *how)
     of_run = declaration, system.labels, run.spacing
     return Segmentor(*of_run, predictor, precision, system.grid, run.channels)
 

@@ -16,7 +16,7 @@ from tf_autoctx.data import pipeline
 from tf_autoctx.errors import FieldError, UserError
 from tf_autoctx.files import replacing
 from tf_autoctx.report import figures
-from tf_autoctx.systems.shared import initial, precision
+from tf_autoctx.systems.shared import cleaning, initial, precision
 from tf_autoctx.systems.shared.caching import Files
 from tf_autoctx.systems.shared.session import Session
 from tf_autoctx.systems.shared.stage import Networks, Stage, digest
@@ -105,6 +105,7 @@ def save(path: pathlib.Path, network: keras.Model, stage: Stage, session: Sessio
     """Writes a finished network of a stage, with a record of how it was made."""
     record = _record(stage, session) | {"digest": digest(network.get_weights())}
     precision.forget(session.folder)
+    cleaning.forget(session.folder)
     with replacing(path) as partial:
         network.save(partial)
         with zipfile.ZipFile(partial, "a") as archive:

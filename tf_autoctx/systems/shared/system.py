@@ -284,6 +284,10 @@ class System(abc.ABC):
           float32, the last channels those of the labels, and other outputs by name}.
         """
 
+    def relabelled(self, outputs: Mapping[str, Tensor], label: Tensor) -> dict[str, Tensor]:
+        """Outputs of `decide` with another label, and what follows from it in place of what was."""
+        return {**outputs, "label": label}
+
     def segment(self, networks: Networks, image: Tensor) -> dict[str, Tensor]:
         """What one set of networks decides: `decide` of its `estimate`."""
         return self.decide(self.estimate(networks, image), ops.shape(image)[1:-1])
