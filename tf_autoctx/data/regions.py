@@ -84,7 +84,8 @@ def by_value(regions: Sequence[Region]) -> dict[int, tuple[int, ...]]:
 def facts(regions: Regions, labels: Mapping[int, str]) -> dict[str, Any]:
     """What config.json and model cards tell of regions, as nnU-Net's dataset.json does: {"regions":
     {name: label values}}; nothing where there are none."""
-    return {FLAG: {labels[value]: [*values] for value, values in regions.items()}} if regions else {}
+    told = {labels[value]: [*values] for value, values in regions.items()}
+    return {FLAG: told} if told else {}
 
 
 def of_facts(told: Mapping[str, Any]) -> dict[int, tuple[int, ...]]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Collection, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Collection, Mapping
+from typing import Any
 
 import numpy as np
 from absl import logging
@@ -13,15 +13,7 @@ from tf_autoctx.data import datasets, images, pipeline, regions
 from tf_autoctx.errors import FieldError, UserError
 from tf_autoctx.systems.shared.caching import Files
 from tf_autoctx.systems.shared.declaration import Declaration
-
-
-class Structured(Protocol):
-    """The class of a system, as far as its structures are asked for."""
-
-    def structures(
-        self, cases: datasets.Dataset, foreground: Sequence[int] | None
-    ) -> dict[int, str]:
-        """See `System.structures`."""
+from tf_autoctx.systems.shared.system import System
 
 
 def spacing_range(files: Files) -> list[list[float]]:
@@ -68,7 +60,7 @@ def told_regions(
 
 
 def structures(
-    kind: Structured, cases: datasets.Dataset, values: Mapping[str, Any]
+    kind: type[System], cases: datasets.Dataset, values: Mapping[str, Any]
 ) -> dict[int, str]:
     """{label value: name} of what is segmented in a data set; a region by the value that is written
     for it.
