@@ -265,6 +265,7 @@ def test_a_view_shows_the_last_region_and_a_picture_all(tmp_path):
 
 
 def write(path, voxels):
+    path.parent.mkdir(parents=True, exist_ok=True)
     volume = sitk.GetImageFromArray(voxels)
     volume.SetSpacing((1.0, 1.5, 2.0))
     images.write(path, volume)
@@ -444,6 +445,15 @@ def test_the_same_regions_go_on_and_others_are_refused(run, data, capsys):
     with pytest.raises(SystemExit):
         running.train("multi_organ", *words, "--regions=core=2,whole=1+2")
     assert "--regions 'whole=1+2,core=2' (now 'core=2,whole=1+2')" in capsys.readouterr().err
+
+
+def test_tables_of_other_data_refuse_runs_of_regions(run, data, tmp_path, capsys):
+    words = (f"--runs={run}", f"--output={tmp_path / 'tables'}")
+    with pytest.raises(SystemExit):
+        running.call("multi_organ_tables", *words, f"--data_dir={data}")
+    assert f"{run}: its structures are regions (whole, core); expected" in capsys.readouterr().err
+    running.call("multi_organ_tables", *words)
+    assert {row["structure"] for row in tables.read(tmp_path / "tables")} == {"whole", "core"}
 
 
 # Refusals
