@@ -179,8 +179,7 @@ def test_labels_are_learnt_as_classes_of_all_values():
         Pyramid(of.configuration, {1: "whole", 2: "core"})
 
 
-def test_level_2_sees_sigmoid_maps(monkeypatch):
-    monkeypatch.setattr(unet3d, "unet3d", plain_unet3d)
+def test_level_2_sees_sigmoid_maps():
     of, x = pyramid("whole=1+2,core=2"), 100 * noise(1, 8, 8, 8, 1)
     network = randomize(of.network())
     fields = {f"image_{n}": of.preprocess(x, scale) for n, scale in ((1, 2), (2, 1))}
@@ -222,19 +221,19 @@ def test_a_loss_of_regions_that_are_right_or_absent_is_lowest():
 
 
 def test_a_region_is_scored_on_all_its_values():
-    truth, prediction = np.array([0, 1, 2, 3, 3, 1]), np.array([1, 1, 3, 3, 0, 0])
-    np.testing.assert_array_equal(metrics.mask_of(truth, 2, NESTED), [0, 0, 1, 1, 1, 0])
-    np.testing.assert_array_equal(metrics.mask_of(truth, 2), [0, 0, 1, 0, 0, 0])
+    truth, prediction = np.array([[[0, 1, 2, 3, 3, 1]], [[1, 1, 3, 3, 0, 0]]])
+    np.testing.assert_array_equal(metrics.mask_of(truth, 2, NESTED), [[0, 0, 1, 1, 1, 0]])
+    np.testing.assert_array_equal(metrics.mask_of(truth, 2), [[0, 0, 1, 0, 0, 0]])
     of_each = [2 * 3 / (4 + 5), 2 * 2 / (2 + 3), 2 * 1 / (2 + 2)]
     assert metrics.mean_dice(prediction, truth, NESTED) == pytest.approx(np.mean(of_each))
     assert metrics.mean_dice(prediction, truth) == pytest.approx(np.mean([1 / 2, 0, 1 / 2]))
     # The truth lacks the innermost.
-    assert metrics.mean_dice(np.array([1, 3]), np.array([1, 2]), NESTED) == 1
+    assert metrics.mean_dice(np.array([[1, 3]]), np.array([[1, 2]]), NESTED) == 1
     names = {1: "whole", 2: "core", 3: "enhancing"}
-    rows = tables.scores(prediction[None], truth[None], None, names, regions=NESTED)
+    rows = tables.scores(prediction, truth, None, names, regions=NESTED)
     assert [row["structure"] for row in rows] == list(names.values())
     assert [row["DSC_percent"] / 100 for row in rows] == pytest.approx(of_each)
-    told = tf_autoctx.score(prediction[None], truth[None], labels=names, regions=NESTED)
+    told = tf_autoctx.score(prediction, truth, labels=names, regions=NESTED)
     assert [row["DSC_percent"] / 100 for row in told.values()] == pytest.approx(of_each)
 
 
@@ -294,8 +293,9 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module", autouse=True)
 def small_networks():
+    """What is tested is around the networks."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(unet3d, "RESOLUTIONS", 2)
+        patch.setattr(unet3d, "unet3d", plain_unet3d)
         yield
 
 
@@ -320,7 +320,7 @@ def centred(network, seed=0):
     randomize(network, seed)
     images_of = {f"image_{n}": 1.8 + noise(1, 12, 14, 16, 1, seed=n) / 2 for n in (1, 2)}
     for name in ("level_1", "level_2"):
-        head = network.get_layer(name).get_layer("head")
+        head = network.get_layer(name).layers[-1]
         head.bias.assign_sub(np.mean(network(images_of, training=False)[name], axis=(0, 1, 2, 3)))
 
 

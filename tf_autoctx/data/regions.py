@@ -50,9 +50,7 @@ def parsed(text: str) -> tuple[Region, ...]:
         name, _, values = word.rpartition("=")
         numbers = values.split("+")
         if not name.strip() or not all(number.strip().isdecimal() for number in numbers):
-            raise FieldError(
-                FLAG, text, "expected name=value+value, such as whole=1+2+3,core=2+3."
-            )
+            raise FieldError(FLAG, text, "expected name=value+value, such as whole=1+2+3,core=2+3.")
         regions.append(Region(name.strip(), tuple(map(int, numbers))))
     names, firsts = [r.name for r in regions], [r.values[0] for r in regions]
     if len(regions) > MOST:

@@ -192,13 +192,12 @@ class Pyramid:
 
     def _decided(self, probability: Tensor) -> Tensor:
         """Label values (...) uint8 of probabilities (..., classes or regions)."""
+        at, values = ops.argmax(probability, axis=-1), np.array(self.values, np.uint8)
         if self.regions:
             bits = np.array([2**k for k in range(len(self.regions))], np.int32)
             at = ops.sum(ops.cast(probability > 0.5, "int32") * bits, axis=-1)
-            values = composition(self.regions)
-        else:
-            at, values = ops.argmax(probability, axis=-1), self.values
-        return ops.take(ops.convert_to_tensor(np.array(values, np.uint8)), at)
+            values = np.array(composition(self.regions), np.uint8)
+        return ops.take(ops.convert_to_tensor(values), at)
 
     def postprocess(self, probability: Tensor, size: Size) -> dict[str, Tensor]:
         """What is served for a raw volume; arguments as for `label`.

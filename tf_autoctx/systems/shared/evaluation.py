@@ -56,7 +56,7 @@ class Scoring:
     window: tuple[float, float] = (-np.inf, np.inf)
     measure: Measure | None = None
     tolerance: float | None = None
-    regions: metrics.Regions = metrics.NO_REGIONS
+    regions: metrics.Regions = dataclasses.field(default_factory=dict)
 
 
 def held_out(

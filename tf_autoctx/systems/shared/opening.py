@@ -77,9 +77,7 @@ class Opened:
         if not (low and system.predicts_as_evaluated):
             return evaluator
         served = system.in_precision(system.served_networks(networks), precision.LOW)
-        return precision.Compared(
-            evaluator, system.graphs(served), system.labels, system.regions
-        )
+        return precision.Compared(evaluator, system.graphs(served), system.labels, system.regions)
 
 
 def open_training(
