@@ -242,7 +242,7 @@ def test_a_value_without_a_name_is_scored_and_said(folders, caplog):
         ("1:liver,2:", "expected value:name"),
         ("nowhere", "nowhere: no such file or directory; expected dataset.json"),
         (".", "holds neither model_card.json nor config.json nor dataset.json"),
-        ("regions.json", "regions.json: has the labels"),
+        ("regions.json", "regions.json: has the regions_class_order [1] for the regions"),
         ("list.json", "list.json: names no labels"),
         ("text.json", "text.json: is not JSON (Extra data"),
         ("nested.json", "nested.json: is not JSON (nested too deeply); expected label values and"),
@@ -251,6 +251,7 @@ def test_a_value_without_a_name_is_scored_and_said(folders, caplog):
 def test_names_that_are_none(names, told, folders, capsys, monkeypatch):
     monkeypatch.chdir(folders)
     regions = {"labels": {"background": 0, "whole": [1, 2], "core": [2]}}
+    regions["regions_class_order"] = [1]
     (folders / "regions.json").write_text(json.dumps(regions))
     (folders / "list.json").write_text('{"labels": ["liver"]}')
     (folders / "text.json").write_text("1:liver")
@@ -258,9 +259,9 @@ def test_names_that_are_none(names, told, folders, capsys, monkeypatch):
     assert told in refused(folders, capsys, f"--names={names}")
 
 
-def test_a_data_set_of_regions_beside_the_labels_asks_for_names(folders, capsys):
-    regions = {"labels": {"background": 0, "whole": [1, 2], "core": [2]}}
-    (folders / "labels" / "dataset.json").write_text(json.dumps(regions))
+def test_a_data_set_that_names_no_labels_beside_them_asks_for_names(folders, capsys):
+    labels = {"labels": {"background": 0, "whole": "1+2"}}
+    (folders / "labels" / "dataset.json").write_text(json.dumps(labels))
     assert "or --names such as 1:liver,2:spleen" in refused(folders, capsys)
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import importlib
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tf_autoctx.version import __version__
@@ -69,6 +69,7 @@ def score(
     truth: np.ndarray,
     spacing: Sequence[float] | None = None,
     labels: Mapping[int, str] | None = None,
+    regions: Mapping[int, Collection[int]] | None = None,
 ) -> dict[str, dict[str, float]]:
     """Scores every structure of a segmentation against its ground truth.
 
@@ -76,6 +77,8 @@ def score(
       prediction, truth: integer labels of equal shape, (z, y, x) or (y, x); 0 is background.
       spacing: mm per axis in the arrays' order; None measures in pixels.
       labels: {label value: name}; None: every value of the two, called "label 1" and so on.
+      regions: {value of `labels`: the label values of its voxels} of structures of several, such as
+        those of a model, `Segmentor.regions`.
 
     Returns:
       {structure: {metric: value}} as of `metrics.compare`, for structures that one of the two has.
@@ -89,8 +92,9 @@ def score(
 
     values = np.setdiff1d(np.union1d(prediction, truth), 0).tolist()
     named = labels or {int(value): f"label {int(value)}" for value in values}
-    return {
-        name: metrics.compare(prediction == value, truth == value, spacing)
-        for value, name in named.items()
-        if value in values
-    }
+    scores = {}
+    for value, name in named.items():
+        mask, true_mask = (metrics.mask_of(x, value, regions or {}) for x in (prediction, truth))
+        if mask.any() or true_mask.any():
+            scores[name] = metrics.compare(mask, true_mask, spacing)
+    return scores

@@ -8,7 +8,7 @@ leave them out: sums and means are those of the other voxels. Without it, no ope
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import keras
@@ -121,6 +121,40 @@ class DiceLoss(keras.losses.Loss):
         p = ops.softmax(ops.cast(y_pred, "float32"), axis=-1)
         p = counted(p, y_true, self.ignored)
         return -ops.mean(_dice(p, one_hot(y_true, y_pred), p, self.epsilon), axis=-1)
+
+
+class RegionLoss(keras.losses.Loss):
+    r"""Soft Dice and cross entropy of regions, each of which is there or not, from logits.
+
+    L = \frac{1}{R} \sum_r \left( C_r - \frac{2 \sum_i p_{ir} l_{ir} + \epsilon}
+        {\sum_i p_{ir} + \sum_i l_{ir} + \epsilon} \right)
+
+    with p the sigmoid of the logits and C_r the mean binary cross entropy over voxels, as nnU-Net
+    learns regions (Isensee et al. 2021). A region is whatever has one of its labels, and a label
+    may be in several. One absent from both prediction and truth has a Dice of 1 (epsilon 1e-5).
+
+    call: y_true (batch, *spatial, 1) integer, y_pred (batch, *spatial, regions) logits -> (batch,)
+    from -1, float32.
+    """
+
+    def __init__(
+        self,
+        regions: Sequence[Sequence[int]],
+        name: str = "regions",
+        epsilon: float = 1e-5,
+        ignored: int | None = None,
+    ) -> None:
+        """Takes the labels of each region."""
+        super().__init__(name=name, reduction=None)
+        self.regions, self.epsilon, self.ignored = regions, epsilon, ignored
+
+    def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
+        logits = ops.cast(y_pred, "float32")
+        truth = ops.concatenate([_any_of(y_true, labels) for labels in self.regions], axis=-1)
+        p = counted(ops.sigmoid(logits), y_true, self.ignored)
+        entropy = counted(ops.softplus(logits) - truth * logits, y_true, self.ignored)
+        dice = _dice(p, truth, p, self.epsilon)
+        return ops.mean(_mean(entropy, y_true, self.ignored) - dice, axis=-1)
 
 
 class SquaredDiceLoss(keras.losses.Loss):
@@ -251,6 +285,11 @@ def _dice(p: Tensor, truth: Tensor, size: Tensor, epsilon: float) -> Tensor:
     axes = _spatial(p)
     overlap = 2 * ops.sum(p * truth, axis=axes) + epsilon
     return overlap / (ops.sum(size, axis=axes) + ops.sum(truth, axis=axes) + epsilon)
+
+
+def _any_of(labels: Tensor, values: Sequence[int]) -> Tensor:
+    """1 where the label is one of some values, else 0, float32 of the labels' shape."""
+    return sum(ops.cast(labels == value, "float32") for value in values)
 
 
 def _mean(values: Tensor, labels: Tensor, ignored: int | None) -> Tensor:

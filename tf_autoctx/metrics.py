@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Hashable, Sequence
+import types
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -22,6 +23,11 @@ Direction = Literal["higher", "lower", "neither"]
 Place = Literal["table", "charts", "measurements"]
 TITLES = {"percent": "%"}  # of units; others are called what their column says
 BINS = 10  # of probabilities, see `reliability`
+
+# {value of a structure: the label values of its voxels} of structures of several, which may lie in
+# each other or overlap.
+Regions = Mapping[int, Collection[int]]
+NO_REGIONS: Regions = types.MappingProxyType({})  # each structure is one label value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,13 +175,31 @@ def dice(prediction: npt.ArrayLike, truth: npt.ArrayLike) -> float:
     return 2 * np.count_nonzero(mask & true_mask) / size if size else 1.0
 
 
-def mean_dice(prediction: np.ndarray, truth: np.ndarray) -> float:
-    """Mean DSC in [0, 1] of the classes from 1 that the truth has.
+def mask_of(label: np.ndarray, value: int, regions: Regions = NO_REGIONS) -> np.ndarray:
+    """The voxels of a structure, bool: those of its label value, or of a region those of any of its
+    values.
+
+    Args:
+      label: integers of any shape.
+      value: of the structure.
+      regions: those among the structures.
+    """
+    return np.isin(label, list(regions[value])) if value in regions else label == value
+
+
+def mean_dice(prediction: np.ndarray, truth: np.ndarray, regions: Regions = NO_REGIONS) -> float:
+    """Mean DSC in [0, 1] of the classes from 1 that the truth has, or where there are regions, of
+    those that it has.
 
     Args:
       prediction, truth: integer arrays of equal shape.
+      regions: of these classes.
     """
-    return float(np.mean([dice(prediction == k, truth == k) for k in np.setdiff1d(truth, 0)]))
+    pairs = (
+        [mask_of(label, value, regions) for label in (prediction, truth)]
+        for value in regions or np.setdiff1d(truth, 0)
+    )
+    return float(np.mean([dice(*pair) for pair in pairs if pair[1].any() or not regions]))
 
 
 def surface(mask: np.ndarray) -> np.ndarray:

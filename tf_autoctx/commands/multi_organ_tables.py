@@ -279,6 +279,17 @@ def of_other_data(
     return rows
 
 
+def _require_label_values(runs: Sequence[ScoredRun]) -> None:
+    """Raises a `UserError` for runs of regions, which no map of label values joins to other data's
+    structures."""
+    for run in runs:
+        if of_labels := run.run.facts.get("regions"):
+            raise UserError(
+                f"{run.folder}: its structures are regions ({', '.join(of_labels)}); expected runs "
+                "of label values, or predict the other data and use autoctx-score."
+            )
+
+
 def main(given: command_line.Given) -> None:
     """Runs the command."""
     from tf_autoctx import files
@@ -290,6 +301,7 @@ def main(given: command_line.Given) -> None:
     files.own(settings.output)
     labels = runs[0].run.labels
     if settings.data_dir:
+        _require_label_values(runs)
         other = other_data(settings.data_dir, settings.label_map, labels)
         rows = of_other_data(runs, prefixes, other)
     else:

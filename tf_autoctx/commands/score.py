@@ -9,7 +9,8 @@ those of --foreground. Their names are those of --names: 1:liver,2:spleen, or a 
 model_card.json, a run's config.json, or the folder of one. Without it, they are looked for in the
 dataset.json in the folder of the labels or the one above, then in the model_card.json, config.json
 or dataset.json in the folder of the predictions or the one above; else a value is "label 1". Voxels
-that the names call "ignore" do not count.
+that the names call "ignore" do not count. Where these files tell regions, of several label values
+each, a region is scored on the voxels of all its values.
 
 Folders below are read too, and cases are called as those of a data set. Of what the predict command
 writes, masks/, probabilities/, uncertainty/, strips/ and iterations/ are no predictions and are
@@ -118,16 +119,18 @@ def score(prediction_path: str, label_path: str, settings: Score, names: Structu
     from tf_autoctx.report import tables
 
     pair = _read(prediction_path, label_path, settings, names)
+    # Of what --merge makes one object there is one label value.
+    regions = {} if settings.merge else names.regions
     outside = pair.truth == (names.ignored or -1)
     truth, *predictions = _labels(pair, settings)
     methods = []
     for prediction in predictions:
         prediction, known = (np.where(outside, 0, label) for label in (prediction, truth))
-        values = np.setdiff1d(np.union1d(prediction, known), 0).tolist()
+        values = regions or np.setdiff1d(np.union1d(prediction, known), 0).tolist()
         # What these are called is known once all cases are: until then, by their values.
         called = {value: str(value) for value in values}
-        tolerance = settings.surface_tolerance
-        rows = tables.scores(prediction, known, pair.spacing, called, tolerance=tolerance)
+        how = None, settings.surface_tolerance, regions
+        rows = tables.scores(prediction, known, pair.spacing, called, *how)
         methods.append({int(row.pop("structure")): row for row in rows})
     return Scored(methods, pair.is_mask)
 
@@ -210,8 +213,13 @@ def _require_labels(path: str, label: np.ndarray, settings: Score, names: Struct
             f"{path}: has {len(values)} label values; expected a label image of {MOST_VALUES} at "
             "most."
         )
-    known = {*names.labels, names.ignored}
+    known = {*names.values, names.ignored}
     unknown = [value for value in values if value not in known]
+    if unknown and names.regions and not settings.merge:
+        raise errors.UserError(
+            f"{path}: has the label values {unknown[:5]}, which no region of {names.source} has; "
+            "expected those of regions, or `merge`."
+        )
     if label.ndim == 3 or len(values) < 2 or not unknown or settings.foreground:
         return
     shown = ", ".join(map(str, unknown[:5])) + ", ..." * (len(unknown) > 5)
@@ -266,6 +274,8 @@ def labels_of(scored: Collection[Scored], names: StructureNames, settings: Score
         single = list(names.labels.values())
         return {1: single[0] if len(single) == 1 else OBJECT}
     values = sorted({value for value, _ in every})
+    if names.regions:
+        return {value: name for value, name in names.labels.items() if value in values}
     if not names.labels and values != [1] and any(case.is_mask for case in scored):
         raise errors.UserError(
             f"{settings.labels}: 255 is the object of masks in some files, others have the values "
@@ -372,13 +382,24 @@ def main(given: command_line.Given) -> None:
 
 
 def names_of(settings: Score) -> StructureNames:
-    """The names of the label values, see the command's help."""
+    """The names of the label values, see the command's help.
+
+    Raises:
+      UserError: see `structure_names`; regions, and label values that are wanted of them.
+    """
     if settings.names:
-        return structure_names.given(settings.names)
-    folders = pathlib.Path(settings.labels), pathlib.Path(settings.predictions)
-    names = structure_names.beside(*folders)
-    if names.source:
-        print(f"names of structures: {names.source}")
+        names = structure_names.given(settings.names)
+    else:
+        folders = pathlib.Path(settings.labels), pathlib.Path(settings.predictions)
+        names = structure_names.beside(*folders)
+        if names.source:
+            print(f"names of structures: {names.source}")
+    if names.regions and settings.foreground:
+        raise errors.FieldError(
+            "foreground",
+            settings.foreground,
+            f"the structures of {names.source} are regions of several label values; leave it out.",
+        )
     return names
 
 

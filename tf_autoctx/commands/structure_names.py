@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from tf_autoctx import files
 from tf_autoctx.errors import FieldError, UserError
@@ -23,17 +23,24 @@ class StructureNames:
       labels: {label value: name} of the structures.
       system: that made the predictions; "" where unknown.
       ignored: label value whose voxels in the truth do not count; None: all do.
+      regions: {a value of `labels`: the label values of its voxels} where structures are regions.
     """
 
     source: str = ""
     labels: Mapping[int, str] = dataclasses.field(default_factory=dict)
     system: str = ""
     ignored: int | None = None
+    regions: Mapping[int, Sequence[int]] = dataclasses.field(default_factory=dict)
+
+    @property
+    def values(self) -> set[int]:
+        """All label values of the structures."""
+        return {*self.labels}.union(*self.regions.values())
 
     @property
     def single(self) -> int | None:
         """Label value of the only structure, 1 where nothing is known; None: there are several."""
-        values = list(self.labels) or [1]
+        values = list(self.values) or [1]
         return values[0] if len(values) == 1 else None
 
     def of(self, value: int) -> str:
@@ -111,22 +118,29 @@ def read(path: pathlib.Path) -> StructureNames:
     Raises:
       UserError: no such file, or it does not name its labels.
     """
-    from tf_autoctx.data import datasets
+    from tf_autoctx.data import datasets, regions
+    from tf_autoctx.data.labels import IGNORE
 
     try:
         told = files.read_json(path, "label values and names")
-        labels = told["labels"]
-        labels.keys()
+        told["labels"].keys()
+        of_labels = regions.of_facts(told) if "system" in told else {}
     except OSError as error:
         raise UserError(
             f"{path}: {(error.strerror or str(error)).lower()}; expected {DATA_SET}, {CARD} or "
             f"{RUN}, or names such as 1:liver,2:spleen."
         ) from None
-    except (KeyError, TypeError, AttributeError):
+    except (KeyError, TypeError, AttributeError, ValueError, IndexError):
         raise UserError(f"{path}: names no labels; expected label values and names.") from None
+    labels = told["labels"]
+    if in_data_set := datasets.regions_in(path, told):
+        of_labels = regions.by_value(in_data_set)
+        kept = {name: v for name, v in labels.items() if name.casefold() == IGNORE}
+        labels = kept | {region.name: region.values[0] for region in in_data_set}
     names = _named(str(path), datasets.label_names(path, labels))
     system = told.get("system", "")
-    return dataclasses.replace(names, system=system if isinstance(system, str) else "")
+    told_by = system if isinstance(system, str) else ""
+    return dataclasses.replace(names, system=told_by, regions=of_labels)
 
 
 def _is_ours(file: pathlib.Path) -> bool:

@@ -2,6 +2,7 @@
 
 Decathlon and nnU-Net folders (1 and 2), images beside labels, CSV files. Label maps are {label
 value: name}; a label that is called "ignore" marks voxels that are neither learnt from nor scored.
+Labels of nnU-Net 2 that are lists of values are regions, see there.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from absl import logging
 from tf_autoctx import files, spreadsheets
 from tf_autoctx.data import image_files, images, isolation, names
 from tf_autoctx.data import labels as label_files
+from tf_autoctx.data import regions as regions_of_labels
+from tf_autoctx.data.regions import Region
 from tf_autoctx.errors import Faults, FieldError, UserError
 
 SPLITS = ("train", "validation", "test")
@@ -41,6 +44,7 @@ BACKGROUNDS = (
     *("unlabeled", "unlabelled", "unknown", "void", "other", "others"),
 )
 DELIMITERS = ",;\t|"
+CLASS_ORDER = "regions_class_order"  # of a dataset.json: the value that each region is written as
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,6 +101,7 @@ class Dataset:
       labels: {label value: name}, empty where the source names none; background and "ignore"
         are among them where it names them.
       channels: names of those that every image has, numbers from 0 where the source names none.
+      regions: that the source tells, of the values of labels; mostly none.
     """
 
     name: str
@@ -105,6 +110,7 @@ class Dataset:
     test: tuple[Case, ...]
     labels: dict[int, str]
     channels: tuple[str, ...] = ("0",)
+    regions: tuple[Region, ...] = ()
 
 
 def load(
@@ -142,9 +148,10 @@ def load(
         lacks a training case, tells other channels, or has fewer groups than folds.
     """
     source = pathlib.Path(source)
+    regions: tuple[Region, ...] = ()
     if source.is_dir():
         try:
-            entries, labels, told = _read_folder(source, channels or 1)
+            entries, labels, told, regions = _read_folder(source, channels or 1)
         except (AttributeError, TypeError):
             raise UserError(
                 f"{source / 'dataset.json'}: an entry is of another kind than the Decathlon's; "
@@ -181,6 +188,7 @@ def load(
         **{split: tuple(splits[split]) for split in SPLITS},
         labels=labels,
         channels=names_of_channels,
+        regions=regions,
     )
 
 
@@ -314,11 +322,7 @@ def structures(dataset: Dataset, foreground: Sequence[int] | None = None) -> dic
       UserError: values beyond 255, names that are no folder names or not distinct; no label, or an
         unreadable one.
     """
-    background = (0, label_files.ignored(dataset.labels))
-    named = {value: name for value, name in dataset.labels.items() if value not in background}
-    if not named:
-        values = _label_values(dataset.train)
-        named |= {value: f"label {value}" for value in values if value}
+    named = known_values(dataset)
     unknown = sorted(set(foreground or []) - set(named))
     if unknown:
         raise FieldError(
@@ -335,6 +339,18 @@ def structures(dataset: Dataset, foreground: Sequence[int] | None = None) -> dic
             "255, and names that differ and may be names of folders."
         )
     return chosen
+
+
+def known_values(dataset: Dataset) -> dict[int, str]:
+    """{label value: name} that the source names, or else that its training labels have, without
+    background and "ignore".
+
+    Raises:
+      UserError: an unreadable label, or one of values beyond 255.
+    """
+    background = (0, label_files.ignored(dataset.labels))
+    named = {value: name for value, name in dataset.labels.items() if value not in background}
+    return named or {value: f"label {value}" for value in _label_values(dataset.train) if value}
 
 
 def _label_values(cases: Sequence[Case]) -> list[int]:
@@ -409,13 +425,13 @@ def fingerprints(dataset: Dataset) -> tuple[str, str]:
 
 def _read_folder(
     folder: pathlib.Path, channels: int
-) -> tuple[list[Entry], dict[int, str], tuple[str, ...]]:
-    """(what it says of its cases, {label value: name}, names of the channels that it tells) of a
-    folder; `channels` are so many where it tells none."""
+) -> tuple[list[Entry], dict[int, str], tuple[str, ...], tuple[Region, ...]]:
+    """(what it says of its cases, {label value: name}, names of the channels, regions that it
+    tells) of a folder; `channels` are so many where it tells none."""
     path = folder / "dataset.json"
     if not path.is_file():
         if (folder / "images").is_dir():
-            return _same_named(folder, channels), {}, ()
+            return _same_named(folder, channels), {}, (), ()
         raise UserError(
             f"{folder}: has no dataset.json; expected a Decathlon or nnU-Net folder, or a CSV file."
         )
@@ -444,12 +460,13 @@ def _read_folder(
             raise UserError(
                 f"{path}: training image {entry.images[0]} has no label; expected one in labelsTr."
             )
-    labels = label_names(path, description["labels"])
+    regions = regions_in(path, description)
+    labels = label_names(path, _single(description["labels"], regions))
     try:
         label_files.ignored(labels)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    return entries, labels, told
+    return entries, labels, told, regions
 
 
 def _told_channels(description: Mapping[str, Any]) -> tuple[str, ...]:
@@ -575,6 +592,46 @@ def _nnunet(
             *(path, promised, len(entries), ending),
         )
     return entries
+
+
+def regions_in(path: pathlib.Path, description: Mapping[str, Any]) -> tuple[Region, ...]:
+    """The regions of a dataset.json, in the order of its labels; none where these are values.
+
+    In `CLASS_ORDER` stands the value that each is written as; without it, it is the first of its
+    list.
+
+    Raises:
+      UserError: see `regions.parsed`; an order that has not a value of each.
+    """
+    labels = description["labels"]
+    if not isinstance(labels, dict) or not any(isinstance(v, list) for v in labels.values()):
+        return ()
+    named = {name: v if isinstance(v, list) else [v] for name, v in labels.items()}
+    named = {n: v for n, v in named.items() if v != [0] and n.casefold() != label_files.IGNORE}
+    order = description.get(CLASS_ORDER, [values[0] if values else 0 for values in named.values()])
+    fits = isinstance(order, list) and len(order) == len(named)
+    if not fits or not all(first in values for first, values in zip(order, named.values())):
+        raise UserError(
+            f"{path}: has the {CLASS_ORDER} {order} for the regions {named}; expected a value of "
+            "each."
+        )
+    made = [
+        Region(name, (first, *(value for value in values if value != first)))
+        for first, (name, values) in zip(order, named.items())
+    ]
+    try:
+        return regions_of_labels.parsed(regions_of_labels.written(made))
+    except FieldError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def _single(labels: Any, regions: Sequence[Region]) -> Any:
+    """The labels of a dataset.json, of regions each of their values in place of them."""
+    if not regions:
+        return labels
+    kept = {n: v for n, v in labels.items() if v == 0 or n.casefold() == label_files.IGNORE}
+    values = sorted({value for region in regions for value in region.values})
+    return kept | {f"label {value}": value for value in values}
 
 
 def label_names(path: pathlib.Path, labels: Any) -> dict[int, str]:

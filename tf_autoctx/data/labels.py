@@ -28,6 +28,8 @@ WHOLE = 1e-3  # how far a stored value may be off its whole number
 MASKS = (1, 255)  # how the object of a mask is written
 OUTLINE = 0.1  # from this share on, holes look like those of outlines
 
+SEGMENTS = ".seg.nrrd"  # of 3D Slicer, which has several layers where segments overlap
+
 GREY_PNG, GREY_TIFF = 0, 1  # type of colour, photometric interpretation
 LOSSY_TIFF = {6: "JPEG", 7: "JPEG", 33003: "JPEG 2000", 33005: "JPEG 2000", 34712: "JPEG 2000"}
 LOSSY, TRANSFER_SYNTAX = 0x00282110, 0x00020010  # of DICOM
@@ -228,6 +230,11 @@ def _without_colours(path: Path, voxels: np.ndarray, channels: int, single: bool
     """
     if channels == 1:
         return voxels
+    if str(path).lower().endswith(SEGMENTS):
+        raise UserError(
+            f"{path}: has {channels} layers of segments that overlap; expected one layer, in which "
+            "every overlap has a label value of its own: `regions` join these to structures."
+        )
     if channels > 4:
         raise UserError(f"{path}: has {channels} values per voxel; expected one.")
     colours = voxels

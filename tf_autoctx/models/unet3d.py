@@ -79,6 +79,7 @@ def pyramid(
     input_shape: layers.Shape = (None, None, None),
     channels: int = 1,
     end_to_end: bool = True,
+    regions: bool = False,
     **arguments: Any,
 ) -> keras.Model:
     """Pyramid of 3D U-Nets with auto-context, one model (Roth et al. 2018, 2.2, figure 1).
@@ -94,6 +95,8 @@ def pyramid(
       input_shape: (depth, height, width) of every level's image; None leaves an axis free.
       channels: of every level's image.
       end_to_end: whether the gradient of a level flows through its context into the levels before.
+      regions: whether classes are regions without a background, of which several may be at one
+        voxel: context is then the sigmoid of the logits, not their softmax.
       **arguments: of `unet3d`.
 
     Returns:
@@ -116,7 +119,11 @@ def pyramid(
         shape = (*input_shape, channels)
         x = images[f"image_{level}"] = keras.Input(shape, name=f"image_{level}")
         if logits is not None:
-            context = keras.layers.Softmax(dtype="float32")(logits)
+            context = (
+                keras.layers.Activation("sigmoid", dtype="float32")(logits)
+                if regions
+                else keras.layers.Softmax(dtype="float32")(logits)
+            )
             if not end_to_end:
                 context = ops.stop_gradient(context)
             finer = downsampling[level - 2] / factor

@@ -6,6 +6,7 @@ Cases with their outlines, agreement, repeatability, curves. Matplotlib is impor
 from __future__ import annotations
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Path = str | pathlib.Path
+# {"truth", where there is one, and "prediction": {structure: mask}}
+Masks = Mapping[str, Mapping[str, np.ndarray]]
 
 GREY, TRUTH, PREDICTION = "#b8b8b8", "#00e676", "#ffd600"
 # One a structure (Okabe and Ito): told apart by the colour-blind too, and none of them grey.
@@ -56,6 +59,7 @@ def picture(
     spacing: Sequence[float] | None,
     title: str,
     structures: Mapping[int, str],
+    regions: metrics.Regions = metrics.NO_REGIONS,
 ) -> None:
     """Draws the outlines of prediction and truth on three orthogonal slices and writes a PNG.
 
@@ -73,6 +77,7 @@ def picture(
       title: name of the case; the mean DSC of the structures in the truth is added to it where
         there is a truth.
       structures: {label value: name}.
+      regions: those among the structures, see `metrics.mask_of`.
 
     Raises:
       ValueError: shapes differ.
@@ -85,10 +90,14 @@ def picture(
         raise ValueError(
             f"image {voxels.shape} and labels {[v.shape for v in labels.values()]} need one shape."
         )
+    masks = {
+        row: {name: metrics.mask_of(label, v, regions) for v, name in structures.items()}
+        for row, label in labels.items()
+    }
     if truth is not None:
-        title = f"{title}   {_mean_dice(labels, list(structures))}"
-    rows = _outlines(labels, structures)
-    panels = _panels(labels, list(structures), spacing)
+        title = f"{title}   {_mean_dice(masks)}"
+    rows = _outlines(masks)
+    panels = _panels(masks, spacing)
 
     # All panels have one scale.
     edges = [np.multiply(voxels[panel.index].shape, panel.voxel) for panel in panels]
@@ -113,30 +122,29 @@ def picture(
     _save(path, figure, dpi=120)
 
 
-def _mean_dice(labels: Mapping[str, np.ndarray], values: Sequence[int]) -> str:
+def _mean_dice(masks: Masks) -> str:
     """The mean DSC of the structures in the truth, as words."""
-    inside = [value for value in values if np.any(labels["truth"] == value)] or values
-    dice = [metrics.dice(*(label == value for label in labels.values())) for value in inside]
-    return f"{'mean ' * (len(values) > 1)}DSC {100 * np.mean(dice):.1f} %"
+    truth, prediction = masks["truth"], masks["prediction"]
+    inside = [name for name, mask in truth.items() if mask.any()] or list(truth)
+    dice = [metrics.dice(prediction[name], truth[name]) for name in inside]
+    return f"{'mean ' * (len(truth) > 1)}DSC {100 * np.mean(dice):.1f} %"
 
 
-def _outlines(
-    labels: Mapping[str, np.ndarray], structures: Mapping[int, str]
-) -> dict[str, list[_Outline]]:
+def _outlines(masks: Masks) -> dict[str, list[_Outline]]:
     """{title of a row of panels: what is drawn on each}."""
-    if len(structures) == 1:
-        (value,) = structures
+    structures = len(masks["prediction"])
+    if structures == 1:
         colours = {"truth": TRUTH, "prediction": PREDICTION}
         outlines = [
-            _Outline(name, colours[name], "solid", label == value) for name, label in labels.items()
+            _Outline(row, colours[row], "solid", *of_row.values()) for row, of_row in masks.items()
         ]
         return {"": outlines}
     return {
-        name: [
-            _Outline(structure, *style, label == value)
-            for style, (value, structure) in zip(_looks(len(structures)), structures.items())
+        row: [
+            _Outline(name, *style, mask)
+            for style, (name, mask) in zip(_looks(structures), of_row.items())
         ]
-        for name, label in labels.items()
+        for row, of_row in masks.items()
     }
 
 
@@ -148,17 +156,15 @@ def _looks(structures: int) -> list[tuple[str, str]]:
     ]
 
 
-def _panels(
-    labels: Mapping[str, np.ndarray], values: Sequence[int], spacing: Sequence[float] | None
-) -> list[_Panel]:
+def _panels(masks: Masks, spacing: Sequence[float] | None) -> list[_Panel]:
     """The slices that a picture shows, see there."""
-    shape = labels["prediction"].shape
+    shape = next(iter(masks["prediction"].values())).shape
     voxel = np.ones(len(shape)) if spacing is None else np.asarray(spacing, float)
     if len(shape) == 2:
         return [_Panel((), voxel, "", "upper")]
     centre = [n // 2 for n in shape]
-    for label in labels.values():
-        inside = np.nonzero(np.isin(label, values))
+    for of_row in masks.values():
+        inside = np.nonzero(functools.reduce(np.logical_or, of_row.values()))
         if len(inside[0]):
             centre = [round(np.mean(at)) for at in inside]
             break

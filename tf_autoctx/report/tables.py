@@ -55,6 +55,7 @@ def scores(
     labels: Mapping[int, str],
     measure: Callable[[np.ndarray, np.ndarray, Sequence[float]], dict[str, float]] | None = None,
     tolerance: float | None = None,
+    regions: metrics.Regions = metrics.NO_REGIONS,
 ) -> list[Row]:
     """Scores of every structure of a case: {"structure", **`metrics.compare`, **`measure`} each.
 
@@ -69,10 +70,11 @@ def scores(
       labels: {label value: name}.
       measure: (mask, true mask, spacing) -> further {metric: value}, where there is a spacing.
       tolerance: of the surface Dice, mm, see `metrics.compare`.
+      regions: those among the structures, see `metrics.mask_of`.
     """
     rows = []
     for value, name in labels.items():
-        mask, true_mask = prediction == value, truth == value
+        mask, true_mask = (metrics.mask_of(label, value, regions) for label in (prediction, truth))
         if not true_mask.any() and not mask.any():
             continue
         score = metrics.compare(mask, true_mask, spacing, tolerance)

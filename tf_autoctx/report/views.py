@@ -3,7 +3,8 @@
 Volumes lie as they are read, see `images.ORIENTATION`. A view is a dict of arrays:
   "image": grey values (z, y, x) uint8, of several channels (channels, z, y, x); a 2D image has one
     slice.
-  "truth": (z, y, x) uint8: k for the k-th structure from 1, else 0.
+  "truth": (z, y, x) uint8: k for the k-th structure from 1, else 0; of several, which are regions,
+    for the last.
   "labels": likewise of every method, (methods, z, y, x).
   "probabilities": of every structure, 0 to 255, (methods, structures, z, y, x) uint8; left out
     where there are none.
@@ -23,6 +24,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tf_autoctx import metrics
 from tf_autoctx.errors import FieldError, UserError
 from tf_autoctx.files import replacing
 
@@ -38,6 +40,7 @@ def of(
     predictions: Mapping[str, Mapping[str, Any]],
     spacing: Sequence[float] | None,
     structures: Mapping[int, str],
+    regions: metrics.Regions = metrics.NO_REGIONS,
 ) -> View:
     """The view of a case: local means of image and probabilities, nearest labels.
 
@@ -51,6 +54,7 @@ def of(
         the same extent}}}; the view has probabilities if every method has.
       spacing: mm per axis in the array's order; None for pixels.
       structures: {label value: name}, at most 255.
+      regions: those among the structures, see `metrics.mask_of`.
 
     Returns:
       See above.
@@ -69,14 +73,14 @@ def of(
     flat = (1,) * (3 - axes)
     size = flat + shape
     samples = tuple(min(n, SAMPLES[axes]) for n in size)
-    values, millimetres = list(structures), (1.0,) * axes
+    how, millimetres = (samples, list(structures), regions), (1.0,) * axes
     if spacing is not None:
         millimetres = tuple(spacing)
     channels = [_grey(_mean(x, samples)) for x in (np.moveaxis(grey, -1, 0) if several else [grey])]
     view = {
         "image": np.stack(channels) if several else channels[0],
-        "truth": _nearest(labels[0].reshape(size), samples, values),
-        "labels": np.stack([_nearest(v.reshape(size), samples, values) for v in labels[1:]]),
+        "truth": _nearest(labels[0].reshape(size), *how),
+        "labels": np.stack([_nearest(label.reshape(size), *how) for label in labels[1:]]),
         "methods": np.array(list(predictions)),
         "structures": np.array(list(structures.values())),
         "spacing": np.array(flat + millimetres) * size / samples,
@@ -109,12 +113,14 @@ def _mean(array: npt.ArrayLike, samples: tuple[int, ...]) -> np.ndarray:
     return transform.resize(values, samples, order=1, mode="edge", preserve_range=True)
 
 
-def _nearest(label: np.ndarray, samples: tuple[int, ...], values: Sequence[int]) -> np.ndarray:
+def _nearest(
+    label: np.ndarray, samples: tuple[int, ...], values: Sequence[int], regions: metrics.Regions
+) -> np.ndarray:
     """Labels (z, y, x) at so many samples: k for the k-th of the values, else 0."""
     at = (((np.arange(m) + 0.5) * n / m).astype(int) for m, n in zip(samples, label.shape))
     nearest, classes = label[np.ix_(*at)], np.zeros(samples, np.uint8)
     for k, value in enumerate(values, start=1):
-        classes[nearest == value] = k
+        classes[metrics.mask_of(nearest, value, regions)] = k
     return classes
 
 

@@ -7,6 +7,7 @@ import itertools
 
 from tf_autoctx.configuration import check, field
 from tf_autoctx.data.configuration import Augmentation, Resampling
+from tf_autoctx.data.regions import parsed
 from tf_autoctx.errors import FieldError
 from tf_autoctx.models.options import BIAS, INITIALIZERS, NORMALIZATIONS
 from tf_autoctx.systems.multi_organ.presets import PRESETS
@@ -71,9 +72,18 @@ class MultiOrgan:
         "he", "How convolutions are initialized.", choices=INITIALIZERS, training_only=True
     )
     bias: bool = field(False, BIAS, before=True)
+    regions: str = field(
+        "",
+        "Structures that are sets of label values, such as whole=1+2+3,core=2+3: they may lie in "
+        "each other, and the network tells of each whether it is there. A voxel's label is the "
+        "first value of the last region that it is in. By default those of the data set's "
+        "dataset.json, or each label value is a structure.",
+        before="",
+    )
 
     def __post_init__(self) -> None:
         check(self)
+        parsed(self.regions)
         factors = self.factors
         if any(fine >= coarse for coarse, fine in itertools.pairwise(factors)):
             raise FieldError(
@@ -159,6 +169,7 @@ DECLARATION = Declaration(
     presets=PRESETS,
     implementation="tf_autoctx.systems.multi_organ.system:MultiOrganSystem",
     channels=True,
+    regions=True,
     prediction=TileOptions,
     voxel_check="tf_autoctx.systems.multi_organ.hounsfield:check_voxels",
 )

@@ -40,6 +40,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "patch_size": 64,
         "base_filters": 32,
         "normalization": "batch",
+        "regions": "",
         "batch_size": 3,
         "steps": 20_000,
         "samples_per_epoch": 1500,

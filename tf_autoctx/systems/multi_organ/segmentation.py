@@ -8,13 +8,14 @@ prediction and the exported graph run the very same functions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
+from tf_autoctx.data.regions import by_value, composition, parsed
 from tf_autoctx.models import layers, tiling
 from tf_autoctx.models.unet3d import pyramid
 from tf_autoctx.systems.multi_organ.configuration import MultiOrgan
@@ -33,8 +34,11 @@ class Pyramid:
 
     Attributes:
       configuration: what the networks are and which grids they see.
-      values: label value of each class of the network, background first.
+      values: label value of each class, background first: the channels of the network, unless
+        these are regions.
       channels: of a volume.
+      regions: {value: the label values of its voxels} of each channel of the network; empty where
+        channels are classes.
 
     Raises:
       ValueError: labels beyond what a uint8 label can hold, or none.
@@ -49,7 +53,19 @@ class Pyramid:
                 f"labels={dict(labels)}: expected label values from 1 to 255 and their names."
             )
         self.configuration, self.channels = configuration, channels
-        self.values = (0, *sorted(labels))
+        self.regions = by_value(parsed(configuration.regions))
+        if self.regions and list(self.regions) != list(labels):
+            raise ValueError(f"labels={dict(labels)}: expected those of {configuration.regions}.")
+        learnt: Collection[int] = set().union(*self.regions.values()) or labels
+        self.values = (0, *sorted(learnt))
+
+    @property
+    def class_regions(self) -> dict[int, tuple[int, ...]]:
+        """`regions` of indices of classes in place of label values, counted from 1."""
+        return {
+            number: tuple(map(self.values.index, values))
+            for number, values in enumerate(self.regions.values(), start=1)
+        }
 
     # The networks
 
@@ -59,7 +75,8 @@ class Pyramid:
         chosen = self.configuration
         return pyramid(
             chosen.scales[:levels],
-            len(self.values),
+            len(self.regions or self.values),
+            regions=bool(self.regions),
             channels=self.channels,
             end_to_end=chosen.mode == "end_to_end",
             base_filters=chosen.base_filters,
@@ -111,7 +128,7 @@ class Pyramid:
     # The cascade
 
     def probabilities(self, unets: Sequence[UNet], images: Sequence[Tensor]) -> list[Tensor]:
-        """Class probabilities of every level on its own grid.
+        """Class probabilities, or those of each region, of every level on its own grid.
 
         Args:
           unets: one function per level, see `unets`.
@@ -126,7 +143,7 @@ class Pyramid:
             if levels:
                 context = layers.resize_linear(levels[-1], ops.shape(x)[1:4])
                 x = ops.concatenate([x, context], axis=-1)
-            levels.append(tiling.tiled(_softmax(unet), x, tile, overlap))
+            levels.append(tiling.tiled(_probability(unet, bool(self.regions)), x, tile, overlap))
         return levels
 
     def cascade(self, unets: Sequence[UNet], image: Tensor) -> list[Tensor]:
@@ -144,7 +161,7 @@ class Pyramid:
 
     def label(self, probability: Tensor, size: Size) -> Tensor:
         """Label values on the original grid: the class of the largest probability, linearly
-        resampled.
+        resampled, or what `regions.composition` has for the regions above 0.5.
 
         One slice at a time, as all classes of a large CT on its own grid would fill the memory.
 
@@ -169,17 +186,25 @@ class Pyramid:
             high_part = ops.take(probability, ops.minimum(low + 1, old - 1), axis=1)
             part = at - ops.cast(low, "float32")
             p = layers.resize_linear(low_part * (1 - part) + high_part * part, size[1:])
-            values = ops.convert_to_tensor(np.array(self.values, np.uint8))
-            return ops.take(values, ops.argmax(p, axis=-1))[..., None]
+            return self._decided(p)[..., None]
 
         return ops.moveaxis(ops.map(label_of_slice, ops.arange(size[0])), 0, 1)
+
+    def _decided(self, probability: Tensor) -> Tensor:
+        """Label values (...) uint8 of probabilities (..., classes or regions)."""
+        at, values = ops.argmax(probability, axis=-1), np.array(self.values, np.uint8)
+        if self.regions:
+            bits = np.array([2**k for k in range(len(self.regions))], np.int32)
+            at = ops.sum(ops.cast(probability > 0.5, "int32") * bits, axis=-1)
+            values = np.array(composition(self.regions), np.uint8)
+        return ops.take(ops.convert_to_tensor(values), at)
 
     def postprocess(self, probability: Tensor, size: Size) -> dict[str, Tensor]:
         """What is served for a raw volume; arguments as for `label`.
 
         Returns:
           {"label": (batch, *size, 1) uint8, label values; "probability": (batch, *size, classes)
-          float32, background first}.
+          float32, background first, or (batch, *size, regions)}.
         """
         return {
             "label": self.label(probability, size),
@@ -196,10 +221,10 @@ def _inference(unet: Callable[..., Tensor]) -> UNet:
     return logits
 
 
-def _softmax(unet: UNet) -> UNet:
-    """Class probabilities from a U-Net."""
+def _probability(unet: UNet, regions: bool) -> UNet:
+    """Class probabilities from a U-Net, or those of each region."""
 
     def probability(x: Tensor) -> Tensor:
-        return ops.softmax(unet(x), axis=-1)
+        return ops.sigmoid(unet(x)) if regions else ops.softmax(unet(x), axis=-1)
 
     return probability

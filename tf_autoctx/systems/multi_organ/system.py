@@ -52,11 +52,13 @@ class MultiOrganSystem(System):
         },
         "label": {
             "range": [0, 255],
-            "meaning": "value of the most probable structure, see labels; 0: background",
+            "meaning": "value of the most probable structure, see labels; 0: background; where "
+            "there are regions, the value of the last one above 0.5",
         },
         "probability": {
             "range": [0, 1],
-            "meaning": "of the background, then of each structure, label values ascending",
+            "meaning": "of the background, then of each structure, label values ascending; where "
+            "there are regions, of each of these, in the order of labels",
         },
     }
     large_probabilities = True
@@ -64,9 +66,11 @@ class MultiOrganSystem(System):
     def __init__(
         self, configuration: MultiOrgan, labels: Mapping[int, str], channels: int = 1
     ) -> None:
-        # In the order of the network's channels.
-        super().__init__(configuration, dict(sorted(labels.items())), channels)
         self.pyramid = Pyramid(configuration, labels, channels)
+        self.regions = self.pyramid.regions
+        # In the order of the network's channels.
+        ordered = labels if self.regions else dict(sorted(labels.items()))
+        super().__init__(configuration, ordered, channels)
         self.window = (configuration.window_low, configuration.window_high)
 
     # What a user hands in
@@ -104,7 +108,9 @@ class MultiOrganSystem(System):
             training.with_places(files, self.pyramid, session.settings.seed)
             for files in (session.training, session.validation)
         ]
-        warn_of_missing(self.labels, training.present(files[0], self.pyramid))
+        present = {*training.present(files[0], self.pyramid)}
+        learnt = (v for v in self.labels if present & {*self.regions.get(v, (v,))})
+        warn_of_missing(self.labels, list(learnt))
         return training.train(self.pyramid, session.with_files(*files))
 
     def finished(self, run: Run) -> Networks:
@@ -132,8 +138,8 @@ class MultiOrganSystem(System):
                 f"level {level}": {
                     "label": self.pyramid.label(probability, size)[0, ..., 0],
                     "probability": {
-                        name: probability[0, ..., k]
-                        for k, name in enumerate(self.labels.values(), start=1)
+                        name: probability[0, ..., k - len(self.labels)]
+                        for k, name in enumerate(self.labels.values())
                     },
                 }
                 for level, probability in enumerate(

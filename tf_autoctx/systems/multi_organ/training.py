@@ -51,7 +51,11 @@ class PyramidStage(AdamStage):
         self.columns = ("label", "places", "spacing", *images)
         self._learning = self._levels[-1:] if below else self._levels
         self._augmentation = session.configured(Augmentation)
-        self._loss = losses.DiceLoss(ignored=session.ignored)
+        self._loss = (
+            losses.RegionLoss(tuple(pyramid.class_regions.values()), ignored=session.ignored)
+            if pyramid.regions
+            else losses.DiceLoss(ignored=session.ignored)
+        )
         self._ignores = session.ignored is not None
 
     def build(self) -> Networks:
@@ -110,13 +114,14 @@ class PyramidStage(AdamStage):
         return classes
 
     def score(self, graph: Classes, sample: Sample) -> float:
-        """Mean DSC of the last level on the original grid, over the structures of the case."""
+        """Mean DSC of the last level on the original grid, over the structures or regions of the
+        case."""
         truth = sample["label"][..., 0].numpy()
         images = [sample[f"image_{level}"][None] for level in self._levels]
         prediction = graph(images, truth.shape).numpy()
         if self._ignores:
             prediction, truth = labels.left_out(prediction, truth)
-        return metrics.mean_dice(prediction, truth)
+        return metrics.mean_dice(prediction, truth, self._pyramid.class_regions)
 
 
 def train(pyramid: Pyramid, session: Session) -> Networks:

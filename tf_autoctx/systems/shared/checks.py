@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from tf_autoctx.data import datasets, images, pipeline
-from tf_autoctx.errors import UserError
+from tf_autoctx.data import datasets, images, pipeline, regions
+from tf_autoctx.errors import FieldError, UserError
 from tf_autoctx.systems.shared.caching import Files
 from tf_autoctx.systems.shared.declaration import Declaration
+from tf_autoctx.systems.shared.system import System
 
 
 def spacing_range(files: Files) -> list[list[float]]:
@@ -39,6 +40,55 @@ def require_channels(
             f"{source}: its images have {count} channels ({', '.join(cases.channels)}); expected "
             f"one, as {declaration.name} takes no more."
         )
+
+
+def told_regions(
+    declaration: Declaration, source: str | pathlib.Path, cases: datasets.Dataset
+) -> str:
+    """The regions that a data set tells, as the flag tells them; "": it tells none.
+
+    Raises:
+      UserError: it does, and the system takes none.
+    """
+    if cases.regions and not declaration.regions:
+        names = ", ".join(region.name for region in cases.regions)
+        raise UserError(
+            f"{source}: its labels are regions ({names}); expected one value for each label, as "
+            f"{declaration.name} takes no regions."
+        )
+    return regions.written(cases.regions)
+
+
+def structures(
+    kind: type[System], cases: datasets.Dataset, values: Mapping[str, Any]
+) -> dict[int, str]:
+    """{label value: name} of what is segmented in a data set; a region by the value that is written
+    for it.
+
+    Args:
+      kind: the class of the system.
+      cases: of the data set.
+      values: {flag: value}.
+
+    Raises:
+      UserError: see `System.structures`; regions of values that no label has, or `foreground`
+        beside them.
+    """
+    wanted, foreground = regions.parsed(values.get(regions.FLAG) or ""), values["foreground"]
+    if not wanted:
+        return kind.structures(cases, foreground)
+    if foreground:
+        raise FieldError(
+            "foreground", foreground, f"the `{regions.FLAG}` name their values; leave it out."
+        )
+    known = set(datasets.known_values(cases))
+    if unknown := sorted({value for region in wanted for value in region.values} - known):
+        raise FieldError(
+            regions.FLAG,
+            values[regions.FLAG],
+            f"no label is {unknown}; expected some of {sorted(known)}.",
+        )
+    return {region.values[0]: region.name for region in wanted}
 
 
 def require_stored_so(

@@ -44,6 +44,7 @@ def of_case(
     truth: np.ndarray,
     counted: np.ndarray,
     labels: Mapping[int, str],
+    regions: metrics.Regions = metrics.NO_REGIONS,
 ) -> dict[str, Confidence]:
     """{structure: confidence} of a segmentation, of the structures that it or the truth has.
 
@@ -53,11 +54,13 @@ def of_case(
       truth: integer labels of the label's shape.
       counted: bool, of the same shape: voxels that are not to be ignored.
       labels: {label value: name}.
+      regions: those among them, see `metrics.mask_of`.
     """
     probabilities = segmentation.get("probability", {})
     told = {}
     for value, name in labels.items() if probabilities else ():
-        mask, true_mask = segmentation["label"] == value, truth == value
+        both = segmentation["label"], truth
+        mask, true_mask = (metrics.mask_of(label, value, regions) for label in both)
         if mask.any() or true_mask.any():
             probability = _on_grid(probabilities[name], truth.shape)
             told[name] = _confidence(probability, mask, true_mask, counted)

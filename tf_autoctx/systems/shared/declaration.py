@@ -32,6 +32,8 @@ class Declaration:
       voxel_check: "module:function" of what `check_voxels` calls; the module imports neither Keras
         nor TensorFlow. None: any image will do.
       channels: whether images may have several; its `System` is told how many then.
+      regions: whether structures may be sets of label values; its configuration has a field
+        `regions` of what `regions.parsed` takes then.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Declaration:
     measurement: str | None = None
     voxel_check: str | None = None
     channels: bool = False
+    regions: bool = False
 
     def load(self) -> Any:
         """The class of the system, a `System`, whose own metrics are known from then on; imports

@@ -47,6 +47,7 @@ class Scoring:
       window: range of intensities that the pictures show.
       measure: further scores, for a system of one structure; None draws nothing.
       tolerance: of the surface Dice, mm, see `metrics.compare`; None: there is none.
+      regions: those among the structures, see `metrics.mask_of`.
     """
 
     system: str
@@ -55,6 +56,7 @@ class Scoring:
     window: tuple[float, float] = (-np.inf, np.inf)
     measure: Measure | None = None
     tolerance: float | None = None
+    regions: metrics.Regions = dataclasses.field(default_factory=dict)
 
 
 def held_out(
@@ -165,13 +167,14 @@ def _case(
     warn_of_spacing(case.image, spacing, scoring.trained)
     segmentations, truth = _counted(evaluator(voxels, spacing), label, scoring.labels)
     counted = left_out(np.ones(label.shape, bool), label, scoring.labels)[0]
+    structures = scoring.labels, scoring.regions
     rows: dict[str, list[Row]] = {}
     curves: dict[tuple[str, str], np.ndarray] = {}
     for method, segmentation in segmentations.items():
         prediction = np.asarray(segmentation["label"])
-        how = scoring.labels, scoring.measure, scoring.tolerance
+        how = scoring.labels, scoring.measure, scoring.tolerance, scoring.regions
         scored = tables.scores(prediction, truth, spacing, *how)
-        sure = confidence.of_case(segmentation, truth, counted, scoring.labels)
+        sure = confidence.of_case(segmentation, truth, counted, *structures)
         about = {"system": scoring.system, "method": method, "case": case.name}
         rows[method] = [
             {**about, "group": case.group, **score, **confidence.scores(sure, score["structure"])}
@@ -181,8 +184,8 @@ def _case(
     shown = np.clip(voxels, *scoring.window)
     path = directory / f"{case.name}.png"
     first = shown if shown.ndim == truth.ndim else shown[..., 0]
-    figures.picture(path, first, prediction, truth, spacing, case.name, scoring.labels)
-    view = views.of(shown, truth, segmentations, spacing, scoring.labels)
+    figures.picture(path, first, prediction, truth, spacing, case.name, *structures)
+    view = views.of(shown, truth, segmentations, spacing, *structures)
     views.write(directory / "views" / f"{case.name}.npz", view)
     return rows, curves
 

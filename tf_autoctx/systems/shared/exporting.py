@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tf_autoctx import export
+from tf_autoctx.data import regions
 from tf_autoctx.systems.shared import cleaning
 from tf_autoctx.systems.shared.cleaning import Cleaning
 from tf_autoctx.systems.shared.system import Networks, System
@@ -149,6 +150,7 @@ def _written(
     card = {
         "system": system.declaration.name,
         "labels": system.labels,
+        **regions.facts(system.regions, system.labels),
         "precision": served.precision,
         "mirrors": [export.AXES[system.spec.shape.rank][axis + 1] for axis in served.mirrors],
         **facts,

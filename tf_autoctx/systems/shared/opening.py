@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tf_autoctx import configuration, files
-from tf_autoctx.data import datasets, images
+from tf_autoctx.data import datasets, images, regions
 from tf_autoctx.data.configuration import MEDIAN, Data, Resampling
 from tf_autoctx.data.phantoms import folder as phantom_folder
 from tf_autoctx.errors import Faults, UserError
@@ -62,7 +62,7 @@ class Opened:
         measure = system.measure if system.measurements else None
         trained = () if system.grid else run.spacing  # any other is resampled
         how = trained, system.window, measure, session.values["surface_tolerance"]
-        scoring = Scoring(run.system, system.labels, *how)
+        scoring = Scoring(run.system, system.labels, *how, system.regions)
         folder = session.folder / "evaluation"
         evaluator = system.evaluator(networks)
         decision = self._decided(evaluator)
@@ -99,7 +99,7 @@ class Opened:
         if not (low and system.predicts_as_evaluated):
             return evaluator
         served = system.in_precision(system.served_networks(networks), precision.LOW)
-        return precision.Compared(evaluator, system.graphs(served), system.labels)
+        return precision.Compared(evaluator, system.graphs(served), system.labels, system.regions)
 
 
 def open_training(
@@ -145,8 +145,12 @@ def open_training(
     known = cases
     if values["folds"]:  # all of them have the same structures, or they would be no ensemble
         known = dataclasses.replace(cases, train=cases.train + cases.validation + cases.test)
-    labels = kind.structures(known, values["foreground"])
     checks.require_channels(declaration, source, cases)
+    told = checks.told_regions(declaration, source, cases)
+    if told and not values[regions.FLAG]:
+        values[regions.FLAG] = told
+        chosen = configuration.configured(declaration.configuration, values)
+    labels = checks.structures(kind, known, values)
     system = kind.made(chosen, labels, len(cases.channels))
     if values["mirrors"]:
         system.required_mirrors(values)
@@ -168,7 +172,8 @@ def open_training(
         caching.forget_others(folder, cache)
     held_out, training, validation = _read_all(cases, cache, read, system, isolated)
     system.check_cases(training, validation)
-    run = runs.open_run(folder, making, is_chief).note(labels=labels)
+    about = {"labels": labels, **regions.facts(system.regions, labels)}
+    run = runs.open_run(folder, making, is_chief).note(**about)
     if values["folds"]:
         run = run.note(cases_fingerprint=of_all_folds)
     if len(cases.channels) > 1:

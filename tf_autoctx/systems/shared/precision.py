@@ -31,13 +31,21 @@ class Compared:
       evaluator: in float32.
       low: what the last of its methods runs, in bfloat16.
       values: label values of the structures.
+      regions: those among them, see `metrics.mask_of`.
 
     Attributes:
       least: smallest DSC of the two labels, of any structure of any image so far.
     """
 
-    def __init__(self, evaluator: Evaluator, low: Predictor, values: Collection[int]) -> None:
-        self._evaluator, self._low, self._values = evaluator, low, values
+    def __init__(
+        self,
+        evaluator: Evaluator,
+        low: Predictor,
+        values: Collection[int],
+        regions: metrics.Regions = metrics.NO_REGIONS,
+    ) -> None:
+        self._evaluator, self._low = evaluator, low
+        self._values, self._regions = values, regions
         self.least = 1.0
 
     def __call__(
@@ -48,8 +56,11 @@ class Compared:
         image = images.batch(voxels, served.ndim)
         output = self._low(image, False, False, spacing=spacing)
         label = np.asarray(output["label"])[0, ..., 0]
-        agreement = (metrics.dice(served == value, label == value) for value in self._values)
-        self.least = min(self.least, *agreement)
+        masks = (
+            [metrics.mask_of(of_one, value, self._regions) for of_one in (served, label)]
+            for value in self._values
+        )
+        self.least = min(self.least, *(metrics.dice(*pair) for pair in masks))
         return segmentations
 
 

@@ -12,8 +12,9 @@ import numpy as np
 import tensorflow as tf
 
 from tf_autoctx import configuration, export
-from tf_autoctx.data import images
+from tf_autoctx.data import images, regions
 from tf_autoctx.errors import FieldError, UserError
+from tf_autoctx.metrics import Regions
 from tf_autoctx.systems.shared import cleaning, grid, image_checks, registry
 from tf_autoctx.systems.shared import precision as precisions
 from tf_autoctx.systems.shared.declaration import Declaration
@@ -40,6 +41,7 @@ class Segmentor:
       precision: that it computes in.
       grid: on which its networks see volumes; None: as they are.
       channels: names of those that an image has, in their order.
+      regions: see `System.regions`.
     """
 
     declaration: Declaration
@@ -49,6 +51,7 @@ class Segmentor:
     precision: str = "float32"
     grid: Grid | None = None
     channels: tuple[str, ...] = ("0",)
+    regions: Regions = dataclasses.field(default_factory=dict)
 
     @property
     def dimensions(self) -> int:
@@ -234,7 +237,8 @@ def _of_run(run: Run, options: Mapping[str, Any], precision: str, mirrors: bool)
         how = system.relabelled, declaration.dimensions
         predictor = cleaning.Cleaned(predictor, steps, *how)
     of_run = declaration, system.labels, run.spacing
-    return Segmentor(*of_run, predictor, precision, system.grid, run.channels)
+    seen = system.grid, run.channels
+    return Segmentor(*of_run, predictor, precision, *seen, system.regions)
 
 
 class _SavedModelPredictor:
@@ -279,6 +283,7 @@ def _of_saved_model(path: pathlib.Path) -> Segmentor:
         spacing = [[float(mm) for mm in edges] for edges in card.get("spacing") or []]
         on_grid = grid.of_facts(card.get("grid"))
         channels = tuple(map(str, card.get("channels") or ("0",)))
+        of_labels = regions.of_facts(card)
     except Exception as error:  # TensorFlow's reader raises whatever comes next
         raise UserError(
             f"{path}: not a SavedModel of ours ({type(error).__name__}); delete the folder and "
@@ -293,4 +298,4 @@ def _of_saved_model(path: pathlib.Path) -> Segmentor:
     image_checks.warn_of_orientation(path, card, declaration.dimensions)
     precision = card.get("precision", "float32")
     known = declaration, labels, spacing
-    return Segmentor(*known, predictor, precision, on_grid, channels)
+    return Segmentor(*known, predictor, precision, on_grid, channels, of_labels)

@@ -135,6 +135,8 @@ class Results:
         made = {}
         for (kind, value), file in files.items():
             voxels, online = segmentation["label"], kind in ("strips", "iterations")
+            if kind == "masks" and value is not None:
+                voxels = metrics.mask_of(voxels, value, self.segmentor.regions)
             if kind == "probabilities" and value is not None:
                 voxels = segmentation["probability"][labels[value]]
             table: Sequence[Mapping[str, Any]] = ()
@@ -149,7 +151,6 @@ class Results:
             made[file] = Result(
                 image=path,
                 kind=kind,
-                value=value,
                 frame=image.frame,
                 voxels=pixels if online else voxels,
                 is_mask=len(labels) == 1,
@@ -167,7 +168,7 @@ class Results:
         """A line for each structure of a segmented image."""
         lines = []
         for value, structure in self.segmentor.labels.items():
-            mask = label == value
+            mask = metrics.mask_of(label, value, self.segmentor.regions)
             line = {"image": name, "structure": structure, **metrics.extent_of(mask, spacing)}
             if spacing is not None:
                 line |= self.segmentor.declaration.measured(mask, spacing)
@@ -181,10 +182,10 @@ class Result:
 
     Attributes:
       image: path of the image.
-      kind, value: of the result, see `Results.files`.
+      kind: of the result, see `Results.files`.
       frame: of the image.
-      voxels: of its shape: the label, uint8; of a probability or an uncertainty that, float32; of
-        iterations the image itself.
+      voxels: of its shape: the label, uint8, or a mask, bool; of a probability or an uncertainty
+        that, float32; of iterations the image itself.
       is_mask: whether the label has one structure alone.
       compressed: whether probabilities and uncertainty are.
       iterations, kept: see `Segmentor.__call__`.
@@ -194,7 +195,6 @@ class Result:
 
     image: Path
     kind: str
-    value: int | None
     frame: images.Frame
     voxels: np.ndarray
     is_mask: bool
@@ -222,7 +222,7 @@ def write(file: pathlib.Path, result: Result, made_from: Origins) -> None:
             case "labels":
                 _write_label(file, voxels, frame, result.is_mask)
             case "masks":
-                _write_label(file, voxels == result.value, frame)
+                _write_label(file, voxels, frame)
             case "probabilities" | "uncertainty":
                 shown = images.rounded(voxels) if result.compressed else voxels
                 _write(file, shown, frame, result.compressed)

@@ -17,7 +17,7 @@ from keras import ops
 from tf_autoctx import export
 from tf_autoctx.data import datasets, images, labels
 from tf_autoctx.errors import FieldError
-from tf_autoctx.metrics import Metric
+from tf_autoctx.metrics import NO_REGIONS, Metric, Regions
 from tf_autoctx.systems.shared import averaging, grid, reading
 from tf_autoctx.systems.shared.averaging import Estimate
 from tf_autoctx.systems.shared.caching import Files
@@ -112,6 +112,9 @@ class System(abc.ABC):
       grid: on which networks see volumes; None: as they are. `estimate` and `prepare` are given
         what is on it.
       channels: of the images.
+      regions: {value of `labels`: the label values of its voxels} of structures of several; where
+        there are any, all are of them, and `probability` has a channel for each, without one for
+        the background.
     """
 
     declaration: ClassVar[Declaration]
@@ -122,6 +125,7 @@ class System(abc.ABC):
     large_probabilities: ClassVar[bool] = False
     configuration: Any
     grid: Grid | None = None
+    regions: Regions = NO_REGIONS
 
     def __init__(self, configuration: Any, labels: Mapping[int, str], channels: int = 1) -> None:
         self.configuration = configuration
@@ -212,6 +216,8 @@ class System(abc.ABC):
           known: {label value: name} of the data set.
         """
         values = list(self.labels) if self.structure is None else foreground
+        if self.regions:
+            values = sorted({value for of_region in self.regions.values() for value in of_region})
         return Reader(type(self), values, known)
 
     # Training
