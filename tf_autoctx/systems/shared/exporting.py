@@ -65,6 +65,7 @@ def export_run(
         **_channels(run),
         **_made_from(run),
         "config": run.flags,
+        **({"plan": run.facts["plan"]} if run.facts.get("plan") else {}),
         "initial_weights": run.facts.get("initial_weights"),
         "versions": {"tf_autoctx": __version__, **run.facts["versions"]},
         "git_revision": run.facts["git_revision"],
