@@ -244,6 +244,17 @@ def test_an_edge_beyond_the_volume_is_all_of_an_axis(deformed):
     np.testing.assert_array_equal(np.diff(np.array(cut["image"])[:, 0, 0, 0]), 24 * 28)
 
 
+def test_a_mirrored_patch_of_all_of_an_axis_shows_all_of_it():
+    case, axes = held(a_case()), set()
+    for number in range(8):
+        cut = subvolumes.patch(case, (1, number), (32, 8, 64), Augmentation(flips=True, rotation=1e-6))
+        image = np.array(cut["image"])[..., 0]
+        z, y, x = np.unravel_index(np.round(image[:, 0, :]).astype(int), (20, 24, 28))
+        assert set(z.ravel()) == set(range(20)) and set(x.ravel()) == set(range(28))
+        axes.add((z[0, 0] > 0, x[0, 0] > 0))
+    assert len(axes) > 2
+
+
 def cascade(**fields):
     return Cascade(FetalHead(**{"base_filters": 2, "level": 2, "scale": 1.0, **fields}))
 

@@ -316,7 +316,7 @@ def blurred(image: tf.Tensor, sd: tf.Tensor, reach: int = 5) -> tf.Tensor:
 
 def deformed(
     augmentation: Augmentation,
-    grids: Sequence[Sequence[np.ndarray]],
+    grids: Sequence[Sequence[np.ndarray | tf.Tensor]],
     seed: tf.Tensor,
     unit: float,
     spacing: tf.Tensor,
@@ -335,20 +335,20 @@ def deformed(
       spacing: (3,) mm a voxel; a rotation is rigid in mm.
 
     Returns:
-      One (depth, height, width, 3) float32 tensor a grid: offsets from the centre after the transform, in
-      voxels.
+      One (depth, height, width, 3) float32 tensor a grid: offsets from the centre after the
+      transform, in voxels.
     """
     seeds = tf.unstack(tf.random.experimental.stateless_split(seed, 3))
     translation = tf.random.stateless_uniform([3], seeds[0], -1.0, 1.0) * augmentation.shift * unit
     parts = _Parts(seed, augmentation)
     angles = parts.turned * _angles(seeds[1], augmentation.rotation)
     turn = _rotation(angles) * spacing / spacing[:, None] / parts.size
-    reach = [max(abs(offset) for along in axis for offset in along) for axis in zip(*grids)]
+    lines = [[tf.cast(along, tf.float32) for along in grid] for grid in grids]
+    reach = [tf.reduce_max(tf.abs(tf.concat(axis, 0))) for axis in zip(*lines)]
     bend = _bend(augmentation, seeds[2], reach, unit, parts.bent)
     sides = tf.unstack(_sides(augmentation, tf.random.fold_in(seed, MIRRORS)))
     landed = []
-    for grid in grids:
-        offsets = [tf.constant(along, tf.float32) for along in grid]
+    for offsets in lines:
         at = _crossed([side * along for side, along in zip(sides, offsets)], bend(offsets))
         landed.append(tf.stack(_placed(turn, translation, at), axis=-1))
     return landed

@@ -59,8 +59,9 @@ def draw(
       augmentation: see `augment.deformed`.
 
     Returns:
-      {"image_1": (*size, channels) float32, "label_1": (*size, 1) uint8, ...}. Images are interpolated linearly and labels taken from the nearest full-size voxel,
-      once; what lies outside the volume is air, 0.
+      {"image_1": (*size, channels) float32, "label_1": (*size, 1) uint8, ...}. Images are
+      interpolated linearly and labels taken from the nearest full-size voxel, once; what lies
+      outside the volume is air, 0.
     """
     seeds = tf.unstack(tf.random.experimental.stateless_split(seed, 4))
     place = pipeline.random_place(case["places"].whole(), seeds[:2])
@@ -111,11 +112,11 @@ def patch(
     """
     edges = tf.minimum(case["image"].shape()[:3], size)
     corner = pipeline.random_corner(case, edges, seed, share)
-    offsets = [np.arange(edge) - (edge - 1) / 2 for edge in size]
+    last = tf.cast(edges - 1, tf.float32)
+    offsets = [tf.range(n + 1) - n / 2 for n in tf.unstack(last)]
     own = tf.random.fold_in(seed, augment.PATCH)
     [landed] = augment.deformed(augmentation, [offsets], own, 1.0, case["spacing"].whole())
-    landed = landed[: edges[0], : edges[1], : edges[2]]
-    at = tf.cast(corner, tf.float32) + [(edge - 1) / 2 for edge in size] + landed
+    at = tf.cast(corner, tf.float32) + last / 2 + landed
     cut = {}
     for name, array in case.items():
         if name.startswith("label"):

@@ -90,9 +90,9 @@ def whole_or_patch(cases: Cases, cost: Cost) -> tuple[Edges | None, str]:
             f"{_by(cases.largest)} voxels, takes about {_gib(needed)} ({_costs(cost)}) of "
             f"{_budget(cases)}."
         )
-    # Samples of a batch have one shape: none may be smaller than the patch.
-    most = cases.median if cases.samples == 1 else tuple(np.min(cases.sizes, axis=0))
-    most = most if cases.samples == 1 else [n // STRIDE * STRIDE for n in most]
+    most = cases.median
+    if cases.samples > 1:  # of one shape: no volume may be smaller than the patch
+        most = tuple(int(n) // STRIDE * STRIDE for n in np.min(cases.sizes, axis=0))
     return patch(cases, cost, most)
 
 
