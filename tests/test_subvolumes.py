@@ -19,7 +19,12 @@ EVERYTHING = Augmentation(shift=4, rotation=10.0, elastic=4.0, elastic_spacing=1
 def drawn(sample, seed, augmentation=STILL, scales=(1,), unit=None, size=8):
     """As numpy arrays without channels."""
     cut = subvolumes.draw(
-        sample, seed, scales=scales, unit=unit or scales[-1], size=(size,) * 3, augmentation=augmentation
+        sample,
+        seed,
+        scales=scales,
+        unit=unit or scales[-1],
+        size=(size,) * 3,
+        augmentation=augmentation,
     )
     assert all(tensor.shape == (size, size, size, 1) for tensor in cut.values())
     assert [tensor.dtype for tensor in cut.values()] == [tf.float32, tf.uint8] * len(scales)
@@ -170,7 +175,9 @@ def test_all_voxels_of_a_structure_come_to_the_centre():
     label[2, 3:5, 4:6] = 1
     sample = case(np.arange(512, dtype=np.float32).reshape(8, 8, 8), label)
     graph = tf.function(
-        lambda seed: subvolumes.draw(sample, seed, scales=(1,), unit=1, size=(8, 8, 8), augmentation=STILL)
+        lambda seed: subvolumes.draw(
+            sample, seed, scales=(1,), unit=1, size=(8, 8, 8), augmentation=STILL
+        )
     )
     centres = {int(graph(seed)["image_1"][4, 4, 4, 0]) for seed in seeds(60)}
     assert centres == set(np.flatnonzero(label))

@@ -84,8 +84,7 @@ def draw(
         cut[f"image_{level}"] = augment.sample_linear(image, at * shrunk - 0.5)
         cut[f"label_{level}"] = augment.sample_nearest(case["label"], at - 0.5 + side)
     return {
-        name: tf.ensure_shape(tensor, (*size, tensor.shape[-1]))
-        for name, tensor in cut.items()
+        name: tf.ensure_shape(tensor, (*size, tensor.shape[-1])) for name, tensor in cut.items()
     }
 
 

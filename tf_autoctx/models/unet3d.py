@@ -11,6 +11,7 @@ from keras import ops
 
 from tf_autoctx.models import layers
 
+
 def unet3d(
     input_shape: layers.Shape = (None, None, None, 1),
     classes: int = 8,

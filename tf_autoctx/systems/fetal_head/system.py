@@ -34,7 +34,6 @@ from tf_autoctx.systems.shared.system import (
 )
 from tf_autoctx.training.runs import Run
 
-
 DEPTH = len(ENCODER) + 1
 
 

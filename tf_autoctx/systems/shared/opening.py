@@ -17,7 +17,7 @@ from tf_autoctx import configuration, files
 from tf_autoctx.data import datasets, images
 from tf_autoctx.data.configuration import MEDIAN, Data, Resampling
 from tf_autoctx.data.phantoms import folder as phantom_folder
-from tf_autoctx.errors import FieldError, Faults, UserError
+from tf_autoctx.errors import Faults, FieldError, UserError
 from tf_autoctx.systems.shared import (
     caching,
     checks,

@@ -152,8 +152,8 @@ def depth(edges: Sequence[int]) -> tuple[int, str]:
     if chosen == DEPTHS[-1]:
         return chosen, f"depth={chosen}: the paper's; the coarsest grid has {coarsest} voxels."
     return chosen, (
-        f"depth={chosen}: the coarsest grid has {coarsest} voxels, and one halving more would leave "
-        f"an edge of fewer than {LEAST}."
+        f"depth={chosen}: the coarsest grid has {coarsest} voxels, and one halving more would "
+        f"leave an edge of fewer than {LEAST}."
     )
 
 
