@@ -222,6 +222,6 @@ def test_subvolumes_read_what_lies_around_them(tmp_path):
     case = pipeline.case({name: str(tmp_path / name) for name in tensors})
     augmentation = Augmentation(shift=2, rotation=5.0, elastic=0.5, elastic_spacing=8)
     draw = functools.partial(
-        subvolumes.draw, case, (1, 2), scales=[2], unit=2, size=32, augmentation=augmentation
+        subvolumes.draw, case, (1, 2), scales=[2], unit=2, size=(32,) * 3, augmentation=augmentation
     )
     assert bytes_read(draw) < (2 * 96**3 + 192**3) / 4

@@ -595,7 +595,7 @@ def nodes(function, *arguments):
 
 def deformed(seed):
     spacing = tf.constant([1.0, 0.8, 1.3])
-    return augment.deformed(BENT, [np.arange(-4, 5.0)], seed, 2, spacing)
+    return augment.deformed(BENT, [[np.arange(-4, 5.0)] * 3], seed, 2, spacing)
 
 
 @pytest.mark.parametrize("name", ["moved", "deformed"])

@@ -535,7 +535,7 @@ def test_every_channel_is_read_of_the_cache(tmp_path):
     def read(case, seed):
         grid = {name: array for name, array in case.items() if name != "spacing"}
         cut = pipeline.random_patch(grid, seed, (8, 8, 8))
-        moved = subvolumes.patch(case, seed, 8, Augmentation(shift=1))
+        moved = subvolumes.patch(case, seed, (8, 8, 8), Augmentation(shift=1))
         return {"image": cut["image"], "label": cut["label"], "image_moved": moved["image"]}
 
     order = pipeline.Order(seed=0, steps=2)

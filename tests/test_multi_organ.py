@@ -24,13 +24,13 @@ from tf_autoctx import errors, export, losses, metrics
 from tf_autoctx.configuration import rules
 from tf_autoctx.data import pipeline, subvolumes
 from tf_autoctx.data.configuration import Augmentation
-from tf_autoctx.models import layers, tiling, unet3d
+from tf_autoctx.models import layers, tiling
 from tf_autoctx.systems.multi_organ import training
 from tf_autoctx.systems.multi_organ.configuration import DECLARATION, MultiOrgan
 from tf_autoctx.systems.multi_organ.presets import PRESETS
 from tf_autoctx.systems.multi_organ.segmentation import Pyramid
 from tf_autoctx.systems.multi_organ.system import MultiOrganSystem, TilePredictor
-from tf_autoctx.systems.shared import prediction
+from tf_autoctx.systems.shared import places, prediction
 from tf_autoctx.systems.shared.session import Session
 from tf_autoctx.training import runs
 from tf_autoctx.training.configuration import Settings
@@ -47,7 +47,9 @@ def raw(*size, seed=0):
 
 
 def configuration(mode="end_to_end", **fields):
-    fields = {"downsampling": (2, 1), "base_filters": 1, "patch_size": 8, "tile_size": 16, **fields}
+    """What is tested is around the networks, and four resolutions take twice as long to trace."""
+    tiny = {"downsampling": (2, 1), "base_filters": 1, "patch_size": 8, "tile_size": 16, "depth": 2}
+    fields = tiny | fields
     return MultiOrgan(mode, len(fields["downsampling"]), **fields)
 
 
@@ -71,14 +73,6 @@ def randomize(network, seed=0):
         head = [layer for layer in layers_of_level if isinstance(layer, keras.layers.Conv3D)][-1]
         head.bias.assign_sub(ops.mean(network(images, training=False)[name], axis=(0, 1, 2, 3)))
     return network
-
-
-@pytest.fixture(scope="module", autouse=True)
-def two_resolutions():
-    """What is tested is around the networks, and four resolutions take twice as long to trace."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(unet3d, "RESOLUTIONS", 2)
-        yield
 
 
 def graphs(seed):
@@ -295,10 +289,9 @@ def errors_at_tiles(tiled, reference, tile, overlap):
 
 
 @pytest.mark.parametrize("far", [1.0, 0.25])
-def test_no_seams(monkeypatch, far):
+def test_no_seams(far):
     """`far`: weight of coarser resolutions, which see farther than an overlap."""
-    monkeypatch.setattr(unet3d, "RESOLUTIONS", 4)
-    wide, size, tile = pyramid(base_filters=2, tile_size=32), (48, 56, 61), 32
+    wide, size, tile = pyramid(base_filters=2, tile_size=32, depth=4), (48, 56, 61), 32
     overlap = wide.configuration.overlap
     network = randomize(wide.network())
     for weight in network.weights:
@@ -510,11 +503,11 @@ def test_places_are_drawn_once_from_the_seed_and_the_name_of_the_case(tmp_path):
     kept = pipeline.stored(files[1]["places"], "places").numpy()
     for entry in files:
         shutil.rmtree(tmp_path / entry.pop("places"))
-    again = training.with_places(files, pyramid(), seed=7)
+    again = places.with_places(files, [1, 2], seed=7)
     np.testing.assert_array_equal(pipeline.stored(again[1]["places"], "places"), expected)
     assert not np.array_equal(kept, expected) and "places" not in files[1]
     # What is there stays, whatever the seed.
-    assert training.with_places(files, pyramid(), seed=8) == again
+    assert places.with_places(files, [1, 2], seed=8) == again
     np.testing.assert_array_equal(pipeline.stored(again[1]["places"], "places"), expected)
 
 
@@ -583,7 +576,7 @@ def test_the_loss_of_a_step_is_that_of_all_levels(tmp_path):
     keras.utils.set_random_seed(seed)
     network = three.network()
     draw = functools.partial(
-        subvolumes.draw, scales=downsampling, unit=1, size=8, augmentation=AUGMENTATION
+        subvolumes.draw, scales=downsampling, unit=1, size=(8, 8, 8), augmentation=AUGMENTATION
     )
     columns = {name: [entry[name] for entry in files] for name in files[0]}
     order = pipeline.Order(seed=seed, steps=1, batch_size=3)
@@ -726,12 +719,9 @@ REPLICAS = textwrap.dedent("""
     cpu = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
     sys.path.insert(0, "tests")
-    from tf_autoctx.models import unet3d
     from tf_autoctx.systems.multi_organ import training
     from tf_autoctx.training import devices, loop
     import test_multi_organ as t
-
-    unet3d.RESOLUTIONS = 2
 
     strategy, fit, made = devices.strategy("mirrored"), loop.fit, []
     loop.fit = lambda task, *arguments: made.append(task) or fit(task, *arguments)

@@ -19,7 +19,12 @@ EVERYTHING = Augmentation(shift=4, rotation=10.0, elastic=4.0, elastic_spacing=1
 def drawn(sample, seed, augmentation=STILL, scales=(1,), unit=None, size=8):
     """As numpy arrays without channels."""
     cut = subvolumes.draw(
-        sample, seed, scales=scales, unit=unit or scales[-1], size=size, augmentation=augmentation
+        sample,
+        seed,
+        scales=scales,
+        unit=unit or scales[-1],
+        size=(size,) * 3,
+        augmentation=augmentation,
     )
     assert all(tensor.shape == (size, size, size, 1) for tensor in cut.values())
     assert [tensor.dtype for tensor in cut.values()] == [tf.float32, tf.uint8] * len(scales)
@@ -161,7 +166,7 @@ def test_structures_are_drawn_evenly_whatever_their_size():
 
 def drawn_label(sample, seed):
     """The label at the centre."""
-    cut = subvolumes.draw(sample, seed, scales=(1,), unit=1, size=8, augmentation=STILL)
+    cut = subvolumes.draw(sample, seed, scales=(1,), unit=1, size=(8, 8, 8), augmentation=STILL)
     return cut["label_1"][4, 4, 4, 0]
 
 
@@ -170,7 +175,9 @@ def test_all_voxels_of_a_structure_come_to_the_centre():
     label[2, 3:5, 4:6] = 1
     sample = case(np.arange(512, dtype=np.float32).reshape(8, 8, 8), label)
     graph = tf.function(
-        lambda seed: subvolumes.draw(sample, seed, scales=(1,), unit=1, size=8, augmentation=STILL)
+        lambda seed: subvolumes.draw(
+            sample, seed, scales=(1,), unit=1, size=(8, 8, 8), augmentation=STILL
+        )
     )
     centres = {int(graph(seed)["image_1"][4, 4, 4, 0]) for seed in seeds(60)}
     assert centres == set(np.flatnonzero(label))
@@ -232,7 +239,7 @@ def test_the_same_seed_draws_the_same_subvolumes():
     # In an input pipeline, as training draws them.
     in_a_map = tf.data.Dataset.from_tensor_slices(tf.stack(seeds(4))).map(
         lambda seed: subvolumes.draw(
-            sample, seed, scales=(2, 1), unit=1, size=8, augmentation=EVERYTHING
+            sample, seed, scales=(2, 1), unit=1, size=(8, 8, 8), augmentation=EVERYTHING
         )
     )
     for mapped, expected in zip(in_a_map.batch(4).get_single_element()["image_2"], eager):
@@ -248,7 +255,7 @@ def moved(augmentation, seed, grid=GRID, unit=1, spacing=(1.0, 1.0, 1.0)):
     """(offsets before, offsets after), each (n, n, n, 3)."""
     before = np.stack(np.meshgrid(grid, grid, grid, indexing="ij"), axis=-1)
     spacing = tf.constant(spacing, tf.float32)
-    return before, np.array(augment.deformed(augmentation, [grid], seed, unit, spacing)[0])
+    return before, np.array(augment.deformed(augmentation, [[grid] * 3], seed, unit, spacing)[0])
 
 
 def test_without_any_part_nothing_moves():
@@ -315,7 +322,7 @@ def test_elastic_displacements_have_the_spread_of_the_b_spline(unit):
     grid = 16.0 * unit * np.array([-1, -0.75, -0.5, 0, 0.5, 1])
     augmentation = Augmentation(elastic=4.0, elastic_spacing=16)
     graph = tf.function(
-        lambda seed: augment.deformed(augmentation, [grid], seed, unit, tf.ones(3))[0]
+        lambda seed: augment.deformed(augmentation, [[grid] * 3], seed, unit, tf.ones(3))[0]
     )
     before = np.stack(np.meshgrid(grid, grid, grid, indexing="ij"), axis=-1)
     displacements = np.array([np.array(graph(seed)) - before for seed in seeds(600)])
@@ -355,7 +362,7 @@ def test_one_transform_through_two_grids(unit):
     fine, coarse = np.arange(-8, 9, 1.0), np.arange(-16, 17, 4.0)
     for seed in seeds(3):
         spacing = tf.constant([2.0, 1.0, 0.7])
-        seen = augment.deformed(EVERYTHING, [coarse, fine], seed, unit, spacing)
+        seen = augment.deformed(EVERYTHING, [[coarse] * 3, [fine] * 3], seed, unit, spacing)
         assert [tuple(grid.shape) for grid in seen] == [(9, 9, 9, 3), (17, 17, 17, 3)]
         common = np.array(seen[0])[2:7, 2:7, 2:7]  # -8, -4, 0, 4, 8
         np.testing.assert_allclose(common, np.array(seen[1])[::4, ::4, ::4], atol=1e-4)
@@ -389,7 +396,7 @@ def test_a_patch_that_is_not_deformed_is_cut():
     case = a_volume()
     volumes = {name: case[name] for name in ("image", "context", "label")}
     for seed in seeds(5):
-        patch = subvolumes.patch(case, seed, 8, STILL)
+        patch = subvolumes.patch(case, seed, (8, 8, 8), STILL)
         plain = pipeline.random_patch(volumes, seed, (8, 8, 8))
         assert patch.keys() == plain.keys()
         for name, tensor in plain.items():
@@ -402,8 +409,8 @@ def test_a_deformed_patch_shows_what_lies_around_it_and_beyond_the_volume_its_ed
     case |= held({"image": places.astype(np.float32), "label": np.ones((14, 15, 16, 1), np.uint8)})
     farthest, beyond = [], 0
     for seed in seeds(10):
-        patch = subvolumes.patch(case, seed, 8, Augmentation(rotation=45.0, shift=3))
-        again = subvolumes.patch(case, seed, 8, Augmentation(rotation=45.0, shift=3))
+        patch = subvolumes.patch(case, seed, (8, 8, 8), Augmentation(rotation=45.0, shift=3))
+        again = subvolumes.patch(case, seed, (8, 8, 8), Augmentation(rotation=45.0, shift=3))
         assert all(np.array_equal(patch[name], again[name]) for name in patch)
         assert patch["image"].shape == (8, 8, 8, 3) and patch["label"].dtype == tf.uint8
         place = np.array(patch["image"])

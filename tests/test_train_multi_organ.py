@@ -15,12 +15,12 @@ from helpers import noise, plain_networks
 
 from tf_autoctx import errors
 from tf_autoctx.data import datasets, images
-from tf_autoctx.models import unet3d
 from tf_autoctx.systems.multi_organ.presets import PRESETS
 from tf_autoctx.systems.shared import prediction, stages
 
 TINY = (
     "--base_filters=2",
+    "--depth=2",
     "--patch_size=16",
     "--tile_size=16",
     "--downsampling=2,1",
@@ -36,14 +36,6 @@ ONE = ("--levels=1", "--downsampling=2")
 NAMES = ["artery", "portal vein", "liver", "spleen", "stomach", "gallbladder", "pancreas"]
 
 train = functools.partial(running.train, "multi_organ")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def two_resolutions():
-    """Twice as many prove no more here, and take twice as long to trace."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(unet3d, "RESOLUTIONS", 2)
-        yield
 
 
 @pytest.fixture(scope="module")

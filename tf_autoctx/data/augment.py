@@ -27,7 +27,7 @@ BLOCK = (8, 16)
 # Of numbers of voxels: TensorFlow has the host compute what is int32 on a GPU.
 INDEX = tf.uint32
 # What seeds are folded with, so that no change draws the numbers of another
-INTENSITIES, PARTS, SIZE, ELASTIC, MIRRORS, PATCH, FAKES, REALS = range(1, 9)
+INTENSITIES, PARTS, SIZE, ELASTIC, MIRRORS, PATCH, FAKES, REALS, ABOUT = range(1, 10)
 
 
 def augmented(sample: Sample, seed: tf.Tensor, augmentation: Augmentation) -> Sample:
@@ -316,7 +316,7 @@ def blurred(image: tf.Tensor, sd: tf.Tensor, reach: int = 5) -> tf.Tensor:
 
 def deformed(
     augmentation: Augmentation,
-    grids: Sequence[np.ndarray],
+    grids: Sequence[Sequence[np.ndarray | tf.Tensor]],
     seed: tf.Tensor,
     unit: float,
     spacing: tf.Tensor,
@@ -329,27 +329,27 @@ def deformed(
 
     Args:
       augmentation: how large its parts are, in units.
-      grids: 1D arrays, offsets from the centre in voxels; every grid is a cube of its offsets.
+      grids: for each grid three 1D arrays, offsets from the centre along z, y and x in voxels.
       seed: 2 integers.
       unit: voxels a unit.
       spacing: (3,) mm a voxel; a rotation is rigid in mm.
 
     Returns:
-      One (n, n, n, 3) float32 tensor a grid: offsets from the centre after the transform, in
-      voxels.
+      One (depth, height, width, 3) float32 tensor a grid: offsets from the centre after the
+      transform, in voxels.
     """
     seeds = tf.unstack(tf.random.experimental.stateless_split(seed, 3))
     translation = tf.random.stateless_uniform([3], seeds[0], -1.0, 1.0) * augmentation.shift * unit
     parts = _Parts(seed, augmentation)
     angles = parts.turned * _angles(seeds[1], augmentation.rotation)
     turn = _rotation(angles) * spacing / spacing[:, None] / parts.size
-    reach = max(abs(offset) for grid in grids for offset in grid)
-    bend = _bend(augmentation, seeds[2], [reach] * 3, unit, parts.bent)
+    lines = [[tf.cast(along, tf.float32) for along in grid] for grid in grids]
+    reach = [tf.reduce_max(tf.abs(tf.concat(axis, 0))) for axis in zip(*lines)]
+    bend = _bend(augmentation, seeds[2], reach, unit, parts.bent)
     sides = tf.unstack(_sides(augmentation, tf.random.fold_in(seed, MIRRORS)))
     landed = []
-    for grid in grids:
-        offsets = tf.constant(grid, tf.float32)
-        at = _crossed([side * offsets for side in sides], bend([offsets] * 3))
+    for offsets in lines:
+        at = _crossed([side * along for side, along in zip(sides, offsets)], bend(offsets))
         landed.append(tf.stack(_placed(turn, translation, at), axis=-1))
     return landed
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tf_autoctx.data import arrays
+from tf_autoctx.data import arrays, augment
 from tf_autoctx.data.arrays import Stored
 from tf_autoctx.errors import FieldError, UserError
 
@@ -258,22 +258,49 @@ def _stacked(*tensors: tf.Tensor) -> tf.Tensor:
     return tf.stack(tensors)
 
 
-def random_patch(case: Case, seed: tf.Tensor, size: Sequence[int | None]) -> Sample:
-    """A patch of spatial `size` (3 integers) at a random place, the same in all arrays.
+def random_patch(
+    case: Case, seed: tf.Tensor, size: Sequence[int | None], share: float = 0.0
+) -> Sample:
+    """A patch at a random place, the same in all arrays but "places" and "spacing", of which there
+    is none.
 
-    None keeps an axis.
+    Args:
+      case: "image" and whatever else lies on its grid; for a `share`, "places" too.
+      seed: 2 integers.
+      size: edges along z, y and x; None, and an edge beyond the volume's, is all of an axis.
+      share: see `random_corner`.
     """
-    whole = case["image"].shape()[:3]
-    edges = tf.stack([whole[axis] if edge is None else edge for axis, edge in enumerate(size)])
-    corner = random_corner(whole, edges, seed)
-    cut = {name: array.cut(corner, edges) for name, array in case.items()}
-    return {name: tf.ensure_shape(patch, [*size, patch.shape[-1]]) for name, patch in cut.items()}
+    whole = tf.unstack(case["image"].shape()[:3])
+    edges = tf.stack([tf.minimum(n if edge is None else edge, n) for edge, n in zip(size, whole)])
+    corner = random_corner(case, edges, seed, share)
+    return {
+        name: array.cut(corner, edges)
+        for name, array in case.items()
+        if name not in ("places", "spacing")
+    }
 
 
-def random_corner(whole: tf.Tensor, edges: Any, seed: tf.Tensor) -> tf.Tensor:
-    """(3,) int32, first voxel of a box of such edges anywhere in a volume of spatial shape
-    `whole`."""
-    return tf.random.stateless_uniform([3], seed, 0, tf.int32.max, tf.int32) % (whole - edges + 1)
+def random_corner(case: Case, edges: Any, seed: tf.Tensor, share: float = 0.0) -> tf.Tensor:
+    """(3,) int32, first voxel of a box of such edges in a volume: anywhere, or, of this share of
+    boxes, so that a voxel of a structure is in its middle, as far as the volume goes."""
+    free = case["image"].shape()[:3] - edges
+    corner = tf.random.stateless_uniform([3], seed, 0, tf.int32.max, tf.int32) % (free + 1)
+    if not share:
+        return corner
+    own = tf.random.fold_in(seed, augment.ABOUT)
+    seeds = tf.unstack(tf.random.experimental.stateless_split(own, 3))
+    middle = tf.cast(random_place(case["places"].whole(), seeds[:2]), tf.int32)
+    about = tf.clip_by_value(middle - edges // 2, 0, free)
+    return tf.where(tf.random.stateless_uniform([], seeds[2]) < share, about, corner)
+
+
+def random_place(places: tf.Tensor, seeds: Sequence[tf.Tensor]) -> tf.Tensor:
+    """(3,) float32, one of the voxels of `subvolumes.places`, of a structure drawn evenly among
+    those that are there; by two seeds."""
+    present = tf.cast(tf.math.is_finite(places[:, 0, 0]), tf.float32)
+    structure = tf.random.stateless_categorical(tf.math.log(present)[None], 1, seeds[0])[0, 0]
+    place = tf.random.stateless_uniform([], seeds[1], 0, tf.shape(places)[1], tf.int32)
+    return places[tf.cast(structure, tf.int32), place]
 
 
 def require_one_shape(shapes: Iterable[tuple[int, ...]], batch_size: int) -> None:

@@ -42,7 +42,7 @@ def draw(
     *,
     scales: Sequence[float],
     unit: float,
-    size: int,
+    size: Sequence[int],
     augmentation: Augmentation,
 ) -> augment.Sample:
     """Subvolumes of one case, one a scale, about a voxel of a structure drawn evenly.
@@ -55,25 +55,22 @@ def draw(
       seed: 2 integers.
       scales: full-size voxels that a voxel of each scale covers along an axis.
       unit: the smallest scale that training ever sees: the deformation's unit.
-      size: edge of a subvolume in voxels of its scale.
+      size: edges (z, y, x) of a subvolume in voxels of its scale.
       augmentation: see `augment.deformed`.
 
     Returns:
-      {"image_1": (size, size, size, channels) float32, "label_1": (size, size, size, 1) uint8,
-      ...}. Images are interpolated linearly and labels taken from the nearest full-size voxel,
-      once; what lies outside the volume is air, 0.
+      {"image_1": (*size, channels) float32, "label_1": (*size, 1) uint8, ...}. Images are
+      interpolated linearly and labels taken from the nearest full-size voxel, once; what lies
+      outside the volume is air, 0.
     """
     seeds = tf.unstack(tf.random.experimental.stateless_split(seed, 4))
-    candidates = case["places"].whole()
-    present = tf.cast(tf.math.is_finite(candidates[:, 0, 0]), tf.float32)
-    structure = tf.random.stateless_categorical(tf.math.log(present)[None], 1, seeds[0])[0, 0]
-    place = tf.random.stateless_uniform([], seeds[1], 0, PLACES, tf.int32)
+    place = pipeline.random_place(case["places"].whole(), seeds[:2])
     # The centre is a corner of voxels of the finest scale, so that an undeformed subvolume of it is
     # not interpolated.
-    centre = tf.floor(candidates[tf.cast(structure, tf.int32), place] / unit) * unit
+    centre = tf.floor(place / unit) * unit
 
-    steps = np.arange(size) + 0.5 - size / 2
-    grids = [scale * steps for scale in scales]
+    steps = [np.arange(edge) + 0.5 - edge / 2 for edge in size]
+    grids = [[scale * along for along in steps] for scale in scales]
     # Undeformed points of an even scale lie on the faces between full-size voxels: either side is
     # as near.
     side = tf.random.stateless_uniform([3], seeds[3], -1e-3, 1e-3)
@@ -87,37 +84,42 @@ def draw(
         cut[f"image_{level}"] = augment.sample_linear(image, at * shrunk - 0.5)
         cut[f"label_{level}"] = augment.sample_nearest(case["label"], at - 0.5 + side)
     return {
-        name: tf.ensure_shape(tensor, (size, size, size, tensor.shape[-1]))
-        for name, tensor in cut.items()
+        name: tf.ensure_shape(tensor, (*size, tensor.shape[-1])) for name, tensor in cut.items()
     }
 
 
 def patch(
-    case: Mapping[str, Stored], seed: tf.Tensor, size: int, augmentation: Augmentation
+    case: Mapping[str, Stored],
+    seed: tf.Tensor,
+    size: Sequence[int],
+    augmentation: Augmentation,
+    share: float = 0.0,
 ) -> augment.Sample:
-    """A deformed cube at a random place of a volume, that of `pipeline.random_patch`.
+    """A deformed box at a random place of a volume, that of `pipeline.random_patch`.
 
     Args:
       case: {"image", "label" and whatever else lies on their grid: array (depth, height, width,
-        channels), "spacing": (3,) mm a voxel}.
+        channels), "spacing": (3,) mm a voxel}; for a `share`, "places" too.
       seed: 2 integers.
-      size: edge of the cube.
+      size: edges along z, y and x; one beyond the volume's is all of an axis.
       augmentation: see `augment.deformed`.
+      share: see `pipeline.random_corner`.
 
     Returns:
-      {name: (size, size, size, channels)} of all but "spacing". Labels are the nearest voxels, 0
+      {name: (*size, channels)} of all but "places" and "spacing". Labels are the nearest voxels, 0
       outside the volume; all else is linear, and continued there by its edge.
     """
-    whole = case["image"].shape()[:3]
-    corner = pipeline.random_corner(whole, [size] * 3, seed)
-    offsets = np.arange(size) - (size - 1) / 2
+    edges = tf.minimum(case["image"].shape()[:3], size)
+    corner = pipeline.random_corner(case, edges, seed, share)
+    last = tf.cast(edges - 1, tf.float32)
+    offsets = [tf.range(n + 1) - n / 2 for n in tf.unstack(last)]
     own = tf.random.fold_in(seed, augment.PATCH)
     [landed] = augment.deformed(augmentation, [offsets], own, 1.0, case["spacing"].whole())
-    at = tf.cast(corner, tf.float32) + (size - 1) / 2 + landed
+    at = tf.cast(corner, tf.float32) + last / 2 + landed
     cut = {}
     for name, array in case.items():
         if name.startswith("label"):
             cut[name] = augment.sample_nearest(array, at)
-        elif name != "spacing":
+        elif name not in ("places", "spacing"):
             cut[name] = augment.sample_linear(array, at, continued=True)
     return cut

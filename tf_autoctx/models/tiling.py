@@ -19,7 +19,9 @@ def count(size: Sequence[int], tile: int, overlap: int) -> int:
     return math.prod(_layout(int(n), tile, overlap)[0] for n in size)
 
 
-def tiled(function: Function, x: Tensor, tile: int, overlap: int) -> Tensor:
+def tiled(
+    function: Function, x: Tensor, tile: int | Sequence[int], overlap: int | Sequence[int]
+) -> Tensor:
     """Runs `function` on overlapping tiles of x, one at a time, and blends by smooth ramps.
 
     Along an axis of more than `tile` voxels, tiles of one size are spread evenly; they start at
@@ -31,8 +33,8 @@ def tiled(function: Function, x: Tensor, tile: int, overlap: int) -> Tensor:
       function: (batch, depth, height, width, channels) of any spatial size -> same size with
         `classes` channels.
       x: (batch, depth, height, width, channels); sizes may be unknown in a graph, channels may not.
-      tile: largest edge of a tile in voxels, a multiple of 8.
-      overlap: voxels that neighbours share, a multiple of 8 and at most half a tile.
+      tile: largest edge of a tile in voxels, a multiple of 8; one number, or one an axis.
+      overlap: voxels that neighbours share, a multiple of 8 and at most half a tile; likewise.
 
     Returns:
       (batch, depth, height, width, classes).
@@ -49,8 +51,9 @@ def tiled(function: Function, x: Tensor, tile: int, overlap: int) -> Tensor:
     # Loop in loop, depth outermost: only one axis' overlaps are ever held for more than a slab of
     # the volume.
     run = function
+    tiles, overlaps = ((n,) * 3 if isinstance(n, int) else tuple(n) for n in (tile, overlap))
     for axis in (3, 2, 1):
-        run = _along(axis, run, tile, overlap, spec)
+        run = _along(axis, run, tiles[axis - 1], overlaps[axis - 1], spec)
     return run(x)
 
 

@@ -11,14 +11,13 @@ from keras import ops
 
 from tf_autoctx.models import layers
 
-RESOLUTIONS = 4
-
 
 def unet3d(
     input_shape: layers.Shape = (None, None, None, 1),
     classes: int = 8,
     *,
     base_filters: int = 32,
+    depth: int = 4,
     normalization: str = "batch",
     initializer: str = "he",
     bias: bool = False,
@@ -26,13 +25,14 @@ def unet3d(
 ) -> keras.Model:
     """3D U-Net of four resolutions (Cicek et al. 2016, as in Roth et al. 2018, section 2.1).
 
-    Any spatial size works: the image is padded at its high ends to a multiple of 8 inside, and the
-    output is cropped. Convolutions are `same`, so that 64^3 voxels in are 64^3 out.
+    Any spatial size works: the image is padded at its high ends to a multiple of 2^(depth - 1)
+    inside, and the output is cropped. Convolutions are `same`, so that 64^3 voxels in are 64^3 out.
 
     Args:
       input_shape: (depth, height, width, channels); None leaves an axis free.
       classes: K, background included.
       base_filters: channels of the first convolution; the paper has 32, all others follow.
+      depth: resolutions.
       normalization: "batch" (moving averages, so that the output of a tile does not depend on its
         size) or "instance".
       initializer: see `layers.initializers`.
@@ -48,11 +48,11 @@ def unet3d(
     """
     block = layers.Block(normalization, initializer, bias)
     image = keras.Input(input_shape, name="image")
-    x = layers.PadToMultiple(2 ** (RESOLUTIONS - 1))(image)
+    x = layers.PadToMultiple(2 ** (depth - 1))(image)
 
     # Analysis
     skips = []
-    for resolution in range(RESOLUTIONS):
+    for resolution in range(depth):
         x = layers.max_pool(x) if resolution else x
         place = f"analysis_{resolution + 1}"
         x = block.conv(x, base_filters * 2**resolution, 3, f"{place}_1")
@@ -60,7 +60,7 @@ def unet3d(
         skips.append(x)
 
     # Synthesis
-    for resolution in reversed(range(RESOLUTIONS - 1)):
+    for resolution in reversed(range(depth - 1)):
         skip, place = skips[resolution], f"synthesis_{resolution + 1}"
         x = layers.deconv(x, x.shape[-1], 2, initializer, name=f"{place}_up")
         x = keras.layers.Concatenate()([x, skip])
@@ -129,7 +129,7 @@ def pyramid(
             finer = downsampling[level - 2] / factor
             context = ResampleAboutCentre(finer, dtype="float32")([context, x])
             x = keras.layers.Concatenate()([x, context])
-        unet = unet3d((None, None, None, x.shape[-1]), classes, name=f"level_{level}", **arguments)
+        unet = unet3d((*input_shape, x.shape[-1]), classes, name=f"level_{level}", **arguments)
         logits = outputs[f"level_{level}"] = unet(x)
     return keras.Model(images, outputs, name="pyramid")
 

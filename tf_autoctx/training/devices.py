@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import keras
 import tensorflow as tf
 from absl import logging
+from tensorflow.python.client import device_lib
 
 from tf_autoctx.errors import FieldError
 
@@ -89,6 +90,26 @@ def set_up(precision: str, seed: int) -> str:
     keras.config.set_dtype_policy(precision)
     keras.utils.set_random_seed(seed)
     return precision
+
+
+def free_memory(root: pathlib.Path = pathlib.Path("/")) -> int | None:
+    """Bytes that a replica can take; None: unknown.
+
+    Of the GPU that has least for TensorFlow; without one, what this machine has for a new process,
+    and no more than the control group of its container may take.
+    """
+    if tf.config.list_physical_devices("GPU"):
+        listed = device_lib.list_local_devices()
+        return min(device.memory_limit for device in listed if device.device_type == "GPU")
+    limits = []
+    with contextlib.suppress(OSError):
+        told = (root / "proc" / "meminfo").read_text()
+        limits += [1024 * int(kib) for kib in re.findall(r"^MemAvailable: *(\d+) kB", told, re.M)]
+    groups = root / "sys" / "fs" / "cgroup"
+    for path in (groups / "memory.max", groups / "memory" / "memory.limit_in_bytes"):
+        with contextlib.suppress(OSError, ValueError):  # "max" where there is no limit
+            limits.append(int(path.read_text()))
+    return min(limits, default=None)
 
 
 def described(strategy: tf.distribute.Strategy) -> str:

@@ -264,7 +264,7 @@ def _wrong(facts: Any) -> str | None:
     """Name of what config.json lacks or has in another form; None where all is well."""
     kinds = {"system": str, "flags": dict, "data_fingerprint": str}
     lists = dict.fromkeys(("channels", "spacing", "resumed"), list)
-    further = {"labels": dict, "versions": dict, **lists}
+    further = {"labels": dict, "versions": dict, "plan": dict, **lists}
     if not isinstance(facts, dict):
         return "an object of JSON"
     for name, kind in kinds.items():

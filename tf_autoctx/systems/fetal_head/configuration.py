@@ -6,6 +6,7 @@ import dataclasses
 
 from tf_autoctx.configuration import check, field
 from tf_autoctx.data.configuration import Augmentation, Resampling
+from tf_autoctx.errors import FieldError
 from tf_autoctx.models.options import (
     ATTENTION_KERNELS,
     BIAS,
@@ -14,6 +15,7 @@ from tf_autoctx.models.options import (
     VARIANTS,
 )
 from tf_autoctx.systems.fetal_head.presets import PRESETS
+from tf_autoctx.systems.shared import patches
 from tf_autoctx.systems.shared.declaration import Declaration
 
 # Rows of tables 1 and 2 that are a way of running a network rather than a network of their own.
@@ -58,6 +60,13 @@ class FetalHead:
     patch_size: int = field(
         64, "Edge of a p-USegNet patch in voxels, a multiple of 8.", multiple=8, least=8
     )
+    patch: str = field(
+        patches.WHOLE,
+        "Edges (z,y,x) in voxels of the network's grid, multiples of 8, of random patches that are "
+        "learnt from, a third of them about the head, and of the tiles that volumes are segmented "
+        "in. auto plans them from the training cases and the free memory; none: whole volumes.",
+        before=patches.WHOLE,
+    )
     base_filters: int = field(32, "Channels of the first stage; all others follow.", least=1)
     normalization: str = field(
         "instance",
@@ -83,6 +92,14 @@ class FetalHead:
 
     def __post_init__(self) -> None:
         check(self)
+        patches.edges(self.patch)
+        if self.patch != patches.WHOLE and self._way != "volume":
+            raise FieldError(
+                "patch",
+                self.patch,
+                f"{self.variant} sees {self._way} of its own; expected another `variant`, or "
+                f"{patches.WHOLE}.",
+            )
 
     @property
     def levels(self) -> int:
@@ -95,9 +112,19 @@ class FetalHead:
         return WAYS.get(self.variant, (self.variant, ""))[0]
 
     @property
+    def _way(self) -> str:
+        """What the variant's own passes see."""
+        return WAYS.get(self.variant, (self.variant, "volume"))[1]
+
+    @property
+    def edges(self) -> tuple[int, ...] | None:
+        """Of a patch, (z, y, x) in voxels of the network's grid; None: there are none."""
+        return (self.patch_size,) * 3 if self._way == "patches" else patches.edges(self.patch)
+
+    @property
     def view(self) -> str:
         """What one pass of the network sees: the "volume", "patches" or "slices" of it."""
-        return WAYS.get(self.variant, (self.variant, "volume"))[1]
+        return "patches" if self.edges else self._way
 
     @property
     def factor(self) -> float:
@@ -107,7 +134,7 @@ class FetalHead:
     @property
     def same_grid(self) -> bool:
         """Whether the network works on the original grid."""
-        return self.view != "volume" or self.factor == 1
+        return self._way != "volume" or self.factor == 1
 
 
 @dataclasses.dataclass(frozen=True)

@@ -42,6 +42,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "initializer": "paper",
         "base_filters": 32,
         "patch_size": 64,
+        "patch": "none",
         "batch_size": 1,
         "steps": 30 * 2112,
         "samples_per_epoch": 2112,

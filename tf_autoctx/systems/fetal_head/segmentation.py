@@ -19,6 +19,9 @@ from tf_autoctx.errors import FieldError
 from tf_autoctx.models import layers, tiling
 from tf_autoctx.models.usegnet import usegnet
 from tf_autoctx.systems.fetal_head.configuration import FetalHead
+from tf_autoctx.systems.shared.patches import WHOLE
+
+ABOUT_HEAD = 1 / 3  # as nnU-Net, Isensee et al. 2021
 
 Tensor = Any
 Size = Sequence[Any]  # spatial size, integers or integer tensors
@@ -35,13 +38,13 @@ class Cascade:
     def __init__(self, configuration: FetalHead, channels: int = 1) -> None:
         self.configuration, self.channels = configuration, channels
 
-    def network(self) -> keras.Model:
-        """A new network of one level, under the current Keras dtype policy."""
+    def network(self, size: Sequence[int | None] = (None, None, None)) -> keras.Model:
+        """A new network of one level, under the current Keras dtype policy, for volumes or patches
+        of a spatial size, None: any; or for slices."""
         chosen = self.configuration
         channels = self.channels + (chosen.join == "concat")
-        spatial = (None, None) if chosen.view == "slices" else (None, None, None)
         return usegnet(
-            (*spatial, channels),
+            (*(size[1:] if chosen.view == "slices" else size), channels),
             chosen.network,
             base_filters=chosen.base_filters,
             attention_kernel=chosen.attention_kernel,
@@ -131,11 +134,10 @@ class Cascade:
             return head(image[None])[0]
 
         x = self.joined(image, context)
-        patch = self.configuration.patch_size
-        if self.configuration.view == "patches":
+        if edges := self.configuration.edges:
             # Half a patch, rounded down to whole pooling cells; the paper's 64 is shared by exactly
             # half.
-            return tiling.tiled(head, x, patch, patch // 16 * 8)
+            return tiling.tiled(head, x, edges, [edge // 16 * 8 for edge in edges])
         if self.configuration.view == "slices":
             shape = ops.shape(x)
             slices = ops.map(head_of_slice, ops.reshape(x, (-1, *shape[2:])))
@@ -165,25 +167,28 @@ class Cascade:
         network's grid.
 
         Raises:
-          FieldError: a patch of more than half the volume's edge: no patch network any more.
+          FieldError: a patch of p-USegNet of more than half the volume's edge: no patch network any
+            more.
         """
-        view, patch = self.configuration.view, self.configuration.patch_size
-        if view == "patches" and 2 * patch > min(size):
+        chosen = self.configuration
+        if chosen.view == "slices":
+            return tuple(size[1:])
+        if chosen.edges and chosen.patch == WHOLE and 2 * chosen.patch_size > min(size):
             raise FieldError(
                 "patch_size",
-                patch,
+                chosen.patch_size,
                 f"a training volume has {tuple(size)} voxels; expected at most half of each axis.",
             )
-        shapes = {"volume": tuple(size), "patches": (patch,) * 3, "slices": tuple(size[1:])}
-        return shapes[view]
+        return tuple(map(min, chosen.edges, size)) if chosen.edges else tuple(size)
 
-    def training_patch(self) -> tuple[int | None, int | None, int | None]:
-        """Edges of what one training pass sees of a volume, at a random place; None: all of an
-        axis."""
-        patch = self.configuration.patch_size
-        patches = {
-            "volume": (None, None, None),
-            "patches": (patch, patch, patch),
-            "slices": (1, None, None),
-        }
-        return patches[self.configuration.view]
+    def training_patch(self) -> tuple[int | None, ...]:
+        """Edges of what one training pass sees of a volume, at a random place; None, and an edge
+        beyond the volume's: all of an axis."""
+        whole = (1 if self.configuration.view == "slices" else None, None, None)
+        return self.configuration.edges or whole
+
+    @property
+    def share(self) -> float:
+        """Of the training patches that are drawn about a voxel of the head; the paper's p-USegNet
+        has none."""
+        return 0.0 if self.configuration.patch == WHOLE else ABOUT_HEAD

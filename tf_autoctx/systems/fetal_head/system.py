@@ -14,11 +14,12 @@ from tf_autoctx import biometry
 from tf_autoctx.data import datasets
 from tf_autoctx.data.configuration import AS_THEY_ARE
 from tf_autoctx.errors import UserError
-from tf_autoctx.models import layers
+from tf_autoctx.models import layers, memory
+from tf_autoctx.models.usegnet import ENCODER
 from tf_autoctx.systems.fetal_head import training
 from tf_autoctx.systems.fetal_head.configuration import DECLARATION, FetalHead
 from tf_autoctx.systems.fetal_head.segmentation import Cascade
-from tf_autoctx.systems.shared import stages
+from tf_autoctx.systems.shared import patches, places, planning, stages
 from tf_autoctx.systems.shared.averaging import Estimate
 from tf_autoctx.systems.shared.caching import Files
 from tf_autoctx.systems.shared.session import Session
@@ -32,6 +33,8 @@ from tf_autoctx.systems.shared.system import (
     Tensor,
 )
 from tf_autoctx.training.runs import Run
+
+DEPTH = len(ENCODER) + 1
 
 
 class FetalHeadSystem(System):
@@ -73,6 +76,19 @@ class FetalHeadSystem(System):
 
     # Training
 
+    def planned(self, cases: planning.Cases) -> planning.Plan:
+        """The patch, or none; the depth is the paper's."""
+        cost = memory.cost(self.cascade.network(memory.SIZE))
+        cases = cases.on(self.cascade.network_size)
+        edges, reason = planning.whole_or_patch(cases, cost)
+        coarsest = planning.coarsest_grid(edges or cases.median, DEPTH)
+        depth = (
+            f"depth: {DEPTH} resolutions, as attention modules and side branches have their places "
+            f"in the paper's; the coarsest grid has {coarsest} voxels."
+        )
+        flags = {patches.FLAG: patches.told(edges) if edges else patches.WHOLE}
+        return planning.Plan(flags, [reason, depth])
+
     def prepare(self, case: datasets.Case, voxels: Tensor, label: Tensor) -> dict[str, Tensor]:
         """Image and label on the network's grid.
 
@@ -92,8 +108,10 @@ class FetalHeadSystem(System):
         return training.chunk(self.cascade)
 
     def train(self, session: Session) -> Networks:
-        first = session.with_files(*map(_without_context, (session.training, session.validation)))
-        return training.train(self.cascade, first)
+        files = [*map(_without_context, (session.training, session.validation))]
+        if self.cascade.share:
+            files = [places.with_places(part, [1], session.settings.seed) for part in files]
+        return training.train(self.cascade, session.with_files(*files))
 
     def finished(self, run: Run) -> Networks:
         """The finished levels, level 1 first, with a warning where one is missing.

@@ -30,7 +30,7 @@ class LevelStage(AdamStage):
       session: whose files have the last level's context.
     """
 
-    columns = ("image", "label", "context", "spacing")
+    columns: tuple[str, ...] = ("image", "label", "context", "spacing")
 
     def __init__(self, level: int, cascade: Cascade, session: Session) -> None:
         self.name, self._cascade = f"level_{level}", cascade
@@ -40,6 +40,8 @@ class LevelStage(AdamStage):
         # Each level has its own seed, so that it does not matter which levels were trained in the
         # same process.
         self.seed = session.settings.seed * 1000 + level
+        if cascade.share:
+            self.columns = (*self.columns, "places")
         self._augmentation = session.configured(Augmentation)
         # A patch that turns shows what lies around it, not its own edges.
         self._deforms_patches = (
@@ -72,12 +74,12 @@ class LevelStage(AdamStage):
     def read(self, case: pipeline.Case, seed: Tensor) -> Sample:
         """All of a volume, a random patch or a random slice, with its spacing; or a patch that is
         deformed already."""
-        if self._deforms_patches:
-            edge = self._cascade.configuration.patch_size
-            return self._known(subvolumes.patch(case, seed, edge, self._augmentation))
-        volumes = {name: array for name, array in case.items() if name != "spacing"}
-        seen = pipeline.random_patch(volumes, seed, self._cascade.training_patch())
-        if self._cascade.configuration.view == "slices":
+        configuration, share = self._cascade.configuration, self._cascade.share
+        if self._deforms_patches and configuration.edges:
+            how = configuration.edges, self._augmentation, share
+            return self._known(subvolumes.patch(case, seed, *how))
+        seen = pipeline.random_patch(case, seed, self._cascade.training_patch(), share)
+        if configuration.view == "slices":
             seen = {name: tensor[0] for name, tensor in seen.items()}
         return self._known(seen) | {"spacing": case["spacing"].whole()}
 

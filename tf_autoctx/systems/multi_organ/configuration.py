@@ -11,6 +11,7 @@ from tf_autoctx.data.regions import parsed
 from tf_autoctx.errors import FieldError
 from tf_autoctx.models.options import BIAS, INITIALIZERS, NORMALIZATIONS
 from tf_autoctx.systems.multi_organ.presets import PRESETS
+from tf_autoctx.systems.shared import patches
 from tf_autoctx.systems.shared.declaration import Declaration
 
 # How the levels learn: the gradient of a level reaches all before it; level after level, each
@@ -44,6 +45,14 @@ class MultiOrgan:
         multiple=8,
         least=8,
     )
+    patch: str = field(
+        patches.WHOLE,
+        "Edges (z,y,x) of a training subvolume in voxels of its level, multiples of 8. auto plans "
+        "them, and the depth, from the training cases and the free memory; none: cubes of "
+        "patch_size.",
+        training_only=True,
+        before=patches.WHOLE,
+    )
     tile_size: int = field(
         128,
         "Largest edge of an inference tile in voxels of its level, a multiple of 8; it bounds the "
@@ -62,6 +71,14 @@ class MultiOrgan:
         "this one as 4 where that is -160.",
     )
     base_filters: int = field(32, "Channels of the first convolution; all others follow.", least=1)
+    depth: int | None = field(
+        None,
+        "Resolutions of a U-Net. By default 4; where the patch is planned, as many of them as "
+        "leave 4 voxels an edge of the coarsest grid.",
+        least=2,
+        most=4,
+        before=4,
+    )
     normalization: str = field(
         "batch",
         "What features are normalized by: moving averages (batch), or statistics of the tile at "
@@ -84,6 +101,7 @@ class MultiOrgan:
     def __post_init__(self) -> None:
         check(self)
         parsed(self.regions)
+        patches.edges(self.patch)
         factors = self.factors
         if any(fine >= coarse for coarse, fine in itertools.pairwise(factors)):
             raise FieldError(
@@ -103,6 +121,16 @@ class MultiOrgan:
                 self.window_low,
                 f"expected less than `window_high={self.window_high}`.",
             )
+
+    @property
+    def edges(self) -> tuple[int, ...]:
+        """Of a training subvolume, (z, y, x) in voxels of its level."""
+        return patches.edges(self.patch) or (self.patch_size,) * 3
+
+    @property
+    def resolutions(self) -> int:
+        """`depth`, or what it is by default: the paper's."""
+        return self.depth or 4
 
     @property
     def factors(self) -> tuple[int, ...]:

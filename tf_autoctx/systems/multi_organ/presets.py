@@ -38,6 +38,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "mode": "end_to_end",
         "levels": 2,  # of which the factors 4 and 2 follow
         "patch_size": 64,
+        "patch": "none",
+        "depth": 4,
         "base_filters": 32,
         "normalization": "batch",
         "regions": "",

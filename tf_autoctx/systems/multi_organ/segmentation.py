@@ -69,17 +69,21 @@ class Pyramid:
 
     # The networks
 
-    def network(self, levels: int | None = None) -> keras.Model:
+    def network(
+        self, levels: int | None = None, size: Sequence[int | None] = (None, None, None)
+    ) -> keras.Model:
         """A new pyramid of the first `levels` levels (None: all), under the current Keras dtype
-        policy."""
+        policy; all of them see the same spatial `size`, None: any."""
         chosen = self.configuration
         return pyramid(
             chosen.scales[:levels],
             len(self.regions or self.values),
             regions=bool(self.regions),
+            input_shape=tuple(size),
             channels=self.channels,
             end_to_end=chosen.mode == "end_to_end",
             base_filters=chosen.base_filters,
+            depth=chosen.resolutions,
             normalization=chosen.normalization,
             initializer=chosen.initializer,
             bias=chosen.bias,
@@ -101,6 +105,10 @@ class Pyramid:
             return max(1, rounded) if isinstance(n, int) else ops.maximum(1, rounded)
 
         return tuple(map(shrunk, size))
+
+    def last_grid_size(self, size: Size) -> tuple[Any, ...]:
+        """`grid_size` of the last level."""
+        return self.grid_size(size, self.configuration.scales[-1])
 
     def preprocess(self, image: Tensor, scale: int) -> Tensor:
         """The CT window in hundreds of HU from its lower end, 0 for air, shrunk to a level's grid

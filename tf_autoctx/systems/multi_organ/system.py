@@ -14,10 +14,11 @@ import tensorflow as tf
 from tf_autoctx.configuration import configured
 from tf_autoctx.data import arrays, datasets
 from tf_autoctx.data.labels import IGNORED
+from tf_autoctx.models import memory
 from tf_autoctx.systems.multi_organ import training
 from tf_autoctx.systems.multi_organ.configuration import DECLARATION, MultiOrgan
 from tf_autoctx.systems.multi_organ.segmentation import Pyramid, UNet
-from tf_autoctx.systems.shared import stages
+from tf_autoctx.systems.shared import patches, places, planning, stages
 from tf_autoctx.systems.shared.averaging import Estimate
 from tf_autoctx.systems.shared.checks import warn_of_missing
 from tf_autoctx.systems.shared.grid import Grid
@@ -78,7 +79,9 @@ class MultiOrganSystem(System):
     @classmethod
     def implied(cls, values: Mapping[str, Any]) -> dict[str, Any]:
         chosen = configured(MultiOrgan, values)
-        return {"downsampling": list(chosen.factors)}
+        planned = chosen.patch == patches.AUTO
+        depth = chosen.depth if planned else chosen.resolutions
+        return {"downsampling": list(chosen.factors), "depth": depth}
 
     @classmethod
     def write_phantoms(cls, folder: pathlib.Path, values: Mapping[str, Any]) -> pathlib.Path:
@@ -88,6 +91,18 @@ class MultiOrganSystem(System):
         return phantoms.write_abdomens(folder, *(values[name] for name in names))
 
     # Training
+
+    def planned(self, cases: planning.Cases) -> planning.Plan:
+        """The patch on the last level's grid, and as many resolutions as suit it unless `depth`
+        says how many."""
+        cases = cases.on(self.pyramid.last_grid_size)
+        cost = memory.cost(self.pyramid.network(size=memory.SIZE))
+        edges, reason = planning.patch(cases, cost)
+        flags, reasons = {patches.FLAG: patches.told(edges)}, [reason]
+        if self.configuration.depth is None:
+            flags["depth"], reason = planning.depth(edges)
+            reasons.append(reason)
+        return planning.Plan(flags, reasons)
 
     def prepare(self, case: datasets.Case, voxels: Tensor, label: Tensor) -> dict[str, Tensor]:
         """Every level's image, and the label's classes; what is to be ignored stays that."""
@@ -105,7 +120,7 @@ class MultiOrganSystem(System):
     def train(self, session: Session) -> Networks:
         """See `System.train`; warns of structures that no training case has."""
         files = [
-            training.with_places(files, self.pyramid, session.settings.seed)
+            places.with_places(files, range(1, len(self.pyramid.values)), session.settings.seed)
             for files in (session.training, session.validation)
         ]
         present = {*training.present(files[0], self.pyramid)}

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import pathlib
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 
 import keras
@@ -17,7 +15,7 @@ from tf_autoctx.data.configuration import Augmentation
 from tf_autoctx.systems.multi_organ.configuration import MultiOrgan
 from tf_autoctx.systems.multi_organ.segmentation import Pyramid
 from tf_autoctx.systems.shared import stages
-from tf_autoctx.systems.shared.caching import Files, case_of
+from tf_autoctx.systems.shared.caching import Files
 from tf_autoctx.systems.shared.session import Session
 from tf_autoctx.systems.shared.stage import AdamStage, Networks, Sample, Tensor, digest
 
@@ -33,7 +31,7 @@ class PyramidStage(AdamStage):
       below: the finished pyramid of the levels before the last, which stay as they are in it; None
         trains all levels.
       pyramid: what the levels are.
-      session: whose files are of `with_places`.
+      session: whose files are of `places.with_places`.
     """
 
     def __init__(
@@ -86,7 +84,7 @@ class PyramidStage(AdamStage):
             seed,
             scales=configuration.scales[: len(self._levels)],
             unit=configuration.scales[-1],
-            size=configuration.patch_size,
+            size=configuration.edges,
             augmentation=self._augmentation,
         )
 
@@ -129,7 +127,7 @@ def train(pyramid: Pyramid, session: Session) -> Networks:
 
     Args:
       pyramid: what the levels are.
-      session: whose files are of `with_places`.
+      session: whose files are of `places.with_places`.
 
     Returns:
       {name of the last stage: finished pyramid of all levels, float32}.
@@ -148,23 +146,8 @@ def stage_name(configuration: MultiOrgan, count: int | None = None) -> str:
     return f"level_{configuration.first_level - 1 + (count or len(configuration.scales))}"
 
 
-def with_places(files: Files, pyramid: Pyramid, seed: int) -> Files:
-    """The files with voxels of every structure, at which subvolumes are centred: drawn once for
-    each case, and kept beside its label."""
-    changed = []
-    for entry in files:
-        path = pathlib.Path(entry["label"]).with_name("places")
-        if not path.exists():
-            rng = np.random.default_rng([seed, zlib.crc32(case_of(entry).encode())])
-            classes = pipeline.stored(entry["label"], "label")[..., 0].numpy()
-            numbers = range(1, len(pyramid.values))
-            pipeline.store(path, subvolumes.places(classes, numbers, rng))
-        changed.append({**entry, "places": str(path)})
-    return changed
-
-
 def present(files: Files, pyramid: Pyramid) -> list[int]:
-    """Label values of the structures that a case of `with_places` has."""
+    """Label values of the structures that a case of `places.with_places` has."""
     places = np.stack([pipeline.stored(entry["places"], "places")[:, 0, 0] for entry in files])
     is_present = ~np.isnan(places).all(axis=0)
     return [value for value, there in zip(pyramid.values[1:], is_present) if there]

@@ -69,6 +69,9 @@ class Cleaning:
         return cleaned
 
 
+NO_STEPS = Cleaning()
+
+
 def common(cleanings: Sequence[Cleaning]) -> Cleaning:
     """What several runs keep, all of them."""
 

@@ -10,11 +10,14 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+import tensorflow as tf
+
 from tf_autoctx import configuration, files
 from tf_autoctx.data import datasets, images, regions
 from tf_autoctx.data.configuration import MEDIAN, Data, Resampling
 from tf_autoctx.data.phantoms import folder as phantom_folder
-from tf_autoctx.errors import Faults, UserError
+from tf_autoctx.errors import Faults, FieldError, UserError
 from tf_autoctx.systems.shared import (
     caching,
     checks,
@@ -22,6 +25,7 @@ from tf_autoctx.systems.shared import (
     evaluation,
     grid,
     initial,
+    patches,
     precision,
     reading,
 )
@@ -31,6 +35,7 @@ from tf_autoctx.systems.shared.evaluation import Scoring
 from tf_autoctx.systems.shared.exporting import export_run
 from tf_autoctx.systems.shared.grid import Grid
 from tf_autoctx.systems.shared.mirrored import Mirrored
+from tf_autoctx.systems.shared.planning import Cases, Extent, Plan
 from tf_autoctx.systems.shared.session import Session
 from tf_autoctx.systems.shared.system import Evaluator, Networks, Reader, System
 from tf_autoctx.training import devices, runs
@@ -81,10 +86,11 @@ class Opened:
 
     def _decided(self, evaluator: Evaluator) -> cleaning.Decision | None:
         """What the validation cases decide of the post-processing, which is recorded; None: it is
-        not asked for, or there are none."""
+        not asked for, or there are none; or structures are regions, of which a label shows one a
+        voxel and not all."""
         folder, system = self.session.folder, self.system
         cleaning.forget(folder)
-        if self.session.values[cleaning.FLAG] != cleaning.AUTO:
+        if self.session.values[cleaning.FLAG] != cleaning.AUTO or system.regions:
             return None
         how = system.labels, system.declaration.dimensions
         decision = cleaning.decide(self.validation, self.read, evaluator, *how)
@@ -125,13 +131,13 @@ def open_training(
     """
     began = time.time()
     kind: type[System] = declaration.load()
-    values = dict(values)
+    folder = pathlib.Path(values["work_dir"])
+    values = {**values, **_planned_before(folder, values)}
     values |= kind.implied(values)
     chosen: Any = configuration.configured(declaration.configuration, values)
     settings = configuration.configured(Settings, values)
     for further in (Data, *declaration.training):
         configuration.configured(further, values)
-    folder = pathlib.Path(values["work_dir"])
 
     strategy = devices.strategy(values["strategy"])
     is_chief = devices.is_chief(strategy)
@@ -165,8 +171,14 @@ def open_training(
 
     read = system.reader(values["foreground"], cases.labels)
     isolated = bool(values["data_dir"])  # our own phantoms are whole
+    plans, resampling = values.get(patches.FLAG) == patches.AUTO, values.get("spacing") == MEDIAN
+    extents = _extents(known, read, isolated) if plans or resampling else []
     if Resampling in declaration.training:
-        system.grid = _grid(configuration.configured(Resampling, values), known, read, isolated)
+        system.grid = _grid(configuration.configured(Resampling, values), extents)
+    plan = _plan(system, extents, settings, strategy) if plans else None
+    if plan:
+        values |= plan.flags  # which are those of `making`, too
+        system = _configured_anew(system, values)
     cache = caching.directory(folder, system, read.foreground, fingerprint)
     if is_chief:
         caching.forget_others(folder, cache)
@@ -182,6 +194,8 @@ def open_training(
         run = run.note(spacing=checks.spacing_range(training), orientation=images.ORIENTATION)
     if system.grid:
         run = run.note(grid=system.grid.spacing)
+    if plan:
+        run = run.note(plan=dataclasses.asdict(plan))
     session = Session(run, values, strategy, settings, training, validation, read.ignored)
     if is_chief:
         print(_resolved(session, len(held_out)))
@@ -200,16 +214,58 @@ def _phantoms(kind: type[System], folder: pathlib.Path, values: Mapping[str, Any
         return kind.write_phantoms(own, values)
 
 
-def _grid(chosen: Resampling, cases: datasets.Dataset, read: Reader, isolated: bool) -> Grid | None:
-    """The grid that networks are to see volumes on; for `auto` the training cases are read.
+def _planned_before(folder: pathlib.Path, values: Mapping[str, Any]) -> dict[str, Any]:
+    """{flag: value} of what a run has planned already, where it is left to a plan again."""
+    if not runs.is_trained(folder):
+        return {}
+    flags = runs.load(folder).facts.get("plan", {}).get("flags", {})
+    return {
+        name: value for name, value in flags.items() if values.get(name) in (None, patches.AUTO)
+    }
+
+
+def _extents(cases: datasets.Dataset, read: Reader, isolated: bool) -> list[Extent]:
+    """Voxels and spacing of every training case that can be read, on its own grid."""
+    outcomes = (outcome for _, outcome in reading.each(cases.train, read, isolated))
+    pairs = (pair for pair in outcomes if not isinstance(pair, UserError))
+    return [(label.shape, image.spacing) for image, label in pairs]
+
+
+def _grid(chosen: Resampling, extents: Sequence[Extent]) -> Grid | None:
+    """The grid that networks are to see volumes on; for `auto` that of the training cases.
 
     Raises:
-      FieldError: none of them can be.
+      FieldError: there are none.
     """
     if chosen.spacing != MEDIAN:
         return Grid(chosen.edges) if chosen.edges else None
-    outcomes = (outcome for _, outcome in reading.each(cases.train, read, isolated))
-    return grid.median([o[0].spacing for o in outcomes if not isinstance(o, UserError)])
+    return grid.median([spacing for _, spacing in extents])
+
+
+def _plan(
+    system: System,
+    extents: Sequence[Extent],
+    settings: Settings,
+    strategy: tf.distribute.Strategy,
+) -> Plan:
+    """What the flags come to that are left to a plan.
+
+    Raises:
+      FieldError: there is nothing to plan from; see `System.planned`.
+    """
+    free, flag = devices.free_memory(), (patches.FLAG, patches.AUTO)
+    if not extents:
+        raise FieldError(*flag, "no case could be read; expected one to train on.")
+    if free is None:
+        raise FieldError(*flag, "how much memory is free cannot be told here; expected edges.")
+    if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        raise FieldError(*flag, "several workers may have different memory; expected edges.")
+    spacing = tuple(float(mm) for mm in np.median([mm for _, mm in extents], axis=0))
+    sizes = tuple(tuple(size) for size, _ in extents)
+    if on_grid := system.grid:
+        sizes = tuple(tuple(int(n) for n in on_grid.size(size, mm)) for size, mm in extents)
+        spacing = on_grid.spacing
+    return system.planned(Cases(sizes, spacing, free, settings.batch_size))
 
 
 def _read_all(
@@ -234,6 +290,14 @@ def _read_all(
     return held_out, training, validation
 
 
+def _configured_anew(system: System, values: Mapping[str, Any]) -> System:
+    """The same system by other flags."""
+    chosen: Any = configuration.configured(system.declaration.configuration, values)
+    other = type(system).made(chosen, system.labels, system.channels)
+    other.grid = system.grid
+    return other
+
+
 def _resolved(session: Session, held_out: int) -> str:
     """What a training is about to do, in words."""
     settings, replicas = session.settings, session.strategy.num_replicas_in_sync
@@ -241,6 +305,7 @@ def _resolved(session: Session, held_out: int) -> str:
     epochs = math.ceil(settings.steps / epoch)
     folds = session.values["folds"]
     fold = f": fold {session.values['fold']} of {folds}" if folds else ""
+    plan = "".join(f"\n{reason}" for reason in session.run.facts.get("plan", {}).get("reasons", ()))
     several = f", channels {', '.join(session.run.channels)}" if session.channels > 1 else ""
     return (
         f"{session.folder}: on {devices.described(session.strategy)}, precision "
@@ -250,5 +315,5 @@ def _resolved(session: Session, held_out: int) -> str:
         f"{held_out} held out{fold}{several}\n"
         f"steps: {settings.steps} for each level or stage, in {epochs} "
         f"epoch{'s' * (epochs > 1)} of {epoch}; learning rate {settings.learning_rate:g}, "
-        f"{settings.learning_rate_decay}"
+        f"{settings.learning_rate_decay}{plan}"
     )

@@ -18,7 +18,7 @@ from tf_autoctx import export
 from tf_autoctx.data import datasets, images, labels
 from tf_autoctx.errors import FieldError
 from tf_autoctx.metrics import NO_REGIONS, Metric, Regions
-from tf_autoctx.systems.shared import averaging, grid, reading
+from tf_autoctx.systems.shared import averaging, grid, planning, reading
 from tf_autoctx.systems.shared.averaging import Estimate
 from tf_autoctx.systems.shared.caching import Files
 from tf_autoctx.systems.shared.declaration import Declaration
@@ -221,6 +221,14 @@ class System(abc.ABC):
         return Reader(type(self), values, known)
 
     # Training
+
+    def planned(self, cases: planning.Cases) -> planning.Plan:
+        """What the flags that are `patches.AUTO` come to; asked of systems with such a flag alone.
+
+        Raises:
+          FieldError: nothing fits into the memory.
+        """
+        raise NotImplementedError
 
     @abc.abstractmethod
     def prepare(self, case: datasets.Case, voxels: Tensor, label: Tensor) -> dict[str, Tensor]:
