@@ -43,17 +43,43 @@ def instance_normalization(x: Tensor, gamma: Tensor, beta: Tensor, epsilon: floa
     scale, offset = tf.convert_to_tensor(gamma), tf.convert_to_tensor(beta)
     shape, channels = tf.shape(x), x.shape[-1]
     if x.shape[0] == 1:
-        y = _normalized(tf.reshape(x, [1, 1, -1, channels]), scale, offset, epsilon)
+        y, *_ = _normalized(tf.reshape(x, [1, 1, -1, channels]), scale, offset, epsilon)
         y = tf.reshape(y, shape)
     else:
         rank, batch = len(x.shape), shape[0]
         side_by_side = tf.transpose(x, [*range(1, rank - 1), 0, rank - 1])
         voxels = tf.reshape(side_by_side, [1, 1, -1, batch * channels])
-        y = _normalized(voxels, tf.tile(scale, [batch]), tf.tile(offset, [batch]), epsilon)
+        y, *_ = _normalized(voxels, tf.tile(scale, [batch]), tf.tile(offset, [batch]), epsilon)
         y = tf.reshape(y, tf.shape(side_by_side))
         y = tf.transpose(y, [rank - 2, *range(rank - 2), rank - 1])
     y.set_shape(x.shape)
     return y
+
+
+def batch_normalization(
+    x: Tensor, gamma: Tensor, beta: Tensor, epsilon: float
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Each channel by its mean and variance over the batch, of one replica.
+
+    Args:
+      x, gamma, beta, epsilon: as those of `instance_normalization`.
+
+    Returns:
+      (the same shape and type, mean (channels,) float32, variance likewise), the last two without a
+      gradient; None as there, and where several replicas share their statistics.
+    """
+    if not _is_fused(x):
+        return None
+    import tensorflow as tf
+
+    if tf.distribute.get_strategy().num_replicas_in_sync > 1:
+        return None
+    scale, offset = tf.convert_to_tensor(gamma), tf.convert_to_tensor(beta)
+    voxels = tf.reshape(x, [1, 1, -1, x.shape[-1]])
+    y, mean, variance = _normalized(voxels, scale, offset, epsilon)
+    y = tf.reshape(y, tf.shape(x))
+    y.set_shape(x.shape)
+    return y, mean, variance
 
 
 def normalization_by(
@@ -87,8 +113,11 @@ def _is_fused(x: Tensor) -> bool:
     return keras.backend.backend() == "tensorflow" and x.dtype != "float64"
 
 
-def _normalized(x: Tensor, scale: Tensor, offset: Tensor, epsilon: float) -> Tensor:
-    """Normalized voxels (1, 1, voxels, channels) by `_statistics`; scale, offset: (channels,).
+def _normalized(
+    x: Tensor, scale: Tensor, offset: Tensor, epsilon: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(Normalized voxels (1, 1, voxels, channels), and the mean and variance of `_statistics` by
+    which they are); all else is (channels,).
 
     TensorFlow's operation adds up a channel voxel by voxel on CPUs: of 4 million voxels, what it
     makes by itself is off by a hundredth, Keras' own by a thousandth.
@@ -97,9 +126,10 @@ def _normalized(x: Tensor, scale: Tensor, offset: Tensor, epsilon: float) -> Ten
     """
     import tensorflow as tf
 
+    mean, variance = _statistics(tf.stop_gradient(x))
+
     @tf.custom_gradient
     def normalized(x: Tensor, scale: Tensor, offset: Tensor) -> Any:
-        mean, variance = _statistics(x)
         y = _by(mean, variance, x, scale, offset, epsilon)
 
         def gradient(of_y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -111,7 +141,7 @@ def _normalized(x: Tensor, scale: Tensor, offset: Tensor, epsilon: float) -> Ten
 
         return y, gradient
 
-    return normalized(x, scale, offset)
+    return normalized(x, scale, offset), mean, variance
 
 
 def _by(

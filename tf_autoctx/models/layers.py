@@ -159,15 +159,25 @@ class InstanceNormalization(keras.layers.GroupNormalization):
 
 @keras.saving.register_keras_serializable("tf_autoctx")
 class BatchNormalization(keras.layers.BatchNormalization):
-    """Batch normalization whose moving averages are applied in one operation where the backend has
-    one."""
+    """Batch normalization as one operation where the backend has one, by the batch of one replica
+    and by moving averages."""
 
     def call(self, x: Tensor, training: bool | None = None, mask: Tensor | None = None) -> Tensor:
-        y = None
-        if mask is None and not (training and self.trainable):
-            averages, weights = (self.moving_mean, self.moving_variance), (self.gamma, self.beta)
-            y = backends.normalization_by(*averages, x, *weights, self.epsilon)
+        y = None if mask is not None else self._fused(x, bool(training and self.trainable))
         return super().call(x, training, mask) if y is None else ops.cast(y, self.compute_dtype)
+
+    def _fused(self, x: Tensor, learns: bool) -> Tensor | None:
+        """None where the backend has no such operation."""
+        averages, weights = (self.moving_mean, self.moving_variance), (self.gamma, self.beta)
+        if not learns:
+            return backends.normalization_by(*averages, x, *weights, self.epsilon)
+        normalized = backends.batch_normalization(x, *weights, self.epsilon)
+        if normalized is None:
+            return None
+        y, *of_batch = normalized
+        for average, value in zip(averages, of_batch):
+            average.assign(self.momentum * average + (1 - self.momentum) * value)
+        return y
 
 
 def named_weights(network: keras.Model, prefix: str = "") -> dict[str, keras.Variable]:
