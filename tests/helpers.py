@@ -66,7 +66,14 @@ def plain(*, channels, classes, name, spatial=3):
     image = keras.Input((*spatial * (None,), channels))
     convolution = keras.layers.Conv3D if spatial == 3 else keras.layers.Conv2D
     logits = convolution(classes, 3, padding="same", name="head")(image)
-    return keras.Model(image, logits, name=name)
+    return keras.Model(image, as_float32(logits), name=name)
+
+
+def as_float32(x):
+    """As all networks answer, in any precision."""
+    import keras
+
+    return keras.layers.Activation("linear", dtype="float32")(x)
 
 
 @contextlib.contextmanager
@@ -114,7 +121,7 @@ def plain_2d(channels, outputs, name):
 
     image = keras.Input((None, None, channels))
     made = {
-        key: keras.layers.Conv2D(n, 3, padding="same", name=key)(image)
+        key: as_float32(keras.layers.Conv2D(n, 3, padding="same", name=key)(image))
         for key, n in outputs.items()
     }
     return keras.Model(image, made, name=name)

@@ -21,7 +21,8 @@ from tf_autoctx import export, files, metrics
 from tf_autoctx.data import datasets, images, pipeline
 from tf_autoctx.data.configuration import Augmentation
 from tf_autoctx.data.phantoms import folder as phantom_folder
-from tf_autoctx.models import layers
+from tf_autoctx.models import embryo as networks
+from tf_autoctx.models import layers, vnet
 from tf_autoctx.report import figures, tables
 from tf_autoctx.systems.embryo import sliding_windows_training
 from tf_autoctx.systems.embryo import training as embryo_training
@@ -344,7 +345,8 @@ def test_the_refinement_learns_from_the_map_and_not_only_from_its_box(tmp_path):
         assert all(np.abs(new - old)[..., channel, :].max() > 1e-4 for channel in (0, 1))
 
 
-def test_the_refinement_leaves_vnet_1_alone_with_its_moving_averages(tmp_path):
+def test_the_refinement_leaves_vnet_1_alone_with_its_moving_averages(tmp_path, monkeypatch):
+    monkeypatch.setattr(networks, "vnet", vnet.vnet)
     embryo = test_embryo.system(depth=1, normalization="batch")
     entries = test_embryo.cases(tmp_path, embryo, sizes=[(18, 20, 22)] * 2)
     initial = randomize(embryo.refinement.network("initial"))
