@@ -39,7 +39,7 @@ class Served:
 
     precision: str = "float32"
     mirrors: tuple[int, ...] = ()
-    cleaning: Cleaning = Cleaning()
+    cleaning: Cleaning = cleaning.NOTHING
 
 
 def export_run(
