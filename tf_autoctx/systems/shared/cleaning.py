@@ -69,7 +69,7 @@ class Cleaning:
         return cleaned
 
 
-NO_STEPS = Cleaning()
+NOTHING = Cleaning()
 
 
 def common(cleanings: Sequence[Cleaning]) -> Cleaning:
@@ -272,7 +272,7 @@ def of_run(run: Run) -> Cleaning:
     """
     told = record(run)
     if told is None:
-        return Cleaning()
+        return NOTHING
     try:
         kept = {step: tuple(map(int, told[step])) for step in STEPS}
         if not {value for values in kept.values() for value in values} <= set(run.labels):

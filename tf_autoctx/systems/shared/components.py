@@ -1,8 +1,8 @@
 """Largest components and filled holes of labels as a graph of TensorFlow's stock operations.
 
-The answers of `postprocessing.postprocess`, which is for programs without TensorFlow. All
-structures of a label are looked at together, as runs of voxels along the last axis, of which there
-are far fewer than voxels.
+The answers of `postprocessing.postprocess`, which is for programs without TensorFlow. A label is
+looked at as runs of voxels along the last axis, of which there are far fewer than voxels, and for
+the largest components all structures together.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def postprocess(
         changed = _of_volume(volume, largest_component, fill_holes, flat)
         return changed[0, ..., None] if flat else changed[..., None]
 
-    # Counting and joining in whole numbers is work for a CPU, which is beside any GPU.
+    # Counting and joining in whole numbers is work for a CPU; beside a GPU there is one too.
     with tf.device("/CPU:0"):
         changed = tf.map_fn(of_image, label, parallel_iterations=1)
     changed.set_shape(label.shape)

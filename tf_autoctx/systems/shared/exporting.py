@@ -12,7 +12,7 @@ from typing import Any
 from tf_autoctx import export
 from tf_autoctx.data import regions
 from tf_autoctx.systems.shared import cleaning
-from tf_autoctx.systems.shared.cleaning import NO_STEPS, Cleaning
+from tf_autoctx.systems.shared.cleaning import Cleaning
 from tf_autoctx.systems.shared.system import Networks, System
 from tf_autoctx.training.runs import Run
 from tf_autoctx.version import __version__
@@ -40,7 +40,7 @@ class Served:
 
     precision: str = "float32"
     mirrors: tuple[int, ...] = ()
-    cleaning: Cleaning = NO_STEPS
+    cleaning: Cleaning = cleaning.NOTHING
 
 
 def export_run(

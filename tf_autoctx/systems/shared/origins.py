@@ -146,8 +146,8 @@ def of_model(model: str | os.PathLike[str], options: Mapping[str, Any]) -> str:
     """SHA-256 (hex) of the files of a finished model, a run folder or a SavedModel, and of what was
     chosen for it."""
     folder = pathlib.Path(model)
-    patterns = ("*.keras", "*/*.keras", "*.pb", "variables/*", "*/saved_model.pb", "*/variables/*")
-    patterns += ("postprocessing.json",)
+    patterns = ["*.keras", "*/*.keras", "*.pb", "variables/*", "*/saved_model.pb", "*/variables/*"]
+    patterns.append("postprocessing.json")
     parts = sorted({path for pattern in patterns for path in folder.glob(pattern)})
     try:
         flags = files.read_json(folder / "config.json", "a run's configuration")["flags"]
