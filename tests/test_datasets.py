@@ -179,8 +179,8 @@ def test_a_single_case_validates_on_itself_with_a_warning(tmp_path, caplog):
         ),
         ({"labels": ["left"]}, r"has the labels \['left'\]; expected a whole number and a name"),
         (
-            {"labels": {"left": [1, 2]}},
-            r"has the labels {'left': \[1, 2\]}; expected a whole number",
+            {"labels": {"left": [1, "a"]}},
+            r"regions=left=1\+a: expected name=value",
         ),
         ({"labels": {"left": 1.5}}, r"has the labels {'left': 1.5}; expected a whole number"),
         (
