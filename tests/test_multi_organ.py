@@ -30,7 +30,8 @@ from tf_autoctx.systems.multi_organ.configuration import DECLARATION, MultiOrgan
 from tf_autoctx.systems.multi_organ.presets import PRESETS
 from tf_autoctx.systems.multi_organ.segmentation import Pyramid
 from tf_autoctx.systems.multi_organ.system import MultiOrganSystem, TilePredictor
-from tf_autoctx.systems.shared import places, prediction
+from tf_autoctx.systems.shared import prediction
+from tf_autoctx.systems.shared.places import with_places
 from tf_autoctx.systems.shared.session import Session
 from tf_autoctx.training import runs
 from tf_autoctx.training.configuration import Settings
@@ -503,11 +504,11 @@ def test_places_are_drawn_once_from_the_seed_and_the_name_of_the_case(tmp_path):
     kept = pipeline.stored(files[1]["places"], "places").numpy()
     for entry in files:
         shutil.rmtree(tmp_path / entry.pop("places"))
-    again = places.with_places(files, [1, 2], seed=7)
+    again = with_places(files, [1, 2], seed=7)
     np.testing.assert_array_equal(pipeline.stored(again[1]["places"], "places"), expected)
     assert not np.array_equal(kept, expected) and "places" not in files[1]
     # What is there stays, whatever the seed.
-    assert places.with_places(files, [1, 2], seed=8) == again
+    assert with_places(files, [1, 2], seed=8) == again
     np.testing.assert_array_equal(pipeline.stored(again[1]["places"], "places"), expected)
 
 

@@ -9,7 +9,7 @@ import running
 import tensorflow as tf
 import test_order
 from held import held
-from helpers import grey, noise, randomize, seeds
+from helpers import grey, noise, plain_unet3d, plain_usegnet, randomize, seeds
 from keras import ops
 
 from tf_autoctx import errors, export
@@ -17,7 +17,7 @@ from tf_autoctx.data import pipeline, subvolumes
 from tf_autoctx.data.configuration import Augmentation
 from tf_autoctx.models import memory, tiling, unet3d
 from tf_autoctx.models.memory import Cost
-from tf_autoctx.systems.fetal_head import training
+from tf_autoctx.systems.fetal_head import segmentation, training
 from tf_autoctx.systems.fetal_head.configuration import FetalHead
 from tf_autoctx.systems.fetal_head.segmentation import Cascade
 from tf_autoctx.systems.fetal_head.system import FetalHeadSystem
@@ -233,7 +233,7 @@ def test_a_share_of_patches_is_about_the_head(share, low, high, deformed):
     if share == 1:
         (at,) = {tuple(np.argwhere(np.array(cut["label"]))[0][:3]) for cut in seen}
         assert at == (4, 3, 8)  # in the middle, but for the edge at y = 0
-    assert not np.array_equal(seen[0]["image"], seen[1]["image"]) or share == 1
+    assert len({float(cut["image"][0, 0, 0, 0]) for cut in seen}) > 50 or share == 1
 
 
 @pytest.mark.parametrize("deformed", [False, True])
@@ -255,7 +255,7 @@ def test_a_mirrored_patch_of_all_of_an_axis_shows_all_of_it():
             case, (1, number), (32, 8, 64), Augmentation(flips=True, rotation=1e-6)
         )
         image = np.array(cut["image"])[..., 0]
-        z, y, x = np.unravel_index(np.round(image[:, 0, :]).astype(int), (20, 24, 28))
+        z, _, x = np.unravel_index(np.round(image[:, 0, :]).astype(int), (20, 24, 28))
         assert set(z.ravel()) == set(range(20)) and set(x.ravel()) == set(range(28))
         axes.add((z[0, 0] > 0, x[0, 0] > 0))
     assert len(axes) > 2
@@ -355,7 +355,16 @@ def train(system, folder, *flags):
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def plain_networks():
+    """What is tested from here on is around the networks."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(segmentation, "usegnet", plain_usegnet)
+        patch.setattr(unet3d, "unet3d", plain_unet3d)
+        yield
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, plain_networks):
     """A run of the fetal head in patches."""
     return train("fetal_head", tmp_path_factory.mktemp("runs") / "run", "--patch=8,16,16")
 
@@ -398,7 +407,7 @@ def test_the_export_segments_in_the_same_tiles(run, tmp_path):
 
 
 @pytest.fixture
-def small(monkeypatch):
+def small(monkeypatch, plain_networks):
     """Every voxel costs 1 KiB, and of 8 MiB half may be taken: 4096 voxels."""
     monkeypatch.setattr(memory, "cost", lambda network: KIB_A_VOXEL)
     monkeypatch.setattr(devices, "free_memory", lambda: 8 * MIB)
@@ -447,6 +456,7 @@ def test_a_plan_is_of_the_grid_of_millimetres(tmp_path, capsys):
     assert "patch=none: whole volumes, as a step on the largest" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("plain_networks")
 def test_a_run_of_whole_volumes_is_not_planned_afterwards(tmp_path, capsys):
     with running.unexported():
         folder = train("fetal_head", tmp_path / "run", "--level=1")

@@ -98,7 +98,8 @@ class MultiOrganSystem(System):
         cases = cases.on(self.pyramid.last_grid_size)
         cost = memory.cost(self.pyramid.network(size=memory.SIZE))
         edges, reason = planning.patch(cases, cost)
-        flags, reasons = {patches.FLAG: patches.told(edges)}, [reason]
+        flags: dict[str, Any] = {patches.FLAG: patches.told(edges)}
+        reasons = [reason]
         if self.configuration.depth is None:
             flags["depth"], reason = planning.depth(edges)
             reasons.append(reason)

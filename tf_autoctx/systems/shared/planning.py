@@ -133,7 +133,7 @@ def grown(median: Sequence[int], most: Sequence[int], voxels: float) -> Edges:
     up to `most` (and what is missing to a multiple), as long as it fits.
     """
     ends = _padded(most)
-    edges = (STRIDE,) * 3
+    edges: Edges = (STRIDE,) * 3
     while open_axes := [axis for axis in range(3) if edges[axis] < ends[axis]]:
         _, axis = min((edges[axis] / median[axis], axis) for axis in open_axes)
         larger = (*edges[:axis], edges[axis] + STRIDE, *edges[axis + 1 :])
