@@ -177,7 +177,7 @@ def test_what_is_made_from_another_cache_goes_with_it(tmp_path):
 class Exportable:
     """As much of a system as an export needs."""
 
-    labels, spec, served, grid = {1: "head"}, export.VOLUME, {}, None
+    labels, spec, served, grid, regions = {1: "head"}, export.VOLUME, {}, None, {}
     declaration = types.SimpleNamespace(name="made up")
     configuration = Options()
     in_precision = System.in_precision
