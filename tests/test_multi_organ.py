@@ -407,7 +407,7 @@ def test_labels_that_a_label_image_cannot_hold_are_refused(labels):
 def test_factors_follow_from_the_number_of_levels(levels, factors):
     assert MultiOrgan(levels=levels).factors == factors
     values = dataclasses.asdict(MultiOrgan(levels=levels)) | {"seed": 0}
-    assert MultiOrganSystem.implied(values) == {"downsampling": list(factors)}
+    assert MultiOrganSystem.implied(values) == {"downsampling": list(factors), "depth": 4}
     with pytest.raises(errors.FieldError, match=f"has 4 factors; expected `levels={levels}`"):
         MultiOrganSystem.implied(values | {"downsampling": [9, 7, 5, 3]})
 

@@ -24,7 +24,14 @@ from tf_autoctx.systems.fetal_head.system import FetalHeadSystem
 from tf_autoctx.systems.fetal_head.training import LevelStage
 from tf_autoctx.systems.multi_organ.configuration import MultiOrgan
 from tf_autoctx.systems.multi_organ.system import MultiOrganSystem
-from tf_autoctx.systems.shared import patches, planning, prediction, stages
+from tf_autoctx.systems.shared import (
+    evaluation,
+    opening,
+    patches,
+    planning,
+    prediction,
+    stages,
+)
 from tf_autoctx.systems.shared.planning import Cases
 from tf_autoctx.training import devices, runs
 
@@ -437,6 +444,8 @@ def test_a_training_is_planned_once(system, tmp_path, capsys, monkeypatch):
     assert card["config"].items() >= PLANNED[system].items()
     # It goes on as it was planned, whatever the memory is now; told so or not.
     monkeypatch.setattr(devices, "free_memory", lambda: 1024 * MIB)
+    monkeypatch.setattr(evaluation, "evaluate", lambda *_, **__: None)
+    monkeypatch.setattr(opening, "export_run", lambda *_, **__: None)
     for patch in ("auto", "16,16,16"):
         train(system, folder, f"--patch={patch}")
         assert "patch=16,16,16: " in capsys.readouterr().out
