@@ -21,7 +21,7 @@ from tf_autoctx import errors, export
 from tf_autoctx.postprocessing import postprocess
 from tf_autoctx.report import tables
 from tf_autoctx.systems.fetal_head import segmentation
-from tf_autoctx.systems.shared import cleaning, exporting, opening, origins, stages
+from tf_autoctx.systems.shared import cleaning, ensembles, exporting, opening, origins, stages
 from tf_autoctx.systems.shared.cleaning import Cleaning, Decision
 from tf_autoctx.training import runs
 
@@ -354,17 +354,19 @@ def test_an_export_without_steps_has_none_of_their_operations(tmp_path):
 
 
 def test_an_ensemble_has_the_steps_of_all(tmp_path):
-    both = [
-        keeping(tmp_path, "fetal_head", seed, (True, holes))
-        for seed, holes in ((1, True), (3, False))
-    ]
-    version, image = ensemble(tmp_path / "model", *both), image_of("fetal_head")
+    one, other, alone = (
+        keeping(tmp_path / word, "fetal_head", 1, (True, holes))
+        for word, holes in (("one", True), ("other", True), ("alone", False))
+    )
+    assert ensembles.load([one, other]).cleaning == Cleaning((1,), (1,))
+    assert ensembles.load([one, alone]).cleaning == Cleaning((1,), ())
+    version, image = ensemble(tmp_path / "model", one, other), image_of("fetal_head")
     card = export.read_card(version)
-    assert card["postprocessing"] == {"largest_component": [1], "fill_holes": []}
-    assert [run["postprocessing"]["fill_holes"] for run in card["runs"]] == [[1], []]
+    assert card["postprocessing"] == {"largest_component": [1], "fill_holes": [1]}
+    assert [run["postprocessing"]["fill_holes"] for run in card["runs"]] == [[1], [1]]
     answer = tf_autoctx.load(version)(image, probabilities=True)
     plain = (answer["probability"]["a"] > 0.5).astype(np.uint8)
-    expected = postprocess(plain, largest_component=True)
+    expected = postprocess(plain, largest_component=True, fill_holes=True)
     assert (expected != plain).any()
     np.testing.assert_array_equal(answer["label"], expected)
 
