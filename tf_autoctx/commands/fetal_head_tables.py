@@ -125,8 +125,12 @@ def _of_seed(chosen: FetalHeadTables, values: dict[str, Any]) -> list[PlannedRun
         }
         run = PlannedRun(method, pathlib.Path(chosen.runs) / f"{method}_seed_{seed}", own)
         if runs.is_trained(run.folder):
-            making = runs.Making(DECLARATION.name, values | own, fingerprint, changeable)
-            if different := runs.differences(runs.load(run.folder), making):
+            made = runs.load(run.folder)
+            flags = values | own | made.facts.get("plan", {}).get("flags", {})
+            flags |= DECLARATION.load().implied(flags)
+            earlier = configuration.earlier(training.kinds(DECLARATION))
+            making = runs.Making(DECLARATION.name, flags, fingerprint, changeable, earlier=earlier)
+            if different := runs.differences(made, making):
                 raise UserError(
                     f"{run.folder}: this run folder was made with {', '.join(different)}; give the "
                     "same flags, or another `runs`."

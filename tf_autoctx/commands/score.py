@@ -394,12 +394,10 @@ def names_of(settings: Score) -> StructureNames:
         names = structure_names.beside(*folders)
         if names.source:
             print(f"names of structures: {names.source}")
-    if names.regions and settings.foreground:
-        raise errors.FieldError(
-            "foreground",
-            settings.foreground,
-            f"the structures of {names.source} are regions of several label values; leave it out.",
-        )
+    told = f"the structures of {names.source} are regions of several label values; leave it out."
+    for name in ("foreground", "largest_component", "fill_holes"):
+        if names.regions and not settings.merge and (value := getattr(settings, name)):
+            raise errors.FieldError(name, value, told)
     return names
 
 

@@ -143,15 +143,18 @@ class RendererSystem(System):
           run: its folder.
           options: {name: value} of `Iterations` and `Online` that the user gives.
           precision: see `System.in_precision`.
-          mirrors: see `System.predictor`; online rendering has a mirror image of its own.
+          mirrors: see `System.predictor`.
 
         Raises:
-          UserError: the run is not finished; iterations without a renderer.
+          UserError: the run is not finished; iterations without a renderer, or with `mirrors`.
         """
         iterations = options.get("iterations", ITERATIONS if self.configuration.renders else 0)
         if not iterations:
             served = training.finished(run.folder, self.configuration, SERVED)
             return self.graphs(self.in_precision(served, precision), mirrors)
+        if mirrors:
+            told = "online rendering has a mirror image of its own; expected `iterations=0`."
+            raise FieldError("mirrors", True, told)
         seed = options.get("online_seed", 0)
         with devices.policy(POLICIES[precision]):
             return online.OnlinePredictor(self.rendering, run, iterations, seed, options)

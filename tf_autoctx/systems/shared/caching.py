@@ -139,6 +139,11 @@ def _prepare(
         mm = system.grid.required(case.label, label.shape, image.spacing)
         voxels = np.asarray(system.grid.image(voxels, mm))
         labels = np.asarray(system.grid.label(labels, mm))
+        if label.any() and not labels.any():
+            raise UserError(
+                f"{case.label}: all of its label vanishes on voxels of {system.grid}; expected a "
+                "smaller `spacing`."
+            )
         spacing = spacing * np.divide(label.shape, labels.shape[1:-1])
     tensors = system.prepare(case, voxels, labels)
     for name, tensor in tensors.items():

@@ -290,8 +290,8 @@ def record(run: Run) -> dict[str, Any] | None:
     Raises:
       UserError: it is no JSON.
     """
-    if run.flags.get(FLAG) != AUTO:
-        return None
+    if run.flags.get(FLAG) != AUTO or run.facts.get("regions"):
+        return None  # of regions, of which a label shows one a voxel, nothing is decided
     path = run.folder / FILE
     try:
         told = read_json(path, f"a record of the post-processing; {ANEW}")

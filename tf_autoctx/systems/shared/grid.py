@@ -38,6 +38,9 @@ class Grid:
 
     spacing: tuple[float, ...]
 
+    def __str__(self) -> str:
+        return f"{' x '.join(f'{mm:.4g}' for mm in self.spacing)} mm"
+
     def size(self, size: Size, spacing: Tensor) -> tuple[Tensor, ...]:
         """Voxels on the grid of a volume of spatial `size` and `spacing` (z, y, x), mm."""
         spacing = ops.convert_to_tensor(spacing, "float32")
@@ -61,7 +64,16 @@ class Grid:
         """A function of images on the grid as one of images of any spacing (z, y, x), mm."""
 
         def of_spacing(image: Tensor, spacing: Tensor) -> Any:
-            return function(self.image(image, spacing), ops.shape(image)[1:-1])
+            size = ops.shape(image)[1:-1]
+            lengths = [
+                tf.cast(n, tf.float64) * tf.cast(spacing[k], tf.float64) / mm
+                for k, (n, mm) in enumerate(zip(size, self.spacing))
+            ]
+            told = f"spacing: makes more than {MOST_VOXELS:.2g} voxels of {self}; expected mm."
+            fits = tf.reduce_prod(tf.stack(lengths)) <= MOST_VOXELS
+            with tf.control_dependencies([tf.debugging.Assert(fits, [told])]):
+                image = tf.identity(image)
+            return function(self.image(image, spacing), size)
 
         return of_spacing
 
@@ -78,8 +90,7 @@ class Grid:
         Raises:
           UserError: unknown, or none that voxels can have; more voxels on the grid than fit.
         """
-        shown = " x ".join(f"{mm:.4g}" for mm in self.spacing)
-        expected = f"expected mm, as this model sees voxels of {shown} mm (z, y, x)"
+        expected = f"expected mm, as this model sees voxels of {self} (z, y, x)"
         if spacing is None:
             raise UserError(f"{name}: its spacing is unknown; {expected}.")
         mm = np.asarray(spacing, np.float64)
@@ -89,7 +100,7 @@ class Grid:
         if voxels > MOST_VOXELS:
             raise UserError(
                 f"{name}: its spacing of {' x '.join(f'{edge:.4g}' for edge in mm)} mm makes "
-                f"{voxels:.2g} voxels of {shown} mm, more than {MOST_VOXELS:.2g}; expected the "
+                f"{voxels:.2g} voxels of {self}, more than {MOST_VOXELS:.2g}; expected the "
                 "right spacing, in mm."
             )
         return mm.astype(np.float32)

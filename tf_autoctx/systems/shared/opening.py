@@ -75,8 +75,7 @@ class Opened:
         mirrors = system.required_mirrors(session.values) if session.values["mirrors"] else ()
         if mirrors:
             evaluator = Mirrored(evaluator, system.graphs(networks, mirrors), system.labels)
-        # Those of all folds are joined method by method.
-        if decision and (decision.cleaning or session.values["folds"]):
+        if decision:  # also where nothing is kept: folds and seeds are joined method by method
             dimensions = system.declaration.dimensions
             evaluator = cleaning.CleanedToo(evaluator, decision.cleaning, dimensions)
         evaluation.evaluate(self.held_out, self.read, evaluator, scoring, folder)
