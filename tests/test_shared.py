@@ -17,7 +17,7 @@ import SimpleITK as sitk
 import tensorflow as tf
 import test_order
 
-from tf_autoctx import configuration, export, files
+from tf_autoctx import configuration, export, files, metrics
 from tf_autoctx.commands import training as training_command
 from tf_autoctx.commands.command_line import Given
 from tf_autoctx.data import images
@@ -282,6 +282,7 @@ def test_a_mask_is_of_its_own_value(tmp_path, size):
 
     class Segmenting:
         labels, dimensions, iterations = {2: "liver", 5: "spleen"}, len(size), 0
+        regions = metrics.NO_REGIONS
 
         def __call__(self, *_, **__):
             return found
@@ -305,6 +306,7 @@ def test_one_probability_at_once_goes_to_the_process_that_writes():
 
     class Segmenting:
         labels, dimensions, iterations = dict(enumerate(probability, start=1)), 3, 0
+        regions = metrics.NO_REGIONS
 
         def __call__(self, *_, **__):
             return {"label": np.zeros((20, 30, 40), np.uint8), "probability": probability}

@@ -135,8 +135,6 @@ class Results:
         made = {}
         for (kind, value), file in files.items():
             voxels, online = segmentation["label"], kind in ("strips", "iterations")
-            if kind == "masks" and value is not None:
-                voxels = metrics.mask_of(voxels, value, self.segmentor.regions)
             if kind == "probabilities" and value is not None:
                 voxels = segmentation["probability"][labels[value]]
             table: Sequence[Mapping[str, Any]] = ()
@@ -151,6 +149,7 @@ class Results:
             made[file] = Result(
                 image=path,
                 kind=kind,
+                values=[*self.segmentor.regions.get(value, (value,))] if value is not None else [],
                 frame=image.frame,
                 voxels=pixels if online else voxels,
                 is_mask=len(labels) == 1,
@@ -183,9 +182,10 @@ class Result:
     Attributes:
       image: path of the image.
       kind: of the result, see `Results.files`.
+      values: label values of its structure, where it is of one.
       frame: of the image.
-      voxels: of its shape: the label, uint8, or a mask, bool; of a probability or an uncertainty
-        that, float32; of iterations the image itself.
+      voxels: of its shape: the label, uint8; of a probability or an uncertainty that, float32; of
+        iterations the image itself.
       is_mask: whether the label has one structure alone.
       compressed: whether probabilities and uncertainty are.
       iterations, kept: see `Segmentor.__call__`.
@@ -195,6 +195,7 @@ class Result:
 
     image: Path
     kind: str
+    values: Sequence[int]
     frame: images.Frame
     voxels: np.ndarray
     is_mask: bool
@@ -222,7 +223,7 @@ def write(file: pathlib.Path, result: Result, made_from: Origins) -> None:
             case "labels":
                 _write_label(file, voxels, frame, result.is_mask)
             case "masks":
-                _write_label(file, voxels, frame)
+                _write_label(file, np.isin(voxels, result.values), frame)
             case "probabilities" | "uncertainty":
                 shown = images.rounded(voxels) if result.compressed else voxels
                 _write(file, shown, frame, result.compressed)
