@@ -330,7 +330,7 @@ ROWS: dict[str, Row] = {
     "pyramid-1": Row("pyramid, training step, 1 x 64x64x64", pyramid(1), apart=4),
     "pyramid-3": Row("pyramid, training step, 3 x 64x64x64", pyramid(3), rounds=5, apart=4),
     "online": Row("online rendering, iteration, 2 x 320x320", online(False), rounds=3),
-    "self-play": Row("self-play, iteration, 2 x 320x320", online(True), rounds=3),
+    "self-play": Row("self-play, iteration, 2 x 320x320", online(True), rounds=3, apart=1),
     "scoring": Row("scoring of a pair, 388x258x440", scoring, tolerance=Tolerance(1.0)),
     "scoring-command": Row("scoring of 50 pairs, 155x103x176", scoring_command, rounds=3),
     "rigid-motion": Row("random rigid motion, 210x281x282", rigid_motion),

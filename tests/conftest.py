@@ -1,3 +1,4 @@
+import functools
 import gc
 import os
 import pathlib
@@ -46,6 +47,36 @@ def bfloat16():
     keras.config.set_dtype_policy("mixed_bfloat16")
     yield
     keras.config.set_dtype_policy(policy)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def graphs_are_made_quickly():
+    """Graphs run once or twice here: neither optimizing them is worth its time, nor noting with
+    every operation where it was made. Exports are optimized where saved_model_cli runs them."""
+    import tensorflow as tf
+    from tensorflow.python.util import tf_stack
+
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+    tf_stack.extract_stack = functools.cache(tf_stack.extract_stack)
+    yield
+
+
+@pytest.fixture(scope="module")
+def plain_networks():
+    """See `helpers.plain_networks`."""
+    import helpers
+
+    with helpers.plain_networks():
+        yield
+
+
+@pytest.fixture
+def unfinished():
+    """See `running.unfinished`."""
+    import running
+
+    with running.unfinished():
+        yield
 
 
 @pytest.fixture

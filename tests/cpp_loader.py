@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf  # First: it loads the library's parts, and registers the ops.
-from tensorflow.core.protobuf import saved_model_pb2
+from tensorflow.core.protobuf import config_pb2, saved_model_pb2
 
 LIBRARY = pathlib.Path(tf.__file__).parent / "libtensorflow_cc.so.2"
 STRING_BYTES = 24  # of a TF_TString in a string tensor
@@ -40,6 +40,7 @@ def _library() -> ctypes.CDLL:
         ("NewGraph", pointer),
         ("DeleteGraph", None, pointer),
         ("NewSessionOptions", pointer),
+        ("SetConfig", None, pointer, text, size, pointer),
         ("DeleteSessionOptions", None, pointer),
         (
             "LoadSessionFromSavedModel",
@@ -101,6 +102,12 @@ class CppModel:
         self.library = _library()
         self.graph = self.library.TF_NewGraph()
         options = self.library.TF_NewSessionOptions()
+        # What Grappler makes of a graph is made anew for every signature and size, in longer than
+        # tiny networks take.
+        config = config_pb2.ConfigProto()
+        config.graph_options.rewrite_options.disable_meta_optimizer = True
+        proto = config.SerializeToString()
+        self._checked("SetConfig", options, proto, len(proto))
         tags = (ctypes.c_char_p * 1)(b"serve")
         try:
             self.session = self._checked(

@@ -1,5 +1,6 @@
 """What several tests share; `import helpers` works because pytest puts this folder on the path."""
 
+import contextlib
 import importlib
 import pathlib
 import pkgutil
@@ -64,11 +65,33 @@ def plain(*, channels, classes, name, spatial=3):
 
     image = keras.Input((*spatial * (None,), channels))
     convolution = keras.layers.Conv3D if spatial == 3 else keras.layers.Conv2D
-    return keras.Model(image, convolution(classes, 3, padding="same")(image), name=name)
+    logits = convolution(classes, 3, padding="same", name="head")(image)
+    return keras.Model(image, logits, name=name)
+
+
+@contextlib.contextmanager
+def plain_networks():
+    """`plain` in place of the networks of every system, where they are not what is tested."""
+    import pytest
+
+    from tf_autoctx.models import embryo, unet3d
+    from tf_autoctx.systems.embryo import sliding_windows
+    from tf_autoctx.systems.fetal_head import segmentation
+    from tf_autoctx.systems.renderer import segmentation as rendering
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(segmentation, "usegnet", plain_usegnet)
+        patch.setattr(unet3d, "unet3d", plain_unet3d)
+        for module in (embryo, sliding_windows):
+            patch.setattr(module, "vnet", plain_vnet)
+        patch.setattr(rendering, "renderer", plain_renderer)
+        patch.setattr(rendering, "segmentor2d", plain_segmentor)
+        patch.setattr(rendering, "discriminator", plain_discriminator)
+        yield
 
 
 def plain_usegnet(shape, *_, **__):
-    """`plain` in place of `usegnet.usegnet`, where the network itself is not what is tested."""
+    """`plain` in place of `usegnet.usegnet`."""
     import keras
 
     network = plain(channels=shape[-1], classes=2, name="usegnet", spatial=len(shape) - 1)
@@ -80,12 +103,20 @@ def plain_unet3d(shape, classes, *, name, **_):
     return plain(channels=shape[-1], classes=classes, name=name)
 
 
+def plain_vnet(shape=(1,), outputs=3, options=None, name="vnet"):
+    """Likewise in place of `vnet`."""
+    return plain(channels=shape[-1], classes=outputs, name=name)
+
+
 def plain_2d(channels, outputs, name):
     """Likewise for images: {output: channels}."""
     import keras
 
     image = keras.Input((None, None, channels))
-    made = {key: keras.layers.Conv2D(n, 3, padding="same")(image) for key, n in outputs.items()}
+    made = {
+        key: keras.layers.Conv2D(n, 3, padding="same", name=key)(image)
+        for key, n in outputs.items()
+    }
     return keras.Model(image, made, name=name)
 
 

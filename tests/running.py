@@ -77,6 +77,14 @@ def unexported():
         yield
 
 
+@contextlib.contextmanager
+def unfinished():
+    """Trainings end with their networks, neither scored nor exported."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(opening.Opened, "finish", lambda *_: None)
+        yield
+
+
 def script(name, *arguments):
     """Runs a script in a process of its own."""
     command = [sys.executable, name, *map(str, arguments)]

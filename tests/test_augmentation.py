@@ -34,7 +34,7 @@ CHANGES = {
 # Flags that change how others change a sample
 HOW = {"elastic_spacing": (4, {"elastic": 1.0}), "change_probability": (0.0, {"rotation": 40.0})}
 STAGES = ("level", "pyramid", "initial", "refine", "peer's body", "self_play")
-plain_networks = test_order.plain_networks
+plain = test_order.plain
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,6 @@ from tf_autoctx.data.configuration import Augmentation
 from tf_autoctx.report import views
 from tf_autoctx.systems.embryo.configuration import Embryo
 from tf_autoctx.systems.embryo.segmentation import Refinement
-from tf_autoctx.systems.fetal_head import segmentation
 from tf_autoctx.systems.fetal_head.configuration import FetalHead
 from tf_autoctx.systems.fetal_head.segmentation import Cascade
 from tf_autoctx.systems.multi_organ.configuration import MultiOrgan
@@ -585,9 +584,9 @@ def source(tmp_path_factory):
 def run(request, source, tmp_path_factory):
     """A finished run of each system on it."""
     folder = tmp_path_factory.mktemp(request.param) / "run"
-    running.train(
-        request.param, f"--data_dir={source}", f"--work_dir={folder}", *COMMON, *TINY[request.param]
-    )
+    flags = (f"--data_dir={source}", f"--work_dir={folder}", *COMMON, *TINY[request.param])
+    with helpers.plain_networks():
+        running.train(request.param, *flags)
     return folder
 
 
@@ -702,9 +701,8 @@ def test_a_report_shows_a_channel(run, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("variant", ["p-USegNet", "2D-USegNet"])
-def test_patches_and_slices_have_channels(source, tmp_path, variant, monkeypatch):
-    monkeypatch.setattr(segmentation, "usegnet", helpers.plain_usegnet)
-    with running.unexported():
+def test_patches_and_slices_have_channels(source, tmp_path, variant):
+    with running.unexported(), helpers.plain_networks():
         running.train(
             "fetal_head",
             *(f"--data_dir={source}", f"--work_dir={tmp_path}", *COMMON, f"--variant={variant}"),
@@ -724,11 +722,12 @@ def test_the_renderer_takes_one_channel(source, tmp_path, capsys):
 
 
 def test_a_run_of_one_channel_refuses_two(tmp_path, capsys):
-    running.train(
-        "fetal_head",
-        *(f"--work_dir={tmp_path / 'run'}", *COMMON, "--level=1"),
-        *("--phantom_size=24,16,28", "--phantom_cases=2,1"),
-    )
+    with helpers.plain_networks():
+        running.train(
+            "fetal_head",
+            *(f"--work_dir={tmp_path / 'run'}", *COMMON, "--level=1"),
+            *("--phantom_size=24,16,28", "--phantom_cases=2,1"),
+        )
     assert "channels" not in json.loads((tmp_path / "run/config.json").read_text())
     assert "channels" not in export.read_card(of_last_version(tmp_path / "run"))
     each = in_a_file_each(tmp_path)
@@ -764,7 +763,7 @@ def test_runs_of_other_channels_are_no_ensemble(tmp_path):
 
 def test_sliding_windows_see_one_channel(source, tmp_path, capsys):
     run = tmp_path / "run"
-    with running.unexported():
+    with running.unexported(), helpers.plain_networks():
         running.train(
             "embryo",
             *(f"--data_dir={source}", f"--work_dir={run}", *COMMON, *TINY["embryo"]),

@@ -24,6 +24,10 @@ from tf_autoctx.training import runs
 LABELS = {name: labels for name, (_, _, _, labels, _) in TINY.items()}
 
 
+# What is joined are their answers.
+pytestmark = pytest.mark.usefixtures("plain_networks")
+
+
 def finished(folder, name, seed, *arguments):
     """The folder of a finished run of a tiny network with the weights of a seed."""
     command, flags, file, labels, _ = TINY[name]
@@ -37,7 +41,7 @@ def finished(folder, name, seed, *arguments):
     (network,) = system_of(run).new_networks([file.split("/")[name == "renderer"]]).values()
     path = folder / f"{file}.keras"
     path.parent.mkdir(parents=True, exist_ok=True)
-    randomize(network, seed).save(path)
+    randomize(network, seed + 1).save(path)  # a head of 1 finds nothing
     return folder
 
 

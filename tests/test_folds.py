@@ -153,6 +153,7 @@ def test_a_flag_alone_is_refused_before_anything_is_made(tmp_path, capsys):
 # Runs
 
 
+@pytest.mark.usefixtures("plain_networks")
 @pytest.mark.parametrize("system", TINY)
 def test_a_run_of_a_fold_sees_the_rest(system, tmp_path, capsys):
     flags = (*COMMON, *TINY[system], "--folds=3", f"--work_dir={tmp_path}")

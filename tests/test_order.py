@@ -15,32 +15,22 @@ import test_renderer
 import test_sliding_windows
 import test_training
 from held import held
-from helpers import (
-    contents,
-    plain_discriminator,
-    plain_renderer,
-    plain_segmentor,
-    plain_unet3d,
-    plain_usegnet,
-    randomize,
-)
+from helpers import contents, plain_networks, randomize
 
 from tf_autoctx import export, files, metrics
 from tf_autoctx.data import datasets, images, pipeline
 from tf_autoctx.data.configuration import Augmentation
 from tf_autoctx.data.phantoms import folder as phantom_folder
-from tf_autoctx.models import layers, unet3d
+from tf_autoctx.models import layers
 from tf_autoctx.report import figures, tables
 from tf_autoctx.systems.embryo import sliding_windows_training
 from tf_autoctx.systems.embryo import training as embryo_training
 from tf_autoctx.systems.embryo.configuration import STAGES
-from tf_autoctx.systems.fetal_head import segmentation
 from tf_autoctx.systems.fetal_head import training as fetal_head
 from tf_autoctx.systems.fetal_head.configuration import FetalHead
 from tf_autoctx.systems.fetal_head.segmentation import Cascade
 from tf_autoctx.systems.multi_organ import training as multi_organ
 from tf_autoctx.systems.renderer import online, source
-from tf_autoctx.systems.renderer import segmentation as rendering
 from tf_autoctx.systems.renderer import training as renderer
 from tf_autoctx.systems.shared import caching, stages
 from tf_autoctx.systems.shared.session import Session
@@ -66,14 +56,9 @@ def differ(a, b):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def plain_networks():
+def plain():
     """What is tested is in which order they are joined and trained."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(segmentation, "usegnet", plain_usegnet)
-        patch.setattr(unet3d, "unet3d", plain_unet3d)
-        patch.setattr(rendering, "renderer", plain_renderer)
-        patch.setattr(rendering, "segmentor2d", plain_segmentor)
-        patch.setattr(rendering, "discriminator", plain_discriminator)
+    with plain_networks(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(figures, "history", lambda *_: None)
         patch.setattr(figures, "before_and_after", lambda *_: None)
         yield

@@ -17,12 +17,11 @@ import rest_server
 import running
 import SimpleITK as sitk
 import tensorflow as tf
-from helpers import contents, plain_unet3d
+from helpers import contents, plain_networks
 
 from tf_autoctx import export
 from tf_autoctx.data import datasets, images
 from tf_autoctx.errors import UserError
-from tf_autoctx.models import unet3d
 from tf_autoctx.systems.multi_organ import configuration
 from tf_autoctx.systems.multi_organ.system import MultiOrganSystem
 from tf_autoctx.systems.shared import caching, checks, prediction
@@ -241,8 +240,7 @@ train = functools.partial(running.train, "multi_organ", *TINY)
 def trained(tmp_path_factory):
     """Runs on one data set, stored in LPS and in mixed orientations: {name: folder}."""
     folder = tmp_path_factory.mktemp("trained")
-    with running.unexported(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(unet3d, "unet3d", plain_unet3d)
+    with running.unexported(), plain_networks():
         for name, codes in (("same", ["LPS"] * 6), ("mixed", CODES[3::8])):
             write_data(folder / f"data_{name}", codes)
             train(f"--data_dir={folder / f'data_{name}'}", f"--work_dir={folder / name}")

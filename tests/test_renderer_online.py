@@ -8,20 +8,13 @@ import dataclasses
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers import grey, plain_discriminator, plain_renderer, plain_segmentor
+from helpers import grey
 from test_renderer import BEFORE, ONCE, SETTINGS, corpus, networks, system, weights
 
-from tf_autoctx.systems.renderer import online, segmentation, terms, training
+from tf_autoctx.systems.renderer import online, terms, training
 from tf_autoctx.systems.renderer.configuration import Objective
 
-
-@pytest.fixture(scope="module", autouse=True)
-def plain_networks():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(segmentation, "renderer", plain_renderer)
-        patch.setattr(segmentation, "segmentor2d", plain_segmentor)
-        patch.setattr(segmentation, "discriminator", plain_discriminator)
-        yield
+pytestmark = pytest.mark.usefixtures("plain_networks")
 
 
 def rendered_with(tmp_path, chosen, variant="S2T-p", objective=ONCE, steps=1, image_seed=9):

@@ -18,11 +18,10 @@ import pytest
 import running
 import SimpleITK as sitk
 import tensorflow as tf
-from helpers import contents, plain_usegnet
+from helpers import contents
 
 from tf_autoctx import errors, export, files
 from tf_autoctx.data import pipeline
-from tf_autoctx.systems.fetal_head import segmentation
 from tf_autoctx.systems.fetal_head.training import LevelStage
 from tf_autoctx.systems.shared import evaluation, opening, origins, prediction, stages
 from tf_autoctx.systems.shared.stage import digest
@@ -62,12 +61,8 @@ def trained(capsys, folder, *arguments):
     return outcome(capsys, "train_fetal_head", *words)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def plain_network():
-    """Files and folders are what is tested, in many trainings."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(segmentation, "usegnet", plain_usegnet)
-        yield
+# Files and folders are what is tested, in many trainings.
+pytestmark = pytest.mark.usefixtures("plain_networks")
 
 
 @pytest.fixture(scope="module")

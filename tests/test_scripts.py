@@ -15,12 +15,11 @@ import pytest
 import running
 import SimpleITK as sitk
 import tensorflow as tf
-from helpers import plain_usegnet
+from helpers import plain_networks
 
 import tf_autoctx
 from tf_autoctx import errors
 from tf_autoctx.data import images
-from tf_autoctx.systems.fetal_head import segmentation
 from tf_autoctx.systems.shared import prediction, stages
 
 TINY = (
@@ -197,7 +196,8 @@ def check_other_way(folder, *changes):
     ],
 )
 def test_other_ways_of_running(tmp_path, changes):
-    check_other_way(tmp_path, *changes)
+    with plain_networks():
+        check_other_way(tmp_path, *changes)
 
 
 def test_the_paper_s_constants_are_a_preset_and_the_command_line_wins(tmp_path):
@@ -385,9 +385,15 @@ def test_bad_data_ends_in_one_sentence_before_training(data, tmp_path, refused, 
 
 
 @pytest.mark.usefixtures("unexported")
-def test_good_data_trains(data, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(segmentation, "usegnet", plain_usegnet)
-    train(f"--work_dir={tmp_path / 'run'}", f"--data_dir={data}", "--scale=0.5", "--level=1", *TINY)
+def test_good_data_trains(data, tmp_path, capsys):
+    with plain_networks():
+        train(
+            f"--work_dir={tmp_path / 'run'}",
+            f"--data_dir={data}",
+            "--scale=0.5",
+            *TINY,
+            "--level=1",
+        )
     assert "level 1" in capsys.readouterr().out
 
 

@@ -4,7 +4,7 @@ import keras
 import pytest
 import running
 import tensorflow as tf
-from helpers import plain_usegnet
+from helpers import plain_networks
 
 from tf_autoctx.commands import predict, train_fetal_head, train_multi_organ
 from tf_autoctx.errors import FieldError, UserError
@@ -51,13 +51,12 @@ def test_a_flag_may_be_given_twice_with_one_value():
 
 
 def test_a_training_prints_what_it_resolved(tmp_path, capsys, monkeypatch):
-    from tf_autoctx.systems.fetal_head import segmentation
     from tf_autoctx.systems.shared import evaluation, opening
 
-    monkeypatch.setattr(segmentation, "usegnet", plain_usegnet)
     monkeypatch.setattr(evaluation, "evaluate", lambda *_, **__: None)
     monkeypatch.setattr(opening, "export_run", lambda *_, **__: None)
-    running.train("fetal_head", f"--work_dir={tmp_path}", *TINY)
+    with plain_networks():
+        running.train("fetal_head", f"--work_dir={tmp_path}", *TINY)
     told = capsys.readouterr().out
     assert f"{tmp_path}: on CPU, precision float32, batch 1 x 1 replica\n" in told
     assert "cases: 2 to train, 1 to validate, 2 held out\n" in told

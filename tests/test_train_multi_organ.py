@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import running
 import SimpleITK as sitk
-from helpers import noise
+from helpers import noise, plain_networks
 
 from tf_autoctx import errors
 from tf_autoctx.data import datasets, images
@@ -164,7 +164,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(tmp_path):
     The export may be another.
     """
     once = (f"--work_dir={tmp_path}", *TINY, *ONE, "--checkpoint_steps=1", "--samples_per_epoch=8")
-    with running.unexported():
+    with running.unexported(), plain_networks():
         train(*once)
     finished = tmp_path / "pyramid" / "model.keras"
     whole = stages.load(finished).get_weights()
@@ -172,7 +172,8 @@ def test_a_killed_run_goes_on_to_the_same_weights(tmp_path):
     shutil.rmtree(tmp_path / "pyramid" / "best")
     for path in (tmp_path / "pyramid" / "last").glob("step-4*"):
         path.unlink()
-    train(*once, "--export_precision=bfloat16")
+    with plain_networks():
+        train(*once, "--export_precision=bfloat16")
     for a, b in zip(stages.load(finished).get_weights(), whole):
         np.testing.assert_array_equal(a, b)
     running.check_bfloat16(tmp_path, ct(24, 28, 40))
@@ -355,7 +356,8 @@ def test_label_values_come_back_and_warnings_name_what_is_odd(data, tmp_path, ca
             }
         )
     )
-    train(f"--work_dir={tmp_path / 'run'}", f"--data_dir={data}", *TINY, *ONE, "--steps=2")
+    with plain_networks():
+        train(f"--work_dir={tmp_path / 'run'}", f"--data_dir={data}", *TINY, *ONE, "--steps=2")
     assert re.search(
         r"image_1\.nii\.gz: intensities from \d+ to \d+ do not look like a CT in HU", caplog.text
     )
@@ -386,13 +388,9 @@ def test_without_names_the_values_name_themselves_and_foreground_chooses(data):
 @pytest.mark.usefixtures("unexported")
 def test_one_case_trains_and_validates_on_itself(data, tmp_path, caplog):
     (data / "cases.csv").write_text("image,label,split\nimage_0.nii.gz,label_0.nii.gz,train\n")
-    train(
-        f"--work_dir={tmp_path / 'run'}",
-        f"--data_dir={data / 'cases.csv'}",
-        *TINY,
-        *ONE,
-        "--foreground=5",
-    )
+    flags = f"--work_dir={tmp_path / 'run'}", f"--data_dir={data / 'cases.csv'}", "--foreground=5"
+    with plain_networks():
+        train(*flags, *TINY, *ONE)
     assert "which also validates" in caplog.text
     rows = cases_of(tmp_path / "run")
     assert {(row["case"], row["structure"]) for row in rows} == {("image_0", "label 5")}

@@ -11,14 +11,13 @@ import pytest
 import running
 import SimpleITK as sitk
 import tensorflow as tf
-from helpers import plain_discriminator, plain_renderer, plain_segmentor
+from helpers import plain_networks
 
 from tf_autoctx import configuration
 from tf_autoctx.commands import train_renderer, training
 from tf_autoctx.data import pipeline
 from tf_autoctx.data.configuration import Augmentation
 from tf_autoctx.errors import UserError
-from tf_autoctx.systems.renderer import segmentation as rendering
 from tf_autoctx.systems.renderer import source
 from tf_autoctx.systems.renderer import training as self_play
 from tf_autoctx.systems.renderer.configuration import (
@@ -73,28 +72,20 @@ def run(tmp_path_factory):
     return folder
 
 
-def make_plain(patch):
-    """New networks are of one convolution each."""
-    patch.setattr(rendering, "renderer", plain_renderer)
-    patch.setattr(rendering, "segmentor2d", plain_segmentor)
-    patch.setattr(rendering, "discriminator", plain_discriminator)
-
-
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A finished run with one discriminator, of networks of one convolution each."""
     folder = tmp_path_factory.mktemp("runs") / "sp"
-    with running.unexported(), pytest.MonkeyPatch.context() as patch:
-        make_plain(patch)
+    with running.unexported(), plain_networks():
         train(f"--work_dir={folder}", *LIGHT)
     return folder
 
 
 @pytest.fixture
-def light(trained, monkeypatch):
+def light(trained):
     """`trained`, as long as new networks are of one convolution each: online rendering has some."""
-    make_plain(monkeypatch)
-    return trained
+    with plain_networks():
+        yield trained
 
 
 @pytest.fixture(scope="module")
@@ -442,13 +433,7 @@ def test_the_paper_preset_runs_whole(tmp_path):
     assert answer["kept"] == 1
 
 
-@pytest.fixture
-def plain_networks(monkeypatch):
-    """What is tested is what they are trained on."""
-    make_plain(monkeypatch)
-
-
-@pytest.mark.usefixtures("unexported", "plain_networks")
+@pytest.mark.usefixtures("unexported", "light")
 def test_images_beside_labels_are_a_corpus(run, tmp_path):
     corpus = tmp_path / "corpus"
     for kind in ("images", "labels"):
@@ -462,7 +447,7 @@ def test_images_beside_labels_are_a_corpus(run, tmp_path):
         train(f"--work_dir={tmp_path / 'other'}", f"--corpus={corpus}", *TINY)
 
 
-@pytest.mark.usefixtures("unexported", "plain_networks")
+@pytest.mark.usefixtures("unexported", "light")
 def test_the_target_corpus_trains_orig_t2t(tmp_path):
     train(f"--work_dir={tmp_path}", *TINY, "--variant=Orig-T2T")
     rows = table(tmp_path / "evaluation" / "cases.csv")
