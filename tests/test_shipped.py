@@ -22,9 +22,9 @@ from tf_autoctx.training import runs
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 LARGEST = 3_000_000  # bytes of graph and weights
-LICENCES = {"hc18_head": "CC BY 4.0"}
+LICENCES = {"hc18_head": "CC BY 4.0", "hippocampus": "CC BY-SA 4.0"}
 # DSC (%) of the example, as it was when the model was trained.
-SCORES = {"hc18_head": {"head": 98.08}}
+SCORES = {"hc18_head": {"head": 98.08}, "hippocampus": {"head": 89.89}}
 NAMES = list(SCORES)
 COMMON = ("--steps=1", "--samples_per_epoch=1", "--precision=float32", "--learning_rate=0")
 # Trainings on tiny phantoms of networks such as those of the models.
