@@ -96,7 +96,7 @@ train_renderer scripts renderer train_embryo score
 wheel embryo sliding_windows unet3d training embryo_models client tiling orientation models
 report_page benchmark_rows without_tensorflow fetal_head adding_a_system renderer_models
 phantom_embryo isolation fetal_head_tables phantom_abdomen embryo_tables integrity start
-subvolumes export phantoms augment pipeline
+shipped subvolumes export phantoms augment pipeline
 """
 
 

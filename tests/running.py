@@ -132,9 +132,9 @@ def check_export(version, image, folder):
     shape, raw = np.array(image.shape[1:], np.int32), [voxels.tobytes() for voxels in image]
     outputs = {}
     for signature in plain:
-        images = {"image": batched(card, image)}
-        output = outputs[signature] = model(signature, images)
-        given = {"image_bytes": raw, "shape": shape, "dtype": b"uint8"}
+        spacing = spacing_for(card, signature)
+        output = outputs[signature] = model(signature, {"image": batched(card, image), **spacing})
+        given = {"image_bytes": raw, "shape": shape, "dtype": b"uint8", **spacing}
         of_bytes = model(export.twin(signature), given)
         np.testing.assert_array_equal(of_bytes["shape"], shape)
         for name, values in output.items():
@@ -159,13 +159,8 @@ def check_export(version, image, folder):
     assert len(mixed[1]) == batched(card, small[None])[..., 0].size
     model.close()
 
-    definition = _definition(version)
-    nodes = [
-        *definition.graph_def.node,
-        *(n for f in definition.graph_def.library.function for n in f.node_def),
-    ]
-    functions = {f.signature.name for f in definition.graph_def.library.function}
-    ops = {node.op for node in nodes} - functions
+    functions = {f.signature.name for f in _definition(version).graph_def.library.function}
+    ops = {node.op for node in nodes(version)} - functions
     assert {"Conv2D", "Conv3D"} & ops
     assert not ops - set(OPS.split()), (
         "an op that no export had: is it one that TensorFlow Serving runs?"
@@ -179,6 +174,12 @@ def check_export(version, image, folder):
     np.testing.assert_array_equal(
         np.load(folder / "label.npy"), outputs["serving_default"]["label"]
     )
+
+
+def spacing_for(card, signature):
+    """The spacing that a signature for images of any takes: that of the grid."""
+    takes = "spacing" in card["signatures"][signature]["inputs"]
+    return {"spacing": np.array([card["grid"]], np.float32)} if takes else {}
 
 
 def batched(card, image):
@@ -226,14 +227,21 @@ def check_nothing_but_finite(model, plain, card, image):
         given |= {"dtype": given["dtype"].encode(), "shape": np.array(image.shape[1:], np.int32)}
         for signature in plain:
             for name, inputs in ((signature, batch), (export.twin(signature), given)):
+                spacing = spacing_for(card, name)
                 with pytest.raises(RuntimeError, match="image has 2 voxels that are NaN or inf"):
-                    model(name, inputs)
+                    model(name, {**inputs, **spacing})
 
 
 def _definition(version):
     """The graph of an export."""
     saved = saved_model_pb2.SavedModel.FromString((version / "saved_model.pb").read_bytes())
     return saved.meta_graphs[0]
+
+
+def nodes(version):
+    """Of the graph of an export, those of all its functions among them."""
+    graph = _definition(version).graph_def
+    return [*graph.node, *(node for f in graph.library.function for node in f.node_def)]
 
 
 def check_bfloat16(run, image):

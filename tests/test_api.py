@@ -77,7 +77,9 @@ def test_load_and_call(saved_model, caplog):
 
 
 def test_what_cannot_be_loaded(saved_model, tmp_path):
-    neither = "neither config.json nor saved_model.pb; expected a run folder or a SavedModel folder"
+    neither = (
+        "neither config.json nor saved_model.pb; expected a run folder, a SavedModel folder or one"
+    )
     with pytest.raises(errors.UserError, match=neither):
         tf_autoctx.load(tmp_path)
     with pytest.raises(errors.FieldError, match=r"^tile_size=32: .* is a SavedModel, in"):

@@ -31,6 +31,7 @@ from tf_autoctx.systems.multi_organ.presets import PRESETS
 from tf_autoctx.systems.multi_organ.segmentation import Pyramid
 from tf_autoctx.systems.multi_organ.system import MultiOrganSystem, TilePredictor
 from tf_autoctx.systems.shared import prediction
+from tf_autoctx.systems.shared.grid import Grid
 from tf_autoctx.systems.shared.places import with_places
 from tf_autoctx.systems.shared.session import Session
 from tf_autoctx.training import runs
@@ -803,3 +804,18 @@ def test_signatures_serve_the_label_and_the_probabilities():
     assert output["probability"].shape == (1, 9, 10, 11, 3)
     np.testing.assert_array_equal(output["label"], system.segment(networks, x)["label"])
     assert system.window == (-160, 240) and system.structure is None
+
+
+def test_all_signatures_run_the_same_graph_of_the_networks(tmp_path):
+    """An export holds each convolution once, however many signatures it has."""
+    system = MultiOrganSystem(configuration("no_context"), LABELS)
+    networks, mm = system.new_networks(["level_2"]), Grid((2.0, 1.0, 1.0))
+    functions = system.signatures([networks])
+    del functions["uncertainty"]
+    spaced = export.Spaced({name: mm.resampling(f) for name, f in functions.items()}, mm.spacing)
+    exported = export.Exported(functions, networks, {}, system.spec, spaced=spaced)
+    version = export.write(tmp_path, exported)
+    assert len(export.read_card(version)["signatures"]) == 9
+    ops = [node.op for node in running.nodes(version)]
+    kernels = [key for key in layers.named_weights(networks["level_2"]) if key.endswith("kernel")]
+    assert ops.count("Conv3D") + ops.count("Conv3DBackpropInputV2") == len(kernels)

@@ -455,7 +455,9 @@ def test_a_full_disk_is_one_sentence(tmp_path, refused):
 def test_bad_models_for_prediction(run, tmp_path, capsys):
     image = tmp_path / "a.nii.gz"
     images.write(image, sitk.GetImageFromArray(np.zeros((8, 8, 8), np.float32)))
-    with pytest.raises(errors.UserError, match="expected a run folder or a SavedModel folder"):
+    with pytest.raises(
+        errors.UserError, match="expected a run folder, a SavedModel folder or one of"
+    ):
         prediction.load(tmp_path)
     (tmp_path / "config.json").write_text((run / "config.json").read_text())
     with pytest.raises(errors.UserError, match=r"level_1/model\.keras: this stage is not finished"):

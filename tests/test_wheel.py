@@ -13,6 +13,7 @@ import zipfile
 import pytest
 
 import tf_autoctx
+from tf_autoctx import shipped
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 LEFT_OUT = (".venv", ".git", "runs", "build", "dist", "*.egg-info", "__pycache__", ".*_cache")
@@ -94,13 +95,17 @@ def test_everything_is_in_the_distributions(sdist, wheel):
         installed = set(file.namelist())
     package = {name for name in tree if name.startswith("tf_autoctx/")}
     assert package <= installed and "tf_autoctx/py.typed" in package
+    for model in shipped.names():
+        folder = f"tf_autoctx/shipped_models/{model}"
+        assert {f"{folder}/LICENSE", f"{folder}/variables/variables.index"} <= installed
     assert not [name for name in installed if name.startswith(("tests/", "eval/", "docs/"))]
 
 
 def test_the_package_is_that_of_the_wheel(environment, tmp_path):
-    code = "import tf_autoctx; print(tf_autoctx.__file__, tf_autoctx.__version__)"
-    path, version = run(environment / "python", "-c", code, cwd=tmp_path).split()
-    assert path.startswith(str(environment.parent)) and version == tf_autoctx.__version__
+    code = "import tf_autoctx as t; print(t.__file__, t.example('hc18_head'), t.__version__)"
+    *paths, version = run(environment / "python", "-c", code, cwd=tmp_path).split()
+    assert all(path.startswith(str(environment.parent)) for path in paths)
+    assert version == tf_autoctx.__version__
 
 
 # Runs console scripts one after the other, as Python runs each: TensorFlow is imported once.
@@ -133,7 +138,7 @@ def test_train_resume_predict_score_and_report_in_an_empty_folder(environment, t
     phantoms = "runs/fetal_head/phantoms"
     model = "--model=runs/fetal_head"
     scans = f"--input={phantoms}/imagesTs"
-    again, _, _, scored, _ = scripts(
+    again, _, _, scored, *_ = scripts(
         environment,
         train,
         ("autoctx-predict", model, scans, "--output=results"),
@@ -149,6 +154,13 @@ def test_train_resume_predict_score_and_report_in_an_empty_folder(environment, t
             "--evaluations=runs/fetal_head/evaluation",
             "--output=report.html",
         ),
+        # A model that comes with the package, and its image.
+        (
+            "autoctx-predict",
+            "--model=hc18_head",
+            f"--input={tf_autoctx.example('hc18_head')}",
+            "--output=heads",
+        ),
         cwd=tmp_path,
     )
     assert "serves already" in again  # goes on: there is nothing to do
@@ -158,6 +170,7 @@ def test_train_resume_predict_score_and_report_in_an_empty_folder(environment, t
         ours, served = (tmp_path / folder / path.name for folder in ("results", "served"))
         assert ours.read_bytes() == served.read_bytes()
     assert (tmp_path / "report.html").stat().st_size > 1_000_000
+    assert (tmp_path / "heads" / "example.nii.gz").exists()
 
 
 def test_every_console_command_shows_its_help(environment, tmp_path):

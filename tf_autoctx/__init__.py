@@ -2,7 +2,7 @@
 
     import tf_autoctx
 
-    model = tf_autoctx.load("runs/fetal_head")  # a run folder or a SavedModel
+    model = tf_autoctx.load("hc18_head")  # comes with the package; or a run folder, a SavedModel
     result = model(voxels, spacing)  # (z, y, x) array and mm; {"label": likewise}
     tf_autoctx.score(result["label"], truth, spacing)
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 # What TensorFlow's C++ side reports on start-up helps nobody who did not ask for it.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-__all__ = ["__version__", "load", "losses", "metrics", "models", "score"]
+__all__ = ["__version__", "example", "load", "losses", "metrics", "models", "score"]
 
 
 def __getattr__(name: str) -> Any:
@@ -38,13 +38,26 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
+def example(name: str) -> pathlib.Path:
+    """The path of a real image to try a model that comes with the package on, none of those that it
+    learnt from; its true label lies beside it, as `example_label`.
+
+    Raises:
+      ValueError: no model of that name.
+    """
+    from tf_autoctx import shipped
+
+    return shipped.example(name)
+
+
 def load(
     path: str | pathlib.Path, precision: str = "auto", mirrors: bool = False, **options: Any
 ) -> Segmentor:
     """Loads a finished model.
 
     Args:
-      path: a run folder, a SavedModel of ours, or the folder of its versions.
+      path: a run folder, a SavedModel of ours, the folder of its versions, or the name of a model
+        that comes with the package, such as "hc18_head".
       precision: of run folders: "float32", "bfloat16" or "auto", which is bfloat16 where the
         hardware has it and the run's own evaluation, of runs trained in bfloat16, found labels
         within 0.5 % (DSC 0.995) of those of float32.

@@ -4,12 +4,14 @@ r"""Segments images with a finished run or a SavedModel, each on its own grid.
   autoctx-predict --model=runs/fetal_head/saved_model --input=folder_of_scans --output=results \
       --probabilities
   autoctx-predict --model=runs/renderer --input=frame.png --output=results --every_iteration
+  autoctx-predict --model=hc18_head --input=frame.png --output=results
 
---model is a run folder, a SavedModel, or a folder of its versions, of which the newest is taken. A
-folder is read with all folders below it, and results lie in the same folders. A folder of DICOM
-slices is one image; where it holds several series, --series chooses one. Where a model takes
-images of several channels, these are the values of a file (or its fourth axis), or lie in files
-case_0000.nii.gz, case_0001.nii.gz and so on, or in files of any names with commas between.
+--model is a run folder, a SavedModel, or a folder of its versions, of which the newest is taken, or
+the name of a model that comes with the package. A folder is read with all folders below it, and
+results lie in the same folders. A folder of DICOM slices is one image; where it holds several
+series, --series chooses one. Where a model takes images of several channels, these are the values
+of a file (or its fourth axis), or lie in files case_0000.nii.gz, case_0001.nii.gz and so on, or in
+files of any names with commas between.
 
 Writes NAME.nii.gz (label values), with --masks masks/NAME.nii.gz (0 and 1) and with --probabilities
 probabilities/NAME.nii.gz; where there are several structures, masks/STRUCTURE/NAME.nii.gz and so
@@ -36,7 +38,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent import futures
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from tf_autoctx import configuration, files
+from tf_autoctx import configuration, files, shipped
 from tf_autoctx.commands.command_line import Command, Given, quick_imports
 from tf_autoctx.configuration import check, field
 from tf_autoctx.errors import UserError, sentence
@@ -60,7 +62,9 @@ class Prediction:
     """Prediction: what is segmented by which model, and what is written."""
 
     model: str = field(
-        ..., "Run folder of a training command, a SavedModel, or a folder of its versions."
+        ...,
+        "Run folder of a training command, a SavedModel, a folder of its versions, or the name of "
+        f"a model that comes with the package: {', '.join(shipped.names())}.",
     )
     input: str = field(
         ...,
@@ -135,6 +139,7 @@ def option_kinds() -> list[type]:
 
 def main(given: Given) -> None:
     chosen = given.configured(Prediction)
+    chosen = dataclasses.replace(chosen, model=str(shipped.resolved(chosen.model)))
     from tf_autoctx.data import isolation
 
     names = [name for kind in option_kinds() for name in configuration.rules(kind)]

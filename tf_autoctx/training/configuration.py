@@ -29,8 +29,9 @@ class RunOptions:
     )
     initial_weights: str = field(
         "",
-        "Run folder or SavedModel of this system to start from: weights that fit by name and shape "
-        "are taken over, all others start anew.",
+        "Run folder or SavedModel of this system to start from, or the name of a model that comes "
+        "with the package: weights that fit by name and shape are taken over, all others start "
+        "anew.",
         before="",
     )
     strategy: str = field(

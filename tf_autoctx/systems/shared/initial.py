@@ -10,7 +10,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from tf_autoctx import export
+from tf_autoctx import export, shipped
 from tf_autoctx.errors import FieldError
 from tf_autoctx.models import layers
 from tf_autoctx.systems.shared import registry
@@ -48,20 +48,21 @@ class Weights:
 
 
 def load(path: str | pathlib.Path, system: str) -> Weights:
-    """The weights of a run folder, of a SavedModel, or of the newest of its versions.
+    """The weights of a run folder, of a SavedModel or the newest of its versions, or of a model of
+    `shipped`.
 
     Raises:
       FieldError: neither, or a model of another system.
       UserError: nothing is finished, or it cannot be read.
     """
-    path = pathlib.Path(path)
+    path = shipped.resolved(path)
     if (path / "config.json").exists():
         run = runs.load(path)
         _require(path, run.system, system)
         return Weights(path, _of_run(run))
     version = path if (path / export.GRAPH).exists() else export.newest(path)
     if version is None:
-        expected = "expected a run folder or a SavedModel."
+        expected = f"expected a run folder, a SavedModel or one of {', '.join(shipped.names())}."
         raise FieldError(FLAG, path, f"neither config.json nor saved_model.pb; {expected}")
     card = export.read_card(version)
     _require(version, str(card.get("system")), system)

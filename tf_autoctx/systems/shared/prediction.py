@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tf_autoctx import configuration, export
+from tf_autoctx import configuration, export, shipped
 from tf_autoctx.data import images, regions
 from tf_autoctx.errors import FieldError, UserError
 from tf_autoctx.metrics import Regions
@@ -176,7 +176,7 @@ def load(
 
     Args:
       path: a run folder, a folder with a saved_model.pb, or a folder of such versions, of which the
-        highest counts.
+        highest counts; or the name of a model of `shipped`.
       precision: of a run folder, see `precision.chosen`; a SavedModel has its own.
       mirrors: whether a run folder takes the mean over an image and its mirror images, see
         `System.mirrors`; in a SavedModel it is fixed.
@@ -187,7 +187,7 @@ def load(
       UserError: neither; nothing is finished; a damaged network; an option that the model does not
         have.
     """
-    path = pathlib.Path(path)
+    path = shipped.resolved(path)
     if precision not in ("auto", *POLICIES):
         raise FieldError("precision", precision, f"expected one of auto, {', '.join(POLICIES)}.")
     given = {name: value for name, value in options.items() if value is not None}
@@ -207,7 +207,8 @@ def load(
         raise FieldError(
             "model",
             path,
-            "neither config.json nor saved_model.pb; expected a run folder or a SavedModel folder.",
+            "neither config.json nor saved_model.pb; expected a run folder, a SavedModel folder or "
+            f"one of {', '.join(shipped.names())}.",
         )
     return _of_run(runs.load(path), given, precision, mirrors)
 

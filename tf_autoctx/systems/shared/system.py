@@ -439,9 +439,13 @@ class System(abc.ABC):
         """
         estimators = [functools.partial(self.estimate, networks) for networks in members]
 
+        # One function that all signatures call: else each would hold the networks' graph anew.
+        @tf.function(input_signature=[self.spec], autograph=False)
+        def estimated(image: Tensor) -> Estimate:
+            return averaging.mean(estimators, image, mirrors)
+
         def probabilities(image: Tensor, size: Size | None = None) -> dict[str, Tensor]:
-            estimate = averaging.mean(estimators, image, mirrors)
-            return self.decide(estimate, ops.shape(image)[1:-1] if size is None else size)
+            return self.decide(estimated(image), ops.shape(image)[1:-1] if size is None else size)
 
         def serving_default(image: Tensor, size: Size | None = None) -> dict[str, Tensor]:
             outputs = probabilities(image, size)
