@@ -273,14 +273,14 @@ Abs AddV2 All Any ArgMax AsString Assert AssignVariableOp BiasAdd Bitcast Bitwis
 BroadcastTo Cast Ceil ConcatV2 Const Conv2D Conv2DBackpropInput Conv3D Conv3DBackpropInputV2 Cumsum
 DecodeRaw DisableCopyOnRead Einsum Equal Fill Floor FloorDiv FusedBatchNormGradV3 FusedBatchNormV3
 GatherV2 Greater GreaterEqual Identity IdentityN If IsFinite Less LessEqual Log LogicalAnd
-LogicalNot LogicalOr MatMul Max MaxPool MaxPool3D Maximum Mean MergeV2Checkpoints Min Minimum Mul MulNoNan Neg
-NoOp NotEqual OnesLike Pack Pad PartitionedCall Placeholder Prod Range ReadVariableOp RealDiv Relu
-Reshape RestoreV2 ReverseV2 Rsqrt SaveV2 Select SelectV2 SerializeTensor Shape ShardedFilename
-Sigmoid Size Slice Softmax Split Square SquaredDifference Squeeze StatefulPartitionedCall
-StatelessCase StatelessWhile StaticRegexFullMatch StopGradient StridedSlice StringJoin StringLength
-Sub Substr Sum TensorListFromTensor TensorListGetItem TensorListReserve TensorListSetItem
-TensorListStack Tile Transpose Unpack UnsortedSegmentMax UnsortedSegmentMin UnsortedSegmentSum
-VarHandleOp Where While ZerosLike
+LogicalNot LogicalOr MatMul Max MaxPool MaxPool3D Maximum Mean MergeV2Checkpoints Min Minimum Mul
+MulNoNan Neg NoOp NotEqual OnesLike Pack Pad PartitionedCall Placeholder Prod Range ReadVariableOp
+RealDiv Relu Reshape RestoreV2 ReverseV2 Rsqrt SaveV2 Select SelectV2 SerializeTensor Shape
+ShardedFilename Sigmoid Size Slice Softmax Split Square SquaredDifference Squeeze
+StatefulPartitionedCall StatelessCase StatelessWhile StaticRegexFullMatch StopGradient StridedSlice
+StringJoin StringLength Sub Substr Sum TensorListFromTensor TensorListGetItem TensorListReserve
+TensorListSetItem TensorListStack Tile Transpose Unpack UnsortedSegmentMax UnsortedSegmentMin
+UnsortedSegmentSum VarHandleOp Where While ZerosLike
 """
 
 
