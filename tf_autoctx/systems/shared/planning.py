@@ -121,8 +121,8 @@ def patch(cases: Cases, cost: Cost, most: Sequence[int] | None = None) -> tuple[
     spacing = " x ".join(f"{edge:.3g}" for edge in cases.spacing)
     return edges, (
         f"{FLAG}={told(edges)}: {mm} mm, about the proportions of the median training case, "
-        f"{_by(cases.median)} voxels of {spacing} mm, and as large as {_budget(cases)} allow: a "
-        f"step takes about {_gib(cost.of(edges, cases.samples))} ({_costs(cost)})."
+        f"{_by(cases.median)} voxels of {spacing} mm, and as large as fits into {_budget(cases)}: "
+        f"a step takes about {_gib(cost.of(edges, cases.samples))} ({_costs(cost)})."
     )
 
 
