@@ -68,7 +68,7 @@ def test_a_stage_is_validated_on_the_validation_cases_alone(tmp_path, monkeypatc
     stage, seen = fetal_head.LevelStage(1, system, session), []
     stage.begin(session)
     monkeypatch.setattr(
-        stage, "build", lambda: {"network": test_order.plain_usegnet((None, None, None, 1))}
+        stage, "build", lambda: {"network": helpers.plain_usegnet((None, None, None, 1))}
     )
     monkeypatch.setattr(stage, "score", lambda _, sample: seen.append(sample["image"]) or 0.25)
     assert stages._StageTask(stage, session).validate() == {"DSC": 0.25}

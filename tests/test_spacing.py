@@ -29,6 +29,8 @@ FLAGS = {
     "embryo, refined": ("embryo", ()),
 }
 
+pytestmark = pytest.mark.usefixtures("plain_networks")
+
 
 def sizes(size, spacing, mm=MM):
     return [int(n) for n in grid.Grid(mm).size(size, np.float32(spacing))]
