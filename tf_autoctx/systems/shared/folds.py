@@ -81,7 +81,7 @@ def _differences(first: Run, run: Run) -> list[str]:
     kinds = (Data, Settings, declaration.configuration, *declaration.training)
     left_out = configuration.changeable(kinds) | {"fold"}
     names = [name for kind in kinds for name in configuration.rules(kind) if name not in left_out]
-    names += ["precision", "initial_weights"]  # which may have seen the cases of another fold
+    names.append("initial_weights")  # which may have seen the cases of another fold
     flags: list[Mapping[str, Any]] = [first.flags, run.flags]
     return [
         f"`{name}` {run.flags.get(name)!r}"
