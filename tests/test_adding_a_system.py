@@ -214,14 +214,15 @@ def test_the_export_is_the_run(run, scan):
 
 
 def test_the_python_of_the_readme_takes_it(run, scan):
-    _, image, truth = scan
+    path, image, truth = scan
     readme = (PAGE.parent.parent / "README.md").read_text("utf-8")
-    block = re.search(r"^    import tf_autoctx\n(?:    .*\n)+", readme, re.MULTILINE)[0]
-    names = {"voxels": image.array, "spacing": image.spacing, "truth": truth}
-    lines = textwrap.dedent(block).replace("runs/fetal_head", str(run)).splitlines()
-    exec("\n".join([*lines[:-1], f"scores = {lines[-1]}"]), names)
+    block = re.search(r"^    import SimpleITK as sitk\n(?:    .*\n)+", readme, re.MULTILINE)[0]
+    lines = textwrap.dedent(block).replace('tf_autoctx.example("hc18_head")', repr(str(path)))
+    (call,) = re.findall(r"`(tf_autoctx\.score\(.*\))` is", readme)
+    names = {"truth": truth, "spacing": image.spacing}
+    exec(lines.replace('"hc18_head"', repr(str(run))), names)
     assert names["result"]["label"].shape == truth.shape
-    assert names["scores"]["label 1"]["DSC_percent"] > 90
+    assert eval(call, names)["label 1"]["DSC_percent"] > 90
 
 
 def test_an_ensemble_with_mirror_images_tells_how_unsure_it_is(run, scan, tmp_path):
