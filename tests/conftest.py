@@ -91,12 +91,12 @@ def unexported():
 # Files in the order of their time, the longest first: a long one at the end would keep one process
 # busy alone.
 LONGEST = """
-run_folder order ensemble train_multi_organ multi_organ initial_weights channels folds
-train_renderer scripts renderer train_embryo score
+run_folder order channels train_renderer multi_organ train_multi_organ ensemble initial_weights
+cleaning regions planning spacing shipped folds scripts renderer train_embryo score
 wheel embryo sliding_windows unet3d training embryo_models client tiling orientation models
 report_page benchmark_rows without_tensorflow fetal_head adding_a_system renderer_models
 phantom_embryo isolation fetal_head_tables phantom_abdomen embryo_tables integrity start
-shipped subvolumes export phantoms augment pipeline
+subvolumes export phantoms augment pipeline
 """
 
 

@@ -645,8 +645,8 @@ def test_a_voxel_that_is_no_number_is_refused_by_the_graph(models, tmp_path, pro
         )
         kind = serving.Rest if protocol == "rest" else serving.Grpc
         told = (
-            r"image has 2 voxels that are NaN or infinite as float32; expected finite numbers\.\].*; "
-            "expected an image that this model takes"
+            r"image has 2 voxels that are NaN or infinite as float32; expected finite numbers\.\]"
+            ".*; expected an image that this model takes"
         )
         model = contextlib.closing(kind(address, "fetal_head", None, 60))
         with model as held, pytest.raises(errors.UserError, match=told):

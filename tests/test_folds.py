@@ -32,11 +32,13 @@ TINY = {
         "--phantom_size=24,28,40",
         "--phantom_spacing=6",
         "--phantom_cases=7,1",
+        *("--shift=0", "--rotation=0", "--elastic=0"),
     ),
     "embryo": (
         *("--low_size=8", "--body_box=16", "--ventricle_box=8", "--depth=2", "--kernel=3"),
         *("--stage=initial", "--phantom_size=24,28,24", "--phantom_spacing=0.4"),
         "--phantom_cases=7,1",
+        *("--noflips", "--shift=0", "--rotation=0"),
     ),
     "renderer": (
         *("--variant=Orig-S2T", "--size=16", "--batch_size=1"),

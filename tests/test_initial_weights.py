@@ -27,6 +27,7 @@ TINY = {
         "--phantom_size=24,28,40",
         "--phantom_spacing=6",
         "--phantom_cases=3,1",
+        *("--shift=0", "--rotation=0", "--elastic=0"),
     ),
     "embryo": (
         "--low_size=8",
@@ -37,6 +38,7 @@ TINY = {
         "--phantom_size=24,28,24",
         "--phantom_spacing=0.4",
         "--phantom_cases=3,1",
+        *("--noflips", "--shift=0", "--rotation=0"),
     ),
     "renderer": ("--size=16", "--phantom_size=24,24", "--phantom_cases=4,1", "--batch_size=1"),
 }
