@@ -320,7 +320,7 @@ def centred(network, seed=0):
     """Weights of a pyramid by which every region is somewhere, and nowhere sure."""
     randomize(network, seed)
     image = {"image_1": 1.8 + noise(1, 12, 14, 16, 1) / 2}
-    head = network.get_layer("level_1").layers[-1]
+    head = network.get_layer("level_1").get_layer("head")
     head.bias.assign_sub(np.mean(network(image)["level_1"], axis=(0, 1, 2, 3)))
 
 

@@ -219,7 +219,7 @@ def exported(tmp_path, monkeypatch):
 def test_an_export_of_any_precision_has_the_weights_of_the_run(exported, precision):
     model, networks = exported(precision)
     (network,) = model.networks.values()
-    assert network.layers[-1].compute_dtype == precision
+    assert network.get_layer("head").compute_dtype == precision
     for new, own in zip(network.get_weights(), networks["second"].get_weights(), strict=True):
         np.testing.assert_array_equal(new, own)
     assert model.configuration["precision"] == model.card["precision"] == precision
