@@ -286,6 +286,7 @@ def test_run_folders_are_words_or_a_flag(folds, tmp_path):
         ([1, 2, {"cases": "others"}], "made of other cases than"),
         ([1, 2, {"steps": 4}], r"made with --steps 4, unlike"),
         ([1, 2, {"seed": 4}], r"made with --seed 4, unlike"),
+        ([1, 2, {"initial_weights": "fold_1"}], r"made with --initial_weights 'fold_1', unlike"),
         ([1, 2, {"folds": 4}], r"made with --folds 4, unlike"),
         ([1, 2, {"scale": 0.5}], r"made with --scale 0.5, unlike"),
         ([1, 2, {"methods": ["level 1"]}], "was scored by level 1, .* by level 1, level 2; expec"),

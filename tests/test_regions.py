@@ -18,7 +18,7 @@ from tf_autoctx.report import figures, tables, views
 from tf_autoctx.systems.multi_organ.configuration import MultiOrgan
 from tf_autoctx.systems.multi_organ.segmentation import Pyramid
 from tf_autoctx.systems.multi_organ.system import MultiOrganSystem
-from tf_autoctx.systems.shared import confidence, prediction, stages
+from tf_autoctx.systems.shared import cleaning, confidence, prediction, stages
 from tf_autoctx.training import runs
 
 NESTED = {1: (1, 2, 3), 2: (2, 3), 3: (3,)}  # a tumour, its core, and what enhances in it
@@ -333,7 +333,7 @@ def scan():
     return 60 * noise(12, 14, 16, seed=9)
 
 
-def test_a_run_tells_its_regions(run, segment):
+def test_a_run_tells_its_regions(run, segment, caplog):
     config = json.loads((run / "config.json").read_text())
     assert config["flags"]["regions"] == "whole=1+2,core=2"
     assert config["labels"] == {"1": "whole", "2": "core"}
@@ -342,6 +342,9 @@ def test_a_run_tells_its_regions(run, segment):
     assert card["labels"] == config["labels"] and card["regions"] == config["regions"]
     assert card["outputs"]["probability"]["shape"][-1] == 2
     assert segment.regions == {1: (1, 2), 2: (2,)}
+    of_own = runs.load(run)
+    assert of_own.flags["postprocessing"] == "auto"  # of which nothing is decided, nor missed
+    assert cleaning.record(of_own) is None and "postprocessing" not in caplog.text
     assert prediction.load(run / "saved_model").regions == segment.regions
     assert runs.load(run).labels == segment.labels == {1: "whole", 2: "core"}
 
@@ -499,6 +502,8 @@ def test_regions_among_label_values_are_chosen_by_the_flag(data):
     "words, told",
     [
         (["--foreground=1"], "--foreground=1: the structures of "),
+        (["--largest_component"], "--largest_component=True: the structures of "),
+        (["--fill_holes"], "--fill_holes=True: the structures of "),
         ([], "a.nii.gz: has the label values [5], which no region of "),
     ],
 )

@@ -15,9 +15,10 @@ from test_precision import TINY
 
 import tf_autoctx
 from tf_autoctx import errors, export
+from tf_autoctx.data import datasets, images
 from tf_autoctx.data.configuration import Resampling
 from tf_autoctx.models import layers
-from tf_autoctx.systems.shared import exporting, grid
+from tf_autoctx.systems.shared import caching, exporting, grid
 from tf_autoctx.training import runs
 
 MM = (2.0, 1.0, 1.5)  # of the grid
@@ -223,6 +224,8 @@ def test_tensorflow_serving_takes_the_spacing(exported):
     for wrong in ([0, 1, 1], [np.nan, 1, 1]):
         with pytest.raises(RuntimeError, match="spacing: expected 3 numbers of mm above 0"):
             model("serving_spacing", {**batch, "spacing": np.float32(wrong)})
+    with pytest.raises(RuntimeError, match=r"makes more than 2.1e\+09 voxels of 2 x 1 x 1.5 mm"):
+        model("serving_spacing", {**batch, "spacing": np.float32([4000, 1000, 3000])})  # in µm
     model.close()
 
 
@@ -245,6 +248,20 @@ def test_runs_of_other_grids_are_no_ensemble(tmp_path):
     runs.load(both[0]).note(grid=MM)
     with pytest.raises(SystemExit):
         running.call("ensemble", *both, f"--output={tmp_path / 'model'}")
+
+
+@pytest.mark.parametrize("name", ["fetal_head", "multi_organ", "embryo"])
+def test_a_label_that_vanishes_on_the_grid_is_refused(tmp_path, name):
+    """Nearest sampling misses it: nothing is left to learn from, or to validate on."""
+    system = system_of(runs.load(finished(tmp_path, name, 1, "--spacing=8,8,8")))
+    system.grid = grid.Grid((8.0, 8.0, 8.0))
+    label = np.zeros((24, 24, 24), np.uint8)
+    label[1:3, 1:3, 1:3] = 1
+    image = sitk.GetImageFromArray(label)
+    image = images.Image.of("a", image, image.GetSpacing())
+    case = datasets.Case("a", "a.nii", "b.nii", "a")
+    with pytest.raises(errors.UserError, match=r"b\.nii: all of its label vanishes on voxels of 8"):
+        caching._prepare(case, tmp_path / "cache", (image, label), system)
 
 
 # From the command line

@@ -17,7 +17,7 @@ from tf_autoctx import configuration
 from tf_autoctx.commands import train_renderer, training
 from tf_autoctx.data import pipeline
 from tf_autoctx.data.configuration import Augmentation
-from tf_autoctx.errors import UserError
+from tf_autoctx.errors import FieldError, UserError
 from tf_autoctx.systems.renderer import source
 from tf_autoctx.systems.renderer import training as self_play
 from tf_autoctx.systems.renderer.configuration import (
@@ -197,6 +197,13 @@ def test_predict_without_iterations_reads_no_discriminator(light, tmp_path):
 
 def test_the_export_is_what_a_server_needs(run, tmp_path):
     running.check_export(run / "saved_model" / "1", pixels(2, 20, 24), tmp_path)
+
+
+def test_online_rendering_takes_no_mirror_images(light, tmp_path):
+    folder = with_flags(light, tmp_path / "run", flips=True)
+    with pytest.raises(FieldError, match="mirrors=True: online rendering has a mirror ima"):
+        prediction.load(folder, mirrors=True, iterations=1)
+    assert prediction.load(folder, mirrors=True, iterations=0)
 
 
 def test_predict_on_files_of_every_kind(light, tmp_path):
