@@ -107,6 +107,7 @@ def _of_seed(chosen: FetalHeadTables, values: dict[str, Any]) -> list[PlannedRun
     """The runs of one seed, whose data are there."""
     from tf_autoctx.commands.planned_runs import PlannedRun
     from tf_autoctx.data import datasets
+    from tf_autoctx.systems.shared import patches
     from tf_autoctx.training import runs
 
     seed = values["seed"]
@@ -126,7 +127,8 @@ def _of_seed(chosen: FetalHeadTables, values: dict[str, Any]) -> list[PlannedRun
         run = PlannedRun(method, pathlib.Path(chosen.runs) / f"{method}_seed_{seed}", own)
         if runs.is_trained(run.folder):
             made = runs.load(run.folder)
-            flags = values | own | made.facts.get("plan", {}).get("flags", {})
+            flags = values | own
+            flags |= patches.planned_before(made.facts, flags)
             flags |= DECLARATION.load().implied(flags)
             earlier = configuration.earlier(training.kinds(DECLARATION))
             making = runs.Making(DECLARATION.name, flags, fingerprint, changeable, earlier=earlier)

@@ -131,7 +131,9 @@ def open_training(
     began = time.time()
     kind: type[System] = declaration.load()
     folder = pathlib.Path(values["work_dir"])
-    values = {**values, **_planned_before(folder, values)}
+    values = dict(values)
+    if runs.is_trained(folder):
+        values |= patches.planned_before(runs.load(folder).facts, values)
     values |= kind.implied(values)
     chosen: Any = configuration.configured(declaration.configuration, values)
     settings = configuration.configured(Settings, values)
@@ -211,16 +213,6 @@ def _phantoms(kind: type[System], folder: pathlib.Path, values: Mapping[str, Any
             raise
         shutil.rmtree(own)
         return kind.write_phantoms(own, values)
-
-
-def _planned_before(folder: pathlib.Path, values: Mapping[str, Any]) -> dict[str, Any]:
-    """{flag: value} of what a run has planned already, where it is left to a plan again."""
-    if not runs.is_trained(folder):
-        return {}
-    flags = runs.load(folder).facts.get("plan", {}).get("flags", {})
-    return {
-        name: value for name, value in flags.items() if values.get(name) in (None, patches.AUTO)
-    }
 
 
 def _extents(cases: datasets.Dataset, read: Reader, isolated: bool) -> list[Extent]:

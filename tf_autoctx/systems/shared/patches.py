@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from tf_autoctx.errors import FieldError
 
 FLAG = "patch"
@@ -28,6 +31,13 @@ def edges(value: str) -> tuple[int, ...] | None:
         value,
         f"expected three multiples of {STRIDE} (z,y,x), such as 64,48,64, {AUTO} or {WHOLE}.",
     )
+
+
+def planned_before(facts: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """{flag: value} of what a run of such facts has planned already, where it is left to a plan
+    again."""
+    flags = facts.get("plan", {}).get("flags", {})
+    return {name: value for name, value in flags.items() if values.get(name) in (None, AUTO)}
 
 
 def told(edges: tuple[int, ...]) -> str:
