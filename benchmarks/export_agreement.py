@@ -30,6 +30,7 @@ from tf_autoctx.systems.multi_organ.configuration import DECLARATION as MULTI_OR
 from tf_autoctx.systems.renderer.configuration import DECLARATION as RENDERER
 from tf_autoctx.systems.shared import prediction
 from tf_autoctx.systems.shared.prediction import Segmentor
+from tf_autoctx.systems.shared.system import Wanted
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "tests"))
 import cpp_loader
@@ -95,7 +96,7 @@ def agrees(run: pathlib.Path, count: int) -> bool:
     segmentor, model, good = loaded(run), cpp_loader.CppModel(version), True
     for name, voxels in compared_images(run, segmentor, count).items():
         image = voxels[None, ..., None].astype(np.float32)
-        output = segmentor.predictor(image, probabilities=True, progress=False)
+        output = segmentor.predictor(image, None, Wanted(probabilities=True))
         label, probability = (np.asarray(output[key]) for key in ("label", "probability"))
         served = model("serving_default", {"image": image})
         if "probability" not in served:

@@ -71,12 +71,14 @@ def exported(task: Task, precision: str) -> Ready:
 
 def run_folder(task: Task, precision: str) -> Ready:
     """What predict.py runs of a run folder, from raw voxels to the label in memory."""
+    from tf_autoctx.systems.shared.system import Wanted
+
     system, networks = system_of(task, precision)
     system.finished = lambda run: networks
     predictor, image, last = system.predictor(None, {}), task.image(), {}
 
     def step() -> None:
-        output = predictor(image, probabilities=False, progress=False)
+        output = predictor(image, None, Wanted())
         last["label"] = np.asarray(output["label"])
 
     return Ready(step, None, {"parameters": tasks.parameters(networks)})

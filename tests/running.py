@@ -21,6 +21,7 @@ from tensorflow.python.tools import saved_model_cli
 from tf_autoctx import export
 from tf_autoctx.data import phantoms
 from tf_autoctx.systems.shared import opening, prediction
+from tf_autoctx.systems.shared.system import Wanted
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -250,7 +251,7 @@ def check_bfloat16(run, image):
     assert json.loads((version / export.CARD).read_text())["precision"] == "bfloat16"
     batch = image[None, ..., None].astype(np.float32)
     low, online = served(version, batch), {"iterations": 0} if image.ndim == 2 else {}
-    exact = prediction.load(run, **online).predictor(batch, True, False)
+    exact = prediction.load(run, **online).predictor(batch, None, Wanted(probabilities=True))
     assert low["label"].dtype == np.uint8
     if "probability" in low:
         assert low["probability"].dtype == np.float32

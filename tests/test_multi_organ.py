@@ -34,6 +34,7 @@ from tf_autoctx.systems.shared import prediction
 from tf_autoctx.systems.shared.grid import Grid
 from tf_autoctx.systems.shared.places import with_places
 from tf_autoctx.systems.shared.session import Session
+from tf_autoctx.systems.shared.system import Wanted
 from tf_autoctx.training import runs
 from tf_autoctx.training.configuration import Settings
 
@@ -785,12 +786,12 @@ def test_a_run_is_segmented_in_graphs_that_tell_of_every_tile(capsys):
     predictor = TilePredictor(configuration(), LABELS, networks)
     expected = segment(system.pyramid, system.unets(networks), x)
     for probabilities, progress in itertools.product((False, True), repeat=2):
-        output = predictor(x, probabilities, progress)
+        output = predictor(x, None, Wanted(probabilities=probabilities, progress=progress))
         assert ("7/7" in capsys.readouterr().out) == progress
         np.testing.assert_array_equal(output["label"], expected["label"])
         assert ("probability" in output) == probabilities
     np.testing.assert_allclose(output["probability"], expected["probability"], atol=1e-5)
-    predictor(raw(16, 16, 16), False, True)  # a tile a level
+    predictor(raw(16, 16, 16), None, Wanted(progress=True))  # a tile a level
     assert not capsys.readouterr().out
 
 

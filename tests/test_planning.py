@@ -33,6 +33,7 @@ from tf_autoctx.systems.shared import (
     stages,
 )
 from tf_autoctx.systems.shared.planning import Cases
+from tf_autoctx.systems.shared.system import Wanted
 from tf_autoctx.training import devices, runs
 
 MIB = 2**20
@@ -393,7 +394,7 @@ def test_the_export_segments_in_the_same_tiles(run, tmp_path):
     version = run / "saved_model" / "1"
     running.check_export(version, image, tmp_path)
     batch = image[:1, ..., None].astype(np.float32)
-    expected = prediction.load(run).predictor(batch, True, False)
+    expected = prediction.load(run).predictor(batch, None, Wanted(probabilities=True))
     answer = running.served(version, batch)
     np.testing.assert_allclose(answer["probability"], expected["probability"], atol=1e-5)
     # Levels by hand: tiles of 8 x 16 x 16, the second level with all of the first one's map.

@@ -159,9 +159,10 @@ def test_labels_of_the_last_method_are_compared_structure_by_structure():
     def evaluator(voxels, spacing):
         return {"level 1": {"label": 0 * voxels}, "level 2": {"label": voxels}}
 
-    def low(image, probabilities, progress, spacing):
+    def low(image, spacing, wanted):
         assert spacing == (1, 2, 3)
-        assert image.shape == (1, 2, 2, 3, 1) and not probabilities and not progress
+        assert image.shape == (1, 2, 2, 3, 1)
+        assert not wanted.probabilities and not wanted.progress
         return {"label": np.where(image == 9, 7, image)}
 
     compared = precision.Compared(evaluator, low, {1: "a", 7: "b"})

@@ -234,7 +234,7 @@ def test_the_card_has_the_scores_of_what_is_served(exported):
 def test_probabilities_have_the_names_of_their_channels(background):
     """Those of the structures are the last; a background may be the first."""
 
-    def predictor(image, probabilities, progress, uncertainty, spacing):
+    def predictor(image, spacing, wanted):
         channels = np.arange(1.0, 4.0)[-2 - background :]
         probability = image / image + channels
         return {"label": np.zeros(image.shape, np.uint8), "probability": probability}

@@ -33,6 +33,7 @@ from tf_autoctx.systems.shared.system import (
     Size,
     System,
     Tensor,
+    Wanted,
 )
 from tf_autoctx.training.runs import Run
 
@@ -229,17 +230,13 @@ class TilePredictor(GraphPredictor):
         super().__init__(system.signatures([networks], mirrors), system.spec, grid)
 
     def __call__(
-        self,
-        image: np.ndarray,
-        probabilities: bool,
-        progress: bool,
-        uncertainty: bool = False,
-        spacing: Sequence[float] | None = None,
+        self, image: np.ndarray, spacing: Sequence[float] | None, wanted: Wanted
     ) -> dict[str, Any]:
         tiles = self._images * self._pyramid.tiles(self._size(image.shape[1:4], spacing))
         several = tiles > len(self._pyramid.configuration.scales)
-        self._bar = keras.utils.Progbar(tiles, unit_name="tile") if progress and several else None
-        return super().__call__(image, probabilities, progress, uncertainty, spacing)
+        shown = wanted.progress and several
+        self._bar = keras.utils.Progbar(tiles, unit_name="tile") if shown else None
+        return super().__call__(image, spacing, wanted)
 
     def _size(self, size: Size, spacing: Sequence[float] | None) -> Size:
         """Of what the networks see of an image."""

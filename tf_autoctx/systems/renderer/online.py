@@ -19,6 +19,7 @@ from tf_autoctx.systems.renderer import source, terms, training
 from tf_autoctx.systems.renderer.configuration import DISCRIMINATORS, Objective, Online
 from tf_autoctx.systems.renderer.segmentation import Networks, Rendering, Tensor
 from tf_autoctx.systems.shared.caching import Files
+from tf_autoctx.systems.shared.system import Wanted
 from tf_autoctx.training.configuration import Settings
 from tf_autoctx.training.runs import Run
 
@@ -288,14 +289,9 @@ class OnlinePredictor:
     is_unsure = False  # its iterations differ, but by what they learnt
 
     def __call__(
-        self,
-        image: np.ndarray,
-        probabilities: bool,
-        progress: bool,
-        uncertainty: bool = False,
-        spacing: Sequence[float] | None = None,
+        self, image: np.ndarray, spacing: Sequence[float] | None, wanted: Wanted
     ) -> dict[str, Any]:
-        iterations = self._render(self._before(image)[0], progress)
+        iterations = self._render(self._before(image)[0], wanted.progress)
         outputs = [self._after(x.outputs(), image.shape[1:3]) for x in iterations]
         number = self._render.kept(iterations)
         return {**outputs[number], "kept": number, "iterations": outputs}

@@ -24,7 +24,7 @@ from tf_autoctx.errors import UserError
 from tf_autoctx.files import read_json, replacing
 from tf_autoctx.systems.shared import components
 from tf_autoctx.systems.shared.reading import Read
-from tf_autoctx.systems.shared.system import Evaluator, Function, Predictor, Size
+from tf_autoctx.systems.shared.system import Evaluator, Function, Predictor, Size, Wanted
 from tf_autoctx.training.runs import Run
 
 Tensor = Any
@@ -103,14 +103,9 @@ class Cleaned:
         self._clean = cleaning.graph(dimensions)
 
     def __call__(
-        self,
-        image: np.ndarray,
-        probabilities: bool,
-        progress: bool,
-        uncertainty: bool = False,
-        spacing: Sequence[float] | None = None,
+        self, image: np.ndarray, spacing: Sequence[float] | None, wanted: Wanted
     ) -> dict[str, Any]:
-        output = self._predictor(image, probabilities, progress, uncertainty, spacing)
+        output = self._predictor(image, spacing, wanted)
         cleaned = self._cleaned(output)
         if "iterations" in output:
             cleaned["iterations"] = [self._cleaned(each) for each in output["iterations"]]

@@ -14,7 +14,7 @@ import numpy as np
 from tf_autoctx import metrics
 from tf_autoctx.data import images
 from tf_autoctx.files import replacing
-from tf_autoctx.systems.shared.system import Evaluator, Predictor
+from tf_autoctx.systems.shared.system import Evaluator, Predictor, Wanted
 from tf_autoctx.training import devices
 from tf_autoctx.training.runs import Run
 
@@ -54,7 +54,7 @@ class Compared:
         segmentations = self._evaluator(voxels, spacing)
         served = np.asarray(list(segmentations.values())[-1]["label"])
         image = images.batch(voxels, served.ndim)
-        output = self._low(image, False, False, spacing=spacing)
+        output = self._low(image, spacing, Wanted())
         label = np.asarray(output["label"])[0, ..., 0]
         masks = (
             [metrics.mask_of(of_one, value, self._regions) for of_one in (served, label)]

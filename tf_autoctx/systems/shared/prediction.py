@@ -19,7 +19,7 @@ from tf_autoctx.systems.shared import cleaning, grid, image_checks, registry
 from tf_autoctx.systems.shared import precision as precisions
 from tf_autoctx.systems.shared.declaration import Declaration
 from tf_autoctx.systems.shared.grid import Grid
-from tf_autoctx.systems.shared.system import Predictor, probabilities_of
+from tf_autoctx.systems.shared.system import Predictor, Wanted, probabilities_of
 from tf_autoctx.training import runs
 from tf_autoctx.training.configuration import POLICIES
 from tf_autoctx.training.runs import Run
@@ -117,13 +117,8 @@ class Segmentor:
         image_checks.warn_of_unlike(name, voxels, spacing, self.declaration, trained)
         if self.grid:
             self.grid.required(name, voxels.shape[: self.dimensions], spacing)
-        wanted = {
-            "probabilities": probabilities,
-            "uncertainty": uncertainty,
-            "progress": progress,
-            "spacing": spacing,
-        }
-        output = self._output(name, images.batch(voxels, self.dimensions), wanted)
+        wanted = Wanted(probabilities, uncertainty, progress)
+        output = self._output(name, images.batch(voxels, self.dimensions), spacing, wanted)
         segmentation: dict[str, Any] = {"label": np.asarray(output["label"])[0, ..., 0]}
         if probabilities:
             segmentation["probability"] = probabilities_of(output, self.labels)
@@ -148,11 +143,15 @@ class Segmentor:
         raise UserError(f"{name}: has voxels of the shape {shape}; expected {expected}.")
 
     def _output(
-        self, name: str | pathlib.Path, image: np.ndarray, wanted: dict[str, Any]
+        self,
+        name: str | pathlib.Path,
+        image: np.ndarray,
+        spacing: Sequence[float] | None,
+        wanted: Wanted,
     ) -> dict[str, Any]:
         """What the predictor returns; a NaN of its probability would be background."""
         try:
-            output = self.predictor(image, **wanted)
+            output = self.predictor(image, spacing, wanted)
         except tf.errors.InvalidArgumentError as error:  # of the checks in a SavedModel
             refusal = re.search(r"assertion failed: \[(.*?)\.?\]", error.message)
             if refusal is None:
@@ -255,14 +254,10 @@ class _SavedModelPredictor:
         self.is_finite = all(np.isfinite(array).all() for array in weights)
 
     def __call__(
-        self,
-        image: np.ndarray,
-        probabilities: bool,
-        progress: bool,
-        uncertainty: bool = False,
-        spacing: Sequence[float] | None = None,
+        self, image: np.ndarray, spacing: Sequence[float] | None, wanted: Wanted
     ) -> dict[str, Any]:
-        name = "uncertainty" if uncertainty else "probabilities" if probabilities else DEFAULT
+        with_label = "probabilities" if wanted.probabilities else DEFAULT
+        name = "uncertainty" if wanted.uncertainty else with_label
         name = name if name in self._functions else DEFAULT
         inputs = {"image": tf.constant(image)}
         if (spaced := export.spaced(name)) in self._functions:

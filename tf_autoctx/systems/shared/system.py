@@ -18,7 +18,7 @@ from tf_autoctx import export
 from tf_autoctx.data import datasets, images, labels
 from tf_autoctx.errors import FieldError
 from tf_autoctx.metrics import NO_REGIONS, Metric, Regions
-from tf_autoctx.systems.shared import averaging, grid, planning, reading
+from tf_autoctx.systems.shared import averaging, grid, patches, planning, reading
 from tf_autoctx.systems.shared.averaging import Estimate
 from tf_autoctx.systems.shared.caching import Files
 from tf_autoctx.systems.shared.declaration import Declaration
@@ -57,6 +57,21 @@ class Evaluator(Protocol):
         """
 
 
+@dataclasses.dataclass(frozen=True)
+class Wanted:
+    """What is wanted of a `Predictor` beside the label.
+
+    Attributes:
+      probabilities: whether they are.
+      uncertainty: whether it is, of one that `is_unsure`.
+      progress: whether a progress bar over tiles or iterations is.
+    """
+
+    probabilities: bool = False
+    uncertainty: bool = False
+    progress: bool = False
+
+
 class Predictor(Protocol):
     """A finished run as a function of one raw image.
 
@@ -69,20 +84,14 @@ class Predictor(Protocol):
     is_unsure: bool
 
     def __call__(
-        self,
-        image: np.ndarray,
-        probabilities: bool,
-        progress: bool,
-        uncertainty: bool = False,
-        spacing: Sequence[float] | None = None,
+        self, image: np.ndarray, spacing: Sequence[float] | None, wanted: Wanted
     ) -> dict[str, Any]:
         """Segments raw voxels (1, *spatial, channels) float32.
 
         Args:
-          probabilities: whether they are wanted.
-          progress: whether a progress bar over tiles or iterations is wanted.
-          uncertainty: whether it is wanted, of one that `is_unsure`.
-          spacing: (z, y, x), mm, which a system with a grid of its own needs.
+          image: the voxels.
+          spacing: (z, y, x), mm, which a system with a grid of its own needs; None: unknown.
+          wanted: beside the label.
 
         Returns:
           {"label", "probability" (its last channels are those of the labels, in their order): as
@@ -226,9 +235,10 @@ class System(abc.ABC):
         """What the flags that are `patches.AUTO` come to; asked of systems with such a flag alone.
 
         Raises:
-          FieldError: nothing fits into the memory.
+          FieldError: nothing fits into the memory; here, as nothing is planned.
         """
-        raise NotImplementedError
+        told = f"{self.declaration.name} plans none; expected edges."
+        raise FieldError(patches.FLAG, patches.AUTO, told)
 
     @abc.abstractmethod
     def prepare(self, case: datasets.Case, voxels: Tensor, label: Tensor) -> dict[str, Tensor]:
@@ -519,15 +529,10 @@ class GraphPredictor:
         self._all = graphs.get("probabilities", self._label)
 
     def __call__(
-        self,
-        image: np.ndarray,
-        probabilities: bool,
-        progress: bool,
-        uncertainty: bool = False,
-        spacing: Sequence[float] | None = None,
+        self, image: np.ndarray, spacing: Sequence[float] | None, wanted: Wanted
     ) -> dict[str, Any]:
-        function = self._unsure if uncertainty else self._all if probabilities else self._label
-        return function(image, spacing)
+        with_label = self._all if wanted.probabilities else self._label
+        return (self._unsure if wanted.uncertainty else with_label)(image, spacing)
 
 
 def segmented(
@@ -540,7 +545,7 @@ def segmented(
     """What a predictor makes of a raw image (*spatial) or (*spatial, channels), of so many spatial
     dimensions, as one of the `Segmentations`."""
     image = images.batch(voxels, dimensions)
-    output = predictor(image, True, False, spacing=spacing)
+    output = predictor(image, spacing, Wanted(probabilities=True))
     label = np.asarray(output["label"])[0, ..., 0]
     return {"label": label, "probability": probabilities_of(output, labels)}
 
