@@ -113,7 +113,7 @@ def test_other_cases_validate_in_each_fold(tmp_path):
 
 
 def test_all_folds_of_a_data_set_share_a_fingerprint(load, tmp_path):
-    of_splits, of_cases = zip(*(datasets.fingerprints(load(0, fold=(k, 3))) for k in (1, 2, 3)))
+    of_splits, of_cases, _ = zip(*(datasets.fingerprints(load(0, fold=(k, 3))) for k in (1, 2, 3)))
     assert len(set(of_splits)) == 3 and len(set(of_cases)) == 1
     whole = load(0)
     assert datasets.fingerprint(whole) == datasets.fingerprints(whole)[0]

@@ -65,8 +65,9 @@ WARM_UP = pathlib.PurePath("assets.extra") / "tf_serving_warmup_requests"
 WARM_UP_EDGE = 32  # voxels along each axis of a warm-up request
 CARD_SIGNATURE = "card"
 # Of the card, what is not served: the flags, whose paths are no business of a client, digests,
-# which cannot be in a graph that they are of, and the list of the weights, which is long.
-UNSERVED = ("config", "files", "weights")
+# which cannot be in a graph that they are of, and the lists of the weights and of the images that
+# they have seen, which are long.
+UNSERVED = ("config", "files", "weights", "seen")
 # What `write` puts around the functions; another number makes another version of the same weights.
 FORMAT = 2
 

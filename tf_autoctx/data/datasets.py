@@ -44,6 +44,7 @@ BACKGROUNDS = (
     *("unlabeled", "unlabelled", "unknown", "void", "other", "others"),
 )
 DELIMITERS = ",;\t|"
+Scans = dict[str, dict[str, list[str]]]  # {split: {name of a case: a mark of each of its channels}}
 CLASS_ORDER = "regions_class_order"  # of a dataset.json: the value that each region is written as
 
 
@@ -394,14 +395,18 @@ def fingerprint(dataset: Dataset) -> str:
     return fingerprints(dataset)[0]
 
 
-def fingerprints(dataset: Dataset) -> tuple[str, str]:
-    """`fingerprint`, and the same whatever split a case is in: all folds of a data set share it."""
-    total = hashlib.sha256()
+def fingerprints(dataset: Dataset) -> tuple[str, str, Scans]:
+    """`fingerprint`, the same whatever split a case is in, which all folds of a data set share, and
+    marks by which images are known again."""
+    scans: Scans
+    total, scans = hashlib.sha256(), {split: {} for split in SPLITS}
     lines: list[str] = []
     seen: dict[str, tuple[str, str]] = {}  # {digest and series of an image: (split, path)}
     for split in SPLITS:
         for case in getattr(dataset, split):
-            digests = {role: image_files.digest(getattr(case, role)) for role in ("image", "label")}
+            channels = image_files.digests(case.image)
+            scans[split][case.name] = [_mark(channel, case.series) for channel in channels]
+            digests = {"image": " ".join(channels), "label": image_files.digest(case.label)}
             told = digests | ({"series": case.series} if case.series else {})
             for role, value in told.items():
                 lines.append(f"{case.name}\t{role}\t{value}\n")
@@ -420,7 +425,12 @@ def fingerprints(dataset: Dataset) -> tuple[str, str]:
     if (ignored := label_files.ignored(dataset.labels)) is not None:
         for digest in (total, whatever_split):
             digest.update(f"{label_files.IGNORE}\t{ignored}\n".encode())
-    return total.hexdigest(), whatever_split.hexdigest()
+    return total.hexdigest(), whatever_split.hexdigest(), scans
+
+
+def _mark(digest: str, series: str) -> str:
+    """Of an image or a channel of one: 16 digits (hex), the same wherever its files lie."""
+    return hashlib.sha256(f"{digest} {series}".encode()).hexdigest()[:16]
 
 
 def _read_folder(

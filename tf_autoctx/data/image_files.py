@@ -72,4 +72,9 @@ def _of_path(path: pathlib.Path) -> list[pathlib.Path]:
 
 def digest(image: Path | None) -> str:
     """SHA-256 (hex) of every file of an image; "" of None."""
-    return "" if image is None else " ".join(files.digest(file) for file in of(image))
+    return "" if image is None else " ".join(digests(image))
+
+
+def digests(image: Path) -> list[str]:
+    """The same, of each channel that lies in a file or folder of its own."""
+    return [" ".join(map(files.digest, _of_path(path))) for path in channels(image)]

@@ -59,11 +59,15 @@ class Scoring:
     regions: metrics.Regions = dataclasses.field(default_factory=dict)
 
 
+def scored(cases: datasets.Dataset) -> list[datasets.Case]:
+    """The test cases with a label; where there is none, the validation cases."""
+    return [case for case in cases.test if case.label] or list(cases.validation)
+
+
 def held_out(
     cases: datasets.Dataset, read: Read, faults: Faults | None = None, isolated: bool = False
 ) -> list[datasets.Case]:
-    """The cases to score: test cases with a label; where there is none, the validation cases, with
-    a warning.
+    """The cases to score, see `scored`, with a warning where they are the validation cases.
 
     Each is read once, so that a bad file is known before training and not after it.
 
@@ -76,18 +80,17 @@ def held_out(
     Raises:
       UserError: there are neither; whatever `read` raises, unless `faults` takes it.
     """
-    test = [case for case in cases.test if case.label]
-    if len(test) < len(cases.test):
-        unlabelled = len(cases.test) - len(test)
+    unlabelled = len([case for case in cases.test if not case.label])
+    if unlabelled:
         logging.warning(
             "%d of %d test images have no label and are not scored.", unlabelled, len(cases.test)
         )
-    if not test and cases.validation:
+    if unlabelled == len(cases.test) and cases.validation:
         logging.warning(
             "No test case has a label: the validation cases, which chose the checkpoints, are "
             "scored instead."
         )
-        test = list(cases.validation)
+    test = scored(cases)
     if not test:
         raise UserError(
             f"{cases.name}: neither a test case with a label nor a validation case; expected one "

@@ -11,7 +11,7 @@ from typing import Any
 
 from tf_autoctx import export
 from tf_autoctx.data import regions
-from tf_autoctx.systems.shared import cleaning
+from tf_autoctx.systems.shared import cleaning, seen
 from tf_autoctx.systems.shared.cleaning import Cleaning
 from tf_autoctx.systems.shared.system import Networks, System
 from tf_autoctx.training.runs import Run
@@ -73,6 +73,7 @@ def export_run(
         "config": run.flags,
         **({"plan": run.facts["plan"]} if run.facts.get("plan") else {}),
         "initial_weights": run.facts.get("initial_weights"),
+        **({seen.FACT: run.facts[seen.FACT]} if seen.FACT in run.facts else {}),
         "versions": {"tf_autoctx": __version__, **run.facts["versions"]},
         "git_revision": run.facts["git_revision"],
     }

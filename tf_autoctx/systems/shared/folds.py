@@ -10,7 +10,7 @@ from tf_autoctx import configuration
 from tf_autoctx.data.configuration import Data
 from tf_autoctx.errors import FieldError, UserError
 from tf_autoctx.report import tables
-from tf_autoctx.systems.shared import registry, scored_runs
+from tf_autoctx.systems.shared import registry, scored_runs, seen
 from tf_autoctx.systems.shared.declaration import Declaration
 from tf_autoctx.training import runs
 from tf_autoctx.training.configuration import Settings
@@ -81,7 +81,8 @@ def _differences(first: Run, run: Run) -> list[str]:
     kinds = (Data, Settings, declaration.configuration, *declaration.training)
     left_out = configuration.changeable(kinds) | {"fold"}
     names = [name for kind in kinds for name in configuration.rules(kind) if name not in left_out]
-    names.append("initial_weights")  # which may have seen the cases of another fold
+    if not all(seen.FACT in each.facts for each in (first, run)):
+        names.append("initial_weights")  # which may have seen what is held out
     flags: list[Mapping[str, Any]] = [first.flags, run.flags]
     return [
         f"`{name}` {run.flags.get(name)!r}"

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import keras
 import numpy as np
+from absl import logging
 
-from tf_autoctx import export, shipped
+from tf_autoctx import configuration, export, shipped
+from tf_autoctx.data.datasets import Scans
 from tf_autoctx.errors import FieldError
 from tf_autoctx.models import layers
 from tf_autoctx.systems.shared import registry
+from tf_autoctx.systems.shared.seen import FACT, Seen, after, require_new
 from tf_autoctx.systems.shared.session import Session
 from tf_autoctx.systems.shared.stage import Networks, Stage, digest
 from tf_autoctx.training import runs
@@ -29,10 +32,14 @@ class Weights:
     Attributes:
       path: of the model, for messages.
       networks: {name of a network, in the order in which they run: its weights}.
+      facts: config.json of the run or card of the SavedModel.
+      flags: of the training.
     """
 
     path: pathlib.Path
     networks: Mapping[str, Arrays]
+    facts: Mapping[str, Any]
+    flags: Mapping[str, Any]
 
     @property
     def digest(self) -> str:
@@ -59,7 +66,7 @@ def load(path: str | pathlib.Path, system: str) -> Weights:
     if (path / "config.json").exists():
         run = runs.load(path)
         _require(path, run.system, system)
-        return Weights(path, _of_run(run))
+        return Weights(path, _of_run(run), run.facts, run.flags)
     version = path if (path / export.GRAPH).exists() else export.newest(path)
     if version is None:
         expected = f"expected a run folder, a SavedModel or one of {', '.join(shipped.names())}."
@@ -69,7 +76,45 @@ def load(path: str | pathlib.Path, system: str) -> Weights:
     if "runs" in card:
         told = f"an ensemble of {len(card['runs'])} runs; expected one of its run folders."
         raise FieldError(FLAG, version, told)
-    return Weights(version, export.read_weights(version))
+    return Weights(version, export.read_weights(version), card, card.get("config") or {})
+
+
+def seen(
+    weights: Weights | None, fingerprint: str, scans: Scans, scored: Collection[str]
+) -> Seen | None:
+    """What the weights of a training on such scans will have seen; None: those that it starts from
+    do not tell, as those of earlier releases, of which a warning is given.
+
+    Args:
+      weights: that it starts from; None: new ones.
+      fingerprint: of its data.
+      scans: see `datasets.fingerprints`.
+      scored: names of its cases that are scored.
+
+    Raises:
+      FieldError: see `seen.require_new`.
+    """
+    if weights is None:
+        return after(scans)
+    before = weights.facts.get(FACT)
+    if before:
+        require_new((FLAG, weights.path), before, scans, scored)
+        return after(scans, before)
+    if weights.facts.get("data_fingerprint") != fingerprint:  # the same splits of the same cases
+        logging.warning(
+            "%s: does not tell which cases its weights have learnt from; where cases that are "
+            "scored here are among them, the scores flatter.",
+            weights.path,
+        )
+    return None
+
+
+def depth(weights: Weights | None, kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """{"depth": that of the networks that a training starts from}, where its own is left to a plan,
+    or layers of other resolutions would not fit; `kind` is the system's configuration."""
+    if weights is None or values.get("depth", 0) is not None:
+        return {}
+    return {"depth": configuration.configured(kind, weights.flags).depth}  # type: ignore[attr-defined]
 
 
 def _require(path: pathlib.Path, system: str, expected: str) -> None:

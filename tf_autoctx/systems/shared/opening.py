@@ -161,12 +161,15 @@ def open_training(
     system = kind.made(chosen, labels, len(cases.channels))
     if values["mirrors"]:
         system.required_mirrors(values)
-    fingerprint, of_all_folds = datasets.fingerprints(cases)
+    fingerprint, of_all_folds, scans = datasets.fingerprints(cases)
     making = Making(declaration.name, values, fingerprint, changeable, growing, earlier)
     system.check_run(making)
     runs.check(folder, making)
-    if values[initial.FLAG] and not runs.is_trained(folder):
-        initial.load(values[initial.FLAG], declaration.name)  # before anything is read or made
+    begins, weights = not runs.is_trained(folder), None
+    if values[initial.FLAG] and begins:  # before anything is read or made
+        weights = initial.load(values[initial.FLAG], declaration.name)
+    scored = [case.name for case in evaluation.scored(cases)]
+    seen = initial.seen(weights, fingerprint, scans, scored) if begins else None
     if declaration.dimensions == 3 and runs.is_trained(folder):
         checks.require_stored_so(folder, runs.load(folder).facts, cases)
 
@@ -176,8 +179,11 @@ def open_training(
     extents = _extents(known, read, isolated) if plans or resampling else []
     if Resampling in declaration.training:
         system.grid = _grid(configuration.configured(Resampling, values), extents)
-    plan = _plan(system, extents, settings, strategy) if plans else None
-    if plan:
+    plan = None
+    if plans:
+        kept = initial.depth(weights, declaration.configuration, values)
+        system = _configured_anew(system, values | kept)
+        plan = _plan(system, extents, settings, strategy).keeping(kept, values[initial.FLAG])
         values |= plan.flags  # which are those of `making`, too
         system = _configured_anew(system, values)
     cache = caching.directory(folder, system, read.foreground, fingerprint)
@@ -195,6 +201,8 @@ def open_training(
         run = run.note(spacing=checks.spacing_range(training), orientation=images.ORIENTATION)
     if system.grid:
         run = run.note(grid=system.grid.spacing)
+    if seen:
+        run = run.note(seen=seen)
     if plan:
         run = run.note(plan=dataclasses.asdict(plan))
     session = Session(run, values, strategy, settings, training, validation, read.ignored)

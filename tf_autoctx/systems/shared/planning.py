@@ -34,6 +34,14 @@ class Plan:
     flags: Mapping[str, Any]
     reasons: Sequence[str]
 
+    def keeping(self, flags: Mapping[str, Any], model: str) -> Plan:
+        """The plan with flags that are those of the model that a training starts from."""
+        reasons = [
+            f"{name}={value}: that of {model}, whose weights the training starts from."
+            for name, value in flags.items()
+        ]
+        return Plan({**self.flags, **flags}, [*self.reasons, *reasons])
+
 
 @dataclasses.dataclass(frozen=True)
 class Cases:

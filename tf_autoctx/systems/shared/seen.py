@@ -1,0 +1,78 @@
+"""Which images the weights of a run have seen, so that another training that starts from them holds
+none of these out: its scores would be of what was learnt by heart."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Collection, Mapping
+
+from absl import logging
+
+from tf_autoctx.data.datasets import Scans
+from tf_autoctx.errors import FieldError
+
+FACT = "seen"  # of config.json and of the model card
+LEARNT, VALIDATED = "learnt", "validated"
+Seen = Mapping[str, list[str]]  # {LEARNT or VALIDATED: marks of images, sorted}
+SHOWN = 5  # names of cases in a message
+
+
+def after(scans: Scans, before: Seen | None = None) -> Seen:
+    """What weights have seen after a training on such scans, from weights that have seen `before`;
+    what was learnt and has validated too is learnt."""
+    before = before or {}
+    learnt = {*_marks(scans["train"]), *before.get(LEARNT, ())}
+    validated = {*_marks(scans["validation"]), *before.get(VALIDATED, ())} - learnt
+    return {LEARNT: sorted(learnt), VALIDATED: sorted(validated)}
+
+
+def require_new(
+    flag: tuple[str, pathlib.Path], before: Seen, scans: Scans, scored: Collection[str]
+) -> None:
+    """Requires that weights to start from have not seen what is to be scored.
+
+    Cases that are to validate and were learnt from get a warning: they choose checkpoints.
+
+    Args:
+      flag: that gives the weights, and its value.
+      before: what they have seen.
+      scans: of the new training.
+      scored: names of its cases that are scored, test cases or, where there are none, those that
+        validate.
+
+    Raises:
+      FieldError: they have learnt from some of them, or test cases have chosen their checkpoints.
+    """
+    learnt = set(before[LEARNT])
+    known = learnt | set(before[VALIDATED])
+    flattered = _of(scans["validation"], learnt)
+    leaked = [name for name in scored if name in {*_of(scans["test"], known), *flattered}]
+    if leaked:
+        raise FieldError(
+            *flag,
+            f"its weights have seen {_listed(leaked)} of {len(scored)} cases that are scored "
+            "here, whose scores would be no held-out ones; expected a model that has not, such as "
+            "one of the same `seed` and `fold`.",
+        )
+    if flattered:
+        logging.warning(
+            "%s: its weights have learnt from %s of %d cases that validate here: the checkpoints "
+            "that these choose may be later ones than new cases would.",
+            flag[1],
+            _listed(flattered),
+            len(scans["validation"]),
+        )
+
+
+def _marks(cases: Mapping[str, list[str]]) -> set[str]:
+    return {mark for marks in cases.values() for mark in marks}
+
+
+def _of(cases: Mapping[str, list[str]], marks: Collection[str]) -> list[str]:
+    """Names of the cases of which a channel has one of the marks."""
+    return [name for name, own in cases.items() if not set(own).isdisjoint(marks)]
+
+
+def _listed(names: list[str]) -> str:
+    more = ", ..." if len(names) > SHOWN else ""
+    return f"{len(names)} ({', '.join(names[:SHOWN])}{more})"
