@@ -211,6 +211,35 @@ def test_names_beside_the_labels_come_first(folders, capsys):
     assert told in capsys.readouterr().out.splitlines()
 
 
+def test_the_regions_of_the_model_win(folders, capsys):
+    """The data set has a name for each label value, and knows none of --regions of a run."""
+    told = {"labels": {"background": 0, "rim": 1, "whole": 2, "ignore": 9}}
+    (folders / "labels" / "dataset.json").write_text(json.dumps(told))
+    of_run = CARD | {"labels": {"1": "whole", "2": "core"}}
+    of_run["regions"] = {"whole": [1, 2], "core": [2]}
+    (folders / "ours" / "model_card.json").write_text(json.dumps(of_run))
+    truth = cube(7, 9, cube(4, 2, cube(1, 1)))  # 2 within the truth of 3 values
+    save(folders / "labels" / "a.mha", truth)
+    save(folders / "ours" / "a.nii.gz", cube(5, 2, cube(1, 1)))
+    (folders / "ours" / "b.nrrd").unlink()
+    (folders / "labels" / "b.nii.gz").unlink()
+    rows = {name: row["DSC_percent"] for (_, _, name), row in score(folders).items()}
+    # Along x, 9 is at 7 to 10; predicted 1 at 1 to 4, 2 at 5 to 8. Truth 1 at 1 to 3, 2 at 4 to 6.
+    assert rows == {
+        "whole": pytest.approx(100 * 2 * 6 / (6 + 6)),
+        "core": pytest.approx(100 * 2 * 2 / (2 + 3)),
+    }
+    told = f"names of structures: {folders / 'ours' / 'model_card.json'}"
+    assert told in capsys.readouterr().out.splitlines()
+    # Those that the data set tells itself must agree.
+    agreed = {"labels": {"background": 0, "whole": [1, 2], "core": [2]}}
+    agreed["regions_class_order"] = [2, 2]
+    (folders / "labels" / "dataset.json").write_text(json.dumps(agreed))
+    with pytest.raises(SystemExit):
+        score(folders)
+    assert "dataset.json: " in capsys.readouterr().err
+
+
 def test_names_that_contradict_each_other_are_refused(folders, capsys):
     (folders / "labels" / "dataset.json").write_text(json.dumps(NNUNET))
     exchanged = CARD | {"labels": {"1": "spleen", "2": "liver"}}

@@ -10,7 +10,7 @@ model_card.json, a run's config.json, or the folder of one. Without it, they are
 dataset.json in the folder of the labels or the one above, then in the model_card.json, config.json
 or dataset.json in the folder of the predictions or the one above; else a value is "label 1". Voxels
 that the names call "ignore" do not count. Where these files tell regions, of several label values
-each, a region is scored on the voxels of all its values.
+each, a region is scored on the voxels of all its values; those of a card or config.json come first.
 
 Folders below are read too, and cases are called as those of a data set. Of what the predict command
 writes, masks/, probabilities/, uncertainty/, strips/ and iterations/ are no predictions and are

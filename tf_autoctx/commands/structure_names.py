@@ -78,7 +78,8 @@ def beside(labels: pathlib.Path, predictions: pathlib.Path) -> StructureNames:
 
     They are those of the dataset.json in the folder of the labels or the one above, else of the
     model_card.json, config.json or dataset.json (nnU-Net leaves one) in the folder of the
-    predictions or the one above. A card or config.json there tells the system in any case.
+    predictions or the one above. A card or config.json there tells the system in any case, and wins
+    where its structures are regions: of their label values the data set has other names.
 
     Raises:
       UserError: such a file does not name its labels, or two of them give a name to different
@@ -95,10 +96,13 @@ def beside(labels: pathlib.Path, predictions: pathlib.Path) -> StructureNames:
         raise UserError(f"{message}, or `names` such as 1:liver,2:spleen.") from None
     if not told:
         return StructureNames()
-    for other in told[1:]:
-        _require_agreement(told[0], other)
+    names = next((names for names in told if names.system and names.regions), told[0])
+    for other in told:
+        if bool(other.regions) == bool(names.regions):
+            _require_agreement(names, other)
     system = next((names.system for names in told if names.system), "")
-    return dataclasses.replace(told[0], system=system)
+    ignored = next((names.ignored for names in told if names.ignored is not None), None)
+    return dataclasses.replace(names, system=system, ignored=ignored)
 
 
 def _require_agreement(ours: StructureNames, theirs: StructureNames) -> None:
