@@ -385,7 +385,7 @@ def test_a_bad_csv_of_channels_is_named(tmp_path, change, sentence):
     [
         (
             lambda folder: (folder / "imagesTr/case1_0001.nii.gz").unlink(),
-            r"dataset.json: lists .*case1_0001.nii.gz, which does not exist; expected a file",
+            r"case1_0001.nii.gz: is missing; expected 2 channels, case1_0000.nii.gz to case1_0001",
         ),
         (
             lambda folder: in_a_file_each(folder / "imagesTr", 1, count=3),
@@ -400,6 +400,22 @@ def test_a_bad_csv_of_channels_is_named(tmp_path, change, sentence):
                 folder, dataset={"a": {"images": ["a", "b", "c"], "label": "l"}}
             ),
             "'dataset' lists 3 channels of a; expected 2",
+        ),
+        (
+            lambda folder: describe(folder, channel_names={"T1": 0, "T2": 1}),
+            r"dataset.json: has the channels {'T1': 0, 'T2': 1}; expected a name for each number",
+        ),
+        (
+            lambda folder: describe(folder, channel_names={"0": "T1", "1": "T2", "2": "ADC"}),
+            r"case0_0002.nii.gz: is missing; expected 3 channels, .*, as the channel_names of data",
+        ),
+        (
+            lambda folder: describe(folder, file_ending=".nii"),
+            r"imagesTr: holds no file that ends in .nii; expected images, or another file_ending",
+        ),
+        (
+            lambda folder: describe(folder, file_ending="nii.gz"),
+            r"dataset.json: has the file_ending 'nii.gz'; expected one that begins with a dot",
         ),
     ],
 )

@@ -311,13 +311,14 @@ def test_what_a_server_refuses_is_one_sentence(models, tmp_path, protocol, refus
         with pytest.raises(
             errors.UserError, match=rf'{code}, Serving signature name: "nonsense" not found'
         ):
-            model.predict("nonsense", voxels, ["label_bytes"])
+            model.predict(serving.Request("nonsense", voxels, ["label_bytes"]))
         with pytest.raises(
             errors.UserError, match=rf"{code}, (.*Missing named input: image|input size)"
         ):
-            model.predict("serving_default", voxels, ["label_bytes"])
+            model.predict(serving.Request("serving_default", voxels, ["label_bytes"]))
         with pytest.raises(errors.UserError, match=rf"(?s){code}, .*dtype is"):
-            model.predict("serving_bytes", voxels.astype(np.int64), ["label_bytes"])
+            request = serving.Request("serving_bytes", voxels.astype(np.int64), ["label_bytes"])
+            model.predict(request)
 
 
 def test_too_large_for_the_server(models, tmp_path, refused):
@@ -650,7 +651,7 @@ def test_a_voxel_that_is_no_number_is_refused_by_the_graph(models, tmp_path, pro
         )
         model = contextlib.closing(kind(address, "fetal_head", None, 60))
         with model as held, pytest.raises(errors.UserError, match=told):
-            held.predict("serving_bytes", array(image), ["label_bytes"])
+            held.predict(serving.Request("serving_bytes", array(image), ["label_bytes"]))
     assert error.count("\n") == 1 and written(tmp_path / "out") == []
 
 
@@ -659,9 +660,9 @@ def test_probabilities_that_are_no_numbers_are_named(models, tmp_path, refused, 
     volume(tmp_path / "a.mha")
     predict = serving.Rest.predict
 
-    def damaged(self, signature, voxels, outputs, most, spacing):
-        assert most < 5_000_000
-        reply = predict(self, signature, voxels, outputs, most, spacing)
+    def damaged(self, request):
+        assert request.most < 5_000_000
+        reply = predict(self, request)
         values = np.frombuffer(reply["probability_bytes"], np.float32).copy()
         values[[3, 9]] = np.nan
         return reply | {"probability_bytes": values.tobytes()}

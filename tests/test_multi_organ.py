@@ -111,6 +111,31 @@ def test_the_window_in_hundreds_of_hu():
     np.testing.assert_allclose(np.ravel(lung.preprocess(x, 1)), [0, 8.4, 10, 10, 10, 10], atol=1e-6)
 
 
+def test_each_channel_by_its_own_mean_and_standard_deviation():
+    """1, 3, 5, 7 have the mean 4 and the standard deviation sqrt(5)."""
+    x = np.stack([np.array([1, 3, 5, 7]), 1000 * np.array([7, 5, 3, 1]), np.ones(4)], axis=-1)
+    x = x.reshape(1, 1, 1, 4, 3).astype(np.float32)
+    of_image = Pyramid(MultiOrgan(intensities="image"), {1: "liver"}, 3)
+    seen = np.array(of_image.preprocess(x, 1))[0, 0, 0]
+    expected = np.array([-3, -1, 1, 3]) / np.sqrt(5)
+    np.testing.assert_allclose(seen.T, [expected, -expected, np.zeros(4)], atol=1e-6)
+
+
+def test_any_voxels_are_seen_by_their_own_image(caplog):
+    """No window is shown, and nothing said of HU."""
+    labels = {1: "liver"}
+    of_image = MultiOrganSystem(MultiOrgan(intensities="image"), labels)
+    of_ct = MultiOrganSystem(MultiOrgan(), labels)
+    assert of_image.any_voxels and not of_ct.any_voxels
+    assert of_image.window == (-np.inf, np.inf) and of_ct.window == (-160, 240)
+    voxels = np.arange(27.0).reshape(3, 3, 3)
+    for system, warned in ((of_image, False), (of_ct, True)):
+        declaration = system.reader(None, {}).arguments[0]
+        declaration.check_voxels("mr.nii.gz", voxels)
+        assert ("HU" in caplog.text) == warned
+    assert "`intensities=image` is for other images" in caplog.text
+
+
 def test_the_help_of_the_window_tells_what_the_network_sees():
     fields = rules(MultiOrgan)
     assert "this one as 4" in fields["window_high"].help and "as 0" in fields["window_low"].help

@@ -16,7 +16,7 @@ import socket
 import ssl
 import threading
 import urllib.parse
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Protocol, Self, TypeVar
 
@@ -145,6 +145,25 @@ def _bytes_a_voxel(width: int, sizes: Sequence[int]) -> int:
     return width * channels
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Request:
+    """An image for a model.
+
+    Attributes:
+      signature: for bytes.
+      voxels: of `TYPES`.
+      outputs: names of those that are wanted.
+      most: bytes that the answer may have, see `most_bytes`.
+      spacing: mm along the axes, for a signature that takes it.
+    """
+
+    signature: str
+    voxels: np.ndarray
+    outputs: Collection[str]
+    most: int = MOST_BYTES
+    spacing: Sequence[float] | None = None
+
+
 class Model(Protocol):
     """A model that a server holds."""
 
@@ -157,23 +176,8 @@ class Model(Protocol):
           UserError: every other failure.
         """
 
-    def predict(
-        self,
-        signature: str,
-        voxels: np.ndarray,
-        outputs: Iterable[str],
-        most: int = MOST_BYTES,
-        spacing: Sequence[float] | None = None,
-    ) -> dict[str, bytes]:
-        """{output: bytes} of one image; raises as `signatures` does.
-
-        Args:
-          signature: for bytes.
-          voxels: of `TYPES`.
-          outputs: their names.
-          most: bytes that the answer may have, see `most_bytes`.
-          spacing: mm along the axes, for a signature that takes it.
-        """
+    def predict(self, request: Request) -> dict[str, bytes]:
+        """{output: bytes} of one image; raises as `signatures` does."""
 
     def card(self) -> str:
         """What the signature `CARD` tells; raises as `signatures` does."""
@@ -306,26 +310,21 @@ class Rest:
         except (KeyError, TypeError, AttributeError, ValueError):
             raise self._not_serving() from None
 
-    def predict(
-        self,
-        signature: str,
-        voxels: np.ndarray,
-        outputs: Iterable[str],
-        most: int = MOST_BYTES,
-        spacing: Sequence[float] | None = None,
-    ) -> dict[str, bytes]:
+    def predict(self, request: Request) -> dict[str, bytes]:
+        voxels = request.voxels
         inputs: dict[str, Any] = {
             "image_bytes": [{"b64": base64.b64encode(voxels.tobytes()).decode()}],
             "shape": [voxels.shape],
             "dtype": [voxels.dtype.name],
         }
-        if spacing is not None:
-            inputs["spacing"] = [list(spacing)]
+        if request.spacing is not None:
+            inputs["spacing"] = [list(request.spacing)]
         # Bytes are in base64.
-        reply = self._ask(signature, inputs, most // 3 * 4 + PART)
+        reply = self._ask(request.signature, inputs, request.most // 3 * 4 + PART)
         try:
             return {
-                name: base64.b64decode(reply[name][0]["b64"], validate=True) for name in outputs
+                name: base64.b64decode(reply[name][0]["b64"], validate=True)
+                for name in request.outputs
             }
         except (KeyError, TypeError, IndexError, ValueError):
             raise self._not_serving() from None
@@ -526,27 +525,21 @@ class Grpc:
             for name, signature in signatures.signature_def.items()
         }
 
-    def predict(
-        self,
-        signature: str,
-        voxels: np.ndarray,
-        outputs: Iterable[str],
-        most: int = MOST_BYTES,
-        spacing: Sequence[float] | None = None,
-    ) -> dict[str, bytes]:
+    def predict(self, request: Request) -> dict[str, bytes]:
+        voxels, spacing, wanted = request.voxels, request.spacing, request.outputs
         edges = {} if spacing is None else {"spacing": ([list(spacing)], self.tf.float32)}
         # All outputs: a server that batches does so by the exact set of what is asked for.
         reply = self._ask(
-            signature,
-            most,
+            request.signature,
+            request.most,
             image_bytes=([voxels.tobytes()], self.tf.string),
             shape=([voxels.shape], self.tf.int32),
             dtype=([voxels.dtype.name], self.tf.string),
             **edges,
         )
-        if not all(name in reply.outputs and reply.outputs[name].string_val for name in outputs):
-            raise self._not_ours(", ".join(outputs))
-        return {name: reply.outputs[name].string_val[0] for name in outputs}
+        if not all(name in reply.outputs and reply.outputs[name].string_val for name in wanted):
+            raise self._not_ours(", ".join(wanted))
+        return {name: reply.outputs[name].string_val[0] for name in wanted}
 
     def card(self) -> str:
         reply = self._ask(CARD, OTHER_BYTES, request=([0], self.tf.int32))

@@ -116,9 +116,10 @@ class Sender:
             raise UserError(
                 f"{job.path}: its spacing is unknown; expected mm, as this model resamples images."
             )
+        request = serving.Request(self.signature, voxels, asked, most, spacing)
 
         def ask() -> dict[str, bytes]:
-            return self.model.predict(self.signature, voxels, asked, most, spacing)
+            return self.model.predict(request)
 
         try:
             reply = serving.with_retries(ask, self.retries, stop)

@@ -56,6 +56,7 @@ class Card:
             orientation = serving.plain(str(card.get("orientation") or ""))
             digest = hashlib.sha256(text.encode()).hexdigest()
             system = _declaration(str(card.get("system")))
+            system = system and system.unchecked(card.get("any_voxels"))
             channels = max(1, len(list(card.get("channels") or ())))
             resamples = bool(card.get("grid"))
             return cls(system, labels, spacing, resamples, orientation, digest, channels)

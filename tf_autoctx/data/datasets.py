@@ -455,7 +455,7 @@ def _read_folder(
             f"{path}: lacks 'training' (Decathlon) and 'channel_names' (nnU-Net); expected one of "
             "them."
         )
-    told = _told_channels(description)
+    told = _told_channels(path, description)
     count = len(told) or channels
     if "training" in description:
         entries = _listed(path, description, count)
@@ -479,14 +479,23 @@ def _read_folder(
     return entries, labels, told, regions
 
 
-def _told_channels(description: Mapping[str, Any]) -> tuple[str, ...]:
-    """Names of the channels of a dataset.json in their order; none where it tells none."""
+def _told_channels(path: pathlib.Path, description: Mapping[str, Any]) -> tuple[str, ...]:
+    """Names of the channels of a dataset.json in their order; none where it tells none.
+
+    Raises:
+      UserError: names that have no numbers.
+    """
     channels: Any = description.get("channel_names", description.get("modality", {}))
     if isinstance(channels, str):
         return (channels,)
     if not isinstance(channels, Mapping):
         return tuple(str(name) for name in channels)
-    keys = sorted(channels, key=lambda key: (len(key), key))  # numbers
+    if not all(key.isdecimal() for key in channels):
+        raise UserError(
+            f"{path}: has the channels {dict(channels)}; expected a name for each number from 0, "
+            'such as {"0": "T2", "1": "ADC"}.'
+        )
+    keys = sorted(channels, key=int)
     return tuple(str(channels[key]) for key in keys)
 
 
@@ -577,6 +586,11 @@ def _nnunet(
     """The cases of a split of an nnU-Net folder: imagesTr/case_0000.nii.gz, and so on for other
     channels, with labelsTr/case.nii.gz."""
     ending = description.get("file_ending", ".nii.gz")
+    if not isinstance(ending, str) or not ending.startswith("."):
+        raise UserError(
+            f"{path}: has the file_ending {ending!r}; expected one that begins with a dot, such as "
+            ".nii.gz."
+        )
     end = {"train": "Tr", "test": "Ts"}[split]
     cases: dict[str, None] = {}
     known = [f"{number:04d}" for number in range(channels)]
@@ -587,14 +601,25 @@ def _nnunet(
             if channels > 1:
                 ends = f"<case>_0000{ending} to <case>_{known[-1]}{ending}"
                 told = f"is none of {channels} channels; expected {ends}"
-            raise UserError(f"{file}: {told}.")
+            raise UserError(f"{file}: {told}, as the channel_names of {path.name} tell.")
         cases[name] = None
     entries = []
     for name in cases:
         files = tuple(path.parent / f"images{end}" / f"{name}_{n}{ending}" for n in known)
+        for missing in (file for file in files if not file.exists()):
+            raise UserError(
+                f"{missing}: is missing; expected {channels} channels, {files[0].name} to "
+                f"{files[-1].name}, as the channel_names of {path.name} tell."
+            )
         label = path.parent / f"labels{end}" / f"{name}{ending}"
         there = label if label.exists() else None
         entries.append(Entry(str(path), split, files, there, name=name))
+    folder = path.parent / f"images{end}"
+    if split == "train" and not entries and any(folder.glob("[!.]*")):
+        raise UserError(
+            f"{folder}: holds no file that ends in {ending}; expected images, or another "
+            f"file_ending in {path.name}."
+        )
     promised = description.get("numTraining", len(entries))
     if split == "train" and promised != len(entries):
         logging.warning(

@@ -17,6 +17,7 @@ from tf_autoctx.systems.shared.declaration import Declaration
 # How the levels learn: the gradient of a level reaches all before it; level after level, each
 # frozen once it is finished; or the last level alone, without the map of another.
 MODES = ("end_to_end", "separate", "no_context")
+HU, OF_IMAGE = "hu", "image"  # what networks see of voxels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +61,13 @@ class MultiOrgan:
         multiple=8,
         least=16,
         may_change=True,
+    )
+    intensities: str = field(
+        HU,
+        "What networks see of voxels: the CT window (hu), or each channel of an image less its "
+        "mean, by its standard deviation (image), as suits MR.",
+        choices=(HU, OF_IMAGE),
+        before=HU,
     )
     # The paper does not say which window it has.
     window_low: float = field(

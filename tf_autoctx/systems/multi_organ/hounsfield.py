@@ -14,7 +14,8 @@ def check_voxels(path: str | pathlib.Path, voxels: np.ndarray) -> None:
     low, high = voxels.min(), voxels.max()
     if low > -50 or high < 100:
         logging.warning(
-            "%s: intensities from %g to %g do not look like a CT in HU, such as -1000 to 1500.",
+            "%s: intensities from %g to %g do not look like a CT in HU, such as -1000 to 1500; "
+            "`intensities=image` is for other images.",
             path,
             low,
             high,

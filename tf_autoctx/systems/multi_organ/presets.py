@@ -43,6 +43,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "base_filters": 32,
         "normalization": "batch",
         "regions": "",
+        "intensities": "hu",
         "batch_size": 3,
         "steps": 20_000,
         "samples_per_epoch": 1500,

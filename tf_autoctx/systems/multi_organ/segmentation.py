@@ -18,7 +18,7 @@ from keras import ops
 from tf_autoctx.data.regions import by_value, composition, parsed
 from tf_autoctx.models import layers, tiling
 from tf_autoctx.models.unet3d import pyramid
-from tf_autoctx.systems.multi_organ.configuration import MultiOrgan
+from tf_autoctx.systems.multi_organ.configuration import OF_IMAGE, MultiOrgan
 
 Tensor = Any
 Size = Sequence[Any]  # spatial size, integers or integer tensors
@@ -111,19 +111,22 @@ class Pyramid:
         return self.grid_size(size, self.configuration.scales[-1])
 
     def preprocess(self, image: Tensor, scale: int) -> Tensor:
-        """The CT window in hundreds of HU from its lower end, 0 for air, shrunk to a level's grid
-        with anti-aliasing.
+        """The CT window in hundreds of HU from its lower end, 0 for air, or each channel less its
+        mean, by its standard deviation; shrunk to a level's grid with anti-aliasing.
 
         Args:
-          image: HU (batch, depth, height, width, channels) float32; one window is that of all
-            channels.
+          image: (batch, depth, height, width, channels) float32, HU of which one window is that of
+            all channels, or any.
           scale: one of the configuration's `scales`.
 
         Returns:
           (batch, *grid_size, channels) float32.
         """
-        low, high = self.configuration.window_low, self.configuration.window_high
-        image = (ops.clip(image, low, high) - low) / HU_PER_UNIT
+        if self.configuration.intensities == OF_IMAGE:
+            image = _standardized(image)
+        else:
+            low, high = self.configuration.window_low, self.configuration.window_high
+            image = (ops.clip(image, low, high) - low) / HU_PER_UNIT
         return layers.resize_linear(image, self.grid_size(ops.shape(image)[1:4], scale))
 
     def classes(self, label: Tensor) -> Tensor:
@@ -218,6 +221,13 @@ class Pyramid:
             "label": self.label(probability, size),
             "probability": layers.resize_linear(probability, size),
         }
+
+
+def _standardized(image: Tensor) -> Tensor:
+    """Mean 0 and standard deviation 1 of each channel of a volume; an empty one is 0."""
+    image = image - ops.mean(image, axis=(1, 2, 3), keepdims=True)
+    square = ops.mean(ops.square(image), axis=(1, 2, 3), keepdims=True)
+    return image * ops.rsqrt(ops.where(square > 0, square, ops.ones_like(square)))
 
 
 def _inference(unet: Callable[..., Tensor]) -> UNet:

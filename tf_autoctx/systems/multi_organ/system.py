@@ -16,7 +16,7 @@ from tf_autoctx.data import arrays, datasets
 from tf_autoctx.data.labels import IGNORED
 from tf_autoctx.models import memory
 from tf_autoctx.systems.multi_organ import training
-from tf_autoctx.systems.multi_organ.configuration import DECLARATION, MultiOrgan
+from tf_autoctx.systems.multi_organ.configuration import DECLARATION, OF_IMAGE, MultiOrgan
 from tf_autoctx.systems.multi_organ.segmentation import Pyramid, UNet
 from tf_autoctx.systems.shared import patches, places, planning, stages
 from tf_autoctx.systems.shared.averaging import Estimate
@@ -73,7 +73,10 @@ class MultiOrganSystem(System):
         # In the order of the network's channels.
         ordered = labels if self.regions else dict(sorted(labels.items()))
         super().__init__(configuration, ordered, channels)
-        self.window = (configuration.window_low, configuration.window_high)
+        if configuration.intensities == OF_IMAGE:
+            self.any_voxels = True
+        else:
+            self.window = (configuration.window_low, configuration.window_high)
 
     # What a user hands in
 

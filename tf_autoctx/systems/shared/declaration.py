@@ -6,7 +6,7 @@ import dataclasses
 import importlib
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
     import numpy as np
@@ -62,6 +62,11 @@ class Declaration:
     def measured(self, mask: np.ndarray, spacing: Sequence[float]) -> dict[str, float]:
         """What is measured of a mask of a spacing (z, y, x) or (y, x), mm, beside its size."""
         return _imported(self.measurement)(mask, spacing) if self.measurement else {}
+
+    def unchecked(self, any_voxels: object = True) -> Self:
+        """The declaration of a system that is made so that it takes any voxels; itself where it is
+        not."""
+        return dataclasses.replace(self, voxel_check=None) if any_voxels else self
 
     def check_voxels(self, path: str | pathlib.Path, voxels: np.ndarray) -> None:
         """Warns of a raw image that is none of this system's, such as a CT that is not in HU.

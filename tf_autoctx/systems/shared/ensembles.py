@@ -7,6 +7,8 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from absl import logging
+
 from tf_autoctx import configuration
 from tf_autoctx.errors import FieldError, UserError
 from tf_autoctx.systems.shared import cleaning, registry
@@ -42,13 +44,14 @@ def load(folders: Sequence[str | pathlib.Path], mirrors: bool = False) -> Ensemb
 
     Raises:
       UserError: a run twice, or one that is not finished; runs that segment in different ways;
-        mirrors of trainings that had none.
+        folds of different data sets; mirrors of trainings that had none.
     """
     if len({pathlib.Path(folder).resolve() for folder in folders}) < max(2, len(folders)):
         raise FieldError("runs", folders, "expected two run folders or more, each once.")
     first, *others = opened = [runs.load(folder) for folder in folders]
     for run in others:
         _require_alike(first, run)
+    _require_one_data_set(opened)
     kind: type[System] = registry.find(first.system, str(first.folder)).load()
     systems = [kind.of_run(run) for run in opened]
     axes = [system.required_mirrors(run.flags) for system, run in zip(systems, opened) if mirrors]
@@ -71,6 +74,27 @@ def _require_alike(first: Run, run: Run) -> None:
     _require_same(first, run, "channels", *(", ".join(each.channels) for each in (first, run)))
     for fact in ("orientation", "grid"):
         _require_same(first, run, fact, *(each.facts.get(fact) for each in (first, run)))
+
+
+def _require_one_data_set(opened: Sequence[Run]) -> None:
+    """Raises a `UserError` where folds are of different cases; warns of a fold that is missing."""
+    folds = [run for run in opened if run.facts.get("cases_fingerprint")]
+    for run in folds:
+        if run.facts["cases_fingerprint"] != folds[0].facts["cases_fingerprint"]:
+            raise UserError(
+                f"{run.folder}: a fold of other cases than {folds[0].folder}; expected folds of "
+                "one data set."
+            )
+    counts = {run.flags["folds"] for run in folds}
+    if len(folds) < len(opened) or len(counts) > 1:
+        return
+    (count,) = counts
+    missing = sorted(set(range(1, count + 1)) - {run.flags["fold"] for run in folds})
+    if missing:
+        logging.warning(
+            "Fold %s of %d is missing: the model is the mean of the others.",
+            *(", ".join(map(str, missing)), count),
+        )
 
 
 def _require_one_configuration(opened: Sequence[Run], systems: Sequence[System]) -> None:

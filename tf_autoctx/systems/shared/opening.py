@@ -176,7 +176,8 @@ def open_training(
     read = system.reader(values["foreground"], cases.labels)
     isolated = bool(values["data_dir"])  # our own phantoms are whole
     plans, resampling = values.get(patches.FLAG) == patches.AUTO, values.get("spacing") == MEDIAN
-    extents = _extents(known, read, isolated) if plans or resampling else []
+    told_later = dataclasses.replace(read, any_voxels=True)  # of voxels, once they are learnt from
+    extents = _extents(known, told_later, isolated) if plans or resampling else []
     if Resampling in declaration.training:
         system.grid = _grid(configuration.configured(Resampling, values), extents)
     plan = None

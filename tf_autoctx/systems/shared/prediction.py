@@ -236,7 +236,7 @@ def _of_run(run: Run, options: Mapping[str, Any], precision: str, mirrors: bool)
     if steps := cleaning.of_run(run):
         how = system.relabelled, declaration.dimensions
         predictor = cleaning.Cleaned(predictor, steps, *how)
-    of_run = declaration, system.labels, run.spacing
+    of_run = declaration.unchecked(system.any_voxels), system.labels, run.spacing
     seen = system.grid, run.channels
     return Segmentor(*of_run, predictor, precision, *seen, system.regions)
 
@@ -293,5 +293,5 @@ def _of_saved_model(path: pathlib.Path) -> Segmentor:
     declaration = registry.find(name, str(path))
     image_checks.warn_of_orientation(path, card, declaration.dimensions)
     precision = card.get("precision", "float32")
-    known = declaration, labels, spacing
+    known = declaration.unchecked(card.get("any_voxels")), labels, spacing
     return Segmentor(*known, predictor, precision, on_grid, channels, of_labels)

@@ -114,6 +114,7 @@ class System(abc.ABC):
         each value is a structure of its own.
       measurements: the metrics of `measure`, which are drawn too, see `evaluation.evaluate`.
       window: range of raw intensities that pictures show.
+      any_voxels: whether raw voxels may be any, whatever the declaration's check says of them.
       large_probabilities: whether they are much larger than the label, so that they are served by
         a signature of their own.
       configuration: an instance of the declaration's.
@@ -131,6 +132,7 @@ class System(abc.ABC):
     structure: ClassVar[str | None] = None
     measurements: ClassVar[tuple[Metric, ...]] = ()
     window: tuple[float, float] = (-np.inf, np.inf)
+    any_voxels: bool = False
     large_probabilities: ClassVar[bool] = False
     configuration: Any
     grid: Grid | None = None
@@ -227,7 +229,7 @@ class System(abc.ABC):
         values = list(self.labels) if self.structure is None else foreground
         if self.regions:
             values = sorted({value for of_region in self.regions.values() for value in of_region})
-        return Reader(type(self), values, known)
+        return Reader(type(self), values, known, self.any_voxels)
 
     # Training
 
@@ -480,11 +482,13 @@ class Reader:
       system: its class.
       foreground: label values of the object or objects; None: all but 0.
       known: {label value: name} of the data set; empty accepts any whole number.
+      any_voxels: see `System`.
     """
 
     system: type[System]
     foreground: Sequence[int] | None
     known: Mapping[int, str]
+    any_voxels: bool = False
 
     @property
     def ignored(self) -> int | None:
@@ -495,7 +499,8 @@ class Reader:
     def arguments(self) -> reading.Arguments:
         """What `reading.read_case` takes beside a case."""
         merge = self.system.structure is not None
-        return self.system.declaration, self.foreground, self.known, merge
+        declaration = self.system.declaration.unchecked(self.any_voxels)
+        return declaration, self.foreground, self.known, merge
 
     def __call__(self, case: datasets.Case) -> tuple[images.Image, np.ndarray]:
         """Image and labels of a case, see `datasets.read_case`, with the system's own warnings.
