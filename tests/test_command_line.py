@@ -143,7 +143,8 @@ def test_another_name_of_a_flag(toy, spy):
     [
         ("--count=0", "--count=0: expected a number from 1 to 9"),
         ("--count=10", "--count=10: expected a number from 1 to 9"),
-        ("--count=1.5", "--count=1.5"),
+        ("--count=1.5", "--count=1.5: expected a whole number."),
+        ("--rate=fast", "--rate=fast: expected a number."),
         ("--edge=12", "--edge=12: expected a multiple of 8 of at least 8"),
         ("--edge=0", "--edge=0: expected a multiple of 8"),
         ("--rate=-1", "--rate=-1.0: expected a number of at least 0"),

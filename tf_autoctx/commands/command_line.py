@@ -7,6 +7,7 @@ import dataclasses
 import gc
 import inspect
 import os
+import re
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -87,6 +88,13 @@ class _Commas(flags.ArgumentSerializer):
     def serialize(self, value: Any) -> str:
         pairs = value.items() if isinstance(value, dict) else [(one,) for one in value]
         return ",".join(":".join(map(str, pair)) for pair in pairs)
+
+
+def _in_our_words(error: flags.Error) -> str:
+    """What absl says of a flag, without Python's names of types."""
+    told = " ".join(str(error).split())
+    told = re.sub(r"invalid literal for int\(\).*", "expected a whole number.", told)
+    return re.sub(r"could not convert string to float.*", "expected a number.", told)
 
 
 def _left_over(left: Sequence[str], arguments: Sequence[str], values: flags.FlagValues) -> str:
@@ -292,7 +300,7 @@ class Command:
         try:
             left = values([self.name, *arguments])[1:]
         except flags.Error as error:
-            raise errors.UserError(f"{' '.join(str(error).split())}") from None
+            raise errors.UserError(_in_our_words(error)) from None
         if left and not self._words:
             raise errors.UserError(_left_over(left, arguments, values))
         if left:
