@@ -457,6 +457,24 @@ def test_a_training_is_planned_once(system, tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.usefixtures("small")
+def test_the_depth_of_a_model_that_a_training_starts_from_is_kept(tmp_path, capsys):
+    """3 would be planned, see above, and layers of 2 resolutions not fit."""
+    with running.unfinished():
+        first = train("multi_organ", tmp_path / "first", "--depth=2")
+        given = ("--patch=auto", f"--initial_weights={first}")
+        capsys.readouterr()
+        folder = train("multi_organ", tmp_path / "run", *given)
+        facts = runs.load(folder).facts
+        assert facts["plan"]["flags"] == {"patch": "16,16,16", "depth": 2}
+        assert facts["flags"]["depth"] == 2
+        reason = f"depth=2: that of {first}, whose weights the training starts from."
+        assert facts["plan"]["reasons"][1:] == [reason] and reason in capsys.readouterr().out
+        train("multi_organ", folder, *given)  # goes on
+        asked = train("multi_organ", tmp_path / "asked", *given, "--depth=3")
+    assert runs.load(asked).flags["depth"] == 3
+
+
+@pytest.mark.usefixtures("small")
 def test_a_plan_is_of_the_grid_of_millimetres(tmp_path, capsys):
     """Phantoms of 24 x 16 x 28 voxels of 6 mm become half as large."""
     with running.unexported():

@@ -43,8 +43,8 @@ def require_new(
     Raises:
       FieldError: they have learnt from some of them, or test cases have chosen their checkpoints.
     """
-    learnt = set(before[LEARNT])
-    known = learnt | set(before[VALIDATED])
+    learnt = set(before.get(LEARNT, ()))
+    known = learnt | set(before.get(VALIDATED, ()))
     flattered = _of(scans["validation"], learnt)
     leaked = [name for name in scored if name in {*_of(scans["test"], known), *flattered}]
     if leaked:
