@@ -48,6 +48,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "samples_per_epoch": 2112,
         "learning_rate": 1e-5,
         "learning_rate_decay": "constant",
+        "loss": "paper",
         "beta_1": 0.5,
         "l2": 0.0,
         # 600 volumes of flips and half-turns became 2112 by erasing, so 1512 of 2112 are erased.
