@@ -200,7 +200,7 @@ def test_both_channels_are_looked_at_and_their_order_matters(folds, model, data,
 def test_folds_that_are_no_model_of_one_data_set(folds, data, tmp_path, capsys, caplog):
     _, of_folds = folds
     running.call("ensemble", *of_folds[:2], f"--output={tmp_path / 'two'}")
-    assert "Fold 3 of 3 is missing: the model is the mean of the others." in caplog.text
+    assert "The model is the mean of 2 of 3 folds, without 3." in caplog.text
     with pytest.raises(SystemExit) as ended:
         running.call("folds", *of_folds[:2], f"--output={tmp_path / 'all'}")
     error = capsys.readouterr().err

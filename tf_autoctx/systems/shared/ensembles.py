@@ -92,8 +92,8 @@ def _require_one_data_set(opened: Sequence[Run]) -> None:
     missing = sorted(set(range(1, count + 1)) - {run.flags["fold"] for run in folds})
     if missing:
         logging.warning(
-            "Fold %s of %d is missing: the model is the mean of the others.",
-            *(", ".join(map(str, missing)), count),
+            "The model is the mean of %d of %d folds, without %s.",
+            *(count - len(missing), count, ", ".join(map(str, missing))),
         )
 
 
