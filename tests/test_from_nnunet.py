@@ -30,7 +30,10 @@ COMMON = (
     *("--steps=40", "--samples_per_epoch=40", "--batch_size=1", "--base_filters=2"),
 )
 SYSTEMS = {
-    "fetal_head": ("--foreground=1", "--level=1"),
+    "fetal_head": (
+        *("--foreground=1", "--level=1", "--flips", "--loss=paper"),
+        *("--shift=0", "--rotation=0", "--scaling=0"),
+    ),
     "multi_organ": (
         *("--levels=1", "--downsampling=1", "--patch_size=16", "--tile_size=24"),
         *("--intensities=image", "--shift=0", "--rotation=0", "--elastic=0"),
@@ -108,7 +111,7 @@ def folds(request, data, tmp_path_factory):
 def model(folds):
     """The folder of versions of one model of all folds."""
     system, of_folds = folds
-    mirrors = ["--mirrors"] * (system == "fetal_head")  # which `standard` trains with flips
+    mirrors = ["--mirrors"] * (system == "fetal_head")
     output = of_folds[0].parent / "model"
     running.call("ensemble", *of_folds, f"--output={output}", *mirrors)
     return output
