@@ -16,6 +16,7 @@ import tensorflow as tf
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "benchmarks"))
 import convolutions
+import few_cases
 import gpu
 import gpu_page
 import harness
@@ -400,3 +401,42 @@ def test_an_entry_that_takes_too_long_is_given_up():
     assert told["failed"] and "not done" not in told["failed"]
     waiting = gpu.Waiting("no such framework")
     assert waiting.measured(entry, True, limit=0.0)["failed"] == "not done in 0 s"
+
+
+# Few cases of a new site
+
+
+def test_few_cases_are_the_same_for_both_and_none_is_held_out(tmp_path):
+    for part, numbers in (("Tr", range(3)), ("Ts", (3, 4))):
+        (tmp_path / f"images{part}").mkdir()
+        for number in numbers:
+            (tmp_path / f"images{part}" / f"{number}.png").touch()
+    chosen = few_cases.FewCases(output="", cases=(2,), first_steps=9, steps=5)
+    sites = tmp_path / "first", tmp_path
+    first, scratch, tuned = few_cases.planned(sites, tmp_path / "runs", 7, chosen)
+    assert tuned.flags == {**scratch.flags, "initial_weights": first.folder}
+    assert scratch.flags["data_dir"].read_text().splitlines() == [
+        "image,label,split",
+        "imagesTr/0.png,labelsTr/0.png,train",
+        "imagesTr/1.png,labelsTr/1.png,train",
+        "imagesTs/3.png,labelsTs/3.png,test",
+        "imagesTs/4.png,labelsTs/4.png,test",
+    ]
+    assert (first.flags["data_dir"], first.flags["steps"], scratch.flags["steps"]) == (
+        sites[0],
+        9,
+        5,
+    )
+    assert {run.flags["seed"] for run in (first, scratch, tuned)} == {7}
+
+
+def test_a_gain_of_fine_tuning_is_that_of_each_seed():
+    chosen = few_cases.FewCases(output="", seeds=(0, 1), cases=(5,))
+    scores = {"5 cases, scratch": [90.0, 94.0], "5 cases, tuned": [93.0, 93.0]}
+    assert few_cases.table(scores, chosen) == [
+        "| DSC (%) | mean | seed 0 | seed 1 |",
+        "|---|---|---|---|",
+        "| 5 cases, scratch | 92.00 | 90.00 | 94.00 |",
+        "| 5 cases, tuned | 93.00 | 93.00 | 93.00 |",
+        "| 5 cases, tuned - scratch | +1.00 | +3.00 | -1.00 |",
+    ]

@@ -213,14 +213,15 @@ def test_files_and_targets_that_a_document_names_exist(document):
 def command_lines(text):
     """Lines of a document, or of a docstring, that call a command of ours: [words].
 
-    A loop's variables take their first value; what stands in brackets or after a # is left out.
+    A loop's variables take their first value; what stands in brackets or after a # is left out, and
+    so is the $ before a command whose output follows.
     """
     text, variables = re.sub(r"\\\n\s*", " ", text), {}
     for line in text.splitlines():
         for name, first in re.findall(r"\bfor (\w+) in (\S+)[^;]*; do", line):
             variables[name] = first
-        line = re.sub(r"^\s*(for .*; do)*", "", line)
-        if not line.startswith(("python ", "autoctx-")):
+        line = re.sub(r"^\s*(\$ )?(for .*; do)*", "", line)
+        if not line.startswith(("python ", "autoctx-")) or line.startswith("python -c"):
             continue
         for name, value in variables.items():
             line = re.sub(rf"\$\{{?{name}\b\}}?", value, line)
@@ -276,7 +277,11 @@ def test_a_wrong_command_line_is_seen():
     with pytest.raises(pytest.fail.Exception, match="--steps"):
         check_command_line(["autoctx-train-fetal-head", "--steps=many"])
     text = "for seed in 3 4; do\n  python predict.py --model=$seed \\\n   --input=a  # b\ndone"
-    assert [*command_lines(text)] == [["python", "predict.py", "--model=3", "--input=a"]]
+    text += "\n    $ autoctx-folds a b\n    3 folds\n    $ python -c 'print(1)'"
+    assert [*command_lines(text)] == [
+        ["python", "predict.py", "--model=3", "--input=a"],
+        ["autoctx-folds", "a", "b"],
+    ]
 
 
 def test_readme_names_every_console_command():

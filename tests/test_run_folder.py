@@ -158,14 +158,19 @@ def test_of_many_faults_the_first_twenty_are_told():
 # More steps
 
 
-@pytest.mark.usefixtures("bare")
-def test_more_steps_end_in_the_weights_of_an_unbroken_run(copy, tmp_path, capsys, monkeypatch):
-    def likeness(_, level, sample):
-        """A score that every step changes: the network of one convolution finds no head yet."""
+@pytest.fixture
+def likeness(monkeypatch):
+    """A score that every step changes: the network of one convolution finds no head yet."""
+
+    def score(_, level, sample):
         probability = level(sample["image"][None], sample["context"][None])[0]
         return 1 - float(np.abs(probability.numpy() - sample["label"].numpy()).mean())
 
-    monkeypatch.setattr(LevelStage, "score", likeness)
+    monkeypatch.setattr(LevelStage, "score", score)
+
+
+@pytest.mark.usefixtures("bare", "likeness")
+def test_more_steps_end_in_the_weights_of_an_unbroken_run(copy, tmp_path, capsys):
     before = weights(copy)
     assert trained(capsys, copy, "--steps=6") is None
     train(tmp_path / "whole", "--steps=6")
@@ -197,6 +202,24 @@ def test_a_level_on_another_level_is_trained_anew(copy, capsys, caplog):
     shutil.rmtree(copy / "level_1" / "probability")
     trained(capsys, copy, "--level=2")
     assert "is trained anew" in caplog.text and second.stat().st_mtime_ns != stamp
+
+
+@pytest.mark.usefixtures("bare", "likeness")
+def test_more_steps_are_told_and_levels_above_are_trained_anew(copy, capsys, caplog):
+    train(copy, "--level=2")
+    second = copy / "level_2" / "model.keras"
+    stamp = second.stat().st_mtime_ns
+    capsys.readouterr()
+    train(copy, "--level=2", "--steps=6")
+    told = (
+        f"{copy / 'level_1'}: goes on from step 2 to 6; its learning rate begins again, and what "
+        "is made on it is trained anew\n"
+    )
+    out = capsys.readouterr().out
+    assert told in out and out.count("goes on from step") == 1
+    assert f"{copy / 'level_2'}" in caplog.text and "part is trained anew" in caplog.text
+    assert second.stat().st_mtime_ns != stamp
+    assert len((copy / "level_2" / "history.csv").read_text().splitlines()) == 4
 
 
 # One process
