@@ -38,7 +38,7 @@ def written_once(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 @functools.cache
-def _graph(function: Callable[..., Any]) -> Callable[..., Any]:
+def _graph(function: Callable[..., Any]) -> Any:
     import tensorflow as tf
 
     return tf.function(function, autograph=False)
