@@ -104,6 +104,24 @@ def test_sizes_known_in_the_graph_only(resize, old, new):
     np.testing.assert_allclose(graph(x, np.array(new, np.int32)), resize(x, new), atol=1e-6)
 
 
+def test_graphs_share_one_function_of_a_resampling():
+    """To write it into each took most of the time that an export and a first prediction take."""
+    spec = [tf.TensorSpec([None, None, None, None, 2]), tf.TensorSpec([3], tf.int32)]
+
+    def written(times):
+        def resized(x, size):
+            for _ in range(times):
+                x = layers.resize_linear(x, tf.unstack(size))
+            return x
+
+        graph = tf.function(resized, input_signature=spec).get_concrete_function().graph
+        assert len(graph.get_operations()) < 10
+        return {f.signature.name for f in graph.as_graph_def().library.function}
+
+    once = written(1)
+    assert once and once == written(1) == written(3)
+
+
 @pytest.mark.parametrize(
     "old, new",
     [

@@ -48,7 +48,7 @@ from absl import logging
 from tf_autoctx import files
 from tf_autoctx.errors import UserError
 from tf_autoctx.files import replacing
-from tf_autoctx.models import layers
+from tf_autoctx.models import backends, layers
 
 # A volume or a 2D image of any size; the name is that of the signatures' input.
 VOLUME = tf.TensorSpec((None, None, None, None, 1), tf.float32, name="image")
@@ -460,7 +460,7 @@ def _of_bytes(function: Any, spec: tf.TensorSpec) -> Callable[..., dict[str, tf.
     def of_image(
         image_bytes: tf.Tensor, shape: tf.Tensor, dtype: tf.Tensor, *spacing: tf.Tensor
     ) -> dict[str, tf.Tensor]:
-        image = _decoded(image_bytes, shape, dtype)
+        image = backends.written_once(_decoded, image_bytes, shape, dtype)
         if channels:
             fits = tf.equal(shape[-1], channels[0])
             told = ["image_bytes holds", shape[-1], f"channels; expected {channels[0]}."]

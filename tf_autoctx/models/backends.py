@@ -6,6 +6,8 @@ that the others need not have it.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -19,6 +21,27 @@ PARTS = 64
 def has_replicas() -> bool:
     """Whether several replicas may train: with TensorFlow alone."""
     return keras.backend.backend() == "tensorflow"
+
+
+def written_once(function: Callable[..., Any], *arguments: Any) -> Any:
+    """What a function makes of its arguments, tensors and plain numbers.
+
+    Within a graph of TensorFlow it becomes a function of its own, which all graphs call that give
+    it tensors of the same types and shapes, and the same numbers: to write it anew for each takes
+    Python longer than all else of a small volume. Grappler puts it into its callers when these run.
+    """
+    if keras.backend.backend() != "tensorflow":
+        return function(*arguments)
+    import tensorflow as tf
+
+    return function(*arguments) if tf.executing_eagerly() else _graph(function)(*arguments)
+
+
+@functools.cache
+def _graph(function: Callable[..., Any]) -> Any:
+    import tensorflow as tf
+
+    return tf.function(function, autograph=False)
 
 
 def instance_normalization(x: Tensor, gamma: Tensor, beta: Tensor, epsilon: float) -> Tensor | None:

@@ -307,6 +307,10 @@ def resize_linear(x: Tensor, size: Sequence[Any]) -> Tensor:
     Returns:
       (batch, *size, channels), same dtype.
     """
+    return backends.written_once(_resize_linear, x, tuple(size))
+
+
+def _resize_linear(x: Tensor, size: Sequence[Any]) -> Tensor:
     shape = ops.shape(x)  # once, as each call makes an operation of every axis
     for axis, new in enumerate(size, start=1):
         old = shape[axis]

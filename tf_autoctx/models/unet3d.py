@@ -9,7 +9,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from tf_autoctx.models import layers
+from tf_autoctx.models import backends, layers
 
 
 def unet3d(
@@ -134,6 +134,18 @@ def pyramid(
     return keras.Model(images, outputs, name="pyramid")
 
 
+def _about_centre(x: layers.Tensor, size: Sequence[Any], factor: float) -> layers.Tensor:
+    shape = ops.shape(x)
+    for axis, new in enumerate(size, start=1):
+        old = shape[axis]
+        from_centre = (layers.positions(new) - ops.cast(new, "float32") / 2) / factor
+        at = ops.clip(
+            from_centre + ops.cast(old, "float32") / 2, 0.5, ops.cast(old, "float32") - 0.5
+        )
+        x = layers.interpolated(x, axis, at)
+    return x
+
+
 @keras.saving.register_keras_serializable("tf_autoctx")
 class ResampleAboutCentre(keras.layers.Layer):
     """Resamples (x, reference) to x on the reference's grid, linearly.
@@ -148,15 +160,7 @@ class ResampleAboutCentre(keras.layers.Layer):
 
     def call(self, inputs: Sequence[layers.Tensor]) -> layers.Tensor:
         x, reference = inputs
-        shape, finer = ops.shape(x), ops.shape(reference)
-        for axis in range(1, len(x.shape) - 1):
-            old, new = shape[axis], finer[axis]
-            from_centre = (layers.positions(new) - ops.cast(new, "float32") / 2) / self.factor
-            at = ops.clip(
-                from_centre + ops.cast(old, "float32") / 2, 0.5, ops.cast(old, "float32") - 0.5
-            )
-            x = layers.interpolated(x, axis, at)
-        return x
+        return backends.written_once(_about_centre, x, ops.shape(reference)[1:-1], self.factor)
 
     def compute_output_shape(self, shapes: Sequence[layers.Shape]) -> layers.Shape:
         shape, reference = shapes
