@@ -1,7 +1,7 @@
 """Flag values by name; the command line wins.
 
-"paper" holds every constant of the paper and of the authors' code. "standard" was chosen by scores of
-training cases that were left out, of real volumes (docs/results.md).
+"paper" holds every constant of the paper and of the authors' code. "standard" was chosen by scores
+of training cases that were left out, of real volumes (docs/results.md).
 """
 
 import dataclasses
