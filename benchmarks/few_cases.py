@@ -40,7 +40,8 @@ WORDS = (
     "--appearance_strength=0.3",
 )
 SIZE, HELD_OUT = (64, 64), 20
-FIRST = "first site's network as it is"
+FIRST = "first site's network, on the first site"
+AS_IT_IS = "first site's network as it is, no training"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,8 +151,8 @@ def main(given: Given) -> None:
         ]
         runs = planned(sites, folder, seed, chosen)
         train(runs)
-        scores.setdefault(f"{FIRST}, first site", []).append(scored(runs[0]))
-        scores.setdefault(FIRST, []).append(scored_elsewhere(runs[0], sites[1]))
+        scores.setdefault(FIRST, []).append(scored(runs[0]))
+        scores.setdefault(AS_IT_IS, []).append(scored_elsewhere(runs[0], sites[1]))
         for run in runs[1:]:
             scores.setdefault(run.method, []).append(scored(run))
         print({name: round(values[-1], 2) for name, values in scores.items()}, flush=True)
