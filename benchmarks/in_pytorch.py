@@ -451,7 +451,7 @@ def parameters(module: nn.Module) -> int:
 
 
 def cross_entropy(logits: dict[str, torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
-    """Of the main output and of every side branch, `losses.DeepSupervisedCrossEntropy`."""
+    """Of the main output and of every side branch, `losses.DeepSupervisedLoss`."""
     strides = {"logits": 1, "logits_half": 2, "logits_quarter": 4}
     total = torch.zeros((), device=labels.device)
     for name, value in logits.items():

@@ -162,7 +162,7 @@ class FetalHeadTask(Task):
         def loss(networks: Networks, batch: Batch) -> Tensor:
             x = self._cascade().joined(batch["image"], batch["context"])
             logits = networks["level_1"](x, training=True)
-            return losses.DeepSupervisedCrossEntropy()(batch["label"], logits)
+            return losses.DeepSupervisedLoss()(batch["label"], logits)
 
         return [[Term(("level_1",), loss)]]
 

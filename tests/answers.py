@@ -36,7 +36,7 @@ def answers():
     labels = rng.integers(0, 3, (2, 8, 9, 1)).astype(np.uint8)
     both = {"logits": logits, "aux1": logits[::-1].copy(), "aux2": -logits}
     found |= {
-        "cross entropy": losses.DeepSupervisedCrossEntropy()(labels, {"logits": logits}),
+        "cross entropy": losses.DeepSupervisedLoss()(labels, {"logits": logits}),
         "dice": losses.DiceLoss()(labels, logits),
         "squared dice": losses.SquaredDiceLoss()(labels == 1, ops.sigmoid(logits)),
         "hybrid": losses.HybridLoss()(labels, both),

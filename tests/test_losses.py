@@ -72,7 +72,7 @@ def test_deep_supervision_takes_every_2nd_and_4th_label(spatial):
     half = random_case(*(-(-n // 2) for n in spatial), seed=1)[1]
     quarter = random_case(*(-(-n // 4) for n in spatial), seed=2)[1]
     few, fewer = [(slice(None), *(slice(None, None, n) for _ in spatial)) for n in (2, 4)]
-    loss = losses.DeepSupervisedCrossEntropy()
+    loss = losses.DeepSupervisedLoss()
     values = loss(label, {"logits": main, "logits_half": half, "logits_quarter": quarter})
     scales = [(label, main), (label[few], half), (label[fewer], quarter)]
     expected = [
@@ -85,7 +85,7 @@ def test_deep_supervision_takes_every_2nd_and_4th_label(spatial):
 
 def test_the_gradient_lives_where_the_probability_is_0():
     # p of the true class is exp(-200), 0 in float32: the clipped logarithm would stop here.
-    loss = losses.DeepSupervisedCrossEntropy()
+    loss = losses.DeepSupervisedLoss()
     values, gradient = with_gradient(loss, LABEL[:, :1], {"logits": np.float32([[[200, 0]]])})
     np.testing.assert_allclose(values, [200])
     np.testing.assert_allclose(gradient["logits"], [[[1, -1]]])
@@ -249,7 +249,7 @@ def test_hybrid_of_a_volume_of_one_class_is_finite():
 
 ALL = {
     "cross entropy": lambda label, logits: losses.cross_entropy(label, logits),
-    "deep supervision": lambda label, logits: losses.DeepSupervisedCrossEntropy()(
+    "deep supervision": lambda label, logits: losses.DeepSupervisedLoss()(
         label, {"logits": logits}
     ),
     "dice": losses.DiceLoss(),
@@ -372,7 +372,7 @@ def branches(label, logits):
     "loss, outputs",
     [
         (losses.DiceLoss, lambda label, logits: logits),
-        (losses.DeepSupervisedCrossEntropy, two_scales),
+        (losses.DeepSupervisedLoss, two_scales),
         (losses.HybridLoss, branches),
         (losses.PublishedHybridLoss, branches),
     ],

@@ -494,7 +494,7 @@ def test_a_few_steps_of_adam_learn_a_cube():
     keras.utils.set_random_seed(1)
     model, loss, adam = (
         usegnet(base_filters=4),
-        losses.DeepSupervisedCrossEntropy(),
+        losses.DeepSupervisedLoss(),
         FusedAdam(5e-3),
     )
     label = np.zeros((1, 16, 16, 16, 1), np.uint8)

@@ -200,6 +200,13 @@ def test_other_ways_of_running(tmp_path, changes):
         check_other_way(tmp_path, *changes)
 
 
+def test_a_loss_is_chosen_from_the_command_line(tmp_path):
+    with plain_networks(), running.unexported():
+        train(f"--work_dir={tmp_path}", *TINY, "--level=1", "--loss=dice")
+    with (tmp_path / "level_1" / "history.csv").open() as file:
+        assert all(float(row["loss"]) < 0 for row in csv.DictReader(file))  # no cross entropy is
+
+
 def test_the_paper_s_constants_are_a_preset_and_the_command_line_wins(tmp_path):
     others = ("--join=concat", "--l2=0.001", "--normalization=batch", "--shift=1")
     others += ("--validation_fraction=0", "--scale=0.5")

@@ -16,6 +16,8 @@ from keras import ops
 
 Tensor = Any  # of whichever backend
 
+TERMS = ("dice", "cross_entropy")  # of what a loss can be the sum of
+
 
 def cross_entropy(
     labels: Tensor,
@@ -70,8 +72,34 @@ def l2(model: keras.Model) -> Tensor:
     )
 
 
-class DeepSupervisedCrossEntropy(keras.losses.Loss):
-    r"""Cross entropy of the main output and of every side branch (Yang et al. 2019, equation 2).
+class ClassLoss(keras.losses.Loss):
+    """Soft Dice, cross entropy, or their sum with equal weights, as nnU-Net learns classes (Isensee
+    et al. 2021), from logits.
+
+    call: y_true (batch, *spatial, 1) integer, y_pred (batch, *spatial, classes) logits -> (batch,)
+    float32.
+    """
+
+    def __init__(
+        self, terms: Sequence[str] = TERMS, name: str = "classes", ignored: int | None = None
+    ) -> None:
+        """Takes those of `TERMS` that are summed."""
+        super().__init__(name=name, reduction=None)
+        self.terms, self.ignored = terms, ignored
+        self._dice = DiceLoss(ignored=ignored)
+
+    def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
+        total = 0.0
+        if "dice" in self.terms:
+            total += self._dice(y_true, y_pred)
+        if "cross_entropy" in self.terms:
+            total += cross_entropy(y_true, y_pred, ignored=self.ignored)
+        return total
+
+
+class DeepSupervisedLoss(keras.losses.Loss):
+    r"""`ClassLoss` of the main output and of every side branch: by default the cross entropy of
+    Yang et al. 2019, equation 2.
 
     L = L(X, Y) + \sum_m L_m(X, S_m(Y)), where S_m shrinks the labels to 1/2 and 1/4 by taking every
     2nd and 4th voxel: they stay integers, and the scales stay aligned because padding is at the
@@ -85,17 +113,20 @@ class DeepSupervisedCrossEntropy(keras.losses.Loss):
     STRIDES: ClassVar = {"logits": 1, "logits_half": 2, "logits_quarter": 4}
 
     def __init__(
-        self, name: str = "deep_supervised_cross_entropy", ignored: int | None = None
+        self,
+        terms: Sequence[str] = ("cross_entropy",),
+        name: str = "deep_supervised",
+        ignored: int | None = None,
     ) -> None:
         super().__init__(name=name, reduction=None)
-        self.ignored = ignored
+        self._loss = ClassLoss(terms, ignored=ignored)
 
     def call(self, y_true: Tensor, y_pred: Mapping[str, Tensor]) -> Tensor:
         total = 0.0
         for name, logits in y_pred.items():
             every = slice(None, None, self.STRIDES[name])
             labels = y_true[(slice(None), *(every for _ in _spatial(logits)))]
-            total += cross_entropy(labels, logits, ignored=self.ignored)
+            total += self._loss(labels, logits)
         return total
 
 
@@ -140,21 +171,27 @@ class RegionLoss(keras.losses.Loss):
     def __init__(
         self,
         regions: Sequence[Sequence[int]],
+        terms: Sequence[str] = TERMS,
         name: str = "regions",
         epsilon: float = 1e-5,
         ignored: int | None = None,
     ) -> None:
-        """Takes the labels of each region."""
+        """Takes the labels of each region, and those of `TERMS` that are summed."""
         super().__init__(name=name, reduction=None)
-        self.regions, self.epsilon, self.ignored = regions, epsilon, ignored
+        self.regions, self.terms = regions, terms
+        self.epsilon, self.ignored = epsilon, ignored
 
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         logits = ops.cast(y_pred, "float32")
         truth = ops.concatenate([_any_of(y_true, labels) for labels in self.regions], axis=-1)
         p = counted(ops.sigmoid(logits), y_true, self.ignored)
         entropy = counted(ops.softplus(logits) - truth * logits, y_true, self.ignored)
-        dice = _dice(p, truth, p, self.epsilon)
-        return ops.mean(_mean(entropy, y_true, self.ignored) - dice, axis=-1)
+        total = 0.0
+        if "dice" in self.terms:
+            total -= _dice(p, truth, p, self.epsilon)
+        if "cross_entropy" in self.terms:
+            total += _mean(entropy, y_true, self.ignored)
+        return ops.mean(total, axis=-1)
 
 
 class SquaredDiceLoss(keras.losses.Loss):
@@ -180,6 +217,40 @@ class SquaredDiceLoss(keras.losses.Loss):
         return -ops.mean(_dice(p, truth, ops.square(p), self.epsilon), axis=-1)
 
 
+class ProbabilityLoss(keras.losses.Loss):
+    """`SquaredDiceLoss`, cross entropy, or their sum with equal weights, from probabilities.
+
+    The cross entropy is that of each channel being there or not, the mean over channels and voxels.
+    Probabilities are kept `epsilon` from 0 and 1, so that a voxel outside a refined prediction's
+    box, whose probability is 0, has a finite one, and no gradient. Voxels that `counted` has taken
+    out add 0.
+
+    call: as of `SquaredDiceLoss`, but for the range.
+    """
+
+    def __init__(
+        self,
+        terms: Sequence[str] = ("dice",),
+        name: str = "probabilities",
+        epsilon: float = 1e-7,
+    ) -> None:
+        """Takes those of `TERMS` that are summed."""
+        super().__init__(name=name, reduction=None)
+        self.terms, self.epsilon = terms, epsilon
+        self._dice = SquaredDiceLoss()
+
+    def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
+        total = 0.0
+        if "dice" in self.terms:
+            total += self._dice(y_true, y_pred)
+        if "cross_entropy" in self.terms:
+            p, truth = ops.cast(y_pred, "float32"), ops.cast(y_true, "float32")
+            p = ops.clip(p, self.epsilon, 1 - self.epsilon)
+            entropy = -truth * ops.log(p) - (1 - truth) * ops.log(1 - p)
+            total += ops.mean(entropy, axis=tuple(range(1, len(p.shape))))
+        return total
+
+
 class HybridLoss(keras.losses.Loss):
     r"""Dice plus class-weighted cross entropy, deeply supervised: for the renderer's segmentor.
 
@@ -202,24 +273,29 @@ class HybridLoss(keras.losses.Loss):
     def __init__(
         self,
         dice_weight: float = 100.0,
+        terms: Sequence[str] = TERMS,
         name: str = "hybrid",
         epsilon: float = 1e-5,
         ignored: int | None = None,
     ) -> None:
+        """Takes w_D, and those of `TERMS` that are summed."""
         super().__init__(name=name, reduction=None)
-        self.dice_weight, self.epsilon, self.ignored = dice_weight, epsilon, ignored
+        self.dice_weight, self.terms = dice_weight, terms
+        self.epsilon, self.ignored = epsilon, ignored
 
     def call(self, y_true: Tensor, y_pred: Mapping[str, Tensor]) -> Tensor:
         total = 0.0
         for name, logits in y_pred.items():
             truth = one_hot(y_true, logits)
-            p = ops.softmax(ops.cast(logits, "float32"), axis=-1)
-            p = counted(p, y_true, self.ignored)
-            dice = ops.sum(_dice(p, truth, ops.square(p), self.epsilon), axis=-1)
-            share = _mean(truth, y_true, self.ignored)
-            total += self.dice_weight * self.DICE_WEIGHTS[name] * -dice
-            entropy = cross_entropy(y_true, logits, 1 - share, self.ignored)
-            total += self.CROSS_ENTROPY_WEIGHTS[name] * entropy
+            if "dice" in self.terms:
+                p = ops.softmax(ops.cast(logits, "float32"), axis=-1)
+                p = counted(p, y_true, self.ignored)
+                dice = ops.sum(_dice(p, truth, ops.square(p), self.epsilon), axis=-1)
+                total += self.dice_weight * self.DICE_WEIGHTS[name] * -dice
+            if "cross_entropy" in self.terms:
+                share = _mean(truth, y_true, self.ignored)
+                entropy = cross_entropy(y_true, logits, 1 - share, self.ignored)
+                total += self.CROSS_ENTROPY_WEIGHTS[name] * entropy
         return total
 
 

@@ -6,6 +6,14 @@ import dataclasses
 
 from tf_autoctx.configuration import check, field
 
+# {value of the flag `loss`: terms of the loss, of `losses.TERMS`}; PAPER leaves a system its own.
+PAPER = "paper"
+LOSSES = {
+    "dice": ("dice",),
+    "cross_entropy": ("cross_entropy",),
+    "dice_cross_entropy": ("dice", "cross_entropy"),
+}
+
 PRECISIONS = ("auto", "float32", "mixed_bfloat16", "mixed_float16")  # of training
 # Those of finished networks, and the Keras dtype policies that they are made under.
 POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16"}
@@ -111,6 +119,13 @@ class Settings:
         "How the learning rate changes; polynomial falls to 0 at the last step.",
         choices=("constant", "polynomial"),
     )
+    loss: str = field(
+        PAPER,
+        "What a segmentation is learnt by: paper, the system's own loss, soft Dice, cross entropy, "
+        "or the sum of both.",
+        choices=(PAPER, *LOSSES),
+        before=PAPER,
+    )
     beta_1: float = field(0.9, "Momentum of Adam, its beta 1.", least=0.0, most=0.9999)
     patience: int = field(
         0,
@@ -120,3 +135,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         check(self)
+
+    def terms(self, paper: tuple[str, ...]) -> tuple[str, ...]:
+        """Terms of the loss, of `losses.TERMS`: those of `loss`, or the paper's."""
+        return LOSSES.get(self.loss, paper)

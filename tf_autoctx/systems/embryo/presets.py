@@ -49,6 +49,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "batch_size": 1,
         "learning_rate": 1e-2,
         "end_to_end_learning_rate": 1e-3,
+        "loss": "paper",
         "learning_rate_decay": "constant",
         **dataclasses.asdict(Augmentation(rotation=180.0, shift=30, flips=True)),
         "patience": 0,

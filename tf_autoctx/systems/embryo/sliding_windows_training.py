@@ -58,6 +58,7 @@ class PeerStage(AdamStage):
     def __init__(self, peer: SlidingWindows, session: Session) -> None:
         self._peer, self._augmentation = peer, session.configured(Augmentation)
         self._ignored = session.ignored
+        self._loss = losses.ProbabilityLoss(session.settings.terms(("dice",)))
         self.seed = session.settings.seed * 1000 + 100 + self.number  # none of the cascade's
 
     @classmethod
@@ -137,10 +138,10 @@ class VNetStage(PeerStage):
         return {"image": cut(image, corners[0], window), "label": cut(label, corners[0], window)}
 
     def losses(self, networks: Networks, batch: Mapping[str, Tensor]) -> Tensor:
-        """Dice loss."""
+        """By default the Dice loss."""
         output = ops.sigmoid(networks["network"](batch["image"], training=True))
         output = losses.counted(output, batch["label"], self._ignored)
-        return losses.SquaredDiceLoss()(batch["label"] == CLASSES[self.name], output)
+        return self._loss(batch["label"] == CLASSES[self.name], output)
 
     def graph(self, networks: Networks) -> Graph:
         segmented = self.segmented(networks)

@@ -49,7 +49,8 @@ class CascadeStage(AdamStage):
         self.seed = session.settings.seed * 1000 + number
         self._refinement = refinement
         self._augmentation = session.configured(Augmentation)
-        self._dice, self._ignored = losses.SquaredDiceLoss(), session.ignored
+        self._loss = losses.ProbabilityLoss(session.settings.terms(("dice",)))
+        self._ignored = session.ignored
         self._weights = self._before(session.folder, STAGES[number - 1]) if number else {}
         if self._weights:
             weights = [array for of_vnet in self._weights.values() for array in of_vnet]
@@ -105,11 +106,11 @@ class InitialStage(CascadeStage):
     name = "initial"
 
     def losses(self, networks: Networks, batch: Mapping[str, Tensor]) -> Tensor:
-        """Dice loss, averaged over the three classes on VNet I's grid."""
+        """By default the Dice loss, averaged over the three classes on VNet I's grid."""
         initial = networks["network"](batch["image"], training=True)["initial"]
         low = self._refinement.low_label(batch["label"])
         counted = losses.counted(initial, low, self._ignored)
-        return self._dice(losses.one_hot(low, initial), counted)
+        return self._loss(losses.one_hot(low, initial), counted)
 
 
 class RefineStage(CascadeStage):
@@ -120,12 +121,12 @@ class RefineStage(CascadeStage):
     frozen: ClassVar[tuple[str, ...]] = ("vnet_1",)
 
     def losses(self, networks: Networks, batch: Mapping[str, Tensor]) -> Tensor:
-        """Dice losses of body and ventricle on the original grid, summed."""
+        """By default the Dice losses of body and ventricle on the original grid, summed."""
         outputs, label = networks["network"](batch["image"], training=True), batch["label"]
         body, ventricle = (
             losses.counted(outputs[name], label, self._ignored) for name in ("body", "ventricle")
         )
-        return self._dice(label == 1, body) + self._dice(label == 2, ventricle)
+        return self._loss(label == 1, body) + self._loss(label == 2, ventricle)
 
 
 class EndToEndStage(RefineStage):

@@ -47,7 +47,8 @@ class LevelStage(AdamStage):
         self._deforms_patches = (
             cascade.configuration.view == "patches" and self._augmentation.resamples
         )
-        self._loss = losses.DeepSupervisedCrossEntropy(ignored=session.ignored)
+        terms = session.settings.terms(("cross_entropy",))
+        self._loss = losses.DeepSupervisedLoss(terms, ignored=session.ignored)
 
     def begin(self, session: Session) -> None:
         """See `Stage.begin`.

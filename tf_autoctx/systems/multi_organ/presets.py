@@ -48,6 +48,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "samples_per_epoch": 1500,
         "validation_fraction": 0.0,
         "learning_rate": 1e-3,
+        "loss": "paper",
         "learning_rate_decay": "constant",
         **dataclasses.asdict(Augmentation(**DEFORMATION)),
         "patience": 0,

@@ -49,11 +49,7 @@ class PyramidStage(AdamStage):
         self.columns = ("label", "places", "spacing", *images)
         self._learning = self._levels[-1:] if below else self._levels
         self._augmentation = session.configured(Augmentation)
-        self._loss = (
-            losses.RegionLoss(tuple(pyramid.class_regions.values()), ignored=session.ignored)
-            if pyramid.regions
-            else losses.DiceLoss(ignored=session.ignored)
-        )
+        self._loss = _loss(pyramid, session)
         self._ignores = session.ignored is not None
 
     def build(self) -> Networks:
@@ -137,6 +133,15 @@ def train(pyramid: Pyramid, session: Session) -> Networks:
     for count in range(1, last + 1) if configuration.mode == "separate" else [last]:
         network = stages.train_network(PyramidStage(count, network, pyramid, session), session)
     return {stage_name(configuration, last): network}
+
+
+def _loss(pyramid: Pyramid, session: Session) -> keras.losses.Loss:
+    """Of one level: by default the Dice loss of equation 1, or that of regions."""
+    settings, ignored = session.settings, session.ignored
+    if pyramid.regions:
+        regions = tuple(pyramid.class_regions.values())
+        return losses.RegionLoss(regions, settings.terms(losses.TERMS), ignored=ignored)
+    return losses.ClassLoss(settings.terms(("dice",)), ignored=ignored)
 
 
 def stage_name(configuration: MultiOrgan, count: int | None = None) -> str:

@@ -42,6 +42,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "batch_size": 2,
         "learning_rate": 1e-3,
         "learning_rate_decay": "constant",
+        "loss": "paper",
         "beta_1": 0.5,
         "update_order": "published",
         "segmentation_loss": "published",

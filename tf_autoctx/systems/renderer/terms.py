@@ -9,7 +9,7 @@ for the sum of some.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -40,8 +40,6 @@ TRAINING = {
 ONLINE = {name: networks for name, networks in TRAINING.items() if name != "segmentation"}
 ONLINE["d_pair_generator"] = ("renderer",)
 
-SEGMENTATION_LOSSES = {"hybrid": losses.HybridLoss, "published": losses.PublishedHybridLoss}
-
 # {network: (its main output, its own term)}
 MAIN = {"renderer": ("rendered", "rendering"), "segmentor": ("logits", "segmentation")}
 
@@ -58,13 +56,19 @@ class Outputs:
         segmentation loss, "real": {discriminator: (batch, height, width, channels)}}.
       training: whether batch norm has the batch's statistics.
       ignored: label of pixels that the segmentation loss leaves out; None: it leaves out none.
+      parts: of the segmentation loss, of `losses.TERMS`.
     """
 
     def __init__(
-        self, networks: Networks, batch: Batch, training: bool, ignored: int | None = None
+        self,
+        networks: Networks,
+        batch: Batch,
+        training: bool,
+        ignored: int | None = None,
+        parts: Sequence[str] = losses.TERMS,
     ) -> None:
         self._networks, self._batch, self._training = networks, batch, training
-        self._ignored = ignored
+        self._ignored, self._parts = ignored, parts
         # Not `functools.cached_property`, whose lock would stop the replicas at each other.
         self._outputs: dict[str, Any] = {}
 
@@ -96,9 +100,12 @@ class Outputs:
             main, aux = self._distance("rendered"), self._distance("aux")
             return objective.rendering_weight * main + objective.rendering_aux_weight * aux
         if term == "segmentation":
-            kind = SEGMENTATION_LOSSES[objective.segmentation_loss]
-            hybrid = kind(objective.dice_weight, ignored=self._ignored)
-            return hybrid(self._batch["label"], self._output("segmentor"))
+            weight, ignored = objective.dice_weight, self._ignored
+            if objective.segmentation_loss == "published":
+                loss = losses.PublishedHybridLoss(weight, ignored=ignored)
+            else:
+                loss = losses.HybridLoss(weight, self._parts, ignored=ignored)
+            return loss(self._batch["label"], self._output("segmentor"))
         if term.endswith("_generator"):
             name = term.removesuffix("_generator")
             return self._weight(name, objective) * losses.generator_adversarial(self._output(name))
@@ -197,10 +204,12 @@ def updates(
         for owner, owned in variables.items()
     }
 
+    parts = settings.terms(losses.TERMS)
+
     def iteration(batch: Batch) -> dict[str, Tensor]:
         means: dict[str, Tensor] = {}
         for group in plan:
-            outputs = Outputs(networks, batch, training=not online, ignored=ignored)
+            outputs = Outputs(networks, batch, not online, ignored=ignored, parts=parts)
             means |= loop.minimize(
                 {
                     term: loop.Term(
