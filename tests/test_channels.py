@@ -406,6 +406,10 @@ def test_a_bad_csv_of_channels_is_named(tmp_path, change, sentence):
             r"dataset.json: has the channels {'T1': 0, 'T2': 1}; expected a name for each number",
         ),
         (
+            lambda folder: describe(folder, channel_names={"0": "T1", "2": "T2"}),
+            r"has the channels {'0': 'T1', '2': 'T2'}; expected a name for each number from 0",
+        ),
+        (
             lambda folder: describe(folder, channel_names={"0": "T1", "1": "T2", "2": "ADC"}),
             r"case0_0002.nii.gz: is missing; expected 3 channels, .*, as the channel_names of data",
         ),

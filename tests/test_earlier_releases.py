@@ -88,7 +88,7 @@ def test_a_run_goes_on_with_its_biases_alone(earlier):
         )
 
     expected = {"bias": True, "initial_weights": "", "mirrors": False, "spacing": "none"}
-    expected |= {"postprocessing": "none", "patch": "none"}
+    expected |= {"postprocessing": "none", "patch": "none", "loss": "paper"}
     off = configuration.earlier([Augmentation])
     assert configuration.earlier(kinds) == {**expected, **off}
     with pytest.raises(

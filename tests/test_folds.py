@@ -232,6 +232,21 @@ def folds(tmp_path):
     return [made(tmp_path, number) for number in (1, 2, 3)]
 
 
+def test_a_fold_of_an_earlier_release_is_one_of_them(folds, tmp_path):
+    """It has no flags that are later, such as `loss`."""
+    path = folds[0] / "config.json"
+    config = json.loads(path.read_text())
+    config["flags"]["loss"] = "paper"
+    for folder in folds[1:]:
+        other = json.loads((folder / "config.json").read_text())
+        other["flags"]["loss"] = "paper"
+        (folder / "config.json").write_text(json.dumps(other))
+    del config["flags"]["loss"]
+    path.write_text(json.dumps(config))
+    running.call("folds", *folds, f"--output={tmp_path / 'all'}")
+    assert (tmp_path / "all" / "scores.csv").exists()
+
+
 def test_calibration_is_that_of_all_folds(folds, tmp_path):
     """In the last bin of 0.95: one right of one, one of two, none of one."""
     for path, truth in zip(folds, ([1], [1, 0], [0])):

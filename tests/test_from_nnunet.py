@@ -6,7 +6,6 @@ Two channels that show the object only together, volumes of other spacings and o
 import json
 import re
 
-import cpp_loader
 import helpers
 import numpy as np
 import pytest
@@ -15,8 +14,8 @@ import running
 import SimpleITK as sitk
 from test_channels import write
 
-from tf_autoctx import export
 from tf_autoctx.report import tables
+from tf_autoctx.systems.shared import ensembles
 from tf_autoctx.training import runs
 
 SPACINGS = ((1.0, 1.0, 2.0), (0.8, 0.8, 0.8), (1.5, 1.5, 1.5))  # (x, y, z), mm
@@ -141,9 +140,8 @@ def test_what_is_served_is_what_predict_writes(folds, model, data, tmp_path, cap
     with rest_server.Server(models) as server:
         where = f"--server={server.address}", "--model=lesion", scans
         running.call("client", *where, f"--output={tmp_path / 'served'}")
-    models.close()
     assert "HU" not in caplog.text and "spacing" not in caplog.text
-    served = cpp_loader.CppModel(export.newest(model))
+    _, served = models.find("lesion")
     seen = set()
     for number in range(CASES, CASES + 2):
         name = f"site_{number:03d}"
@@ -161,7 +159,7 @@ def test_what_is_served_is_what_predict_writes(folds, model, data, tmp_path, cap
         np.testing.assert_array_equal(sitk.GetArrayFromImage(theirs), label)
         np.testing.assert_array_equal(by_hand(served, files), label)
         seen |= set(np.unique(label))
-    served.close()
+    models.close()
     assert seen == ({0, 1} if system == "fetal_head" else {0, 1, 2})
 
 
@@ -202,7 +200,7 @@ def test_both_channels_are_looked_at_and_their_order_matters(folds, model, data,
 
 def test_folds_that_are_no_model_of_one_data_set(folds, data, tmp_path, capsys, caplog):
     _, of_folds = folds
-    running.call("ensemble", *of_folds[:2], f"--output={tmp_path / 'two'}")
+    ensembles.load(of_folds[:2])
     assert "The model is the mean of 2 of 3 folds, without 3." in caplog.text
     with pytest.raises(SystemExit) as ended:
         running.call("folds", *of_folds[:2], f"--output={tmp_path / 'all'}")

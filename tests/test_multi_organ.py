@@ -116,6 +116,9 @@ def test_each_channel_by_its_own_mean_and_standard_deviation():
     x = np.stack([np.array([1, 3, 5, 7]), 1000 * np.array([7, 5, 3, 1]), np.ones(4)], axis=-1)
     x = x.reshape(1, 1, 1, 4, 3).astype(np.float32)
     of_image = Pyramid(MultiOrgan(intensities="image"), {1: "liver"}, 3)
+    for value in 0.1, 1000.3, 65535.0:  # the mean of which is off by a rounding
+        plain = np.full((1, 64, 64, 64, 1), value, np.float32)
+        assert not np.array(of_image.preprocess(plain, 1)).any()
     seen = np.array(of_image.preprocess(x, 1))[0, 0, 0]
     expected = np.array([-3, -1, 1, 3]) / np.sqrt(5)
     np.testing.assert_allclose(seen.T, [expected, -expected, np.zeros(4)], atol=1e-6)
@@ -133,7 +136,7 @@ def test_any_voxels_are_seen_by_their_own_image(caplog):
         declaration = system.reader(None, {}).arguments[0]
         declaration.check_voxels("mr.nii.gz", voxels)
         assert ("HU" in caplog.text) == warned
-    assert "`intensities=image` is for other images" in caplog.text
+    assert "other images want a training with `intensities=image`" in caplog.text
 
 
 def test_the_help_of_the_window_tells_what_the_network_sees():

@@ -254,6 +254,28 @@ def test_names_that_contradict_each_other_are_refused(folders, capsys):
     }
 
 
+@pytest.mark.parametrize(
+    "labels, told",
+    [
+        ({"whole": [1, 2], "core": 2}, "model_card.json: core is 1, but 2 in "),
+        ({"rim": 3, "ignore": 2}, "2 is liver, but voxels to be ignored in another file"),
+    ],
+)
+def test_contradictions_of_other_kinds_are_refused(folders, capsys, labels, told):
+    """Regions against plain labels, and a structure that another file says to ignore."""
+    described = {"labels": {"background": 0} | labels, "regions_class_order": [1, 2]}
+    if "ignore" in labels:
+        described.pop("regions_class_order")
+        (folders / "ours" / "dataset.json").write_text(json.dumps(described))
+        described = {"labels": {"background": 0, "core": 1, "liver": 2}}
+    (folders / "labels" / "dataset.json").write_text(json.dumps(described))
+    of_model = CARD | {"labels": {"1": "core", "2": "liver"}}
+    (folders / "ours" / "model_card.json").write_text(json.dumps(of_model))
+    with pytest.raises(SystemExit):
+        score(folders)
+    assert told in capsys.readouterr().err
+
+
 def test_a_value_without_a_name_is_scored_and_said(folders, caplog):
     assert {name for _, name in dice(folders, "--names=1:liver")} == {"liver", "label 2"}
     assert "names names no label 2, which occurs and is scored as label 2" in caplog.text

@@ -121,8 +121,6 @@ def test_the_same_fold_does(first, tmp_path, unfinished):
     source, run = first
     again = train(source, tmp_path / "run", "--fold=1", f"--initial_weights={run}")
     assert runs.load(again).facts["seen"] == runs.load(run).facts["seen"]
-    # It goes on where the first one is gone.
-    train(source, again, "--fold=1", f"--initial_weights={run}")
 
 
 def test_a_model_that_does_not_tell_is_warned_of(first, tmp_path, caplog, unfinished):
@@ -136,7 +134,37 @@ def test_a_model_that_does_not_tell_is_warned_of(first, tmp_path, caplog, unfini
         caplog.clear()
         folder = train(source, tmp_path / fold, f"--fold={fold}", f"--initial_weights={old}")
         assert ("does not tell which cases its weights have learnt from" in caplog.text) == warned
-        assert "seen" not in runs.load(folder).facts
+        fact = runs.load(folder).facts["seen"]  # its own cases, and who did not tell
+        assert len(fact["learnt"]) == 2 * 3 and fact.get("untold") == (
+            [str(old)] if warned else None
+        )
+    # What the new run has learnt from is not held out; of the rest its own model is warned of.
+    third = f"--initial_weights={tmp_path / '2'}"
+    with pytest.raises(SystemExit):
+        train(source, tmp_path / "after", "--fold=3", third)
+    caplog.clear()
+    train(source, tmp_path / "after", "--fold=2", third)
+    assert f"{old}: does not tell" in caplog.text
+
+
+def test_a_channel_that_stands_for_missing_ones_marks_no_case():
+    filled = scans("ab", "c", "d")
+    for split in filled.values():
+        for marks in split.values():
+            marks.append("zeros")
+    fact = seen.after(filled)
+    assert fact == {"learnt": ["a", "b"], "validated": ["c"]}
+    seen.require_new(("initial_weights", "runs/first"), fact, filled, "d")
+
+
+def test_weights_of_two_trainings_have_seen_what_both_have():
+    one = seen.after(scans("ab", "c", ""))
+    two = {**seen.after(scans("c", "de", "")), "untold": ["old"]}
+    assert seen.joined(one, two) == {
+        "learnt": ["a", "b", "c"],
+        "validated": ["d", "e"],
+        "untold": ["old"],
+    }
 
 
 def test_folds_may_each_start_from_a_run_that_has_not_seen_what_they_hold_out(tmp_path):
@@ -146,3 +174,13 @@ def test_folds_may_each_start_from_a_run_that_has_not_seen_what_they_hold_out(tm
     words = [tmp_path / f"fold_{number}" for number in (1, 2, 3)]
     running.call("folds", *words, f"--output={tmp_path / 'all'}")
     assert (tmp_path / "all" / "scores.csv").exists()
+
+
+def test_folds_that_start_from_a_run_and_folds_that_do_not_are_no_one_method(tmp_path, capsys):
+    for number in (1, 2, 3):
+        path = made(tmp_path, number, initial_weights="" if number == 1 else "first/fold")
+        runs.load(path).note(seen={"learnt": [], "validated": []})
+    words = [tmp_path / f"fold_{number}" for number in (1, 2, 3)]
+    with pytest.raises(SystemExit):
+        running.call("folds", *words, f"--output={tmp_path / 'all'}")
+    assert "made with --initial_weights 'first/fold', unlike" in capsys.readouterr().err

@@ -178,6 +178,7 @@ class Exportable:
     """As much of a system as an export needs."""
 
     labels, spec, served, grid, regions = {1: "head"}, export.VOLUME, {}, None, {}
+    any_voxels = False
     declaration = types.SimpleNamespace(name="made up")
     configuration = Options()
     in_precision = System.in_precision

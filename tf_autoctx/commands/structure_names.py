@@ -98,10 +98,16 @@ def beside(labels: pathlib.Path, predictions: pathlib.Path) -> StructureNames:
         return StructureNames()
     names = next((names for names in told if names.system and names.regions), told[0])
     for other in told:
-        if bool(other.regions) == bool(names.regions):
+        if names is told[0] or other.regions:  # else the regions have names of their own
             _require_agreement(names, other)
     system = next((names.system for names in told if names.system), "")
     ignored = next((names.ignored for names in told if names.ignored is not None), None)
+    if ignored is not None and ignored in names.labels:
+        raise UserError(
+            f"{names.source}: {ignored} is {names.labels[ignored]}, but voxels to be ignored in "
+            "another file beside the labels or predictions; expected the same, or `names` such as "
+            "1:liver,2:spleen."
+        )
     return dataclasses.replace(names, system=system, ignored=ignored)
 
 

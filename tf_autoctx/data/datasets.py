@@ -490,12 +490,12 @@ def _told_channels(path: pathlib.Path, description: Mapping[str, Any]) -> tuple[
         return (channels,)
     if not isinstance(channels, Mapping):
         return tuple(str(name) for name in channels)
-    if not all(key.isdecimal() for key in channels):
+    keys = sorted(channels, key=lambda key: (len(key), key))
+    if "channel_names" in description and keys != [str(number) for number in range(len(keys))]:
         raise UserError(
             f"{path}: has the channels {dict(channels)}; expected a name for each number from 0, "
             'such as {"0": "T2", "1": "ADC"}.'
         )
-    keys = sorted(channels, key=int)
     return tuple(str(channels[key]) for key in keys)
 
 

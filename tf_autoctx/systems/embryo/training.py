@@ -19,9 +19,10 @@ from tf_autoctx.errors import UserError
 from tf_autoctx.files import replacing
 from tf_autoctx.systems.embryo.configuration import STAGES, Schedule
 from tf_autoctx.systems.embryo.segmentation import Refinement
-from tf_autoctx.systems.shared import stages
+from tf_autoctx.systems.shared import seen, stages
 from tf_autoctx.systems.shared.session import Session
 from tf_autoctx.systems.shared.stage import AdamStage, Networks, Sample, Tensor, digest
+from tf_autoctx.training import runs
 from tf_autoctx.training.runs import Run
 
 Graph = Callable[[Tensor], tuple[Tensor, Tensor]]  # image -> probability, classes
@@ -174,7 +175,8 @@ def _take_over(source: pathlib.Path, session: Session) -> None:
     path = initial_file(session.folder)
     if path.exists():
         return
-    session.run.note(initial_from=str(source))
+    facts = [run.facts.get(seen.FACT, {}) for run in (session.run, runs.load(source.parent.parent))]
+    session.run.note(initial_from=str(source), **{seen.FACT: seen.joined(*facts)})
     with replacing(path) as partial:  # last: where it is, all is noted
         shutil.copyfile(source, partial)
 

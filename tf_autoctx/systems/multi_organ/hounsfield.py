@@ -15,7 +15,7 @@ def check_voxels(path: str | pathlib.Path, voxels: np.ndarray) -> None:
     if low > -50 or high < 100:
         logging.warning(
             "%s: intensities from %g to %g do not look like a CT in HU, such as -1000 to 1500; "
-            "`intensities=image` is for other images.",
+            "other images want a training with `intensities=image`.",
             path,
             low,
             high,

@@ -224,10 +224,13 @@ class Pyramid:
 
 
 def _standardized(image: Tensor) -> Tensor:
-    """Mean 0 and standard deviation 1 of each channel of a volume; an empty one is 0."""
+    """Mean 0 and standard deviation 1 of each channel of a volume; one of a single value is 0."""
+    low, high = (f(image, axis=(1, 2, 3), keepdims=True) for f in (ops.min, ops.max))
     image = image - ops.mean(image, axis=(1, 2, 3), keepdims=True)
     square = ops.mean(ops.square(image), axis=(1, 2, 3), keepdims=True)
-    return image * ops.rsqrt(ops.where(square > 0, square, ops.ones_like(square)))
+    # Not by the square, which rounding keeps above 0 where all voxels are the same.
+    scaled = image * ops.rsqrt(ops.where(high > low, square, ops.ones_like(square)))
+    return ops.where(high > low, scaled, ops.zeros_like(scaled))
 
 
 def _inference(unet: Callable[..., Tensor]) -> UNet:

@@ -83,12 +83,12 @@ def _differences(first: Run, run: Run) -> list[str]:
     names = [name for kind in kinds for name in configuration.rules(kind) if name not in left_out]
     if not all(seen.FACT in each.facts for each in (first, run)):
         names.append("initial_weights")  # which may have seen what is held out
-    flags: list[Mapping[str, Any]] = [first.flags, run.flags]
-    return [
-        f"`{name}` {run.flags.get(name)!r}"
-        for name in names
-        if flags[0].get(name) != flags[1].get(name)
-    ]
+    earlier = configuration.earlier(kinds)
+    flags: list[Mapping[str, Any]] = [{**earlier, **each.flags} for each in (first, run)]
+    different = [name for name in names if flags[0].get(name) != flags[1].get(name)]
+    if bool(flags[0].get("initial_weights")) != bool(flags[1].get("initial_weights")):
+        different = sorted({*different, "initial_weights"})
+    return [f"`{name}` {flags[1].get(name)!r}" for name in different]
 
 
 def _named(rows: Sequence[tables.Row], column: str) -> dict[str, None]:

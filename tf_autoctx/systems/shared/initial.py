@@ -16,7 +16,7 @@ from tf_autoctx.data.datasets import Scans
 from tf_autoctx.errors import FieldError
 from tf_autoctx.models import layers
 from tf_autoctx.systems.shared import registry
-from tf_autoctx.systems.shared.seen import FACT, Seen, after, require_new
+from tf_autoctx.systems.shared.seen import FACT, UNTOLD, Seen, after, require_new
 from tf_autoctx.systems.shared.session import Session
 from tf_autoctx.systems.shared.stage import Networks, Stage, digest
 from tf_autoctx.training import runs
@@ -79,11 +79,11 @@ def load(path: str | pathlib.Path, system: str) -> Weights:
     return Weights(version, export.read_weights(version), card, card.get("config") or {})
 
 
-def seen(
-    weights: Weights | None, fingerprint: str, scans: Scans, scored: Collection[str]
-) -> Seen | None:
-    """What the weights of a training on such scans will have seen; None: those that it starts from
-    do not tell, as those of earlier releases, of which a warning is given.
+def seen(weights: Weights | None, fingerprint: str, scans: Scans, scored: Collection[str]) -> Seen:
+    """What the weights of a training on such scans will have seen.
+
+    Where the weights that it starts from do not tell, as those of earlier releases, or stem from
+    such, a warning is given.
 
     Args:
       weights: that it starts from; None: new ones.
@@ -96,17 +96,18 @@ def seen(
     """
     if weights is None:
         return after(scans)
-    before = weights.facts.get(FACT)
-    if before:
-        require_new((FLAG, weights.path), before, scans, scored)
-        return after(scans, before)
-    if weights.facts.get("data_fingerprint") != fingerprint:  # the same splits of the same cases
+    before: Seen = weights.facts.get(FACT) or {}
+    same = weights.facts.get("data_fingerprint") == fingerprint  # the same splits of the same cases
+    if not before and not same:
+        before = {UNTOLD: [str(weights.path)]}
+    require_new((FLAG, weights.path), before, scans, scored)
+    for path in before.get(UNTOLD, ()):
         logging.warning(
             "%s: does not tell which cases its weights have learnt from; where cases that are "
             "scored here are among them, the scores flatter.",
-            weights.path,
+            path,
         )
-    return None
+    return after(scans, before)
 
 
 def depth(weights: Weights | None, kind: type, values: Mapping[str, Any]) -> dict[str, Any]:

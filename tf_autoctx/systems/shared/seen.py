@@ -4,6 +4,7 @@ none of these out: its scores would be of what was learnt by heart."""
 from __future__ import annotations
 
 import pathlib
+from collections import Counter
 from collections.abc import Collection, Mapping
 
 from absl import logging
@@ -13,17 +14,33 @@ from tf_autoctx.errors import FieldError
 
 FACT = "seen"  # of config.json and of the model card
 LEARNT, VALIDATED = "learnt", "validated"
-Seen = Mapping[str, list[str]]  # {LEARNT or VALIDATED: marks of images, sorted}
+UNTOLD = "untold"  # the models among those started from that do not tell what they have seen
+Seen = Mapping[str, list[str]]  # {LEARNT or VALIDATED: marks of images, UNTOLD: paths}, sorted
 SHOWN = 5  # names of cases in a message
 
 
 def after(scans: Scans, before: Seen | None = None) -> Seen:
     """What weights have seen after a training on such scans, from weights that have seen `before`;
-    what was learnt and has validated too is learnt."""
+    what was learnt and has validated too is learnt.
+
+    A mark of several cases is left out: it is of a channel that stands for one that is missing.
+    """
     before = before or {}
-    learnt = {*_marks(scans["train"]), *before.get(LEARNT, ())}
-    validated = {*_marks(scans["validation"]), *before.get(VALIDATED, ())} - learnt
-    return {LEARNT: sorted(learnt), VALIDATED: sorted(validated)}
+    marks = Counter(mark for cases in scans.values() for own in cases.values() for mark in set(own))
+    shared = {mark for mark, cases in marks.items() if cases > 1}
+    learnt = {*(_marks(scans["train"]) - shared), *before.get(LEARNT, ())}
+    validated = {*(_marks(scans["validation"]) - shared), *before.get(VALIDATED, ())} - learnt
+    untold = {UNTOLD: before[UNTOLD]} if before.get(UNTOLD) else {}
+    return {LEARNT: sorted(learnt), VALIDATED: sorted(validated), **untold}
+
+
+def joined(seen: Seen, other: Seen) -> Seen:
+    """What weights have seen that stem from two trainings."""
+    learnt = {*seen.get(LEARNT, ()), *other.get(LEARNT, ())}
+    validated = {*seen.get(VALIDATED, ()), *other.get(VALIDATED, ())} - learnt
+    untold = sorted({*seen.get(UNTOLD, ()), *other.get(UNTOLD, ())})
+    told = {LEARNT: sorted(learnt), VALIDATED: sorted(validated)}
+    return told | ({UNTOLD: untold} if untold else {})
 
 
 def require_new(
