@@ -184,12 +184,12 @@ class RegionLoss(keras.losses.Loss):
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         logits = ops.cast(y_pred, "float32")
         truth = ops.concatenate([_any_of(y_true, labels) for labels in self.regions], axis=-1)
-        p = counted(ops.sigmoid(logits), y_true, self.ignored)
-        entropy = counted(ops.softplus(logits) - truth * logits, y_true, self.ignored)
         total = 0.0
         if "dice" in self.terms:
+            p = counted(ops.sigmoid(logits), y_true, self.ignored)
             total -= _dice(p, truth, p, self.epsilon)
         if "cross_entropy" in self.terms:
+            entropy = counted(ops.softplus(logits) - truth * logits, y_true, self.ignored)
             total += _mean(entropy, y_true, self.ignored)
         return ops.mean(total, axis=-1)
 

@@ -591,6 +591,7 @@ def _nnunet(
             f"{path}: has the file_ending {ending!r}; expected one that begins with a dot, such as "
             ".nii.gz."
         )
+    source = f", as the channel_names of {path.name} tell"
     end = {"train": "Tr", "test": "Ts"}[split]
     cases: dict[str, None] = {}
     known = [f"{number:04d}" for number in range(channels)]
@@ -601,16 +602,12 @@ def _nnunet(
             if channels > 1:
                 ends = f"<case>_0000{ending} to <case>_{known[-1]}{ending}"
                 told = f"is none of {channels} channels; expected {ends}"
-            raise UserError(f"{file}: {told}, as the channel_names of {path.name} tell.")
+            raise UserError(f"{file}: {told}{source}.")
         cases[name] = None
     entries = []
     for name in cases:
         files = tuple(path.parent / f"images{end}" / f"{name}_{n}{ending}" for n in known)
-        for missing in (file for file in files if not file.exists()):
-            raise UserError(
-                f"{missing}: is missing; expected {channels} channels, {files[0].name} to "
-                f"{files[-1].name}, as the channel_names of {path.name} tell."
-            )
+        names.require_channels(files, source)
         label = path.parent / f"labels{end}" / f"{name}{ending}"
         there = label if label.exists() else None
         entries.append(Entry(str(path), split, files, there, name=name))

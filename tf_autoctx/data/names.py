@@ -200,14 +200,22 @@ def channel_files(file: pathlib.Path, case: str, channels: int) -> list[pathlib.
     *files, further = (
         file.with_name(f"{case}_{number:04d}{ending}") for number in range(channels + 1)
     )
-    expected = f"expected {channels} channels, {files[0].name} to {files[-1].name}"
-    if channels == 1:
-        expected = f"expected one channel, {files[0].name}"
-    for missing in (path for path in files if not path.exists()):
-        raise UserError(f"{missing}: is missing; {expected}.")
+    require_channels(files)
     if further.exists():
-        raise UserError(f"{further}: is a channel too many; {expected}.")
+        raise UserError(f"{further}: is a channel too many; {_expected_channels(files)}.")
     return files
+
+
+def require_channels(files: Sequence[pathlib.Path], source: str = "") -> None:
+    """Raises a `UserError` where a file of a channel is missing; `source` says who told of it."""
+    for missing in (path for path in files if not path.exists()):
+        raise UserError(f"{missing}: is missing; {_expected_channels(files)}{source}.")
+
+
+def _expected_channels(files: Sequence[pathlib.Path]) -> str:
+    if len(files) == 1:
+        return f"expected one channel, {files[0].name}"
+    return f"expected {len(files)} channels, {files[0].name} to {files[-1].name}"
 
 
 def pairs(images: Mapping[str, str], labels: Mapping[str, str]) -> dict[str, tuple[str, str]]:

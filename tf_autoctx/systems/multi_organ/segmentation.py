@@ -229,8 +229,7 @@ def _standardized(image: Tensor) -> Tensor:
     image = image - ops.mean(image, axis=(1, 2, 3), keepdims=True)
     square = ops.mean(ops.square(image), axis=(1, 2, 3), keepdims=True)
     # Not by the square, which rounding keeps above 0 where all voxels are the same.
-    scaled = image * ops.rsqrt(ops.where(high > low, square, ops.ones_like(square)))
-    return ops.where(high > low, scaled, ops.zeros_like(scaled))
+    return image * ops.where(high > low, ops.rsqrt(square), ops.zeros_like(square))
 
 
 def _inference(unet: Callable[..., Tensor]) -> UNet:

@@ -63,7 +63,7 @@ class Declaration:
         """What is measured of a mask of a spacing (z, y, x) or (y, x), mm, beside its size."""
         return _imported(self.measurement)(mask, spacing) if self.measurement else {}
 
-    def unchecked(self, any_voxels: object = True) -> Self:
+    def unchecked(self, any_voxels: object) -> Self:
         """The declaration of a system that is made so that it takes any voxels; itself where it is
         not."""
         return dataclasses.replace(self, voxel_check=None) if any_voxels else self

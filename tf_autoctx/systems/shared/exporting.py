@@ -142,10 +142,8 @@ def _written(
         decided = {"postprocessing": dataclasses.asdict(served.cleaning)}
     before = export.newest(directory)
     described = {**system.served, "uncertainty": UNCERTAINTY}
-    any_voxels = {}
     if system.any_voxels:
         described["image"] = {"units": "any", "rule": described["image"]["rule"]}
-        any_voxels = {"any_voxels": True}
     spaced = None
     if system.grid:
         spacing = " x ".join(f"{mm:g}" for mm in system.grid.spacing)
@@ -155,7 +153,7 @@ def _written(
         spaced = export.Spaced(resampling, system.grid.spacing)
     card = {
         "system": system.declaration.name,
-        **any_voxels,
+        **({"any_voxels": True} if system.any_voxels else {}),
         "labels": system.labels,
         **regions.facts(system.regions, system.labels),
         "precision": served.precision,

@@ -81,13 +81,14 @@ def _differences(first: Run, run: Run) -> list[str]:
     kinds = (Data, Settings, declaration.configuration, *declaration.training)
     left_out = configuration.changeable(kinds) | {"fold"}
     names = [name for kind in kinds for name in configuration.rules(kind) if name not in left_out]
-    if not all(seen.FACT in each.facts for each in (first, run)):
-        names.append("initial_weights")  # which may have seen what is held out
     earlier = configuration.earlier(kinds)
     flags: list[Mapping[str, Any]] = [{**earlier, **each.flags} for each in (first, run)]
     different = [name for name in names if flags[0].get(name) != flags[1].get(name)]
-    if bool(flags[0].get("initial_weights")) != bool(flags[1].get("initial_weights")):
-        different = sorted({*different, "initial_weights"})
+    starts = [each.get("initial_weights") for each in flags]
+    if all(seen.FACT in each.facts for each in (first, run)):
+        starts = [bool(start) for start in starts]  # any model that has not seen what is held out
+    if starts[0] != starts[1]:
+        different.append("initial_weights")
     return [f"`{name}` {flags[1].get(name)!r}" for name in different]
 
 

@@ -115,7 +115,8 @@ def depth(weights: Weights | None, kind: type, values: Mapping[str, Any]) -> dic
     or layers of other resolutions would not fit; `kind` is the system's configuration."""
     if weights is None or values.get("depth", 0) is not None:
         return {}
-    return {"depth": configuration.configured(kind, weights.flags).depth}  # type: ignore[attr-defined]
+    source: Any = configuration.configured(kind, weights.flags)
+    return {"depth": source.depth}
 
 
 def _require(path: pathlib.Path, system: str, expected: str) -> None:

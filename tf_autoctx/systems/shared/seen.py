@@ -25,13 +25,10 @@ def after(scans: Scans, before: Seen | None = None) -> Seen:
 
     A mark of several cases is left out: it is of a channel that stands for one that is missing.
     """
-    before = before or {}
     marks = Counter(mark for cases in scans.values() for own in cases.values() for mark in set(own))
     shared = {mark for mark, cases in marks.items() if cases > 1}
-    learnt = {*(_marks(scans["train"]) - shared), *before.get(LEARNT, ())}
-    validated = {*(_marks(scans["validation"]) - shared), *before.get(VALIDATED, ())} - learnt
-    untold = {UNTOLD: before[UNTOLD]} if before.get(UNTOLD) else {}
-    return {LEARNT: sorted(learnt), VALIDATED: sorted(validated), **untold}
+    learnt, validated = (sorted(_marks(scans[name]) - shared) for name in ("train", "validation"))
+    return joined({LEARNT: learnt, VALIDATED: validated}, before or {})
 
 
 def joined(seen: Seen, other: Seen) -> Seen:
