@@ -643,6 +643,19 @@ def test_what_a_csv_says_in_vain_gets_a_warning(tmp_path, caplog):
     assert told in caplog.text
 
 
+def test_labels_of_an_nnunet_folder_without_an_image_get_a_warning(tmp_path, caplog):
+    folder = nnunet(tmp_path)
+    datasets.load(folder, seed=0)
+    assert not caplog.text
+    write_label(folder / "labelsTr" / "y.nrrd")
+    datasets.load(folder, seed=0)
+    told = "y.nrrd: belongs to no image of imagesTr; labels without an image are passed over: "
+    assert f"{told}1." in caplog.text
+    write_label(folder / "labelsTr" / "z.nrrd")
+    assert len(datasets.load(folder, seed=0).train) == len(datasets.load(folder, seed=1).train)
+    assert f"{told}2." in caplog.text
+
+
 def test_an_nnunet_folder_of_fewer_cases_than_promised_gets_a_warning(tmp_path, caplog):
     datasets.load(nnunet(tmp_path / "three", numTraining=3), seed=0)
     assert not caplog.text

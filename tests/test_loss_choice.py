@@ -108,10 +108,8 @@ def test_the_renderers_updates_lower_it(tmp_path):
     np.testing.assert_allclose(first["dice_cross_entropy"], both, rtol=1e-4)
 
 
-def test_the_published_loss_is_a_whole_of_its_own(tmp_path):
-    settings = dataclasses.replace(SETTINGS, loss="dice")
-    system = RendererSystem(Renderer("Orig-S2T", size=8), {1: "head"})
-    opened, _ = session(tmp_path, system, label_of(1, size=(8, 8)), None, settings)
-    opened = dataclasses.replace(opened, values={**VALUES, "segmentation_loss": "published"})
+def test_the_published_loss_is_a_whole_of_its_own():
+    published = {**VALUES, "appearance_strength": 0, "segmentation_loss": "published"}
+    assert RendererSystem.implied({**published, "loss": "paper"}) == {}
     with pytest.raises(FieldError, match=r"loss.*published.*expected paper"):
-        SelfPlayStage(system.rendering, opened).begin(opened)
+        RendererSystem.implied({**published, "loss": "dice"})

@@ -84,7 +84,7 @@ def test_a_run_computes_in_the_precision_that_is_asked_for(tmp_path, name, monke
         off = np.abs(outputs["bfloat16"][structure] - exact)
         assert exact.std() > 0.01 and 0 < off.mean() < 0.02
     # By itself, where its evaluation found it the same.
-    monkeypatch.setattr(devices, "has_bfloat16", lambda: True)
+    monkeypatch.setattr(devices, "bfloat16_is_faster", lambda: True)
     assert tf_autoctx.load(run).precision == "float32"
     precision.note(run, 1.0)
     assert tf_autoctx.load(run).precision == "bfloat16"
@@ -141,15 +141,46 @@ def test_a_saved_model_has_a_precision_of_its_own(tmp_path):
 def test_auto_is_bfloat16_where_it_is_there_and_was_the_same(
     tmp_path, monkeypatch, least, hardware, asked, expected
 ):
-    monkeypatch.setattr(devices, "has_bfloat16", lambda: hardware)
+    monkeypatch.setattr(devices, "bfloat16_is_faster", lambda: hardware)
     if least is not None:
         precision.note(tmp_path, least)
     assert precision.chosen(runs.Run(tmp_path, {}), asked) == expected
 
 
+@pytest.mark.parametrize(
+    "told, low, expected",
+    [
+        ("flags: avx512f avx512_bf16", 0.5, True),
+        ("flags: avx512f amx_bf16", 0.79, True),
+        ("flags: avx512f avx512_bf16", 0.81, False),  # as of virtual machines without AMX
+        ("flags: avx512f avx512_bf16", 1.7, False),
+        ("flags: avx512f", 0.5, False),
+    ],
+)
+def test_a_cpu_computes_in_bfloat16_where_a_trial_is_faster(monkeypatch, told, low, expected):
+    monkeypatch.setattr(devices.tf.config, "list_physical_devices", lambda kind: [])
+    monkeypatch.setattr(devices.pathlib.Path, "read_text", lambda path: told)
+    monkeypatch.setattr(
+        devices, "_convolution_seconds", {"float32": 1.0, "bfloat16": low}.__getitem__
+    )
+    assert devices.bfloat16_is_faster.__wrapped__() == expected
+
+
+def test_the_trial_computes_in_the_precision_that_it_times(monkeypatch):
+    seen, convolve = [], tf.nn.conv3d
+
+    def noted(image, kernel, *arguments):
+        seen.append((image.dtype, kernel.dtype))
+        return convolve(image, kernel, *arguments)
+
+    monkeypatch.setattr(devices.tf.nn, "conv3d", noted)
+    assert devices._convolution_seconds("bfloat16") > 0
+    assert set(seen) == {(tf.bfloat16, tf.bfloat16)}
+
+
 @pytest.mark.parametrize("content", ["", "[]", '{"bfloat16": "a"}', "{}"])
 def test_a_damaged_record_is_none(tmp_path, monkeypatch, content):
-    monkeypatch.setattr(devices, "has_bfloat16", lambda: True)
+    monkeypatch.setattr(devices, "bfloat16_is_faster", lambda: True)
     precision.note(tmp_path, 1.0)
     (tmp_path / "evaluation" / "precision.json").write_text(content)
     assert precision.chosen(runs.Run(tmp_path, {}), "auto") == "float32"
@@ -218,6 +249,6 @@ def test_a_run_that_was_trained_in_bfloat16_is_evaluated_in_both(
     record = tmp_path / "evaluation" / "precision.json"
     assert record.exists() == looks
     if looks:
-        monkeypatch.setattr(devices, "has_bfloat16", lambda: True)
+        monkeypatch.setattr(devices, "bfloat16_is_faster", lambda: True)
         monkeypatch.setattr(precision, "NEAR", 0.5)
         assert precision.chosen(run, "auto") == "bfloat16"

@@ -58,8 +58,8 @@ def load(
     Args:
       path: a run folder, a SavedModel of ours, the folder of its versions, or the name of a model
         that comes with the package, such as "hc18_head".
-      precision: of run folders: "float32", "bfloat16" or "auto", which is bfloat16 where the
-        hardware has it and the run's own evaluation, of runs trained in bfloat16, found labels
+      precision: of run folders: "float32", "bfloat16" or "auto", which is bfloat16 where it is
+        faster here and the run's own evaluation, of runs trained in bfloat16, found labels
         within 0.5 % (DSC 0.995) of those of float32.
       mirrors: of run folders: whether the mean is taken over an image and its mirror images, along
         the axes that training mirrored.

@@ -617,6 +617,13 @@ def _nnunet(
             f"{folder}: holds no file that ends in {ending}; expected images, or another "
             f"file_ending in {path.name}."
         )
+    taken = {entry.label for entry in entries}
+    labels = (path.parent / f"labels{end}").glob(f"[!.]*{ending}")
+    if alone := sorted(label for label in labels if label not in taken):
+        logging.warning(
+            "%s: belongs to no image of images%s; labels without an image are passed over: %d.",
+            *(alone[0], end, len(alone)),
+        )
     promised = description.get("numTraining", len(entries))
     if split == "train" and promised != len(entries):
         logging.warning(

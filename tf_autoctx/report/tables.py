@@ -432,7 +432,8 @@ def comparisons(summary: Mapping[str, Any]) -> list[str]:
             difference, interval = change(dsc)
             p = p_value(dsc["p"])
             p = f"< {p[1:]}" if p.startswith("<") else f"= {p}"
-            result = f"DSC {difference} % {interval}, p {p} (Wilcoxon, {dsc['n']} pairs)"
+            told = f"{dsc['n']} pair{'s' * (dsc['n'] > 1)}"
+            result = f"DSC {difference} % {interval}, p {p} (Wilcoxon, {told})"
         text.append(f"{pair['method']} against {pair['against']}{where}: {result}")
     return text
 

@@ -50,7 +50,7 @@ class RunOptions:
     )
     precision: str = field(
         "auto",
-        "Precision that training computes in; auto is bfloat16 where the hardware has it.",
+        "Precision that training computes in; auto is bfloat16 where it is faster.",
         choices=PRECISIONS,
     )
     export_precision: str = field(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import pathlib
 import re
 import subprocess
+import timeit
 from collections.abc import Iterator
 
 import keras
@@ -16,6 +18,9 @@ from absl import logging
 from tensorflow.python.client import device_lib
 
 from tf_autoctx.errors import FieldError
+
+# A trial in bfloat16 takes at most so much of one in float32 where it is worth it.
+FASTER = 0.8
 
 
 def strategy(name: str) -> tf.distribute.Strategy:
@@ -64,24 +69,42 @@ def augments() -> bool:
     return any(device.device_type != "CPU" for device in tf.config.list_logical_devices())
 
 
-def has_bfloat16() -> bool:
-    """Whether the first GPU (capability 8 on) or else the CPU (AVX-512 BF16, AMX) has bfloat16."""
+@functools.cache
+def bfloat16_is_faster() -> bool:
+    """Whether bfloat16 is the faster precision here: of the first GPU (capability 8 on) or else, of
+    a CPU that has it (AVX-512 BF16, AMX), by trial.
+
+    What a CPU tells is not enough: a virtual machine without AMX may be slower in bfloat16.
+    """
     gpus = tf.config.list_physical_devices("GPU")
     if gpus:
         return tf.config.experimental.get_device_details(gpus[0]).get(
             "compute_capability", (0, 0)
         ) >= (8, 0)
     try:
-        with open("/proc/cpuinfo") as file:
-            return re.search(r"\b(avx512_bf16|amx_bf16)\b", file.read()) is not None
+        told = pathlib.Path("/proc/cpuinfo").read_text()
     except OSError:
         return False
+    if re.search(r"\b(avx512_bf16|amx_bf16)\b", told) is None:
+        return False
+    return _convolution_seconds("bfloat16") < FASTER * _convolution_seconds("float32")
+
+
+def _convolution_seconds(dtype: str) -> float:
+    """What a 3D convolution like those of the networks takes: the least of some trials."""
+    image, kernel = tf.ones((1, 24, 24, 24, 32), dtype), tf.ones((3, 3, 3, 32, 32), dtype)
+
+    def trial() -> None:
+        tf.nn.conv3d(image, kernel, (1, 1, 1, 1, 1), "SAME").numpy()
+
+    trial()  # sets the primitive up
+    return min(timeit.repeat(trial, number=1, repeat=5))
 
 
 def set_up(precision: str, seed: int) -> str:
     """Sets the Keras dtype policy, seeds every generator, and returns the policy's name."""
     if precision == "auto":
-        precision = "mixed_bfloat16" if has_bfloat16() else "float32"
+        precision = "mixed_bfloat16" if bfloat16_is_faster() else "float32"
     if precision == "mixed_float16" and not tf.config.list_physical_devices("GPU"):
         logging.warning(
             "precision=mixed_float16 on a CPU, which computes it slower than float32 and no better "

@@ -264,7 +264,8 @@ class _Fit:
         if ended:
             print(
                 f"{self.directory}: goes on from step {step} to {self.settings.steps}; its "
-                "learning rate begins again, and what is made on it is trained anew"
+                "learning rate begins again, and what is made on it is trained anew where its "
+                "weights change"
             )
         # A last epoch that was cut short by the number of steps counts as one.
         return step, state["history"], sums, state.get("summed", step % self.epoch_steps)

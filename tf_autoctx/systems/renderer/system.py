@@ -30,7 +30,7 @@ from tf_autoctx.systems.shared.system import (
     Tensor,
 )
 from tf_autoctx.training import devices
-from tf_autoctx.training.configuration import POLICIES
+from tf_autoctx.training.configuration import PAPER, POLICIES
 from tf_autoctx.training.runs import Run
 
 SERVED = ("renderer", "segmentor")  # the networks of the export, as far as the variant has them
@@ -66,7 +66,13 @@ class RendererSystem(System):
 
     @classmethod
     def implied(cls, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Nothing; refuses changes of grey levels that are asked for twice."""
+        """Nothing; refuses two losses, and changes of grey levels that are asked for twice."""
+        if values["loss"] != PAPER and values["segmentation_loss"] == "published":
+            raise FieldError(
+                "loss",
+                values["loss"],
+                f"the published `segmentation_loss` is a whole of its own; expected {PAPER}.",
+            )
         strength = values["appearance_strength"]
         if strength and configured(Augmentation, values).recolours:
             raise FieldError(

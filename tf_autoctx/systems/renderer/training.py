@@ -23,7 +23,7 @@ from tf_autoctx.systems.shared import stages
 from tf_autoctx.systems.shared.session import Session
 from tf_autoctx.systems.shared.stage import Networks, Optimizers, Sample, Stage, Step, Tensor
 from tf_autoctx.training import devices
-from tf_autoctx.training.configuration import PAPER, Settings
+from tf_autoctx.training.configuration import Settings
 
 Graph = Callable[[Tensor], dict[str, Tensor]]
 
@@ -54,16 +54,9 @@ class SelfPlayStage(Stage):
         """See `Stage.begin`.
 
         Raises:
-          FieldError: images that do not stack to a batch, too few to have a real one, or two
-            losses.
+          FieldError: images that do not stack to a batch, or too few to have a real one.
         """
         batch_size, cases = session.settings.batch_size, len(session.training)
-        if session.settings.loss != PAPER and self._objective.segmentation_loss == "published":
-            raise FieldError(
-                "loss",
-                session.settings.loss,
-                f"the published `segmentation_loss` is a whole of its own; expected {PAPER}.",
-            )
         pipeline.require_one_shape(stages.sizes(session.training, "label2d"), batch_size)
         fakes = batch_size * session.strategy.num_replicas_in_sync
         if self._objective.mismatched_pairs and batch_size < 2:

@@ -178,7 +178,8 @@ class Decision:
                 if after > before
             ]
             told.append(f"{called} of {', '.join(gains) or 'none'}")
-        return f"post-processing kept by {self.cases} validation cases: {'; '.join(told)}"
+        cases = f"{self.cases} validation case{'s' * (self.cases > 1)}"
+        return f"post-processing kept by {cases}: {'; '.join(told)}"
 
 
 def decide(

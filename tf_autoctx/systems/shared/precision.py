@@ -66,14 +66,14 @@ class Compared:
 
 def chosen(run: Run, precision: str) -> str:
     """The precision that a run segments in: the one that is asked for, or with "auto" bfloat16,
-    where the hardware has it and its labels were near enough in the run's evaluation."""
+    where it is faster and its labels were near enough in the run's evaluation."""
     if precision != "auto":
         return precision
     try:
         least = float(json.loads(_record(run.folder).read_bytes())[LOW])
     except (OSError, ValueError, KeyError, TypeError):
         return "float32"
-    return LOW if least >= NEAR and devices.has_bfloat16() else "float32"
+    return LOW if least >= NEAR and devices.bfloat16_is_faster() else "float32"
 
 
 def note(folder: pathlib.Path, least: float) -> None:
