@@ -36,6 +36,7 @@ from tf_autoctx.systems.shared.exporting import export_run
 from tf_autoctx.systems.shared.grid import Grid
 from tf_autoctx.systems.shared.mirrored import Mirrored
 from tf_autoctx.systems.shared.planning import Cases, Extent, Plan
+from tf_autoctx.systems.shared.seen import Seen
 from tf_autoctx.systems.shared.session import Session
 from tf_autoctx.systems.shared.system import Evaluator, Networks, Reader, System
 from tf_autoctx.training import devices, runs
@@ -131,15 +132,9 @@ def open_training(
     began = time.time()
     kind: type[System] = declaration.load()
     folder = pathlib.Path(values["work_dir"])
-    values = dict(values)
-    if runs.is_trained(folder):
-        values |= patches.planned_before(runs.load(folder).facts, values)
-    values |= kind.implied(values)
-    chosen: Any = configuration.configured(declaration.configuration, values)
+    begins = not runs.is_trained(folder)
+    values = _checked(declaration, folder, values)
     settings = configuration.configured(Settings, values)
-    for further in (Data, *declaration.training):
-        configuration.configured(further, values)
-
     strategy = devices.strategy(values["strategy"])
     is_chief = devices.is_chief(strategy)
     if is_chief:
@@ -149,35 +144,25 @@ def open_training(
 
     source = values["data_dir"] or _phantoms(kind, folder, values)
     cases = datasets.of_flags(source, values)
-    known = cases
-    if values["folds"]:  # all of them have the same structures, or they would be no ensemble
-        known = dataclasses.replace(cases, train=cases.train + cases.validation + cases.test)
-    checks.require_channels(declaration, source, cases)
-    told = checks.told_regions(declaration, source, cases)
-    if told and not values[regions.FLAG]:
-        values[regions.FLAG] = told
-        chosen = configuration.configured(declaration.configuration, values)
-    labels = checks.structures(kind, known, values)
-    system = kind.made(chosen, labels, len(cases.channels))
-    if values["mirrors"]:
-        system.required_mirrors(values)
+    system = _made(declaration, source, cases, values)
     fingerprint, of_all_folds, scans = datasets.fingerprints(cases)
     making = Making(declaration.name, values, fingerprint, changeable, growing, earlier)
     system.check_run(making)
     runs.check(folder, making)
-    begins, weights = not runs.is_trained(folder), None
-    if values[initial.FLAG] and begins:  # before anything is read or made
-        weights = initial.load(values[initial.FLAG], declaration.name)
-    scored = [case.name for case in evaluation.scored(cases)]
-    seen = initial.seen(weights, fingerprint, scans, scored) if begins else None
-    if declaration.dimensions == 3 and runs.is_trained(folder):
+    weights: initial.Weights | None = None
+    seen: Seen = {}
+    if begins:  # before anything is read or made
+        if values[initial.FLAG]:
+            weights = initial.load(values[initial.FLAG], declaration.name)
+        scored = [case.name for case in evaluation.scored(cases)]
+        seen = initial.seen(weights, fingerprint, scans, scored)
+    elif declaration.dimensions == 3:
         checks.require_stored_so(folder, runs.load(folder).facts, cases)
 
     read = system.reader(values["foreground"], cases.labels)
     isolated = bool(values["data_dir"])  # our own phantoms are whole
     plans, resampling = values.get(patches.FLAG) == patches.AUTO, values.get("spacing") == MEDIAN
-    told_later = dataclasses.replace(read, any_voxels=True)  # of voxels, once they are learnt from
-    extents = _extents(known, told_later, isolated) if plans or resampling else []
+    extents = _extents(_known(cases, values), read, isolated) if plans or resampling else []
     if Resampling in declaration.training:
         system.grid = _grid(configuration.configured(Resampling, values), extents)
     plan = None
@@ -192,24 +177,78 @@ def open_training(
         caching.forget_others(folder, cache)
     held_out, training, validation = _read_all(cases, cache, read, system, isolated)
     system.check_cases(training, validation)
-    about = {"labels": labels, **regions.facts(system.regions, labels)}
-    run = runs.open_run(folder, making, is_chief).note(**about)
-    if values["folds"]:
-        run = run.note(cases_fingerprint=of_all_folds)
-    if len(cases.channels) > 1:
-        run = run.note(channels=cases.channels)
-    if declaration.dimensions == 3:
-        run = run.note(spacing=checks.spacing_range(training), orientation=images.ORIENTATION)
-    if system.grid:
-        run = run.note(grid=system.grid.spacing)
-    if seen:
-        run = run.note(seen=seen)
-    if plan:
-        run = run.note(plan=dataclasses.asdict(plan))
+
+    told = {
+        "cases_fingerprint": of_all_folds if values["folds"] else None,
+        "channels": cases.channels if len(cases.channels) > 1 else None,
+        "seen": seen or None,
+        "plan": dataclasses.asdict(plan) if plan else None,
+    }
+    facts = {name: fact for name, fact in told.items() if fact is not None}
+    run = runs.open_run(folder, making, is_chief).note(**_facts(system, training), **facts)
     session = Session(run, values, strategy, settings, training, validation, read.ignored)
     if is_chief:
         print(_resolved(session, len(held_out)))
     return Opened(system, session, held_out, read, cases.validation)
+
+
+def _checked(
+    declaration: Declaration, folder: pathlib.Path, values: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The flags with all that follows from them, and from the plan that a run was made by.
+
+    Raises:
+      FieldError: a value out of range, or flags that contradict each other.
+    """
+    values = dict(values)
+    if runs.is_trained(folder):
+        values |= patches.planned_before(runs.load(folder).facts, values)
+    values |= declaration.load().implied(values)
+    for kind in (declaration.configuration, Settings, Data, *declaration.training):
+        configuration.configured(kind, values)
+    return values
+
+
+def _made(
+    declaration: Declaration,
+    source: str | pathlib.Path,
+    cases: datasets.Dataset,
+    values: dict[str, Any],
+) -> System:
+    """The system for the structures and channels of a data set; regions that it tells become those
+    of the flag where there are none.
+
+    Raises:
+      UserError: structures, channels, regions or mirrors that do not go together.
+    """
+    kind: type[System] = declaration.load()
+    checks.require_channels(declaration, source, cases)
+    if told := checks.told_regions(declaration, source, cases):
+        values[regions.FLAG] = values[regions.FLAG] or told
+    chosen: Any = configuration.configured(declaration.configuration, values)
+    labels = checks.structures(kind, _known(cases, values), values)
+    system = kind.made(chosen, labels, len(cases.channels))
+    if values["mirrors"]:
+        system.required_mirrors(values)
+    return system
+
+
+def _known(cases: datasets.Dataset, values: Mapping[str, Any]) -> datasets.Dataset:
+    """The cases that tell what there is to segment: of folds all that any of them trains on, or
+    they would be no ensemble."""
+    if not values["folds"]:
+        return cases
+    return dataclasses.replace(cases, train=cases.train + cases.validation + cases.test)
+
+
+def _facts(system: System, training: Files) -> dict[str, Any]:
+    """What config.json says of the structures and of the voxels that are learnt from."""
+    facts = {"labels": system.labels, **regions.facts(system.regions, system.labels)}
+    if system.declaration.dimensions == 3:
+        facts |= {"spacing": checks.spacing_range(training), "orientation": images.ORIENTATION}
+    if system.grid:
+        facts["grid"] = system.grid.spacing
+    return facts
 
 
 def _phantoms(kind: type[System], folder: pathlib.Path, values: Mapping[str, Any]) -> pathlib.Path:
@@ -225,7 +264,9 @@ def _phantoms(kind: type[System], folder: pathlib.Path, values: Mapping[str, Any
 
 
 def _extents(cases: datasets.Dataset, read: Reader, isolated: bool) -> list[Extent]:
-    """Voxels and spacing of every training case that can be read, on its own grid."""
+    """Voxels and spacing of every training case that can be read, on its own grid; what its voxels
+    are is told later, when they are learnt from."""
+    read = dataclasses.replace(read, any_voxels=True)
     outcomes = (outcome for _, outcome in reading.each(cases.train, read, isolated))
     pairs = (pair for pair in outcomes if not isinstance(pair, UserError))
     return [(label.shape, image.spacing) for image, label in pairs]
