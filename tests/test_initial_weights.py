@@ -4,6 +4,7 @@ not."""
 import contextlib
 import json
 import shutil
+import types
 
 import helpers
 import keras
@@ -12,6 +13,7 @@ import pytest
 import running
 
 from tf_autoctx import export
+from tf_autoctx.errors import FieldError
 from tf_autoctx.models import embryo, layers, localiser, options, renderer, unet3d, usegnet
 from tf_autoctx.systems.shared import initial, stages
 from tf_autoctx.training import runs
@@ -172,6 +174,51 @@ def test_other_classes_get_a_new_head(tmp_path, unfinished):
             np.testing.assert_array_equal(mine[name], theirs[name])
 
 
+def test_as_many_other_classes_get_a_new_head(tmp_path, unfinished):
+    """And the same ones keep it, as one structure of another name does."""
+    first = train("multi_organ", tmp_path / "first", "--foreground=1,2")
+    given = (STILL, f"--initial_weights={first}")
+    new = {}
+    for values in ("1,2", "3,4"):
+        run = train("multi_organ", tmp_path / values, f"--foreground={values}", *given)
+        new[values] = runs.load(run).facts["initial_weights"]["pyramid"]["network"]["new"]
+    assert new["1,2"] == []
+    assert new["3,4"] == [f"level_{n}/head/{w}" for n in (1, 2) for w in ("kernel", "bias")]
+
+
+@pytest.mark.parametrize(
+    "theirs, ours, same",
+    [
+        ({"labels": {"1": "liver"}}, {"labels": {"1": "head"}}, True),
+        ({"labels": {"1": "Liver", "2": "a"}}, {"labels": {"3": "liver", "4": "A"}}, True),
+        ({"labels": {"1": "a", "2": "b"}}, {"labels": {"1": "b", "2": "a"}}, False),
+        ({"labels": {"1": "a"}}, {"labels": {"1": "a"}, "regions": {"1": [1, 2]}}, False),
+    ],
+)
+def test_classes_are_the_same_names_in_the_same_order(theirs, ours, same):
+    weights = initial.Weights("model", {}, theirs, {})
+    session = types.SimpleNamespace(run=types.SimpleNamespace(facts=ours))
+    assert initial._same_classes(weights, session) == same
+
+
+def test_a_model_of_other_inputs_is_told_of(caplog):
+    facts = {"channels": ["T2", "ADC"], "grid": [1, 1, 1]}
+    weights = initial.Weights("model", {}, facts, {"scale": 1.0, "intensities": "hu"})
+
+    def compare(channels, **flags):
+        run = types.SimpleNamespace(facts={**facts, "channels": channels})
+        values = {"scale": 1.0, "intensities": "hu", "initial_weights": "model", **flags}
+        initial._compare_inputs(weights, types.SimpleNamespace(run=run, values=values))
+
+    compare(["T2", "ADC"])
+    assert not caplog.text
+    compare(["T1", "ADC"], scale=0.4, intensities="image")
+    for told in ("channels ['T2', 'ADC'], and now", "scale 1.0, and now 0.4", "intensities hu"):
+        assert told in caplog.text
+    with pytest.raises(FieldError, match="has the channels T2, ADC, and the data ADC, T2"):
+        compare(["ADC", "T2"])
+
+
 def test_a_pyramid_starts_from_levels_that_were_trained_one_by_one(tmp_path, unfinished):
     """And the levels before are not overwritten by those of the model."""
     first = train("multi_organ", tmp_path / "first", "--mode=separate", "--learning_rate=0.01")
@@ -224,6 +271,15 @@ def test_the_renderer_s_networks_start_from_those_of_their_names(tmp_path, serve
         for key, weight in layers.named_weights(mine).items():
             if "moving" not in key:
                 np.testing.assert_array_equal(weight, theirs[key])
+
+
+def test_a_network_that_a_model_lacks_starts_anew(tmp_path, capsys, unfinished):
+    """Not from another one of like shapes."""
+    first = train("renderer", tmp_path / "first", "--variant=Orig-S2T")
+    second = train("renderer", tmp_path / "second", f"--initial_weights={first}", "--variant=S2T")
+    taken = runs.load(second).facts["initial_weights"]["self_play"]
+    assert [name for name, told in taken.items() if told["taken"]] == ["segmentor"]
+    assert "self_play: renderer is new" in capsys.readouterr().out
 
 
 def test_layers_of_earlier_releases_had_other_names(source, tmp_path, unfinished, monkeypatch):
@@ -317,7 +373,18 @@ def test_a_model_of_which_nothing_fits_is_refused(source, tmp_path, capsys):
     model = source / "saved_model"
     with pytest.raises(SystemExit):
         train("fetal_head", tmp_path / "run", f"--initial_weights={model}", width=3)
-    assert "no kernel fits those of level_1" in capsys.readouterr().err
+    assert "2.2 % of the weights of level_1 fit by name and shape" in capsys.readouterr().err
+
+
+def test_a_model_of_another_width_is_refused(tmp_path, capsys):
+    """The networks themselves: convolutions that make structures larger have no width."""
+    phantoms = ("--phantom_size=24,24", "--phantom_cases=4,1", "--size=16", "--batch_size=1")
+    given = ("--variant=Orig-S2T", *phantoms, "--initial_weights=hc18_head")
+    with pytest.raises(SystemExit):
+        running.train("renderer", f"--work_dir={tmp_path / 'run'}", *given, "--base_filters=32")
+    told = capsys.readouterr().err
+    assert "of the weights of self_play fit" in told
+    assert "--base_filters is 12 there, 32 here" in told and "--size is" in told
 
 
 def test_an_export_lists_its_weights(source):

@@ -620,7 +620,8 @@ def test_pixels_of_a_squeezed_image_are_known(tmp_path):
 
 
 def test_changes_of_grey_levels_that_are_asked_for_twice_are_refused():
-    values = {"appearance_strength": 0.5, "gamma": 0.5}
+    losses = {"loss": "paper", "segmentation_loss": "hybrid"}
+    values = {"appearance_strength": 0.5, "gamma": 0.5, **losses}
     with pytest.raises(FieldError, match=r"appearance_strength=0\.5: changes all that"):
         RendererSystem.implied(values)
     assert RendererSystem.implied({**values, "gamma": 0.0, "rotation": 10.0}) == {}

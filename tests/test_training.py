@@ -211,6 +211,18 @@ def test_early_stopping_remembers_over_a_resume(tmp_path):
     assert len(whole) == len(resumed) == 3
 
 
+def test_more_steps_go_on_after_patience_ended_a_training(tmp_path, capsys):
+    scores = [0.5, 0.4, 0.3, 0.6, 0.2, 0.1, 0.0]
+    _, short = fit(tmp_path, {"scores": scores}, steps=20, patience=2)
+    assert len(short) == 3
+    _, longer = fit(tmp_path, {"scores": scores[3:]}, steps=40, patience=2)
+    assert "goes on from step 12 to 40; its learning rate begins again" in capsys.readouterr().out
+    assert [logs["val_DSC"] for logs in longer] == scores[:6]  # patience counts anew
+    # Given once more it is ended; broken off and resumed, it is as if unbroken.
+    _, again = fit(tmp_path, {"stop_at": 0}, steps=40, patience=2)
+    assert len(again) == 6
+
+
 def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(tmp_path, caplog):
     whole, _ = fit(tmp_path)
     newest = pathlib.Path(tf.train.latest_checkpoint(tmp_path / "last") + ".data-00000-of-00001")

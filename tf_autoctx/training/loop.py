@@ -238,6 +238,7 @@ class _Fit:
             directory, task.networks, task.optimizers, made_on, writes=is_chief(strategy)
         )
         self.first = 0  # step at which the learning rate begins to fall
+        self.replayed = 0  # epoch from which on patience counts
         self.step, self.history, self.sums, self.summed = self._restored()
         for optimizer in task.optimizers.values():
             adam = getattr(optimizer, "inner_optimizer", optimizer)  # of one that scales the loss
@@ -259,8 +260,11 @@ class _Fit:
                 f"are {self.replicas}; expected as many as before, or another `work_dir`."
             )
         step, sums = state["step"], state["sums"]
-        ended = self.settings.steps > step == state.get("steps")  # of fewer steps than now
+        # Fewer steps than now, all done or ended by patience.
+        ended = state.get("stopped", False) or step == state.get("steps")
+        ended = ended and self.settings.steps > state.get("steps", step)
         self.first = step if ended else state.get("first", 0)
+        self.replayed = len(state["history"]) if ended else state.get("replayed", 0)
         if ended:
             print(
                 f"{self.directory}: goes on from step {step} to {self.settings.steps}; its "
@@ -277,7 +281,7 @@ class _Fit:
             )
         )
         train = self._graph(batches.element_spec)
-        self.callbacks.begin(self.history)
+        self.callbacks.begin(self.history, self.replayed)
         while self.step < self.settings.steps and not self.callbacks.stopped:
             epoch = self.step // self.epoch_steps
             end = min((epoch + 1) * self.epoch_steps, self.settings.steps)
@@ -345,10 +349,10 @@ class _Fit:
                 logs["val_DSC"] > past["val_DSC"] for past in self.history
             )
         self.history, self.sums, self.summed = [*self.history, logs], {}, 0
+        self.callbacks.past.on_epoch_end(epoch, logs)
         self._save(best)
         if is_chief(self.strategy):
             write_history(self.directory / "history.csv", self.history)
-        self.callbacks.past.on_epoch_end(epoch, logs)
         self.callbacks.present.on_epoch_end(epoch, logs)
 
     def _save(self, best: bool = False) -> None:
@@ -365,6 +369,8 @@ class _Fit:
             "summed": self.summed,
             "steps": self.settings.steps,
             "first": self.first,
+            "replayed": self.replayed,
+            "stopped": self.callbacks.stopped,
             "replicas": self.replicas,
         }
         self.checkpoints.save(state, best=best)
@@ -418,10 +424,10 @@ class _Callbacks:
         """Whether a callback ended the training."""
         return self._reported.stop_training
 
-    def begin(self, history: list[Logs]) -> None:
-        """Shows the epochs so far to the callbacks that remember."""
+    def begin(self, history: list[Logs], first: int) -> None:
+        """Shows the epochs so far, from `first` on, to the callbacks that remember."""
         self.past.on_train_begin()
-        for epoch, logs in enumerate(history):
+        for epoch, logs in enumerate(history[first:], first):
             self.past.on_epoch_end(epoch, logs)
         self.present.on_train_begin()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import pathlib
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 from absl import logging
 
 from tf_autoctx import configuration, export, shipped
+from tf_autoctx.data import regions
 from tf_autoctx.data.datasets import Scans
 from tf_autoctx.errors import FieldError
 from tf_autoctx.models import layers
@@ -22,6 +24,8 @@ from tf_autoctx.systems.shared.stage import Networks, Stage, digest
 from tf_autoctx.training import runs
 
 FLAG = "initial_weights"
+HEAD = "head"  # the names of layers whose channels are the structures end so
+LEAST = 0.05  # share of the weights of a network that fits where it is a like one
 Arrays = dict[str, np.ndarray]  # by the names of `layers.named_weights`
 
 
@@ -46,12 +50,12 @@ class Weights:
         """Of all weights, see `stage.digest`."""
         return digest(array for arrays in self.networks.values() for array in arrays.values())
 
-    def of(self, network: str, stage: str) -> tuple[str, Arrays]:
+    def of(self, network: str, stage: str, alone: bool) -> tuple[str, Arrays]:
         """Name and weights of what a network of a stage starts from: the network of its name, else
-        of its stage's, else the last one."""
+        of its stage's, else, where it is `alone` in its stage, the last one; "", {}: of none."""
         names = [name for name in (network, stage) if name in self.networks]
-        name = names[0] if names else list(self.networks)[-1]
-        return name, self.networks[name]
+        names += list(self.networks)[-1:] if alone else []
+        return (names[0], self.networks[names[0]]) if names else ("", {})
 
 
 def load(path: str | pathlib.Path, system: str) -> Weights:
@@ -141,34 +145,104 @@ def _arrays(network: keras.Model) -> Arrays:
 
 def start(stage: Stage, networks: Networks, session: Session) -> None:
     """Gives the new networks of a stage the weights of the model of the flag that fit by name and
-    shape, but for what the stage takes over from the stages before; prints it, and notes it in
-    config.json.
+    shape, but for what the stage takes over from the stages before, and for the head where it
+    stands for other structures; prints it, and notes it in config.json.
 
     Raises:
-      FieldError: none fits.
+      FieldError: hardly any fits, or channels in another order.
       UserError: see `load`; other weights than those that the stages before started from.
     """
     weights = load(session.values[FLAG], session.run.system)
+    _compare_inputs(weights, session)
+    unlike = () if _same_classes(weights, session) else (HEAD,)
     taken = {}
     for name, network in networks.items():
-        source, arrays = weights.of(name, stage.name)
-        taken[name] = {"from": source, **_taken(arrays, network, stage.taken_over)}
-    kernels, fitting = (
-        [name for of in taken.values() for kind in kinds for name in of[kind] if "kernel" in name]
-        for kinds in (("taken", "new"), ("taken",))
-    )
-    if kernels and not fitting:
-        told = f"no kernel fits those of {stage.name} by name and shape; expected a like network."
-        raise FieldError(FLAG, session.values[FLAG], told)
+        source, arrays = weights.of(name, stage.name, alone=len(networks) == 1)
+        kept = {key: array for key, array in arrays.items() if not _layer(key).endswith(unlike)}
+        taken[name] = {"from": source, **_taken(kept, network, stage.taken_over)}
+    _require_like(taken, networks, weights, stage, session)
     for name, of_network in taken.items():
         new = ", ".join(of_network["new"]) or "none"
-        print(
-            f"{session.folder / stage.name}: {name} starts from {weights.path}, "
-            f"{of_network['from']}: {len(of_network['taken'])} weights; new: {new}"
-        )
+        told = "is new"
+        if of_network["taken"]:
+            told = (
+                f"starts from {weights.path}, {of_network['from']}: {len(of_network['taken'])} "
+                f"weights; new: {new}"
+            )
+        print(f"{session.folder / stage.name}: {name} {told}")
     run = dataclasses.replace(runs.load(session.folder), writes=session.run.writes)
     facts = run.facts.get(FLAG, {})
     run.note(**{f"{FLAG}_digest": weights.digest}).updated(FLAG, facts | {stage.name: taken})
+
+
+def _layer(weight: str) -> str:
+    """Name of the layer of a weight, without those of the networks that it is in."""
+    return weight.split("/")[-2]
+
+
+def _compare_inputs(weights: Weights, session: Session) -> None:
+    """Warns where the model saw its images in another way.
+
+    Raises:
+      FieldError: it saw the same channels in another order.
+    """
+    before = _inputs(weights.facts, weights.flags)
+    now = _inputs(session.run.facts, session.values)
+    theirs, ours = before["channels"], now["channels"]
+    if theirs != ours and sorted(theirs) == sorted(ours):
+        told = f"has the channels {', '.join(theirs)}, and the data {', '.join(ours)}"
+        raise FieldError(FLAG, session.values[FLAG], f"{told}; expected the same order.")
+    for name, value in before.items():
+        if value and value != now[name]:
+            logging.warning(
+                "%s: its networks saw images of %s %s, and now %s; its weights are taken as they "
+                "are.",
+                *(weights.path, name, value, now[name]),
+            )
+
+
+def _inputs(facts: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:
+    """What networks see, by the facts of a run or a card and by the flags of a training."""
+    told = {name: flags.get(name) for name in ("scale", "intensities")}
+    return {"channels": facts.get("channels") or [], "grid": facts.get("grid"), **told}
+
+
+def _same_classes(weights: Weights, session: Session) -> bool:
+    """Whether the outputs stand for the same structures in the same order; of one structure there
+    is one order."""
+    (before, theirs), (now, ours) = (
+        (regions.FLAG in facts, [name.casefold() for name in facts["labels"].values()])
+        for facts in (weights.facts, session.run.facts)
+    )
+    return before == now and (theirs == ours or len(theirs) == len(ours) == 1)
+
+
+def _require_like(
+    taken: Mapping[str, Mapping[str, Any]],
+    networks: Networks,
+    weights: Weights,
+    stage: Stage,
+    session: Session,
+) -> None:
+    """Raises a `FieldError` where hardly anything is taken: such a training starts anew."""
+    shares = []
+    for name, network in networks.items():
+        sizes = {key: math.prod(w.shape) for key, w in layers.named_weights(network).items()}
+        fits, new = (sum(sizes[key] for key in taken[name][kind]) for kind in ("taken", "new"))
+        shares += [fits / (fits + new)] if fits + new else []
+    if not shares or max(shares) >= LEAST:
+        return
+    values, kind = session.values, registry.find(session.run.system, FLAG).configuration
+    flags = [
+        f"`{field.name}` is {weights.flags[field.name]} there, {values[field.name]} here"
+        for field in dataclasses.fields(kind)
+        if weights.flags.get(field.name, values[field.name]) != values[field.name]
+    ]
+    told = (
+        f"{100 * max(shares):.2g} % of the weights of {stage.name} fit by name and shape; expected "
+        "a like network"
+    )
+    raise FieldError(FLAG, values[FLAG], "; ".join([told, *flags]) + ".")
 
 
 def _taken(arrays: Arrays, network: keras.Model, left_out: tuple[str, ...]) -> dict[str, Any]:

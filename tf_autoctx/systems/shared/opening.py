@@ -195,14 +195,18 @@ def open_training(
 def _checked(
     declaration: Declaration, folder: pathlib.Path, values: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The flags with all that follows from them, and from the plan that a run was made by.
+    """The flags with all that follows from them, and from what was left to a run that goes on: its
+    plan and precision.
 
     Raises:
       FieldError: a value out of range, or flags that contradict each other.
     """
     values = dict(values)
     if runs.is_trained(folder):
-        values |= patches.planned_before(runs.load(folder).facts, values)
+        run = runs.load(folder)
+        values |= patches.planned_before(run.facts, values)
+        if values["precision"] == "auto":  # it goes on in what it began with, wherever it is
+            values["precision"] = run.flags["precision"]
     values |= declaration.load().implied(values)
     for kind in (declaration.configuration, Settings, Data, *declaration.training):
         configuration.configured(kind, values)
