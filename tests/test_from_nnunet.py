@@ -14,6 +14,7 @@ import running
 import SimpleITK as sitk
 from test_channels import write
 
+from tf_autoctx.errors import UserError
 from tf_autoctx.report import tables
 from tf_autoctx.systems.shared import ensembles
 from tf_autoctx.training import runs
@@ -218,6 +219,27 @@ def test_folds_that_are_no_model_of_one_data_set(folds, data, tmp_path, capsys, 
             running.call(command, *of_folds[:2], other, f"--output={tmp_path / 'no'}")
         error = capsys.readouterr().err
         assert ended.value.code == 1 and error.count("error") == 1 and error.startswith(told), error
+
+
+def test_runs_that_learnt_other_things_are_refused_or_told_of(folds, tmp_path, caplog):
+    _, (first, second, _) = folds
+    facts = json.loads((second / "config.json").read_text())
+
+    def changed(**changes):
+        (second / "config.json").write_text(json.dumps(facts | changes))
+        caplog.clear()
+        ensembles.load([first, second])
+
+    try:
+        changed(flags=facts["flags"] | {"seed": 7})
+        told = "drawn in several ways: 3 folds of seed 0 and 3 folds of seed 7"
+        assert told in caplog.text and "without" not in caplog.text
+        changed(seen={"learnt": ["0123456789abcdef"]})
+        assert f"{second} has no training case in common with {first}" in caplog.text
+        with pytest.raises(UserError, match=r"has the `foreground` .*2.*expected"):
+            changed(flags=facts["flags"] | {"foreground": [2]})
+    finally:
+        (second / "config.json").write_text(json.dumps(facts))
 
 
 def test_another_number_of_channels_than_the_model_takes(folds, model, data, tmp_path, capsys):

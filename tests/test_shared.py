@@ -31,12 +31,12 @@ from tf_autoctx.systems.multi_organ.configuration import DECLARATION as MULTI_OR
 from tf_autoctx.systems.shared import (
     caching,
     exporting,
-    image_checks,
     origins,
     registry,
     results,
     stages,
 )
+from tf_autoctx.systems.shared.image_checks import Trained
 from tf_autoctx.systems.shared.prediction import Segmentor
 from tf_autoctx.systems.shared.system import System
 from tf_autoctx.training import devices, loop, runs
@@ -240,7 +240,7 @@ def test_probabilities_have_the_names_of_their_channels(background):
         probability = image / image + channels
         return {"label": np.zeros(image.shape, np.uint8), "probability": probability}
 
-    segmentor = Segmentor(MULTI_ORGAN, {2: "liver", 5: "spleen"}, [], predictor)
+    segmentor = Segmentor(MULTI_ORGAN, {2: "liver", 5: "spleen"}, Trained(), predictor)
     voxels = np.linspace(-1000, 1000, 24, dtype=np.float32).reshape(2, 3, 4)
     output = segmentor(voxels, (1, 1, 1), probabilities=True)["probability"]
     assert {name: array.mean() for name, array in output.items()} == {"liver": 3, "spleen": 4}
@@ -251,8 +251,20 @@ def test_probabilities_have_the_names_of_their_channels(background):
     [((0.81, 1, 2.3), False), ((0.79, 1, 2), True), ((1, 1, 2.5), True), ((2, 1, 1), True)],
 )
 def test_a_spacing_that_is_off_by_a_fifth_gets_a_warning(caplog, spacing, warns):
-    image_checks.warn_of_spacing("ct.nii", spacing, [[1, 1, 1], [1, 1, 2]])
-    assert ("ct.nii" in caplog.text) == warns
+    Trained(spacing=[[1, 1, 1], [1, 1, 2]]).warn("ct.nii", (9, 9, 9), spacing)
+    assert ("ct.nii: voxels of" in caplog.text) == warns
+
+
+@pytest.mark.parametrize(
+    "millimetres, warns", [(1.0, False), (0.34, False), (0.1, True), (2.9, False), (3.1, True)]
+)
+def test_a_volume_of_another_extent_than_all_of_the_training_gets_a_warning(
+    caplog, millimetres, warns
+):
+    """Spacing in cm or in metres: networks that see millimetres take any other."""
+    trained = Trained.of_facts({"grid": [1, 1, 1], "extent": [[30, 40, 50]] * 2, "spacing": []})
+    trained.warn("mr.nii", (30, 40, 50), 3 * (millimetres,))
+    assert ("mr.nii: is" in caplog.text and "mm large" in caplog.text) == warns
 
 
 def test_a_system_that_a_program_registers_comes_before_ours(monkeypatch):

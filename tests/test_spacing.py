@@ -68,6 +68,7 @@ def test_an_image_keeps_its_place_and_a_label_its_values():
         ((1, 0, 1), "has a spacing of"),
         ((1, float("nan"), 1), "has a spacing of"),
         ((1000, 1000, 1000), "its spacing of 1000 x 1000 x 1000 mm makes 3.3e.11 voxels"),
+        ((1, 0.1, 1), "its spacing of 1 x 0.1 x 1 mm makes an axis of 1 voxels .* less than 2"),
     ],
 )
 def test_a_spacing_that_cannot_be(spacing, told):
@@ -226,6 +227,8 @@ def test_tensorflow_serving_takes_the_spacing(exported):
             model("serving_spacing", {**batch, "spacing": np.float32(wrong)})
     with pytest.raises(RuntimeError, match=r"makes more than 2.1e\+09 voxels of 2 x 1 x 1.5 mm"):
         model("serving_spacing", {**batch, "spacing": np.float32([4000, 1000, 3000])})  # in µm
+    with pytest.raises(RuntimeError, match="makes an axis of less than 2 voxels"):
+        model("serving_spacing", {**batch, "spacing": np.float32([4e-3, 1e-3, 3e-3])})  # in m
     model.close()
 
 
@@ -262,6 +265,23 @@ def test_a_label_that_vanishes_on_the_grid_is_refused(tmp_path, name):
     case = datasets.Case("a", "a.nii", "b.nii", "a")
     with pytest.raises(errors.UserError, match=r"b\.nii: all of its label vanishes on voxels of 8"):
         caching._prepare(case, tmp_path / "cache", (image, label), system)
+
+
+def test_a_structure_of_several_that_vanishes_is_told_of(tmp_path, caplog):
+    """And what is to be ignored is no structure."""
+    system = system_of(runs.load(finished(tmp_path, "multi_organ", 1, "--spacing=8,8,8")))
+    system.grid, system.labels = grid.Grid((8.0, 8.0, 8.0)), {1: "cyst", 2: "kidney"}
+    label = np.zeros((24, 24, 24), np.uint8)
+    label[1:3, 1:3, 1:3], label[8:16, 8:16, 8:16] = 1, 2
+    image = sitk.GetImageFromArray(label)
+    image = images.Image.of("a", image, image.GetSpacing())
+    case = datasets.Case("a", "a.nii", "b.nii", "a")
+    caching._prepare(case, tmp_path / "cache", (image, label), system)
+    assert "b.nii: cyst vanishes on voxels of 8 x 8 x 8 mm" in caplog.text
+    assert "kidney" not in caplog.text
+    label[8:16, 8:16, 8:16] = 255
+    with pytest.raises(errors.UserError, match="all of its label vanishes"):
+        caching._prepare(case, tmp_path / "other", (image, label), system)
 
 
 # From the command line
@@ -317,6 +337,31 @@ def test_auto_is_the_median_of_the_training_cases(trained):
     assert facts["flags"]["scale"] == 1  # of a grid that is chosen nothing is shrunk
     # What is learnt from has voxels of the grid.
     assert facts["spacing"] == [[2, 2, 2], [2, 2, 2]]
+    assert facts["extent"] == [[40, 40, 40], [40, 40, 40]]
+    card = json.loads((run / "saved_model" / "1" / export.CARD).read_text())
+    assert card["extent"] == facts["extent"]
+
+
+@pytest.mark.parametrize("of", ["run folder", "SavedModel"])
+def test_spacings_in_centimetres_are_told_of(trained, of, caplog):
+    data, run = trained
+    model = tf_autoctx.load(run if of == "run folder" else run / "saved_model")
+    file = data / "images" / "case_0.nii.gz"
+    voxels = sitk.GetArrayFromImage(sitk.ReadImage(str(file))).astype(np.float32)
+    assert model(voxels, (2, 2, 2))["label"].any() and "mm large" not in caplog.text
+    model(voxels, (0.2, 0.2, 0.2))
+    assert "is 4 x 4 x 4 mm large (z, y, x); the model was trained on 40 x 40 x 40" in caplog.text
+
+
+def test_a_grid_of_few_voxels_is_told_of(tmp_path, caplog, capsys, unfinished):
+    data = balls(tmp_path / "data", [(2, 2, 2), (2, 2, 2)])
+    flags = ("--level=1", "--variant=USegNet", "--base_filters=2", "--steps=1")
+    where = (f"--data_dir={data}", f"--work_dir={tmp_path / 'run'}")
+    running.train("fetal_head", *where, *flags, "--samples_per_epoch=1", "--spacing=8,2,2")
+    assert "grid: 8 x 2 x 2 mm (z, y, x), of volumes of 40 x 40 x 40 to 40 x" in (
+        capsys.readouterr().out
+    )
+    assert "the smallest volume has 5 voxels along an axis" in caplog.text
 
 
 def test_heads_of_any_spacing_are_segmented(trained, tmp_path):

@@ -16,6 +16,7 @@ from tf_autoctx.data import images
 from tf_autoctx.errors import FieldError, UserError
 from tf_autoctx.systems.shared import image_checks, registry
 from tf_autoctx.systems.shared.declaration import Declaration
+from tf_autoctx.systems.shared.image_checks import Trained
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,8 +26,7 @@ class Card:
     Attributes:
       declaration: of the system; None: it is unknown here.
       labels: {label value: name}.
-      spacing: smallest and largest of the training cases in mm, (z, y, x); empty if unknown.
-      resamples: whether images may have any other spacing.
+      trained: how large the volumes were that the model was trained on.
       orientation: of the volumes that the model was trained on; empty if unknown.
       digest: SHA-256 (hex) of its text, in which that of the weights stands.
       channels: of the images that the model takes.
@@ -34,8 +34,7 @@ class Card:
 
     declaration: Declaration | None = None
     labels: Mapping[int, str] = dataclasses.field(default_factory=dict)
-    spacing: list[list[float]] = dataclasses.field(default_factory=list)
-    resamples: bool = False
+    trained: Trained = dataclasses.field(default_factory=Trained)
     orientation: str = ""
     digest: str = ""
     channels: int = 1
@@ -50,25 +49,20 @@ class Card:
         try:
             card: Any = json.loads(text)
             labels = {int(k): serving.plain(str(v)) for k, v in card.get("labels", {}).items()}
-            spacing = [[float(mm) for mm in edges] for edges in card.get("spacing") or []]
-            if spacing and [len(edges) for edges in spacing] != [3, 3]:
-                raise ValueError("spacing")
+            trained = Trained.of_facts(card)
             orientation = serving.plain(str(card.get("orientation") or ""))
             digest = hashlib.sha256(text.encode()).hexdigest()
             system = _declaration(str(card.get("system")))
             system = system and system.unchecked(card.get("any_voxels"))
             channels = max(1, len(list(card.get("channels") or ())))
-            resamples = bool(card.get("grid"))
-            return cls(system, labels, spacing, resamples, orientation, digest, channels)
+            return cls(system, labels, trained, orientation, digest, channels)
         except (AttributeError, TypeError, RecursionError, OverflowError) as error:
             raise ValueError(str(error)) from None
 
     def warn(self, image: images.Image, voxels: np.ndarray) -> None:
         """Warns of an image that is unlike those of the training, as `predict` does."""
-        trained = () if self.resamples else self.spacing
-        image_checks.warn_of_unlike(
-            image.path, voxels, image.millimetres, self.declaration, trained
-        )
+        told = image.path, voxels, image.millimetres, self.declaration
+        image_checks.warn_of_unlike(*told, self.trained)
 
 
 def _declaration(system: str) -> Declaration | None:

@@ -103,6 +103,7 @@ def main(given: Given) -> None:
     from tf_autoctx.systems.embryo.sliding_windows import WindowedSegmentation
     from tf_autoctx.systems.embryo.system import TrainedRun
     from tf_autoctx.systems.shared import evaluation
+    from tf_autoctx.systems.shared.image_checks import Trained
     from tf_autoctx.training import devices
 
     # What the embryo run was trained on and how
@@ -141,7 +142,7 @@ def main(given: Given) -> None:
     if not devices.is_chief(strategy):
         return
     segmentation = WindowedSegmentation(system.refinement, peer, networks, chosen.window_batch)
-    scoring = evaluation.Scoring(SLIDING_WINDOWS, system.labels, run.spacing)
+    scoring = evaluation.Scoring(SLIDING_WINDOWS, system.labels, Trained.of_facts(run.facts))
     folder = session.folder / "evaluation"
     evaluation.evaluate(held_out, trained.read, segmentation.methods, scoring, folder)
 

@@ -34,11 +34,12 @@ KINDS = {
     "context": tf.TensorSpec([None, None, None, 1], tf.float32),
     "places": tf.TensorSpec([None, None, 3], tf.float32),
     "spacing": tf.TensorSpec([None], tf.float32),
+    "extent": tf.TensorSpec([None], tf.float32),
     "pixel": tf.TensorSpec([2], tf.float32),
     "image2d": tf.TensorSpec([None, None, 1], tf.float32),
     "label2d": tf.TensorSpec([None, None, 1], tf.uint8),
 }
-LAYOUT = 3  # of cached files; those of another are made anew
+LAYOUT = 4  # of cached files; those of another are made anew
 
 
 def store(path: str | pathlib.Path, tensor: Any, chunk: Sequence[int | None] = ()) -> None:

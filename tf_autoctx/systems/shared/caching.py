@@ -12,9 +12,11 @@ from typing import Any, Protocol
 
 import keras
 import numpy as np
+from absl import logging
 
 from tf_autoctx import configuration
 from tf_autoctx.data import datasets, images, pipeline
+from tf_autoctx.data.labels import IGNORED
 from tf_autoctx.errors import Faults, UserError
 from tf_autoctx.systems.shared import reading
 from tf_autoctx.systems.shared.grid import Grid
@@ -98,8 +100,8 @@ def cached(
       isolated: see `reading.each`.
 
     Returns:
-      {name: path} of each case; "spacing" (z, y, x) or (y, x), mm of what is prepared, is among
-        them.
+      {name: path} of each case; "spacing" (z, y, x) or (y, x), mm of what is prepared, and
+        "extent", mm of the whole image, are among them.
 
     Raises:
       UserError: a case that cannot be used, unless `faults` takes it.
@@ -139,16 +141,35 @@ def _prepare(
         mm = system.grid.required(case.label, label.shape, image.spacing)
         voxels = np.asarray(system.grid.image(voxels, mm))
         labels = np.asarray(system.grid.label(labels, mm))
-        if label.any() and not labels.any():
-            raise UserError(
-                f"{case.label}: all of its label vanishes on voxels of {system.grid}; expected a "
-                "smaller `spacing`."
-            )
+        _require_left(case, label, labels, system)
         spacing = spacing * np.divide(label.shape, labels.shape[1:-1])
     tensors = system.prepare(case, voxels, labels)
     for name, tensor in tensors.items():
         pipeline.store(folder / name, tensor, system.chunk)
+    extent = np.multiply(label.shape, image.spacing)
+    pipeline.store(folder / "extent", extent.astype(np.float32))
     pipeline.store(folder / "spacing", spacing.astype(np.float32))  # last: all is there
+
+
+def _require_left(
+    case: datasets.Case, label: np.ndarray, resampled: np.ndarray, system: Prepares
+) -> None:
+    """Raises a `UserError` where a case has no voxel of any structure left on the grid; warns where
+    it has none left of some."""
+    before, after = (set(np.unique(array)) - {0, IGNORED} for array in (label, resampled))
+    if before and not after:
+        raise UserError(
+            f"{case.label}: all of its label vanishes on voxels of {system.grid}; expected a "
+            "smaller `spacing`."
+        )
+    if lost := sorted(before - after):
+        logging.warning(
+            "%s: %s vanishes on voxels of %s and is learnt as background; a smaller `spacing` "
+            "keeps it.",
+            case.label,
+            ", ".join(str(system.labels.get(int(value), int(value))) for value in lost),
+            system.grid,
+        )
 
 
 def case_of(entry: dict[str, str]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,14 +13,44 @@ from tf_autoctx.data import datasets, images, pipeline, regions
 from tf_autoctx.errors import FieldError, UserError
 from tf_autoctx.systems.shared.caching import Files
 from tf_autoctx.systems.shared.declaration import Declaration
+from tf_autoctx.systems.shared.image_checks import by
 from tf_autoctx.systems.shared.system import System
+
+FEW = 8  # voxels along an axis of a volume on its grid
 
 
 def spacing_range(files: Files) -> list[list[float]]:
     """[(z, y, x) smallest, (z, y, x) largest] spacing in mm of cached cases."""
-    spacings = np.stack([pipeline.stored(entry["spacing"], "spacing") for entry in files])
-    spacings = spacings.astype(np.float64)
-    return [np.round(spacings.min(0), 4).tolist(), np.round(spacings.max(0), 4).tolist()]
+    return _range(files, "spacing")
+
+
+def extent_range(files: Files) -> list[list[float]]:
+    """[(z, y, x) smallest, (z, y, x) largest] extent in mm of cached cases, each axis by itself."""
+    return _range(files, "extent")
+
+
+def told_grid(grid: Sequence[float], extent: Sequence[Sequence[float]]) -> str:
+    """The grid of a training in words; warns where a volume has few voxels on it.
+
+    Args:
+      grid: (z, y, x), mm.
+      extent: see `extent_range`.
+    """
+    fewest = min(round(mm / edge) for mm, edge in zip(extent[0], grid))
+    if fewest < FEW:
+        logging.warning(
+            "On voxels of %s mm the smallest volume has %d voxels along an axis: is `spacing` in "
+            "mm?",
+            by(grid),
+            fewest,
+        )
+    return f"\ngrid: {by(grid)} mm (z, y, x), of volumes of {' to '.join(map(by, extent))} mm"
+
+
+def _range(files: Files, name: str) -> list[list[float]]:
+    stored = np.stack([pipeline.stored(entry[name], name) for entry in files])
+    stored = stored.astype(np.float64)
+    return [np.round(stored.min(0), 4).tolist(), np.round(stored.max(0), 4).tolist()]
 
 
 def warn_of_missing(labels: Mapping[int, str], present: Collection[int]) -> None:

@@ -11,7 +11,7 @@ from absl import logging
 
 from tf_autoctx import configuration
 from tf_autoctx.errors import FieldError, UserError
-from tf_autoctx.systems.shared import cleaning, registry
+from tf_autoctx.systems.shared import cleaning, registry, seen
 from tf_autoctx.systems.shared.cleaning import Cleaning
 from tf_autoctx.systems.shared.system import Networks, System
 from tf_autoctx.training import runs
@@ -72,12 +72,25 @@ def _require_alike(first: Run, run: Run) -> None:
     # In their order, that of the channels.
     _require_same(first, run, "labels", *(_listed(each.labels) for each in (first, run)))
     _require_same(first, run, "channels", *(", ".join(each.channels) for each in (first, run)))
+    # A structure of one name may be of other label values.
+    _require_same(first, run, "`foreground`", *(r.flags.get("foreground") for r in (first, run)))
     for fact in ("orientation", "grid"):
         _require_same(first, run, fact, *(each.facts.get(fact) for each in (first, run)))
 
 
 def _require_one_data_set(opened: Sequence[Run]) -> None:
-    """Raises a `UserError` where folds are of different cases; warns of a fold that is missing."""
+    """Raises a `UserError` where folds are of different cases.
+
+    Warns of a fold that is missing, of folds that were drawn in different ways, and of runs that
+    have no training case in common.
+    """
+    learnt = [set(run.facts.get(seen.FACT, {}).get(seen.LEARNT, ())) for run in opened]
+    for run, cases in zip(opened, learnt):
+        if cases and learnt[0] and cases.isdisjoint(learnt[0]):
+            logging.warning(
+                "%s has no training case in common with %s: is it a model of the same task?",
+                *(run.folder, opened[0].folder),
+            )
     folds = [run for run in opened if run.facts.get("cases_fingerprint")]
     for run in folds:
         if run.facts["cases_fingerprint"] != folds[0].facts["cases_fingerprint"]:
@@ -85,10 +98,13 @@ def _require_one_data_set(opened: Sequence[Run]) -> None:
                 f"{run.folder}: a fold of other cases than {folds[0].folder}; expected folds of "
                 "one data set."
             )
-    counts = {run.flags["folds"] for run in folds}
-    if len(folds) < len(opened) or len(counts) > 1:
+    drawn = {(run.flags["folds"], run.flags["seed"]) for run in folds}
+    if len(drawn) > 1:
+        told = " and ".join(f"{count} folds of seed {seed}" for count, seed in sorted(drawn))
+        logging.warning("The model is the mean of folds that were drawn in several ways: %s.", told)
+    if len(folds) < len(opened) or len(drawn) > 1:
         return
-    (count,) = counts
+    ((count, _),) = drawn
     missing = sorted(set(range(1, count + 1)) - {run.flags["fold"] for run in folds})
     if missing:
         logging.warning(

@@ -18,7 +18,7 @@ from tf_autoctx.data.labels import left_out
 from tf_autoctx.errors import Faults, UserError
 from tf_autoctx.report import calibration, figures, tables, views
 from tf_autoctx.systems.shared import confidence, reading
-from tf_autoctx.systems.shared.image_checks import warn_of_spacing
+from tf_autoctx.systems.shared.image_checks import Trained
 from tf_autoctx.systems.shared.reading import Read
 from tf_autoctx.systems.shared.system import Evaluator
 
@@ -42,8 +42,7 @@ class Scoring:
       system: its name, the same in every row.
       labels: {label value: name} of the structures. One that a case's truth lacks is left out, see
         `tables.scores`.
-      trained: smallest and largest spacing of the training cases, see `warn_of_spacing`; empty
-        where it does not matter.
+      trained: how large the volumes of the training were.
       window: range of intensities that the pictures show.
       measure: further scores, for a system of one structure; None draws nothing.
       tolerance: of the surface Dice, mm, see `metrics.compare`; None: there is none.
@@ -52,7 +51,7 @@ class Scoring:
 
     system: str
     labels: Mapping[int, str]
-    trained: Sequence[Sequence[float]] = ()
+    trained: Trained = dataclasses.field(default_factory=Trained)
     window: tuple[float, float] = (-np.inf, np.inf)
     measure: Measure | None = None
     tolerance: float | None = None
@@ -167,7 +166,7 @@ def _case(
     image, label = read(case)
     voxels = image.array.astype(np.float32)
     spacing = image.millimetres
-    warn_of_spacing(case.image, spacing, scoring.trained)
+    scoring.trained.warn(case.image, label.shape, spacing)
     segmentations, truth = _counted(evaluator(voxels, spacing), label, scoring.labels)
     counted = left_out(np.ones(label.shape, bool), label, scoring.labels)[0]
     structures = scoring.labels, scoring.regions

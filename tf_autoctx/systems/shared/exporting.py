@@ -67,6 +67,7 @@ def export_run(
         # Of raw volumes, (z, y, x): x grows to the left, y to the back, z to the head.
         "orientation": run.facts.get("orientation"),
         "grid": run.facts.get("grid"),  # mm (z, y, x); null: images are seen as they are
+        "extent": run.facts.get("extent"),  # mm (z, y, x), smallest and largest
         **_channels(run),
         **_made_from(run),
         "postprocessing": cleaning.record(run),
@@ -100,6 +101,7 @@ def export_ensemble(
         "spacing": _widest([run.spacing for run in runs if run.spacing]),
         "orientation": runs[0].facts.get("orientation"),
         "grid": runs[0].facts.get("grid"),
+        "extent": _widest([run.facts["extent"] for run in runs if run.facts.get("extent")]),
         **_channels(runs[0]),
         "runs": [
             {
@@ -198,7 +200,7 @@ def _named(members: Sequence[Networks]) -> Networks:
 
 
 def _widest(spacings: Sequence[list[list[float]]]) -> list[list[float]]:
-    """The range of several ranges of spacing; empty where there is none."""
+    """The range of several ranges; empty where there is none."""
     lowest, highest = (zip(*(edges[which] for edges in spacings)) for which in (0, 1))
     return [[*map(min, lowest)], [*map(max, highest)]] if spacings else []
 

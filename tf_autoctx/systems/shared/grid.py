@@ -22,6 +22,7 @@ Size = Sequence[Any]  # spatial size, integers or integer tensors
 OnGrid = Callable[[Tensor, Size], Any]
 
 MOST_VOXELS = 2**31  # of a volume on the grid: no graph takes more
+FEWEST = 2  # along each axis: a volume of one slice is none
 DIGITS = 4  # of mm that a median is rounded to
 
 
@@ -69,9 +70,13 @@ class Grid:
                 tf.cast(n, tf.float64) * tf.cast(spacing[k], tf.float64) / mm
                 for k, (n, mm) in enumerate(zip(size, self.spacing))
             ]
-            told = f"spacing: makes more than {MOST_VOXELS:.2g} voxels of {self}; expected mm."
-            fits = tf.reduce_prod(tf.stack(lengths)) <= MOST_VOXELS
-            with tf.control_dependencies([tf.debugging.Assert(fits, [told])]):
+            many = f"spacing: makes more than {MOST_VOXELS:.2g} voxels of {self}; expected mm."
+            few = f"spacing: makes an axis of less than {FEWEST} voxels of {self}; expected mm."
+            checks = [
+                tf.debugging.Assert(tf.reduce_prod(tf.stack(lengths)) <= MOST_VOXELS, [many]),
+                tf.debugging.Assert(tf.reduce_min(tf.stack(lengths)) >= FEWEST, [few]),
+            ]
+            with tf.control_dependencies(checks):
                 image = tf.identity(image)
             return function(self.image(image, spacing), size)
 
@@ -88,7 +93,8 @@ class Grid:
           spacing: (z, y, x), mm; None: unknown.
 
         Raises:
-          UserError: unknown, or none that voxels can have; more voxels on the grid than fit.
+          UserError: unknown, or none that voxels can have; more voxels on the grid than fit, or
+            less than two along an axis.
         """
         expected = f"expected mm, as this model sees voxels of {self} (z, y, x)"
         if spacing is None:
@@ -96,12 +102,16 @@ class Grid:
         mm = np.asarray(spacing, np.float64)
         if mm.shape != (len(self.spacing),) or not (np.isfinite(mm) & (mm > 0)).all():
             raise UserError(f"{name}: has a spacing of {spacing}; {expected}.")
-        voxels = math.prod(n * of / to for n, of, to in zip(size, mm, self.spacing))
-        if voxels > MOST_VOXELS:
+        lengths = [n * of / to for n, of, to in zip(size, mm, self.spacing)]
+        told = ""
+        if (voxels := math.prod(lengths)) > MOST_VOXELS:
+            told = f"{voxels:.2g} voxels of {self}, more than {MOST_VOXELS:.2g}"
+        if min(lengths) < FEWEST:
+            told = f"an axis of {min(lengths):.2g} voxels of {self}, less than {FEWEST}"
+        if told:
             raise UserError(
                 f"{name}: its spacing of {' x '.join(f'{edge:.4g}' for edge in mm)} mm makes "
-                f"{voxels:.2g} voxels of {self}, more than {MOST_VOXELS:.2g}; expected the "
-                "right spacing, in mm."
+                f"{told}; expected the right spacing, in mm."
             )
         return mm.astype(np.float32)
 

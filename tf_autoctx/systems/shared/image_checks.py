@@ -5,9 +5,10 @@ Neither Keras nor TensorFlow is imported: a client has no need of them.
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from absl import logging
@@ -17,6 +18,73 @@ from tf_autoctx.errors import UserError
 from tf_autoctx.systems.shared.declaration import Declaration
 
 Path = str | pathlib.Path
+Ranges = Sequence[Sequence[float]]  # [(z, y, x) smallest, (z, y, x) largest], mm; or empty
+FAR = 3  # times the extent of all training cases
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """How large the volumes were that a model was trained on; empty if unknown.
+
+    Attributes:
+      spacing: of their voxels; empty also where networks see millimetres: any other will do.
+      extent: of the whole volumes, where networks see millimetres.
+    """
+
+    spacing: Ranges = ()
+    extent: Ranges = ()
+
+    @classmethod
+    def of_facts(cls, facts: Mapping[str, Any]) -> Self:
+        """By a run's config.json or a model card.
+
+        Raises:
+          TypeError, ValueError: it tells none.
+        """
+        name = "extent" if facts.get("grid") else "spacing"
+        told = [[float(mm) for mm in edges] for edges in facts.get(name) or []]
+        if told and [len(edges) for edges in told] != [3, 3]:
+            raise ValueError(name)
+        return cls(**{name: told})
+
+    def warn(self, path: Path, size: Sequence[int], spacing: Sequence[float] | None) -> None:
+        """Warns of a volume whose spacing is off that of all training cases by over 20 %, or whose
+        extent by over `FAR` times.
+
+        Args:
+          path: of the volume, for the message.
+          size: voxels along its axes.
+          spacing: (z, y, x) in mm; None: unknown.
+        """
+        if spacing is None:
+            return
+        if self.spacing and not _within(spacing, self.spacing, 0.8, 1.2):
+            logging.warning(
+                "%s: voxels of %s mm (z, y, x); the model was trained on %s to %s mm and knows "
+                "voxels, not mm. Resample it, or train with `spacing=auto`.",
+                path,
+                *map(by, (spacing, *self.spacing)),
+            )
+        extent = [n * mm for n, mm in zip(size, spacing)]
+        if self.extent and not _within(extent, self.extent, 1 / FAR, FAR):
+            logging.warning(
+                "%s: is %s mm large (z, y, x); the model was trained on %s to %s mm. Is its "
+                "spacing in mm?",
+                path,
+                *map(by, (extent, *self.extent)),
+            )
+
+
+def _within(lengths: Sequence[float], ranges: Ranges, least: float, most: float) -> bool:
+    smallest, largest = ranges
+    return all(
+        least * low <= mm <= most * high for mm, low, high in zip(lengths, smallest, largest)
+    )
+
+
+def by(lengths: Sequence[float]) -> str:
+    """Lengths in words, such as "1 x 0.5 x 0.5"."""
+    return " x ".join(f"{mm:.4g}" for mm in lengths)
 
 
 def warn_of_unlike(
@@ -24,7 +92,7 @@ def warn_of_unlike(
     voxels: np.ndarray,
     spacing: Sequence[float] | None,
     declaration: Declaration | None,
-    trained: Sequence[Sequence[float]],
+    trained: Trained,
 ) -> None:
     """Warns of an image that is unlike those that a model was trained on.
 
@@ -34,9 +102,9 @@ def warn_of_unlike(
         (height, width).
       spacing: in mm; None: unknown.
       declaration: of the model's system; None: it is not installed here.
-      trained: see `warn_of_spacing`.
+      trained: what those measured.
     """
-    warn_of_spacing(path, spacing, trained)
+    trained.warn(path, voxels.shape, spacing)
     channels = np.moveaxis(voxels, -1, 0) if voxels.ndim == 4 else voxels[None]
     empty = [k for k, of in enumerate(channels) if of.size and (of == of.flat[0]).all()]
     for number in empty:
@@ -48,29 +116,6 @@ def warn_of_unlike(
         )
     if not empty and declaration is not None:
         declaration.check_voxels(path, voxels)
-
-
-def warn_of_spacing(
-    path: Path, spacing: Sequence[float] | None, trained: Sequence[Sequence[float]]
-) -> None:
-    """Warns of a volume whose spacing (z, y, x) is off that of all training cases by over 20 %.
-
-    Args:
-      path: of the volume, for the message.
-      spacing: in mm; None: unknown.
-      trained: smallest and largest spacing of the training cases; empty where it does not matter.
-    """
-    if not trained or spacing is None:
-        return
-    smallest, largest = trained
-    near = all(0.8 * low <= mm <= 1.2 * high for mm, low, high in zip(spacing, smallest, largest))
-    if not near:
-        logging.warning(
-            "%s: voxels of %s mm (z, y, x); the model was trained on %s to %s mm and knows voxels, "
-            "not mm. Resample it, or train with `spacing=auto`.",
-            path,
-            *(" x ".join(f"{mm:.4g}" for mm in edges) for edges in (spacing, *trained)),
-        )
 
 
 def warn_of_orientation(where: Path, facts: Mapping[str, Any], dimensions: int) -> None:

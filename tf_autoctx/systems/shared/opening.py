@@ -34,6 +34,7 @@ from tf_autoctx.systems.shared.declaration import Declaration
 from tf_autoctx.systems.shared.evaluation import Scoring
 from tf_autoctx.systems.shared.exporting import export_run
 from tf_autoctx.systems.shared.grid import Grid
+from tf_autoctx.systems.shared.image_checks import Trained
 from tf_autoctx.systems.shared.mirrored import Mirrored
 from tf_autoctx.systems.shared.planning import Cases, Extent, Plan
 from tf_autoctx.systems.shared.seen import Seen
@@ -66,8 +67,8 @@ class Opened:
             return
         system, session, run = self.system, self.session, runs.load(self.session.folder)
         measure = system.measure if system.measurements else None
-        trained = () if system.grid else run.spacing  # any other is resampled
-        how = trained, system.window, measure, session.values["surface_tolerance"]
+        trained, tolerance = Trained.of_facts(run.facts), session.values["surface_tolerance"]
+        how = trained, system.window, measure, tolerance
         scoring = Scoring(run.system, system.labels, *how, system.regions)
         folder = session.folder / "evaluation"
         evaluator = system.evaluator(networks)
@@ -251,7 +252,7 @@ def _facts(system: System, training: Files) -> dict[str, Any]:
     if system.declaration.dimensions == 3:
         facts |= {"spacing": checks.spacing_range(training), "orientation": images.ORIENTATION}
     if system.grid:
-        facts["grid"] = system.grid.spacing
+        facts |= {"grid": system.grid.spacing, "extent": checks.extent_range(training)}
     return facts
 
 
@@ -350,7 +351,10 @@ def _resolved(session: Session, held_out: int) -> str:
     epochs = math.ceil(settings.steps / epoch)
     folds = session.values["folds"]
     fold = f": fold {session.values['fold']} of {folds}" if folds else ""
-    plan = "".join(f"\n{reason}" for reason in session.run.facts.get("plan", {}).get("reasons", ()))
+    facts = session.run.facts
+    plan = "".join(f"\n{reason}" for reason in facts.get("plan", {}).get("reasons", ()))
+    if facts.get("grid"):
+        plan += checks.told_grid(facts["grid"], facts["extent"])
     several = f", channels {', '.join(session.run.channels)}" if session.channels > 1 else ""
     return (
         f"{session.folder}: on {devices.described(session.strategy)}, precision "

@@ -19,6 +19,7 @@ from tf_autoctx.systems.shared import cleaning, grid, image_checks, registry
 from tf_autoctx.systems.shared import precision as precisions
 from tf_autoctx.systems.shared.declaration import Declaration
 from tf_autoctx.systems.shared.grid import Grid
+from tf_autoctx.systems.shared.image_checks import Trained
 from tf_autoctx.systems.shared.system import Predictor, Wanted, probabilities_of
 from tf_autoctx.training import runs
 from tf_autoctx.training.configuration import POLICIES
@@ -35,8 +36,7 @@ class Segmentor:
       declaration: of its system.
       labels: {label value: name} of its structures, in the order of the last channels of the
         predictor's probability.
-      spacing: [(z, y, x) smallest, (z, y, x) largest] spacing in mm of the cases it was trained on;
-        empty if unknown.
+      trained: how large the volumes were that it was trained on.
       predictor: what segments.
       precision: that it computes in.
       grid: on which its networks see volumes; None: as they are.
@@ -46,7 +46,7 @@ class Segmentor:
 
     declaration: Declaration
     labels: dict[int, str]
-    spacing: list[list[float]]
+    trained: Trained
     predictor: Predictor
     precision: str = "float32"
     grid: Grid | None = None
@@ -113,8 +113,7 @@ class Segmentor:
             self.require_unsure()
         self._require_shape(name, np.shape(voxels))
         voxels = images.require_finite(name, voxels)
-        trained = () if self.grid else self.spacing  # any other is resampled
-        image_checks.warn_of_unlike(name, voxels, spacing, self.declaration, trained)
+        image_checks.warn_of_unlike(name, voxels, spacing, self.declaration, self.trained)
         if self.grid:
             self.grid.required(name, voxels.shape[: self.dimensions], spacing)
         wanted = Wanted(probabilities, uncertainty, progress)
@@ -236,7 +235,8 @@ def _of_run(run: Run, options: Mapping[str, Any], precision: str, mirrors: bool)
     if steps := cleaning.of_run(run):
         how = system.relabelled, declaration.dimensions
         predictor = cleaning.Cleaned(predictor, steps, *how)
-    of_run = declaration.unchecked(system.any_voxels), system.labels, run.spacing
+    trained = Trained.of_facts(run.facts)
+    of_run = declaration.unchecked(system.any_voxels), system.labels, trained
     seen = system.grid, run.channels
     return Segmentor(*of_run, predictor, precision, *seen, system.regions)
 
@@ -276,7 +276,7 @@ def _of_saved_model(path: pathlib.Path) -> Segmentor:
         predictor = _SavedModelPredictor(path)
         card = export.read_card(path)
         labels, name = runs.labels(card), card["system"]
-        spacing = [[float(mm) for mm in edges] for edges in card.get("spacing") or []]
+        trained = Trained.of_facts(card)
         on_grid = grid.of_facts(card.get("grid"))
         channels = tuple(map(str, card.get("channels") or ("0",)))
         of_labels = regions.of_facts(card)
@@ -293,5 +293,5 @@ def _of_saved_model(path: pathlib.Path) -> Segmentor:
     declaration = registry.find(name, str(path))
     image_checks.warn_of_orientation(path, card, declaration.dimensions)
     precision = card.get("precision", "float32")
-    known = declaration.unchecked(card.get("any_voxels")), labels, spacing
+    known = declaration.unchecked(card.get("any_voxels")), labels, trained
     return Segmentor(*known, predictor, precision, on_grid, channels, of_labels)
