@@ -14,6 +14,7 @@ import running
 import SimpleITK as sitk
 from test_channels import write
 
+from tf_autoctx.data import datasets
 from tf_autoctx.errors import UserError
 from tf_autoctx.report import tables
 from tf_autoctx.systems.shared import ensembles
@@ -240,6 +241,22 @@ def test_runs_that_learnt_other_things_are_refused_or_told_of(folds, tmp_path, c
             changed(flags=facts["flags"] | {"foreground": [2]})
     finally:
         (second / "config.json").write_text(json.dumps(facts))
+
+
+def test_channels_that_a_data_set_tells_in_another_order(tmp_path, caplog):
+    images = tmp_path / "imagesTs"
+    images.mkdir()
+    for names in ({}, {"0": "T2", "1": "ADC"}):
+        (tmp_path / "dataset.json").write_text(json.dumps({"channel_names": names}))
+        datasets.require_channels(images, ("T2", "ADC"))
+    assert not caplog.text
+    (images / "dataset.json").write_text(json.dumps({"channel_names": {"0": "T1", "1": "ADC"}}))
+    datasets.require_channels(images / "scan_0000.nii.gz", ("T2", "ADC"))
+    assert "has the channels T1, ADC, and the model T2, ADC, in this order" in caplog.text
+    (images / "dataset.json").write_text(json.dumps({"channel_names": {"0": "ADC", "1": "T2"}}))
+    with pytest.raises(UserError, match=r"has the channels ADC, T2; expected the order T2, ADC"):
+        datasets.require_channels(images, ("T2", "ADC"))
+    datasets.require_channels(images, ("0",))
 
 
 def test_another_number_of_channels_than_the_model_takes(folds, model, data, tmp_path, capsys):

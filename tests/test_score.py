@@ -240,6 +240,17 @@ def test_the_regions_of_the_model_win(folders, capsys):
     assert "dataset.json: " in capsys.readouterr().err
 
 
+def test_a_value_of_two_names_is_told_of(folders, capsys, caplog):
+    (folders / "labels" / "dataset.json").write_text(json.dumps(NNUNET))
+    score(folders)
+    assert "it is scored as" not in caplog.text
+    other = CARD | {"labels": {"1": "Liver", "2": "stomach"}}
+    (folders / "ours" / "model_card.json").write_text(json.dumps(other))
+    score(folders)
+    assert "model_card.json: 2 is stomach, but spleen in " in caplog.text
+    assert "1 is" not in caplog.text
+
+
 def test_names_that_contradict_each_other_are_refused(folders, capsys):
     (folders / "labels" / "dataset.json").write_text(json.dumps(NNUNET))
     exchanged = CARD | {"labels": {"1": "spleen", "2": "liver"}}

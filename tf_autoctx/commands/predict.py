@@ -192,12 +192,13 @@ def _left(
     Raises:
       UserError: there is no image, or results are in the way.
     """
-    from tf_autoctx.data import images
+    from tf_autoctx.data import datasets, images
     from tf_autoctx.systems.shared import origins, results
 
     output, segmentor = wanted.output, wanted.segmentor
     source = pathlib.Path(chosen.input)
     channels = len(segmentor.channels)
+    datasets.require_channels(source, segmentor.channels)
     sources = results.sources(source, output, segmentor.dimensions, chosen.series, channels)
     paths = {path: wanted.files(name, path) for name, path in sources.items()}
     images.require_own_files({path: kinds.values() for path, kinds in paths.items()})

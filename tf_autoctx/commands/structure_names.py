@@ -7,6 +7,8 @@ import pathlib
 import re
 from collections.abc import Mapping, Sequence
 
+from absl import logging
+
 from tf_autoctx import files
 from tf_autoctx.errors import FieldError, UserError
 
@@ -112,13 +114,21 @@ def beside(labels: pathlib.Path, predictions: pathlib.Path) -> StructureNames:
 
 
 def _require_agreement(ours: StructureNames, theirs: StructureNames) -> None:
-    """Raises a `UserError` where a name stands for different values."""
+    """Raises a `UserError` where a name stands for different values; warns where a value of several
+    has different names."""
     values = {name: value for value, name in theirs.labels.items()}
     for value, name in ours.labels.items():
         if values.get(name, value) != value:
             raise UserError(
                 f"{theirs.source}: {name} is {values[name]}, but {value} in {ours.source}; "
                 "expected the same, or `names` such as 1:liver,2:spleen."
+            )
+        other = theirs.labels.get(value, name)
+        # Of a single structure a system may have a name of its own.
+        if len(ours.labels) > 1 and other.casefold() != name.casefold():
+            logging.warning(
+                "%s: %d is %s, but %s in %s; it is scored as %s. `names` tells what it is.",
+                *(theirs.source, value, other, name, ours.source, name),
             )
 
 

@@ -499,6 +499,30 @@ def _told_channels(path: pathlib.Path, description: Mapping[str, Any]) -> tuple[
     return tuple(str(channels[key]) for key in keys)
 
 
+def require_channels(images: pathlib.Path, expected: Sequence[str]) -> None:
+    """Compares the channels that a dataset.json beside images or above them tells, where there is
+    one, with those that a model takes; warns of other names.
+
+    Args:
+      images: folder or file.
+      expected: names of several channels in their order; of one all names will do.
+
+    Raises:
+      UserError: the same in another order.
+    """
+    for folder in (images, images.parent):
+        path = folder / "dataset.json"
+        if len(expected) < 2 or not path.is_file():
+            continue
+        told = _told_channels(path, files.read_json(path, "a data set's description"))
+        if told and told != tuple(expected):
+            found = f"{path}: has the channels {', '.join(told)}"
+            if sorted(told) == sorted(expected):
+                raise UserError(f"{found}; expected the order {', '.join(expected)} of the model.")
+            logging.warning("%s, and the model %s, in this order.", found, ", ".join(expected))
+        return
+
+
 def _same_named(folder: pathlib.Path, channels: int) -> list[Entry]:
     """Cases of a folder with images/ and labels/, of the same names, see `names.pairs`."""
     labels = names.find(folder / "labels", below=True)

@@ -91,7 +91,10 @@ class Opened:
         voxel and not all."""
         folder, system = self.session.folder, self.system
         cleaning.forget(folder)
-        if self.session.values[cleaning.FLAG] != cleaning.AUTO or system.regions:
+        if self.session.values[cleaning.FLAG] != cleaning.AUTO:
+            return None
+        if system.regions:
+            print(f"{folder}: no post-processing, as the structures are regions")
             return None
         how = system.labels, system.declaration.dimensions
         decision = cleaning.decide(self.validation, self.read, evaluator, *how)
