@@ -6,6 +6,7 @@ Names come from files and flags, so all of them are escaped here.
 from __future__ import annotations
 
 import base64
+import functools
 import html
 import json
 import math
@@ -123,11 +124,17 @@ def write(
             for number, view in enumerate(views)
             if view
         ),
-        plotly=packed(get_plotlyjs().encode()),
+        plotly=_plotly(),
         js=(PARTS / "report.js").read_text(encoding="utf-8"),
     )
     with replacing(path) as partial:
         partial.write_text(page, encoding="utf-8")
+
+
+@functools.cache
+def _plotly() -> str:
+    """plotly.js, which every page holds; to pack it takes longer than all else."""
+    return packed(get_plotlyjs().encode())
 
 
 def _json(text: str) -> str:
