@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, SupportsFloat
 
 from tf_autoctx import growth, metrics
 from tf_autoctx.growth import Reference
@@ -69,8 +69,8 @@ def centiles(reference: Reference) -> list[Line]:
     for name, chart in reference.charts.items():
         first, last = chart.ages
         for age in sorted({first, *map(float, range(math.ceil(first), math.ceil(last))), last}):
-            values = [float(chart.centile(age, percent)) for percent in growth.CENTILES]
-            lines.append(dict(zip(CENTILES, (name, age, *values))))
+            values = [chart.centile(age, percent) for percent in growth.CENTILES]
+            lines.append(dict(zip(CENTILES, (name, age, *map(_rounded, values)))))
     return lines
 
 
@@ -81,13 +81,13 @@ def z_scores(reference: Reference, visits: Sequence[Visit]) -> list[Line]:
         outside = "outside of the chart's {:g} to {:g} weeks".format(*chart.ages)
         for visit in visits:
             value = visit.values.get(name, math.nan)
-            z = float(chart.z(visit.age, value))
+            z = _rounded(chart.z(visit.age, value))
             note = "not measured" if math.isnan(value) else ""
             if not note and math.isnan(z):
                 note = outside
             known = "yes" if reference.holds(visit.subject) else "no"
             about = (visit.case, visit.subject, visit.age, name, value)
-            cells = (*about, z, 100 * growth.NORMAL.cdf(z), known, note)
+            cells = (*about, z, _rounded(100 * growth.NORMAL.cdf(z)), known, note)
             lines.append(dict(zip(Z_SCORES, cells)))
     return lines
 
@@ -104,6 +104,11 @@ def changes(lines: Iterable[Line]) -> list[Line]:
             change, weeks = (after[column] - before[column] for column in ("value", AGE))
             both = [side[column] for column in ("case", AGE, "value") for side in (before, after)]
             z = [side["z"] for side in (before, after)]
-            cells = (subject, name, *both, change, change / weeks, *z, z[1] - z[0])
-            found.append(dict(zip(CHANGES, cells)))
+            changed = map(_rounded, (change, change / weeks, *z, z[1] - z[0]))
+            found.append(dict(zip(CHANGES, (subject, name, *both, *changed))))
     return found
+
+
+def _rounded(value: SupportsFloat) -> float:
+    """To six digits, more than anything here is known to."""
+    return float(f"{float(value):.6g}")
