@@ -367,9 +367,24 @@ def test_a_reference_of_its_own_with_ages_of_its_own(tmp_path, capsys):
     new = write(tmp_path / "new.csv", "case;HC_mm", "r0_0;330", "n2;300")
     new_ages = write(tmp_path / "ages.csv", "case;age_weeks;subject", "r0_0;30;r0;", "n2;30;n2;")
     words = (f"--evaluation={new}", f"--ages={new_ages}", f"--output={tmp_path / 'out'}")
-    running.call("growth", *words, f"--reference={table}", f"--reference_ages={ages}")
+    words_of_both = (*words, f"--reference={table}", f"--reference_ages={ages}")
+    # A structure and a method that the reference does not name are no others.
+    named = evaluation(
+        tmp_path / "named", {"r0_0": 330.0, "n2": 300.0}, structures=("head", "face")
+    )
+    further = (
+        f"--evaluation={named}",
+        "--structure=head",
+        "--method=level 1",
+        "--measurements=HC_mm",
+    )
+    running.call("growth", *words_of_both, *further)
+    before = read(tmp_path / "out" / "z_scores.csv")
+    capsys.readouterr()
+    running.call("growth", *words_of_both)
     lines = read(tmp_path / "out" / "z_scores.csv")
     assert [line["case"] for line in lines] == ["r0_0", "n2"]
+    assert [line["z"] for line in lines] == [line["z"] for line in before]
     assert float(lines[0]["z"]) == pytest.approx(30 / 8, abs=1) and abs(float(lines[1]["z"])) < 0.5
     assert [line["subject_in_chart"] for line in lines] == ["yes", "no"]
     told = capsys.readouterr().out
@@ -503,18 +518,21 @@ def bad(tmp_path):
         ({}, ["--evaluation=two"], "--structure=: two/cases.csv has head, face; expected one of"),
         ({}, ["--evaluation=two", "--structure=foot"], "--structure=foot: two/cases.csv has head"),
         ({}, ["--evaluation=face"], "chart.json: is of head, face/cases.csv of face; expected one"),
-        (
-            {},
-            ["--method=level 9"],
-            "--method=level 9: new.csv has (no name); expected one of these",
-        ),
+        ({}, ["--method=level 9"], "--method=level 9: new.csv has no column method; leave it out"),
+        ({}, ["--structure=head"], "--structure=head: new.csv has no column structure; leave it"),
+        ({}, ["--evaluation=face", "--method=x"], "--method=x: face/cases.csv has level 1; expec"),
         ({}, ["--truth"], "new.csv: has the columns case,hc_mm; expected case (or image) and, in"),
+        ({}, ["--measurements=BPD_mm"], "--measurements=BPD_mm: new.csv has HC_mm, not BPD_mm."),
         (
-            {},
+            {"new.csv": "case,BPD_mm,HC_mm\na,50,180"},
             ["--measurements=BPD_mm"],
-            "--measurements=BPD_mm: chart.json has HC_mm, volume_mL, n",
+            "--measurements=BPD_mm: chart.json has HC_mm, volume_mL, not BPD_mm.",
         ),
-        ({}, ["--measurements=volume_mL"], "new.csv: has HC_mm, chart.json volume_mL; expected a"),
+        (
+            {"new.csv": "case,BPD_mm\na,50"},
+            [],
+            "new.csv: has BPD_mm, chart.json HC_mm, volume_mL; expected a measurement of both",
+        ),
         ({}, ["--log=HC_mm"], "--log=HC_mm: the charts of chart.json are fitted already; leave it"),
         ({}, ["--reference_ages=ages.csv"], "--reference_ages=ages.csv: the charts of chart.json"),
         ({}, ["--reference=new.csv"], "new.csv, HC_mm: 1 subjects of 1 ages; expected at least 30"),

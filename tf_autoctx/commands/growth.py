@@ -21,14 +21,13 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from tf_autoctx import configuration, errors, files, spreadsheets
 from tf_autoctx.commands import command_line
 from tf_autoctx.configuration import field
 from tf_autoctx.report import visits
-from tf_autoctx.report.visits import Visit, Visits
 
 if TYPE_CHECKING:
     from tf_autoctx.growth import Reference
@@ -89,11 +88,11 @@ class Fitted:
     """
 
     reference: Reference
-    visits: Sequence[Visit]
+    visits: Sequence[visits.Visit]
     told: Sequence[str]
 
 
-def fitted(settings: Growth, source: Visits) -> Fitted:
+def fitted(settings: Growth, source: visits.Visits) -> Fitted:
     """Charts of the cases of a reference.
 
     Raises:
@@ -102,10 +101,11 @@ def fitted(settings: Growth, source: Visits) -> Fitted:
     """
     from tf_autoctx import growth
 
-    wanted = _among(source, "measurements", settings.measurements) or source.measurements
-    logs = _among(source, "log", settings.log)
+    known = source.path, source.measurements
+    wanted = _among("measurements", settings.measurements, *known) or source.measurements
+    logs = _among("log", settings.log, *known)
     charts: dict[str, growth.Chart] = {}
-    made_of: dict[str, Visit] = {}
+    made_of: dict[str, visits.Visit] = {}
     for name in wanted:
         drawn = [
             of[int(growth.mark(subject), 16) % len(of)]
@@ -133,10 +133,12 @@ def fitted(settings: Growth, source: Visits) -> Fitted:
     return Fitted(reference, list(made_of.values()), told + _ageless(source))
 
 
-def _among(source: Visits, flag: str, names: Sequence[str] | None) -> Sequence[str]:
-    """The names, of measurements that the cases have."""
-    if missing := [name for name in names or () if name not in source.measurements]:
-        message = f"{source.path} has {', '.join(source.measurements)}, not {missing[0]}."
+def _among(
+    flag: str, names: Sequence[str] | None, path: str | pathlib.Path, known: Collection[str]
+) -> Sequence[str]:
+    """The measurements of a flag, if a file has them."""
+    if missing := [name for name in names or () if name not in known]:
+        message = f"{path} has {', '.join(known)}, not {missing[0]}."
         raise errors.FieldError(flag, names, message)
     return names or ()
 
@@ -152,20 +154,24 @@ def earlier(settings: Growth, path: str) -> Fitted:
 
     reference = growth.read(path)
     charts = reference.charts
-    if missing := [name for name in settings.measurements or () if name not in charts]:
-        message = f"{path} has {', '.join(charts)}, not {missing[0]}."
-        raise errors.FieldError("measurements", settings.measurements, message)
-    chosen = {name: charts[name] for name in settings.measurements or charts}
+    wanted = _among("measurements", settings.measurements, path, charts) or charts
+    chosen = {name: charts[name] for name in wanted}
     told = [f"charts: {len(reference.marks)} subjects of {path}"]
     return Fitted(dataclasses.replace(reference, charts=chosen), [], told)
 
 
-def charts_for(settings: Growth, cases: Visits) -> Fitted:
+def charts_for(settings: Growth, cases: visits.Visits) -> Fitted:
     """The charts that the cases are looked at on, of measurements that they have.
 
     Raises:
+      FieldError: what is wanted of the cases is not there.
       UserError: charts are of another structure, or of no measurement that the cases have.
     """
+    _among("measurements", settings.measurements, cases.path, cases.measurements)
+    for name in ("structure", "method"):
+        if (value := getattr(settings, name)) and not getattr(cases, name):
+            message = f"{cases.path} has no column {name}; leave it out."
+            raise errors.FieldError(name, value, message)
     if settings.reference is None:
         return fitted(settings, cases)
     if settings.reference.endswith(".json"):
@@ -195,13 +201,13 @@ def _wanted(settings: Growth) -> visits.Wanted:
     return visits.Wanted(settings.structure, settings.method, settings.truth)
 
 
-def _described(source: Visits) -> str:
+def _described(source: visits.Visits) -> str:
     """Where cases come from."""
     told = [word for word in (source.structure, source.method) if word]
     return f"{source.path}{' (' * bool(told)}{', '.join(told)}{')' * bool(told)}"
 
 
-def _ageless(source: Visits) -> list[str]:
+def _ageless(source: visits.Visits) -> list[str]:
     if not source.ageless:
         return []
     return [f"without an age, left out, of {source.path}: {_listed(source.ageless)}"]
@@ -213,7 +219,9 @@ def _listed(names: Iterable[str]) -> str:
     return ", ".join(every[:SHOWN]) + more
 
 
-def told_of(settings: Growth, cases: Visits, known: Fitted, lines: Sequence[Line]) -> list[str]:
+def told_of(
+    settings: Growth, cases: visits.Visits, known: Fitted, lines: Sequence[Line]
+) -> list[str]:
     """Sentences about the charts, the cases, and what is special among their z-scores."""
     told = [*known.told]
     if settings.truth != known.reference.truth:

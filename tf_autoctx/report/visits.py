@@ -26,8 +26,8 @@ class Wanted:
     """Which rows and columns of a table are wanted.
 
     Attributes:
-      structure: None: its only one.
-      method: None: its last.
+      structure: None: its only one. A table that names none has it.
+      method: None: its last; likewise.
       truth: whether the true label's measurements, not the prediction's.
     """
 
@@ -154,7 +154,7 @@ def _selected(
     chosen = []
     for column in ("structure", "method"):
         known = list(dict.fromkeys(row.get(column, "") for _, row in rows))
-        name = getattr(wanted, column)
+        name = getattr(wanted, column) if known != [""] else None
         if name is None and (column == "method" or len(known) == 1):
             name = known[-1]  # the last method of an evaluation is what the run serves
         if name not in known:
