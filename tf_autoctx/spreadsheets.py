@@ -1,8 +1,10 @@
-"""CSV files that no spreadsheet runs: cells that it would take for formulas are escaped."""
+"""CSV files that no spreadsheet runs, where cells that it would take for formulas are escaped, and
+those that users bring."""
 
 from __future__ import annotations
 
 import csv
+import io
 import pathlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,6 +22,7 @@ _TO_ESCAPE, _ESCAPED = re.compile(_STARTS + _FORMULA), re.compile(f"{_STARTS}'{_
 _NUMBER = re.compile(
     r"[+-]?(?:inf|nan|(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)", re.ASCII | re.IGNORECASE
 )
+_DELIMITERS = ",;\t|"
 
 
 def write(
@@ -57,6 +60,63 @@ def read(path: str | pathlib.Path, columns: Sequence[str]) -> list[dict[str, str
     if not known.issuperset(columns):
         raise UserError(f"{path}: has the columns {','.join(sorted(known))}; {expected}.")
     return lines
+
+
+def table(path: pathlib.Path, expected: str) -> tuple[list[str], list[tuple[str, dict[str, str]]]]:
+    """The columns of a user's CSV file, and (where it stands, {column: cell}) of every row that
+    holds something.
+
+    Columns are in small letters, blanks around cells go, escapes are undone. Any delimiter of
+    spreadsheets will do, and a first line that names it.
+
+    Args:
+      path: of the file.
+      expected: what it ought to be, for the message.
+
+    Raises:
+      UserError: it is not there or no CSV file, has a column twice, or a row with a cell too many.
+    """
+    lines = list(io.StringIO(_text(path, expected), newline=""))
+    skipped = 0
+    while lines and (not lines[0].strip() or lines[0].lower().startswith("sep=")):  # of Excel
+        del lines[0]
+        skipped += 1
+    header = lines[0] if lines else ""
+    reader = csv.reader(lines, delimiter=max(_DELIMITERS, key=header.count))
+    try:
+        columns = [word.strip().casefold() for word in next(reader, [])]
+        rows = []
+        for row in reader:
+            where = f"{path}, line {reader.line_num + skipped}"
+            cells = [unescaped(cell.strip()) for cell in row]
+            if any(cells[len(columns) :]):
+                raise UserError(
+                    f"{where}: has {len(cells)} values; expected {len(columns)}, those of "
+                    f"{columns}."
+                )
+            if any(cells):
+                rows.append((where, dict(zip(columns, cells))))
+    except csv.Error as error:
+        raise UserError(f"{path}: {error}; expected {expected}.") from None
+    doubled = [column for column in columns if column and columns.count(column) > 1]
+    if doubled:
+        raise UserError(f"{path}: has the column {doubled[0]!r} twice; expected it once.")
+    return columns, rows
+
+
+def _text(path: pathlib.Path, expected: str) -> str:
+    """A text file, in UTF-8 or, with a byte order mark, UTF-16."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; expected {expected}.")
+    raw = path.read_bytes()
+    encoding = "utf-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    try:
+        text = raw.decode(encoding)
+    except UnicodeDecodeError:
+        text = "\0"
+    if "\0" in text:
+        raise UserError(f"{path}: is not a text file; expected {expected}.")
+    return text
 
 
 def escaped(text: str) -> str:

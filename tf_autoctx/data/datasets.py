@@ -7,11 +7,9 @@ Labels of nnU-Net 2 that are lists of values are regions, see there.
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import functools
 import hashlib
-import io
 import operator
 import os
 import pathlib
@@ -43,7 +41,6 @@ BACKGROUNDS = (
     *("background", "backgroud", "back", "bg", "air", "clear", "clear label", "none", "0", ""),
     *("unlabeled", "unlabelled", "unknown", "void", "other", "others"),
 )
-DELIMITERS = ",;\t|"
 Scans = dict[str, dict[str, list[str]]]  # {split: {name of a case: a mark of each of its channels}}
 CLASS_ORDER = "regions_class_order"  # of a dataset.json: the value that each region is written as
 
@@ -784,40 +781,16 @@ def _beside(table: pathlib.Path, file: str) -> pathlib.Path:
 
 def _rows(path: pathlib.Path) -> tuple[list[str], list[tuple[str, dict[str, str]]]]:
     """The columns of a CSV file, and (where it stands, {column: value}) of every row that holds
-    something.
-
-    The columns are in small letters; blanks around words go.
-    """
-    lines = list(io.StringIO(_text(path), newline=""))
-    skipped = 0
-    while lines and (not lines[0].strip() or lines[0].lower().startswith("sep=")):  # of Excel
-        del lines[0]
-        skipped += 1
-    header = lines[0] if lines else ""
-    reader = csv.reader(lines, delimiter=max(DELIMITERS, key=header.count))
-    try:
-        columns = [word.strip().casefold() for word in next(reader, [])]
-        of_images = _image_columns(columns)
-        missing = [column for column in ("label", "split") if column not in columns]
-        missing = missing if of_images else ["image", *missing]
-        if missing:
-            raise UserError(
-                f"{path}: lacks {missing} among {columns}; expected "
-                "image,label,split[,group,series] (of channels: image_NAME,image_NAME,...)."
-            )
-        rows = []
-        for row in reader:
-            where = f"{path}, line {reader.line_num + skipped}"
-            values = [spreadsheets.unescaped(cell.strip()) for cell in row]
-            if any(values[len(columns) :]):
-                raise UserError(
-                    f"{where}: has {len(values)} values; expected {len(columns)}, those of "
-                    f"{columns}."
-                )
-            if any(values):
-                rows.append((where, dict(zip(columns, values))))
-    except csv.Error as error:
-        raise UserError(f"{path}: {error}; expected a CSV file.") from None
+    something, see `spreadsheets.table`."""
+    columns, rows = spreadsheets.table(path, "a CSV file in UTF-8 or a data set folder")
+    of_images = _image_columns(columns)
+    missing = [column for column in ("label", "split") if column not in columns]
+    missing = missing if of_images else ["image", *missing]
+    if missing:
+        raise UserError(
+            f"{path}: lacks {missing} among {columns}; expected "
+            "image,label,split[,group,series] (of channels: image_NAME,image_NAME,...)."
+        )
     read = [*of_images, *COLUMNS[1:], *([NAME] if len(of_images) > 1 else [])]
     unread = [column for column in columns if column and column not in read]
     if unread:
@@ -826,25 +799,7 @@ def _rows(path: pathlib.Path) -> tuple[list[str], list[tuple[str, dict[str, str]
             "in one split.",
             *(path, ", ".join(unread), ", ".join(read)),
         )
-    doubled = [column for column in columns if column and columns.count(column) > 1]
-    if doubled:
-        raise UserError(f"{path}: has the column {doubled[0]!r} twice; expected it once.")
     return columns, rows
-
-
-def _text(path: pathlib.Path) -> str:
-    """A text file, in UTF-8 or, with a byte order mark, UTF-16."""
-    raw = path.read_bytes()
-    encoding = "utf-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
-    try:
-        text = raw.decode(encoding)
-    except UnicodeDecodeError:
-        text = "\0"
-    if "\0" in text:
-        raise UserError(
-            f"{path}: is not a text file; expected a CSV file in UTF-8 or a data set folder."
-        )
-    return text
 
 
 def _cases(entries: Sequence[Entry], channels: int) -> dict[str, list[Case]]:

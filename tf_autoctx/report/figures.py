@@ -16,12 +16,14 @@ import numpy.typing as npt
 
 from tf_autoctx import metrics
 from tf_autoctx.files import replacing
+from tf_autoctx.growth import CENTILES, Chart
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 Path = str | pathlib.Path
+Lines = Mapping[str, tuple[Sequence[float], Sequence[float]]]  # {name: (x, y)}
 # {"truth", where there is one, and "prediction": {structure: mask}}
 Masks = Mapping[str, Mapping[str, np.ndarray]]
 
@@ -461,6 +463,45 @@ def calibration(path: Path, curves: Mapping[str, np.ndarray], title: str) -> Non
     ax.legend(loc="upper left")
     ax.grid(alpha=0.3)
     _save(path, figure)
+
+
+def growth(path: Path, chart: Chart, reference: Lines, subjects: Lines, title: str) -> None:
+    """Draws a growth chart: its centiles, the subjects that it is made of, and others on it, the
+    visits of one joined by a line.
+
+    Args:
+      path: of the PNG, which appears whole or not at all.
+      chart: of the measurement.
+      reference: {subject: (ages in weeks, values)} of the chart; empty where they are not known.
+      subjects: the same of those that are looked at.
+      title: of the measurement, with its unit.
+
+    Raises:
+      UserError: the file cannot be written.
+    """
+    figure = _figure((8, 5.5))
+    ax = figure.subplots()
+    label = f"{len(reference)} subjects of the chart"
+    if reference:
+        ax.plot(*joined(reference), ".", color=GREY, markersize=4, label=label)
+    weeks = np.linspace(*chart.ages, 200)
+    for percent in CENTILES:
+        curve = chart.centile(weeks, percent)
+        ax.plot(weeks, curve, color=PALETTE[4], linewidth=1.8 if percent == 50 else 1)
+        ax.annotate(f" {percent}", (weeks[-1], curve[-1]), color=PALETTE[4], va="center")
+    look: dict[str, Any] = {"color": PALETTE[5], "markersize": 4, "linewidth": 1}
+    ax.plot(*joined(subjects), "o-", **look, label=f"visits of {len(subjects)} subjects")
+    ax.set(title=f"{title}: centiles 3, 10, 50, 90, 97", xlabel="age (weeks)", ylabel=title)
+    ax.legend(loc="upper left")
+    ax.grid(alpha=0.3)
+    _save(path, figure)
+
+
+def joined(lines: Lines) -> tuple[list[float], list[float]]:
+    """(x, y) of several lines as one, interrupted by NaN after each."""
+    parts = list(lines.values())
+    x, y = ([value for part in parts for value in (*part[axis], np.nan)] for axis in (0, 1))
+    return x, y
 
 
 def history(path: Path, epochs: Sequence[Mapping[str, float]], title: str) -> None:

@@ -6,43 +6,30 @@ import base64
 import csv
 import dataclasses
 import functools
-import html
 import io
 import itertools
 import json
 import math
 import pathlib
-import string
-import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
 from PIL import Image
-from plotly.offline import get_plotlyjs
 from plotly.subplots import make_subplots
 
 from tf_autoctx import metrics
 from tf_autoctx.errors import UserError
-from tf_autoctx.files import read_json, replacing
-from tf_autoctx.report import calibration, figures, tables, views
+from tf_autoctx.files import read_json
+from tf_autoctx.report import calibration, elements, figures, tables, views
 from tf_autoctx.report.tables import Row
 
-PARTS = pathlib.Path(__file__).parent / "html"
 # Of the last method of each evaluation, then of the others; without a yellow or green other than
 # those of `figures.picture`.
 COLOURS = (figures.PREDICTION, *(figures.PALETTE[i] for i in (1, 6, 5, 0, 4)))
 JPEG_QUALITY = 60
 UNSURE = "uncertainty_percent"  # a column of rows of methods that give probabilities
-LAYOUT = {
-    "template": "plotly_dark",
-    "paper_bgcolor": "rgba(0,0,0,0)",
-    "plot_bgcolor": "rgba(0,0,0,0)",
-    "margin": {"l": 60, "r": 20, "t": 50, "b": 50},
-    "hovermode": "closest",
-    "showlegend": True,
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,25 +150,8 @@ def write(
     tables.require_same_truth({str(run.folder): run.rows for run in runs})
     drawn: list[go.Figure] = []
     sections = _sections(results, cases, drawn)
-    page = string.Template((PARTS / "template.html").read_text(encoding="utf-8")).substitute(
-        title=html.escape("Evaluation of " + ", ".join(run.name for run in runs)),
-        css=(PARTS / "report.css").read_text(encoding="utf-8"),
-        navigation="".join(f'<a href="#{name.lower()}">{name}</a>' for name in sections),
-        sections="\n".join(
-            f'<section id="{name.lower()}"><h2>{name}</h2>{body}</section>'
-            for name, body in sections.items()
-        ),
-        figures=_json("[" + ",".join(figure.to_json() for figure in drawn) + "]"),
-        views="\n".join(
-            f'<script type="application/json" id="view-{number}">{_json(json.dumps(view))}</script>'
-            for number, view in enumerate(cases.values())
-            if view
-        ),
-        plotly=_packed(get_plotlyjs().encode()),
-        js=(PARTS / "report.js").read_text(encoding="utf-8"),
-    )
-    with replacing(path) as partial:
-        partial.write_text(page, encoding="utf-8")
+    title = "Evaluation of " + ", ".join(run.name for run in runs)
+    elements.write(path, title, sections, drawn, list(cases.values()))
 
 
 # What lies in a folder
@@ -256,13 +226,7 @@ def _sections(
     results: Results, cases: Mapping[str, dict[str, Any] | None], drawn: list[go.Figure]
 ) -> dict[str, str]:
     """{heading: HTML}; `drawn` gets the charts in them."""
-
-    def charts(new: Sequence[go.Figure], kind: str = "") -> str:
-        numbers = range(len(drawn), len(drawn) + len(new))
-        drawn.extend(new)
-        places = "".join(f'<div class="chart {kind}" data-figure="{n}"></div>' for n in numbers)
-        return f'<div class="charts">{places}</div>' if new else ""
-
+    charts = functools.partial(elements.charts, drawn)
     agreement = [_agreement_chart(results, structure) for structure in results.structures]
     unsure = [_uncertainty_chart(results, name) for name in results.structures if results.unsure]
     sections = {
@@ -287,14 +251,25 @@ def _results(results: Results) -> str:
     lines = []
     for method, structures in summary["methods"].items():
         for structure, cell in structures.items():
-            counts = [_number(cell[count], digits=0) for count in ("n", "n_missed", "n_false")]
+            counts = [
+                elements.number(cell[count], digits=0) for count in ("n", "n_missed", "n_false")
+            ]
             spreads = [tables.spread(cell["metrics"][name]) for name in headings]
             means = [f"<td>{mean}<small>{interval}</small></td>" for mean, interval in spreads]
             lines.append(
-                _line([_words(method, colours[method]), _words(structure), *counts, *means])
+                elements.line(
+                    [
+                        elements.words(method, colours[method]),
+                        elements.words(structure),
+                        *counts,
+                        *means,
+                    ]
+                )
             )
-    table = _table(["method", "structure"], ["n", "missed", "false", *headings.values()], lines)
-    return table + _notes([*tables.NOTES, *tables.comparisons(summary)])
+    table = elements.table(
+        ["method", "structure"], ["n", "missed", "false", *headings.values()], lines
+    )
+    return table + elements.notes([*tables.NOTES, *tables.comparisons(summary)])
 
 
 def _cases(results: Results, cases: Mapping[str, dict[str, Any] | None]) -> str:
@@ -317,12 +292,12 @@ def _cases(results: Results, cases: Mapping[str, dict[str, Any] | None]) -> str:
     lines = [_case_line(cases, *key, values[key]) for key in sorted(values, key=order)]
     headings = [f"{names[name]}\n{method}" for name, method in columns]
     sortable = f'class="sortable" data-sorted="{2 + decisive}"'
-    table = _table(["case", "structure"], headings, lines, sortable)
+    table = elements.table(["case", "structure"], headings, lines, sortable)
     note = (
         f"Sorted by the DSC of {last}. A click on a heading sorts by it; a click on a case shows "
         "it, if it has a view."
     )
-    return f'<div class="scroll">{table}</div>{_notes([note])}'
+    return f'<div class="scroll">{table}</div>{elements.notes([note])}'
 
 
 def _case_line(
@@ -336,8 +311,8 @@ def _case_line(
     if view:
         number = list(cases).index(case)
         attributes = f'data-view="{number}" data-structure="{_number_in(view, structure)}"'
-    words = [_words(case, button=bool(view)), _words(structure)]
-    return _line([*words, *map(_number, values)], attributes)
+    words = [elements.words(case, button=bool(view)), elements.words(structure)]
+    return elements.line([*words, *map(elements.number, values)], attributes)
 
 
 def _number_in(view: Mapping[str, Any], structure: str) -> int:
@@ -360,14 +335,14 @@ def _uncertainty(results: Results, cases: Mapping[str, dict[str, Any] | None]) -
         uncertainty, dice = ([row[name] for row in rows] for name in (UNSURE, "DSC_percent"))
         correlation = metrics.rank_correlation(uncertainty, dice)
         cells = [
-            _number(error),
-            _number(metrics.summarize(uncertainty)["mean"]),
-            _number(correlation["rho"]),
-            _number(correlation["p"], digits=4),
-            _number(correlation["n"], digits=0),
+            elements.number(error),
+            elements.number(metrics.summarize(uncertainty)["mean"]),
+            elements.number(correlation["rho"]),
+            elements.number(correlation["p"], digits=4),
+            elements.number(correlation["n"], digits=0),
         ]
-        words = _words(method, results.colours[method]), _words(structure)
-        lines.append(_line([*words, *cells]))
+        words = elements.words(method, results.colours[method]), elements.words(structure)
+        lines.append(elements.line([*words, *cells]))
     headings = ["ECE (%)", "mean uncertainty (%)", "Spearman rho with DSC", "p", "n"]
     notes = [
         "ECE: expected calibration error, over the voxels in boxes around the structure, of all "
@@ -375,7 +350,7 @@ def _uncertainty(results: Results, cases: Mapping[str, dict[str, Any] | None]) -
         "uncertainty: mean entropy of the voxels that are predicted to be the structure; rho below "
         "0: where it is high, the DSC is low; p of permutations, over n cases where both are known",
     ]
-    table = _table(["method", "structure"], headings, lines) + _notes(notes)
+    table = elements.table(["method", "structure"], headings, lines) + elements.notes(notes)
     return table + _least_sure(results, cases)
 
 
@@ -391,9 +366,9 @@ def _least_sure(results: Results, cases: Mapping[str, dict[str, Any] | None]) ->
         for row in rows
     ]
     columns = [f"{metrics.column(name).title}\n{last}" for name in (UNSURE, "DSC_percent")]
-    table = _table(["case", "structure"], columns, lines)
+    table = elements.table(["case", "structure"], columns, lines)
     note = f"First those that {last} found nothing in, then those in which it is least sure."
-    return f'<h3>Look at these first</h3><div class="scroll">{table}</div>{_notes([note])}'
+    return f'<h3>Look at these first</h3><div class="scroll">{table}</div>{elements.notes([note])}'
 
 
 def _unsure(results: Results, method: str, structure: str) -> list[Row]:
@@ -429,7 +404,7 @@ def _uncertainty_chart(results: Results, structure: str) -> go.Figure:
     figure.update_yaxes(title="share that is the structure", range=[0, 1], col=1)
     figure.update_xaxes(title=metrics.column(UNSURE).title, col=2)
     figure.update_yaxes(title=metrics.column("DSC_percent").title, col=2)
-    return figure.update_layout(LAYOUT)
+    return figure.update_layout(elements.LAYOUT)
 
 
 def _agreement(results: Results) -> str:
@@ -443,12 +418,16 @@ def _agreement(results: Results) -> str:
         agreement = metrics.agreement(values, [row[size.truth] for row in chosen])
         repeated = metrics.repeatability(values, [row["group"] or row["case"] for row in chosen])
         cells = [
-            _number(agreement["n"], digits=0),
-            *(_number(agreement[name], digits=4) for name in ("pearson_r", "p")),
-            *(_number(agreement[name]) for name in ("bias", "limit_low", "limit_high")),
-            _number(repeated["mean"]),
+            elements.number(agreement["n"], digits=0),
+            *(elements.number(agreement[name], digits=4) for name in ("pearson_r", "p")),
+            *(elements.number(agreement[name]) for name in ("bias", "limit_low", "limit_high")),
+            elements.number(repeated["mean"]),
         ]
-        lines.append(_line([_words(method, colours[method]), _words(structure), *cells]))
+        lines.append(
+            elements.line(
+                [elements.words(method, colours[method]), elements.words(structure), *cells]
+            )
+        )
     headings = [
         "n",
         "Pearson r",
@@ -462,7 +441,7 @@ def _agreement(results: Results) -> str:
         "Bland-Altman: bias of prediction - truth and its limits of agreement at 1.96 SD",
         "SD within a group: mean over groups with several scans, such as a patient",
     ]
-    return _table(["method", "structure"], headings, lines) + _notes(notes)
+    return elements.table(["method", "structure"], headings, lines) + elements.notes(notes)
 
 
 def _agreement_chart(results: Results, structure: str) -> go.Figure:
@@ -502,14 +481,14 @@ def _agreement_chart(results: Results, structure: str) -> go.Figure:
     figure.update_yaxes(title=f"prediction: {size.title}", col=1)
     figure.update_xaxes(title=f"mean of both: {size.title}", col=2)
     figure.update_yaxes(title="prediction - truth", col=2)
-    return figure.update_layout(LAYOUT)
+    return figure.update_layout(elements.LAYOUT)
 
 
 def _boxes(results: Results) -> list[go.Figure]:
     """A box plot per metric, a box per structure and method, with every case as a point."""
     rows, boxes = results.rows, []
     for name, title in tables.headings(rows, metrics.shown("charts")).items():
-        figure = go.Figure(layout=LAYOUT).update_layout(title=title, boxmode="group")
+        figure = go.Figure(layout=elements.LAYOUT).update_layout(title=title, boxmode="group")
         figure.update_xaxes(categoryarray=results.structures)
         for method, colour in results.colours.items():
             chosen = [
@@ -536,7 +515,7 @@ def _curves(results: Results) -> list[go.Figure]:
     others = [colour for colour in figures.PALETTE if colour not in known.values()]
     curves = []
     for name, title in ("loss", "loss"), ("val_DSC", "validation DSC"):
-        figure = go.Figure(layout=LAYOUT)
+        figure = go.Figure(layout=elements.LAYOUT)
         figure.update_layout(title=title, xaxis_title="epoch", colorway=others)
         for run in results.runs:
             for stage, history in run.histories.items():
@@ -558,10 +537,10 @@ def _configuration(results: Results) -> str:
     for name in dict.fromkeys(name for fact in facts for name in fact):
         values = [json.dumps(fact[name]) if name in fact else "" for fact in facts]
         differs = 'class="differs"' if len(set(values)) > 1 else ""
-        lines.append(_line([_words(word) for word in (name, *values)], differs))
+        lines.append(elements.line([elements.words(word) for word in (name, *values)], differs))
     if not lines:
         return ""
-    table = _table(["", *(run.name for run in results.runs)], [], lines)
+    table = elements.table(["", *(run.name for run in results.runs)], [], lines)
     return f"<details><summary>Flags, versions, seed and revision</summary>{table}</details>"
 
 
@@ -580,57 +559,6 @@ def _told(rows: Sequence[Row], cases: Sequence[str]) -> dict[str, Any]:
         "customdata": [cases.index(case) for case in text],
         "hovertemplate": "%{text}: %{y:.2f}",
     }
-
-
-# HTML. Names come from files and flags, so all of them are escaped here.
-
-
-def _words(text: object, colour: str | None = None, button: bool = False) -> str:
-    """A cell of words."""
-    text = html.escape(str(text))
-    shown = f"<button>{text}</button>" if button else text
-    swatch = f'<i class="swatch" style="background:{colour}"></i>' if colour else ""
-    return f'<td class="text" data-value="{text}">{swatch}{shown}</td>'
-
-
-def _number(value: float, digits: int = 2) -> str:
-    """A cell that sorts as a number in JavaScript; NaN is empty there."""
-    if math.isnan(value):
-        return '<td data-value="">–</td>'
-    if math.isinf(value):
-        return f'<td data-value="{"-" * (value < 0)}Infinity">{"−" * (value < 0)}∞</td>'
-    return f'<td data-value="{value}">{value:.{digits}f}</td>'
-
-
-def _line(cells: Iterable[str], attributes: str = "") -> str:
-    return f"<tr {attributes}>{''.join(cells)}</tr>"
-
-
-def _table(
-    words: Sequence[str], numbers: Sequence[str], lines: Sequence[str], attributes: str = ""
-) -> str:
-    """A table of the headings of its columns of words and of numbers.
-
-    What follows a line break in a heading is small print.
-    """
-    head = ""
-    for kind, headings in ("text", words), ("", numbers):
-        for heading in headings:
-            first, *rest = (html.escape(part) for part in heading.split("\n"))
-            small = "".join(f"<small>{part}</small>" for part in rest)
-            head += f'<th class="{kind}">{first}{small}</th>'
-    return (
-        f"<table {attributes}><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
-    )
-
-
-def _notes(sentences: Iterable[str]) -> str:
-    return "".join(f'<p class="note">{html.escape(sentence)}</p>' for sentence in sentences)
-
-
-def _json(text: str) -> str:
-    """JSON in a script element, which no name within it can end."""
-    return text.replace("<", "\\u003c")
 
 
 # Views
@@ -679,7 +607,7 @@ def _packed_case(name: str, results: Results, channel: int) -> dict[str, Any] | 
         "size": first["size"].tolist(),
         "spacing": first["spacing"].tolist(),
         "structures": first["structures"].tolist(),
-        "truth": {"colour": figures.TRUTH, "label": _packed(first["truth"])},
+        "truth": {"colour": figures.TRUTH, "label": elements.packed(first["truth"])},
         "methods": methods,
         # Colours end where all but a few specks lie.
         "farthest": None
@@ -696,9 +624,9 @@ def _packed_method(view: views.View, number: int) -> tuple[dict[str, Any], list[
     surfaces = [views.surface(label == k, truth == k, spacing) for k in ks]
     probability = None
     if "probabilities" in view:
-        probability = _packed(_coarse(view["probabilities"][number]))
+        probability = elements.packed(_coarse(view["probabilities"][number]))
     packed = {
-        "label": _packed(label),
+        "label": elements.packed(label),
         "probability": probability,
         "surfaces": [surface and _packed_surface(surface) for surface in surfaces],
     }
@@ -717,22 +645,20 @@ def _coarse(probability: np.ndarray) -> np.ndarray:
     return np.rint(np.rint(probability / 255 * 31) / 31 * 255).astype(np.uint8)
 
 
-def _packed(data: bytes | np.ndarray) -> str:
-    """Base64 of compressed bytes, or of an array's."""
-    return base64.b64encode(zlib.compress(bytes(data), 9)).decode()
-
-
 def _packed_surface(surface: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """A surface as columns of numbers, which are multiples of a unit."""
     packed: dict[str, Any] = {
-        "faces": _packed(surface["faces"].T.astype(np.uint16)),
+        "faces": elements.packed(surface["faces"].T.astype(np.uint16)),
         "distances": None,
     }
     for name in "vertices", "distances":
         values = surface[name].T
         if not np.isnan(values).any():
             unit = values.max() / 65535 or 1.0
-            packed[name] = {"unit": unit, "data": _packed(np.rint(values / unit).astype(np.uint16))}
+            packed[name] = {
+                "unit": unit,
+                "data": elements.packed(np.rint(values / unit).astype(np.uint16)),
+            }
     return packed
 
 
@@ -741,8 +667,8 @@ def _scores(rows: Sequence[Row]) -> str:
     methods, lines = list(dict.fromkeys(row["method"] for row in rows)), []
     for structure in dict.fromkeys(row["structure"] for row in rows):
         scores = {row["method"]: row for row in rows if row["structure"] == structure}
-        lines.append(_line([_words(structure)]))
+        lines.append(elements.line([elements.words(structure)]))
         for name, title in tables.headings(rows, metrics.shown("charts")).items():
             values = [scores.get(method, {}).get(name, math.nan) for method in methods]
-            lines.append(_line([_words(title), *map(_number, values)]))
-    return _table([""], methods, lines)
+            lines.append(elements.line([elements.words(title), *map(elements.number, values)]))
+    return elements.table([""], methods, lines)
