@@ -17,6 +17,7 @@ import SimpleITK as sitk
 from tf_autoctx.commands import score as score_command
 from tf_autoctx.commands import structure_names
 from tf_autoctx.commands.compare import command as compare
+from tf_autoctx.commands.report import command as report
 from tf_autoctx.data import datasets, images
 from tf_autoctx.report import tables
 
@@ -622,3 +623,27 @@ def test_typed_names():
     names = structure_names.given(" 1: left kidney ,2:b:c, 7:ignore")
     assert names.labels == {1: "left kidney", 2: "b:c"} and names.ignored == 7
     assert (names.of(2), names.of(3), names.single) == ("b:c", "label 3", None)
+
+
+def test_the_uncertainty_beside_predictions_of_one_structure(tmp_path, capsys):
+    """It goes with the DSC, is in the table, and the report takes it from there."""
+    for number, name in enumerate("abcd"):
+        truth = cube(1, 1)
+        save(tmp_path / "labels" / f"{name}.nii.gz", truth)
+        save(tmp_path / "ours" / f"{name}.nii.gz", np.roll(truth, number, axis=0))
+    lines = ["image,uncertainty", "a,0.125", "b,0.25", "c,0.5", "d,nan"]
+    table = tmp_path / "ours" / "uncertainty.csv"
+    table.write_text("\n".join(lines) + "\n")
+    rows = score(tmp_path, "--fill_holes")
+    unsure = [row.get("uncertainty_percent") for row in rows.values()]
+    assert unsure[:3] == [12.5, 25, 50] and np.isnan(unsure[3:4]).all()
+    assert "uncertainty and DSC: Spearman's rho -1.00, p = 0.3333, n = 3" in capsys.readouterr().out
+    page = tmp_path / "report.html"
+    report.perform([f"--evaluations={tmp_path / 'output'}", f"--output={page}"])
+    assert "Spearman rho with DSC" in page.read_text("utf-8")
+    # Of several structures it is of all of them together.
+    save(tmp_path / "labels" / "a.nii.gz", cube(7, 2, cube(1, 1)))
+    assert not any("uncertainty_percent" in row for row in score(tmp_path).values())
+    table.write_text("image,uncertainty\na,much\n")
+    save(tmp_path / "labels" / "a.nii.gz", cube(1, 1))
+    assert "uncertainty.csv: " in refused(tmp_path, capsys)

@@ -26,6 +26,7 @@ with its reason, in failed.csv, and the exit code is 1. The files of an earlier 
 from __future__ import annotations
 
 import dataclasses
+import math
 import pathlib
 import sys
 from collections.abc import Collection, Mapping, Sequence
@@ -369,6 +370,7 @@ def main(given: command_line.Given) -> None:
     if scored:
         labels = labels_of(scored.values(), names, settings)
         rows = rows_of(scored, labels, names.system, settings.methods)
+        note_uncertainty(rows, settings)
     tables.write(output, rows, failures=failed)
     if rows:
         print("\n" + tables.table(rows))
@@ -379,6 +381,32 @@ def main(given: command_line.Given) -> None:
             f"{output / 'failed.csv'}: {len(failed)} of {len(cases)} cases are not scored; "
             "expected readable label images on the grid of their truth."
         )
+
+
+def note_uncertainty(rows: Sequence[dict[str, Any]], settings: Score) -> None:
+    """Adds the uncertainty that `autoctx-predict` left beside the predictions, where these are of
+    one structure, and says how it goes with the DSC.
+
+    Raises:
+      UserError: its table cannot be read.
+    """
+    from tf_autoctx import metrics
+    from tf_autoctx.systems.shared import results
+
+    known = results.uncertainties(pathlib.Path(settings.predictions))
+    as_predicted = [row for row in rows if row["method"] == settings.methods[0]]
+    if not known or len({row["structure"] for row in rows}) > 1:
+        return
+    for row in as_predicted:
+        row["uncertainty_percent"] = 100 * known.get(row["case"], math.nan)
+    columns = (
+        [row[name] for row in as_predicted] for name in ("uncertainty_percent", "DSC_percent")
+    )
+    told = metrics.rank_correlation(*columns)
+    print(
+        f"uncertainty and DSC: Spearman's rho {told['rho']:.2f}, p = {told['p']:.4f}, "
+        f"n = {told['n']}"
+    )
 
 
 def names_of(settings: Score) -> StructureNames:

@@ -248,20 +248,29 @@ def note_uncertainty(folder: pathlib.Path, name: str, uncertainty: np.ndarray) -
     Raises:
       UserError: the table cannot be read or written.
     """
-    path = folder / UNSURE_TABLE
-    columns = ("image", UNSURE)
-    lines = spreadsheets.read(path, columns) if path.exists() else []
-    try:
-        known = {line["image"]: float(line[UNSURE]) for line in lines}
-    except ValueError as error:
-        raise UserError(f"{path}: {error}; expected numbers (delete it).") from None
+    known = uncertainties(folder)
     known[name] = float(uncertainty.mean()) if uncertainty.size else math.nan
 
     def order(image: str) -> tuple[float, str]:
         return -math.inf if math.isnan(known[image]) else -known[image], image
 
     told = [{"image": image, UNSURE: known[image]} for image in sorted(known, key=order)]
-    spreadsheets.write(path, told, columns)
+    spreadsheets.write(folder / UNSURE_TABLE, told, ("image", UNSURE))
+
+
+def uncertainties(folder: pathlib.Path) -> dict[str, float]:
+    """{image: mean uncertainty of its object} of a folder of results; empty where none was asked
+    for.
+
+    Raises:
+      UserError: the table cannot be read.
+    """
+    path = folder / UNSURE_TABLE
+    lines = spreadsheets.read(path, ("image", UNSURE)) if path.exists() else []
+    try:
+        return {line["image"]: float(line[UNSURE]) for line in lines}
+    except ValueError as error:
+        raise UserError(f"{path}: {error}; expected numbers (delete it).") from None
 
 
 def collect_measurements(folder: pathlib.Path) -> None:
