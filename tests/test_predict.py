@@ -256,7 +256,7 @@ def measured(folder):
         return list(csv.DictReader(file))
 
 
-def test_what_is_measured_of_every_structure(tmp_path):
+def test_what_is_measured_of_every_structure(tmp_path, caplog, capsys):
     """A disc of 20 mm radius in pixels of 0.5 mm, and a frame without mm."""
     y, x = np.indices((120, 120)) - 60
     disc = np.where(y**2 + x**2 <= 40**2, 200, 0).astype(np.uint8)
@@ -281,6 +281,23 @@ def test_what_is_measured_of_every_structure(tmp_path):
     assert float(with_mm["HC_mm"]) == pytest.approx(2 * np.pi * 20, rel=0.02)
     assert float(frame["area_pixel"]) == pytest.approx(np.pi * 40**2, rel=0.01)
     assert frame["BPD_mm"] == "" and frame["structure"] == "head"
+    assert "frame: tells no mm" in caplog.text and "disc: tells" not in caplog.text
+    # The mm of a frame may be given; they are not in place of a file's own.
+    given = (*words, f"--output={tmp_path / 'mm'}", "--spacing=0.25,0.5")
+    (tmp_path / "in" / "below" / "disc.mha").rename(tmp_path / "disc.mha")
+    running.call("predict", *given)
+    (in_mm,) = measured(tmp_path / "mm")
+    assert float(in_mm["area_mm2"]) == pytest.approx(np.pi * 20 * 10, rel=0.01)
+    assert float(in_mm["OFD_mm"]) == pytest.approx(40, abs=0.7)
+    for flags, told in (
+        ((f"--input={tmp_path / 'disc.mha'}",), "has a spacing of its own, 0.5 x 0.5 mm"),
+        (("--spacing=1,1,1",), "--spacing=1.0,1.0,1.0: expected 2 numbers of mm"),
+        (("--spacing=0,1",), "--spacing=0,1: expected numbers of mm above 0"),
+    ):
+        with pytest.raises(SystemExit):
+            running.call("predict", *given, *flags, "--overwrite")
+        assert told in capsys.readouterr().err
+    (tmp_path / "disc.mha").rename(tmp_path / "in" / "below" / "disc.mha")
     # What is missing comes back, and an image that is gone with its table is gone.
     (tmp_path / "out" / "measurements" / "below" / "disc.csv").unlink()
     running.call("predict", *words, f"--output={tmp_path / 'out'}", "--resume")

@@ -41,7 +41,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from tf_autoctx import configuration, files, shipped
 from tf_autoctx.commands.command_line import Command, Given, quick_imports
 from tf_autoctx.configuration import check, field
-from tf_autoctx.errors import UserError, sentence
+from tf_autoctx.data.configuration import edges_of
+from tf_autoctx.errors import FieldError, UserError, sentence
 from tf_autoctx.systems.shared import registry
 from tf_autoctx.training.configuration import POLICIES
 
@@ -115,11 +116,19 @@ class Prediction:
     series: str | None = field(
         None, "DICOM series of folders that hold several: its UID, or its number in their list."
     )
+    spacing: str | None = field(
+        None,
+        "Edges in mm (z,y,x, or y,x) of the voxels of images whose files do not tell, such as PNG; "
+        "an image that tells its own is refused.",
+    )
     overwrite: bool = field(False, "Replace results that are there already.")
     resume: bool = field(False, "Write the results that are not there yet.")
 
     def __post_init__(self) -> None:
         check(self)
+        if self.spacing is not None and not edges_of(self.spacing):
+            message = "expected numbers of mm above 0, such as 0.12,0.12 (y,x)."
+            raise FieldError("spacing", self.spacing, message)
         if self.resume and self.overwrite:
             raise UserError(
                 "`resume` and `overwrite`: one keeps results, one replaces them; expected one of "
@@ -181,6 +190,7 @@ def _wanted(chosen: Prediction, segmentor: Segmentor) -> Results:
         chosen.series,
         chosen.uncertainty,
         chosen.measurements,
+        edges_of(chosen.spacing or ""),
     )
 
 
@@ -206,6 +216,8 @@ def _left(
     decisive = {**options, "series": chosen.series}
     if chosen.mirrors:
         decisive["mirrors"] = True
+    if chosen.spacing is not None:
+        decisive["spacing"] = chosen.spacing
     if segmentor.precision != "float32":
         print(f"{chosen.model}: computes in {segmentor.precision}")
         decisive["precision"] = segmentor.precision

@@ -95,11 +95,17 @@ class Resampling:
     @property
     def edges(self) -> tuple[float, ...] | None:
         """The edges that are given, mm; None: there are none."""
-        try:
-            edges = tuple(float(mm) for mm in self.spacing.split(","))
-        except ValueError:
-            return None
-        return edges if len(edges) == 3 and all(0 < mm < math.inf for mm in edges) else None
+        edges = edges_of(self.spacing)
+        return edges if len(edges) == 3 else None
+
+
+def edges_of(spacing: str) -> tuple[float, ...]:
+    """Edges of voxels, mm, of a text such as 1,0.8,0.8; none where it is none."""
+    try:
+        edges = tuple(float(mm) for mm in spacing.split(","))
+    except ValueError:
+        return ()
+    return edges if all(0 < mm < math.inf for mm in edges) else ()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from absl import logging
 
 from tf_autoctx import metrics, spreadsheets
 from tf_autoctx.data import images, names
@@ -46,9 +47,10 @@ class Results:
       series: which of several DICOM series of a folder, see `images.read`.
       uncertainty: whether it is wanted.
       measurements: whether they are.
+      spacing: edges in mm of the voxels of images whose files do not tell; empty: they are unknown.
 
     Raises:
-      FieldError: a format that cannot hold a volume; iterations of a model that has none.
+      FieldError: a format that cannot hold a volume; a spacing of other axes than the model's.
     """
 
     segmentor: Segmentor
@@ -61,6 +63,7 @@ class Results:
     series: str | None = None
     uncertainty: bool = False
     measurements: bool = False
+    spacing: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if not self._flat and self.suffix in images.PIXELS_ONLY:
@@ -69,6 +72,9 @@ class Results:
                 self.suffix.removeprefix("."),
                 "cannot hold the grid of a volume; expected nii.gz, nii, nrrd or mha.",
             )
+        if self.spacing and len(self.spacing) != self.segmentor.dimensions:
+            message = f"expected {self.segmentor.dimensions} numbers of mm, one for each axis."
+            raise FieldError("spacing", ",".join(map(str, self.spacing)), message)
 
     @property
     def _flat(self) -> bool:
@@ -123,10 +129,16 @@ class Results:
         Raises:
           UserError: see `Segmentor.__call__`.
         """
-        pixels, labels = image.array, self.segmentor.labels
+        pixels, labels, spacing = image.array, self.segmentor.labels, image.millimetres
+        if self.spacing and spacing is not None:
+            told = " x ".join(f"{mm:g}" for mm in spacing)
+            raise UserError(
+                f"{path}: has a spacing of its own, {told} mm; expected none beside `spacing`."
+            )
+        spacing = spacing or self.spacing or None
         segmentation = self.segmentor(
             pixels,
-            image.millimetres,
+            spacing,
             path,
             probabilities=self.probabilities,
             uncertainty=(UNSURE, None) in files,
@@ -140,7 +152,7 @@ class Results:
             table: Sequence[Mapping[str, Any]] = ()
             if kind == MEASURED:
                 name = file.relative_to(self.output / MEASURED).as_posix().removesuffix(".csv")
-                table = self._measured(name, voxels, image.millimetres)
+                table = self._measured(name, voxels, spacing)
             if kind == UNSURE:
                 voxels = segmentation["uncertainty"]
                 ending = self._ending(path, kind)
@@ -166,6 +178,10 @@ class Results:
     ) -> list[dict[str, Any]]:
         """A line for each structure of a segmented image."""
         lines = []
+        if spacing is None and self.segmentor.declaration.measurement:
+            logging.warning(
+                "%s: tells no mm, so that it is measured in pixels; `spacing` gives them.", name
+            )
         for value, structure in self.segmentor.labels.items():
             mask = metrics.mask_of(label, value, self.segmentor.regions)
             line = {"image": name, "structure": structure, **metrics.extent_of(mask, spacing)}
