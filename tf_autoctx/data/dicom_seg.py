@@ -130,9 +130,10 @@ def read_raw(
     image = images.read_raw(path, dimensions, series, channels)
     try:
         source, planes = _source(path, series)
-        _made(source, np.zeros((len(planes), *image.image.GetSize()[1::-1]), np.uint8), ANY, "")
+        empty = np.zeros((len(planes), source[0].Rows, source[0].Columns), np.uint8)
+        _made(source, empty, ANY, "")
     except (AttributeError, LookupError, NotImplementedError, TypeError, ValueError) as error:
-        reason = str(error).strip("'\" .")
+        reason = str(error).rstrip(".")
         raise UserError(
             f"{path}: no DICOM segmentation can refer to it ({reason}); expected another header, "
             "or another `output_format`."
@@ -214,6 +215,7 @@ def _made(headers: list[Any], pixels: np.ndarray, template: Template, model: str
         software_versions=__version__,
         device_serial_number=model,
         content_label="SEGMENTATION",
+        omit_empty_frames=bool(pixels.any()),
         specific_character_set=UTF8,
     )
 
