@@ -5,6 +5,7 @@ The models are thresholds.
 
 import json
 import pathlib
+import warnings
 
 import helpers
 import numpy as np
@@ -25,11 +26,11 @@ from pydicom.sr import _concepts_dict
 from scipy.spatial.transform import Rotation
 
 import tf_autoctx
-from tf_autoctx import export, shipped
+from tf_autoctx import export, metrics, shipped
 from tf_autoctx.data import dicom_seg, images, labels, segment_codes
 from tf_autoctx.data.segment_codes import Code
 from tf_autoctx.errors import UserError
-from tf_autoctx.systems.shared import registry, results
+from tf_autoctx.systems.shared import origins, registry, results
 
 highdicom = pytest.importorskip("highdicom")
 
@@ -335,6 +336,30 @@ def test_probabilities_and_uncertainty_stay_nifti(series, predict, tmp_path):
     ]
 
 
+def test_images_of_iterations_stay_nifti(tmp_path):
+    """Which have no place in a series of their own."""
+    voxels = np.zeros((4, 5), np.uint8)
+    once = {"rendered": voxels, "label": voxels}
+
+    class Rendering:
+        labels, regions, dimensions, iterations = {1: "head"}, metrics.NO_REGIONS, 2, 1
+
+        def __call__(self, *_, **__):
+            return {"label": voxels, "iterations": [once], "kept": 0}
+
+    save(dataset(voxels, kind=ULTRASOUND, **HERE), tmp_path / "a.dcm")
+    image = images.read_2d(tmp_path / "a.dcm")
+    wanted = results.Results(
+        Rendering(), tmp_path / "out", every_iteration=True, template=dicom_seg.ANY
+    )
+    path = str(tmp_path / "a.dcm")
+    for file, result in wanted.segmented(path, image, wanted.files("a", path), False).items():
+        results.write(file, result, origins.Origins(tmp_path / "out", "model"))
+    found = {file.relative_to(tmp_path / "out").as_posix() for file in wanted.output.rglob("*.*")}
+    assert found >= {"a.dcm", "strips/a.png", "iterations/a/00_rendered.nii.gz"}
+    assert len([name for name in found if name.endswith(".dcm")]) == 1
+
+
 def test_one_picture_is_one_frame(predict, refused, tmp_path):
     ours = model(tmp_path / "model", lambda x: x > 20, "renderer", export.IMAGE, labels={1: "head"})
     pixels = np.arange(30, dtype=np.uint8).reshape(5, 6)
@@ -363,19 +388,22 @@ def test_several_channels_refer_to_the_first(tmp_path):
 
 
 def test_headers_that_our_reader_takes_are_taken(tmp_path):
-    """Rounded directions, no thickness, a wrong distance, nothing of the patient."""
-    for number, made in enumerate(placed(AXES["oblique"], SliceThickness=None)):
+    """Rounded directions, no thickness, a wrong distance, of the patient nothing but a name of one
+    word, of which pydicom warns."""
+    tags = {"SliceThickness": None, "PatientName": "ANONYMOUS"}
+    for number, made in enumerate(placed(AXES["oblique"], **tags)):
         made.SpacingBetweenSlices = 7
         made.ImageOrientationPatient = np.round(AXES["oblique"], 4 + number).tolist()
-        made.StudyInstanceUID = "1.2.3"
         save(made, tmp_path / "scan" / f"{number}.dcm")
-    image = dicom_seg.read_raw(tmp_path / "scan", 3)
-    label = image.like(np.ones(image.array.shape, np.uint8))
-    dicom_seg.write(tmp_path / "a.dcm", label, tmp_path / "scan", dicom_seg.ANY, "")
+    with warnings.catch_warnings(action="error"):
+        image = dicom_seg.read_raw(tmp_path / "scan", 3)
+        label = image.like(np.ones(image.array.shape, np.uint8))
+        dicom_seg.write(tmp_path / "a.dcm", label, tmp_path / "scan", dicom_seg.ANY, "")
     made = pydicom.dcmread(tmp_path / "a.dcm")
     (measures,) = made.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence
     assert measures.SpacingBetweenSlices == pytest.approx(2, abs=1e-4)
-    assert made.PatientName == "" and made.NumberOfFrames == 5
+    told = (made.PatientName, made.PatientID, made.NumberOfFrames)
+    assert told == ("ANONYMOUS", "", 5)
 
 
 @pytest.mark.parametrize("shared", [True, False])
@@ -394,6 +422,15 @@ def test_frames_may_each_say_how_they_lie(tmp_path, shared):
     dicom_seg.write(tmp_path / "b.dcm", label, tmp_path / "a.dcm", dicom_seg.ANY, "")
     volume = opened(tmp_path / "b.dcm").get_volume()
     assert volume.spacing == (2, 0.75, 0.5) and volume.array.sum() == 30 + 14
+
+
+def test_frames_by_offsets_are_refused(tmp_path):
+    """As of doses, whose object would have the first frame alone."""
+    frames = np.stack([stored(k) for k in range(3)])
+    save(slice_of(10, frames, GridFrameOffsetVector=[0, 3, 6], **HERE), tmp_path / "a.dcm")
+    assert images.read(tmp_path / "a.dcm").array.shape == (3, 5, 6)
+    with pytest.raises(UserError, match=r"a.dcm: 1 of 3 frames tell a position of their own; exp"):
+        dicom_seg.read_raw(tmp_path / "a.dcm", 3)
 
 
 REFUSED = {

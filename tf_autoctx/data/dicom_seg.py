@@ -12,6 +12,7 @@ import dataclasses
 import importlib.util
 import os
 import pathlib
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -129,9 +130,16 @@ def read_raw(
     """
     image = images.read_raw(path, dimensions, series, channels)
     try:
-        source, planes = _source(path, series)
-        empty = np.zeros((len(planes), source[0].Rows, source[0].Columns), np.uint8)
-        _made(source, empty, ANY, "")
+        with warnings.catch_warnings(action="ignore"):  # of values that are carried over
+            source, places = _source(path, series)
+            planes = (*image.grid.size, 1)[2]
+            if len(places) != planes:
+                raise UserError(
+                    f"{path}: {len(places)} of {planes} frames tell a position of their own; "
+                    "expected all of them for a DICOM segmentation, or another `output_format`."
+                )
+            empty = np.zeros((planes, source[0].Rows, source[0].Columns), np.uint8)
+            _made(source, empty, ANY, "")
     except (AttributeError, LookupError, NotImplementedError, TypeError, ValueError) as error:
         reason = str(error).rstrip(".")
         raise UserError(
@@ -154,12 +162,12 @@ def write(path: Path, label: sitk.Image, source: Path, template: Template, model
     Raises:
       UserError: it cannot be written.
     """
-    headers, places = _source(source, template.series)
     planes = sitk.GetArrayFromImage(label)
-    planes = planes.reshape(-1, *planes.shape[-2:])[places]
-    made = _made(headers, _pixels(planes, template.segments), template, model)
-    with replacing(path) as partial:
-        made.save_as(partial, enforce_file_format=True)
+    planes = planes.reshape(-1, *planes.shape[-2:])
+    with warnings.catch_warnings(action="ignore"), replacing(path) as partial:
+        headers, places = _source(source, template.series)
+        pixels = _pixels(planes[places], template.segments)
+        _made(headers, pixels, template, model).save_as(partial, enforce_file_format=True)
 
 
 def _pixels(label: np.ndarray, segments: Sequence[Segment]) -> np.ndarray:
