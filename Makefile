@@ -5,9 +5,10 @@ BIN := $(VENV)/bin
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 # Files of tests that train nothing and export little, for work in between.
-FAST := another_scanner api biometry command_line compare configuration datasets dicom docs errors \
-  evaluation floors growth harness ignored images labels layers losses metrics mutations names \
-  phantom_fetal_head_2d postprocessing predict report_figures report_tables report_views shared
+FAST := another_scanner api biometry command_line compare configuration datasets dicom dicom_seg \
+  docs errors evaluation floors growth harness ignored images labels layers losses metrics mutations \
+  names phantom_fetal_head_2d postprocessing predict report_figures report_tables report_views \
+  shared
 
 .PHONY: demo demo-multi-organ demo-embryo demo-renderer test test-fast lint clean
 

@@ -19,6 +19,8 @@ on. With --measurements it writes measurements.csv, a line a structure of an ima
 measurements/NAME.csv. With --uncertainty it writes uncertainty/NAME.nii.gz (0 to 1), and
 uncertainty.csv, a line an image. Labels and masks of PNG, JPEG and TIFF images are PNG images of 0
 and 255. --output_format names another format; PNG cannot hold probabilities, which stay NIfTI.
+--output_format=dicom_seg makes the label of a DICOM image a DICOM segmentation object, NAME.dcm,
+with a segment for each structure; what each is, a table of organs or --segment_codes tells.
 Images that are rendered online get a strip of their iterations, strips/NAME.png, and with
 --every_iteration each one's image and mask, iterations/NAME/.
 
@@ -47,7 +49,9 @@ from tf_autoctx.systems.shared import registry
 from tf_autoctx.training.configuration import POLICIES
 
 if TYPE_CHECKING:
+    from tf_autoctx.data.dicom_seg import Template
     from tf_autoctx.data.isolation import Pool
+    from tf_autoctx.data.segment_codes import Codes
     from tf_autoctx.systems.shared.origins import Origins
     from tf_autoctx.systems.shared.prediction import Segmentor
     from tf_autoctx.systems.shared.results import Key, Result, Results
@@ -55,7 +59,8 @@ if TYPE_CHECKING:
     Files = Mapping[Key, pathlib.Path]
 
 T = TypeVar("T")
-FORMATS = ("nii.gz", "nii", "nrrd", "mha", "png", "tif", "tiff")
+DICOM_SEG = "dicom_seg"
+FORMATS = ("nii.gz", "nii", "nrrd", "mha", "png", "tif", "tiff", DICOM_SEG)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -110,8 +115,15 @@ class Prediction:
     )
     output_format: str | None = field(
         None,
-        "Format of all images. By default png for PNG, JPEG and TIFF images, else nii.gz.",
+        "Format of all images. By default png for PNG, JPEG and TIFF images, else nii.gz. "
+        "dicom_seg writes labels as DICOM segmentation objects; it needs the extra: pip install "
+        "'tf_autoctx[dicom]'.",
         choices=FORMATS,
+    )
+    segment_codes: str | None = field(
+        None,
+        "JSON file of the codes of structures, for dicom_seg. By default segment_codes.json in the "
+        "folder of the model, if it is there; common organs need none.",
     )
     series: str | None = field(
         None, "DICOM series of folders that hold several: its UID, or its number in their list."
@@ -139,6 +151,15 @@ class Prediction:
                 "`nocompressed`: labels and masks are compressed all the same; expected "
                 "`probabilities` or `uncertainty` with it."
             )
+        if self.segment_codes and self.output_format != DICOM_SEG:
+            raise UserError(
+                f"`segment_codes`: images hold no codes; expected `output_format={DICOM_SEG}`."
+            )
+        if self.masks and self.output_format == DICOM_SEG:
+            raise UserError(
+                f"`masks`: of `output_format={DICOM_SEG}` each structure is a segment already; "
+                "expected one of them."
+            )
 
 
 def option_kinds() -> list[type]:
@@ -151,6 +172,7 @@ def main(given: Given) -> None:
     chosen = dataclasses.replace(chosen, model=str(shipped.resolved(chosen.model)))
     from tf_autoctx.data import isolation
 
+    codes = _codes(chosen)
     names = [name for kind in option_kinds() for name in configuration.rules(kind)]
     options = {name: given[name] for name in names}
     writing = isolation.Pool(1, "wrote", "enough memory and disk space for it")
@@ -161,15 +183,53 @@ def main(given: Given) -> None:
         with quick_imports():
             from tf_autoctx.systems.shared import prediction
         segmentor = prediction.load(chosen.model, chosen.precision, chosen.mirrors, **options)
-        wanted = _wanted(chosen, segmentor)
+        wanted = _wanted(chosen, segmentor, codes)
         write(wanted, *_left(chosen, options, wanted), readers, writers)
 
 
-def _wanted(chosen: Prediction, segmentor: Segmentor) -> Results:
+def _codes(chosen: Prediction) -> dict[str, Codes]:
+    """{structure: codes} that the user tells, or else the folder of the model.
+
+    Raises:
+      UserError: the file is no such; highdicom is not installed.
+    """
+    if chosen.output_format != DICOM_SEG:
+        return {}
+    from tf_autoctx.data import dicom_seg, segment_codes
+
+    dicom_seg.require_installed()
+    of_model = pathlib.Path(chosen.model) / segment_codes.FILE
+    file = chosen.segment_codes or (of_model if of_model.exists() else None)
+    return segment_codes.read(file) if file else {}
+
+
+def _template(
+    chosen: Prediction, segmentor: Segmentor, codes: Mapping[str, Codes]
+) -> Template | None:
+    """What the segmentation objects have in common, which is said; None: images are written.
+
+    Raises:
+      UserError: a structure without a code, or of a name that DICOM cannot hold.
+    """
+    if chosen.output_format != DICOM_SEG:
+        return None
+    from tf_autoctx.data import dicom_seg, segment_codes
+
+    labels, declaration = segmentor.labels, segmentor.declaration
+    known = segment_codes.of_all(labels.values(), {**declaration.segment_codes, **codes})
+    segments = [
+        dicom_seg.Segment(name, (*segmentor.regions.get(value, (value,)),), known[name])
+        for value, name in labels.items()
+    ]
+    print("segments:", "; ".join(f"{segment.name}: {segment.codes}" for segment in segments))
+    return dicom_seg.Template(declaration.name, tuple(segments), chosen.series)
+
+
+def _wanted(chosen: Prediction, segmentor: Segmentor, codes: Mapping[str, Codes]) -> Results:
     """What is written of each image.
 
     Raises:
-      UserError: iterations or uncertainty of a model that has none.
+      UserError: iterations or uncertainty of a model that has none; see `_template`.
     """
     from tf_autoctx.systems.shared import results
 
@@ -191,6 +251,7 @@ def _wanted(chosen: Prediction, segmentor: Segmentor) -> Results:
         chosen.uncertainty,
         chosen.measurements,
         edges_of(chosen.spacing or ""),
+        _template(chosen, segmentor, codes),
     )
 
 
@@ -218,6 +279,8 @@ def _left(
         decisive["mirrors"] = True
     if chosen.spacing is not None:
         decisive["spacing"] = chosen.spacing
+    if wanted.template:
+        decisive["template"] = dataclasses.asdict(wanted.template)
     if segmentor.precision != "float32":
         print(f"{chosen.model}: computes in {segmentor.precision}")
         decisive["precision"] = segmentor.precision
@@ -242,7 +305,7 @@ def write(
     """
     import keras
 
-    from tf_autoctx.data import images
+    from tf_autoctx.data import dicom_seg, images
     from tf_autoctx.systems.shared import results
 
     # One image shows its tiles or iterations, several show images.
@@ -253,6 +316,7 @@ def write(
     segmentor = wanted.segmentor
     of_model = segmentor.dimensions, wanted.series, len(segmentor.channels)
     tasks = [(path, (path, *of_model)) for path in left]
+    read = dicom_seg.read_raw if wanted.template else images.read_raw
 
     def done(path: str, failure: UserError | None, files: int = 1) -> None:
         if failure and alone:
@@ -264,7 +328,7 @@ def write(
             bar.add(1)
 
     def segmented() -> Iterator[tuple[str, tuple[pathlib.Path, Result, Origins]]]:
-        for path, image in readers.map(images.read_raw, tasks):
+        for path, image in readers.map(read, tasks):
             try:
                 if isinstance(image, UserError):
                     raise image

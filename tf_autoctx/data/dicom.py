@@ -435,7 +435,13 @@ def _reader(path: pathlib.Path) -> sitk.ImageFileReader:
 
 
 def _require_plain_values(file: File) -> None:
-    """Raises a `UserError` for values that pass through a table, which ITK leaves out."""
+    """Raises a `UserError` for values that pass through a table, which ITK leaves out, and for
+    bits, of which it makes other bytes."""
+    if file.stored(dicom_files.ALLOCATED, "H") == 1:
+        raise UserError(
+            f"{file.path}: has one bit a voxel, as DICOM segmentation objects have; expected an "
+            "image or a label of bytes, such as NIfTI."
+        )
     if file.items(dicom_files.TABLE):
         raise UserError(
             f"{file.path}: its values pass through a table (ModalityLUTSequence); expected a slope "

@@ -6,6 +6,7 @@ import dataclasses
 
 from tf_autoctx.configuration import check, field
 from tf_autoctx.data.configuration import Augmentation, Resampling
+from tf_autoctx.data.segment_codes import anatomical
 from tf_autoctx.models.options import BIAS, INITIALIZERS, NORMALIZATIONS, VNetOptions
 from tf_autoctx.systems.embryo.presets import PRESETS
 from tf_autoctx.systems.shared.declaration import Declaration
@@ -115,6 +116,10 @@ DECLARATION = Declaration(
     presets=PRESETS,
     implementation="tf_autoctx.systems.embryo.system:EmbryoSystem",
     channels=True,
+    segment_codes={
+        "body": anatomical("57991002", "Entire embryo"),
+        "ventricle": anatomical("35764002", "Brain ventricle"),
+    },
 )
 
 # The peer

@@ -6,6 +6,7 @@ import dataclasses
 
 from tf_autoctx.configuration import check, field
 from tf_autoctx.data.configuration import Augmentation, Resampling
+from tf_autoctx.data.segment_codes import FETAL_HEAD
 from tf_autoctx.errors import FieldError
 from tf_autoctx.models.options import (
     ATTENTION_KERNELS,
@@ -169,4 +170,5 @@ DECLARATION = Declaration(
     measurement="tf_autoctx.biometry:head",
     implementation="tf_autoctx.systems.fetal_head.system:FetalHeadSystem",
     channels=True,
+    segment_codes={"head": FETAL_HEAD},
 )

@@ -6,6 +6,7 @@ import dataclasses
 
 from tf_autoctx.configuration import check, field, optional
 from tf_autoctx.data.configuration import Augmentation
+from tf_autoctx.data.segment_codes import FETAL_HEAD
 from tf_autoctx.errors import FieldError
 from tf_autoctx.models.options import BIAS, HEADS, LINEAR_INITIALIZERS
 from tf_autoctx.systems.renderer.presets import PRESETS
@@ -320,4 +321,5 @@ DECLARATION = Declaration(
     implementation="tf_autoctx.systems.renderer.system:RendererSystem",
     prediction=OnlineOptions,
     aliases={"corpus": "data_dir"},
+    segment_codes={"head": FETAL_HEAD},
 )

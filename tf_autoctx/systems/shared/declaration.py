@@ -8,6 +8,8 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
+from tf_autoctx.data.segment_codes import Codes
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -34,6 +36,7 @@ class Declaration:
       channels: whether images may have several; its `System` is told how many then.
       regions: whether structures may be sets of label values; its configuration has a field
         `regions` of what `regions.parsed` takes then.
+      segment_codes: {structure: codes} of those that the system names itself, for DICOM.
     """
 
     name: str
@@ -49,6 +52,7 @@ class Declaration:
     voxel_check: str | None = None
     channels: bool = False
     regions: bool = False
+    segment_codes: Mapping[str, Codes] = dataclasses.field(default_factory=dict)
 
     def load(self) -> Any:
         """The class of the system, a `System`, whose own metrics are known from then on; imports

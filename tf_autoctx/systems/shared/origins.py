@@ -30,10 +30,13 @@ class Origins:
     Args:
       folder: of the results.
       model: whatever besides an image decides its results, see `of_model`.
+
+    Attributes:
+      model: the same.
     """
 
     def __init__(self, folder: pathlib.Path, model: str) -> None:
-        self._folder, self._path, self._model = folder, folder / NAME, model
+        self._folder, self._path, self.model = folder, folder / NAME, model
         self._lock = threading.Lock()  # clients note several at once
         self._records: dict[str, dict[str, Any]] = {}  # by result
         for line in self._lines():
@@ -65,7 +68,7 @@ class Origins:
         record = self._records.get(self._name(result))
         if record is None:  # of a kill before it was noted
             return not self._path.exists() and result.stat().st_mtime_ns >= _stamp(image)[1]
-        if record.get("model") != self._model:
+        if record.get("model") != self.model:
             return False
         # Files that were copied are other files of the same bytes.
         stamp = _stamp(image)
@@ -84,7 +87,7 @@ class Origins:
             "results": names,
             "stamp": stamp,
             "sha256": _digest(os.fspath(image), stamp),
-            "model": self._model,
+            "model": self.model,
         }
         yield
         with self._lock, open(self._path, "a", encoding="utf-8") as file:

@@ -15,7 +15,7 @@ import numpy as np
 from absl import logging
 
 from tf_autoctx import metrics, spreadsheets
-from tf_autoctx.data import images, names
+from tf_autoctx.data import dicom_seg, images, names
 from tf_autoctx.errors import FieldError, UserError
 from tf_autoctx.files import replacing
 from tf_autoctx.report import figures
@@ -48,6 +48,7 @@ class Results:
       uncertainty: whether it is wanted.
       measurements: whether they are.
       spacing: edges in mm of the voxels of images whose files do not tell; empty: they are unknown.
+      template: of DICOM segmentation objects, which labels become; None: images.
 
     Raises:
       FieldError: a format that cannot hold a volume; a spacing of other axes than the model's.
@@ -64,13 +65,15 @@ class Results:
     uncertainty: bool = False
     measurements: bool = False
     spacing: tuple[float, ...] = ()
+    template: dicom_seg.Template | None = None
 
     def __post_init__(self) -> None:
         if not self._flat and self.suffix in images.PIXELS_ONLY:
             raise FieldError(
                 "output_format",
                 self.suffix.removeprefix("."),
-                "cannot hold the grid of a volume; expected nii.gz, nii, nrrd or mha.",
+                "cannot hold the grid of a volume; expected nii.gz, nii, nrrd, mha or "
+                f"{dicom_seg.FORMAT}.",
             )
         if self.spacing and len(self.spacing) != self.segmentor.dimensions:
             message = f"expected {self.segmentor.dimensions} numbers of mm, one for each axis."
@@ -86,7 +89,12 @@ class Results:
         Args:
           name: of the image, with the folders that it lies in.
           path: its file, which decides the format.
+
+        Raises:
+          UserError: it is no DICOM, and segmentation objects are wanted.
         """
+        if self.template:
+            dicom_seg.require_dicom(path)
         labels = self.segmentor.labels
         files: dict[Key, pathlib.Path] = {
             ("labels", None): self.output / f"{name}{self._ending(path)}"
@@ -110,6 +118,8 @@ class Results:
     def _ending(self, path: Path, kind: str = "labels") -> str:
         pixels = self._flat and str(path).lower().endswith(images.PIXELS_ONLY)
         suffix = self.suffix or (".png" if pixels else ".nii.gz")
+        if self.template:
+            suffix = dicom_seg.SUFFIX if kind == "labels" else ".nii.gz"
         if kind not in ("probabilities", UNSURE):
             return suffix
         suffix = ".nii.gz" if suffix == ".png" else suffix
@@ -168,8 +178,9 @@ class Results:
                 compressed=self.compressed,
                 iterations=segmentation["iterations"] if online else (),
                 kept=segmentation.get("kept", 0),
-                ending=self._ending(path),
+                ending=self._ending(path, "iterations"),
                 table=table,
+                template=self.template,
             )
         return made
 
@@ -207,6 +218,7 @@ class Result:
       iterations, kept: see `Segmentor.__call__`.
       ending: of the names of images of iterations.
       table: the lines of measurements.
+      template: of the segmentation object that a label becomes; None: an image.
     """
 
     image: Path
@@ -220,6 +232,7 @@ class Result:
     kept: int
     ending: str
     table: Sequence[Mapping[str, Any]] = ()
+    template: dicom_seg.Template | None = None
 
 
 def write(file: pathlib.Path, result: Result, made_from: Origins) -> None:
@@ -236,6 +249,9 @@ def write(file: pathlib.Path, result: Result, made_from: Origins) -> None:
     voxels, frame = result.voxels, result.frame
     with made_from.noting(result.image, [file]):
         match result.kind:
+            case "labels" if result.template:
+                label = frame.like(voxels.astype(np.uint8))
+                dicom_seg.write(file, label, result.image, result.template, made_from.model)
             case "labels":
                 _write_label(file, voxels, frame, result.is_mask)
             case "masks":
