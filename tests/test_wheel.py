@@ -175,10 +175,10 @@ def test_train_resume_predict_score_and_report_in_an_empty_folder(environment, t
 
 def test_every_console_command_shows_its_help(environment, tmp_path):
     commands = sorted(environment.glob("autoctx-*"))
-    assert len(commands) == 17
+    assert len(commands) == 18
     for command in commands:
         assert str(environment) in command.read_text() and os.access(command, os.X_OK)
     helps = scripts(environment, *((command.name, "--help") for command in commands), cwd=tmp_path)
-    assert len(helps) == len(set(helps)) == 17
+    assert len(helps) == len(set(helps)) == 18
     assert all("\n  --" in text for text in helps)
     assert run(commands[0], "--help", cwd=tmp_path) == helps[0]
