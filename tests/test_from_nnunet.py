@@ -233,12 +233,22 @@ def test_runs_that_learnt_other_things_are_refused_or_told_of(folds, tmp_path, c
 
     try:
         changed(flags=facts["flags"] | {"seed": 7})
-        told = "drawn in several ways: 3 folds of seed 0 and 3 folds of seed 7"
+        told = "drawn in different ways: 3 folds of seed 0 and 3 folds of seed 7"
         assert told in caplog.text and "without" not in caplog.text
-        changed(seen={"learnt": ["0123456789abcdef"]})
+        alone = {"learnt": ["0123456789abcdef"]}
+        changed(seen=alone)
+        assert "in common" not in caplog.text  # as two folds of two have none
+        changed(seen=alone, cases_fingerprint=None, data_fingerprint="another")
         assert f"{second} has no training case in common with {first}" in caplog.text
-        with pytest.raises(UserError, match=r"has the `foreground` .*2.*expected"):
-            changed(flags=facts["flags"] | {"foreground": [2]})
+        before = json.loads((first / "config.json").read_text())
+        of_one = before | {"flags": before["flags"] | {"foreground": [1]}}
+        (first / "config.json").write_text(json.dumps(of_one))
+        try:
+            changed(flags=facts["flags"] | {"foreground": [1]})
+            with pytest.raises(UserError, match=r"has the `foreground` .*2.*expected"):
+                changed(flags=facts["flags"] | {"foreground": [2]})
+        finally:
+            (first / "config.json").write_text(json.dumps(before))
     finally:
         (second / "config.json").write_text(json.dumps(facts))
 

@@ -160,10 +160,16 @@ def test_auto_is_bfloat16_where_it_is_there_and_was_the_same(
 def test_a_cpu_computes_in_bfloat16_where_a_trial_is_faster(monkeypatch, told, low, expected):
     monkeypatch.setattr(devices.tf.config, "list_physical_devices", lambda kind: [])
     monkeypatch.setattr(devices.pathlib.Path, "read_text", lambda path: told)
+    monkeypatch.delenv("TF_CONFIG", raising=False)
     monkeypatch.setattr(
-        devices, "_convolution_seconds", {"float32": 1.0, "bfloat16": low}.__getitem__
+        devices,
+        "_convolution_seconds",
+        lambda dtypes: [{"float32": 1.0, "bfloat16": low}[dtype] for dtype in dtypes],
     )
     assert devices.bfloat16_is_faster.__wrapped__() == expected
+    # Workers of a cluster must come to the same.
+    monkeypatch.setenv("TF_CONFIG", "{...}")
+    assert devices.bfloat16_is_faster.__wrapped__() == ("bf16" in told)
 
 
 def test_the_trial_computes_in_the_precision_that_it_times(monkeypatch):
@@ -174,8 +180,8 @@ def test_the_trial_computes_in_the_precision_that_it_times(monkeypatch):
         return convolve(image, kernel, *arguments)
 
     monkeypatch.setattr(devices.tf.nn, "conv3d", noted)
-    assert devices._convolution_seconds("bfloat16") > 0
-    assert set(seen) == {(tf.bfloat16, tf.bfloat16)}
+    assert min(devices._convolution_seconds(("bfloat16", "float32"))) > 0
+    assert seen == [(tf.bfloat16, tf.bfloat16), (tf.float32, tf.float32)] * 6
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"bfloat16": "a"}', "{}"])

@@ -281,7 +281,7 @@ def test_what_is_measured_of_every_structure(tmp_path, caplog, capsys):
     assert float(with_mm["HC_mm"]) == pytest.approx(2 * np.pi * 20, rel=0.02)
     assert float(frame["area_pixel"]) == pytest.approx(np.pi * 40**2, rel=0.01)
     assert frame["BPD_mm"] == "" and frame["structure"] == "head"
-    assert "frame: tells no mm" in caplog.text and "disc: tells" not in caplog.text
+    assert "frame: its file gives no mm" in caplog.text and "disc: its" not in caplog.text
     # The mm of a frame may be given; they are not in place of a file's own.
     given = (*words, f"--output={tmp_path / 'mm'}", "--spacing=0.25,0.5")
     (tmp_path / "in" / "below" / "disc.mha").rename(tmp_path / "disc.mha")
@@ -291,7 +291,7 @@ def test_what_is_measured_of_every_structure(tmp_path, caplog, capsys):
     assert float(in_mm["OFD_mm"]) == pytest.approx(40, abs=0.7)
     for flags, told in (
         ((f"--input={tmp_path / 'disc.mha'}",), "has a spacing of its own, 0.5 x 0.5 mm"),
-        (("--spacing=1,1,1",), "--spacing=1.0,1.0,1.0: expected 2 numbers of mm"),
+        (("--spacing=1,1,1",), "--spacing=1.0,1.0,1.0: expected two numbers of mm"),
         (("--spacing=0,1",), "--spacing=0,1: expected numbers of mm above 0"),
     ):
         with pytest.raises(SystemExit):

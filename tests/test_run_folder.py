@@ -213,7 +213,7 @@ def test_more_steps_are_told_and_levels_above_are_trained_anew(copy, capsys, cap
     train(copy, "--level=2", "--steps=6")
     told = (
         f"{copy / 'level_1'}: goes on from step 2 to 6; its learning rate begins again, and what "
-        "is made on it is trained anew where its weights change\n"
+        "is made on it is trained anew if its weights change\n"
     )
     out = capsys.readouterr().out
     assert told in out and out.count("goes on from step") == 1

@@ -631,12 +631,21 @@ def test_the_uncertainty_beside_predictions_of_one_structure(tmp_path, capsys):
         truth = cube(1, 1)
         save(tmp_path / "labels" / f"{name}.nii.gz", truth)
         save(tmp_path / "ours" / f"{name}.nii.gz", np.roll(truth, number, axis=0))
-    lines = ["image,uncertainty", "a,0.125", "b,0.25", "c,0.5", "d,nan"]
+    for kind in ("labels", "ours"):
+        (tmp_path / kind / "below").mkdir()
+        file = tmp_path / kind / "c.nii.gz"
+        file.rename(tmp_path / kind / "below" / file.name)
+    lines = ["image,uncertainty", "a,0.125", "b,0.25", "below/c,0.5", "d,nan"]
     table = tmp_path / "ours" / "uncertainty.csv"
     table.write_text("\n".join(lines) + "\n")
     rows = score(tmp_path, "--fill_holes")
     unsure = [row.get("uncertainty_percent") for row in rows.values()]
     assert unsure[:3] == [12.5, 25, 50] and np.isnan(unsure[3:4]).all()
+    assert not any(
+        "uncertainty_percent" in row for row in score(tmp_path, "--foreground=1").values()
+    )
+    capsys.readouterr()
+    score(tmp_path, "--fill_holes")
     assert "uncertainty and DSC: Spearman's rho -1.00, p = 0.3333, n = 3" in capsys.readouterr().out
     page = tmp_path / "report.html"
     report.perform([f"--evaluations={tmp_path / 'output'}", f"--output={page}"])

@@ -68,7 +68,7 @@ def test_an_image_keeps_its_place_and_a_label_its_values():
         ((1, 0, 1), "has a spacing of"),
         ((1, float("nan"), 1), "has a spacing of"),
         ((1000, 1000, 1000), "its spacing of 1000 x 1000 x 1000 mm makes 3.3e.11 voxels"),
-        ((1, 0.1, 1), "its spacing of 1 x 0.1 x 1 mm makes an axis of 1 voxels .* less than 2"),
+        ((1, 0.1, 1), "its spacing of 1 x 0.1 x 1 mm makes an axis of 1 voxels .* fewer than 2"),
     ],
 )
 def test_a_spacing_that_cannot_be(spacing, told):
@@ -227,7 +227,7 @@ def test_tensorflow_serving_takes_the_spacing(exported):
             model("serving_spacing", {**batch, "spacing": np.float32(wrong)})
     with pytest.raises(RuntimeError, match=r"makes more than 2.1e\+09 voxels of 2 x 1 x 1.5 mm"):
         model("serving_spacing", {**batch, "spacing": np.float32([4000, 1000, 3000])})  # in µm
-    with pytest.raises(RuntimeError, match="makes an axis of less than 2 voxels"):
+    with pytest.raises(RuntimeError, match="makes an axis of fewer than 2 voxels"):
         model("serving_spacing", {**batch, "spacing": np.float32([4e-3, 1e-3, 3e-3])})  # in m
     model.close()
 

@@ -218,9 +218,13 @@ def test_more_steps_go_on_after_patience_ended_a_training(tmp_path, capsys):
     _, longer = fit(tmp_path, {"scores": scores[3:]}, steps=40, patience=2)
     assert "goes on from step 12 to 40; its learning rate begins again" in capsys.readouterr().out
     assert [logs["val_DSC"] for logs in longer] == scores[:6]  # patience counts anew
-    # Given once more it is ended; broken off and resumed, it is as if unbroken.
-    _, again = fit(tmp_path, {"stop_at": 0}, steps=40, patience=2)
-    assert len(again) == 6
+    # Broken off and resumed, it is as if unbroken.
+    fit(tmp_path / "broken", {"scores": scores}, steps=20, patience=2)
+    with pytest.raises(UserError):
+        given = {"stop_at": 17, "scores": scores[3:]}
+        fit(tmp_path / "broken", given, steps=40, patience=2)
+    _, resumed = fit(tmp_path / "broken", {"scores": scores[4:]}, steps=40, patience=2)
+    assert [logs["val_DSC"] for logs in resumed] == scores[:6]
 
 
 def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(tmp_path, caplog):

@@ -66,7 +66,6 @@ def planned(chosen: FetalHeadTables, given: Given) -> list[PlannedRun]:
       UserError: a flag that is set here, steps missing or not to be shared; a run folder of other
         flags or data.
     """
-    from tf_autoctx.training import devices
 
     for name in SET_HERE:
         if name in given.typed:
@@ -81,7 +80,6 @@ def planned(chosen: FetalHeadTables, given: Given) -> list[PlannedRun]:
         )
     values = training.filled(DECLARATION, given)
     values["preset"] = given["preset"] or ("standard" if given["data_dir"] else "demo")
-    values["precision"] = devices.set_up(values["precision"], 0)
     return [
         run
         for seed in chosen.seeds
@@ -127,7 +125,7 @@ def _of_seed(chosen: FetalHeadTables, values: dict[str, Any]) -> list[PlannedRun
         run = PlannedRun(method, pathlib.Path(chosen.runs) / f"{method}_seed_{seed}", own)
         if runs.is_trained(run.folder):
             made = runs.load(run.folder)
-            flags = values | own
+            flags = values | own | {"precision": made.precision(own["precision"])}
             flags |= patches.planned_before(made.facts, flags)
             flags |= DECLARATION.load().implied(flags)
             earlier = configuration.earlier(training.kinds(DECLARATION))

@@ -130,8 +130,8 @@ class Prediction:
     )
     spacing: str | None = field(
         None,
-        "Edges in mm (z,y,x, or y,x) of the voxels of images whose files do not tell, such as PNG; "
-        "an image that tells its own is refused.",
+        "Edges in mm (y,x) of the pixels of images whose files do not tell, such as PNG; an image "
+        "that tells its own is refused.",
     )
     overwrite: bool = field(False, "Replace results that are there already.")
     resume: bool = field(False, "Write the results that are not there yet.")

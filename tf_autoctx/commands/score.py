@@ -363,6 +363,7 @@ def main(given: command_line.Given) -> None:
 
     settings = given.configured(Score)
     cases, output = pairs(settings), pathlib.Path(settings.output)
+    unsure = uncertainties(cases, settings)
     names = names_of(settings)
     files.own(output)
     scored, failed = score_all(cases, settings, names)
@@ -370,7 +371,7 @@ def main(given: command_line.Given) -> None:
     if scored:
         labels = labels_of(scored.values(), names, settings)
         rows = rows_of(scored, labels, names.system, settings.methods)
-        note_uncertainty(rows, settings)
+        note_uncertainty(rows, unsure, settings)
     tables.write(output, rows, failures=failed)
     if rows:
         print("\n" + tables.table(rows))
@@ -383,30 +384,46 @@ def main(given: command_line.Given) -> None:
         )
 
 
-def note_uncertainty(rows: Sequence[dict[str, Any]], settings: Score) -> None:
-    """Adds the uncertainty that `autoctx-predict` left beside the predictions, where these are of
-    one structure, and says how it goes with the DSC.
+def uncertainties(cases: Mapping[str, tuple[str, str]], settings: Score) -> dict[str, float]:
+    """{case: mean uncertainty of its object, in percent} that `autoctx-predict` left beside the
+    predictions; empty where it left none.
 
     Raises:
       UserError: its table cannot be read.
     """
-    from tf_autoctx import metrics
+    from tf_autoctx.data import names
     from tf_autoctx.systems.shared import results
 
-    known = results.uncertainties(pathlib.Path(settings.predictions))
+    folder = pathlib.Path(settings.predictions)
+    known = results.uncertainties(folder)
+    images = {
+        case: (pathlib.Path(file).parent.relative_to(folder) / names.stem(file)).as_posix()
+        for case, (file, _) in cases.items()
+    }
+    return {case: 100 * known.get(image, math.nan) for case, image in images.items() if known}
+
+
+def note_uncertainty(
+    rows: Sequence[dict[str, Any]], unsure: Mapping[str, float], settings: Score
+) -> None:
+    """Adds the uncertainty to the rows of predictions as they are, and says how it goes with the
+    DSC. It is of all structures together: where there are several, of none of them."""
+    from tf_autoctx import metrics
+
     as_predicted = [row for row in rows if row["method"] == settings.methods[0]]
-    if not known or len({row["structure"] for row in rows}) > 1:
+    if not unsure or settings.foreground or len({row["structure"] for row in rows}) > 1:
         return
     for row in as_predicted:
-        row["uncertainty_percent"] = 100 * known.get(row["case"], math.nan)
+        row["uncertainty_percent"] = unsure[row["case"]]
     columns = (
         [row[name] for row in as_predicted] for name in ("uncertainty_percent", "DSC_percent")
     )
     told = metrics.rank_correlation(*columns)
-    print(
-        f"uncertainty and DSC: Spearman's rho {told['rho']:.2f}, p = {told['p']:.4f}, "
-        f"n = {told['n']}"
-    )
+    if math.isfinite(told["rho"]):
+        print(
+            f"uncertainty and DSC: Spearman's rho {told['rho']:.2f}, p = {told['p']:.4f}, "
+            f"n = {told['n']}"
+        )
 
 
 def names_of(settings: Score) -> StructureNames:

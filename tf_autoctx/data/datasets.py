@@ -507,11 +507,13 @@ def require_channels(images: pathlib.Path, expected: Sequence[str]) -> None:
     Raises:
       UserError: the same in another order.
     """
-    for folder in (images, images.parent):
-        path = folder / "dataset.json"
+    images = images.absolute()
+    folder = images if images.is_dir() else images.parent
+    for path in (folder / "dataset.json", folder.parent / "dataset.json"):
         if len(expected) < 2 or not path.is_file():
             continue
-        told = _told_channels(path, files.read_json(path, "a data set's description"))
+        description = files.read_json(path, "a data set's description")
+        told = _told_channels(path, description) if isinstance(description, dict) else ()
         if told and told != tuple(expected):
             found = f"{path}: has the channels {', '.join(told)}"
             if sorted(told) == sorted(expected):

@@ -268,7 +268,7 @@ class _Fit:
         if ended:
             print(
                 f"{self.directory}: goes on from step {step} to {self.settings.steps}; its "
-                "learning rate begins again, and what is made on it is trained anew where its "
+                "learning rate begins again, and what is made on it is trained anew if its "
                 "weights change"
             )
         # A last epoch that was cut short by the number of steps counts as one.

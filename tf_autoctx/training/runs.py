@@ -68,6 +68,10 @@ class Run:
         """{name: value} of every flag."""
         return self.facts["flags"]
 
+    def precision(self, asked: str) -> str:
+        """The one that the run goes on in: where it is left to the machine, the one it began in."""
+        return self.flags.get("precision", asked) if asked == "auto" else asked
+
     @property
     def fingerprint(self) -> str:
         """Of the data set that it was trained on."""

@@ -72,8 +72,6 @@ def _require_alike(first: Run, run: Run) -> None:
     # In their order, that of the channels.
     _require_same(first, run, "labels", *(_listed(each.labels) for each in (first, run)))
     _require_same(first, run, "channels", *(", ".join(each.channels) for each in (first, run)))
-    # A structure of one name may be of other label values.
-    _require_same(first, run, "`foreground`", *(r.flags.get("foreground") for r in (first, run)))
     for fact in ("orientation", "grid"):
         _require_same(first, run, fact, *(each.facts.get(fact) for each in (first, run)))
 
@@ -84,13 +82,19 @@ def _require_one_data_set(opened: Sequence[Run]) -> None:
     Warns of a fold that is missing, of folds that were drawn in different ways, and of runs that
     have no training case in common.
     """
-    learnt = [set(run.facts.get(seen.FACT, {}).get(seen.LEARNT, ())) for run in opened]
-    for run, cases in zip(opened, learnt):
-        if cases and learnt[0] and cases.isdisjoint(learnt[0]):
+    first = opened[0]
+    for run in opened[1:]:
+        ours, theirs = (r.facts.get(seen.FACT, {}).get(seen.LEARNT, ()) for r in (first, run))
+        of_one_set = _data_of(run) & _data_of(first)
+        if ours and theirs and not of_one_set and set(ours).isdisjoint(theirs):
             logging.warning(
                 "%s has no training case in common with %s: is it a model of the same task?",
-                *(run.folder, opened[0].folder),
+                *(run.folder, first.folder),
             )
+        # A structure of one name may be of other label values.
+        values = [r.flags.get("foreground") for r in (first, run)]
+        if of_one_set and None not in values:
+            _require_same(first, run, "`foreground`", *values)
     folds = [run for run in opened if run.facts.get("cases_fingerprint")]
     for run in folds:
         if run.facts["cases_fingerprint"] != folds[0].facts["cases_fingerprint"]:
@@ -101,7 +105,9 @@ def _require_one_data_set(opened: Sequence[Run]) -> None:
     drawn = {(run.flags["folds"], run.flags["seed"]) for run in folds}
     if len(drawn) > 1:
         told = " and ".join(f"{count} folds of seed {seed}" for count, seed in sorted(drawn))
-        logging.warning("The model is the mean of folds that were drawn in several ways: %s.", told)
+        logging.warning(
+            "The model is the mean of folds that were drawn in different ways: %s.", told
+        )
     if len(folds) < len(opened) or len(drawn) > 1:
         return
     ((count, _),) = drawn
@@ -111,6 +117,11 @@ def _require_one_data_set(opened: Sequence[Run]) -> None:
             "The model is the mean of %d of %d folds, without %s.",
             *(count - len(missing), count, ", ".join(map(str, missing))),
         )
+
+
+def _data_of(run: Run) -> set[str]:
+    """Marks of the data set of a run, as it is split and however it is."""
+    return {run.fingerprint, run.facts.get("cases_fingerprint", run.fingerprint)}
 
 
 def _require_one_configuration(opened: Sequence[Run], systems: Sequence[System]) -> None:

@@ -71,10 +71,10 @@ class Grid:
                 for k, (n, mm) in enumerate(zip(size, self.spacing))
             ]
             many = f"spacing: makes more than {MOST_VOXELS:.2g} voxels of {self}; expected mm."
-            few = f"spacing: makes an axis of less than {FEWEST} voxels of {self}; expected mm."
+            few = f"spacing: makes an axis of fewer than {FEWEST} voxels of {self}; expected mm."
             checks = [
                 tf.debugging.Assert(tf.reduce_prod(tf.stack(lengths)) <= MOST_VOXELS, [many]),
-                tf.debugging.Assert(tf.reduce_min(tf.stack(lengths)) >= FEWEST, [few]),
+                tf.debugging.Assert(tf.reduce_min(self.size(size, spacing)) >= FEWEST, [few]),
             ]
             with tf.control_dependencies(checks):
                 image = tf.identity(image)
@@ -94,7 +94,7 @@ class Grid:
 
         Raises:
           UserError: unknown, or none that voxels can have; more voxels on the grid than fit, or
-            less than two along an axis.
+            fewer than two along an axis.
         """
         expected = f"expected mm, as this model sees voxels of {self} (z, y, x)"
         if spacing is None:
@@ -106,8 +106,8 @@ class Grid:
         told = ""
         if (voxels := math.prod(lengths)) > MOST_VOXELS:
             told = f"{voxels:.2g} voxels of {self}, more than {MOST_VOXELS:.2g}"
-        if min(lengths) < FEWEST:
-            told = f"an axis of {min(lengths):.2g} voxels of {self}, less than {FEWEST}"
+        if min(lengths) < FEWEST - 0.5:
+            told = f"an axis of {min(lengths):.2g} voxels of {self}, fewer than {FEWEST}"
         if told:
             raise UserError(
                 f"{name}: its spacing of {' x '.join(f'{edge:.4g}' for edge in mm)} mm makes "

@@ -209,8 +209,7 @@ def _checked(
     if runs.is_trained(folder):
         run = runs.load(folder)
         values |= patches.planned_before(run.facts, values)
-        if values["precision"] == "auto":  # it goes on in what it began with, wherever it is
-            values["precision"] = run.flags["precision"]
+        values["precision"] = run.precision(values["precision"])
     values |= declaration.load().implied(values)
     for kind in (declaration.configuration, Settings, Data, *declaration.training):
         configuration.configured(kind, values)

@@ -47,11 +47,12 @@ class Results:
       series: which of several DICOM series of a folder, see `images.read`.
       uncertainty: whether it is wanted.
       measurements: whether they are.
-      spacing: edges in mm of the voxels of images whose files do not tell; empty: they are unknown.
+      spacing: edges (y, x) in mm of the pixels of images whose files do not tell; empty: they are
+        unknown.
       template: of DICOM segmentation objects, which labels become; None: images.
 
     Raises:
-      FieldError: a format that cannot hold a volume; a spacing of other axes than the model's.
+      FieldError: a format that cannot hold a volume; a spacing of other axes than images have.
     """
 
     segmentor: Segmentor
@@ -75,8 +76,8 @@ class Results:
                 "cannot hold the grid of a volume; expected nii.gz, nii, nrrd, mha or "
                 f"{dicom_seg.FORMAT}.",
             )
-        if self.spacing and len(self.spacing) != self.segmentor.dimensions:
-            message = f"expected {self.segmentor.dimensions} numbers of mm, one for each axis."
+        if self.spacing and not (self._flat and len(self.spacing) == 2):
+            message = "expected two numbers of mm (y,x), of 2D images: the files of volumes tell."
             raise FieldError("spacing", ",".join(map(str, self.spacing)), message)
 
     @property
@@ -191,7 +192,7 @@ class Results:
         lines = []
         if spacing is None and self.segmentor.declaration.measurement:
             logging.warning(
-                "%s: tells no mm, so that it is measured in pixels; `spacing` gives them.", name
+                "%s: its file gives no mm, so it is measured in pixels; give `spacing`.", name
             )
         for value, structure in self.segmentor.labels.items():
             mask = metrics.mask_of(label, value, self.segmentor.regions)
