@@ -15,7 +15,7 @@ import running
 from tf_autoctx import export
 from tf_autoctx.errors import FieldError
 from tf_autoctx.models import embryo, layers, localiser, options, renderer, unet3d, usegnet
-from tf_autoctx.systems.shared import initial, stages
+from tf_autoctx.systems.shared import grid, initial, stages
 from tf_autoctx.training import runs
 
 COMMON = ("--steps=2", "--samples_per_epoch=2", "--precision=float32", "--base_filters=2")
@@ -202,21 +202,27 @@ def test_classes_are_the_same_names_in_the_same_order(theirs, ours, same):
 
 
 def test_a_model_of_other_inputs_is_told_of(caplog):
-    facts = {"channels": ["T2", "ADC"], "grid": [1, 1, 1]}
-    weights = initial.Weights("model", {}, facts, {"scale": 1.0, "intensities": "hu"})
-
-    def compare(channels, **flags):
-        run = types.SimpleNamespace(facts={**facts, "channels": channels})
-        values = {"scale": 1.0, "intensities": "hu", "initial_weights": "model", **flags}
-        initial._compare_inputs(weights, types.SimpleNamespace(run=run, values=values))
-
-    compare(["T2", "ADC"])
+    facts, flags = {"channels": ["T2", "ADC"]}, {"scale": 1.0, "intensities": "hu"}
+    weights = initial.Weights("model", {}, facts, flags)
+    initial.compare_inputs(weights, ("T2", "ADC"), None, flags)
     assert not caplog.text
-    compare(["T1", "ADC"], scale=0.4, intensities="image")
-    for told in ("channels ['T2', 'ADC'], and now", "scale 1.0, and now 0.4", "intensities hu"):
+    now = {"scale": 0.4, "intensities": "image"}
+    initial.compare_inputs(weights, ("T1",), grid.Grid((2.0, 1.0, 1.0)), now)
+    for told in (
+        "channels T2, ADC, and now T1",
+        "voxels any mm, and now 2 x 1 x 1 mm",
+        "scale 1.0, and now 0.4",
+        "intensities hu, and now image",
+    ):
         assert told in caplog.text
     with pytest.raises(FieldError, match="has the channels T2, ADC, and the data ADC, T2"):
-        compare(["ADC", "T2"])
+        initial.compare_inputs(weights, ("ADC", "T2"), None, flags)
+    # One channel has any name, and of before there were the flags nothing is known.
+    caplog.clear()
+    initial.compare_inputs(initial.Weights("model", {}, {}, {}), ("0",), None, now)
+    assert not caplog.text
+    initial.compare_inputs(initial.Weights("model", {}, {}, {}), ("raw", "smooth"), None, now)
+    assert "channels raw, and now raw, smooth" in caplog.text
 
 
 def test_a_pyramid_starts_from_levels_that_were_trained_one_by_one(tmp_path, unfinished):

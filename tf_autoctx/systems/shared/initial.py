@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import pathlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -18,6 +18,8 @@ from tf_autoctx.data.datasets import Scans
 from tf_autoctx.errors import FieldError
 from tf_autoctx.models import layers
 from tf_autoctx.systems.shared import registry
+from tf_autoctx.systems.shared.grid import Grid
+from tf_autoctx.systems.shared.image_checks import by
 from tf_autoctx.systems.shared.seen import FACT, UNTOLD, Seen, after, require_new
 from tf_autoctx.systems.shared.session import Session
 from tf_autoctx.systems.shared.stage import Networks, Stage, digest
@@ -81,6 +83,41 @@ def load(path: str | pathlib.Path, system: str) -> Weights:
         told = f"an ensemble of {len(card['runs'])} runs; expected one of its run folders."
         raise FieldError(FLAG, version, told)
     return Weights(version, export.read_weights(version), card, card.get("config") or {})
+
+
+def compare_inputs(
+    weights: Weights, channels: Sequence[str], grid: Grid | None, flags: Mapping[str, Any]
+) -> None:
+    """Warns where a model saw its images in another way than a training is about to.
+
+    Args:
+      weights: of the model.
+      channels: names of those of the images.
+      grid: that they are brought to; None: they stay as they are.
+      flags: of the training.
+
+    Raises:
+      FieldError: it saw the same channels in another order.
+    """
+    theirs, ours = list(weights.facts.get("channels") or channels[:1]), list(channels)
+    if theirs != ours and sorted(theirs) == sorted(ours):
+        told = f"has the channels {', '.join(theirs)}, and the data {', '.join(ours)}"
+        raise FieldError(FLAG, weights.path, f"{told}; expected the same order.")
+    edges = weights.facts.get("grid")
+    pairs = {
+        "channels": (", ".join(theirs), ", ".join(ours)),
+        "voxels": (f"{by(edges)} mm" if edges else "any mm", str(grid) if grid else "any mm"),
+    }
+    for name in ("scale", "intensities"):
+        if weights.flags.get(name) is not None:  # else it is of before there was the flag
+            pairs[name] = weights.flags[name], flags[name]
+    for name, (before, now) in pairs.items():
+        if before != now:
+            logging.warning(
+                "%s: its networks saw images of %s %s, and now %s; its weights are taken as they "
+                "are.",
+                *(weights.path, name, before, now),
+            )
 
 
 def seen(weights: Weights | None, fingerprint: str, scans: Scans, scored: Collection[str]) -> Seen:
@@ -149,11 +186,10 @@ def start(stage: Stage, networks: Networks, session: Session) -> None:
     stands for other structures; prints it, and notes it in config.json.
 
     Raises:
-      FieldError: hardly any fits, or channels in another order.
+      FieldError: hardly any fits.
       UserError: see `load`; other weights than those that the stages before started from.
     """
     weights = load(session.values[FLAG], session.run.system)
-    _compare_inputs(weights, session)
     unlike = () if _same_classes(weights, session) else (HEAD,)
     taken = {}
     for name, network in networks.items():
@@ -178,33 +214,6 @@ def start(stage: Stage, networks: Networks, session: Session) -> None:
 def _layer(weight: str) -> str:
     """Name of the layer of a weight, without those of the networks that it is in."""
     return weight.split("/")[-2]
-
-
-def _compare_inputs(weights: Weights, session: Session) -> None:
-    """Warns where the model saw its images in another way.
-
-    Raises:
-      FieldError: it saw the same channels in another order.
-    """
-    before = _inputs(weights.facts, weights.flags)
-    now = _inputs(session.run.facts, session.values)
-    theirs, ours = before["channels"], now["channels"]
-    if theirs != ours and sorted(theirs) == sorted(ours):
-        told = f"has the channels {', '.join(theirs)}, and the data {', '.join(ours)}"
-        raise FieldError(FLAG, session.values[FLAG], f"{told}; expected the same order.")
-    for name, value in before.items():
-        if value and value != now[name]:
-            logging.warning(
-                "%s: its networks saw images of %s %s, and now %s; its weights are taken as they "
-                "are.",
-                *(weights.path, name, value, now[name]),
-            )
-
-
-def _inputs(facts: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:
-    """What networks see, by the facts of a run or a card and by the flags of a training."""
-    told = {name: flags.get(name) for name in ("scale", "intensities")}
-    return {"channels": facts.get("channels") or [], "grid": facts.get("grid"), **told}
 
 
 def _same_classes(weights: Weights, session: Session) -> bool:

@@ -176,6 +176,8 @@ def open_training(
         plan = _plan(system, extents, settings, strategy).keeping(kept, values[initial.FLAG])
         values |= plan.flags  # which are those of `making`, too
         system = _configured_anew(system, values)
+    if weights:
+        initial.compare_inputs(weights, cases.channels, system.grid, values)
     cache = caching.directory(folder, system, read.foreground, fingerprint)
     if is_chief:
         caching.forget_others(folder, cache)
