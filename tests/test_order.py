@@ -644,7 +644,7 @@ def read_case(case):
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
-@pytest.mark.parametrize("name", ["image", "label", "spacing"])
+@pytest.mark.parametrize("name", ["image", "label", "extent", "spacing"])
 def test_a_case_is_cached_once_all_of_it_is_there(tmp_path, killed, monkeypatch, name, after):
     cases = [datasets.Case(f"case_{n}", "image.nii", "label.nii", "") for n in range(2)]
     whole = caching.cached(cases, tmp_path / "whole", read_case, Preparing())
@@ -654,7 +654,7 @@ def test_a_case_is_cached_once_all_of_it_is_there(tmp_path, killed, monkeypatch,
             caching.cached(cases, tmp_path / "cache", read_case, Preparing())
         files_ = caching.cached(cases, tmp_path / "cache", read_case, Preparing())
     for entry, expected in zip(files_, whole, strict=True):
-        assert list(entry) == list(expected) == ["image", "label", "spacing"]
+        assert list(entry) == list(expected) == ["extent", "image", "label", "spacing"]
         for kind, path in entry.items():
             assert contents(path) == contents(expected[kind])
 
