@@ -279,6 +279,16 @@ def test_the_renderer_s_networks_start_from_those_of_their_names(tmp_path, serve
                 np.testing.assert_array_equal(weight, theirs[key])
 
 
+def test_a_network_starts_from_the_one_of_its_name_or_alone_from_the_last():
+    """A renderer of the right width fits parts of a segmentor, which mean something else."""
+    networks = {"level_1": {"a": np.ones(1)}, "segmentor": {"b": np.ones(2)}}
+    weights = initial.Weights("model", networks, {}, {})
+    assert weights.of("renderer", "self_play", alone=False) == ("", {})
+    assert weights.of("segmentor", "self_play", alone=False)[0] == "segmentor"
+    assert weights.of("network", "level_1", alone=True)[0] == "level_1"
+    assert weights.of("network", "level_2", alone=True)[0] == "segmentor"
+
+
 def test_a_network_that_a_model_lacks_starts_anew(tmp_path, capsys, unfinished):
     """Not from another one of like shapes."""
     first = train("renderer", tmp_path / "first", "--variant=Orig-S2T")
