@@ -66,7 +66,6 @@ def planned(chosen: FetalHeadTables, given: Given) -> list[PlannedRun]:
       UserError: a flag that is set here, steps missing or not to be shared; a run folder of other
         flags or data.
     """
-
     for name in SET_HERE:
         if name in given.typed:
             raise UserError(

@@ -279,7 +279,7 @@ def main(given: command_line.Given) -> None:
             own, looked_at = (growth_tables.points(of, name) for of in (beside, cases.visits))
             title = growth_tables.title(name)
             figures.growth(partial / f"{name}.png", chart, own, looked_at, title)
-    growth_page.write(output / "report.html", reference, beside, cases.visits, told)
+    growth_page.write(output / "report.html", reference, beside, cases.visits, lines, told)
     print(tables.aligned([list(growth_tables.FITS), *growth_tables.fits(reference)]))
     print("\n".join([*growth_tables.FIT_NOTES, *told, f"{output / 'report.html'}"]))
 

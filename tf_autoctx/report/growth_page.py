@@ -21,6 +21,7 @@ def write(
     reference: Reference,
     known: Sequence[Visit],
     visits: Sequence[Visit],
+    z_scores: Sequence[Line],
     notes: Sequence[str],
 ) -> None:
     """Writes the page.
@@ -30,12 +31,12 @@ def write(
       reference: the charts.
       known: visits of their subjects that are shown too; empty where they are not known.
       visits: those that are looked at.
+      z_scores: of them, see `growth_tables.z_scores`.
       notes: what else is to be said, sentences.
 
     Raises:
       UserError: the file cannot be written.
     """
-    z_scores = growth_tables.z_scores(reference, visits)
     changes = growth_tables.changes(z_scores)
     drawn: list[go.Figure] = []
     charts = [_chart(name, reference.charts[name], known, visits) for name in reference.charts]

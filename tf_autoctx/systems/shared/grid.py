@@ -13,6 +13,7 @@ from keras import ops
 
 from tf_autoctx.errors import FieldError, UserError
 from tf_autoctx.models import layers
+from tf_autoctx.systems.shared.image_checks import by
 
 Tensor = Any
 Size = Sequence[Any]  # spatial size, integers or integer tensors
@@ -40,7 +41,7 @@ class Grid:
     spacing: tuple[float, ...]
 
     def __str__(self) -> str:
-        return f"{' x '.join(f'{mm:.4g}' for mm in self.spacing)} mm"
+        return f"{by(self.spacing)} mm"
 
     def size(self, size: Size, spacing: Tensor) -> tuple[Tensor, ...]:
         """Voxels on the grid of a volume of spatial `size` and `spacing` (z, y, x), mm."""
@@ -110,8 +111,8 @@ class Grid:
             told = f"an axis of {min(lengths):.2g} voxels of {self}, fewer than {FEWEST}"
         if told:
             raise UserError(
-                f"{name}: its spacing of {' x '.join(f'{edge:.4g}' for edge in mm)} mm makes "
-                f"{told}; expected the right spacing, in mm."
+                f"{name}: its spacing of {by(mm.tolist())} mm makes {told}; expected the right "
+                "spacing, in mm."
             )
         return mm.astype(np.float32)
 
