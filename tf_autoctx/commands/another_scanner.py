@@ -14,7 +14,7 @@ import pathlib
 import zlib
 from typing import TYPE_CHECKING
 
-from tf_autoctx import configuration, errors, files, spreadsheets
+from tf_autoctx import configuration, errors, files, progress, spreadsheets
 from tf_autoctx.commands import command_line
 from tf_autoctx.configuration import field
 
@@ -75,8 +75,6 @@ def show(
 def main(given: command_line.Given) -> None:
     """Runs the command."""
     settings = given.configured(AnotherScanner)
-    import keras
-
     from tf_autoctx.data import datasets
 
     corpus = datasets.load(settings.data_dir, settings.seed, validation_fraction=0, training=False)
@@ -86,14 +84,14 @@ def main(given: command_line.Given) -> None:
     if pathlib.Path(settings.output).exists():
         message = "is there already; expected the name of a new folder."
         raise errors.FieldError("output", settings.output, message)
-    rows, progress = [], keras.utils.Progbar(len(cases), unit_name="image")
+    rows, bar = [], progress.bar(len(cases), "image", "made")
     with files.replacing(settings.output) as folder:
         for kind in ("images", "labels"):
             (folder / kind).mkdir(parents=True)
         for split, case in cases:
             names = show(case, corpus.labels, settings.seed, folder)
             rows.append({**names, "split": split, "group": case.group})
-            progress.add(1)
+            bar.add(1)
         spreadsheets.write(folder / "cases.csv", rows, ("image", "label", "split", "group"))
 
 

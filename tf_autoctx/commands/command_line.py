@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from absl import app, flags, logging
 
-from tf_autoctx import configuration, errors, files
+from tf_autoctx import configuration, errors, files, logbook, native
 
 T = TypeVar("T")
 Presets = Mapping[str, Mapping[str, Any]]
@@ -32,6 +32,8 @@ def quick_imports() -> Iterator[None]:
     is done here: they find none of them. The garbage collector would look through hundreds of
     thousands of new objects again and again; once they are there, it never does. Where they are
     there already, nothing changes: what else a process has made would never be collected.
+
+    What TensorFlow says of GPUs that are not there is left out, see `native.without_noise`.
     """
     if "keras" in sys.modules:
         yield
@@ -40,7 +42,8 @@ def quick_imports() -> Iterator[None]:
     sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]  # as Python marks them
     gc.disable()
     try:
-        yield
+        with native.without_noise():
+            yield
     finally:
         for name in hidden:
             del sys.modules[name]
@@ -279,15 +282,16 @@ class Command:
         if any(word in HELP for word in arguments):
             print(self.help())
             sys.exit(0)
-        try:
-            with files.owning():
-                self.main(self.parse(arguments))
-        except Exception as error:
-            told = errors.sentence(error)
-            if told is None:
-                raise
-            print(f"error: {told}", file=sys.stderr)
-            sys.exit(1)
+        with logbook.recording(self.name, arguments):
+            try:
+                with files.owning():
+                    self.main(self.parse(arguments))
+            except Exception as error:
+                told = errors.sentence(error)
+                if told is None:
+                    raise
+                print(f"error: {told}", file=sys.stderr)
+                sys.exit(1)
 
     def parse(self, arguments: Sequence[str]) -> Given:
         """What a command line says.

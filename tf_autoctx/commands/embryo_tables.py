@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from tf_autoctx import configuration, files
+from tf_autoctx import configuration, files, native
 from tf_autoctx.commands.command_line import Command, Given
 from tf_autoctx.configuration import field
 from tf_autoctx.errors import UserError
@@ -133,7 +133,8 @@ def segments(runs: Sequence[ScoredRun], chosen: EmbryoTables) -> dict[str, Segme
     Raises:
       UserError: a config.json lacks something; a network is not finished or cannot be read.
     """
-    from tf_autoctx.systems.embryo import sliding_windows_training
+    with native.without_noise():
+        from tf_autoctx.systems.embryo import sliding_windows_training
     from tf_autoctx.systems.embryo.sliding_windows import WindowedSegmentation
     from tf_autoctx.systems.embryo.system import EmbryoSystem
     from tf_autoctx.systems.shared import stages
@@ -177,7 +178,8 @@ def times(runs: Sequence[ScoredRun], chosen: EmbryoTables) -> list[dict[str, Any
     """
     import numpy as np
 
-    from tf_autoctx.systems.embryo.system import TrainedRun
+    with native.without_noise():
+        from tf_autoctx.systems.embryo.system import TrainedRun
     from tf_autoctx.systems.shared import evaluation
 
     reference = next(run for run in runs if run.mode != PEER)

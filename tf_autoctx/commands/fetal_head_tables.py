@@ -23,7 +23,7 @@ import dataclasses
 import pathlib
 from typing import TYPE_CHECKING, Any
 
-from tf_autoctx import configuration
+from tf_autoctx import configuration, native
 from tf_autoctx.commands import train_fetal_head, training
 from tf_autoctx.commands.command_line import Command, Given
 from tf_autoctx.configuration import check, field
@@ -140,7 +140,8 @@ def _of_seed(chosen: FetalHeadTables, values: dict[str, Any]) -> list[PlannedRun
 
 def main(given: Given) -> None:
     chosen = given.configured(FetalHeadTables)
-    from tf_autoctx.commands import fetal_head_rows
+    with native.without_noise():
+        from tf_autoctx.commands import fetal_head_rows
     from tf_autoctx.commands.planned_runs import Trainings
 
     wanted = planned(chosen, given)

@@ -14,7 +14,7 @@ import dataclasses
 import pathlib
 import shutil
 
-from tf_autoctx import configuration, files
+from tf_autoctx import configuration, files, native
 from tf_autoctx.commands.command_line import Command, Given
 from tf_autoctx.configuration import field
 
@@ -35,7 +35,9 @@ class Folds:
 def main(given: Given) -> None:
     chosen = given.configured(Folds)
     from tf_autoctx.report import calibration, tables
-    from tf_autoctx.systems.shared import evaluation, folds
+
+    with native.without_noise():
+        from tf_autoctx.systems.shared import evaluation, folds
 
     folders, output = chosen.runs or (), pathlib.Path(chosen.output)
     rows = folds.joined(folders)

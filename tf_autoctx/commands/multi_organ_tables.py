@@ -21,6 +21,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from tf_autoctx import native, progress
 from tf_autoctx.commands import command_line
 from tf_autoctx.configuration import check, field
 from tf_autoctx.errors import UserError
@@ -251,15 +252,15 @@ def of_other_data(
       runs, prefixes: of `scored_runs.in_order`.
       other: what is segmented.
     """
-    import keras
-
     from tf_autoctx.data.labels import left_out
     from tf_autoctx.report import tables
-    from tf_autoctx.systems.shared import prediction
+
+    with native.without_noise():
+        from tf_autoctx.systems.shared import prediction
 
     scored = set(other.label_map.values())
     labels = {value: name for value, name in runs[0].run.labels.items() if value in scored}
-    progress = keras.utils.Progbar(len(runs) * len(other.cases), unit_name="case")
+    bar = progress.bar(len(runs) * len(other.cases), "case", "scored")
     rows: list[Row] = []
     for run, prefix in zip(runs, prefixes):
         segmentor = prediction.load(run.folder)
@@ -275,7 +276,7 @@ def of_other_data(
             }
             sides = left_out(label, truth, labels)
             rows += [about | score for score in tables.scores(*sides, spacing, labels)]
-            progress.add(1)
+            bar.add(1)
     return rows
 
 

@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import keras
+from tf_autoctx import progress
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -78,7 +78,7 @@ class Trainings:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
         waiting, failed = list(missing), {}
         running: dict[PlannedRun, subprocess.Popen[bytes]] = {}
-        progress = keras.utils.Progbar(len(missing), unit_name="run")
+        bar = progress.bar(len(missing), "run", "trained")
         try:
             while waiting or running:
                 while waiting and len(running) < self.jobs:
@@ -92,7 +92,7 @@ class Trainings:
                 for run in [run for run, process in running.items() if process.poll() is not None]:
                     if code := running.pop(run).returncode:
                         failed[run] = _told(run, code)
-                    progress.add(1)
+                    bar.add(1)
         finally:
             for process in running.values():
                 process.terminate()

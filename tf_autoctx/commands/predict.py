@@ -40,7 +40,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent import futures
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from tf_autoctx import configuration, files, shipped
+from tf_autoctx import configuration, files, progress, shipped
 from tf_autoctx.commands.command_line import Command, Given, quick_imports
 from tf_autoctx.configuration import check, field
 from tf_autoctx.data.configuration import edges_of
@@ -303,8 +303,6 @@ def write(
     While one is segmented, another process reads the next, and one more writes the last, file by
     file, and notes each as soon as it is there.
     """
-    import keras
-
     from tf_autoctx.data import dicom_seg, images
     from tf_autoctx.systems.shared import results
 
@@ -312,7 +310,7 @@ def write(
     alone = len(left) < 2
     failures: dict[str, UserError] = {}
     unwritten = {path: len(made) for path, made in left.items()}
-    bar = keras.utils.Progbar(len(left), unit_name="image", verbose=not alone)
+    bar = None if alone else progress.bar(len(left), "image", "segmented")
     segmentor = wanted.segmentor
     of_model = segmentor.dimensions, wanted.series, len(segmentor.channels)
     tasks = [(path, (path, *of_model)) for path in left]
@@ -324,7 +322,7 @@ def write(
         if failure:
             failures.setdefault(path, failure)
         unwritten[path] -= files
-        if not unwritten[path]:
+        if bar and not unwritten[path]:
             bar.add(1)
 
     def segmented() -> Iterator[tuple[str, tuple[pathlib.Path, Result, Origins]]]:

@@ -27,7 +27,7 @@ import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from tf_autoctx import configuration, errors, files, spreadsheets
+from tf_autoctx import configuration, errors, files, native, spreadsheets
 from tf_autoctx.commands import command_line
 from tf_autoctx.configuration import field
 from tf_autoctx.systems.renderer.configuration import (
@@ -143,7 +143,8 @@ def scorers(settings: RendererTables, options: Mapping[str, Any]) -> list[Scorer
       FieldError: two runs have the same variant and seed.
       UserError: a folder holds no finished run of the system.
     """
-    from tf_autoctx.systems.renderer.scoring import Choice, Scorer
+    with native.without_noise():
+        from tf_autoctx.systems.renderer.scoring import Choice, Scorer
     from tf_autoctx.training import runs
 
     choice = Choice(

@@ -15,7 +15,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from tf_autoctx import configuration, files
+from tf_autoctx import configuration, files, native
 from tf_autoctx.commands.command_line import Command, Given
 from tf_autoctx.configuration import field
 from tf_autoctx.data.configuration import Augmentation
@@ -98,7 +98,8 @@ def opened(
 
 
 def main(given: Given) -> None:
-    from tf_autoctx.systems.embryo import sliding_windows_training
+    with native.without_noise():
+        from tf_autoctx.systems.embryo import sliding_windows_training
     from tf_autoctx.systems.embryo import training as embryo_training
     from tf_autoctx.systems.embryo.sliding_windows import WindowedSegmentation
     from tf_autoctx.systems.embryo.system import TrainedRun

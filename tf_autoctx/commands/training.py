@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from tf_autoctx import configuration
+from tf_autoctx import configuration, native
 from tf_autoctx.commands.command_line import Command, Given
 from tf_autoctx.data.configuration import Data
 from tf_autoctx.systems.shared.declaration import Declaration
@@ -38,7 +38,8 @@ def filled(declaration: Declaration, given: Given) -> dict[str, Any]:
 
 def opened(declaration: Declaration, given: Given) -> Opened:
     """Opens the run that a command line asks for, see `opening.open_training`."""
-    from tf_autoctx.systems.shared import opening
+    with native.without_noise():
+        from tf_autoctx.systems.shared import opening
 
     of_training = kinds(declaration)
     return opening.open_training(

@@ -74,6 +74,13 @@ class RunOptions:
         may_change=True,
         before=False,
     )
+    keep_cache: bool = field(
+        True,
+        "Keep what networks see of the cases, in cache/ of the run folder, when all is done; the "
+        "same command makes it anew.",
+        may_change=True,
+        before=True,
+    )
     postprocessing: str = field(
         "none",
         "auto keeps the largest component of a structure, and fills its holes, where the mean DSC "

@@ -16,6 +16,7 @@ import tensorflow as tf
 
 from tf_autoctx.errors import UserError
 from tf_autoctx.files import replacing
+from tf_autoctx.training.callbacks import Callbacks, Place
 from tf_autoctx.training.checkpoints import Checkpoints
 from tf_autoctx.training.configuration import Settings
 from tf_autoctx.training.devices import is_chief
@@ -30,10 +31,12 @@ class Task(Protocol):
     Attributes:
       keeps_last: whether the last weights are kept in place of the best.
       validates: whether there is anything to validate on.
+      later: what the rest of the run takes, in steps of this task; for the time that is left.
     """
 
     keeps_last: bool
     validates: bool
+    later: float
 
     @property
     def networks(self) -> Mapping[str, keras.Model]:
@@ -246,7 +249,9 @@ class _Fit:
                 adam.falling.first = self.first
         if is_chief(strategy):
             write_history(directory / "history.csv", self.history)
-        self.callbacks = _Callbacks(self)
+        first = next(iter(task.optimizers.values()))
+        place = Place(directory, self.step, self.epoch_steps, task.later)
+        self.callbacks = Callbacks(first, settings, place, is_chief(strategy))
 
     def _restored(self) -> tuple[int, list[Logs], Logs, int]:
         """Step, history, sums over the epoch so far and over how many steps they go: those of the
@@ -389,48 +394,3 @@ class _Fit:
     def _mean_of_replicas(self, value: tf.Tensor) -> tf.Tensor:
         of_replicas = self.strategy.run(tf.identity, args=(value,))
         return self.strategy.reduce("MEAN", of_replicas, axis=None)
-
-
-class _Reported:
-    """What Keras' callbacks take for the model: they read its optimizer and tell it to stop."""
-
-    def __init__(self, optimizer: keras.optimizers.Optimizer) -> None:
-        self.stop_training, self.optimizer = False, optimizer
-
-
-class _Callbacks:
-    """Keras' callbacks: those that remember past epochs, and those that show the present one."""
-
-    def __init__(self, fit: _Fit) -> None:
-        settings, directory = fit.settings, fit.directory
-        self._reported = _Reported(next(iter(fit.task.optimizers.values())))
-        remembering: list[keras.callbacks.Callback] = []
-        if settings.patience:
-            remembering.append(
-                keras.callbacks.EarlyStopping("val_DSC", mode="max", patience=settings.patience)
-            )
-        live: list[keras.callbacks.Callback] = []
-        if is_chief(fit.strategy):
-            directory.mkdir(parents=True, exist_ok=True)
-            board = keras.callbacks.TensorBoard(directory / "tensorboard", write_graph=False)
-            live = [keras.callbacks.ProgbarLogger(), board]
-        epochs = math.ceil(settings.steps / fit.epoch_steps)
-        params = {"verbose": 1, "epochs": epochs, "steps": fit.epoch_steps}
-        self.past = keras.callbacks.CallbackList(remembering, model=self._reported, **params)
-        self.present = keras.callbacks.CallbackList(live, model=self._reported, **params)
-
-    @property
-    def stopped(self) -> bool:
-        """Whether a callback ended the training."""
-        return self._reported.stop_training
-
-    def begin(self, history: list[Logs], first: int) -> None:
-        """Shows the epochs so far, from `first` on, to the callbacks that remember."""
-        self.past.on_train_begin()
-        for epoch, logs in enumerate(history[first:], first):
-            self.past.on_epoch_end(epoch, logs)
-        self.present.on_train_begin()
-
-    def end(self) -> None:
-        self.past.on_train_end()
-        self.present.on_train_end()

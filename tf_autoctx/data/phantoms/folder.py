@@ -9,11 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import keras
 import numpy as np
 import SimpleITK as sitk
 
-from tf_autoctx import spreadsheets
+from tf_autoctx import progress, spreadsheets
 from tf_autoctx.data import images
 from tf_autoctx.errors import UserError
 from tf_autoctx.files import read_json, replacing
@@ -103,7 +102,7 @@ def _write_images(folder: Path, phantoms: Phantoms) -> dict[str, list[str]]:
         (folder / f"labels{part}").mkdir()
     settings = phantoms.settings
     train, test = settings["cases"]
-    progress = keras.utils.Progbar(train + test, unit_name="phantom")
+    bar = progress.bar(train + test, "phantom", "made")
     for number in range(train + test):
         part = "Tr" if number < train else "Ts"
         name = f"{phantoms.prefix}_{number:03d}{phantoms.about.get('file_ending', '.nii.gz')}"
@@ -113,7 +112,7 @@ def _write_images(folder: Path, phantoms: Phantoms) -> dict[str, list[str]]:
             volume.SetSpacing(spacing[::-1])  # SimpleITK counts (x, y, z) or (x, y)
             images.write(folder / f"{kind}{part}" / name, volume)
         entries[part].append(name)
-        progress.add(1)
+        bar.add(1)
     return entries
 
 

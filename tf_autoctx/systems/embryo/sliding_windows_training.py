@@ -209,6 +209,7 @@ def train(peer: SlidingWindows, session: Session) -> Networks:
       UserError: see `stages.train`.
     """
     networks: Networks = {}
+    session = session.with_costs({kind.name: 1.0 for kind in KINDS})
     for kind in KINDS:
         of_stage = kind.own_session(session)
         networks[kind.name] = stages.train_network(kind(peer, of_stage), of_stage)

@@ -37,6 +37,7 @@ class CascadeStage(AdamStage):
 
     Attributes:
       frozen: those of the VNets taken over that stay as they are.
+      cost: time of a step, relative to those of the other stages (measured on the demo).
 
     Raises:
       UserError: the stage before is not finished.
@@ -44,6 +45,7 @@ class CascadeStage(AdamStage):
 
     columns = ("image", "label", "spacing")
     frozen: ClassVar[tuple[str, ...]] = ()
+    cost: ClassVar[float] = 1.0
 
     def __init__(self, refinement: Refinement, session: Session) -> None:
         number = STAGES.index(self.name)
@@ -120,6 +122,7 @@ class RefineStage(CascadeStage):
     name = "refine"
     taken_over: tuple[str, ...] = ("vnet_1",)
     frozen: ClassVar[tuple[str, ...]] = ("vnet_1",)
+    cost: ClassVar[float] = 3.0
 
     def losses(self, networks: Networks, batch: Mapping[str, Tensor]) -> Tensor:
         """By default the Dice losses of body and ventricle on the original grid, summed."""
@@ -136,6 +139,7 @@ class EndToEndStage(RefineStage):
     name = "end_to_end"
     taken_over = ("vnet_1", "vnet_2", "vnet_3")
     frozen = ()
+    cost = 4.0
 
     @classmethod
     def own_session(cls, session: Session) -> Session:
@@ -158,7 +162,9 @@ def train(refinement: Refinement, session: Session) -> Networks:
     schedule = session.configured(Schedule)
     if schedule.initial_from:
         _take_over(initial_file(schedule.initial_from), session)
-    for name in schedule.stages(refinement.configuration.auto_context):
+    names = schedule.stages(refinement.configuration.auto_context)
+    session = session.with_costs({name: KINDS[name].cost for name in names})
+    for name in names:
         kind = KINDS[name]
         of_stage = kind.own_session(session)
         stages.train_network(kind(refinement, of_stage), of_stage)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 import keras
 import tensorflow as tf
 
-from tf_autoctx import losses, metrics
+from tf_autoctx import losses, metrics, progress
 from tf_autoctx.data import arrays, augment, labels, pipeline, subvolumes
 from tf_autoctx.data.configuration import Augmentation
 from tf_autoctx.systems.fetal_head.segmentation import Cascade
@@ -109,6 +109,7 @@ def train(cascade: Cascade, session: Session) -> Networks:
     """Trains level k after level k - 1 is finished, on its probability: {level_k: network}."""
     networks: Networks = {}
     last = cascade.configuration.levels
+    session = session.with_costs({f"level_{level}": 1.0 for level in range(1, last + 1)})
     for level in range(1, last + 1):
         stage, folder = LevelStage(level, cascade, session), session.folder / f"level_{level}"
         if not stages.is_finished(stage, session, [folder / stages.NETWORK]):
@@ -131,7 +132,7 @@ def with_context(
     """The files with a level's probability as context, computed once by its network into
     `directory`."""
     level, changed = level_graph(cascade, network), []
-    progress = keras.utils.Progbar(len(files), unit_name="case")
+    bar = progress.bar(len(files), "case", "segmented")
     for entry in files:
         path = directory / case_of(entry)
         if not path.exists():
@@ -140,7 +141,7 @@ def with_context(
             probability = level(sample["image"][None], sample["context"][None])[0]
             pipeline.store(path, probability, chunk(cascade))
         changed.append({**entry, "context": str(path)})
-        progress.add(1)
+        bar.add(1)
     return changed
 
 

@@ -7,14 +7,15 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
-import keras
 import numpy as np
 import tensorflow as tf
 
+from tf_autoctx import progress
 from tf_autoctx.configuration import configured
 from tf_autoctx.data import arrays, datasets
 from tf_autoctx.data.labels import IGNORED
 from tf_autoctx.models import memory
+from tf_autoctx.progress import Progress
 from tf_autoctx.systems.multi_organ import training
 from tf_autoctx.systems.multi_organ.configuration import DECLARATION, OF_IMAGE, MultiOrgan
 from tf_autoctx.systems.multi_organ.segmentation import Pyramid, UNet
@@ -229,7 +230,7 @@ class TilePredictor(GraphPredictor):
         system = _Telling(configuration, labels, channels)
         system.done = self._tile_done
         self._pyramid, self._images, self._grid = system.pyramid, 2 ** len(mirrors), grid
-        self._bar: keras.utils.Progbar | None = None
+        self._bar: Progress | None = None
         super().__init__(system.signatures([networks], mirrors), system.spec, grid)
 
     def __call__(
@@ -238,7 +239,7 @@ class TilePredictor(GraphPredictor):
         tiles = self._images * self._pyramid.tiles(self._size(image.shape[1:4], spacing))
         several = tiles > len(self._pyramid.configuration.scales)
         shown = wanted.progress and several
-        self._bar = keras.utils.Progbar(tiles, unit_name="tile") if shown else None
+        self._bar = progress.bar(tiles, "tile", "segmented") if shown else None
         return super().__call__(image, spacing, wanted)
 
     def _size(self, size: Size, spacing: Sequence[float] | None) -> Size:

@@ -130,7 +130,10 @@ def train(pyramid: Pyramid, session: Session) -> Networks:
     """
     configuration, network = pyramid.configuration, None
     last = len(configuration.scales)
-    for count in range(1, last + 1) if configuration.mode == "separate" else [last]:
+    counts = range(1, last + 1) if configuration.mode == "separate" else [last]
+    # Every level below runs, too.
+    session = session.with_costs({stage_name(configuration, n): float(n) for n in counts})
+    for count in counts:
         network = stages.train_network(PyramidStage(count, network, pyramid, session), session)
     return {stage_name(configuration, last): network}
 

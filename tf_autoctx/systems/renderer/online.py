@@ -13,7 +13,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tf_autoctx import configuration, metrics
+from tf_autoctx import configuration, metrics, progress
 from tf_autoctx.errors import FieldError
 from tf_autoctx.systems.renderer import source, terms, training
 from tf_autoctx.systems.renderer.configuration import DISCRIMINATORS, Objective, Online
@@ -163,13 +163,13 @@ class OnlineRendering:
         self._shown = [variable for network in shown for variable in network.trainable_variables]
 
     def __call__(
-        self, image: Tensor, progress: bool = False, seed: int | None = None
+        self, image: Tensor, shown: bool = False, seed: int | None = None
     ) -> list[Iteration]:
         """Renders one image.
 
         Args:
           image: (height, width, 1) float32 of `Rendering.preprocess`.
-          progress: whether to show a progress bar over the iterations.
+          shown: whether to show a progress bar over the iterations.
           seed: of the source images that are drawn; None: that of the settings.
 
         Returns:
@@ -180,7 +180,8 @@ class OnlineRendering:
         seed = self._settings.seed if seed is None else seed
         rng, mirror = np.random.default_rng(seed), self._mirror(image, seed)
         batch = tf.stack([image, tf.reverse(image, [MIRRORED[mirror] - 1])])
-        bar = keras.utils.Progbar(self._settings.steps, unit_name="iteration") if progress else None
+        steps = self._settings.steps
+        bar = progress.bar(steps, "iteration", "rendered") if shown else None
         iterations = [self._look(batch, mirror)]
         best = _Best(self._shown, iterations[0].agreement)
         for _ in range(self._settings.steps):

@@ -11,11 +11,10 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import keras
 import numpy as np
 from absl import logging
 
-from tf_autoctx import biometry, files, metrics
+from tf_autoctx import biometry, files, metrics, progress
 from tf_autoctx.data import datasets, image_files, phantoms
 from tf_autoctx.data.configuration import Augmentation
 from tf_autoctx.data.labels import left_out
@@ -137,7 +136,7 @@ class Scorer:
         cases, read = self._corpus(output / "phantoms" / self.run.folder.name)
         seeds = seeds if self._online else seeds[:1]
         scored: dict[int, list[ScoredImage]] = {seed: [] for seed in seeds}
-        progress = keras.utils.Progbar(len(cases) * len(seeds), unit_name="image")
+        bar = progress.bar(len(cases) * len(seeds), "image", "rendered and scored")
         for seed in seeds:
             made_with = self._made_with(seed)
             for case in cases:
@@ -156,7 +155,7 @@ class Scorer:
                 entry = json.loads(file.read_text())
                 values = (entry[name] for name in ("kept", "scores", "agreement"))
                 scored[seed].append(ScoredImage(case.name, case.group, *values))
-                progress.add(1)
+                bar.add(1)
         return scored
 
     def _made_with(self, seed: int) -> dict[str, Any]:

@@ -13,11 +13,11 @@ import shutil
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import keras
 import numpy as np
 import tensorflow as tf
 from keras import ops
 
+from tf_autoctx import progress
 from tf_autoctx.data import pipeline
 from tf_autoctx.errors import UserError
 from tf_autoctx.files import replacing
@@ -41,7 +41,7 @@ def render(graph: Graph, training: Files, folder: pathlib.Path) -> None:
     if all((directory / _case_of(entry) / COLUMNS[-1]).exists() for entry in training):
         return
     shutil.rmtree(directory, ignore_errors=True)  # where a case was removed since
-    progress = keras.utils.Progbar(len(training), unit_name="case")
+    bar = progress.bar(len(training), "case", "rendered")
     with replacing(directory, keep=True) as partial:
         for entry in training:
             image = graph(pipeline.stored(entry["image2d"], "image2d")[None])["rendered"][0]
@@ -50,7 +50,7 @@ def render(graph: Graph, training: Files, folder: pathlib.Path) -> None:
             case = partial / _case_of(entry)
             pipeline.store(case / "image2d", (image - low) / ops.maximum(high - low, 1e-6))
             pipeline.store(case / "label2d", label)
-            progress.add(1)
+            bar.add(1)
 
 
 def rendered(folder: pathlib.Path) -> Files:

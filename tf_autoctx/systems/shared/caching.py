@@ -10,11 +10,10 @@ import shutil
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-import keras
 import numpy as np
 from absl import logging
 
-from tf_autoctx import configuration
+from tf_autoctx import configuration, progress
 from tf_autoctx.data import datasets, images, pipeline
 from tf_autoctx.data.labels import IGNORED
 from tf_autoctx.errors import Faults, UserError
@@ -77,7 +76,14 @@ def forget_others(folder: pathlib.Path, cache: pathlib.Path) -> None:
     them in turn: what levels see of each other, which a finished network makes anew."""
     if cache.exists() or not cache.parent.exists():
         return
-    for derived in (*folder.glob("*/probability"), folder / "rendered", cache.parent):
+    shutil.rmtree(folder / "rendered", ignore_errors=True)
+    forget(folder)
+
+
+def forget(folder: pathlib.Path) -> None:
+    """Removes the caches of a run folder, which the same command makes anew: what networks see of
+    the cases, and what levels see of each other."""
+    for derived in (*folder.glob("*/probability"), folder / "cache"):
         shutil.rmtree(derived, ignore_errors=True)
 
 
@@ -108,14 +114,14 @@ def cached(
     """
     folders = {case.name: directory / case.name for case in cases}
     left = [case for case in cases if not _is_whole(folders[case.name])]
-    progress = keras.utils.Progbar(len(cases), unit_name="case")
-    progress.update(len(cases) - len(left))
+    bar = progress.bar(len(cases), "case", "prepared")
+    bar.update(len(cases) - len(left))
     for case, outcome in reading.each(left, read, isolated):
         with faults.collecting() if faults else contextlib.nullcontext():
             if isinstance(outcome, UserError):
                 raise outcome
             _prepare(case, folders[case.name], outcome, system)
-        progress.add(1)
+        bar.add(1)
     return [
         {path.name: str(path) for path in sorted(folder.glob("[!.]*"))}
         for folder in folders.values()

@@ -12,12 +12,11 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import keras
 import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from tf_autoctx import metrics
+from tf_autoctx import metrics, progress
 from tf_autoctx.data import datasets
 from tf_autoctx.data.labels import left_out
 from tf_autoctx.errors import UserError
@@ -209,7 +208,7 @@ def decide(
     values = tuple(labels)
     largest = _of_array(Cleaning(values), dimensions)
     filled = _of_array(Cleaning((), values), dimensions)
-    progress = keras.utils.Progbar(len(cases), unit_name="case")
+    bar = progress.bar(len(cases), "case", "post-processed")
     for case in cases:
         image, truth = read(case)
         segmentations = evaluator(image.array.astype(np.float32), image.millimetres)
@@ -218,7 +217,7 @@ def decide(
         variants = [label, alone, filled(label), filled(alone)]
         for value, dice in _dice(variants, truth, labels).items():
             scores[value].append(dice)
-        progress.add(1)
+        bar.add(1)
     return _kept(scores, labels, len(cases))
 
 

@@ -8,11 +8,10 @@ import pathlib
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Protocol
 
-import keras
 import numpy as np
 from absl import logging
 
-from tf_autoctx import metrics
+from tf_autoctx import metrics, progress
 from tf_autoctx.data import datasets
 from tf_autoctx.data.labels import left_out
 from tf_autoctx.errors import Faults, UserError
@@ -134,13 +133,13 @@ def evaluate(
     """
     by_method: dict[str, list[Row]] = {}
     curves: calibration.Curves = {}
-    progress = keras.utils.Progbar(len(cases), unit_name="case")
+    bar = progress.bar(len(cases), "case", "scored")
     for case in cases:
         scored, of_case = _case(case, read, evaluator, scoring, directory)
         for method, rows in scored.items():
             by_method.setdefault(method, []).extend(rows)
         curves = calibration.joined([curves, of_case])
-        progress.add(1)
+        bar.add(1)
     order = list(scoring.labels.values())
     rows = [
         row

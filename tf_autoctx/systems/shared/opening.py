@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tf_autoctx import configuration, files
+from tf_autoctx import configuration, files, logbook
 from tf_autoctx.data import datasets, images, regions
 from tf_autoctx.data.configuration import MEDIAN, Data, Resampling
 from tf_autoctx.data.phantoms import folder as phantom_folder
 from tf_autoctx.errors import Faults, FieldError, UserError
+from tf_autoctx.report import page
 from tf_autoctx.systems.shared import (
     caching,
     checks,
@@ -61,8 +62,8 @@ class Opened:
         return self.system.train(self.session)
 
     def finish(self, networks: Networks) -> None:
-        """Decides the post-processing, scores the held-out cases on their original grid, and
-        exports; the chief does."""
+        """Decides the post-processing, scores the held-out cases on their original grid, exports,
+        and writes the report; the chief does."""
         if not devices.is_chief(self.session.strategy):
             return
         system, session, run = self.system, self.session, runs.load(self.session.folder)
@@ -84,6 +85,11 @@ class Opened:
         if isinstance(compared, precision.Compared):
             precision.note(session.folder, compared.least)
         export_run(system, run, networks, session.values["export_precision"], mirrors)
+        report = session.folder / "report.html"
+        page.write(report, [folder])
+        print(f"{report}: tables, charts and a viewer of every case, for a browser")
+        if not session.values["keep_cache"]:
+            caching.forget(session.folder)
 
     def _decided(self, evaluator: Evaluator) -> cleaning.Decision | None:
         """What the validation cases decide of the post-processing, which is recorded; None: it is
@@ -194,6 +200,7 @@ def open_training(
     run = runs.open_run(folder, making, is_chief).note(**_facts(system, training), **facts)
     session = Session(run, values, strategy, settings, training, validation, read.ignored)
     if is_chief:
+        logbook.keep_in(folder)
         print(_resolved(session, len(held_out)))
     return Opened(system, session, held_out, read, cases.validation)
 

@@ -28,6 +28,7 @@ class Session:
       settings: how long and how fast.
       training, validation: {name: path} of each prepared case; validation may be empty.
       ignored: label of voxels that are left out of losses and scores; None: the data set has none.
+      costs: {stage: time of a step, relative to those of the others}, in the order of training.
     """
 
     run: Run
@@ -37,6 +38,7 @@ class Session:
     training: Files
     validation: Files
     ignored: int | None = None
+    costs: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     @property
     def folder(self) -> pathlib.Path:
@@ -51,6 +53,17 @@ class Session:
     def configured(self, kind: type[T]) -> T:
         """An instance of a configuration from the flags."""
         return configuration.configured(kind, self.values)
+
+    def later(self, stage: str) -> float:
+        """What the stages after one take, in steps of it; all have as many steps."""
+        names = list(self.costs)
+        after = names[names.index(stage) + 1 :] if stage in names else []
+        ratio = sum(self.costs[name] / self.costs[stage] for name in after)
+        return ratio * self.settings.steps
+
+    def with_costs(self, costs: Mapping[str, float]) -> Session:
+        """The same with the costs of its stages."""
+        return dataclasses.replace(self, costs=costs)
 
     def with_settings(self, **changes: Any) -> Session:
         """The same with other settings."""

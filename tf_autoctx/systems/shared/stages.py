@@ -152,6 +152,7 @@ class _StageTask:
         self._augments = devices.augments()
         self.keeps_last = stage.keeps_last
         self.validates = bool(session.validation) and self._graph is not None
+        self.later = session.later(stage.name)
 
     def augmented(self, batch: loop.Batch) -> loop.Batch:
         return pipeline.augmented(batch, self._stage.augment) if self._augments else batch
