@@ -45,6 +45,7 @@ class Line:
     """
 
     validates = True
+    later = 0.0
 
     def __init__(
         self, settings, stop_at=None, truth=3.0, scores=(), keeps_last=False, spoils_at=None
