@@ -193,8 +193,8 @@ def bytes_read(read):
     ],
 )
 def test_a_patch_reads_its_own_chunks_of_a_volume(tmp_path, chunk, size, most):
-    volume = np.linspace(0, 1, 160**3, dtype=np.float32).reshape(160, 160, 160, 1)
-    tensors = {"image": volume, "label": (1 + 200 * volume).astype(np.uint8)}
+    volume = np.random.default_rng(0).uniform(0, 1, (160, 160, 160, 1)).astype(np.float32)
+    tensors = {"image": volume, "label": (1 + 255 * volume).astype(np.uint8)}
     for name, tensor in tensors.items():
         pipeline.store(tmp_path / name, tensor, chunk)
     case = pipeline.case({name: str(tmp_path / name) for name in tensors})
@@ -202,9 +202,17 @@ def test_a_patch_reads_its_own_chunks_of_a_volume(tmp_path, chunk, size, most):
         bytes_read(lambda seed=seed: pipeline.random_patch(case, (1, seed), size))
         for seed in range(5)
     ]
-    # 2 bytes a voxel of the image and 1 of the label; descriptions and indices beside them
+    # 2 bytes a voxel of the image and 1 of the label; descriptions and indices beside them. Of
+    # noise compression takes a tenth or so away.
     assert max(counts) <= 3 * most + 20000
-    assert min(counts) >= 3 * np.prod([edge or 160 for edge in size])
+    assert min(counts) >= 0.8 * 3 * np.prod([edge or 160 for edge in size])
+
+
+def test_what_does_not_vary_takes_no_place(tmp_path):
+    label = np.ones((64, 64, 64, 1), np.uint8)
+    label[20:40] = 2
+    arrays.write(tmp_path / "label", label, arrays.CUBES)
+    assert sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()) < 64**3 / 50
 
 
 def test_subvolumes_read_what_lies_around_them(tmp_path):
