@@ -200,7 +200,10 @@ def _is_at_least(x: Tensor, size: int) -> bool:
 def _at_least(x: Tensor, size: int) -> Tensor:
     """x with zeros at the high end of every spatial axis that is shorter than `size` voxels."""
     missing = [[0, _above_zero(size - n)] for n in ops.shape(x)[1:-1]]
-    return ops.pad(x, [[0, 0], *missing, [0, 0]])
+    # A tensor, as TensorFlow 2.21 fuses padding by a number with what comes next, and fails where a
+    # gradient asks for the shape in between ("remapper failed").
+    zero = ops.zeros((), x.dtype)
+    return ops.pad(x, [[0, 0], *missing, [0, 0]], constant_values=zero)
 
 
 def _above_zero(n: Any) -> Any:
