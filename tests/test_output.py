@@ -76,22 +76,22 @@ def settings(steps):
 
 
 def test_a_training_tells_the_time_that_the_whole_run_still_takes(clock, capsys, tmp_path):
-    """10 s a step: 7 are left of this stage and 20 of later ones."""
+    """10 s a step after the first, which is traced: 6 are left of this stage and 20 of later."""
     place = Place(tmp_path / "level_1", 0, 10, 20.0)
     shown = Callbacks(types.SimpleNamespace(learning_rate=1.0), settings(10), place, True)
     shown.begin([], 0)
+    clock.now += 100
     for step in range(4):
-        clock.now += 10
         shown.present.on_train_batch_end(step, {"loss": 0.5})
-    assert capsys.readouterr().out == (
-        "level_1: step 3 of 10, loss 0.5; about 4 min of training left\n"
-    )
-    clock.now += 26
+        clock.now += 10
+    told = "level_1: step 2 of 10, loss 0.5; about 5 min of training left\n"
+    assert capsys.readouterr().out == told  # 28 steps
+    clock.now += 20
     shown.present.on_epoch_end(0, {"loss": 0.5, "val_DSC": 0.75})
-    told = "level_1: step 4 of 10, loss 0.5, validation DSC 0.7500; about 7 min of training left\n"
-    assert capsys.readouterr().out == told  # 66 s for 4 steps: 16.5 s each for 26
+    told = "level_1: step 4 of 10, loss 0.5, validation DSC 0.7500; about 9 min of training left\n"
+    assert capsys.readouterr().out == told  # 60 s for 3 steps: 20 s each for 26
     shown.end()
-    told = "level_1: step 4 of 10, loss 0.5, validation DSC 0.7500; trained in 1 min\n"
+    told = "level_1: step 4 of 10, loss 0.5, validation DSC 0.7500; trained in 3 min\n"
     assert capsys.readouterr().out == told
 
 

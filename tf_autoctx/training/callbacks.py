@@ -101,14 +101,16 @@ class _TimeLeft(keras.callbacks.Callback):
         super().__init__()
         self._place, self._steps, self._done = place, steps, place.step
         self._loss, self._score = "", ""
-        self._began = self._told = time.monotonic()
+        self._began = self._told = self._first = time.monotonic()
 
     def on_train_begin(self, logs: Logs | None = None) -> None:
         self._began = self._told = time.monotonic()
 
     def on_train_batch_end(self, batch: int, logs: Logs) -> None:
         self._done, self._loss = self._done + 1, f", loss {logs['loss']:.4g}"
-        if not progress.watched():
+        if self._done == self._place.step + 1:
+            self._first = time.monotonic()  # tracing takes longer than many steps
+        elif not progress.watched():
             self._tell()
 
     def on_epoch_end(self, epoch: int, logs: Logs) -> None:
@@ -123,11 +125,11 @@ class _TimeLeft(keras.callbacks.Callback):
 
     def _tell(self) -> None:
         """The line, unless there was one of late."""
-        now = time.monotonic()
-        if now - self._told < progress.EVERY or self._done == self._steps:
+        now, timed = time.monotonic(), self._done - self._place.step - 1
+        if now - self._told < progress.EVERY or self._done == self._steps or not timed:
             return
         self._told = now
-        a_step = (now - self._began) / (self._done - self._place.step)
+        a_step = (now - self._first) / timed
         left = progress.duration(a_step * (self._steps - self._done + self._place.later))
         print(f"{self._where()}; about {left} of training left", flush=True)
 
