@@ -128,7 +128,7 @@ def shots(browser: webdriver.Chrome) -> Iterator[tuple[Image.Image, int]]:
     yield shot(1500)
     for axis, way in ((0, range(-6, 7)), (2, range(-4, 5))):
         slider = browser.find_element(By.CSS_SELECTOR, f'figure[data-axis="{axis}"] input')
-        start = int(slider.get_property("value"))
+        start = int(str(slider.get_property("value")))
         for step in way:
             browser.execute_script(
                 "arguments[0].value = arguments[1];"
