@@ -10,7 +10,7 @@ FAST := another_scanner api biometry command_line compare configuration datasets
   names phantom_fetal_head_2d postprocessing predict report_figures report_tables report_views \
   shared
 
-.PHONY: demo demo-multi-organ demo-embryo demo-renderer test test-fast lint clean
+.PHONY: demo demo-multi-organ demo-embryo demo-renderer test test-fast lint docs clean
 
 demo: $(VENV)/installed
 	$(BIN)/python train_fetal_head.py --level=2
@@ -39,6 +39,10 @@ lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m mypy
+
+# Pages in docs/ and docstrings become build/site; a warning is an error.
+docs: $(VENV)/installed
+	$(BIN)/python -m sphinx -W --keep-going -q -c docs . build/site
 
 # The mark is newer than the set-up files once everything is installed.
 $(VENV)/installed: setup.cfg setup.py

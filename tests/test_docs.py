@@ -18,7 +18,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 PAGES = ("fetal_head", "multi_organ", "embryo", "renderer")
 DOCUMENTS = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
-    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs").glob("**/*.md")),
     ROOT / "serving" / "README.md",
 ]
 SCRIPTS = [*ROOT.glob("*.py"), *(ROOT / "eval").glob("*.py"), *(ROOT / "serving").glob("*.py")]
@@ -256,7 +256,8 @@ def test_command_lines_of_documents(document):
     lines = [*command_lines(document.read_text(encoding="utf-8"))]
     for words in lines:
         check_command_line(words)
-    assert lines or document.name not in ("README.md", "results.md", "adding_a_system.md")
+    shown = ("README.md", "results.md", "adding_a_system.md", "train.md", "predict.md")
+    assert lines or document.name not in shown
 
 
 @pytest.mark.parametrize("script", [s for s in SCRIPTS if s.name != "setup.py"], ids=names)
@@ -284,9 +285,10 @@ def test_a_wrong_command_line_is_seen():
     ]
 
 
-def test_readme_names_every_console_command():
-    told = set(re.findall(r"`?(autoctx-[a-z-]+)", (ROOT / "README.md").read_text(encoding="utf-8")))
-    assert told == set(consoles())
+def test_a_page_names_every_console_command_and_its_script():
+    text = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
+    told = dict(re.findall(r"^\| `(autoctx-[a-z-]+)` \| `([\w/]+\.py)` \| ", text, re.MULTILINE))
+    assert {name: module_of(ROOT / script) for name, script in told.items()} == consoles()
     for module in consoles().values():
         assert callable(command(module))
 
