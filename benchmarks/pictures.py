@@ -56,10 +56,7 @@ class Pictures:
 
 @dataclasses.dataclass(frozen=True)
 class Segmented:
-    """The example of a model that comes with the package, its true label and its prediction.
-
-    Those of three axes are turned upside down: OpenKBP's slices lie from head to feet.
-    """
+    """The example of a model that comes with the package, its true label and its prediction."""
 
     name: str
     image: np.ndarray
@@ -72,13 +69,11 @@ class Segmented:
     def of(cls, name: str) -> Segmented:
         """Segments it."""
         path, model = tf_autoctx.example(name), tf_autoctx.load(name)
-        read, way = (images.read_2d, 1) if model.dimensions == 2 else (images.read, -1)
+        read = images.read_2d if model.dimensions == 2 else images.read
         image, truth = read(path), read(path.with_name(path.name.replace(".", "_label.", 1)))
         found = model(image.array, image.spacing, path, probabilities=True)
-        probability = {structure: x[::way] for structure, x in found["probability"].items()}
-        prediction = {"label": found["label"][::way], "probability": probability}
-        arrays = image.array[::way], truth.array[::way]
-        return cls(name, *arrays, image.spacing, model.labels, prediction)
+        arrays = image.array, truth.array
+        return cls(name, *arrays, image.spacing, model.labels, found)
 
 
 def square(picture: Image.Image, box: tuple[int, int, int, int], path: pathlib.Path) -> None:
