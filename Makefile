@@ -39,6 +39,7 @@ lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m mypy
+	$(BIN)/hadolint deploy/Dockerfile
 
 # The mark is newer than the set-up files once everything is installed.
 $(VENV)/installed: setup.cfg setup.py
