@@ -22,7 +22,7 @@ SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
 # A requeued job waits as long as its credentials are valid.
-AuthInfo=socket={folder}/munge.socket,cred_expire=2
+AuthInfo=socket={folder}/munge.socket,cred_expire=5
 SlurmctldPort={ports[0]}
 SlurmdPort={ports[1]}
 StateSaveLocation={folder}
@@ -71,7 +71,7 @@ def slurm(tmp_path_factory):
     munge = {"key-file": key, "socket": "munge.socket", "pid-file": "munge.pid"}
     munge |= {"log-file": "munge.log", "seed-file": "munge.seed"}
     flags = [f"--{name}={folder / place}" for name, place in munge.items()]
-    env = {**os.environ, "SLURM_CONF": str(configuration)}
+    env = {**os.environ, "SLURM_CONF": str(configuration), "TF_CONFIG": ""}
     commands = (
         ["munged", "--force", "--foreground", *flags],
         ["slurmctld", "-D", "-c", "-L", folder / "slurmctld.log"],
@@ -106,16 +106,10 @@ def wait_for(condition, processes=(), seconds=400):
         time.sleep(0.1)
 
 
-def submitted(slurm, folder, script, *words):
+def submitted(slurm, folder, script, flags, command):
     """Number of a job of deploy/slurm/, whose output goes to job.out in a folder."""
     where = (f"--chdir={ROOT}", f"--output={folder}/job.out", "--parsable")
-    return slurm(
-        "sbatch",
-        *where,
-        *words[: words.index("python")],
-        ROOT / "deploy" / "slurm" / script,
-        *[sys.executable if w == "python" else w for w in words[words.index("python") :]],
-    ).strip()
+    return slurm("sbatch", *where, *flags, ROOT / "deploy" / "slurm" / script, *command).strip()
 
 
 def state(slurm, job):
@@ -132,13 +126,11 @@ def completed(slurm, job, folder):
 
 
 TRAIN = (
-    "--nodes=1",
-    "--ntasks-per-node=2",
-    "python",
+    sys.executable,
     "train_fetal_head.py",
     "--level=1",
     "--base_filters=2",
-    "--steps=60",
+    "--steps=30",
     "--samples_per_epoch=4",
     "--precision=float32",
     "--phantom_size=24,16,28",
@@ -146,23 +138,40 @@ TRAIN = (
 )
 
 
-def test_two_tasks_killed_and_requeued_train_what_unbroken_ones_do(slurm, tmp_path, monkeypatch):
-    monkeypatch.setenv("TF_CONFIG", "")
-    jobs = {}
-    for name in ("unbroken", "killed"):
-        (tmp_path / name).mkdir()
-        run = f"--work_dir={tmp_path / name / 'run'}"
-        jobs[name] = submitted(slurm, tmp_path / name, "train.sbatch", *TRAIN, run)
-    last = tmp_path / "killed" / "run" / "level_1" / "last"
-    wait_for(lambda: list(last.glob("*.index")))
+def history(folder):
+    """Lines of the epochs of a run: their losses, and the seconds that they took."""
+    path = folder / "run" / "level_1" / "history.csv"
+    return path.read_text().splitlines()[1:] if path.exists() else []
+
+
+def test_two_tasks_killed_and_requeued_train_what_unbroken_ones_do(slurm, tmp_path):
+    jobs, folders = {}, {name: tmp_path / name for name in ("unbroken", "killed")}
+    for name, folder in folders.items():
+        folder.mkdir()
+        flags, run = ("--nodes=1", "--ntasks-per-node=2"), f"--work_dir={folder / 'run'}"
+        jobs[name] = submitted(slurm, folder, "train.sbatch", flags, (*TRAIN, run))
+    wait_for(lambda: len(history(folders["killed"])) > 1)
     slurm("scontrol", "requeue", jobs["killed"])
-    told = {name: completed(slurm, job, tmp_path / name) for name, job in jobs.items()}
+    first = history(folders["killed"])[0]
+    told = {name: completed(slurm, job, folders[name]) for name, job in jobs.items()}
+    started = "on 2 CPU devices, precision float32, batch 1 x 2 replicas"
+    assert [each.count(started) for each in told.values()] == [1, 2]
     assert state(slurm, jobs["killed"])["Restarts"] == "1"
-    assert "level_1: goes on from step " in told["killed"] and "goes on" not in told["unbroken"]
-    assert "on 2 CPU devices, precision float32, batch 1 x 2 replicas" in told["unbroken"]
-    first, second = (
-        keras.models.load_model(tmp_path / name / "run" / "level_1" / "model.keras").get_weights()
-        for name in jobs
+    # It went on: the first epoch was not trained again, which would have taken another time.
+    assert history(folders["killed"])[0] == first and len(history(folders["killed"])) == 15
+    weights, those = (
+        keras.models.load_model(folder / "run" / "level_1" / "model.keras").get_weights()
+        for folder in folders.values()
     )
-    for one, other in zip(first, second, strict=True):
+    for one, other in zip(weights, those, strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def test_an_array_is_told_its_parts(slurm, tmp_path):
+    code = "import pathlib, sys; pathlib.Path(sys.argv[1], ' '.join(sys.argv[2:])).touch()"
+    (tmp_path / "told").mkdir()
+    command = (sys.executable, "-c", code, tmp_path / "told", "--resume")
+    job = submitted(slurm, tmp_path, "parts.sbatch", ("--array=0-1",), command)
+    wait_for(lambda: not slurm("squeue", "--noheader", f"--job={job}"))
+    told = sorted(path.name for path in (tmp_path / "told").iterdir())
+    assert told == [f"--resume --num_parts=2 --part_id={k}" for k in (0, 1)]
