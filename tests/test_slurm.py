@@ -13,6 +13,8 @@ import keras
 import numpy as np
 import pytest
 
+from tf_autoctx.models import layers  # noqa: F401  # which saved networks are made of
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 DAEMONS = ("munged", "slurmctld", "slurmd")
 CONFIGURATION = """
@@ -125,9 +127,17 @@ def completed(slurm, job, folder):
     return told
 
 
+CODE = """
+import sys
+sys.path.insert(0, "tests")
+import running
+with running.unfinished():
+    running.train("fetal_head", *sys.argv[1:])
+"""
 TRAIN = (
     sys.executable,
-    "train_fetal_head.py",
+    "-c",
+    CODE,
     "--level=1",
     "--base_filters=2",
     "--steps=30",

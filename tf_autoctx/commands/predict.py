@@ -279,7 +279,7 @@ def _wanted(
 
 def _opened(
     chosen: Prediction, options: Mapping[str, Any], wanted: Results, place: Output
-) -> tuple[dict[str, Files], Origins]:
+) -> tuple[Mapping[str, Files], Origins]:
     """Opens the folder of the results: {image: its results}, and the record of what results were
     made from.
 
