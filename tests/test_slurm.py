@@ -100,7 +100,7 @@ def slurm(tmp_path_factory):
             process.wait(timeout=20)
 
 
-def wait_for(condition, processes=(), seconds=400):
+def wait_for(condition, processes=(), seconds=600):
     until = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < until, "it takes too long"
