@@ -39,6 +39,7 @@ lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m mypy
+	$(BIN)/hadolint deploy/Dockerfile
 
 # Pages in docs/ and docstrings become build/site; a warning is an error.
 docs: $(VENV)/installed

@@ -138,6 +138,29 @@ def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
+def locked(path: str | os.PathLike[str]) -> Iterator[int]:
+    """The descriptor of a file that is this process's alone until the block ends; another one waits
+    for it. The file is made if it is missing.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        told = errors.reason(error, "a file that can be written")
+        raise UserError(f"{path}: {told}.") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    except OSError as error:
+        logging.warning("%s: cannot be locked (%s).", path, error)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
 def owning() -> Iterator[None]:
     """Folders that become this process's own meanwhile are free again at the end."""
     before = set(_held)

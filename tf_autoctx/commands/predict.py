@@ -28,6 +28,9 @@ Results that are there are never replaced without being told: --overwrite makes 
 --resume goes on with a folder where it was stopped: it writes what is not there, and anew what is
 of an image that has changed since or of another model. If an image of a folder fails, the others
 are done all the same, and the exit code is 1.
+
+Several processes share the images of a folder, as a job array does, where each is told its part:
+  autoctx-predict --model=runs/fetal_head --input=scans --output=results --num_parts=8 --part_id=0
 """
 
 from __future__ import annotations
@@ -40,11 +43,12 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent import futures
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from tf_autoctx import configuration, files, progress, shipped
+from tf_autoctx import configuration, progress, shipped
 from tf_autoctx.commands.command_line import Command, Given, quick_imports
 from tf_autoctx.configuration import check, field
 from tf_autoctx.data.configuration import edges_of
 from tf_autoctx.errors import FieldError, UserError, sentence
+from tf_autoctx.parts import Output, Parts
 from tf_autoctx.systems.shared import registry
 from tf_autoctx.training.configuration import POLICIES
 
@@ -168,7 +172,7 @@ def option_kinds() -> list[type]:
 
 
 def main(given: Given) -> None:
-    chosen = given.configured(Prediction)
+    chosen, parts = given.configured(Prediction), given.configured(Parts)
     chosen = dataclasses.replace(chosen, model=str(shipped.resolved(chosen.model)))
     from tf_autoctx.data import isolation
 
@@ -181,10 +185,25 @@ def main(given: Given) -> None:
         readers.start("tf_autoctx.data.images")
         writers.start("tf_autoctx.systems.shared.results")
         with quick_imports():
-            from tf_autoctx.systems.shared import prediction
+            from tf_autoctx.systems.shared import origins, prediction, results
         segmentor = prediction.load(chosen.model, chosen.precision, chosen.mirrors, **options)
-        wanted = _wanted(chosen, segmentor, codes)
-        write(wanted, *_left(chosen, options, wanted), readers, writers)
+        place = Output(chosen.output, "predict", parts)
+        wanted = _wanted(chosen, segmentor, codes, place)
+        paths, made_from = _opened(chosen, options, wanted, place)
+        mine, how = parts.of(paths), {"overwrite": chosen.overwrite, "resume": chosen.resume}
+        left = origins.still_wanted(mine, made_from, **how)
+        if chosen.resume:
+            print(f"{len(mine) - len(left)} of {len(mine)} images are done already")
+        failures = write(wanted, left, made_from, readers, writers)
+    with place.ended([made_from.model, chosen.measurements, chosen.uncertainty, [*paths]]) as ended:
+        if ended and chosen.measurements:
+            results.collect_measurements(wanted.output)
+        if ended and chosen.uncertainty and wanted.tables:
+            results.join_uncertainties(wanted.output, ended)
+    if failures:
+        raise UserError(
+            f"{len(failures)} of {len(left)} images failed; `resume` tries these once more."
+        )
 
 
 def _codes(chosen: Prediction) -> dict[str, Codes]:
@@ -225,7 +244,9 @@ def _template(
     return dicom_seg.Template(declaration.name, tuple(segments), chosen.series)
 
 
-def _wanted(chosen: Prediction, segmentor: Segmentor, codes: Mapping[str, Codes]) -> Results:
+def _wanted(
+    chosen: Prediction, segmentor: Segmentor, codes: Mapping[str, Codes], place: Output
+) -> Results:
     """What is written of each image.
 
     Raises:
@@ -241,7 +262,7 @@ def _wanted(chosen: Prediction, segmentor: Segmentor, codes: Mapping[str, Codes]
         segmentor.require_unsure()
     return results.Results(
         segmentor,
-        pathlib.Path(chosen.output),
+        place.folder,
         chosen.masks,
         chosen.probabilities,
         chosen.compressed,
@@ -252,16 +273,18 @@ def _wanted(chosen: Prediction, segmentor: Segmentor, codes: Mapping[str, Codes]
         chosen.measurements,
         edges_of(chosen.spacing or ""),
         _template(chosen, segmentor, codes),
+        place.tables if place.divided else None,
     )
 
 
-def _left(
-    chosen: Prediction, options: Mapping[str, Any], wanted: Results
+def _opened(
+    chosen: Prediction, options: Mapping[str, Any], wanted: Results, place: Output
 ) -> tuple[Mapping[str, Files], Origins]:
-    """{image: its results that are still wanted}, and the record of what results were made from.
+    """Opens the folder of the results: {image: its results}, and the record of what results were
+    made from.
 
     Raises:
-      UserError: there is no image, or results are in the way.
+      UserError: there is no image, or the folder is another process's or of other parts.
     """
     from tf_autoctx.data import datasets, images
     from tf_autoctx.systems.shared import origins, results
@@ -273,7 +296,12 @@ def _left(
     sources = results.sources(source, output, segmentor.dimensions, chosen.series, channels)
     paths = {path: wanted.files(name, path) for name, path in sources.items()}
     images.require_own_files({path: kinds.values() for path, kinds in paths.items()})
-    files.own(output)
+    if place.divided and (output / origins.NAME).exists():
+        raise UserError(
+            f"{output}: holds results of a run without `num_parts`; expected none, or another "
+            "`output`."
+        )
+    place.begin()
     decisive = {**options, "series": chosen.series}
     if chosen.mirrors:
         decisive["mirrors"] = True
@@ -284,11 +312,8 @@ def _left(
     if segmentor.precision != "float32":
         print(f"{chosen.model}: computes in {segmentor.precision}")
         decisive["precision"] = segmentor.precision
-    made_from = origins.Origins(output, origins.of_model(chosen.model, decisive))
-    left = origins.still_wanted(paths, made_from, overwrite=chosen.overwrite, resume=chosen.resume)
-    if chosen.resume:
-        print(f"{len(paths) - len(left)} of {len(paths)} images are done already")
-    return left, made_from
+    model = origins.of_model(chosen.model, decisive)
+    return paths, origins.Origins(output, model, place.tables)
 
 
 def write(
@@ -297,17 +322,23 @@ def write(
     made_from: Origins,
     readers: Pool,
     writers: Pool,
-) -> None:
+) -> dict[str, UserError]:
     """Segments the images and writes their results; one that fails does not stop the others.
 
     While one is segmented, another process reads the next, and one more writes the last, file by
     file, and notes each as soon as it is there.
+
+    Returns:
+      {image that failed: reason}, which has been told.
+
+    Raises:
+      UserError: the only image failed.
     """
     from tf_autoctx.data import dicom_seg, images
     from tf_autoctx.systems.shared import results
 
     # One image shows its tiles or iterations, several show images.
-    alone = len(left) < 2
+    alone = len(left) < 2 and wanted.tables is None
     failures: dict[str, UserError] = {}
     unwritten = {path: len(made) for path, made in left.items()}
     bar = None if alone else progress.bar(len(left), "image", "segmented")
@@ -342,12 +373,7 @@ def write(
     for path in left:
         if path in failures:
             print(f"error: {sentence(failures[path])}", file=sys.stderr)
-    if wanted.measurements:
-        results.collect_measurements(wanted.output)
-    if failures:
-        raise UserError(
-            f"{len(failures)} of {len(left)} images failed; `resume` tries these once more."
-        )
+    return failures
 
 
 def _heard(function: Callable[..., T], *arguments: Any) -> T:
@@ -367,7 +393,7 @@ def _heard(function: Callable[..., T], *arguments: Any) -> T:
 
 def kinds() -> list[type]:
     """The configurations whose fields are the flags."""
-    return [Prediction, *option_kinds()]
+    return [Prediction, Parts, *option_kinds()]
 
 
 command = Command(main, kinds, __doc__)

@@ -21,12 +21,18 @@ Several cases are scored at a time. Writes scores.csv (a line per method, case, 
 metric), cases.csv and summary.json into the output folder, which compare and report take beside a
 run's own evaluation, and prints the table. A case that cannot be scored is left out and listed,
 with its reason, in failed.csv, and the exit code is 1. The files of an earlier scoring go.
+
+Several processes share the cases, as a job array does, where each is told its part; the last one to
+end writes the files, which are those of one process:
+  autoctx-score --predictions=results --labels=labels --output=scores --num_parts=8 --part_id=0
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
+import operator
 import pathlib
 import sys
 from collections.abc import Collection, Mapping, Sequence
@@ -35,6 +41,7 @@ from typing import TYPE_CHECKING, Any
 from tf_autoctx import configuration, errors, files
 from tf_autoctx.commands import command_line, structure_names
 from tf_autoctx.configuration import field
+from tf_autoctx.parts import Output, Parts
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,6 +50,7 @@ if TYPE_CHECKING:
 
 MOST_VALUES = 1000  # of a label image; an atlas of the brain has some hundred
 OBJECT = "object"  # what --merge makes, where no single name tells
+OF_PART = "scored.json"  # the scores of a part
 
 
 @dataclasses.dataclass(frozen=True)
@@ -338,8 +346,7 @@ def score_all(
             else:
                 failed[name], told = str(errors.sentence(outcome)), "not scored"
             print(_printable(f"{number}/{len(tasks)} {name}: {told}"), flush=True)
-    in_order = {name: scored[name] for name in cases if name in scored}
-    return in_order, {name: failed[name] for name in cases if name in failed}
+    return _in_order(cases, scored, failed)
 
 
 def _told(rows: Mapping[int, Mapping[str, Any]]) -> str:
@@ -359,14 +366,49 @@ def _printable(text: str) -> str:
 
 def main(given: command_line.Given) -> None:
     """Runs the command."""
-    from tf_autoctx.report import tables
-
-    settings = given.configured(Score)
-    cases, output = pairs(settings), pathlib.Path(settings.output)
+    settings, parts = given.configured(Score), given.configured(Parts)
+    cases, place = pairs(settings), Output(settings.output, "score", parts)
     unsure = uncertainties(cases, settings)
     names = names_of(settings)
-    files.own(output)
-    scored, failed = score_all(cases, settings, names)
+    place.begin()
+    mine = parts.of(cases)
+    scored, failed = score_all(mine, settings, names)
+    if place.divided:
+        note(place.tables, scored, failed)
+    decisive = dataclasses.asdict(settings) | {"output": None, "workers": None}
+    with place.ended([decisive, dataclasses.asdict(names), [*cases]]) as ended:
+        if ended:
+            if place.divided:
+                mine = cases
+                scored, failed = joined(cases, ended)
+            write(place.folder, scored, failed, unsure, settings, names)
+    if failed:
+        for reason in failed.values():
+            print(f"error: {reason}", file=sys.stderr)
+        raise errors.UserError(
+            f"{place.folder / 'failed.csv'}: {len(failed)} of {len(mine)} cases are not scored; "
+            "expected readable label images on the grid of their truth."
+        )
+
+
+def write(
+    output: pathlib.Path,
+    scored: Mapping[str, Scored],
+    failed: Mapping[str, str],
+    unsure: Mapping[str, float],
+    settings: Score,
+    names: StructureNames,
+) -> None:
+    """Writes the tables of all cases, and prints them.
+
+    Args:
+      output: folder of the tables.
+      scored, failed: see `score_all`.
+      unsure: see `uncertainties`.
+      settings, names: see `score`.
+    """
+    from tf_autoctx.report import tables
+
     rows = []
     if scored:
         labels = labels_of(scored.values(), names, settings)
@@ -375,13 +417,43 @@ def main(given: command_line.Given) -> None:
     tables.write(output, rows, failures=failed)
     if rows:
         print("\n" + tables.table(rows))
-    if failed:
-        for reason in failed.values():
-            print(f"error: {reason}", file=sys.stderr)
-        raise errors.UserError(
-            f"{output / 'failed.csv'}: {len(failed)} of {len(cases)} cases are not scored; "
-            "expected readable label images on the grid of their truth."
-        )
+
+
+def note(folder: pathlib.Path, scored: Mapping[str, Scored], failed: Mapping[str, str]) -> None:
+    """Writes the scores of a part into its folder, numbers to the last digit."""
+    of_cases = {
+        case: {
+            "methods": [[[value, row] for value, row in rows.items()] for rows in of_case.methods],
+            "is_mask": of_case.is_mask,
+        }
+        for case, of_case in scored.items()
+    }
+    told = {"scored": of_cases, "failed": dict(failed)}
+    with files.replacing(folder / OF_PART) as partial:
+        partial.write_text(json.dumps(told, default=operator.methodcaller("item")))
+
+
+def joined(
+    cases: Collection[str], folders: Sequence[pathlib.Path]
+) -> tuple[dict[str, Scored], dict[str, str]]:
+    """What `score_all` would have made of all cases, of what parts noted in their folders."""
+    scored: dict[str, Scored] = {}
+    failed: dict[str, str] = {}
+    for folder in folders:
+        told = files.read_json(folder / OF_PART, "the scores of a part")
+        failed |= told["failed"]
+        for case, of_case in told["scored"].items():
+            methods = [dict(rows) for rows in of_case["methods"]]
+            scored[case] = Scored(methods, of_case["is_mask"])
+    return _in_order(cases, scored, failed)
+
+
+def _in_order(
+    cases: Collection[str], scored: Mapping[str, Scored], failed: Mapping[str, str]
+) -> tuple[dict[str, Scored], dict[str, str]]:
+    """The scores and the failures, both in the order of the cases."""
+    in_order = {name: scored[name] for name in cases if name in scored}
+    return in_order, {name: failed[name] for name in cases if name in failed}
 
 
 def uncertainties(cases: Mapping[str, tuple[str, str]], settings: Score) -> dict[str, float]:
@@ -446,4 +518,4 @@ def names_of(settings: Score) -> StructureNames:
     return names
 
 
-command = command_line.Command(main, (Score,), __doc__)
+command = command_line.Command(main, (Score, Parts), __doc__)

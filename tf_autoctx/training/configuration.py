@@ -44,7 +44,8 @@ class RunOptions:
     )
     strategy: str = field(
         "auto",
-        "The tf.distribute strategy; auto takes all GPUs, or the cluster that TF_CONFIG names.",
+        "The tf.distribute strategy; auto takes all GPUs, or the cluster that TF_CONFIG, Slurm or "
+        "Kubernetes tell of.",
         choices=("auto", "single", "mirrored", "multi_worker"),
         may_change=True,
     )

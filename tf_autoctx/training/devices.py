@@ -18,6 +18,7 @@ from absl import logging
 from tensorflow.python.client import device_lib
 
 from tf_autoctx.errors import FieldError
+from tf_autoctx.training.cluster import tf_config
 
 # A trial in bfloat16 takes at most so much of one in float32 where it is worth it.
 FASTER = 0.8
@@ -26,26 +27,28 @@ FASTER = 0.8
 def strategy(name: str) -> tf.distribute.Strategy:
     """The `tf.distribute` strategy of a name, see `RunOptions.strategy`.
 
-    "auto" is "multi_worker" where TF_CONFIG names a cluster, "mirrored" where there is more than
-    one GPU, else "single".
+    "auto" is "multi_worker" where there is a cluster (see `cluster.tf_config`, which becomes that
+    of this process), "mirrored" where there is more than one GPU, else "single".
 
     Raises:
-      UserError: "multi_worker" without a TF_CONFIG that names the cluster and this task.
+      UserError: "multi_worker" without a TF_CONFIG that names the cluster and this task; see
+        `cluster.tf_config`.
     """
-    cluster = os.environ.get("TF_CONFIG", "").strip()
+    told = tf_config() if name in ("auto", "multi_worker") else ""
+    if told:
+        os.environ["TF_CONFIG"] = told
     if name == "auto":
-        several = not cluster and len(tf.config.list_logical_devices("GPU")) > 1
-        name = "mirrored" if several else "single"
-        name = "multi_worker" if cluster not in ("", "{}") else name
+        several = not told and len(tf.config.list_logical_devices("GPU")) > 1
+        name = "multi_worker" if told else "mirrored" if several else "single"
     if name == "multi_worker":
         try:
-            json.loads(cluster)["task"]["index"]
+            json.loads(told)["task"]["index"]
             return tf.distribute.MultiWorkerMirroredStrategy()
         except (KeyError, TypeError, ValueError):
             raise FieldError(
                 "strategy",
                 name,
-                f"TF_CONFIG is {cluster or 'not set'}; expected "
+                f"TF_CONFIG is {told or 'not set'}; expected "
                 '{"cluster": {"worker": ["host:port", ...]}, '
                 '"task": {"type": "worker", "index": 0}}.',
             ) from None

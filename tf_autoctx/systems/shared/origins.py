@@ -30,13 +30,16 @@ class Origins:
     Args:
       folder: of the results.
       model: whatever besides an image decides its results, see `of_model`.
+      tables: folder of the record, where it is of a part; None: that of the results.
 
     Attributes:
       model: the same.
     """
 
-    def __init__(self, folder: pathlib.Path, model: str) -> None:
-        self._folder, self._path, self.model = folder, folder / NAME, model
+    def __init__(
+        self, folder: pathlib.Path, model: str, tables: pathlib.Path | None = None
+    ) -> None:
+        self._folder, self._path, self.model = folder, (tables or folder) / NAME, model
         self._lock = threading.Lock()  # clients note several at once
         self._records: dict[str, dict[str, Any]] = {}  # by result
         for line in self._lines():

@@ -50,6 +50,7 @@ class Results:
       spacing: edges (y, x) in mm of the pixels of images whose files do not tell; empty: they are
         unknown.
       template: of DICOM segmentation objects, which labels become; None: images.
+      tables: folder of the table of uncertainty, where it is of a part; None: that of the results.
 
     Raises:
       FieldError: a format that cannot hold a volume; a spacing of other axes than images have.
@@ -67,6 +68,7 @@ class Results:
     measurements: bool = False
     spacing: tuple[float, ...] = ()
     template: dicom_seg.Template | None = None
+    tables: pathlib.Path | None = None
 
     def __post_init__(self) -> None:
         if not self._flat and self.suffix in images.PIXELS_ONLY:
@@ -168,7 +170,8 @@ class Results:
                 voxels = segmentation["uncertainty"]
                 ending = self._ending(path, kind)
                 name = file.relative_to(self.output / UNSURE).as_posix().removesuffix(ending)
-                note_uncertainty(self.output, name, voxels[segmentation["label"] > 0])
+                folder = self.tables or self.output
+                note_uncertainty(folder, name, voxels[segmentation["label"] > 0])
             made[file] = Result(
                 image=path,
                 kind=kind,
@@ -274,21 +277,37 @@ def note_uncertainty(folder: pathlib.Path, name: str, uncertainty: np.ndarray) -
     first, where nothing was segmented or the mean is largest.
 
     Args:
-      folder: of the results.
+      folder: of the table.
       name: of the image.
       uncertainty: of the voxels of the predicted object, which may be none.
 
     Raises:
       UserError: the table cannot be read or written.
     """
-    known = uncertainties(folder)
-    known[name] = float(uncertainty.mean()) if uncertainty.size else math.nan
+    mean = float(uncertainty.mean()) if uncertainty.size else math.nan
+    _write_uncertainties(folder, {**uncertainties(folder), name: mean})
+
+
+def _write_uncertainties(folder: pathlib.Path, known: Mapping[str, float]) -> None:
+    """Writes `UNSURE_TABLE` of {image: mean uncertainty of its object}."""
 
     def order(image: str) -> tuple[float, str]:
         return -math.inf if math.isnan(known[image]) else -known[image], image
 
     told = [{"image": image, UNSURE: known[image]} for image in sorted(known, key=order)]
     spreadsheets.write(folder / UNSURE_TABLE, told, ("image", UNSURE))
+
+
+def join_uncertainties(folder: pathlib.Path, parts: Sequence[pathlib.Path]) -> None:
+    """Makes `UNSURE_TABLE` of a folder of results of those of its parts.
+
+    Raises:
+      UserError: one cannot be read, or the table cannot be written.
+    """
+    joined: dict[str, float] = {}
+    for part in parts:
+        joined |= uncertainties(part)
+    _write_uncertainties(folder, joined)
 
 
 def uncertainties(folder: pathlib.Path) -> dict[str, float]:

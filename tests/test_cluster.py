@@ -1,0 +1,123 @@
+"""TF_CONFIG of the variables of engines, as they are in a task of Slurm and a pod of Kubernetes."""
+
+import json
+
+import pytest
+import tensorflow as tf
+
+from tf_autoctx.errors import UserError
+from tf_autoctx.training import cluster, devices
+
+# Of the second of three tasks, two of which are on node9; see tests/test_slurm.py for real ones.
+SLURM = {
+    "SLURM_JOB_ID": "41007",
+    "SLURM_PROCID": "1",
+    "SLURM_LOCALID": "1",
+    "SLURMD_NODENAME": "node9",
+    "SLURM_STEP_NODELIST": "node[9-10]",
+    "SLURM_STEP_TASKS_PER_NODE": "2,1",
+    "SLURM_STEP_NUM_TASKS": "3",
+}
+KUBERNETES = {
+    "JOB_COMPLETION_INDEX": "1",
+    "TF_AUTOCTX_SERVICE": "fetal-head",
+    "TF_AUTOCTX_WORKERS": "2",
+}
+
+
+@pytest.fixture
+def told(monkeypatch):
+    """TF_CONFIG of variables, as an object; None: there is none."""
+    for name in ("TF_CONFIG", *cluster.SLURM, "SLURM_STEP_NUM_TASKS", *cluster.KUBERNETES):
+        monkeypatch.delenv(name, raising=False)
+
+    def run(variables):
+        with monkeypatch.context() as patch:
+            for name, value in variables.items():
+                patch.setenv(name, value)
+            return json.loads(cluster.tf_config() or "null")
+
+    return run
+
+
+def test_a_task_of_slurm_is_the_worker_on_its_node(told):
+    """Ports from 10000 on, 20 for each of 1000 jobs; nodes in whatever order, but the same one."""
+    workers = ["node10:10140", "node9:10140", "node9:10141"]
+    places = (("node9", "0", "0", 1), ("node9", "1", "1", 2), ("node10", "0", "2", 0))
+    for node, local, rank, index in places:
+        changed = {"SLURMD_NODENAME": node, "SLURM_LOCALID": local, "SLURM_PROCID": rank}
+        assert told(SLURM | changed) == {
+            "cluster": {"worker": workers},
+            "task": {"type": "worker", "index": index},
+        }
+
+
+def test_tasks_that_go_round_the_nodes_are_found_too(told):
+    """`srun --distribution=cyclic`: of ranks 0 to 3, 1 and 3 are on b."""
+    cyclic = {"SLURM_STEP_NODELIST": "a,b", "SLURM_STEP_TASKS_PER_NODE": "2(x2)"}
+    found = []
+    for rank in range(4):
+        place = {"SLURMD_NODENAME": "ab"[rank % 2], "SLURM_LOCALID": str(rank // 2)}
+        made = told(SLURM | cyclic | place | {"SLURM_STEP_NUM_TASKS": "4"})
+        found.append(made["cluster"]["worker"][made["task"]["index"]])
+    assert found == ["a:10140", "b:10140", "a:10141", "b:10141"]
+
+
+def test_a_pod_of_kubernetes_is_the_worker_of_its_index(told):
+    workers = ["fetal-head-0.fetal-head:2222", "fetal-head-1.fetal-head:2222"]
+    assert told(KUBERNETES) == {
+        "cluster": {"worker": workers},
+        "task": {"type": "worker", "index": 1},
+    }
+
+
+def test_what_is_alone_has_no_cluster(told):
+    assert told({}) is None
+    assert told({"SLURM_JOB_ID": "7", "SLURM_PROCID": "0"}) is None  # no step: sbatch alone
+    assert told({"SLURM_STEP_NUM_TASKS": "1"}) is None
+    assert told({"JOB_COMPLETION_INDEX": "3"}) is None  # of parts or folds
+    assert told(KUBERNETES | {"JOB_COMPLETION_INDEX": "0", "TF_AUTOCTX_WORKERS": "1"}) is None
+
+
+def test_a_tf_config_wins(told):
+    given = {"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "worker", "index": 0}}
+    for engine in (SLURM, KUBERNETES):
+        assert told({"TF_CONFIG": json.dumps(given), **engine}) == given
+        assert told({"TF_CONFIG": "{}", **engine}) != given
+
+
+@pytest.mark.parametrize("name", [name for name in SLURM if name != "SLURM_STEP_NUM_TASKS"])
+def test_a_variable_of_slurm_that_is_missing_is_named(told, name):
+    with pytest.raises(UserError, match=rf"^Slurm: {name} is not set; expected SLURM_JOB_ID, "):
+        told({key: value for key, value in SLURM.items() if key != name})
+
+
+@pytest.mark.parametrize("name", KUBERNETES)
+def test_a_variable_of_kubernetes_that_is_missing_is_named(told, name):
+    with pytest.raises(UserError, match=rf"^Kubernetes: {name} is not set; expected JOB_COMPLET"):
+        told({key: value for key, value in KUBERNETES.items() if key != name})
+
+
+def test_variables_that_contradict_each_other_are_one_sentence(told):
+    with pytest.raises(UserError, match="this task, node8:10141, is none of the workers node10:"):
+        told(SLURM | {"SLURMD_NODENAME": "node8"})
+    for wrong in ({"JOB_COMPLETION_INDEX": "2"}, {"TF_AUTOCTX_WORKERS": "two"}):
+        with pytest.raises(UserError, match="expected the completions of the Job"):
+            told(KUBERNETES | wrong)
+
+
+def test_the_strategy_is_made_of_what_an_engine_tells(told, monkeypatch):
+    """One of several processes is never made alone, unless it is told so."""
+    made = []
+    monkeypatch.setattr(
+        tf.distribute,
+        "MultiWorkerMirroredStrategy",
+        lambda: made.append(json.loads(devices.os.environ["TF_CONFIG"])["task"]["index"]),
+    )
+    for name, value in KUBERNETES.items():
+        monkeypatch.setenv(name, value)
+    assert devices.strategy("single") is tf.distribute.get_strategy() and not made
+    for name in ("auto", "multi_worker"):
+        monkeypatch.setenv("TF_CONFIG", "")
+        devices.strategy(name)
+    assert made == [1, 1]

@@ -1,0 +1,94 @@
+"""The cluster that this process was started in, by whatever engine, as TF_CONFIG."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+
+import tensorflow as tf
+
+from tf_autoctx.errors import UserError
+
+SLURM = (
+    "SLURM_JOB_ID",
+    "SLURM_PROCID",
+    "SLURM_LOCALID",
+    "SLURMD_NODENAME",
+    "SLURM_STEP_NODELIST",
+    "SLURM_STEP_TASKS_PER_NODE",
+)
+KUBERNETES = ("JOB_COMPLETION_INDEX", "TF_AUTOCTX_SERVICE", "TF_AUTOCTX_WORKERS")
+PORT = 2222  # of every worker in Kubernetes, where each has an address of its own
+
+
+def tf_config() -> str:
+    """TF_CONFIG, if it names a cluster, or what stands for it in the environment: of Slurm, in a
+    step of several tasks, or of Kubernetes, in an Indexed Job; "" where this process is alone.
+
+    Raises:
+      UserError: some variables of an engine are missing, or contradict each other.
+    """
+    given = os.environ.get("TF_CONFIG", "").strip()
+    if given not in ("", "{}"):
+        return given
+    if os.environ.get("SLURM_STEP_NUM_TASKS", "1") != "1":
+        return _of_slurm()
+    if any(os.environ.get(name) for name in KUBERNETES[1:]):
+        return _of_kubernetes()
+    return ""
+
+
+def _of_slurm() -> str:
+    """TF_CONFIG of a task of a step.
+
+    `SlurmClusterResolver` sorts nodes by their letters, node10 before node9, and takes for granted
+    that tasks fill one node after the other. Which of its workers this task is, its node and its
+    number there tell, not its rank.
+    """
+    values = _required("Slurm", SLURM)
+    tasks = int(os.environ["SLURM_STEP_NUM_TASKS"])
+    first = 10_000 + 20 * (int(values["SLURM_JOB_ID"]) % 1000)  # jobs that share a node differ
+    resolver = tf.distribute.cluster_resolver.SlurmClusterResolver(
+        port_base=first,
+        # It would count GPUs with nvidia-smi, fail without it, and want one for each task.
+        gpus_per_node=tasks,
+        gpus_per_task=1,
+        auto_set_gpu=False,
+    )
+    workers = resolver.cluster_spec().job_tasks("worker")
+    own = f"{values['SLURMD_NODENAME']}:{first + int(values['SLURM_LOCALID'])}"
+    if own not in workers:
+        raise UserError(
+            f"Slurm: this task, {own}, is none of the workers {', '.join(workers)}; expected "
+            "SLURM_STEP_NODELIST and SLURM_STEP_TASKS_PER_NODE to name it."
+        )
+    return _written(workers, workers.index(own))
+
+
+def _of_kubernetes() -> str:
+    """TF_CONFIG of a pod of an Indexed Job, which has the name of its headless service."""
+    index, service, count = _required("Kubernetes", KUBERNETES).values()
+    if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+        raise UserError(
+            f"Kubernetes: JOB_COMPLETION_INDEX is {index}, TF_AUTOCTX_WORKERS is {count}; expected "
+            "the completions of the Job, and an index below."
+        )
+    workers = [f"{service}-{k}.{service}:{PORT}" for k in range(int(count))]
+    return _written(workers, int(index)) if len(workers) > 1 else ""
+
+
+def _required(engine: str, names: Sequence[str]) -> dict[str, str]:
+    """Variables of the environment; raises a `UserError` where one is missing."""
+    missing = [name for name in names if not os.environ.get(name)]
+    if missing:
+        raise UserError(
+            f"{engine}: {', '.join(missing)} is not set; expected {', '.join(names)}, or "
+            "`strategy=single`."
+        )
+    return {name: os.environ[name] for name in names}
+
+
+def _written(workers: Sequence[str], index: int) -> str:
+    task = {"type": "worker", "index": index}
+    return json.dumps({"cluster": {"worker": [*workers]}, "task": task})
