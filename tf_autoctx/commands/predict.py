@@ -21,6 +21,9 @@ uncertainty.csv, a line an image. Labels and masks of PNG, JPEG and TIFF images 
 and 255. --output_format names another format; PNG cannot hold probabilities, which stay NIfTI.
 --output_format=dicom_seg makes the label of a DICOM image a DICOM segmentation object, NAME.dcm,
 with a segment for each structure; what each is, a table of organs or --segment_codes tells.
+--output_format=seg_nrrd makes it a segmentation of 3D Slicer, NAME.seg.nrrd, with names and
+colours. With --rank it writes in which order to correct labels, rank.csv, first the least sure
+ones, and names and colours for ITK-SNAP, itk_snap_labels.txt.
 Images that are rendered online get a strip of their iterations, strips/NAME.png, and with
 --every_iteration each one's image and mask, iterations/NAME/.
 
@@ -52,6 +55,7 @@ if TYPE_CHECKING:
     from tf_autoctx.data.dicom_seg import Template
     from tf_autoctx.data.isolation import Pool
     from tf_autoctx.data.segment_codes import Codes
+    from tf_autoctx.data.segments import Segment
     from tf_autoctx.systems.shared.origins import Origins
     from tf_autoctx.systems.shared.prediction import Segmentor
     from tf_autoctx.systems.shared.results import Key, Result, Results
@@ -59,8 +63,8 @@ if TYPE_CHECKING:
     Files = Mapping[Key, pathlib.Path]
 
 T = TypeVar("T")
-DICOM_SEG = "dicom_seg"
-FORMATS = ("nii.gz", "nii", "nrrd", "mha", "png", "tif", "tiff", DICOM_SEG)
+DICOM_SEG, SEG_NRRD = "dicom_seg", "seg_nrrd"
+FORMATS = ("nii.gz", "nii", "nrrd", "mha", "png", "tif", "tiff", SEG_NRRD, DICOM_SEG)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -110,14 +114,19 @@ class Prediction:
         "Write how unsure the model is: a map from 0 to 1, the entropy of the probability, and "
         "uncertainty.csv, its mean over the object in every image, first those to look at first.",
     )
+    rank: bool = field(
+        False,
+        "Write rank.csv, the order in which to correct the labels, and names and colours for "
+        "ITK-SNAP; with uncertainty.",
+    )
     every_iteration: bool = field(
         False, "Write rendering and mask of every iteration of online rendering."
     )
     output_format: str | None = field(
         None,
         "Format of all images. By default png for PNG, JPEG and TIFF images, else nii.gz. "
-        "dicom_seg writes labels as DICOM segmentation objects; it needs the extra: pip install "
-        "'tf_autoctx[dicom]'.",
+        "seg_nrrd writes labels as segmentations of 3D Slicer; dicom_seg writes DICOM segmentation "
+        "objects and needs the extra: pip install 'tf_autoctx[dicom]'.",
         choices=FORMATS,
     )
     segment_codes: str | None = field(
@@ -155,10 +164,15 @@ class Prediction:
             raise UserError(
                 f"`segment_codes`: images hold no codes; expected `output_format={DICOM_SEG}`."
             )
-        if self.masks and self.output_format == DICOM_SEG:
+        if self.masks and self.output_format in (DICOM_SEG, SEG_NRRD):
             raise UserError(
-                f"`masks`: of `output_format={DICOM_SEG}` each structure is a segment already; "
-                "expected one of them."
+                f"`masks`: of `output_format={self.output_format}` each structure is a segment "
+                "already; expected one of them."
+            )
+        if self.rank and not self.uncertainty:
+            raise UserError(
+                "`rank`: the order follows from how unsure the model is; expected `uncertainty` "
+                "with it."
             )
 
 
@@ -225,11 +239,32 @@ def _template(
     return dicom_seg.Template(declaration.name, tuple(segments), chosen.series)
 
 
+def _segments(chosen: Prediction, segmentor: Segmentor) -> tuple[Segment, ...]:
+    """The segments of segmentations of 3D Slicer; none where labels become something else.
+
+    Raises:
+      FieldError: the structures are regions, of which a label shows one a voxel.
+    """
+    if chosen.output_format != SEG_NRRD:
+        return ()
+    from tf_autoctx.systems.shared import annotating
+
+    if segmentor.regions:
+        raise FieldError(
+            "output_format",
+            SEG_NRRD,
+            f"the structures of {chosen.model} are regions, which overlap, and a segment has "
+            "voxels of its own; expected another format, such as nii.gz.",
+        )
+    return annotating.segments(segmentor.labels)
+
+
 def _wanted(chosen: Prediction, segmentor: Segmentor, codes: Mapping[str, Codes]) -> Results:
     """What is written of each image.
 
     Raises:
-      UserError: iterations or uncertainty of a model that has none; see `_template`.
+      UserError: iterations or uncertainty of a model that has none; see `_template` and
+        `_segments`.
     """
     from tf_autoctx.systems.shared import results
 
@@ -252,6 +287,8 @@ def _wanted(chosen: Prediction, segmentor: Segmentor, codes: Mapping[str, Codes]
         chosen.measurements,
         edges_of(chosen.spacing or ""),
         _template(chosen, segmentor, codes),
+        _segments(chosen, segmentor),
+        chosen.rank,
     )
 
 
@@ -346,6 +383,8 @@ def write(
             print(f"error: {sentence(failures[path])}", file=sys.stderr)
     if wanted.measurements:
         results.collect_measurements(wanted.output)
+    if wanted.rank:
+        print("\n".join(results.collect_rank(wanted)))
     if failures:
         raise UserError(
             f"{len(failures)} of {len(left)} images failed; `resume` tries these once more."

@@ -123,12 +123,12 @@ def load(
 
     Args:
       source: a Medical Segmentation Decathlon folder, an nnU-Net folder (1 or 2), a folder with
-        images/ and labels/ of the same names (see `names`; all of them training cases), or a CSV
-        file with the columns image, label, split (train, validation or val, test) and, if wanted,
-        group and series (of a DICOM folder); its paths are relative to the CSV, and label may be
-        empty for a test image. In place of image there may be a column for each channel, image_t1,
-        image_t2 and so on, and case, its name. Semicolons or tabs in place of commas, capitals and
-        blanks are read too.
+        images/ and labels/ of the same names (see `names`; all of them training cases), whose
+        dataset.json, where there is one, names the label values, or a CSV file with the columns
+        image, label, split (train, validation or val, test) and, if wanted, group and series (of a
+        DICOM folder); its paths are relative to the CSV, and label may be empty for a test image.
+        In place of image there may be a column for each channel, image_t1, image_t2 and so on, and
+        case, its name. Semicolons or tabs in place of commas, capitals and blanks are read too.
       seed: decides which training cases validate, unless the CSV says so.
       validation_fraction: share of the groups (of the cases, where there are no groups) that
         validate, at least one; 0: none.
@@ -275,7 +275,7 @@ def read_case(
             )
     if case.label is None:
         return image, None
-    outlined, label = label_files.read(case.label, dimensions, labels, foreground)
+    outlined, label = label_files.read(case.label, dimensions, labels, foreground, of=image)
     images.require_same_grid(outlined, image)
     return image, _learnt(case.label, label, foreground, labels, merge)
 
@@ -447,14 +447,17 @@ def _read_folder(
         raise UserError(
             f"{path}: lacks the key 'labels'; expected the label values and their names."
         )
-    if not {"training", "channel_names", "dataset"} & description.keys():
+    lists = {"training", "channel_names", "dataset"} & description.keys()
+    if not lists and not (folder / "images").is_dir():
         raise UserError(
             f"{path}: lacks 'training' (Decathlon) and 'channel_names' (nnU-Net); expected one of "
-            "them."
+            "them, or images/ and labels/ beside it."
         )
     told = _told_channels(path, description)
     count = len(told) or channels
-    if "training" in description:
+    if not lists:
+        entries = _same_named(folder, count)
+    elif "training" in description:
         entries = _listed(path, description, count)
     elif "dataset" in description:
         entries = _told(path, description["dataset"], count)
