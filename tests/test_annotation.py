@@ -200,29 +200,45 @@ def test_segments_outside_the_image_are_refused(tmp_path):
 # What is learnt from
 
 
-def test_corrected_files_are_learnt_from_under_the_names_of_a_dataset_json(tmp_path):
-    """images/ and labels/ with names; .seg.nrrd beside .nii.gz, of one case each."""
-    for name in ("a", "b"):
-        scan(tmp_path / "images" / f"{name}.nii.gz")
-    (tmp_path / "labels").mkdir()
-    sitk.WriteImage(image_of(label()), str(tmp_path / "labels" / "a.nii.gz"))
+def corrected(folder):
+    """Cases a and b that train, c that tests; b and c as Slicer saves them, numbered anew."""
+    for name in ("Tr/a", "Tr/b", "Ts/c"):
+        scan(folder / f"images{name}.nii.gz")
+    (folder / "labelsTr").mkdir()
+    sitk.WriteImage(image_of(label()), str(folder / "labelsTr" / "a.nii.gz"))
     renumbered = np.array([0, 2, 0, 1], np.uint8)[label()]
     told = [("left kidney", 1, 0), ("liver", 2, 0)]
     box = (slice(1, 8), slice(2, None), slice(1, 4))
-    by_slicer(tmp_path / "labels" / "b.seg.nrrd", [renumbered], told, box)
-    with pytest.raises(UserError, match=r"b.seg.nrrd: has the segments left kidney, liver, and no"):
-        datasets.structures(datasets.load(tmp_path, 0, 0.0))
-    (tmp_path / "dataset.json").write_text(f"{{{NAMES}}}")
+    for name in ("Tr/b", "Ts/c"):
+        by_slicer(folder / f"labels{name}.seg.nrrd", [renumbered], told, box)
+    return folder
+
+
+def test_corrected_files_are_learnt_from_under_the_names_of_a_dataset_json(tmp_path):
+    (corrected(tmp_path) / "dataset.json").write_text(f"{{{NAMES}}}")
     cases = datasets.load(tmp_path, 0, 0.0)
-    assert datasets.structures(cases) == KNOWN and [c.name for c in cases.train] == ["a", "b"]
-    for case in cases.train:
+    assert datasets.structures(cases) == KNOWN
+    assert [case.name for case in cases.train] == ["a", "b"]
+    assert [case.name for case in cases.test] == ["c"]
+    for case in (*cases.train, *cases.test):
         _, learnt = datasets.read_case(case, None, cases.labels, merge=False)
         np.testing.assert_array_equal(learnt, label())
 
 
-def test_a_dataset_json_of_names_alone_wants_images_beside_it(tmp_path):
+def test_segments_without_names_of_label_values_are_no_data_set(tmp_path):
+    folder = corrected(tmp_path)
+    for part in ("images", "labels"):
+        (folder / f"{part}Tr").rename(folder / part)
+    with pytest.raises(UserError, match=r"b.seg.nrrd: has the segments left kidney, liver, and no"):
+        datasets.structures(datasets.load(tmp_path, 0, 0.0))
+
+
+def test_a_dataset_json_of_names_alone_wants_files_of_the_same_names(tmp_path):
     (tmp_path / "dataset.json").write_text(f"{{{NAMES}}}")
-    with pytest.raises(UserError, match="expected one of them, or images/ and labels/ beside it"):
+    with pytest.raises(UserError, match="expected one of them, or imagesTr/ and labelsTr/ beside"):
+        datasets.load(tmp_path, 0)
+    (corrected(tmp_path) / "imagesTs" / "c.nii.gz").rename(tmp_path / "imagesTs" / "d.nii.gz")
+    with pytest.raises(UserError, match="imagesTs/ and labelsTs/ do not both have c; expected f"):
         datasets.load(tmp_path, 0)
 
 
