@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 # Files of tests that train nothing and export little, for work in between.
-FAST := another_scanner api biometry command_line compare configuration datasets dicom dicom_seg \
+FAST := annotation another_scanner api biometry command_line compare configuration datasets dicom dicom_seg \
   docs errors evaluation floors growth harness ignored images labels layers losses metrics mutations \
   names phantom_fetal_head_2d postprocessing predict report_figures report_tables report_views \
   shared

@@ -460,15 +460,15 @@ def test_a_model_that_tells_no_uncertainty_is_refused(scans, tmp_path, capsys):
 
 def test_the_images_to_look_at_first(tmp_path):
     """Those of which nothing was segmented, then the least sure ones; the last value counts."""
-    for name, voxels in (
-        ("sure", [0.1, 0.1]),
-        ("unsure", [0.2, 0.8]),
-        ("nothing", []),
-        ("=name", [0.3]),
-        ("sure", [0.0, 0.2]),
-        ("nothing at all", []),
+    for name, mean in (
+        ("sure", 0.2),
+        ("unsure", 0.5),
+        ("nothing", np.nan),
+        ("=name", 0.3),
+        ("sure", 0.1),
+        ("nothing at all", np.nan),
     ):
-        results.note_uncertainty(tmp_path, name, np.array(voxels, np.float32))
+        results.note_uncertainty(tmp_path, name, mean)
     told = table_of(tmp_path)
     assert [name for name, _ in told] == ["nothing", "nothing at all", "unsure", "'=name", "sure"]
     np.testing.assert_allclose(
@@ -478,4 +478,4 @@ def test_the_images_to_look_at_first(tmp_path):
     with pytest.raises(
         errors.UserError, match=r"uncertainty.csv: has the columns a,b; expected the col"
     ):
-        results.note_uncertainty(tmp_path, "a", np.ones(1))
+        results.note_uncertainty(tmp_path, "a", 1.0)

@@ -12,7 +12,7 @@ from helpers import dice, noise, plain_unet3d, randomize
 
 import tf_autoctx
 from tf_autoctx import configuration, errors, export, losses, metrics
-from tf_autoctx.data import datasets, images, labels, regions
+from tf_autoctx.data import datasets, images, regions
 from tf_autoctx.models import unet3d
 from tf_autoctx.report import figures, tables, views
 from tf_autoctx.systems.multi_organ.configuration import MultiOrgan
@@ -517,14 +517,6 @@ def test_scores_of_regions_ask_for_their_values(tmp_path, capsys, words, told):
     with pytest.raises(SystemExit):
         running.call("score", *folders, f"--output={tmp_path / 'scores'}", *words)
     assert told in capsys.readouterr().err
-
-
-def test_layers_of_segments_that_overlap_are_refused(tmp_path):
-    layers = np.stack([outlined() > 0, outlined() == 2], axis=-1).astype(np.uint8)
-    path = str(tmp_path / "a.seg.nrrd")
-    sitk.WriteImage(sitk.GetImageFromArray(layers, isVector=True), path)
-    with pytest.raises(errors.UserError, match="has 2 layers of segments that overlap; expected o"):
-        labels.read(path, 3)
 
 
 def test_a_run_of_before_there_were_regions_has_none():

@@ -21,6 +21,9 @@ uncertainty.csv, a line an image. Labels and masks of PNG, JPEG and TIFF images 
 and 255. --output_format names another format; PNG cannot hold probabilities, which stay NIfTI.
 --output_format=dicom_seg makes the label of a DICOM image a DICOM segmentation object, NAME.dcm,
 with a segment for each structure; what each is, a table of organs or --segment_codes tells.
+--output_format=seg_nrrd makes it a segmentation of 3D Slicer, NAME.seg.nrrd, with names and
+colours. With --rank it writes in which order to correct labels, rank.csv, first the least sure
+ones, and names and colours for ITK-SNAP, itk_snap_labels.txt.
 Images that are rendered online get a strip of their iterations, strips/NAME.png, and with
 --every_iteration each one's image and mask, iterations/NAME/.
 
@@ -56,6 +59,7 @@ if TYPE_CHECKING:
     from tf_autoctx.data.dicom_seg import Template
     from tf_autoctx.data.isolation import Pool
     from tf_autoctx.data.segment_codes import Codes
+    from tf_autoctx.data.segments import Segment
     from tf_autoctx.systems.shared.origins import Origins
     from tf_autoctx.systems.shared.prediction import Segmentor
     from tf_autoctx.systems.shared.results import Key, Result, Results
@@ -63,8 +67,8 @@ if TYPE_CHECKING:
     Files = Mapping[Key, pathlib.Path]
 
 T = TypeVar("T")
-DICOM_SEG = "dicom_seg"
-FORMATS = ("nii.gz", "nii", "nrrd", "mha", "png", "tif", "tiff", DICOM_SEG)
+DICOM_SEG, SEG_NRRD = "dicom_seg", "seg_nrrd"
+FORMATS = ("nii.gz", "nii", "nrrd", "mha", "png", "tif", "tiff", SEG_NRRD, DICOM_SEG)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -114,14 +118,19 @@ class Prediction:
         "Write how unsure the model is: a map from 0 to 1, the entropy of the probability, and "
         "uncertainty.csv, its mean over the object in every image, first those to look at first.",
     )
+    rank: bool = field(
+        False,
+        "Write rank.csv, the order in which to correct the labels, and names and colours for "
+        "ITK-SNAP; with uncertainty.",
+    )
     every_iteration: bool = field(
         False, "Write rendering and mask of every iteration of online rendering."
     )
     output_format: str | None = field(
         None,
         "Format of all images. By default png for PNG, JPEG and TIFF images, else nii.gz. "
-        "dicom_seg writes labels as DICOM segmentation objects; it needs the extra: pip install "
-        "'tf_autoctx[dicom]'.",
+        "seg_nrrd writes labels as segmentations of 3D Slicer; dicom_seg writes DICOM segmentation "
+        "objects and needs the extra: pip install 'tf_autoctx[dicom]'.",
         choices=FORMATS,
     )
     segment_codes: str | None = field(
@@ -159,10 +168,15 @@ class Prediction:
             raise UserError(
                 f"`segment_codes`: images hold no codes; expected `output_format={DICOM_SEG}`."
             )
-        if self.masks and self.output_format == DICOM_SEG:
+        if self.masks and self.output_format in (DICOM_SEG, SEG_NRRD):
             raise UserError(
-                f"`masks`: of `output_format={DICOM_SEG}` each structure is a segment already; "
-                "expected one of them."
+                f"`masks`: of `output_format={self.output_format}` each structure is a segment "
+                "already; expected one of them."
+            )
+        if self.rank and not self.uncertainty:
+            raise UserError(
+                "`rank`: the order follows from how unsure the model is; expected `uncertainty` "
+                "with it."
             )
 
 
@@ -195,11 +209,14 @@ def main(given: Given) -> None:
         if chosen.resume:
             print(f"{len(mine) - len(left)} of {len(mine)} images are done already")
         failures = write(wanted, left, made_from, readers, writers)
-    with place.ended([made_from.model, chosen.measurements, chosen.uncertainty, [*paths]]) as ended:
+    tables = [chosen.measurements, chosen.uncertainty, chosen.rank]
+    with place.ended([made_from.model, tables, [*paths]]) as ended:
         if ended and chosen.measurements:
             results.collect_measurements(wanted.output)
         if ended and chosen.uncertainty and wanted.tables:
             results.join_uncertainties(wanted.output, ended)
+        if ended and chosen.rank:
+            print("\n".join(results.collect_rank(wanted)))
     if failures:
         raise UserError(
             f"{len(failures)} of {len(left)} images failed; `resume` tries these once more."
@@ -244,13 +261,34 @@ def _template(
     return dicom_seg.Template(declaration.name, tuple(segments), chosen.series)
 
 
+def _segments(chosen: Prediction, segmentor: Segmentor) -> tuple[Segment, ...]:
+    """The segments of segmentations of 3D Slicer; none where labels become something else.
+
+    Raises:
+      FieldError: the structures are regions, of which a label shows one a voxel.
+    """
+    if chosen.output_format != SEG_NRRD:
+        return ()
+    from tf_autoctx.systems.shared import annotating
+
+    if segmentor.regions:
+        raise FieldError(
+            "output_format",
+            SEG_NRRD,
+            f"the structures of {chosen.model} are regions, which overlap, and a segment has "
+            "voxels of its own; expected another format, such as nii.gz.",
+        )
+    return annotating.segments(segmentor.labels)
+
+
 def _wanted(
     chosen: Prediction, segmentor: Segmentor, codes: Mapping[str, Codes], place: Output
 ) -> Results:
     """What is written of each image.
 
     Raises:
-      UserError: iterations or uncertainty of a model that has none; see `_template`.
+      UserError: iterations or uncertainty of a model that has none; see `_template` and
+        `_segments`.
     """
     from tf_autoctx.systems.shared import results
 
@@ -273,6 +311,8 @@ def _wanted(
         chosen.measurements,
         edges_of(chosen.spacing or ""),
         _template(chosen, segmentor, codes),
+        _segments(chosen, segmentor),
+        chosen.rank,
         place.tables if place.divided else None,
     )
 

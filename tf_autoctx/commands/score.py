@@ -166,12 +166,21 @@ def _read(prediction_path: str, label_path: str, settings: Score, names: Structu
 
     from tf_autoctx.data import images, labels
 
-    pair, arrays = [], []
+    pair: list[images.Image] = []
+    arrays = []
     single = names.single is not None and names.ignored is None
+    called = dict(names.labels)
+    if names.ignored is not None:
+        called[names.ignored] = labels.IGNORE
     for path in (prediction_path, label_path):
         # Values of the foreground stay as they are: both files together tell whether 255 is 1.
         image, label = labels.read(
-            path, None, foreground=labels.MASKS, truth=path == label_path, single=single
+            *(path, None),
+            foreground=labels.MASKS,
+            truth=path == label_path,
+            single=single,
+            names=called,
+            of=pair[0] if pair else None,
         )
         _require_labels(path, label, settings, names)
         pair.append(image)

@@ -123,12 +123,13 @@ def load(
 
     Args:
       source: a Medical Segmentation Decathlon folder, an nnU-Net folder (1 or 2), a folder with
-        images/ and labels/ of the same names (see `names`; all of them training cases), or a CSV
-        file with the columns image, label, split (train, validation or val, test) and, if wanted,
-        group and series (of a DICOM folder); its paths are relative to the CSV, and label may be
-        empty for a test image. In place of image there may be a column for each channel, image_t1,
-        image_t2 and so on, and case, its name. Semicolons or tabs in place of commas, capitals and
-        blanks are read too.
+        images/ and labels/ of the same names (see `names`; all of them training cases), a folder of
+        imagesTr/ and labelsTr/, imagesTs/ and labelsTs/ likewise, whose dataset.json names label
+        values alone, or a CSV file with the columns image, label, split (train, validation or val,
+        test) and, if wanted, group and series (of a DICOM folder); its paths are relative to the
+        CSV, and label may be empty for a test image. In place of image there may be a column for
+        each channel, image_t1, image_t2 and so on, and case, its name. Semicolons or tabs in place
+        of commas, capitals and blanks are read too.
       seed: decides which training cases validate, unless the CSV says so.
       validation_fraction: share of the groups (of the cases, where there are no groups) that
         validate, at least one; 0: none.
@@ -275,7 +276,7 @@ def read_case(
             )
     if case.label is None:
         return image, None
-    outlined, label = label_files.read(case.label, dimensions, labels, foreground)
+    outlined, label = label_files.read(case.label, dimensions, labels, foreground, of=image)
     images.require_same_grid(outlined, image)
     return image, _learnt(case.label, label, foreground, labels, merge)
 
@@ -438,7 +439,7 @@ def _read_folder(
     path = folder / "dataset.json"
     if not path.is_file():
         if (folder / "images").is_dir():
-            return _same_named(folder, channels), {}, (), ()
+            return _same_named(folder, ("images", "labels"), "train", channels), {}, (), ()
         raise UserError(
             f"{folder}: has no dataset.json; expected a Decathlon or nnU-Net folder, or a CSV file."
         )
@@ -447,14 +448,19 @@ def _read_folder(
         raise UserError(
             f"{path}: lacks the key 'labels'; expected the label values and their names."
         )
-    if not {"training", "channel_names", "dataset"} & description.keys():
+    lists = {"training", "channel_names", "dataset"} & description.keys()
+    if not lists and ("test" in description or not (folder / "labelsTr").is_dir()):
         raise UserError(
             f"{path}: lacks 'training' (Decathlon) and 'channel_names' (nnU-Net); expected one of "
-            "them."
+            "them, or imagesTr/ and labelsTr/ beside it."
         )
     told = _told_channels(path, description)
     count = len(told) or channels
-    if "training" in description:
+    if not lists:
+        entries = _same_named(folder, ("imagesTr", "labelsTr"), "train", count)
+        if (folder / "labelsTs").is_dir():
+            entries += _same_named(folder, ("imagesTs", "labelsTs"), "test", count)
+    elif "training" in description:
         entries = _listed(path, description, count)
     elif "dataset" in description:
         entries = _told(path, description["dataset"], count)
@@ -522,24 +528,28 @@ def require_channels(images: pathlib.Path, expected: Sequence[str]) -> None:
         return
 
 
-def _same_named(folder: pathlib.Path, channels: int) -> list[Entry]:
-    """Cases of a folder with images/ and labels/, of the same names, see `names.pairs`."""
-    labels = names.find(folder / "labels", below=True)
+def _same_named(
+    folder: pathlib.Path, parts: tuple[str, str], split: str, channels: int
+) -> list[Entry]:
+    """Cases of the two parts of a folder, such as images/ and labels/, of the same names, see
+    `names.pairs`."""
+    of_images, of_labels = (folder / part for part in parts)
+    labels = names.find(of_labels, below=True)
     for series in (True, False):  # stills of one DICOM series are images of their own
         try:
-            paths = names.find(folder / "images", series, below=True, channels=channels)
+            paths = names.find(of_images, series, below=True, channels=channels)
             pairs = names.pairs(paths, labels).values()
         except UserError:
             continue
         return [
-            Entry(str(folder), "train", tuple(image_files.channels(image)), pathlib.Path(label))
+            Entry(str(folder), split, tuple(image_files.channels(image)), pathlib.Path(label))
             for image, label in pairs
         ]
-    paths = names.find(folder / "images", below=True, channels=channels)
+    paths = names.find(of_images, below=True, channels=channels)
     missing = sorted(paths.keys() ^ labels.keys())
     raise UserError(
-        f"{folder}: images/ and labels/ do not both have {missing[0]}; expected files of the "
-        "same names."
+        f"{folder}: {parts[0]}/ and {parts[1]}/ do not both have {missing[0]}; expected files of "
+        "the same names."
     )
 
 

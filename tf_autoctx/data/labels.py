@@ -6,6 +6,7 @@ refused: probabilities, resampled or lossy labels, several colours.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import pathlib
 from collections.abc import Collection, Mapping, Sequence
@@ -13,7 +14,7 @@ from collections.abc import Collection, Mapping, Sequence
 import numpy as np
 from absl import logging
 
-from tf_autoctx.data import dicom, dicom_files, images
+from tf_autoctx.data import dicom, dicom_files, images, segments
 from tf_autoctx.data.integrity import recognition, tiff
 from tf_autoctx.errors import UserError
 
@@ -27,8 +28,6 @@ LARGEST = 65535  # label value
 WHOLE = 1e-3  # how far a stored value may be off its whole number
 MASKS = (1, 255)  # how the object of a mask is written
 OUTLINE = 0.1  # from this share on, holes look like those of outlines
-
-SEGMENTS = ".seg.nrrd"  # of 3D Slicer, which has several layers where segments overlap
 
 GREY_PNG, GREY_TIFF = 0, 1  # type of colour, photometric interpretation
 LOSSY_TIFF = {6: "JPEG", 7: "JPEG", 33003: "JPEG 2000", 33005: "JPEG 2000", 34712: "JPEG 2000"}
@@ -80,6 +79,8 @@ def read(
     foreground: Collection[int] | None = None,
     truth: bool = True,
     single: bool = True,
+    names: Mapping[int, str] | None = None,
+    of: images.Image | None = None,
 ) -> tuple[images.Image, np.ndarray]:
     """Reads a label image.
 
@@ -91,6 +92,7 @@ def read(
     - Masks have their object as 1 or as 255. Where that is no known value, it is the value of the
       only structure that is known, if that is 1 or 255 too; 255 is 1 where nothing is known.
     - Voxels of the label that is called "ignore" are `IGNORED`.
+    - Segments of 3D Slicer (.seg.nrrd) have the values of their names, see `segments.labelled`.
 
     Args:
       path: an image file or a DICOM folder.
@@ -101,20 +103,29 @@ def read(
       truth: whether it is a ground truth, which has some background, and whose outlines get a
         warning; a prediction may be whatever it is.
       single: whether there is one structure, as far as `known` tells, that a colour may stand for.
+      names: {label value: name} of segments; None: `known`, where it has names.
+      of: the image of the label, to whose grid segments are brought, see `segments.on_grid`.
 
     Returns:
       (image: its grid, whole numbers of its shape).
 
     Raises:
-      UserError: see `images.read`; a lossy format, several colours, fractions, negative or unknown
-        values, no background, in 2D several values that nobody named.
+      UserError: see `images.read` and `segments`; a lossy format, several colours, fractions,
+        negative or unknown values, no background, in 2D several values that nobody named.
     """
     require_lossless(path)
     image, voxels = _opened(path, dimensions)
     channels = image.image.GetNumberOfComponentsPerPixel()
-    single = single and len({*(known or ())} - {0}) < 2
-    label = whole(path, _without_colours(path, voxels, channels, single))
-    label //= _stretch(path)
+    if segments.is_one(path):
+        layers = whole(path, voxels if channels > 1 else voxels[..., None])
+        named = names if names is not None else known if isinstance(known, Mapping) else None
+        label = segments.labelled(path, layers, named or {})
+        if of is not None:
+            image, label = segments.on_grid(image, label, of)
+    else:
+        single = single and len({*(known or ())} - {0}) < 2
+        label = whole(path, _without_colours(path, voxels, channels, single))
+        label //= _stretch(path)
     label = _of_known_values(path, label, known or {}, foreground or ())
     if truth:
         if label.all():
@@ -212,8 +223,13 @@ def _enclosed(label: np.ndarray, mask: np.ndarray) -> int:
 
 def _opened(path: Path, dimensions: int | None) -> tuple[images.Image, np.ndarray]:
     """The image, and its voxels of its shape or with a last axis of colours."""
-    flat = dimensions == 2
-    image = images.read_2d(path, colour=True) if flat else images.read(path, colour=True)
+    image = None if dimensions == 2 else images.read(path, colour=True)
+    is_slice = image is not None and image.image.GetSize()[2:] == (1,)
+    if image is None or (dimensions is None and is_slice and segments.is_one(path)):
+        image = images.read_2d(path, colour=True)
+    if image.dimensions == 2 and segments.is_one(path):
+        # A picture has no mm, and Slicer makes a slice of 1 mm of it.
+        image = dataclasses.replace(image, millimetres=None)
     images.require_dimensions(path, image, dimensions or image.dimensions)
     return image, image.array
 
@@ -230,11 +246,6 @@ def _without_colours(path: Path, voxels: np.ndarray, channels: int, single: bool
     """
     if channels == 1:
         return voxels
-    if str(path).lower().endswith(SEGMENTS):
-        raise UserError(
-            f"{path}: has {channels} layers of segments that overlap; expected one layer, in which "
-            "every overlap has a label value of its own: `regions` join these to structures."
-        )
     if channels > 4:
         raise UserError(f"{path}: has {channels} values per voxel; expected one.")
     colours = voxels

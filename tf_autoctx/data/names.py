@@ -24,7 +24,7 @@ from typing import NoReturn
 from absl import logging
 
 from tf_autoctx import files
-from tf_autoctx.data import dicom, dicom_files, image_files
+from tf_autoctx.data import dicom, dicom_files, image_files, segments
 from tf_autoctx.data.dicom_files import SERIES
 from tf_autoctx.data.images import PIXELS_ONLY, SUFFIXES
 from tf_autoctx.errors import UserError
@@ -45,7 +45,7 @@ FIRST = "0000"
 def stem(path: Path) -> str:
     """The file name without its image suffix: `a/case_1.nii.gz` -> `case_1`."""
     name = pathlib.Path(path).name
-    for suffix in SUFFIXES:
+    for suffix in (segments.SUFFIX, *SUFFIXES):
         if name.lower().endswith(suffix):
             return name[: -len(suffix)]
     return name

@@ -15,7 +15,7 @@ from tf_autoctx import configuration, export, shipped
 from tf_autoctx.data import images, regions
 from tf_autoctx.errors import FieldError, UserError
 from tf_autoctx.metrics import Regions
-from tf_autoctx.systems.shared import cleaning, grid, image_checks, registry
+from tf_autoctx.systems.shared import averaging, cleaning, grid, image_checks, registry
 from tf_autoctx.systems.shared import precision as precisions
 from tf_autoctx.systems.shared.declaration import Declaration
 from tf_autoctx.systems.shared.grid import Grid
@@ -73,8 +73,8 @@ class Segmentor:
             raise FieldError(
                 "uncertainty",
                 True,
-                "this model tells none; expected a run folder without online rendering, or the "
-                "SavedModel of an ensemble or of mirror images.",
+                "this model tells none; expected a run folder without online rendering, or a "
+                "SavedModel that returns a probability.",
             )
 
     def __call__(
@@ -246,23 +246,30 @@ class _SavedModelPredictor:
 
     iterations = 0
 
-    def __init__(self, path: pathlib.Path) -> None:
+    def __init__(self, path: pathlib.Path, structures: int) -> None:
         self._model = tf.saved_model.load(str(path))  # owns the variables
         self._functions: Mapping[str, Any] = self._model.signatures
-        self.is_unsure = "uncertainty" in self._functions
+        self._structures = structures
+        self._all = "probabilities" if "probabilities" in self._functions else DEFAULT
+        told = self._functions[self._all].structured_outputs
+        self.is_unsure = "uncertainty" in self._functions or "probability" in told
         weights = [variable.numpy() for variable in self._functions[DEFAULT].variables]
         self.is_finite = all(np.isfinite(array).all() for array in weights)
 
     def __call__(
         self, image: np.ndarray, spacing: Sequence[float] | None, wanted: Wanted
     ) -> dict[str, Any]:
-        with_label = "probabilities" if wanted.probabilities else DEFAULT
-        name = "uncertainty" if wanted.uncertainty else with_label
-        name = name if name in self._functions else DEFAULT
+        name = self._all if wanted.probabilities or wanted.uncertainty else DEFAULT
+        if wanted.uncertainty and "uncertainty" in self._functions:
+            name = "uncertainty"
         inputs = {"image": tf.constant(image)}
         if (spaced := export.spaced(name)) in self._functions:
             name, inputs["spacing"] = spaced, tf.constant([spacing], tf.float32)
-        return self._functions[name](**inputs)
+        output = self._functions[name](**inputs)
+        if wanted.uncertainty and "uncertainty" not in output:  # of one network
+            unsure = averaging.uncertainty(output["probability"], self._structures)
+            output = {**output, "uncertainty": unsure}
+        return output
 
 
 def _of_saved_model(path: pathlib.Path) -> Segmentor:
@@ -273,9 +280,9 @@ def _of_saved_model(path: pathlib.Path) -> Segmentor:
     """
     export.require_whole(path)
     try:
-        predictor = _SavedModelPredictor(path)
         card = export.read_card(path)
         labels, name = runs.labels(card), card["system"]
+        predictor = _SavedModelPredictor(path, len(labels))
         trained = Trained.of_facts(card)
         on_grid = grid.of_facts(card.get("grid"))
         channels = tuple(map(str, card.get("channels") or ("0",)))

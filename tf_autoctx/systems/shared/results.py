@@ -6,27 +6,27 @@ Neither Keras nor TensorFlow is imported: the process that writes has no need of
 from __future__ import annotations
 
 import dataclasses
-import math
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from absl import logging
 
 from tf_autoctx import metrics, spreadsheets
-from tf_autoctx.data import dicom_seg, images, names
+from tf_autoctx.data import dicom_seg, images, names, segments
 from tf_autoctx.errors import FieldError, UserError
 from tf_autoctx.files import replacing
 from tf_autoctx.report import figures
+from tf_autoctx.systems.shared import annotating
+from tf_autoctx.systems.shared.annotating import RANK, UNSURE
 
 if TYPE_CHECKING:
     from tf_autoctx.systems.shared.origins import Origins
     from tf_autoctx.systems.shared.prediction import Segmentor
 
-UNSURE = "uncertainty"  # a kind of results, their folder, and a column of their table
-UNSURE_TABLE = "uncertainty.csv"
-MEASURED = "measurements"  # likewise
+UNSURE_TABLE = f"{UNSURE}.csv"
+MEASURED = "measurements"  # a kind of results, and their folder
 
 Key = tuple[str, int | None]  # kind of a result, and the label value of its structure
 Path = str | pathlib.Path
@@ -50,6 +50,8 @@ class Results:
       spacing: edges (y, x) in mm of the pixels of images whose files do not tell; empty: they are
         unknown.
       template: of DICOM segmentation objects, which labels become; None: images.
+      segments: of segmentations of 3D Slicer, which labels become; none: images.
+      rank: whether what makes images uncertain is wanted.
       tables: folder of the table of uncertainty, where it is of a part; None: that of the results.
 
     Raises:
@@ -68,6 +70,8 @@ class Results:
     measurements: bool = False
     spacing: tuple[float, ...] = ()
     template: dicom_seg.Template | None = None
+    segments: tuple[segments.Segment, ...] = ()
+    rank: bool = False
     tables: pathlib.Path | None = None
 
     def __post_init__(self) -> None:
@@ -75,8 +79,8 @@ class Results:
             raise FieldError(
                 "output_format",
                 self.suffix.removeprefix("."),
-                "cannot hold the grid of a volume; expected nii.gz, nii, nrrd, mha or "
-                f"{dicom_seg.FORMAT}.",
+                "cannot hold the grid of a volume; expected nii.gz, nii, nrrd, mha, "
+                f"{segments.FORMAT} or {dicom_seg.FORMAT}.",
             )
         if self.spacing and not (self._flat and len(self.spacing) == 2):
             message = "expected two numbers of mm (y,x), of 2D images: the files of volumes tell."
@@ -110,8 +114,9 @@ class Results:
         if self.uncertainty:
             file = self.output / UNSURE / f"{name}{self._ending(path, UNSURE)}"
             files[UNSURE, None] = file
-        if self.measurements:
-            files[MEASURED, None] = self.output / MEASURED / f"{name}.csv"
+        tables = {MEASURED: self.measurements, RANK: self.rank}
+        for kind in (kind for kind, is_wanted in tables.items() if is_wanted):
+            files[kind, None] = self.output / kind / f"{name}.csv"
         if self.segmentor.iterations:
             files["strips", None] = self.output / "strips" / f"{name}.png"
         if self.every_iteration:
@@ -121,8 +126,9 @@ class Results:
     def _ending(self, path: Path, kind: str = "labels") -> str:
         pixels = self._flat and str(path).lower().endswith(images.PIXELS_ONLY)
         suffix = self.suffix or (".png" if pixels else ".nii.gz")
-        if self.template:
-            suffix = dicom_seg.SUFFIX if kind == "labels" else ".nii.gz"
+        if self.template or self.segments:
+            of_labels = dicom_seg.SUFFIX if self.template else segments.SUFFIX
+            suffix = of_labels if kind == "labels" else ".nii.gz"
         if kind not in ("probabilities", UNSURE):
             return suffix
         suffix = ".nii.gz" if suffix == ".png" else suffix
@@ -154,7 +160,7 @@ class Results:
             spacing,
             path,
             probabilities=self.probabilities,
-            uncertainty=(UNSURE, None) in files,
+            uncertainty=not files.keys().isdisjoint({(UNSURE, None), (RANK, None)}),
             progress=progress,
         )
         made = {}
@@ -163,15 +169,20 @@ class Results:
             if kind == "probabilities" and value is not None:
                 voxels = segmentation["probability"][labels[value]]
             table: Sequence[Mapping[str, Any]] = ()
+            if kind in (MEASURED, RANK, UNSURE):
+                ending = self._ending(path, kind) if kind == UNSURE else ".csv"
+                name = file.relative_to(self.output / kind).as_posix().removesuffix(ending)
             if kind == MEASURED:
-                name = file.relative_to(self.output / MEASURED).as_posix().removesuffix(".csv")
                 table = self._measured(name, voxels, spacing)
+            if kind == RANK:
+                masks = dict(self._masks(voxels))
+                unsure = annotating.line(voxels, segmentation[UNSURE], masks, image.frame)
+                label = f"{name}{self._ending(path)}"
+                table = [{"image": name, "file": label, **unsure}]
             if kind == UNSURE:
-                voxels = segmentation["uncertainty"]
-                ending = self._ending(path, kind)
-                name = file.relative_to(self.output / UNSURE).as_posix().removesuffix(ending)
-                folder = self.tables or self.output
-                note_uncertainty(folder, name, voxels[segmentation["label"] > 0])
+                voxels = segmentation[UNSURE]
+                mean = annotating.of_object(voxels, segmentation["label"] > 0)
+                note_uncertainty(self.tables or self.output, name, mean)
             made[file] = Result(
                 image=path,
                 kind=kind,
@@ -185,8 +196,14 @@ class Results:
                 ending=self._ending(path, "iterations"),
                 table=table,
                 template=self.template,
+                segments=self.segments,
             )
         return made
+
+    def _masks(self, label: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+        """Of every structure its name and voxels in a label."""
+        for value, structure in self.segmentor.labels.items():
+            yield structure, metrics.mask_of(label, value, self.segmentor.regions)
 
     def _measured(
         self, name: str, label: np.ndarray, spacing: Sequence[float] | None
@@ -197,8 +214,7 @@ class Results:
             logging.warning(
                 "%s: its file gives no mm, so it is measured in pixels; give `spacing`.", name
             )
-        for value, structure in self.segmentor.labels.items():
-            mask = metrics.mask_of(label, value, self.segmentor.regions)
+        for structure, mask in self._masks(label):
             line = {"image": name, "structure": structure, **metrics.extent_of(mask, spacing)}
             if spacing is not None:
                 line |= self.segmentor.declaration.measured(mask, spacing)
@@ -221,8 +237,9 @@ class Result:
       compressed: whether probabilities and uncertainty are.
       iterations, kept: see `Segmentor.__call__`.
       ending: of the names of images of iterations.
-      table: the lines of measurements.
+      table: the lines of measurements or of what makes it uncertain.
       template: of the segmentation object that a label becomes; None: an image.
+      segments: of the segmentation of 3D Slicer that a label becomes; none: an image.
     """
 
     image: Path
@@ -237,6 +254,7 @@ class Result:
     ending: str
     table: Sequence[Mapping[str, Any]] = ()
     template: dicom_seg.Template | None = None
+    segments: Sequence[segments.Segment] = ()
 
 
 def write(file: pathlib.Path, result: Result, made_from: Origins) -> None:
@@ -256,6 +274,9 @@ def write(file: pathlib.Path, result: Result, made_from: Origins) -> None:
             case "labels" if result.template:
                 label = frame.like(voxels.astype(np.uint8))
                 dicom_seg.write(file, label, result.image, result.template, made_from.model)
+            case "labels" if result.segments:
+                file.parent.mkdir(parents=True, exist_ok=True)
+                segments.write(file, frame.like(voxels.astype(np.uint8)), result.segments)
             case "labels":
                 _write_label(file, voxels, frame, result.is_mask)
             case "masks":
@@ -263,7 +284,7 @@ def write(file: pathlib.Path, result: Result, made_from: Origins) -> None:
             case "probabilities" | "uncertainty":
                 shown = images.rounded(voxels) if result.compressed else voxels
                 _write(file, shown, frame, result.compressed)
-            case "measurements":
+            case "measurements" | "rank":
                 columns = dict.fromkeys(name for line in result.table for name in line)
                 spreadsheets.write(file, result.table, tuple(columns))
             case "strips":
@@ -272,29 +293,25 @@ def write(file: pathlib.Path, result: Result, made_from: Origins) -> None:
                 _write_iterations(file, result)
 
 
-def note_uncertainty(folder: pathlib.Path, name: str, uncertainty: np.ndarray) -> None:
+def note_uncertainty(folder: pathlib.Path, name: str, uncertainty: float) -> None:
     """Puts an image into `UNSURE_TABLE`, or in the place that it has there: first those to look at
-    first, where nothing was segmented or the mean is largest.
+    first, see `annotating.order`.
 
     Args:
       folder: of the table.
       name: of the image.
-      uncertainty: of the voxels of the predicted object, which may be none.
+      uncertainty: mean of the voxels of the predicted object; NaN where there are none.
 
     Raises:
       UserError: the table cannot be read or written.
     """
-    mean = float(uncertainty.mean()) if uncertainty.size else math.nan
-    _write_uncertainties(folder, {**uncertainties(folder), name: mean})
+    _write_uncertainties(folder, uncertainties(folder) | {name: uncertainty})
 
 
 def _write_uncertainties(folder: pathlib.Path, known: Mapping[str, float]) -> None:
     """Writes `UNSURE_TABLE` of {image: mean uncertainty of its object}."""
-
-    def order(image: str) -> tuple[float, str]:
-        return -math.inf if math.isnan(known[image]) else -known[image], image
-
-    told = [{"image": image, UNSURE: known[image]} for image in sorted(known, key=order)]
+    images = sorted(known, key=lambda image: (annotating.order(known[image]), image))
+    told = [{"image": image, UNSURE: known[image]} for image in images]
     spreadsheets.write(folder / UNSURE_TABLE, told, ("image", UNSURE))
 
 
@@ -331,11 +348,32 @@ def collect_measurements(folder: pathlib.Path) -> None:
     Raises:
       UserError: one cannot be read, or the table cannot be written.
     """
-    lines: list[dict[str, str]] = []
-    for path in sorted((folder / MEASURED).rglob("*.csv")):
-        lines += spreadsheets.read(path, ("image", "structure"))
+    lines = _tables(folder / MEASURED, ("image", "structure"))
     columns = dict.fromkeys(name for line in lines for name in line)
     spreadsheets.write(folder / f"{MEASURED}.csv", lines, tuple(columns))
+
+
+def collect_rank(wanted: Results) -> list[str]:
+    """Makes the table of the order in which to correct the labels in a folder of results, and tells
+    ITK-SNAP what they are called.
+
+    Returns:
+      The first images in words.
+
+    Raises:
+      UserError: a table cannot be read, or written.
+    """
+    folder, lines = wanted.output, _tables(wanted.output / RANK, annotating.OF_IMAGE)
+    structures = annotating.segments(wanted.segmentor.labels)
+    labels = [line["file"] for line in lines]
+    annotating.write_descriptions(folder / annotating.DESCRIPTIONS, structures, labels)
+    return annotating.rank(folder, lines)
+
+
+def _tables(folder: pathlib.Path, columns: Sequence[str]) -> list[dict[str, str]]:
+    """The lines of the tables of all images, in the order of their names."""
+    paths = sorted(folder.rglob("*.csv"))
+    return [line for path in paths for line in spreadsheets.read(path, columns)]
 
 
 def sources(
