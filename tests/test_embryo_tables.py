@@ -136,7 +136,8 @@ def test_table_1(made, tmp_path, capsys):
     assert [line[0] for line in lines[2:]] == list(expected)
     assert {line[1] for line in lines[2:]} == {"2"}
     # (ventricle + body) / 2 of both cases: (100 + 100 + 75 + 100) / 4 - (75 + 75 + 50 + 100) / 4
-    assert "end-to-end against with auto-context: Avg. +18.75 % [+12.50, +25.00], 2 pairs" in text
+    change = "Avg. +18.75 % [+12.50, +25.00], Wilcoxon over 2 cases"
+    assert f"end-to-end against with auto-context: {change}\n" in text
     summary = json.loads((tmp_path / "summary.json").read_text())["methods"]
     assert summary["with auto-context"]["ventricle"]["metrics"]["DSC_percent"]["mean"] == 62.5
 
