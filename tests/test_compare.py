@@ -181,7 +181,7 @@ def test_five_runs_are_the_unit(tmp_path, capsys, runs, p):
     assert -5 <= hdb["ci_low"] < -3.5 and -2.5 < hdb["ci_high"] <= -1
     assert hdb["method"] == f"{tmp_path}/b_*, level 1"
     text = capsys.readouterr().out
-    assert re.search(r"Hdb_mm +5 runs +-3\.000", text) and "a paired t test over runs" in text
+    assert re.search(r"Hdb_mm +5 runs +-3\.000", text) and "paired t test over runs" in text
 
 
 def test_runs_pair_by_seed_in_whatever_order_and_fewer_are_tested_over_cases(tmp_path, capsys):

@@ -436,7 +436,7 @@ def paired_runs(
         resampled for all of them at once; else every run has its own images.
       overlap: images tested for each one learnt from, where the trainings share images as those of
         folds do. Such runs vary together, so that the variance of their mean is not 1 / n but
-        1 / n + overlap of that of a run (Nadeau and Bengio 2003, section 3). 0: they share none.
+        1 / n + overlap of that of a run (Nadeau and Bengio 2003). 0: they share none.
       seed: of the resampling.
 
     Returns:

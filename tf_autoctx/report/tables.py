@@ -42,8 +42,8 @@ NOTES = (  # below the printed table
 )
 TESTS = {"cases": "Wilcoxon", "runs": "paired t"}  # {unit: test over it}
 TEST_NOTES = (  # below tables of tests
-    "p, two-sided: of Wilcoxon's signed-rank test over cases, which says nothing of other trainings, "
-    "or of a paired t test over runs",
+    "p, two-sided: Wilcoxon's signed-rank test over cases, which says nothing of other trainings; "
+    "paired t test over runs",
     "Holm: p corrected for all tests of the table",
 )
 DICE_NOTES = (  # below the table of Dice scores

@@ -131,6 +131,4 @@ def in_order(
 
 def _prefixes(scored: Sequence[ScoredRun]) -> list[str]:
     sets = collections.Counter(name for name, _ in {(r.name, r.run.fingerprint) for r in scored})
-    return [
-        run.name + f", data {run.run.fingerprint[:8]}" * (sets[run.name] > 1) for run in scored
-    ]
+    return [run.name + f", data {run.run.fingerprint[:8]}" * (sets[run.name] > 1) for run in scored]
