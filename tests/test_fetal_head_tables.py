@@ -10,7 +10,7 @@ import running
 from helpers import plain_usegnet
 
 from tf_autoctx.commands import fetal_head_rows, fetal_head_tables, planned_runs
-from tf_autoctx.report import tables
+from tf_autoctx.report import repeated, tables
 from tf_autoctx.systems.fetal_head import segmentation
 
 TINY = (
@@ -295,6 +295,21 @@ def test_p_values_by_hand():
     (against, *cells), _ = fetal_head_rows.comparison_blocks(lines, names)
     assert against == ["against USegNet-DS", "over", "DSC (%)"]
     assert cells[1] == ["USegNet-DS-HAS", "6 cases", "+3.167 (0.1250)"]
+
+
+def test_five_seeds_are_tested_over_runs():
+    """Gains of 1 to 5 points by seed, each on six cases: t = 3 / sqrt(2.5 / 5) = 4.243."""
+    rows = [
+        repeated.named(f"seed {seed}", row)
+        for method, gain in (("USegNet", 1), ("USegNet-DS", 0))
+        for seed in (1, 2, 3, 4, 5)
+        for row in scores(method, [gain * seed] * 6)
+    ]
+    methods = ["USegNet", "USegNet-DS"]
+    lines = fetal_head_rows.compared(rows, methods, repeated.over_runs(rows, None))
+    assert [(line["unit"], line["n"]) for line in lines] == [("runs", 5)]
+    ((_, cells),) = fetal_head_rows.comparison_blocks(lines, {"DSC_percent": "DSC (%)"})
+    assert cells == ["USegNet", "5 runs", "+3.000 (0.0132)"]
 
 
 def test_a_metric_that_fewer_cases_have_has_a_line_of_its_own():
