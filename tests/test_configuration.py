@@ -186,6 +186,18 @@ def test_presets_are_values_of_flags(name):
             assert configuration.rules(kinds[flag])[flag].allows(value), flag
 
 
+def test_every_paper_fixes_the_same_kinds_of_flags():
+    """What one system's preset `paper` fixes, that of each which has the flag does."""
+    papers = {name: registry.find(name, "here").presets["paper"] for name in registry.OURS}
+    fixed = {flag for paper in papers.values() for flag in paper}
+    assert {"validation_fraction", "phantom_size", "phantom_cases", "beta_1"} <= fixed
+    for name, paper in papers.items():
+        kinds = training.kinds(registry.find(name, "here"))
+        flags = {flag for kind in kinds for flag in configuration.rules(kind)}
+        assert not (fixed & flags) - paper.keys(), name
+        assert paper["validation_fraction"] == 0, name  # none of them names validation cases
+
+
 def test_configurations_need_neither_keras_nor_tensorflow():
     code = "from tf_autoctx.systems.shared import registry; assert len(registry.declarations()) > 3"
     assert not {"keras", "tensorflow"} & helpers.modules_after(code)

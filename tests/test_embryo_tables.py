@@ -136,7 +136,8 @@ def test_table_1(made, tmp_path, capsys):
     assert [line[0] for line in lines[2:]] == list(expected)
     assert {line[1] for line in lines[2:]} == {"2"}
     # (ventricle + body) / 2 of both cases: (100 + 100 + 75 + 100) / 4 - (75 + 75 + 50 + 100) / 4
-    assert "end-to-end against with auto-context: Avg. +18.75 % [+12.50, +25.00], 2 pairs" in text
+    change = "Avg. +18.75 % [+12.50, +25.00], Wilcoxon over 2 cases"
+    assert f"end-to-end against with auto-context: {change}\n" in text
     summary = json.loads((tmp_path / "summary.json").read_text())["methods"]
     assert summary["with auto-context"]["ventricle"]["metrics"]["DSC_percent"]["mean"] == 62.5
 
@@ -189,6 +190,21 @@ def test_seeds_are_pooled(runs_, tmp_path, capsys, monkeypatch):
         "with auto-context": "2",
         "end-to-end": "2",
     }
+
+
+def test_five_seeds_are_tested_over_runs(runs_, tmp_path, capsys, monkeypatch):
+    still = {method: lambda voxels, spacing: None for method in embryo_tables.METHODS[1:]}
+    monkeypatch.setattr(embryo_tables, "segments", lambda runs, chosen: still)
+    folders = [runs_ / "context"]
+    for seed in (1, 2, 3, 4):
+        folders.append(shutil.copytree(runs_ / "context", runs_ / f"context_{seed}"))
+        edit(folders[-1], seed=seed)
+    run_command(f"--runs={','.join(map(str, folders))}", f"--output={tmp_path / 'out'}")
+    text = capsys.readouterr().out
+    told = (
+        "end-to-end against with auto-context: Avg. +18.75 % [+12.50, +25.00], paired t over 5 runs"
+    )
+    assert told in text  # of two cases that all runs share: both draws may be the same
 
 
 def edit(folder, **changes):

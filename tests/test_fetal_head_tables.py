@@ -10,7 +10,7 @@ import running
 from helpers import plain_usegnet
 
 from tf_autoctx.commands import fetal_head_rows, fetal_head_tables, planned_runs
-from tf_autoctx.report import tables
+from tf_autoctx.report import repeated, tables
 from tf_autoctx.systems.fetal_head import segmentation
 
 TINY = (
@@ -162,6 +162,8 @@ def test_table(made):
         "Levels before the last",
     ]
     assert "nan" not in " ".join(lines)
+    (against,) = [line for line in lines if "4 cases" in line]  # one seed, whose runs are no pairs
+    assert "USegNet-DS-HAS-Ctx" in against and "of 1 run" not in against
 
 
 def test_more_seeds_or_another_table_of_what_is_finished(made, tmp_path, refused):
@@ -279,7 +281,7 @@ def test_p_values_by_hand():
         *scores("USegNet-DS-HAS-Ctx", [0] * 6),
     ]
     methods = list(dict.fromkeys(row["method"] for row in rows))
-    lines = fetal_head_rows.compared(rows, methods)
+    lines = fetal_head_rows.compared(rows, methods, tables.over_cases)
     tests = {(line["against"], line["method"]): line for line in lines}
     p = {key: (line["p"], line["p_holm"]) for key, line in tests.items()}
     assert p == {
@@ -291,18 +293,34 @@ def test_p_values_by_hand():
     assert tests["USegNet-DS", "USegNet-DS-HAS"]["mean_difference"] == pytest.approx(19 / 6)
     names = {"DSC_percent": "DSC (%)"}
     (against, *cells), _ = fetal_head_rows.comparison_blocks(lines, names)
-    assert against == ["against USegNet-DS", "n", "DSC (%)"]
-    assert cells[1] == ["USegNet-DS-HAS", "6", "+3.167 (0.1250)"]
+    assert against == ["against USegNet-DS", "over", "DSC (%)"]
+    assert cells[1] == ["USegNet-DS-HAS", "6 cases", "+3.167 (0.1250)"]
+
+
+def test_five_seeds_are_tested_over_runs():
+    """Gains of 1 to 5 points by seed, each on six cases: t = 3 / sqrt(2.5 / 5) = 4.243."""
+    rows = [
+        repeated.named(f"seed {seed}", row)
+        for method, gain in (("USegNet", 1), ("USegNet-DS", 0))
+        for seed in (1, 2, 3, 4, 5)
+        for row in scores(method, [gain * seed] * 6)
+    ]
+    methods = ["USegNet", "USegNet-DS"]
+    lines = fetal_head_rows.compared(rows, methods, repeated.over_runs(rows, None))
+    assert [(line["unit"], line["n"]) for line in lines] == [("runs", 5)]
+    ((_, cells),) = fetal_head_rows.comparison_blocks(lines, {"DSC_percent": "DSC (%)"})
+    assert cells == ["USegNet", "5 runs", "+3.000 (0.0132)"]
 
 
 def test_a_metric_that_fewer_cases_have_has_a_line_of_its_own():
     line = {"against": "A", "method": "B", "mean_difference": 1.0, "p_holm": 0.5}
+    line |= {"unit": "cases", "runs": 1}
     lines = [line | {"metric": "DSC_percent", "n": 3}, line | {"metric": "Conf_percent", "n": 2}]
     names = {"DSC_percent": "DSC", "Conf_percent": "Conf"}
     (block,) = fetal_head_rows.comparison_blocks(lines, names)
     p = tables.p_value(0.5)
     assert block == [
-        ["against A", "n", "DSC", "Conf"],
-        ["B", "3", f"+1.000 ({p})", "-"],
-        ["B", "2", "-", f"+1.000 ({p})"],
+        ["against A", "over", "DSC", "Conf"],
+        ["B", "3 cases", f"+1.000 ({p})", "-"],
+        ["B", "2 cases", "-", f"+1.000 ({p})"],
     ]

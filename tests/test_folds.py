@@ -279,7 +279,9 @@ def test_the_table_of_all_folds_has_every_case_once(folds, tmp_path, capsys, ord
     assert metric["n"] == 5 and metric["mean"] == pytest.approx(75)
     assert metric["sd"] == pytest.approx(np.std([95, 85, 75, 65, 55], ddof=1))
     assert re.search(rf"\[{metric['ci_low']:.2f}, {metric['ci_high']:.2f}\]", printed)
-    assert "level 2 against level 1: DSC +5.00 %" in printed and "5 pairs" in printed
+    assert "level 2 against level 1: DSC +5.00 %" in printed
+    # Of two, one and two cases: fewer than five runs are told apart over their cases.
+    assert "(Wilcoxon over 5 cases of 3 runs)" in printed
     views = {path.name: path.read_bytes() for path in (tmp_path / "all" / "views").iterdir()}
     assert views == {f"{case}.npz": case.encode() for case in "abcde"}
     with open(tmp_path / "all" / "cases.csv", newline="") as file:

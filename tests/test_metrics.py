@@ -299,7 +299,7 @@ def test_paired_comparison():
 @pytest.mark.filterwarnings("error")
 def test_paired_runs_by_hand():
     """Runs with the means 1 to 5: t = 3 / (sqrt(2.5) / sqrt(5)) = 4.243 of 4 degrees of freedom."""
-    runs = [np.full(4, mean) for mean in (1.0, 2.0, 3.0, 4.0, 5.0)]
+    runs = [dict.fromkeys("abcd", mean) for mean in (1.0, 2.0, 3.0, 4.0, 5.0)]
     result = metrics.paired_runs(runs, shared=True)
     assert result["mean_difference"] == 3 and result["n"] == 5
     assert result["p"] == pytest.approx(0.0132, abs=1e-4)
@@ -312,20 +312,48 @@ def test_paired_runs_by_hand():
     assert one["mean_difference"] == 1 and np.isnan(one["ci_low"]) and np.isnan(one["p"])
     none = metrics.paired_runs([], shared=True)
     assert np.isnan(none["mean_difference"]) and none["n"] == 0
-    assert metrics.paired_runs([np.ones(3)] * 5, shared=True)["p"] == 1
+    assert metrics.paired_runs([{"a": 1.0, "b": 1.0}] * 5, shared=True)["p"] == 1
+
+
+@pytest.mark.parametrize(
+    "overlap, p",
+    [
+        (0, 0.0132),  # t = 3 / sqrt(2.5 * 1 / 5) = 4.243
+        (1 / 4, 0.0474),  # five folds: t = 3 / sqrt(2.5 * (1 / 5 + 1 / 4)) = 2.828
+        (1, 0.1583),  # as much tested as learnt from: t = 3 / sqrt(2.5 * 6 / 5) = 1.732
+    ],
+)
+def test_runs_that_share_training_cases_count_less(overlap, p):
+    """The variance of the mean by Nadeau and Bengio: 2.5 times 1 / 5 + n_test / n_train; of 4
+    degrees of freedom."""
+    runs = [{f"case {number}": number} for number in (1.0, 2.0, 3.0, 4.0, 5.0)]
+    result = metrics.paired_runs(runs, shared=False, overlap=overlap)
+    assert result["p"] == pytest.approx(p, abs=1e-4) and result["mean_difference"] == 3
 
 
 def test_the_bootstrap_of_runs_is_crossed_with_images():
     """Of images that all runs share, which ones are drawn does not average out over runs."""
-    runs = [np.array([0.0, 10.0])] * 6
+    runs = [{"a": 0.0, "b": 10.0}] * 6
     shared, own = (metrics.paired_runs(runs, shared=shared) for shared in (True, False))
     assert (shared["ci_low"], shared["ci_high"]) == (0, 10)  # both draws the same image: a half
     # Twelve draws of 0 or 10 have a mean of SD 5 / sqrt(12).
     assert own["ci_high"] - own["ci_low"] == pytest.approx(2 * 1.96 * 5 / 12**0.5, abs=1)
-    uneven = [np.array([1.0, 2.0, 3.0]), np.array([2.0])]
-    assert metrics.paired_runs(uneven, shared=False)["mean_difference"] == 2
-    with pytest.raises(ValueError, match="other numbers of images"):
-        metrics.paired_runs(uneven, shared=True)
+    varied = [{"a": 0.1 * run, "b": 3.7 - run**2, "c": 1.3} for run in range(5)]
+    for shared_ in (True, False):
+        first, again, other = (metrics.paired_runs(varied, shared_, seed=n) for n in (0, 0, 1))
+        assert first == again and first["ci_low"] != other["ci_low"]
+
+
+@pytest.mark.filterwarnings("error")
+def test_an_image_that_a_run_lacks_is_shared_by_the_others():
+    """Both runs have the means 2; of the draws of three images b alone is in both, and every mean
+    of a run that has one is of its own images."""
+    uneven = [{"a": 1.0, "b": 2.0, "c": 3.0}, {"b": 2.0}]
+    for shared in (True, False):
+        result = metrics.paired_runs(uneven, shared=shared)
+        assert result["mean_difference"] == 2 and 1 <= result["ci_low"] < 2 < result["ci_high"] <= 3
+    alone = metrics.paired_runs([{"a": 1.0}, {"b": 5.0}], shared=True)
+    assert (alone["ci_low"], alone["ci_high"]) == (1, 5)
 
 
 def test_holm():

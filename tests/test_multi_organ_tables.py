@@ -103,6 +103,7 @@ def test_table_1(three, tmp_path):
         == done.stdout
         == tables.dice_table(rows) + "\n"
     )
+    assert "Avg. +12.50 % [+12.50, +12.50], Wilcoxon over 1 case\n" in done.stdout
     assert "level 2, end-to-end against level 2, separate: Avg. +12.50 %" in done.stdout
     assert (tmp_path / "out" / "summary.json").exists()
 
@@ -126,10 +127,8 @@ def test_seeds_are_pooled_and_modes_pair_up(three, tmp_path, capsys):
     assert scores["level 2, end-to-end", "seed 2/abdomen_003"] == 75 and len(scores) == 8
     text = capsys.readouterr().out
     # end-to-end - separate: 100 - 87.5 for seed 1, 75 - 50 for seed 2
-    assert (
-        "level 2, end-to-end against level 2, separate: Avg. +18.75 % [+12.50, +25.00], 2 pairs"
-        in text
-    )
+    change = "Avg. +18.75 % [+12.50, +25.00], Wilcoxon over 2 cases of 2 runs"
+    assert f"level 2, end-to-end against level 2, separate: {change}" in text
 
     perform(joined(three[1:] + more), f"--output={tmp_path / 'other'}")
     assert {row["case"] for row in tables.read(tmp_path / "other")} == {
@@ -137,6 +136,33 @@ def test_seeds_are_pooled_and_modes_pair_up(three, tmp_path, capsys):
         "seed 2, data dddddddd/abdomen_003",
         "seed 2, data eeeeeeee/abdomen_003",
     }
+
+
+def test_five_seeds_or_folds_are_tested_over_runs(tmp_path, capsys):
+    """Shifts of 0, 0, 1, 1, 2 against 2 of 4 voxels: gains of 50, 50, 25, 25 and 0 %, so that
+    t = 30 / sqrt(437.5 / 5) = 3.207, and of five folds 30 / sqrt(437.5 * (1 / 5 + 1 / 4)) = 2.138,
+    of 4 degrees of freedom. Holm: three tests of one p."""
+    for kind, p, holm in (("seed", "0.0327", "0.0980"), ("fold", "0.0993", "0.2979")):
+        folders = []
+        for number, shift in enumerate((0, 0, 1, 1, 2), start=1):
+            new, old = (tmp_path / f"{kind}_{name}_{number}" for name in ("new", "old"))
+            make_run(new, "end_to_end", {"level 1": (shift, shift)}, data=f"{kind}{number}")
+            make_run(old, "separate", {"level 1": (2, 2)}, data=f"{kind}{number}")
+            flags = {"seed": number} if kind == "seed" else {"seed": 0, "folds": 5, "fold": number}
+            for folder, mode in ((new, "end_to_end"), (old, "separate")):
+                edit(folder, flags={"mode": mode, **flags})
+            folders += [new, old]
+        perform(joined(folders), f"--output={tmp_path / kind}")
+        text = capsys.readouterr().out
+        told = "level 1, end-to-end against level 1, separate: Avg. +30.00 % ["
+        assert told in text and "], paired t over 5 runs\n" in text
+        lines = [line.split() for line in text.splitlines()]
+        assert ["p", p, p, p] in lines and ["Holm", holm, holm, holm] in lines
+        (pair,) = json.loads((tmp_path / kind / "summary.json").read_text())["paired"][:1]
+        test = pair["metrics"]["DSC_percent"]
+        assert (test["unit"], test["runs"], test["n"]) == ("runs", 5, 5)
+    cases = {row["case"] for row in tables.read(tmp_path / "fold")}
+    assert "seed 0, fold 3/abdomen_003" in cases
 
 
 @pytest.fixture

@@ -4,8 +4,9 @@ import re
 
 import pytest
 
-from tf_autoctx.report import repeated
+from tf_autoctx.report import repeated, tables
 
+HEADS = ("  p ", "  Ho")
 SCORES = {
     "Orig-T2T": {seed: {"a": 98.0, "b": 96.0} for seed in range(5)},
     "Orig-S2T": {seed: {"a": 90.0 - 10 * seed, "b": 80.0 - 10 * seed} for seed in range(5)},
@@ -34,6 +35,73 @@ def test_pairs_are_by_seed():
         r"Orig-S2T against Orig-T2T: DSC -32\.00 % \[.*\], p = 0\.0106 \(5 runs of each\)", told[0]
     )
     assert told[1].endswith("4 runs of each: no p of fewer than 5")
+
+
+def rows(cases, truths):
+    """Rows of two methods, whose DSC differ so, of {run: {case: difference}} and {run: truth}."""
+    about = {"system": "s", "group": "", "structure": "head"}
+    return [
+        repeated.named(run, {**about, "method": method, "case": case, "DSC_percent": dsc})
+        | {"volume_mL": 1.0, "truth_volume_mL": truths[run]}
+        for run, of_run in cases.items()
+        for case, difference in of_run.items()
+        for method, dsc in (("new", 50 + difference), ("old", 50))
+    ]
+
+
+def dsc(made, test):
+    (pair,) = tables.summarize(made, [("new", "old")], test)["paired"]
+    return pair["metrics"]["DSC_percent"]
+
+
+def test_a_table_of_five_runs_is_tested_over_runs():
+    """Gains of 1 to 5: t = 3 / sqrt(2.5 / 5) = 4.243, of folds 3 / sqrt(2.5 * 9 / 20) = 2.828; of
+    four runs the eight cases have one sign, p = 2 / 2^8."""
+    cases = {f"seed {n}": {"a": n - 0.25, "b": n + 0.25} for n in (1, 2, 3, 4, 5)}
+    made = rows(cases, dict.fromkeys(cases, 7.0))
+    for folds, p in ((None, 0.0132), (5, 0.0474)):
+        test = dsc(made, repeated.over_runs(made, folds))
+        assert (test["unit"], test["n"], test["runs"]) == ("runs", 5, 5)
+        assert test["mean_difference"] == 3 and test["p"] == pytest.approx(p, abs=1e-4)
+    assert tables.counted(test) == "5 runs"
+    few = [row for row in made if not row["case"].startswith("seed 5")]
+    test = dsc(few, repeated.over_runs(few, None))
+    assert (test["unit"], test["n"], test["p"]) == ("cases", 8, pytest.approx(2 / 2**8))
+    assert tables.counted(test) == "8 cases of 4 runs"
+
+
+def test_cases_of_one_truth_are_shared_and_others_are_not():
+    """Every run gains 0 and 10 on its cases: whatever runs are drawn, both draws of cases that all
+    share may be the same one; phantoms of other seeds have the same names alone."""
+    cases = {f"seed {n}": {"a": 0.0, "b": 10.0} for n in range(6)}
+    same = rows(cases, dict.fromkeys(cases, 7.0))
+    other = rows(cases, {run: 7.0 + n for n, run in enumerate(cases)})
+    shared, own = (dsc(made, repeated.over_runs(made, None)) for made in (same, other))
+    assert (shared["ci_low"], shared["ci_high"]) == (0, 10)
+    assert 0 < own["ci_low"] < own["ci_high"] < 10
+
+
+def test_cases_of_folds_have_runs_by_their_names():
+    cases = {f"seed 0, fold {n}": {f"case {n}": n} for n in (1, 2, 3, 4, 5)}
+    made = [
+        {**row, "case": row["case"].partition("/")[2]}
+        for row in rows(cases, dict.fromkeys(cases, 7.0))
+    ]
+    run_of = {name: run for run, of_run in cases.items() for name in of_run}
+    test = dsc(made, repeated.over_runs(made, 5, run_of))
+    assert (test["unit"], test["n"]) == ("runs", 5) and test["p"] == pytest.approx(0.0474, abs=1e-4)
+
+
+def test_a_structure_that_fewer_runs_have_is_not_told_over_runs():
+    """The other has four runs, whose p over cases must not stand beside p over five runs."""
+    cases = {f"seed {n}": {"a": n} for n in (1, 2, 3, 4, 5)}
+    made = rows(cases, dict.fromkeys(cases, 7.0))
+    face = [{**row, "structure": "face"} for row in made if not row["case"].startswith("seed 5")]
+    text = tables.dice_table(made + face, repeated.over_runs(made + face, None))
+    assert "old against new: Avg. -3.00 %" in text and "paired t over 5 runs" in text
+    p, holm = (line.split() for line in text.splitlines() if line[:4] in HEADS)
+    # Two tests of one p, that of a gain of 1 to 5.
+    assert p == ["p", "0.0132", "-", "0.0132"] and holm == ["Holm", "0.0265", "-", "0.0265"]
 
 
 def test_few_runs_say_so():

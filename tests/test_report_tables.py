@@ -110,7 +110,7 @@ def test_table(results):
     assert lines[3].split()[:2] == ["[12.50,", "50.00]"]
     assert (
         "level 2 against level 1: DSC +37.50 % [" in lines[-1]
-        and "p = 0.1250 (Wilcoxon, 4 pairs)" in lines[-1]
+        and "p = 0.1250 (Wilcoxon over 4 cases)" in lines[-1]
     )
     assert "nan" not in text and "inf" not in text
 
@@ -159,7 +159,8 @@ def test_dice_table():
     assert found["old", "n"] == ["2", "1", "0", "2"] and found["old", "false"] == ["0", "0", "0"]
     assert found["new", "mean"] == ["100.00", "100.00", "-", "100.00"]
     assert found["new", "n"] == ["2", "1", "0", "2"] and found["new", "false"] == ["0", "1", "0"]
-    assert "new against old: Avg. +37.50 % [+25.00, +50.00], 2 pairs" in lines
+    told = "new against old: Avg. +37.50 % [+25.00, +50.00], Wilcoxon over 2 cases"
+    assert told in lines and "over cases, which says nothing of other trainings" in text
     assert found["new against old", "change"] == ["+25.00", "+50.00", "-", "+37.50"]
     assert found["new against old", "p"] == [
         "1.0000",
@@ -167,6 +168,8 @@ def test_dice_table():
         "-",
         "0.5000",
     ]  # 2 / 2 ** n for n gains
+    # The tests of "other" have no case: three p are corrected, 3 x 0.5 is at most 1.
+    assert found["new against old", "Holm"] == ["1.0000", "1.0000", "-", "1.0000"]
     assert (
         "other against old: no case in common" in lines
         and "other against new: no case in common" in lines

@@ -421,56 +421,68 @@ FEWEST_RUNS = 5  # that a p value over runs is told of
 
 
 def paired_runs(
-    differences: Sequence[npt.ArrayLike], shared: bool, seed: int = 0
+    differences: Sequence[Mapping[str, float]], shared: bool, overlap: float = 0.0, seed: int = 0
 ) -> dict[str, float]:
-    """Compares two methods that were trained several times, from other seeds.
+    """Compares two methods that were trained several times, from other seeds or on other folds.
 
     The unit is the run: scores of images by the same networks are not independent. p is that of a
     paired t test of the runs' means; the interval that of percentiles of 10,000 resamples of runs
     and, crossed with them, of images.
 
     Args:
-      differences: of each pair of runs, those of its images: one method's score less the other's,
-        finite.
-      shared: whether image k is the same in all runs, and therefore resampled for all of them at
-        once; else every run has its own images.
+      differences: of each pair of runs, {image: one method's score less the other's}, finite, of
+        one image or more.
+      shared: whether an image of one name is the same in all runs that have it, and therefore
+        resampled for all of them at once; else every run has its own images.
+      overlap: images tested for each one learnt from, where the trainings share images as those of
+        folds do. Such runs vary together, so that the variance of their mean is not 1 / n but
+        1 / n + overlap of that of a run (Nadeau and Bengio 2003). 0: they share none.
       seed: of the resampling.
 
     Returns:
       {"mean_difference", "ci_low", "ci_high", "p", "n" pairs of runs}. p is NaN for fewer than
       `FEWEST_RUNS`, the interval for fewer than two, everything without a pair.
-
-    Raises:
-      ValueError: shared images of which the runs have not the same number.
     """
-    from scipy import stats
+    from scipy import special
 
-    runs = [np.asarray(of_run, float) for of_run in differences]
-    if shared and len({len(of_run) for of_run in runs}) > 1:
-        raise ValueError("runs have other numbers of images; expected the same images.")
-    means = np.array([of_run.mean() for of_run in runs])
+    n = len(differences)
+    means = np.array([np.mean(list(of_run.values())) for of_run in differences])
     result = dict.fromkeys(("mean_difference", "ci_low", "ci_high", "p"), np.nan)
-    if len(runs):
+    if n:
         result["mean_difference"] = float(means.mean())
-    if len(runs) > 1:
-        low, high = np.percentile(_resampled(runs, shared, seed), (2.5, 97.5))
+    if n > 1:
+        low, high = np.nanpercentile(_resampled(differences, shared, seed), (2.5, 97.5))
         result |= {"ci_low": float(low), "ci_high": float(high)}
-    if len(runs) >= FEWEST_RUNS:
-        result["p"] = float(stats.ttest_1samp(means, 0).pvalue) if np.ptp(means) else 1.0
-    return {**result, "n": len(runs)}
+    if n >= FEWEST_RUNS:
+        deviation = np.sqrt(means.var(ddof=1) / n * (1 + n * overlap))
+        t = abs(means.mean()) / deviation if np.ptp(means) else 0.0
+        result["p"] = float(2 * special.stdtr(n - 1, -t))
+    return {**result, "n": n}
 
 
-def _resampled(runs: Sequence[np.ndarray], shared: bool, seed: int) -> np.ndarray:
+def _resampled(runs: Sequence[Mapping[str, float]], shared: bool, seed: int) -> np.ndarray:
     """Means of 10,000 resamples of runs and of the images in each."""
     rng, resamples = np.random.default_rng(seed), 10_000
     drawn = rng.integers(len(runs), size=(resamples, len(runs)))
-    images = rng.integers(len(runs[0]), size=(resamples, len(runs[0]))) if shared else None
+    if shared:
+        names = list(dict.fromkeys(name for of_run in runs for name in of_run))
+        images = rng.integers(len(names), size=(resamples, len(names)))
+        values = np.array([[of_run.get(name, np.nan) for name in names] for of_run in runs])
+        of_runs = np.stack([_means(of_run[images]) for of_run in values], axis=1)
+        return _means(np.take_along_axis(of_runs, drawn, axis=1))
     means = np.zeros((resamples, len(runs)))
     for place, number in np.ndindex(len(runs), len(runs)):
-        here, of_run = np.flatnonzero(drawn[:, place] == number), runs[number]
-        own = rng.integers(len(of_run), size=(len(here), len(of_run)))
-        means[here, place] = of_run[own if images is None else images[here]].mean(axis=1)
+        here, values = np.flatnonzero(drawn[:, place] == number), np.array([*runs[number].values()])
+        own = rng.integers(len(values), size=(len(here), len(values)))
+        means[here, place] = values[own].mean(axis=1)
     return means.mean(axis=1)
+
+
+def _means(values: np.ndarray) -> np.ndarray:
+    """Mean of every line of (lines, values) without its NaN; NaN where there is nothing else."""
+    there = np.isfinite(values)
+    with np.errstate(invalid="ignore"):
+        return np.where(there, values, 0).sum(axis=1) / there.sum(axis=1)
 
 
 def holm(p_values: npt.ArrayLike) -> np.ndarray:

@@ -1,38 +1,50 @@
-"""Compares evaluations on the cases that they have in common, by paired tests of every metric.
+r"""Compares evaluations on the cases that they have in common, by paired tests of every metric.
 
   autoctx-compare --evaluations=runs/a/evaluation,runs/b/evaluation --output=runs/a_against_b
+  autoctx-compare --evaluations='runs/a_*/evaluation,runs/b_*/evaluation' --output=runs/a_against_b
 
 Any folder that a training run, autoctx-score or a table wrote a scores.csv into is an evaluation.
+With * or ? in its name it is of one method that was trained several times, from other seeds or on
+other folds, in run folders whose config.json says so: runs pair by seed and fold, and five pairs or
+more are tested over runs, fewer over the cases of all of them, which says nothing of other
+trainings.
+
 Every method of one is compared with every method of those before it: mean difference, its bootstrap
-95 % interval, Wilcoxon's p, and Holm's p, corrected for the number of metrics. Methods of the same
-name get that of their run before it. Writes comparison.csv and table.txt and prints the table.
+95 % interval, p (Wilcoxon over cases, paired t over runs), and Holm's p, corrected for all tests of
+the table. Methods of the same name get that of their run before it. Writes comparison.csv and
+table.txt and prints the table.
 """
 
 from __future__ import annotations
 
 import collections
 import dataclasses
+import glob
 import itertools
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from tf_autoctx import configuration, errors, files, spreadsheets
+from tf_autoctx import configuration, errors, files, native, spreadsheets
 from tf_autoctx.commands import command_line
 from tf_autoctx.configuration import field
 
 if TYPE_CHECKING:
-    from tf_autoctx.report.tables import Row
+    from tf_autoctx.report.tables import Row, Test
 
 SHOWN = 10  # names in a note
-Evaluations = dict[str, list["Row"]]  # {folder: rows of `report.tables`}
+Evaluations = dict[str, list["Row"]]  # {folder, or pattern of folders: rows of `report.tables`}
 
 
 @dataclasses.dataclass(frozen=True)
 class Compare:
     """What is compared"""
 
-    evaluations: tuple[str, ...] = field(..., "Folders that hold a scores.csv, two or more.")
+    evaluations: tuple[str, ...] = field(
+        ...,
+        "Folders that hold a scores.csv, two or more; one with * or ? in its name is all that it "
+        "matches, of one method that was trained several times.",
+    )
     output: str = field(..., "Folder for comparison.csv and table.txt.")
 
     def __post_init__(self) -> None:
@@ -42,39 +54,86 @@ class Compare:
             raise errors.FieldError("evaluations", self.evaluations, message)
 
 
-def load(folders: Sequence[str]) -> Evaluations:
-    """Evaluations, in which no method is in two folders.
+def load(folders: Sequence[str]) -> tuple[Evaluations, Test]:
+    """Evaluations, in which no method is in two folders, and the test between them.
 
     Raises:
-      UserError: no scores.csv; two folders of the same name have a method of the same name.
+      UserError: no scores.csv; two folders of the same name have a method of the same name; a
+        pattern that matches nothing, or runs that are not of one method.
     """
     from tf_autoctx.report import tables
     from tf_autoctx.systems.shared import scored_runs
 
-    evaluations = {folder: tables.read(folder) for folder in folders}
+    evaluations: Evaluations = {}
+    test: Test = tables.over_cases
+    if any(map(_is_pattern, folders)):
+        evaluations, test = _of_runs(folders)
+    else:
+        evaluations = {folder: tables.read(folder) for folder in folders}
     scored_runs.declare_metrics(row for rows in evaluations.values() for row in rows)
     having = collections.Counter(
         name for rows in evaluations.values() for name in {row["method"] for row in rows}
     )
     for folder, rows in evaluations.items():
-        path = pathlib.Path(folder).resolve()
-        run = path.parent.name if path.name == "evaluation" else path.name
         for row in rows:
             if having[row["method"]] > 1:
-                row["method"] = f"{run}, {row['method']}"
+                row["method"] = f"{_run(folder)}, {row['method']}"
     names = [name for rows in evaluations.values() for name in {row["method"] for row in rows}]
     if len(evaluations) < len(folders) or len(set(names)) < len(names):
         message = "expected folders of runs with different names."
         raise errors.FieldError("evaluations", tuple(folders), message)
-    return evaluations
+    return evaluations, test
 
 
-def compare(evaluations: Evaluations) -> list[dict[str, Any]]:
+def _is_pattern(folder: str) -> bool:
+    return not pathlib.Path(folder).exists() and glob.has_magic(folder)
+
+
+def _run(folder: str) -> str:
+    """What a run is called before its methods."""
+    if _is_pattern(folder):
+        return folder.removesuffix("/evaluation")
+    path = pathlib.Path(folder).resolve()
+    return path.parent.name if path.name == "evaluation" else path.name
+
+
+def _of_runs(folders: Sequence[str]) -> tuple[Evaluations, Test]:
+    """Evaluations of one or more runs each, and the test over runs.
+
+    Raises:
+      UserError: see `load`; two that have no seed and fold in common.
+    """
+    from tf_autoctx.report import repeated
+
+    with native.without_noise():
+        from tf_autoctx.systems.shared import folds, scored_runs
+
+    evaluations: Evaluations = {}
+    names: dict[str, list[str]] = {}
+    runs = []
+    for folder in folders:
+        matching = [folder] if pathlib.Path(folder).exists() else sorted(glob.glob(folder))
+        if not matching:
+            raise errors.UserError(f"{folder}: matches no folder; expected evaluations of runs.")
+        evaluations[folder], made = folds.of_one_method([pathlib.Path(path) for path in matching])
+        names[folder] = [scored_runs.name_of(run) for run in made]
+        runs += made
+    for (old, before), (new, after) in itertools.combinations(names.items(), 2):
+        if not set(before) & set(after):
+            raise errors.UserError(
+                f"{old}, {new}: have {'; '.join(before)} and {'; '.join(after)}; expected runs of "
+                "the same seeds and folds."
+            )
+    rows = [row for scored in evaluations.values() for row in scored]
+    return evaluations, repeated.over_runs(rows, scored_runs.folds_of(runs))
+
+
+def compare(evaluations: Evaluations, test: Test) -> list[dict[str, Any]]:
     """Tests of every pair of methods from two folders, structure and metric.
 
     Returns:
-      A list of dicts: "method", "against", "structure", "metric", `metrics.paired`, and "p_holm",
-      corrected for the metrics of the same structure and pair.
+      A list of dicts: "method", "against", "structure", "metric", those of the test, and "p_holm",
+      corrected for all of them.
 
     Raises:
       UserError: two folders have no case or no structure in common, or other ground truth for one.
@@ -87,16 +146,15 @@ def compare(evaluations: Evaluations) -> list[dict[str, Any]]:
         tables.require_same_truth({name: evaluations[name] for name in (old, new)})
         methods = [dict.fromkeys(row["method"] for row in evaluations[name]) for name in (new, old)]
         pairs += itertools.product(*methods)
-    lines = []
     rows = [row for scored in evaluations.values() for row in scored]
-    for pair in tables.summarize(rows, pairs)["paired"]:
-        tests = pair.pop("metrics")
-        names = [name for name in tests if tests[name]["n"] and metrics.column(name).is_score]
-        corrected = metrics.holm([tests[name]["p"] for name in names])
-        lines += [
-            pair | {"metric": name, **tests[name], "p_holm": p} for name, p in zip(names, corrected)
-        ]
-    return lines
+    lines = [
+        {key: pair[key] for key in ("method", "against", "structure")} | {"metric": name, **tested}
+        for pair in tables.summarize(rows, pairs, test)["paired"]
+        for name, tested in pair["metrics"].items()
+        if tested["n"] and metrics.column(name).is_score
+    ]
+    corrected = metrics.holm([line["p"] for line in lines])
+    return [line | {"p_holm": float(p)} for line, p in zip(lines, corrected)]
 
 
 def left_out(evaluations: Evaluations) -> list[str]:
@@ -123,15 +181,15 @@ def table(lines: Sequence[Mapping[str, Any]]) -> str:
     for line in lines:
         title = "{method} against {against}, {structure}".format_map(line)
         p = [tables.p_value(line[name]) for name in ("p", "p_holm")]
-        words = [f"  {line['metric']}", str(line["n"]), *tables.change(line, decimals=3), *p]
+        words = [f"  {line['metric']}", tables.counted(line), *tables.change(line, 3), *p]
         blocks.setdefault(title, []).append(words)
-    text = [["", "n", "difference", "95 % interval", "p", "p (Holm)"]]
+    text = [["", "over", "difference", "95 % interval", "p", "p (Holm)"]]
     for title, block in blocks.items():
         text += [[title], *block]
     notes = (
-        "difference: mean over the n cases of both where both values are finite, and its "
+        "difference: mean over the runs or cases of both where both values are finite, and its "
         "bootstrap 95 % interval",
-        "p: Wilcoxon signed-rank test, two-sided; Holm: corrected for the metrics of the block",
+        *tables.TEST_NOTES,
     )
     return "\n".join([tables.aligned(text), *notes])
 
@@ -141,8 +199,8 @@ def main(given: command_line.Given) -> None:
 
     settings = given.configured(Compare)
     output = pathlib.Path(settings.output)
-    evaluations = load(settings.evaluations)
-    lines = compare(evaluations)
+    evaluations, test = load(settings.evaluations)
+    lines = compare(evaluations, test)
     files.own(output)
     text = "\n".join([table(lines), *left_out(evaluations)])
     spreadsheets.write(output / "comparison.csv", lines, list(lines[0]))

@@ -3,10 +3,12 @@
   autoctx-embryo-tables --runs=runs/embryo,runs/embryo_no_context \\
       --sliding_windows=runs/sliding_windows --output=runs/embryo_tables
 
-Scores are those of the runs' own evaluations; runs of one mode with other seeds are pooled. For the
-times, which are measured here and now, the first run of every mode segments the same held-out
-volumes in float32, as its evaluation did. Writes scores.csv, cases.csv, summary.json, times.json
-and table.txt into the output folder and prints the table.
+Scores are those of the runs' own evaluations; runs of one mode with other seeds or folds stand
+together. Five pairs of runs or more are tested over runs; fewer over the cases of all, which says
+nothing of other trainings: the table says which. For the times, which are measured here and now,
+the first run of every mode segments the same held-out volumes in float32, as its evaluation did.
+Writes scores.csv, cases.csv, summary.json, times.json and table.txt into the output folder and
+prints the table.
 """
 
 from __future__ import annotations
@@ -114,11 +116,13 @@ def scores(
 ) -> list[Row]:
     """Rows of all methods in the table's order. "initial" is that of the run with auto-context,
     where there is one."""
+    from tf_autoctx.report import repeated
+
     rows: dict[tuple[str, str, str], Row] = {}
     for run, prefix in zip(runs, prefixes):
         for row in run.rows:
             if method := MODES[run.mode].get(row["method"]):
-                row = row | {"method": method, "case": f"{prefix}/{row['case']}"}
+                row = repeated.named(prefix, row) | {"method": method}
                 rows[method, row["structure"], row["case"]] = row
 
     def place(row: Row) -> tuple[int, int]:
@@ -220,7 +224,7 @@ def table_1(
     slowest = seconds.get(METHOD)
     titles = [f"{name} DSC (%)" for name in structures]
     lines = [["", "n", *titles, "s a volume", *["times faster"] * bool(slowest)]]
-    for method, cells in tables.summarize(rows)["methods"].items():
+    for method, cells in tables.summarize(rows, [])["methods"].items():
         dice = [
             cells[name]["metrics"]["DSC_percent"] if name in cells else {"n": 0}
             for name in structures
@@ -248,7 +252,7 @@ def _notes(timed: Sequence[Mapping[str, Any]], peer: bool) -> list[str]:
 
 
 def main(given: Given) -> None:
-    from tf_autoctx.report import tables
+    from tf_autoctx.report import repeated, tables
     from tf_autoctx.systems.shared import scored_runs
 
     chosen = given.configured(EmbryoTables)
@@ -261,11 +265,12 @@ def main(given: Given) -> None:
     structures = [ventricle, body]  # as in the paper
     rows = scores(runs, prefixes, structures)
     timed = times(runs, chosen)
-    text = f"{table_1(rows, timed, structures)}\n\n{tables.dice_table(rows)}"
+    test = repeated.over_runs(rows, scored_runs.folds_of(run.run for run in runs))
+    text = f"{table_1(rows, timed, structures)}\n\n{tables.dice_table(rows, test)}"
 
     output = pathlib.Path(chosen.output)
     files.own(output)
-    tables.write(output, rows)
+    tables.write(output, rows, test=test)
     for name, written in ("times.json", json.dumps(timed, indent=1)), ("table.txt", text):
         with replacing(output / name) as path:
             path.write_text(written + "\n", encoding="utf-8")

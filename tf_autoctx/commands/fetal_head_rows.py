@@ -14,7 +14,7 @@ from tf_autoctx import files, metrics, spreadsheets
 from tf_autoctx.commands.planned_runs import PlannedRun
 from tf_autoctx.data import datasets
 from tf_autoctx.files import replacing
-from tf_autoctx.report import tables
+from tf_autoctx.report import repeated, tables
 from tf_autoctx.systems.fetal_head.paper import COLUMNS, CONCAT, METHODS, TABLES
 from tf_autoctx.systems.fetal_head.system import FetalHeadSystem
 from tf_autoctx.systems.shared import evaluation, prediction
@@ -43,7 +43,8 @@ def write(output: pathlib.Path, finished: Sequence[PlannedRun], flags: Mapping[s
     rows = [row for method in methods for row in every if row["method"] == method]
     levels = [row for row in every if row["method"] not in methods]
     times, size = seconds(finished)
-    lines, names = compared(rows, methods), tables.headings(rows, COLUMNS)
+    test = repeated.over_runs(every, flags["folds"])
+    lines, names = compared(rows, methods, test), tables.headings(rows, COLUMNS)
     by_seed = [
         {**row, "method": f"{row['method']}, {row['case'].partition('/')[0]}"} for row in rows
     ]
@@ -60,7 +61,7 @@ def write(output: pathlib.Path, finished: Sequence[PlannedRun], flags: Mapping[s
     )
     pairs = [(line["method"], line["against"]) for line in lines[:: len(names)]]
     files.own(output)
-    tables.write(output, rows + levels, pairs)
+    tables.write(output, rows + levels, pairs, test=test)
     columns = list(lines[0]) if lines else ["method"]
     spreadsheets.write(output / "comparison.csv", lines, columns)
     for name, written in ("times.json", json.dumps(times, indent=1)), ("table.txt", text):
@@ -88,21 +89,22 @@ def _notes(
         f"{precision}; paper: 50 test volumes",
         "s a volume: from raw voxels to the label in float32, here, median of 3 calls on one test "
         f"volume of {' x '.join(map(str, size))} voxels",
-        "against: mean difference over the n cases of both, and in brackets p of Wilcoxon's "
-        "signed-rank test, two-sided, corrected by Holm for the methods of the block",
+        "against: mean difference over the runs or cases of both, and in brackets p corrected by "
+        "Holm for the methods of the block, score by score",
+        tables.TEST_NOTES[0],
     ]
 
 
 def rows_of(run: PlannedRun) -> list[Row]:
     """Rows of a finished run: its last level, and those before it under names of their own."""
-    prefix, last = f"seed {run.flags['seed']}/", run.flags["level"]
+    seed, last = f"seed {run.flags['seed']}", run.flags["level"]
     rows = []
     for row in tables.read(run.folder / "evaluation"):
         is_last = row["method"] == f"level {last}"
         method = run.method if is_last else f"{run.method}, {row['method']}"
         # Another seed's phantom of the same name is no repeated scan.
-        case, group = prefix + row["case"], prefix + row["group"]
-        rows.append({**row, "method": method, "case": case, "group": group})
+        group = f"{seed}/{row['group']}"
+        rows.append({**repeated.named(seed, row), "method": method, "group": group})
     return rows
 
 
@@ -130,11 +132,11 @@ def seconds(finished: Sequence[PlannedRun]) -> tuple[dict[str, float], tuple[int
     return of_method, voxels.shape
 
 
-def compared(rows: list[Row], methods: Sequence[str]) -> list[Row]:
+def compared(rows: list[Row], methods: Sequence[str], test: tables.Test) -> list[Row]:
     """Tests of the methods against the `BASELINES` among them.
 
     Returns:
-      {"method", "against", "structure", "metric", **`metrics.paired`, "p_holm"} each, corrected for
+      {"method", "against", "structure", "metric", those of the test, "p_holm"} each, corrected for
       the number of methods against one baseline.
     """
     names, lines = tables.headings(rows, COLUMNS), []
@@ -142,12 +144,13 @@ def compared(rows: list[Row], methods: Sequence[str]) -> list[Row]:
         others = [method for method in few or methods if method in methods and method != baseline]
         if baseline not in methods or not others:
             continue
-        tests = tables.summarize(rows, [(method, baseline) for method in others])["paired"]
+        pairs = [(method, baseline) for method in others]
+        tests = tables.summarize(rows, pairs, test)["paired"]
         for name in names:
-            corrected = metrics.holm([test["metrics"][name]["p"] for test in tests])
-            for test, p in zip(tests, corrected):
-                about = {key: test[key] for key in ("method", "against", "structure")}
-                measured = test["metrics"][name]
+            corrected = metrics.holm([pair["metrics"][name]["p"] for pair in tests])
+            for pair, p in zip(tests, corrected):
+                about = {key: pair[key] for key in ("method", "against", "structure")}
+                measured = pair["metrics"][name]
                 lines.append({**about, "metric": name, **measured, "p_holm": float(p)})
     return lines
 
@@ -188,12 +191,12 @@ def comparison_blocks(lines: list[Row], names: Mapping[str, str]) -> list[list[l
     blocks: dict[str, dict[tuple[str, str], dict[str, str]]] = {}
     for line in lines:
         cells = blocks.setdefault(line["against"], {}).setdefault(
-            (line["method"], str(line["n"])), {}
+            (line["method"], tables.counted(line)), {}
         )
         told = f"{line['mean_difference']:+.3f} ({tables.p_value(line['p_holm'])})"
         cells[line["metric"]] = told if line["n"] else "-"
     return [
-        [[f"against {baseline}", "n", *names.values()]]
+        [[f"against {baseline}", "over", *names.values()]]
         + [[*key, *(cells.get(name, "-") for name in names)] for key, cells in of_baseline.items()]
         for baseline, of_baseline in blocks.items()
     ]

@@ -9,9 +9,10 @@ Flags of autoctx-train-fetal-head are flags of this command, and go to every tra
 the budget of a variant: the levels of -Ctx share it. Without --data_dir every seed has phantoms of
 its own, the same for all variants. A finished run folder RUNS/VARIANT_seed_SEED is taken as it is;
 a training or a table that was stopped goes on when the same command is given again. Every row is
-the last level, beside the paper's numbers; tests are paired over cases and seeds. Where the seeds
-share their test cases (--data_dir), or heads are scanned several times (--phantom_scans), p values
-and intervals look surer than they are.
+the last level, beside the paper's numbers. Tests pair the runs by seed and are over runs where
+there are five or more; fewer are tested over the cases of all, which says nothing of other
+trainings, and where the seeds share their test cases (--data_dir) or heads are scanned several
+times (--phantom_scans) looks surer than it is. The table says which.
 
 Writes scores.csv, cases.csv, summary.json, comparison.csv, times.json and table.txt, and how the
 head volumes of the best variant agree with the truth and repeat (figures 8 and 9).

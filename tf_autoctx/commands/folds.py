@@ -40,18 +40,18 @@ def main(given: Given) -> None:
         from tf_autoctx.systems.shared import evaluation, folds
 
     folders, output = chosen.runs or (), pathlib.Path(chosen.output)
-    rows = folds.joined(folders)
+    rows, test = folds.joined(folders)
     of_folds = [calibration.read(pathlib.Path(run) / "evaluation") for run in folders]
     # Of an earlier release's evaluation there are none.
     curves = calibration.joined(of_folds) if all(of_folds) else {}
     files.own(output)
-    tables.write(output, rows, curves=curves)
+    tables.write(output, rows, curves=curves, test=test)
     evaluation.draw_calibration(output, rows, curves)
     for view in (path for run in folders for path in pathlib.Path(run).glob(folds.VIEWS)):
         with files.replacing(output / "views" / view.name) as partial:
             shutil.copyfile(view, partial)
     several = len({row["structure"] for row in rows}) > 1
-    print(tables.dice_table(rows) if several else tables.table(rows))
+    print(tables.dice_table(rows, test) if several else tables.table(rows, test=test))
 
 
 command = Command(main, (Folds,), __doc__, words="runs")

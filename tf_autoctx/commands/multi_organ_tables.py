@@ -9,8 +9,8 @@ The first reads what the evaluations of finished runs wrote. The second lets the
 other data without re-training. Both write scores.csv, cases.csv, summary.json and table.txt into
 the output folder and print the table.
 
-Runs of one mode with other seeds are pooled. Where the seeds share their scans, a scan counts once
-per seed, and p values and intervals look surer than they are.
+Runs of one mode with other seeds or folds stand together. Five pairs of runs or more are tested
+over runs; fewer over the cases of all, which says nothing of other trainings: the table says which.
 """
 
 from __future__ import annotations
@@ -93,8 +93,10 @@ def of_their_evaluations(runs: Sequence[ScoredRun], prefixes: Sequence[str]) -> 
     Args:
       runs, prefixes: of `scored_runs.in_order`.
     """
+    from tf_autoctx.report import repeated
+
     return [
-        row | {"method": f"{row['method']}, {MODES[run.mode]}", "case": f"{prefix}/{row['case']}"}
+        repeated.named(prefix, row) | {"method": f"{row['method']}, {MODES[run.mode]}"}
         for run, prefix in zip(runs, prefixes)
         for row in run.rows
     ]
@@ -294,7 +296,7 @@ def _require_label_values(runs: Sequence[ScoredRun]) -> None:
 def main(given: command_line.Given) -> None:
     """Runs the command."""
     from tf_autoctx import files
-    from tf_autoctx.report import tables
+    from tf_autoctx.report import repeated, tables
     from tf_autoctx.systems.shared import scored_runs
 
     settings = given.configured(Tables)
@@ -314,8 +316,9 @@ def main(given: command_line.Given) -> None:
         return methods.index(row["method"]), structures.index(row["structure"])
 
     rows.sort(key=place)
-    text = tables.dice_table(rows)
-    tables.write(settings.output, rows)
+    test = repeated.over_runs(rows, scored_runs.folds_of(run.run for run in runs))
+    text = tables.dice_table(rows, test)
+    tables.write(settings.output, rows, test=test)
     with files.replacing(pathlib.Path(settings.output) / "table.txt") as path:
         path.write_text(text + "\n", encoding="utf-8")
     print(text)

@@ -1,4 +1,4 @@
-"""Methods that were trained several times, from other seeds.
+"""Methods that were trained several times, from other seeds or on other folds.
 
 The images that one network scored share its luck: what is told apart here is told apart over runs.
 Scores are {method: {seed: {case: DSC in percent}}}.
@@ -6,6 +6,7 @@ Scores are {method: {seed: {case: DSC in percent}}}.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,6 +22,65 @@ NOTE = (
     "over runs: pairs by seed, interval by a bootstrap crossed over runs and images, p of a paired "
     "t test over runs"
 )
+
+
+@dataclasses.dataclass(frozen=True)
+class OverRuns:
+    """A `tables.Test` between methods of several runs, which pair by their names, such as "seed 1".
+
+    Over runs where a pair of methods has `metrics.FEWEST_RUNS` of them, else over cases.
+
+    Attributes:
+      run_of: {case: its run}.
+      shared, overlap: see `metrics.paired_runs`.
+    """
+
+    run_of: Mapping[str, str]
+    shared: bool
+    overlap: float
+
+    def __call__(self, new: Mapping[str, float], old: Mapping[str, float]) -> dict[str, Any]:
+        """{"unit": "runs", "runs": how many there are, **`metrics.paired_runs`}, or "cases" and
+        `tables.over_cases`."""
+        runs: dict[str, dict[str, float]] = {}
+        for case in new:
+            if case in old and math.isfinite(new[case]) and math.isfinite(old[case]):
+                run = self.run_of[case]
+                differences = runs.setdefault(run, {})
+                differences[case.removeprefix(f"{run}/")] = new[case] - old[case]
+        if len(runs) < metrics.FEWEST_RUNS:
+            return {**tables.over_cases(new, old), "runs": len(runs)}
+        test = metrics.paired_runs(list(runs.values()), self.shared, self.overlap)
+        return {"unit": "runs", "runs": len(runs), **test}
+
+
+def over_runs(
+    rows: Sequence[tables.Row], folds: int | None, run_of: Mapping[str, str] | None = None
+) -> OverRuns:
+    """The test of a table of several runs.
+
+    Args:
+      rows: of all runs.
+      folds: how many the runs have, of which each tests one and learns from the others.
+      run_of: {case: its run}; None: of rows that are `named`.
+    """
+    if run_of is None:
+        run_of = {row["case"]: row["case"].partition("/")[0] for row in rows}
+    truths: dict[tuple[str, str], dict[str, float]] = {}
+    for row in rows:
+        run = run_of[row["case"]]
+        name = row["case"].removeprefix(f"{run}/")
+        size = row[metrics.size_of(row).truth]
+        truths.setdefault((row["structure"], name), {})[run] = size
+    several = [list(of_runs.values()) for of_runs in truths.values() if len(of_runs) > 1]
+    # Made-up cases of another seed have the same names, but not the same truth.
+    shared = bool(several) and all(np.allclose(sizes, sizes[0], 1e-3) for sizes in several)
+    return OverRuns(run_of, shared, 1 / (folds - 1) if folds else 0.0)
+
+
+def named(run: str, row: tables.Row) -> tables.Row:
+    """The row in a table of several runs: its case is called "run/case"."""
+    return {**row, "case": f"{run}/{row['case']}"}
 
 
 def table(scores: Scores) -> str:
@@ -46,12 +106,12 @@ def compare(scores: Scores, pairs: tables.Pairs, shared: bool) -> list[dict[str,
     tests = []
     for method, against in pairs:
         new, old = scores[method], scores[against]
-        differences = []
-        for seed in (seed for seed in new if seed in old):
-            both = [case for case in new[seed] if case in old[seed]]
-            if both:
-                differences.append([new[seed][case] - old[seed][case] for case in both])
-        test = metrics.paired_runs(differences, shared)
+        differences = [
+            {case: new[seed][case] - old[seed][case] for case in new[seed] if case in old[seed]}
+            for seed in new
+            if seed in old
+        ]
+        test = metrics.paired_runs([of_run for of_run in differences if of_run], shared)
         tests.append({"method": method, "against": against, **test})
     return tests
 

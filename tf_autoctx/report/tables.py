@@ -17,6 +17,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from tf_autoctx import metrics, spreadsheets
 from tf_autoctx.errors import UserError
@@ -26,6 +27,8 @@ from tf_autoctx.report import calibration
 Row = dict[str, Any]
 Pairs = Sequence[tuple[str, str]]  # of methods: one, and another to compare it with
 Scores = dict[str, dict[str, float]]  # {structure: {case: DSC in percent}} of a method
+# {case: value} of two methods -> `over_cases`, or a dict of the same names
+Test = Callable[[Mapping[str, float], Mapping[str, float]], dict[str, Any]]
 
 LABELS = ("system", "method", "case", "group", "structure")
 LONG = (*LABELS, "metric", "value")  # columns of the long table
@@ -36,6 +39,12 @@ NOTES = (  # below the printed table
     "mean ± SD over the cases where the value is finite; below it the 95 % confidence interval of "
     "the mean",
     "missed: truth without prediction; false: prediction without truth",
+)
+TESTS = {"cases": "Wilcoxon", "runs": "paired t"}  # {unit: test over it}
+TEST_NOTES = (  # below tables of tests
+    "p, two-sided: Wilcoxon's signed-rank test over cases, which says nothing of other trainings; "
+    "paired t test over runs",
+    "Holm: p corrected for all tests of the table",
 )
 DICE_NOTES = (  # below the table of Dice scores
     "n: cases whose truth has the structure; false: cases whose prediction has it and whose truth "
@@ -98,6 +107,7 @@ def write(
     pairs: Pairs | None = None,
     failures: Mapping[str, str] | None = None,
     curves: calibration.Curves | None = None,
+    test: Test | None = None,
 ) -> None:
     """Writes the rows of an evaluation into a folder, which is created.
 
@@ -109,7 +119,7 @@ def write(
 
     Args:
       directory: path.
-      rows, pairs: see `summarize`.
+      rows, pairs, test: see `summarize`.
       failures: {case that is not among the rows: reason}; None: no `failed.csv`.
       curves: of `calibration`; None or empty: no `calibration.csv`.
 
@@ -117,7 +127,7 @@ def write(
       ValueError: two rows have the same method, structure and case.
       UserError: the folder cannot be written.
     """
-    summary = _finite(summarize(rows, pairs))
+    summary = _finite(summarize(rows, pairs, test))
     text = json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False)
     directory = pathlib.Path(directory)
     long = [
@@ -262,19 +272,30 @@ def _nothing_in_common(before: Sequence[Row], after: Sequence[Row]) -> str:
 # What the rows say together
 
 
-def summarize(rows: Sequence[Row], pairs: Pairs | None = None) -> dict[str, Any]:
+def over_cases(new: Mapping[str, float], old: Mapping[str, float]) -> dict[str, Any]:
+    """A test between two methods over the cases {case: value} of both, however many trainings they
+    are of: {"unit": "cases", "runs": 1, **`metrics.paired`}."""
+    both = [case for case in new if case in old]
+    values = [[of[case] for case in both] for of in (new, old)]
+    return {"unit": "cases", "runs": 1, **metrics.paired(*values)}
+
+
+def summarize(
+    rows: Sequence[Row], pairs: Pairs | None = None, test: Test | None = None
+) -> dict[str, Any]:
     """What the rows say together.
 
     Args:
       rows: see above.
       pairs: [(method, another to compare it with)]; None compares each method with the one before
         it.
+      test: by which they are compared; None: `over_cases`.
 
     Returns:
       {"methods": {method: {structure: {"n" cases, "n_missed" (truth without prediction), "n_false"
       (prediction without truth), "metrics": {metric: `metrics.summarize`}}}},
-      "paired": [{"method", "against", "structure", "metrics": {metric: `metrics.paired` on the
-      cases of both}}]}, methods and structures in the order of the rows.
+      "paired": [{"method", "against", "structure", "metrics": {metric: `over_cases`, or another
+      test}}]}, methods and structures in the order of the rows.
 
     Raises:
       ValueError: two rows have the same method, structure and case.
@@ -295,10 +316,14 @@ def summarize(rows: Sequence[Row], pairs: Pairs | None = None) -> dict[str, Any]
                 "method": after,
                 "against": before,
                 "structure": structure,
-                "metrics": _tests(cases, methods[before].get(structure, {}), names),
+                "metrics": {
+                    name: (test or over_cases)(_values(cases, name), _values(others, name))
+                    for name in names
+                },
             }
             for after, before in pairs
             for structure, cases in methods[after].items()
+            for others in [methods[before].get(structure, {})]
         ],
     }
 
@@ -316,16 +341,9 @@ def _summary(rows: Sequence[Row], names: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _tests(
-    new: Mapping[str, Row], old: Mapping[str, Row], names: Sequence[str]
-) -> dict[str, dict[str, float]]:
-    """{metric: `metrics.paired`} of the cases {case: row} of two methods."""
-    both = [(new[case], old[case]) for case in new if case in old]
-    tests = {}
-    for name in names:
-        values = [(a[name], b[name]) for a, b in both if name in a and name in b]
-        tests[name] = metrics.paired([a for a, _ in values], [b for _, b in values])
-    return tests
+def _values(cases: Mapping[str, Row], name: str) -> dict[str, float]:
+    """{case: a metric} of those of {case: row} that have it."""
+    return {case: row[name] for case, row in cases.items() if name in row}
 
 
 # As text
@@ -343,7 +361,10 @@ def headings(rows: Sequence[Row], columns: Collection[str] | None = None) -> dic
 
 
 def table(
-    rows: Sequence[Row], columns: Collection[str] | None = None, pairs: Pairs | None = None
+    rows: Sequence[Row],
+    columns: Collection[str] | None = None,
+    pairs: Pairs | None = None,
+    test: Test | None = None,
 ) -> str:
     """The results as plain text.
 
@@ -351,7 +372,7 @@ def table(
     a line that compares their DSC, if it is a column.
 
     Args:
-      rows, pairs: see `summarize`.
+      rows, pairs, test: see `summarize`.
       columns: names of metrics; None: those that are shown in a table, which fit into 150 columns
         of text.
 
@@ -359,7 +380,7 @@ def table(
       ValueError: two rows have the same method, structure and case.
     """
     columns = metrics.shown("table") if columns is None else columns
-    summary = summarize(rows, pairs)
+    summary = summarize(rows, pairs, test)
     several = len({row["structure"] for row in rows}) > 1
     shown = headings(rows, columns)
     header = ["method", *["structure"] * several, "n", "missed", "false"]
@@ -414,8 +435,15 @@ def spread(values: Mapping[str, float]) -> tuple[str, str]:
     return mean, interval
 
 
-def change(test: Mapping[str, float], decimals: int = 2) -> tuple[str, str]:
-    """("+mean difference", "[interval]") of a `metrics.paired` that has a pair."""
+def counted(test: Mapping[str, Any]) -> str:
+    """What a test is over: "5 runs", "12 cases", or "36 cases of 3 runs"."""
+    n, unit, runs = test["n"], test["unit"], test["runs"]
+    of_runs = f" of {runs} runs" if unit == "cases" and runs > 1 else ""
+    return f"{n} {unit[:-1] if n == 1 else unit}{of_runs}"
+
+
+def change(test: Mapping[str, Any], decimals: int = 2) -> tuple[str, str]:
+    """("+mean difference", "[interval]") of a test that has a pair."""
     values = [f"{test[name]:+.{decimals}f}" for name in ("mean_difference", "ci_low", "ci_high")]
     return values[0], f"[{values[1]}, {values[2]}]"
 
@@ -432,8 +460,8 @@ def comparisons(summary: Mapping[str, Any]) -> list[str]:
             difference, interval = change(dsc)
             p = p_value(dsc["p"])
             p = f"< {p[1:]}" if p.startswith("<") else f"= {p}"
-            told = f"{dsc['n']} pair{'s' * (dsc['n'] > 1)}"
-            result = f"DSC {difference} % {interval}, p {p} (Wilcoxon, {told})"
+            over = f"{TESTS[dsc['unit']]} over {counted(dsc)}"
+            result = f"DSC {difference} % {interval}, p {p} ({over})"
         text.append(f"{pair['method']} against {pair['against']}{where}: {result}")
     return text
 
@@ -441,14 +469,17 @@ def comparisons(summary: Mapping[str, Any]) -> list[str]:
 # The table of Dice scores
 
 
-def dice_table(rows: Sequence[Row]) -> str:
+def dice_table(rows: Sequence[Row], test: Test | None = None) -> str:
     """The Dice scores as plain text, a column per structure, within 150 columns for seven of them.
 
     A block per method has mean, SD, minimum and maximum in percent over the n cases where the score
     is finite, and how many times the structure was predicted where the truth has none. Avg. is the
     mean over the structures of a case, and its statistics are over cases. Below, every method is
-    compared with every method before it on the cases of both (Wilcoxon signed-rank test), Avg. on
-    the structures of both.
+    compared with every method before it on the cases of both, Avg. on the structures of both; p is
+    corrected by Holm for all of these tests.
+
+    Args:
+      rows, test: see `summarize`.
 
     Raises:
       ValueError: two rows have the same method, structure and case.
@@ -462,12 +493,13 @@ def dice_table(rows: Sequence[Row]) -> str:
         false = [_n_false(methods[method].get(name, {}).values()) for name in structures]
         lines += [[method], *_dice_lines(scores, false)]
     pairs = [(new, old) for i, new in enumerate(dice) for old in list(dice)[:i]]
-    if pairs:
-        lines.append(["Wilcoxon signed-rank test, two-sided"])
-    for new, old in pairs:
-        average, changes = _dice_changes(dice[new], dice[old])
-        lines += [[f"{new} against {old}: {average}"], *changes]
-    return "\n".join([aligned(lines), *DICE_NOTES])
+    tests = [_dice_tests(dice[new], dice[old], test or over_cases) for new, old in pairs]
+    corrected = metrics.holm([one["p"] for of_pair in tests for one in of_pair])
+    by_pair = corrected.reshape(len(pairs), len(structures) + 1)
+    for (new, old), of_pair, p in zip(pairs, tests, by_pair):
+        lines += [[f"{new} against {old}: {_average(of_pair[-1])}"], *_dice_changes(of_pair, p)]
+    notes = [*DICE_NOTES, *(TEST_NOTES if pairs else ())]
+    return "\n".join([aligned(lines), *notes])
 
 
 def _dice(cases: Mapping[str, Mapping[str, Row]], structures: Sequence[str]) -> Scores:
@@ -492,21 +524,35 @@ def _dice_lines(scores: Scores, false: Sequence[int]) -> list[list[str]]:
     return [*lines, ["  n", *(str(v["n"]) for v in values)], ["  false", *map(str, false), ""]]
 
 
-def _dice_changes(new: Scores, old: Scores) -> tuple[str, list[list[str]]]:
-    """How the Avg. of two methods differs, and lines of the change of every structure and its p."""
+def _dice_tests(new: Scores, old: Scores, test: Test) -> list[dict[str, Any]]:
+    """Tests of every structure and, last, of Avg.; p is NaN where one is over another unit."""
     shared = {name: [case for case in new[name] if case in old[name]] for name in new}
     sides = [
         _with_average({name: {case: side[name][case] for case in shared[name]} for name in side})
         for side in (new, old)
     ]
-    tests = [metrics.paired(list(a.values()), list(b.values())) for a, b in zip(*sides)]
-    average = "no case in common"
-    if tests[-1]["n"]:
-        difference, interval = change(tests[-1])
-        average = f"Avg. {difference} % {interval}, {tests[-1]['n']} pairs"
-    return average, [
+    tests = [test(a, b) for a, b in zip(*sides)]
+    unit = tests[-1]["unit"]  # the one that is told
+    return [one if one["unit"] == unit else one | {"p": math.nan} for one in tests]
+
+
+def _average(test: Mapping[str, Any]) -> str:
+    """How the Avg. of two methods differs."""
+    if not test["n"]:
+        return "no case in common"
+    difference, interval = change(test)
+    return f"Avg. {difference} % {interval}, {TESTS[test['unit']]} over {counted(test)}"
+
+
+def _dice_changes(tests: Sequence[Mapping[str, Any]], holm: npt.ArrayLike) -> list[list[str]]:
+    """Lines of the change of every structure, its p and the corrected one."""
+    own = [test["p"] for test in tests]
+    return [
         ["  change", *(change(test)[0] if test["n"] else "-" for test in tests)],
-        ["  p", *(p_value(test["p"]) if test["n"] else "-" for test in tests)],
+        *(
+            [name, *("-" if math.isnan(p) else p_value(p) for p in values)]
+            for name, values in (("  p", own), ("  Holm", np.asarray(holm)))
+        ),
     ]
 
 

@@ -43,6 +43,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "base_filters": 16,
         "depth": 5,
         "kernel": 5,
+        "normalization": "instance",
+        "initializer": "he",  # not given
         "steps": 37_000,  # not given: 200 epochs of 185 volumes
         "samples_per_epoch": 185,
         "validation_fraction": 0.0,
@@ -51,9 +53,13 @@ PRESETS: dict[str, dict[str, Any]] = {
         "end_to_end_learning_rate": 1e-3,
         "loss": "paper",
         "learning_rate_decay": "constant",
+        "beta_1": 0.9,
         **dataclasses.asdict(Augmentation(rotation=180.0, shift=30, flips=True)),
         "patience": 0,
         "postprocessing": "none",
+        "phantom_size": [210, 281, 282],  # the largest, of 50 micrometres
+        "phantom_spacing": 0.05,
+        "phantom_cases": [185, 46],
         "spacing": "none",
     },
 }

@@ -51,6 +51,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "batch_size": 1,
         "steps": 30 * 2112,
         "samples_per_epoch": 2112,
+        "validation_fraction": 0.0,  # section 2.1: 50 volumes to train, 50 to test, no others
         "learning_rate": 1e-5,
         "learning_rate_decay": "constant",
         "loss": "paper",

@@ -42,6 +42,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "depth": 4,
         "base_filters": 32,
         "normalization": "batch",
+        "initializer": "he",  # not given
         "regions": "",
         "intensities": "hu",
         "batch_size": 3,
@@ -51,9 +52,13 @@ PRESETS: dict[str, dict[str, Any]] = {
         "learning_rate": 1e-3,
         "loss": "paper",
         "learning_rate_decay": "constant",
+        "beta_1": 0.9,
         **dataclasses.asdict(Augmentation(**DEFORMATION)),
         "patience": 0,
         "postprocessing": "none",
+        "phantom_size": [460, 512, 512],  # the fewest slices, the mean of the voxels' edges
+        "phantom_spacing": 0.8,
+        "phantom_cases": [340, 37],
         "spacing": "none",
     },
 }

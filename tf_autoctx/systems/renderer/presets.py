@@ -32,6 +32,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "postprocessing": "auto",
     },
     "paper": {
+        "variant": "S2T",
         "size": 320,
         "base_filters": 32,
         "discriminator_head": "flatten",
@@ -51,6 +52,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "appearance_strength": 0.0,
         "patience": 0,
         "postprocessing": "none",
+        "phantom_size": [320, 320],
+        "phantom_cases": [900, 427],
         "online_discriminator_rate": 1e-4,
         "online_segmentor_step": 1.0,
         "online_averaging": 0.0,

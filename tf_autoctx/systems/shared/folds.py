@@ -1,4 +1,4 @@
-"""The scores of all folds of a data set together."""
+"""The scores of several runs of one training: of all folds of a data set, or of other seeds too."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from tf_autoctx import configuration
 from tf_autoctx.data.configuration import Data
 from tf_autoctx.errors import FieldError, UserError
-from tf_autoctx.report import tables
+from tf_autoctx.report import repeated, tables
 from tf_autoctx.systems.shared import registry, scored_runs, seen
 from tf_autoctx.systems.shared.declaration import Declaration
 from tf_autoctx.training import runs
@@ -19,9 +19,9 @@ from tf_autoctx.training.runs import Run
 VIEWS = "evaluation/views/*.npz"  # of a run folder
 
 
-def joined(folders: Sequence[str | pathlib.Path]) -> list[tables.Row]:
-    """The rows of the evaluations of all folds: method by method, structure by structure, case by
-    case.
+def joined(folders: Sequence[str | pathlib.Path]) -> tuple[list[tables.Row], tables.Test]:
+    """The evaluations of all folds: rows, method by method, structure by structure, case by case,
+    and the test between methods.
 
     Raises:
       UserError: a run of no fold; runs of other data or flags; a fold twice, or one that is
@@ -33,7 +33,7 @@ def joined(folders: Sequence[str | pathlib.Path]) -> list[tables.Row]:
     first = next(iter(opened.values()))
     count = first.flags["folds"]
     for run in opened.values():
-        _require_alike(first, run)
+        _require_alike(first, run, ("fold",))
     missing = sorted(set(range(1, count + 1)) - set(opened))
     if missing or len(opened) < len(folders):
         told = f"lacks {', '.join(map(str, missing))}" if missing else "has one of them twice"
@@ -49,7 +49,40 @@ def joined(folders: Sequence[str | pathlib.Path]) -> list[tables.Row]:
                 f"{folder}: was scored by {', '.join(of_run)}, {first.folder} by "
                 f"{', '.join(methods[first.folder])}; expected the same."
             )
-    return _sorted([row for of_run in rows.values() for row in of_run], first)
+    run_of = {
+        row["case"]: scored_runs.name_of(run) for run in opened.values() for row in rows[run.folder]
+    }
+    every = _sorted([row for of_run in rows.values() for row in of_run], first)
+    return every, repeated.over_runs(every, count, run_of)
+
+
+def of_one_method(folders: Sequence[pathlib.Path]) -> tuple[list[tables.Row], list[Run]]:
+    """The evaluations of a method that was trained several times.
+
+    Args:
+      folders: in the run folders, each with a scores.csv.
+
+    Returns:
+      Their rows, `repeated.named`, and the runs.
+
+    Raises:
+      UserError: no evaluation of a run; runs that differ in more than seed and fold, or in neither.
+    """
+    made = [runs.load(folder.parent) for folder in folders]
+    names: dict[str, Run] = {}
+    for run in made:
+        _require_alike(made[0], run, ("seed", "fold"))
+        name = scored_runs.name_of(run)
+        if (before := names.setdefault(name, run)) is not run:
+            raise UserError(
+                f"{run.folder}: is {name}, as {before.folder} is; expected another seed or fold."
+            )
+    rows = [
+        repeated.named(name, row)
+        for name, folder in zip(names, folders)
+        for row in tables.read(folder)
+    ]
+    return rows, made
 
 
 def _of_fold(folder: str | pathlib.Path) -> Run:
@@ -59,27 +92,29 @@ def _of_fold(folder: str | pathlib.Path) -> Run:
     return run
 
 
-def _require_alike(first: Run, run: Run) -> None:
-    """Raises a `UserError` where two runs are no folds of one data set in one training."""
+def _require_alike(first: Run, run: Run, but: Sequence[str]) -> None:
+    """Raises a `UserError` where two runs are not of one training, but for some of its flags."""
     if run.system != first.system:
         told = f"a run of {run.system!r}, {first.folder} of {first.system!r}"
-    elif different := _differences(first, run):
-        told = f"made with {', '.join(different)}, unlike {first.folder}"
-    elif run.facts["cases_fingerprint"] != first.facts["cases_fingerprint"]:
+    elif other := _different(first, run, but):
+        told = f"made with {', '.join(other)}, unlike {first.folder}"
+    elif run.facts.get("cases_fingerprint") != first.facts.get("cases_fingerprint"):
         told = f"made of other cases than {first.folder}"
     elif run.labels != first.labels:
         told = f"has the labels {run.labels}, {first.folder} {first.labels}"
     else:
         return
-    raise UserError(f"{run.folder}: {told}; expected folds of one data set in one training.")
+    raise UserError(
+        f"{run.folder}: {told}; expected runs that differ in {' and '.join(but)} alone."
+    )
 
 
-def _differences(first: Run, run: Run) -> list[str]:
-    """Flags of a run that another one has not, in phrases such as "`scale` 0.4", but for those that
-    say which fold it is and where it was trained."""
+def _different(first: Run, run: Run, but: Sequence[str]) -> list[str]:
+    """Flags of a run that another one of its system has not, in phrases such as "`scale` 0.4", but
+    for some, and those that say where it was trained."""
     declaration: Declaration = registry.find(first.system, str(first.folder))
     kinds = (Data, Settings, declaration.configuration, *declaration.training)
-    left_out = configuration.changeable(kinds) | {"fold"}
+    left_out = configuration.changeable(kinds) | set(but)
     names = [name for kind in kinds for name in configuration.rules(kind) if name not in left_out]
     earlier = configuration.earlier(kinds)
     flags: list[Mapping[str, Any]] = [{**earlier, **each.flags} for each in (first, run)]

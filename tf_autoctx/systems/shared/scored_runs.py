@@ -30,9 +30,27 @@ class ScoredRun:
         return self.run.folder
 
     @property
-    def seed(self) -> int:
-        """Of the run."""
-        return self.run.flags["seed"]
+    def name(self) -> str:
+        """By which it pairs with the runs of other modes."""
+        return name_of(self.run)
+
+
+def name_of(run: Run) -> str:
+    """What tells a run of a method from its others, such as "seed 1" or "seed 1, fold 2".
+
+    Raises:
+      UserError: config.json does not tell.
+    """
+    try:
+        seed, fold = run.flags["seed"], run.flags.get("fold")
+    except KeyError as error:
+        raise run.broken(error) from None
+    return f"seed {seed}" + (f", fold {fold}" if fold else "")
+
+
+def folds_of(made: Iterable[Run]) -> int | None:
+    """Of how many folds runs are one: the fewest; None where none of them is of a fold."""
+    return min((run.flags["folds"] for run in made if run.flags.get("folds")), default=None)
 
 
 def load(
@@ -95,9 +113,9 @@ def in_order(
     """
     order = list(modes)
     ordered = sorted(scored, key=lambda run: order.index(run.mode))
-    seen: dict[tuple[str, int, str], ScoredRun] = {}
+    known: dict[tuple[str, str, str], ScoredRun] = {}
     for run in ordered:
-        first = seen.setdefault((run.mode, run.seed, run.run.fingerprint), run)
+        first = known.setdefault((run.mode, run.name, run.run.fingerprint), run)
         if first is not run:
             raise UserError(
                 f"{run.folder}: has the mode, seed and data of {first.folder}, so that "
@@ -112,8 +130,5 @@ def in_order(
 
 
 def _prefixes(scored: Sequence[ScoredRun]) -> list[str]:
-    sets = collections.Counter(seed for seed, _ in {(r.seed, r.run.fingerprint) for r in scored})
-    return [
-        f"seed {run.seed}" + f", data {run.run.fingerprint[:8]}" * (sets[run.seed] > 1)
-        for run in scored
-    ]
+    sets = collections.Counter(name for name, _ in {(r.name, r.run.fingerprint) for r in scored})
+    return [run.name + f", data {run.run.fingerprint[:8]}" * (sets[run.name] > 1) for run in scored]
