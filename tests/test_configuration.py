@@ -155,6 +155,7 @@ CHANGEABLE = {
     "preset",
     "export_precision",
     "mirrors",
+    "keep_cache",
     "postprocessing",
     "surface_tolerance",
 }

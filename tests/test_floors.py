@@ -20,7 +20,8 @@ PACKAGE = "tf_autoctx"
 # `systems` the wings stand on `shared`. Rooms of one floor do not see each other, but for those of
 # the ground floor.
 FLOORS = (
-    ("errors", "files", "spreadsheets", "configuration", "parts", "shipped", "version"),
+    ("errors", "files", "spreadsheets", "configuration", "parts", "shipped", "version")
+    + ("logbook", "native", "progress"),
     ("models", "losses", "metrics", "biometry", "growth", "postprocessing"),
     ("data", "training", "report", "export", "serving"),
     ("systems.shared",),
