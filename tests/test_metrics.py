@@ -312,7 +312,8 @@ def test_paired_runs_by_hand():
     assert one["mean_difference"] == 1 and np.isnan(one["ci_low"]) and np.isnan(one["p"])
     none = metrics.paired_runs([], shared=True)
     assert np.isnan(none["mean_difference"]) and none["n"] == 0
-    assert metrics.paired_runs([{"a": 1.0, "b": 1.0}] * 5, shared=True)["p"] == 1
+    for always, p in ((0.0, 1), (1.0, 0)):
+        assert metrics.paired_runs([{"a": always, "b": always}] * 5, shared=True)["p"] == p
 
 
 @pytest.mark.parametrize(

@@ -168,17 +168,45 @@ E0000 00:00:1795812507.385264   16993 cuda_platform.cc:52] failed call to cuInit
 """
 
 
-def test_words_of_gpus_that_are_not_there_are_left_out_and_others_pass(capfd):
-    with native.without_noise():
-        os.write(2, f"{NOISE}E0000 00:00:1.0 1 gpu_device.cc:1] Out of memory\n".encode())
-    assert capfd.readouterr().err == "E0000 00:00:1.0 1 gpu_device.cc:1] Out of memory\n"
+OTHER = "E0000 00:00:1.0 1 gpu_device.cc:1] Out of memory\n"
 
 
-def test_what_was_printed_before_an_import_failed_is_told(capfd):
-    with pytest.raises(ImportError), native.without_noise():
-        os.write(2, b"no such library\n")
-        raise ImportError
-    assert capfd.readouterr().err == "no such library\n"
+def test_words_of_gpus_that_are_not_there_are_left_out_and_others_pass(capfd, tmp_path):
+    with native.without_noise(tmp_path):
+        os.write(2, f"{NOISE}{OTHER}".encode())
+    assert capfd.readouterr().err == OTHER
+
+
+def test_where_there_is_a_driver_all_is_told(capfd, tmp_path):
+    (tmp_path / "nvidia0").touch()
+    with native.without_noise(tmp_path):
+        os.write(2, NOISE.encode())
+    assert capfd.readouterr().err == NOISE
+
+
+@pytest.mark.parametrize("level, told", [("0", NOISE), ("1", NOISE), ("2", ""), ("3", "")])
+def test_who_asks_for_more_is_told_all(capfd, tmp_path, monkeypatch, level, told):
+    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", level)
+    with native.without_noise(tmp_path):
+        os.write(2, NOISE.encode())
+    assert capfd.readouterr().err == told
+
+
+def test_without_grep_all_is_told(capfd, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with native.without_noise(tmp_path):
+        os.write(2, NOISE.encode())
+    assert capfd.readouterr().err == NOISE
+
+
+@pytest.mark.parametrize("end, code", [("raise ImportError", 1), ("os.abort()", -6)])
+def test_the_last_words_of_a_failed_import_come_out(end, code):
+    program = "import os; from tf_autoctx import native\nwith native.without_noise():\n"
+    program += f"    os.write(2, b'{NOISE.splitlines()[1]}\\nF0000 no AVX\\n')\n    {end}"
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, encoding="utf-8")
+    assert done.returncode == code
+    assert done.stderr.startswith("F0000 no AVX\n") and "oneDNN" not in done.stderr
 
 
 # A whole training

@@ -455,7 +455,8 @@ def paired_runs(
         result |= {"ci_low": float(low), "ci_high": float(high)}
     if n >= FEWEST_RUNS:
         deviation = np.sqrt(means.var(ddof=1) / n * (1 + n * overlap))
-        t = abs(means.mean()) / deviation if np.ptp(means) else 0.0
+        mean = abs(means.mean())
+        t = mean / deviation if np.ptp(means) else mean and np.inf  # runs that all differ alike
         result["p"] = float(2 * special.stdtr(n - 1, -t))
     return {**result, "n": n}
 

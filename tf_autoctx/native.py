@@ -1,66 +1,55 @@
-"""What libraries in C and C++ print, past Python's streams."""
+"""What TensorFlow's C++ side says of a machine without a GPU, past Python's streams."""
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
-import re
+import pathlib
+import subprocess
 import sys
-import tempfile
-import threading
 from collections.abc import Iterator
 
-# What TensorFlow says, as it is loaded and lists devices, of any machine without an NVIDIA GPU.
-NO_GPU = re.compile(
-    r"WARNING: All log messages before absl::InitializeLog\(\)|"
-    r"[IWE]\d{4} .* (port|cudart_stub|cuda_platform|cuda_diagnostics)\.cc:\d+\] "
+# Lines that it prints as it is loaded, and when it lists devices, on any such machine.
+NO_GPU = (
+    r"^WARNING: All log messages before absl::InitializeLog\(\)|"
+    r"^[IWE][0-9]{4} .* (port|cudart_stub|cuda_platform|cuda_diagnostics)\.cc:[0-9]+\] "
 )
-_lock = threading.Lock()
-
-
-class Lines(list[str]):
-    """Lines that were printed, empty until the block of `caught` ends."""
+DRIVER = "nvidia[0-9]*"  # in /dev, where there is one: what is said of it then, says what is wrong
+WANTED = ("0", "1")  # levels of TF_CPP_MIN_LOG_LEVEL, 2 by default
 
 
 @contextlib.contextmanager
-def caught() -> Iterator[Lines]:
-    """Catches what is printed to standard output and standard error, one thread at a time.
-
-    Yields:
-      The lines, once the block has ended.
-    """
-    lines, library = Lines(), ctypes.CDLL(None)
-    with _lock, tempfile.TemporaryFile() as file:
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(AttributeError, OSError, ValueError):  # none, or closed
-                stream.flush()
-        library.fflush(None)
-        kept = [os.dup(number) for number in (1, 2)]
-        for number in (1, 2):
-            os.dup2(file.fileno(), number)
-        try:
-            yield lines
-        finally:
-            library.fflush(None)
-            for number, descriptor in zip((1, 2), kept):
-                os.dup2(descriptor, number)
-                os.close(descriptor)
-            file.seek(0)
-            lines.extend(file.read().decode(errors="backslashreplace").splitlines())
-
-
-@contextlib.contextmanager
-def without_noise() -> Iterator[None]:
+def without_noise(devices: pathlib.Path = pathlib.Path("/dev")) -> Iterator[None]:
     """TensorFlow is imported in the block, and lists the devices, without a word of GPUs that are
-    not there; whatever else is printed comes at its end."""
-    lines = Lines()
-    try:
-        with caught() as lines:
+    not there.
+
+    grep filters standard error, as a process of its own: if this one crashes meanwhile, its last
+    words come out.
+    """
+    wanted = os.environ.get("TF_CPP_MIN_LOG_LEVEL") in WANTED or any(devices.glob(DRIVER))
+    with contextlib.nullcontext() if wanted else _without(NO_GPU):
+        yield
+        if "tensorflow" in sys.modules:
+            sys.modules["tensorflow"].config.list_physical_devices()
+
+
+@contextlib.contextmanager
+def _without(lines: str) -> Iterator[None]:
+    """Standard error without lines of an extended regular expression."""
+    command = ["grep", "--text", "--line-buffered", "--invert-match", "--extended-regexp", lines]
+    with contextlib.ExitStack() as stack:
+        try:
+            grep = stack.enter_context(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=2))
+        except OSError:  # no grep
             yield
-            if "tensorflow" in sys.modules:
-                sys.modules["tensorflow"].config.list_physical_devices()
-    finally:
-        for line in lines:
-            if not NO_GPU.match(line):
-                print(line, file=sys.stderr)
+            return
+        assert grep.stdin is not None
+        sys.stderr.flush()
+        kept = os.dup(2)
+        os.dup2(grep.stdin.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(kept, 2)
+            os.close(kept)

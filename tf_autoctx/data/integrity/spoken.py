@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import os
 import pathlib
 import re
+import sys
+import tempfile
+import threading
 from collections.abc import Iterator
 
 import SimpleITK as sitk
 from absl import logging
 
-from tf_autoctx import native
 from tf_autoctx.data.integrity import claims
 from tf_autoctx.errors import UserError
 
@@ -26,10 +30,15 @@ MOST_BEHIND = 64
 SOURCE = re.compile(r"(WARNING|ERROR): In .*, line \d+$")
 SPEAKER = re.compile(r"^\w+ \(0x[0-9a-f]+\): ")
 LOSS = re.compile(r"data loss will occur", re.IGNORECASE)
+_lock = threading.Lock()
+
+
+class Words(list[str]):
+    """Lines that were said, empty until the block of `listening` ends."""
 
 
 @contextlib.contextmanager
-def listening() -> Iterator[list[str]]:
+def listening() -> Iterator[Words]:
     """Catches what C libraries print, one thread at a time.
 
     libjpeg's words go to standard output, those of libtiff and GDCM to standard error.
@@ -37,14 +46,26 @@ def listening() -> Iterator[list[str]]:
     Yields:
       The lines, once the block has ended.
     """
-    words: list[str] = []
-    lines = native.Lines()
-    try:
-        with native.caught() as lines:
+    words, library = Words(), ctypes.CDLL(None)
+    with _lock, tempfile.TemporaryFile() as file:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(AttributeError, OSError, ValueError):  # none, or closed
+                stream.flush()
+        library.fflush(None)
+        kept = [os.dup(number) for number in (1, 2)]
+        for number in (1, 2):
+            os.dup2(file.fileno(), number)
+        try:
             yield words
-    finally:
-        said = (SPEAKER.sub("", line.strip()) for line in lines if not SOURCE.match(line))
-        words.extend(dict.fromkeys(line for line in said if line))
+        finally:
+            library.fflush(None)
+            for number, descriptor in zip((1, 2), kept):
+                os.dup2(descriptor, number)
+                os.close(descriptor)
+            file.seek(0)
+            lines = file.read().decode(errors="backslashreplace").splitlines()
+            said = (SPEAKER.sub("", line.strip()) for line in lines if not SOURCE.match(line))
+            words.extend(dict.fromkeys(line for line in said if line))
 
 
 def require_whole(path: object, words: list[str], warn: bool = True) -> None:
