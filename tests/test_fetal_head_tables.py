@@ -202,6 +202,30 @@ def test_what_cannot_be_tabulated_is_one_sentence(made, refused, arguments, step
     refused(told, made, BOTH, *arguments, steps=steps)
 
 
+@pytest.mark.parametrize(
+    "scale, patches, slices",
+    [("1", 8, 16), ("0.5", 1, 2)],  # 16^3 or 8^3 voxels, of 8^3 a patch and 16^2 a slice
+)
+def test_every_row_sees_as_many_voxels_a_step(
+    tmp_path, refused, monkeypatch, scale, patches, slices
+):
+    wanted = []
+    monkeypatch.setattr(
+        planned_runs.Trainings,
+        "train",
+        lambda _, missing: wanted.extend(missing) or dict.fromkeys(missing, "is not finished"),
+    )
+    variants = "--variants=USegNet,p-USegNet,2D-USegNet,USegNet-DS-HAS-Ctx"
+    arguments = (variants, "--patch_size=8", f"--scale={scale}", "--steps_of=level")
+    refused("is not finished", tmp_path, *arguments, "--equal_voxels", steps=3)
+    assert [run.flags["batch_size"] for run in wanted] == [1, patches, slices, 1]
+    assert [run.flags["steps"] for run in wanted] == [3, 3, 3, 3]
+    refused("is not finished", tmp_path, *arguments, steps=3)
+    assert not any("batch_size" in run.flags for run in wanted[4:])
+    told = "--spacing=1,1,1: --equal_voxels counts voxels as they are; expected none."
+    refused(told, tmp_path, *arguments, "--equal_voxels", "--spacing=1,1,1")
+
+
 def test_a_run_of_more_levels_is_refused(made, refused):
     path = made / "runs" / "USegNet_seed_0" / "config.json"
     text = path.read_text()

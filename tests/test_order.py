@@ -186,7 +186,7 @@ def test_the_maps_of_a_level_that_is_trained_anew_are_made_anew(tmp_path):
     for name, network in whole.items():
         np.testing.assert_array_equal(flat(network.get_weights()), flat(grown[name].get_weights()))
         assert differ(network.get_weights(), before[name].get_weights())
-    maps = [tmp_path / run / "level_1" / "probability" / "case_0" for run in ("once", "whole")]
+    maps = [tmp_path / run / "level_1" / "probability" for run in ("once", "whole")]
     assert contents(maps[0]) == contents(maps[1])
 
 

@@ -28,7 +28,7 @@ def cross_entropy(
     """Mean voxel-wise cross entropy of each sample.
 
     Args:
-      labels: (batch, *spatial, 1) integer.
+      labels: (batch, *spatial, 1) integer, or shares of `shares`.
       logits: (batch, *spatial, classes).
       class_weights: (batch, classes), weight of a voxel by its true class; None: 1.
       ignored: label of voxels that do not count, none of the classes; None: all do.
@@ -48,16 +48,46 @@ def cross_entropy(
 
 def one_hot(labels: Tensor, logits: Tensor) -> Tensor:
     """Labels (batch, *spatial, 1) as float32 (batch, *spatial, classes of the logits); 0 in all
-    channels for a label that is none of the classes."""
+    channels for a label that is none of the classes. Shares of `shares` stay as they are."""
+    if labels.shape[-1] == logits.shape[-1]:
+        return labels
     return ops.one_hot(ops.cast(labels[..., 0], "int32"), logits.shape[-1], dtype="float32")
+
+
+def shares(labels: Tensor, logits: Tensor, edge: int) -> Tensor:
+    """How much of each cell of `edge` voxels every class covers; a cell that reaches beyond the
+    volume's end is filled by its last voxel, as `layers.PadToMultiple` fills it.
+
+    Args:
+      labels: (batch, *spatial, 1) integer.
+      logits: (batch, *ceil(spatial / edge), classes).
+      edge: of a cell along every axis, in voxels; the first one begins at the first voxel.
+
+    Returns:
+      (batch, *ceil(spatial / edge), classes) float32, of which the sum over the classes is 1, less
+      the share of the voxels to be ignored.
+    """
+    truth = one_hot(labels, logits)
+    for axis in _spatial(truth):
+        size = ops.shape(truth)[axis]
+        first = edge * ops.arange((size + edge - 1) // edge)
+        voxels = [ops.minimum(first + k, size - 1) for k in range(edge)]
+        truth = sum(ops.take(truth, voxel, axis=axis) for voxel in voxels) / edge
+    return truth
 
 
 def counted(values: Tensor, labels: Tensor, ignored: int | None) -> Tensor:
     """Values (batch, *spatial, channels) with 0 where the labels (batch, *spatial, 1) are to be
-    ignored: such voxels are left out of the sums of a Dice loss, as their truth is 0 too."""
-    if ignored is None:
-        return values
-    return values * ops.cast(labels != ignored, values.dtype)
+    ignored: such voxels are left out of the sums of a Dice loss, as their truth is 0 too. A cell of
+    `shares` weighs as much of it counts."""
+    return values if ignored is None else values * ops.cast(_weights(labels, ignored), values.dtype)
+
+
+def _weights(labels: Tensor, ignored: int) -> Tensor:
+    """What each voxel counts, (batch, *spatial, 1) float32."""
+    if labels.shape[-1] > 1:  # shares
+        return ops.sum(labels, axis=-1, keepdims=True)
+    return ops.cast(labels != ignored, "float32")
 
 
 def l2(model: keras.Model) -> Tensor:
@@ -101,9 +131,14 @@ class DeepSupervisedLoss(keras.losses.Loss):
     r"""`ClassLoss` of the main output and of every side branch: by default the cross entropy of
     Yang et al. 2019, equation 2.
 
-    L = L(X, Y) + \sum_m L_m(X, S_m(Y)), where S_m shrinks the labels to 1/2 and 1/4 by taking every
-    2nd and 4th voxel: they stay integers, and the scales stay aligned because padding is at the
-    high ends only. The paper's L2 term is `l2`.
+    L = L(X, Y) + \sum_m L_m(X, S_m(Y)), where S_m shrinks the labels to 1/2 and 1/4 by one of
+    `SIDE_LABELS`. A voxel of a side branch is a cell of 2 or 4 voxels along each axis; the scales
+    stay aligned because padding is at the high ends only. The paper's L2 term is `l2`.
+
+    "corner" takes the first voxel of a cell, half a voxel and one and a half off its centre along
+    every axis. "majority" takes what most of the cell is, background where that is open: integers
+    too, and centred, which no voxel of a cell with an even edge is. "soft" takes the share of each
+    class: the loss is that of all voxels, each of which has the logits of its cell.
 
     call: y_true (batch, *spatial, 1) integer; y_pred {"logits": (batch, *spatial, classes), and,
     where supervised, "logits_half": (batch, *ceil(spatial / 2), classes), "logits_quarter":
@@ -117,17 +152,31 @@ class DeepSupervisedLoss(keras.losses.Loss):
         terms: Sequence[str] = ("cross_entropy",),
         name: str = "deep_supervised",
         ignored: int | None = None,
+        side_labels: str = "corner",
     ) -> None:
+        """Takes those of `TERMS` that are summed, and one of `options.SIDE_LABELS`."""
         super().__init__(name=name, reduction=None)
-        self._loss = ClassLoss(terms, ignored=ignored)
+        self._loss, self.side_labels = ClassLoss(terms, ignored=ignored), side_labels
 
     def call(self, y_true: Tensor, y_pred: Mapping[str, Tensor]) -> Tensor:
-        total = 0.0
-        for name, logits in y_pred.items():
-            every = slice(None, None, self.STRIDES[name])
-            labels = y_true[(slice(None), *(every for _ in _spatial(logits)))]
-            total += self._loss(labels, logits)
-        return total
+        return sum(
+            self._loss(self._shrunk(y_true, logits, self.STRIDES[name]), logits)
+            for name, logits in y_pred.items()
+        )
+
+    def _shrunk(self, labels: Tensor, logits: Tensor, edge: int) -> Tensor:
+        """Labels of the cells of so many voxels along each axis: integers, or `shares`."""
+        if edge == 1:
+            return labels
+        if self.side_labels == "corner":
+            return labels[(slice(None), *(slice(None, None, edge) for _ in _spatial(logits)))]
+        covered = shares(labels, logits, edge)
+        if self.side_labels == "soft":
+            return covered
+        most = ops.argmax(covered, axis=-1)[..., None]
+        if self._loss.ignored is None:
+            return most
+        return ops.where(_weights(covered, self._loss.ignored) > 0, most, self._loss.ignored)
 
 
 class DiceLoss(keras.losses.Loss):
@@ -150,8 +199,8 @@ class DiceLoss(keras.losses.Loss):
 
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         p = ops.softmax(ops.cast(y_pred, "float32"), axis=-1)
-        p = counted(p, y_true, self.ignored)
-        return -ops.mean(_dice(p, one_hot(y_true, y_pred), p, self.epsilon), axis=-1)
+        size = counted(p, y_true, self.ignored)
+        return -ops.mean(_dice(p, one_hot(y_true, y_pred), size, self.epsilon), axis=-1)
 
 
 class RegionLoss(keras.losses.Loss):
@@ -373,7 +422,7 @@ def _mean(values: Tensor, labels: Tensor, ignored: int | None) -> Tensor:
     other voxels: (batch, channels)."""
     if ignored is None:
         return ops.mean(values, axis=_spatial(values))
-    voxels = ops.sum(ops.cast(labels != ignored, values.dtype), axis=_spatial(values))
+    voxels = ops.sum(_weights(labels, ignored), axis=_spatial(values))
     return ops.sum(values, axis=_spatial(values)) / ops.maximum(voxels, 1.0)
 
 

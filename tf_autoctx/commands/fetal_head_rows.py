@@ -82,11 +82,12 @@ def _notes(
 ) -> list[str]:
     """What stands below the tables."""
     seeds, precision = ", ".join(map(str, flags["seeds"])), finished[0].flags["precision"]
+    budget = {"variant": "a variant, which its levels share", "level": "a level"}
     return [
         f"mean ± SD over the cases of the seeds {seeds}, where the value is finite; missed: truth "
         "without prediction",
-        f"{flags['steps']} optimizer steps a variant, which its levels share, trained in "
-        f"{precision}; paper: 50 test volumes",
+        f"{flags['steps']} optimizer steps {budget[flags['steps_of']]}, trained in {precision}; "
+        "paper: 50 test volumes",
         "s a volume: from raw voxels to the label in float32, here, median of 3 calls on one test "
         f"volume of {' x '.join(map(str, size))} voxels",
         "against: mean difference over the runs or cases of both, and in brackets p corrected by "

@@ -6,7 +6,9 @@ r"""Tables 1 and 2 of the fetal head system (Yang et al. 2019), trained where ru
       --variants=USegNet,USegNet-DS-HAS-Ctx ...
 
 Flags of autoctx-train-fetal-head are flags of this command, and go to every training. --steps is
-the budget of a variant: the levels of -Ctx share it. Without --data_dir every seed has phantoms of
+the budget of a variant: the levels of -Ctx share it, or with --steps_of=level have all of it each,
+as in the paper. With --equal_voxels p- and 2D-USegNet see as many voxels a step as all others see:
+several patches or slices. Without --data_dir every seed has phantoms of
 its own, the same for all variants. A finished run folder RUNS/VARIANT_seed_SEED is taken as it is;
 a training or a table that was stopped goes on when the same command is given again. Every row is
 the last level, beside the paper's numbers. Tests pair the runs by seed and are over runs where
@@ -21,19 +23,23 @@ head volumes of the best variant agree with the truth and repeat (figures 8 and 
 from __future__ import annotations
 
 import dataclasses
+import math
 import pathlib
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from tf_autoctx import configuration, native
 from tf_autoctx.commands import train_fetal_head, training
 from tf_autoctx.commands.command_line import Command, Given
 from tf_autoctx.configuration import check, field
+from tf_autoctx.data.configuration import AS_THEY_ARE
 from tf_autoctx.errors import FieldError, UserError
-from tf_autoctx.systems.fetal_head.configuration import DECLARATION, Phantoms
+from tf_autoctx.systems.fetal_head.configuration import DECLARATION, FetalHead, Phantoms
 from tf_autoctx.systems.fetal_head.paper import CONCAT, METHODS, TABLES
 
 if TYPE_CHECKING:
     from tf_autoctx.commands.planned_runs import PlannedRun
+    from tf_autoctx.data import datasets
 
 SET_HERE = ("work_dir", "variant", "join", "level", "seed")
 
@@ -52,6 +58,16 @@ class FetalHeadTables:
         1,
         "Trainings at a time, of one thread each if there are several; 0 trains nothing.",
         least=0,
+    )
+    steps_of: str = field(
+        "variant",
+        "What the steps are of: a variant, whose levels share them, or each of its levels.",
+        choices=("variant", "level"),
+    )
+    equal_voxels: bool = field(
+        False,
+        "Give the variants that see patches or slices so many a step that they have the voxels "
+        "that the others see of a volume.",
     )
 
     def __post_init__(self) -> None:
@@ -73,12 +89,18 @@ def planned(chosen: FetalHeadTables, given: Given) -> list[PlannedRun]:
                 f"`{name}`: the tables set this flag; expected `variants`, `seeds` and `runs` "
                 "alone."
             )
-    if "steps" not in given.typed or given["steps"] % 2:
+    shared = chosen.steps_of == "variant"
+    if "steps" not in given.typed or (shared and given["steps"] % 2):
         raise UserError(
             "`steps`: expected an even number, the optimizer steps of a variant with all its "
             "levels."
+            if shared
+            else "`steps`: expected a number, the optimizer steps of a level."
         )
     values = training.filled(DECLARATION, given)
+    if chosen.equal_voxels and values["spacing"] != AS_THEY_ARE:
+        expected = f"`equal_voxels` counts voxels as they are; expected {AS_THEY_ARE}."
+        raise FieldError("spacing", values["spacing"], expected)
     values["preset"] = given["preset"] or ("standard" if given["data_dir"] else "demo")
     return [
         run
@@ -119,7 +141,8 @@ def _of_seed(chosen: FetalHeadTables, values: dict[str, Any]) -> list[PlannedRun
             "variant": variant,
             "join": "concat" if method.endswith(CONCAT) else "sum",
             "level": level,
-            "steps": values["steps"] // level,
+            "steps": values["steps"] // (level if chosen.steps_of == "variant" else 1),
+            **(_batch_size(variant, values, cases) if chosen.equal_voxels else {}),
             **{name: values[name] for name in ("seed", "data_dir", "preset", "precision")},
         }
         run = PlannedRun(method, pathlib.Path(chosen.runs) / f"{method}_seed_{seed}", own)
@@ -137,6 +160,24 @@ def _of_seed(chosen: FetalHeadTables, values: dict[str, Any]) -> list[PlannedRun
                 )
         planned_runs.append(run)
     return planned_runs
+
+
+def _batch_size(variant: str, values: Mapping[str, Any], cases: datasets.Dataset) -> dict[str, int]:
+    """{"batch_size": passes of a variant that have the voxels of one over a whole volume}, of the
+    size of the first training case."""
+    from tf_autoctx.systems.fetal_head.segmentation import Cascade
+    from tf_autoctx.systems.fetal_head.system import FetalHeadSystem
+    from tf_autoctx.systems.shared.system import Reader
+
+    image, _ = Reader(FetalHeadSystem, values["foreground"], cases.labels)(cases.train[0])
+    voxels = []
+    for name in ("USegNet", variant):
+        scale, patch_size = values["scale"], values["patch_size"]
+        cascade = Cascade(FetalHead(variant=name, scale=scale, patch_size=patch_size))
+        size, is_whole = image.array.shape[:3], cascade.configuration.same_grid
+        seen = cascade.training_shape(size if is_whole else cascade.network_size(size))
+        voxels.append(math.prod(seen))
+    return {"batch_size": values["batch_size"] * max(1, round(voxels[0] / voxels[1]))}
 
 
 def main(given: Given) -> None:

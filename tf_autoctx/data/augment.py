@@ -27,7 +27,7 @@ BLOCK = (8, 16)
 # Of numbers of voxels: TensorFlow has the host compute what is int32 on a GPU.
 INDEX = tf.uint32
 # What seeds are folded with, so that no change draws the numbers of another
-INTENSITIES, PARTS, SIZE, ELASTIC, MIRRORS, PATCH, FAKES, REALS, ABOUT = range(1, 10)
+INTENSITIES, PARTS, SIZE, ELASTIC, MIRRORS, PATCH, FAKES, REALS, ABOUT, CONTEXT = range(1, 11)
 
 
 def augmented(sample: Sample, seed: tf.Tensor, augmentation: Augmentation) -> Sample:

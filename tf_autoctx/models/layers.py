@@ -35,8 +35,12 @@ _ARGUMENTS = {
     },
 }
 _ARGUMENTS["authors"] = _ARGUMENTS["truncated_normal"]
-# Linear units, where they have their own: Yang et al. 2018, the authors' code.
-_LINEAR = {
+# He's gain of 2 makes up for the half that a ReLU takes away; what has none behind it has gain 1.
+_LINEAR = _ARGUMENTS | {
+    "he": {"kernel_initializer": "lecun_normal", "bias_initializer": "zeros"},
+}
+_UNITS = _LINEAR | {
+    # Yang et al. 2018, the authors' code.
     "authors": {
         "kernel_initializer": keras.initializers.RandomNormal(stddev=0.02),
         "bias_initializer": "zeros",
@@ -44,16 +48,23 @@ _LINEAR = {
 }
 
 
-def initializers(name: str, linear: bool = False) -> dict[str, keras.initializers.Initializer]:
-    """Arguments of a convolution, or of a linear unit, for one of `LINEAR_INITIALIZERS`; every
-    layer gets its own copy.
+def initializers(
+    name: str, linear: bool = False, unit: bool = False
+) -> dict[str, keras.initializers.Initializer]:
+    """Arguments of a layer for one of `LINEAR_INITIALIZERS`; every layer gets its own copy.
+
+    Args:
+      name: of the initializer.
+      linear: whether no ReLU follows on the layer: "he" then keeps the variance of what it sees,
+        by a gain of 1 in place of 2.
+      unit: whether it is a dense linear unit, which "authors" has values of its own for.
 
     Raises:
       ValueError: unknown name (the message lists the known ones).
     """
     if name not in LINEAR_INITIALIZERS:
         raise ValueError(f"initializer={name!r}: expected one of {', '.join(LINEAR_INITIALIZERS)}.")
-    arguments = _LINEAR.get(name, _ARGUMENTS[name]) if linear else _ARGUMENTS[name]
+    arguments = (_UNITS if unit else _LINEAR if linear else _ARGUMENTS)[name]
     return {role: keras.initializers.get(value).clone() for role, value in arguments.items()}
 
 
@@ -62,18 +73,23 @@ def rank(x: Tensor) -> int:
     return len(x.shape) - 2
 
 
-def conv(x: Tensor, filters: int, kernel: int, initializer: str, **arguments: Any) -> Tensor:
-    """`same` convolution in 2D or 3D."""
+def conv(
+    x: Tensor, filters: int, kernel: int, initializer: str, linear: bool = False, **others: Any
+) -> Tensor:
+    """`same` convolution in 2D or 3D; `linear`: see `initializers`."""
     layer = {2: keras.layers.Conv2D, 3: Conv3D}[rank(x)]
-    return layer(filters, kernel, padding="same", **initializers(initializer), **arguments)(x)
+    arguments = initializers(initializer, linear) | others
+    return layer(filters, kernel, padding="same", **arguments)(x)
 
 
-def deconv(x: Tensor, filters: int, kernel: int, initializer: str, **arguments: Any) -> Tensor:
-    """Transposed convolution of stride 2 in 2D or 3D: doubles every spatial axis."""
+def deconv(
+    x: Tensor, filters: int, kernel: int, initializer: str, linear: bool = False, **others: Any
+) -> Tensor:
+    """Transposed convolution of stride 2 in 2D or 3D: doubles every spatial axis; `linear`: see
+    `initializers`."""
     layer = {2: keras.layers.Conv2DTranspose, 3: Conv3DTranspose}[rank(x)]
-    return layer(
-        filters, kernel, strides=2, padding="same", **initializers(initializer), **arguments
-    )(x)
+    arguments = initializers(initializer, linear) | others
+    return layer(filters, kernel, strides=2, padding="same", **arguments)(x)
 
 
 def max_pool(x: Tensor) -> Tensor:

@@ -83,3 +83,10 @@ ATTENTION_KERNELS = {
     "paper": {"sam": {1: 3, 2: 3, 3: 3}, "uam": {1: 3, 2: 3, 3: 3}},
     "code": {"sam": {1: 5, 2: 3, 3: 3}, "uam": {1: 5, 2: 5, 3: 3}},
 }
+# Convolutions of an attention module that normalization and ReLU follow: of none, as in the
+# authors' code, of the last, or of each, as section 2.3 has it.
+ATTENTION_NORMS = {"none": (), "output": ("out",), "every": ("p", "w_1", "w_2", "out")}
+# What stands at a scale without a UAM: convolution, normalization and ReLU, or nothing.
+PLAIN_DECODERS = ("conv", "bare")
+# What a side branch of USegNet learns of a cell, see `losses.DeepSupervisedLoss`.
+SIDE_LABELS = ("corner", "majority", "soft")

@@ -59,9 +59,9 @@ def renderer(
     x = block(x, f, "decoder_1")
 
     # Heads; float32 under mixed precision too, for the losses
-    x = layers.conv(x, 1, 1, initializer, dtype="float32", name="rendered_head")
-    aux = layers.conv(half, f // 2 or 1, 1, initializer, name="aux_head")
-    aux = layers.deconv(aux, 1, 4, initializer, dtype="float32", name="aux_up")
+    x = layers.conv(x, 1, 1, initializer, linear=True, dtype="float32", name="rendered_head")
+    aux = layers.conv(half, f // 2 or 1, 1, initializer, linear=True, name="aux_head")
+    aux = layers.deconv(aux, 1, 4, initializer, linear=True, dtype="float32", name="aux_up")
     return keras.Model(image, _at_size_of(image, {"rendered": x, "aux": aux}), name="renderer")
 
 
@@ -107,12 +107,12 @@ def segmentor2d(
     x = block(x, f, "decoder_1")
 
     # Heads
-    x = layers.conv(x, 2, 1, initializer, dtype="float32", name="logits_head")
-    aux1 = layers.conv(quarter, 2, 1, initializer, name="aux1_head")
-    aux1 = layers.deconv(aux1, 2, 4, initializer, name="aux1_up_1")
-    aux1 = layers.deconv(aux1, 2, 4, initializer, dtype="float32", name="aux1_up_2")
-    aux2 = layers.conv(half, 2, 1, initializer, name="aux2_head")
-    aux2 = layers.deconv(aux2, 2, 4, initializer, dtype="float32", name="aux2_up")
+    x = layers.conv(x, 2, 1, initializer, linear=True, dtype="float32", name="logits_head")
+    aux1 = layers.conv(quarter, 2, 1, initializer, linear=True, name="aux1_head")
+    aux1 = layers.deconv(aux1, 2, 4, initializer, linear=True, name="aux1_up_1")
+    aux1 = layers.deconv(aux1, 2, 4, initializer, linear=True, dtype="float32", name="aux1_up_2")
+    aux2 = layers.conv(half, 2, 1, initializer, linear=True, name="aux2_head")
+    aux2 = layers.deconv(aux2, 2, 4, initializer, linear=True, dtype="float32", name="aux2_up")
     return keras.Model(
         image, _at_size_of(image, {"logits": x, "aux1": aux1, "aux2": aux2}), name="segmentor"
     )
@@ -163,7 +163,7 @@ def discriminator(
     x = keras.layers.GlobalAveragePooling2D()(x) if head == "pool" else keras.layers.Flatten()(x)
     if head == "scaled":
         x = keras.layers.Rescaling(x.shape[-1] ** -0.5, dtype="float32")(x)
-    arguments = layers.initializers(initializer, linear=True)
+    arguments = layers.initializers(initializer, unit=True)
     logits = keras.layers.Dense(1, **arguments, dtype="float32", name="head")(x)
     return keras.Model(image, logits, name=name)
 

@@ -62,13 +62,13 @@ def unet3d(
     # Synthesis
     for resolution in reversed(range(depth - 1)):
         skip, place = skips[resolution], f"synthesis_{resolution + 1}"
-        x = layers.deconv(x, x.shape[-1], 2, initializer, name=f"{place}_up")
+        x = layers.deconv(x, x.shape[-1], 2, initializer, linear=True, name=f"{place}_up")
         x = keras.layers.Concatenate()([x, skip])
         x = block.conv(x, skip.shape[-1], 3, f"{place}_1")
         x = block.conv(x, skip.shape[-1], 3, f"{place}_2")
 
     # Head; float32 under mixed precision too, for the softmax
-    logits = layers.conv(x, classes, 1, initializer, dtype="float32", name="head")
+    logits = layers.conv(x, classes, 1, initializer, linear=True, dtype="float32", name="head")
     return keras.Model(image, layers.CropLike(dtype="float32")([logits, image]), name=name)
 
 

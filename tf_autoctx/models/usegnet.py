@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import keras
 
 from tf_autoctx.models import layers
-from tf_autoctx.models.options import ATTENTION_KERNELS, VARIANTS
+from tf_autoctx.models.options import (
+    ATTENTION_KERNELS,
+    ATTENTION_NORMS,
+    PLAIN_DECODERS,
+    VARIANTS,
+)
 
 # (channels in units of `base_filters`, kernel) of each stage, full size first (section 2.3; widths
 # of the authors' code).
@@ -22,6 +28,8 @@ def usegnet(
     *,
     base_filters: int = 32,
     attention_kernel: str = "paper",
+    attention_norm: str = "none",
+    plain_decoder: str = "conv",
     normalization: str = "instance",
     initializer: str = "he",
     bias: bool = False,
@@ -38,6 +46,10 @@ def usegnet(
       base_filters: channels of the first stage; the paper has 32, all others follow.
       attention_kernel: "paper" (3 in every module) or "code" (5 in SAM 1, UAM 1 and UAM 2, as the
         authors published).
+      attention_norm: which convolutions of the attention modules normalization and ReLU follow:
+        "none", as the authors published, the last ("output"), or "every" one, as in section 2.3.
+      plain_decoder: what stands at a scale without a UAM: "conv", normalization and ReLU, of which
+        the paper has no word, or "bare", nothing.
       normalization: "instance" (statistics of the volume, as the authors ran it) or "batch".
       initializer: "he" or "paper" (truncated normal of SD 0.001, bias 0.01).
       bias: whether convolutions have a bias before a normalization, see `options.BIAS`.
@@ -48,24 +60,35 @@ def usegnet(
       "logits_quarter" at ceil(size / 2) and / 4.
 
     Raises:
-      ValueError: unknown variant, attention kernel, normalization or initializer (the message lists
-        the known ones).
+      ValueError: unknown variant, attention kernel or norm, plain decoder, normalization or
+        initializer (the message lists the known ones).
     """
-    if variant not in VARIANTS:
-        raise ValueError(f"variant={variant!r}: expected one of {', '.join(VARIANTS)}.")
-    if attention_kernel not in ATTENTION_KERNELS:
-        known = ", ".join(ATTENTION_KERNELS)
-        raise ValueError(f"attention_kernel={attention_kernel!r}: expected one of {known}.")
-    kernels = ATTENTION_KERNELS[attention_kernel]
+    for name, value, known in (
+        ("variant", variant, VARIANTS),
+        ("attention_kernel", attention_kernel, ATTENTION_KERNELS),
+        ("attention_norm", attention_norm, ATTENTION_NORMS),
+        ("plain_decoder", plain_decoder, PLAIN_DECODERS),
+    ):
+        if value not in known:
+            raise ValueError(f"{name}={value!r}: expected one of {', '.join(known)}.")
     block = layers.Block(normalization, initializer, bias)
     image = keras.Input(input_shape, name="image")
     x = layers.PadToMultiple(8)(image)
     features = _encoder(x, base_filters, block)
-    x, supervised = _decoder(features, variant, kernels, base_filters, block)
+    attend = functools.partial(
+        attention_module,
+        block=block,
+        norm=attention_norm,
+        filters=2 * base_filters,
+        inner=base_filters,
+    )
+    kernels, is_bare = ATTENTION_KERNELS[attention_kernel], plain_decoder == "bare"
+    x, supervised = _decoder(features, variant, kernels, attend, block, is_bare)
 
     # Heads; float32 under mixed precision too, for the softmax
     def head(x: layers.Tensor, stride: int, name: str) -> layers.Tensor:
-        logits = layers.conv(x, 2, 1, initializer, dtype="float32", name=f"{name}_head")
+        place = f"{name}_head"
+        logits = layers.conv(x, 2, 1, initializer, linear=True, dtype="float32", name=place)
         return layers.CropLike(stride, name=name, dtype="float32")([logits, image])
 
     outputs = {"logits": head(x, 1, "logits")}
@@ -90,17 +113,12 @@ def _decoder(
     features: list[layers.Tensor],
     variant: str,
     kernels: dict[str, dict[int, int]],
-    base_filters: int,
+    attend: Callable[..., layers.Tensor],
     block: layers.Block,
+    is_bare: bool,
 ) -> tuple[layers.Tensor, list[layers.Tensor]]:
     """Features at full size, and what the side branches hang on, deepest scale first."""
-    parts = VARIANTS[variant]
-    attend = functools.partial(
-        attention_module,
-        initializer=block.initializer,
-        filters=2 * base_filters,
-        inner=base_filters,
-    )
+    parts, base_filters = VARIANTS[variant], features[0].shape[-1]
     *features, x = features
     supervised = []
     for scale in (1, 2, 3):
@@ -118,14 +136,16 @@ def _decoder(
         else:
             # Table 2's note: without the UAM, the side branch hangs on the concatenation itself.
             supervised.append(x)
-            x = block.conv(x, 2 * base_filters, ENCODER[stage][1], f"decoder_{scale}")
+            if not is_bare:
+                x = block.conv(x, 2 * base_filters, ENCODER[stage][1], f"decoder_{scale}")
     return x, supervised
 
 
 def attention_module(
     x: layers.Tensor,
     kernel: int,
-    initializer: str,
+    block: layers.Block,
+    norm: str = "none",
     *,
     filters: int = 64,
     inner: int = 32,
@@ -134,12 +154,13 @@ def attention_module(
     """Attention module (Yang et al. 2019, section 2.4, equations 3-4, figure 3).
 
     P = 1x1x1 conv of x; W = two convs on P; A = softmax of W over the channels of each voxel; the
-    output is a conv of concat(P, P * A). No normalization, no ReLU inside.
+    output is a conv of concat(P, P * A).
 
     Args:
       x: feature map (batch, *spatial, channels).
       kernel: edge of the weight and output convolutions; the paper has 3.
-      initializer: see `layers.initializers`.
+      block: how convolutions are initialized, and those of `norm` normalized.
+      norm: which of them normalization and ReLU follow, see `options.ATTENTION_NORMS`.
       filters: channels of the output; the paper has 64.
       inner: channels of P, W and A; the paper has 32.
       name: which those of its convolutions begin with.
@@ -147,10 +168,16 @@ def attention_module(
     Returns:
       Feature map (batch, *spatial, filters).
     """
-    p = layers.conv(x, inner, 1, initializer, name=f"{name}_p")
-    w = layers.conv(p, inner, kernel, initializer, name=f"{name}_w_1")
-    w = layers.conv(w, inner, kernel, initializer, name=f"{name}_w_2")
+
+    def conv(x: layers.Tensor, filters: int, kernel: int, part: str) -> layers.Tensor:
+        if part in ATTENTION_NORMS[norm]:
+            return block.conv(x, filters, kernel, f"{name}_{part}")
+        initializer, place = block.initializer, f"{name}_{part}"
+        return layers.conv(x, filters, kernel, initializer, linear=True, name=place)
+
+    p = conv(x, inner, 1, "p")
+    w = conv(conv(p, inner, kernel, "w_1"), inner, kernel, "w_2")
     attention = keras.layers.Softmax(axis=-1)(w)
     t = keras.layers.Multiply()([p, attention])
     joined = keras.layers.Concatenate()([p, t])
-    return layers.conv(joined, filters, kernel, initializer, name=f"{name}_out")
+    return conv(joined, filters, kernel, "out")

@@ -65,7 +65,7 @@ def vnet(
         x = _stage(x, x.shape[-1], convolutions[resolution], options, place)
 
     # Head; float32 under mixed precision too, for the softmax or sigmoid
-    logits = layers.conv(x, outputs, 1, initializer, dtype="float32", name="head")
+    logits = layers.conv(x, outputs, 1, initializer, linear=True, dtype="float32", name="head")
     return keras.Model(image, layers.CropLike(dtype="float32")([logits, image]), name=name)
 
 
@@ -83,7 +83,7 @@ def _stage(
     kernel, initializer = options.kernel, options.initializer
     stage_input = x
     if x.shape[-1] != filters:
-        stage_input = layers.conv(x, filters, 1, initializer, name=f"{name}_input")
+        stage_input = layers.conv(x, filters, 1, initializer, linear=True, name=f"{name}_input")
     for number in range(1, convolutions + 1):
         place = f"{name}_{number}"
         x = layers.conv(x, filters, kernel, initializer, use_bias=options.bias, name=place)

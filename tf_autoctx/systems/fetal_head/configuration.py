@@ -10,9 +10,12 @@ from tf_autoctx.data.segment_codes import FETAL_HEAD
 from tf_autoctx.errors import FieldError
 from tf_autoctx.models.options import (
     ATTENTION_KERNELS,
+    ATTENTION_NORMS,
     BIAS,
     INITIALIZERS,
     NORMALIZATIONS,
+    PLAIN_DECODERS,
+    SIDE_LABELS,
     VARIANTS,
 )
 from tf_autoctx.systems.fetal_head.presets import PRESETS
@@ -83,6 +86,50 @@ class FetalHead:
         "paper",
         "Kernels of the attention modules: 3 everywhere, or as in the authors' code.",
         choices=tuple(ATTENTION_KERNELS),
+    )
+    attention_norm: str = field(
+        "none",
+        "Convolutions of the attention modules that normalization and ReLU follow: none, as in the "
+        "authors' code, the last (output), or every one, as the paper says.",
+        choices=tuple(ATTENTION_NORMS),
+        before="none",
+    )
+    plain_decoder: str = field(
+        "conv",
+        "What stands at a scale without a UAM: a convolution with normalization and ReLU, or "
+        "nothing (bare).",
+        choices=PLAIN_DECODERS,
+        before="conv",
+    )
+    side_labels: str = field(
+        "corner",
+        "Label of a side branch's voxel, a cell of several: that of its first voxel (corner), of "
+        "most of it (majority), or the share of each class (soft).",
+        choices=SIDE_LABELS,
+        training_only=True,
+        before="corner",
+    )
+    warm_start: bool = field(
+        False,
+        "Start every level from the weights of the level before, and not from new ones.",
+        training_only=True,
+        before=False,
+    )
+    context: str = field(
+        "cached",
+        "The map that a level learns with: the last level's of the whole volume as it is (cached), "
+        "or of what random changes have made of it, computed at every step (augmented).",
+        choices=("cached", "augmented"),
+        training_only=True,
+        before="cached",
+    )
+    context_dropout: float = field(
+        0.0,
+        "Share of the samples that a level sees without the last level's map.",
+        least=0.0,
+        most=1.0,
+        training_only=True,
+        before=0.0,
     )
     l2: float = field(
         0.0,

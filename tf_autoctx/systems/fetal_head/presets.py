@@ -44,6 +44,13 @@ PRESETS: dict[str, dict[str, Any]] = {
         "scale": 0.4,
         "normalization": "instance",
         "attention_kernel": "paper",
+        # As the authors' code; of what the paper's words say otherwise see docs/fetal_head_paper.md.
+        "attention_norm": "none",
+        "plain_decoder": "conv",
+        "side_labels": "corner",
+        "warm_start": False,
+        "context": "cached",
+        "context_dropout": 0.0,
         "initializer": "paper",
         "base_filters": 32,
         "patch_size": 64,

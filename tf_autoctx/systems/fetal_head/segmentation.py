@@ -48,6 +48,8 @@ class Cascade:
             chosen.network,
             base_filters=chosen.base_filters,
             attention_kernel=chosen.attention_kernel,
+            attention_norm=chosen.attention_norm,
+            plain_decoder=chosen.plain_decoder,
             normalization=chosen.normalization,
             initializer=chosen.initializer,
             bias=chosen.bias,
@@ -114,6 +116,15 @@ class Cascade:
             return image + context
         return ops.concatenate([image, context], axis=-1)
 
+    def head(self, network: keras.Model, x: Tensor) -> Tensor:
+        """Probability of the head in one pass of a level: (batch, *spatial, 1) float32.
+
+        Args:
+          network: a model of `self.network()`.
+          x: volumes, patches or slices of `joined`, (batch, *spatial, channels) float32.
+        """
+        return ops.softmax(network(x, training=False)["logits"], axis=-1)[..., 1:]
+
     def probability(self, network: keras.Model, image: Tensor, context: Tensor) -> Tensor:
         """One level: head probability on the network's grid.
 
@@ -128,7 +139,7 @@ class Cascade:
         """
 
         def head(x: Tensor) -> Tensor:
-            return ops.softmax(network(x, training=False)["logits"], axis=-1)[..., 1:]
+            return self.head(network, x)
 
         def head_of_slice(image: Tensor) -> Tensor:
             return head(image[None])[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -13,13 +14,13 @@ from absl import logging
 from tf_autoctx import biometry
 from tf_autoctx.data import datasets
 from tf_autoctx.data.configuration import AS_THEY_ARE
-from tf_autoctx.errors import UserError
+from tf_autoctx.errors import FieldError, UserError
 from tf_autoctx.models import layers, memory
 from tf_autoctx.models.usegnet import ENCODER
 from tf_autoctx.systems.fetal_head import training
 from tf_autoctx.systems.fetal_head.configuration import DECLARATION, FetalHead
 from tf_autoctx.systems.fetal_head.segmentation import Cascade
-from tf_autoctx.systems.shared import patches, places, planning, stages
+from tf_autoctx.systems.shared import initial, patches, places, planning, stages
 from tf_autoctx.systems.shared.averaging import Estimate
 from tf_autoctx.systems.shared.caching import Files
 from tf_autoctx.systems.shared.session import Session
@@ -32,7 +33,7 @@ from tf_autoctx.systems.shared.system import (
     System,
     Tensor,
 )
-from tf_autoctx.training.runs import Run
+from tf_autoctx.training.runs import Making, Run
 
 DEPTH = len(ENCODER) + 1
 
@@ -74,6 +75,16 @@ class FetalHeadSystem(System):
         names = ("phantom_size", "phantom_cases", "seed", "phantom_scans")
         return phantoms.write_fetal_heads(folder, *(values[name] for name in names))
 
+    def check_run(self, making: Making) -> None:
+        """Refuses two first weights of one level.
+
+        Raises:
+          FieldError: warm_start beside initial_weights.
+        """
+        if self.configuration.warm_start and making.flags.get(initial.FLAG):
+            told = f"`{initial.FLAG}` gives every level its first weights; expected one of the two."
+            raise FieldError("warm_start", True, told)
+
     # Training
 
     def planned(self, cases: planning.Cases) -> planning.Plan:
@@ -114,7 +125,8 @@ class FetalHeadSystem(System):
         return training.train(self.cascade, session.with_files(*files))
 
     def finished(self, run: Run) -> Networks:
-        """The finished levels, level 1 first, with a warning where one is missing.
+        """The finished levels, level 1 first, with a warning where one is missing, or was trained
+        on another level before it.
 
         Raises:
           UserError: see `System.finished`.
@@ -123,8 +135,14 @@ class FetalHeadSystem(System):
         files = {name: run.folder / name / "model.keras" for name in names}
         missing = [name for name, file in files.items() if not file.exists()]
         done = names[: max(1, names.index(missing[0]))] if missing else names
+        for below, name in itertools.pairwise(done):
+            if not stages.is_made_on(files[name], files[below]):
+                told = "%s: %s was trained on another %s than the one that is there; train again."
+                logging.warning(told, run.folder, name, below)
+                done = done[: done.index(name)]
+                break
         networks = {name: stages.load(files[name]) for name in done}
-        if missing:
+        if len(done) < len(names):
             logging.warning(
                 "%s: %d of %d levels are finished; these are used.",
                 run.folder,

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pathlib
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import keras
+import numpy as np
 import tensorflow as tf
+from keras import ops
 
 from tf_autoctx import losses, metrics, progress
 from tf_autoctx.data import arrays, augment, labels, pipeline, subvolumes
@@ -16,7 +18,16 @@ from tf_autoctx.systems.fetal_head.segmentation import Cascade
 from tf_autoctx.systems.shared import stages
 from tf_autoctx.systems.shared.caching import Files, case_of
 from tf_autoctx.systems.shared.session import Session
-from tf_autoctx.systems.shared.stage import AdamStage, Networks, Sample, Tensor
+from tf_autoctx.systems.shared.stage import (
+    AdamStage,
+    Networks,
+    Optimizers,
+    Sample,
+    Step,
+    Tensor,
+    digest,
+)
+from tf_autoctx.training.configuration import Settings
 
 Level = Callable[[Tensor, Tensor], Tensor]  # image, context -> probability
 
@@ -28,15 +39,20 @@ class LevelStage(AdamStage):
       level: 1 is the first.
       cascade: what the levels are.
       session: whose files have the last level's context.
+      below: the finished levels before it, level 1 first.
     """
 
     columns: tuple[str, ...] = ("image", "label", "context", "spacing")
 
-    def __init__(self, level: int, cascade: Cascade, session: Session) -> None:
-        self.name, self._cascade = f"level_{level}", cascade
-        if level > 1:
-            below = session.folder / f"level_{level - 1}" / stages.NETWORK
-            self.made_on = stages.recorded_digest(below)
+    def __init__(
+        self, level: int, cascade: Cascade, session: Session, below: Sequence[keras.Model] = ()
+    ) -> None:
+        self.name, self._cascade, self._below = f"level_{level}", cascade, below
+        if below:
+            self.made_on = digest(below[-1].get_weights())
+        self._computes_context = bool(below) and cascade.configuration.context == "augmented"
+        self._dropout = cascade.configuration.context_dropout if level > 1 else 0.0
+        self._frozen: Sequence[keras.Model] = ()
         # Each level has its own seed, so that it does not matter which levels were trained in the
         # same process.
         self.seed = session.settings.seed * 1000 + level
@@ -48,7 +64,10 @@ class LevelStage(AdamStage):
             cascade.configuration.view == "patches" and self._augmentation.resamples
         )
         terms = session.settings.terms(("cross_entropy",))
-        self._loss = losses.DeepSupervisedLoss(terms, ignored=session.ignored)
+        side_labels = cascade.configuration.side_labels
+        self._loss = losses.DeepSupervisedLoss(
+            terms, ignored=session.ignored, side_labels=side_labels
+        )
 
     def begin(self, session: Session) -> None:
         """See `Stage.begin`.
@@ -64,18 +83,47 @@ class LevelStage(AdamStage):
         self._shape = [*(next(iter(shapes)) if len(shapes) == 1 else unknown)]
 
     def build(self) -> Networks:
-        return {"network": self._cascade.network()}
+        network = self._cascade.network()
+        if self._below and self._cascade.configuration.warm_start:
+            weights = self._below[-1].get_weights()
+            if self._cascade.configuration.join == "concat":
+                # The context's channel is new: the level before saw another map, or none.
+                image, own = weights[0][..., :-1, :], network.get_weights()[0][..., -1:, :]
+                weights[0] = np.concatenate([image, own], axis=-2)
+            network.set_weights(weights)
+        return {"network": network}
+
+    def updates(self, networks: Networks, settings: Settings) -> tuple[Optimizers, Step]:
+        """See `Stage.updates`; every replica has its own copies of the levels before."""
+        if self._computes_context:
+            self._frozen = [self._cascade.network() for _ in self._below]
+            for copy, network in zip(self._frozen, self._below):
+                copy.set_weights(network.get_weights())
+        return super().updates(networks, settings)
 
     def losses(self, networks: Networks, batch: Mapping[str, Tensor]) -> Tensor:
         network, l2 = networks["network"], self._cascade.configuration.l2
-        x = self._cascade.joined(batch["image"], batch["context"])
+        x = self._cascade.joined(batch["image"], self._context(batch))
         fit = self._loss(batch["label"], network(x, training=True))
         return fit + l2 * losses.l2(network) if l2 else fit
+
+    def _context(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """What the level sees of the level before, (batch, *spatial, 1)."""
+        image = batch["image"]
+        context = ops.zeros_like(image[..., :1]) if self._frozen else batch["context"]
+        for network in self._frozen:
+            context = self._cascade.head(network, self._cascade.joined(image, context))
+        context = ops.stop_gradient(context)
+        if self._dropout:
+            context *= ops.reshape(batch["kept"], (-1, *(1,) * (len(context.shape) - 1)))
+        return context
 
     def read(self, case: pipeline.Case, seed: Tensor) -> Sample:
         """All of a volume, a random patch or a random slice, with its spacing; or a patch that is
         deformed already."""
         configuration, share = self._cascade.configuration, self._cascade.share
+        if self._computes_context:
+            case = {name: array for name, array in case.items() if name != "context"}
         if self._deforms_patches and configuration.edges:
             how = configuration.edges, self._augmentation, share
             return self._known(subvolumes.patch(case, seed, *how))
@@ -92,9 +140,15 @@ class LevelStage(AdamStage):
         }
 
     def augment(self, sample: Sample, seed: Tensor) -> Sample:
+        """The sample after random changes; "kept" is 0 where its context is dropped, else 1."""
         if self._deforms_patches:
-            return augment.shown(sample, augment.own_seeds(seed), self._augmentation)
-        return augment.augmented(sample, seed, self._augmentation)
+            changed = augment.shown(sample, augment.own_seeds(seed), self._augmentation)
+        else:
+            changed = augment.augmented(sample, seed, self._augmentation)
+        if not self._dropout:
+            return changed
+        chance = tf.random.stateless_uniform([], tf.random.fold_in(seed, augment.CONTEXT))
+        return changed | {"kept": tf.cast(chance >= self._dropout, tf.float32)}
 
     def graph(self, networks: Networks) -> Level:
         return level_graph(self._cascade, networks["network"])
@@ -111,18 +165,19 @@ def train(cascade: Cascade, session: Session) -> Networks:
     last = cascade.configuration.levels
     session = session.with_costs({f"level_{level}": 1.0 for level in range(1, last + 1)})
     for level in range(1, last + 1):
-        stage, folder = LevelStage(level, cascade, session), session.folder / f"level_{level}"
+        stage = LevelStage(level, cascade, session, list(networks.values()))
+        folder = session.folder / stage.name
+        maps = folder / "probability"
         if not stages.is_finished(stage, session, [folder / stages.NETWORK]):
-            shutil.rmtree(folder / "probability", ignore_errors=True)  # of an earlier training
+            shutil.rmtree(maps, ignore_errors=True)  # of an earlier training
         network = stages.train_network(stage, session)
-        networks[folder.name] = network
+        networks[stage.name] = network
         if level < last:
-            session = session.with_files(
-                *(
-                    with_context(files, cascade, network, folder / "probability")
-                    for files in (session.training, session.validation)
-                )
-            )
+            training, validation = session.training, session.validation
+            if cascade.configuration.context == "cached":
+                training = with_context(training, cascade, network, maps)
+            validation = with_context(validation, cascade, network, maps)
+            session = session.with_files(training, validation)
     return networks
 
 
@@ -130,11 +185,11 @@ def with_context(
     files: Files, cascade: Cascade, network: keras.Model, directory: pathlib.Path
 ) -> Files:
     """The files with a level's probability as context, computed once by its network into
-    `directory`."""
-    level, changed = level_graph(cascade, network), []
+    `directory`, under names that tell the network."""
+    level, changed, made_by = level_graph(cascade, network), [], digest(network.get_weights())[:16]
     bar = progress.bar(len(files), "case", "segmented")
     for entry in files:
-        path = directory / case_of(entry)
+        path = directory / f"{case_of(entry)}_{made_by}"
         if not path.exists():
             columns = {name: entry[name] for name in LevelStage.columns}
             sample = pipeline.sample(columns, cascade.channels)

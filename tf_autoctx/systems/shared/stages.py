@@ -136,6 +136,17 @@ def recorded_digest(path: pathlib.Path) -> str | None:
     return _recorded(path).get("digest")
 
 
+def is_made_on(path: pathlib.Path, below: pathlib.Path) -> bool:
+    """Whether the finished network of a stage was trained on that of a stage before, which is not
+    known of an earlier release's.
+
+    Raises:
+      UserError: one of them cannot be read.
+    """
+    before, now = _recorded(path).get("made_on"), recorded_digest(below)
+    return None in (before, now) or before == now
+
+
 class _StageTask:
     """A stage as the loop trains it: a `loop.Task`."""
 
