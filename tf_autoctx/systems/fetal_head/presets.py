@@ -44,7 +44,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "scale": 0.4,
         "normalization": "instance",
         "attention_kernel": "paper",
-        # As the authors' code; of what the paper's words say otherwise see docs/fetal_head_paper.md.
+        # As the authors' code; what the paper says otherwise: docs/fetal_head_paper.md.
         "attention_norm": "none",
         "plain_decoder": "conv",
         "side_labels": "corner",
