@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import types
 
 import pytest
 import running
@@ -12,11 +13,13 @@ import tensorflow as tf
 import test_training
 
 from tf_autoctx.errors import UserError
+from tf_autoctx.systems.shared import opening
 from tf_autoctx.training import cluster, devices
 
 # Of the second of three tasks, two of which are on node9; see tests/test_slurm.py for real ones.
 SLURM = {
     "SLURM_JOB_ID": "41007",
+    "SLURM_STEP_ID": "0",
     "SLURM_PROCID": "1",
     "SLURM_LOCALID": "1",
     "SLURMD_NODENAME": "node9",
@@ -76,6 +79,17 @@ def test_tasks_that_go_round_the_nodes_are_found_too(told):
         made = told(SLURM | cyclic | place | {"SLURM_STEP_NUM_TASKS": "4"})
         found.append(made["cluster"]["worker"][made["task"]["index"]])
     assert found == ["a:10140", "b:10140", "a:10141", "b:10141"]
+
+
+def test_steps_of_a_job_have_ports_of_their_own(told):
+    first, second = (
+        {
+            worker.split(":")[1]
+            for worker in told(SLURM | {"SLURM_STEP_ID": step})["cluster"]["worker"]
+        }
+        for step in "01"
+    )
+    assert first and second and not first & second
 
 
 def test_a_pod_of_kubernetes_is_the_worker_of_its_index(told):
@@ -183,6 +197,27 @@ def test_workers_of_other_flags_and_folders_are_refused(tmp_path):
             "--strategy=single for a training each."
         ) in each
     assert not [*tmp_path.iterdir()]
+
+
+def test_a_port_that_is_taken_is_one_sentence(monkeypatch):
+    def taken():  # what TensorFlow 2.21 raises
+        raise tf.errors.UnknownError(None, None, "Could not start gRPC server")
+
+    monkeypatch.setattr(tf.distribute, "MultiWorkerMirroredStrategy", taken)
+    monkeypatch.setenv("TF_CONFIG", of_two(0, (7, 8)))
+    with pytest.raises(UserError, match="Could not start gRPC server for TF_CONFIG .*localhost:7"):
+        devices.strategy("auto")
+
+
+def test_the_others_wait_until_the_chief_has_finished(monkeypatch):
+    order = []
+    monkeypatch.setattr(opening.Opened, "_finish", lambda *_: order.append("finished"))
+    monkeypatch.setattr(cluster, "wait_for_all", lambda strategy: order.append(strategy))
+    for chief in (True, False):
+        session = types.SimpleNamespace(strategy=chief)
+        monkeypatch.setattr(devices, "is_chief", lambda strategy: strategy)
+        opening.Opened(None, session, [], None).finish(None)
+    assert order == ["finished", True, False]
 
 
 def test_workers_of_other_data_or_precision_are_refused(tmp_path, monkeypatch):

@@ -14,6 +14,7 @@ from tf_autoctx.errors import UserError
 
 SLURM = (
     "SLURM_JOB_ID",
+    "SLURM_STEP_ID",
     "SLURM_PROCID",
     "SLURM_LOCALID",
     "SLURMD_NODENAME",
@@ -50,7 +51,8 @@ def _of_slurm() -> str:
     """
     values = _required("Slurm", SLURM)
     tasks = int(os.environ["SLURM_STEP_NUM_TASKS"])
-    first = 10_000 + 20 * (int(values["SLURM_JOB_ID"]) % 1000)  # jobs that share a node differ
+    # Jobs that share a node differ, and steps of a job.
+    first = 10_000 + 20 * ((int(values["SLURM_JOB_ID"]) + 37 * int(values["SLURM_STEP_ID"])) % 1000)
     resolver = tf.distribute.cluster_resolver.SlurmClusterResolver(
         port_base=first,
         # It would count GPUs with nvidia-smi, fail without it, and want one for each task.
@@ -122,6 +124,12 @@ def require_alike(strategy: tf.distribute.Strategy, told: Mapping[str, str]) -> 
                 f"with {one}, another with {another}; expected the same command of all, or "
                 "`strategy=single` for a training each."
             )
+
+
+def wait_for_all(strategy: tf.distribute.Strategy) -> None:
+    """Returns once all workers have come here, however long that takes."""
+    if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        _rows(strategy, np.zeros(1))
 
 
 def gathered(strategy: tf.distribute.Strategy, text: str) -> list[str]:

@@ -63,9 +63,13 @@ class Opened:
 
     def finish(self, networks: Networks) -> None:
         """Decides the post-processing, scores the held-out cases on their original grid, exports,
-        and writes the report; the chief does."""
-        if not devices.is_chief(self.session.strategy):
-            return
+        and writes the report: the chief does. Other workers wait for it: should it fail they fail
+        too, and all are started again together."""
+        if devices.is_chief(self.session.strategy):
+            self._finish(networks)
+        cluster.wait_for_all(self.session.strategy)
+
+    def _finish(self, networks: Networks) -> None:
         system, session, run = self.system, self.session, runs.load(self.session.folder)
         measure = system.measure if system.measurements else None
         trained, tolerance = Trained.of_facts(run.facts), session.values["surface_tolerance"]
