@@ -205,7 +205,7 @@ def test_a_port_that_is_taken_is_one_sentence(monkeypatch):
 
     monkeypatch.setattr(tf.distribute, "MultiWorkerMirroredStrategy", taken)
     monkeypatch.setenv("TF_CONFIG", of_two(0, (7, 8)))
-    with pytest.raises(UserError, match="Could not start gRPC server for TF_CONFIG .*localhost:7"):
+    with pytest.raises(UserError, match=r"Could not start gRPC server for TF_CONFIG .*localhost:7"):
         devices.strategy("auto")
 
 
