@@ -1,16 +1,25 @@
 """TF_CONFIG of the variables of engines, as they are in a task of Slurm and a pod of Kubernetes."""
 
 import json
+import os
+import re
+import subprocess
+import sys
+import types
 
 import pytest
+import running
 import tensorflow as tf
+import test_training
 
 from tf_autoctx.errors import UserError
+from tf_autoctx.systems.shared import opening
 from tf_autoctx.training import cluster, devices
 
 # Of the second of three tasks, two of which are on node9; see tests/test_slurm.py for real ones.
 SLURM = {
     "SLURM_JOB_ID": "41007",
+    "SLURM_STEP_ID": "0",
     "SLURM_PROCID": "1",
     "SLURM_LOCALID": "1",
     "SLURMD_NODENAME": "node9",
@@ -23,6 +32,15 @@ KUBERNETES = {
     "TF_AUTOCTX_SERVICE": "fetal-head",
     "TF_AUTOCTX_WORKERS": "2",
 }
+TINY = (
+    "--level=1",
+    "--steps=2",
+    "--samples_per_epoch=2",
+    "--base_filters=2",
+    "--precision=float32",
+    "--phantom_size=24,16,28",
+    "--phantom_cases=3,2",
+)
 
 
 @pytest.fixture
@@ -61,6 +79,17 @@ def test_tasks_that_go_round_the_nodes_are_found_too(told):
         made = told(SLURM | cyclic | place | {"SLURM_STEP_NUM_TASKS": "4"})
         found.append(made["cluster"]["worker"][made["task"]["index"]])
     assert found == ["a:10140", "b:10140", "a:10141", "b:10141"]
+
+
+def test_steps_of_a_job_have_ports_of_their_own(told):
+    first, second = (
+        {
+            worker.split(":")[1]
+            for worker in told(SLURM | {"SLURM_STEP_ID": step})["cluster"]["worker"]
+        }
+        for step in "01"
+    )
+    assert first and second and not first & second
 
 
 def test_a_pod_of_kubernetes_is_the_worker_of_its_index(told):
@@ -121,3 +150,91 @@ def test_the_strategy_is_made_of_what_an_engine_tells(told, monkeypatch):
         monkeypatch.setenv("TF_CONFIG", "")
         devices.strategy(name)
     assert made == [1, 1]
+
+
+def start(tmp_path, *words, **environment):
+    """A training of another process, which is never to come to its first step."""
+    flags = [f"--work_dir={tmp_path / 'run'}", *TINY, *words]
+    command = [sys.executable, "train_fetal_head.py", *flags]
+    variables = {**os.environ, **environment}
+    return subprocess.Popen(
+        running.last_of_each(command),
+        cwd=running.ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+        env=variables,
+    )
+
+
+def of_two(index, ports):
+    """TF_CONFIG of a worker on this machine."""
+    workers = [f"localhost:{port}" for port in ports]
+    task = {"type": "worker", "index": index}
+    return json.dumps({"cluster": {"worker": workers}, "task": task})
+
+
+def test_workers_of_other_flags_and_folders_are_refused(tmp_path):
+    """As of `srun -n2 ... --fold=$((SLURM_PROCID+1)) --work_dir=runs/fold_...`."""
+    ports = test_training.free_ports(2)
+    workers = [
+        start(
+            tmp_path,
+            "--folds=2",
+            f"--fold={k + 1}",
+            f"--work_dir={tmp_path / str(k)}",
+            TF_CONFIG=of_two(k, ports),
+        )
+        for k in range(2)
+    ]
+    told = [worker.communicate(timeout=120)[1] for worker in workers]
+    assert [worker.returncode for worker in workers] == [1, 1], told
+    for each in told:
+        assert "Traceback" not in each
+        assert (
+            f"one was started with --fold=1, --work_dir={tmp_path / '0'}, another with --fold=2, "
+            f"--work_dir={tmp_path / '1'}; expected the same command of all, or "
+            "--strategy=single for a training each."
+        ) in each
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_port_that_is_taken_is_one_sentence(monkeypatch):
+    def taken():  # what TensorFlow 2.21 raises
+        raise tf.errors.UnknownError(None, None, "Could not start gRPC server")
+
+    monkeypatch.setattr(tf.distribute, "MultiWorkerMirroredStrategy", taken)
+    monkeypatch.setenv("TF_CONFIG", of_two(0, (7, 8)))
+    with pytest.raises(UserError, match=r"Could not start gRPC server for TF_CONFIG .*localhost:7"):
+        devices.strategy("auto")
+
+
+def test_the_others_wait_until_the_chief_has_finished(monkeypatch):
+    order = []
+    monkeypatch.setattr(opening.Opened, "_finish", lambda *_: order.append("finished"))
+    monkeypatch.setattr(cluster, "wait_for_all", lambda strategy: order.append(strategy))
+    for chief in (True, False):
+        session = types.SimpleNamespace(strategy=chief)
+        monkeypatch.setattr(devices, "is_chief", lambda strategy: strategy)
+        opening.Opened(None, session, [], None).finish(None)
+    assert order == ["finished", True, False]
+
+
+def test_workers_of_other_data_or_precision_are_refused(tmp_path, monkeypatch):
+    """They compare both as soon as they are known, before anything is cached."""
+    compared = []
+
+    def require_alike(strategy, told):
+        compared.append(told)
+        if len(compared) == 2:
+            raise UserError("they differ")
+
+    monkeypatch.setattr(cluster, "require_alike", require_alike)
+    with pytest.raises(SystemExit):
+        running.train("fetal_head", f"--work_dir={tmp_path}", *TINY)
+    started_with, found = compared
+    assert started_with["work_dir"] == f"`work_dir={tmp_path.resolve()}`"
+    assert "data_dir" not in started_with and started_with["system"] == "the system fetal_head"
+    assert re.fullmatch("data [0-9a-f]{12}", found["data"])
+    assert found["precision"] == "`precision=float32`"
+    assert not (tmp_path / "cache").exists() and not (tmp_path / "config.json").exists()

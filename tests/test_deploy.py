@@ -1,6 +1,7 @@
 """What deploy/ says: valid for Kubernetes, alike where two files say the same, real commands."""
 
 import configparser
+import os
 import pathlib
 import re
 import subprocess
@@ -20,7 +21,7 @@ KINDS = {
     "predict.yaml": ["Job"],
     "serving.yaml": ["Deployment", "Service", "HorizontalPodAutoscaler"],
     "storage.yaml": ["PersistentVolumeClaim"] * 2,
-    "train.yaml": ["Service", "Job"],
+    "train.yaml": ["Service", "NetworkPolicy", "Job"],
 }
 
 
@@ -44,6 +45,28 @@ def test_manifests_are_valid(path, version):
     assert [each["kind"] for each in loaded] == KINDS[path.name]
     for each in loaded:
         validation.validate(each, version, strict=True)
+
+
+@pytest.mark.parametrize("name", ["train.yaml", "predict.yaml", "serving.yaml"])
+def test_pods_may_do_what_they_need_and_no_more(name):
+    """What Kubernetes calls the restricted standard."""
+    spec, container = pod(next(x for k, x in objects(name).items() if k in ("Job", "Deployment")))
+    assert spec["automountServiceAccountToken"] is False
+    assert spec["securityContext"]["runAsNonRoot"] and spec["securityContext"]["runAsUser"] == 1000
+    assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    _, _, tag = container["image"].rpartition(":")
+    assert tag in ("cpu", "gpu") or re.fullmatch(r"\d+\.\d+\.\d+", tag)
+
+
+def test_only_workers_of_a_training_reach_one_another():
+    found = objects("train.yaml")
+    workers = {"podSelector": {"matchLabels": found["Service"]["spec"]["selector"]}}
+    allowed = {"policyTypes": ["Ingress"], "ingress": [{"from": [workers]}]}
+    assert found["NetworkPolicy"]["spec"] == workers | allowed
 
 
 def test_what_no_schema_knows_is_seen():
@@ -135,18 +158,30 @@ def test_the_image_is_built_of_extras_that_there_are():
         assert f"\n!{name}\n" in sent and (ROOT / name).exists()
 
 
-def test_a_task_of_an_array_is_told_its_part(monkeypatch):
-    monkeypatch.setenv("SLURM_ARRAY_TASK_COUNT", "8")
-    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
-    command = [
-        "bash",
-        str(DEPLOY / "slurm" / "parts.sbatch"),
-        "echo",
-        "autoctx-predict",
-        "--model=a b",
-    ]
-    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert told == "autoctx-predict --model=a b --num_parts=8 --part_id=3\n"
+def part(tasks, number, **environment):
+    """What becomes of a command in task `number` of an array."""
+    array = {"COUNT": len(tasks), "MIN": min(tasks), "MAX": max(tasks), "ID": number}
+    told = {f"SLURM_ARRAY_TASK_{name}": str(value) for name, value in array.items()}
+    script = str(DEPLOY / "slurm" / "parts.sbatch")
+    command = ["bash", script, "echo", "autoctx-predict", "--model=a b"]
+    variables = {k: v for k, v in os.environ.items() if k != "NUM_PARTS"} | told | environment
+    return subprocess.run(command, capture_output=True, text=True, env=variables)
+
+
+def test_a_task_of_an_array_is_told_its_part():
+    told = "autoctx-predict --model=a b --num_parts={} --part_id=3\n"
+    assert part(range(8), 3).stdout == told.format(8)
+    assert part([3, 5], 3, NUM_PARTS="8").stdout == told.format(8)
+
+
+@pytest.mark.parametrize("tasks", [[3, 5], [0, 3], range(1, 9)])
+def test_some_parts_of_an_unknown_number_are_refused(tasks):
+    ended = part(tasks, 3)
+    assert ended.returncode == 1 and not ended.stdout
+    assert (
+        f"error: the array has {len(tasks)} tasks from {min(tasks)} to {max(tasks)}" in ended.stderr
+    )
+    assert "NUM_PARTS=8 sbatch --array=3,5" in ended.stderr
 
 
 @pytest.mark.parametrize("path", sorted((DEPLOY / "slurm").iterdir()), ids=lambda path: path.name)

@@ -1,6 +1,8 @@
 """Parts of a job array: together they write what one process does, whenever each runs."""
 
+import errno
 import json
+import pathlib
 import subprocess
 import sys
 
@@ -142,6 +144,16 @@ def test_a_part_of_another_model_is_not_joined(predict, tmp_path, capsys, monkey
     predict(out, *part(0), "--resume")
     assert "0 of 3 images are done already" in capsys.readouterr().out
     assert set(TABLES) <= set(visible(out))
+
+
+@pytest.mark.parametrize(
+    "flag", ["--masks", "--probabilities", "--nocompressed", "--output_format=nrrd"]
+)
+def test_a_part_that_was_written_otherwise_is_not_joined(predict, tmp_path, capsys, flag):
+    predict(tmp_path, *part(0))
+    predict(tmp_path, *part(1), flag)
+    assert "the tables are not joined: part 0 was made with" in capsys.readouterr().out
+    assert not set(TABLES) & set(visible(tmp_path))
 
 
 def test_a_part_with_a_bad_image_has_ended_all_the_same(predict, scans, tmp_path, capsys):
@@ -320,6 +332,39 @@ def test_a_kill_between_end_and_join_leaves_the_join_to_the_next(tmp_path):
         first.begin()
         with first.ended("a") as folders:
             assert len(folders) == 2
+
+
+@pytest.mark.parametrize("text", ['{"num_parts": 2, "end', "", "[]", '{"num_parts": 2}'])
+def test_a_state_that_is_damaged_is_one_sentence(tmp_path, text):
+    path = tmp_path / ".work_parts" / "state.json"
+    with files.owning():
+        first = begun(tmp_path, 0)
+        path.write_text(text)
+        for call in (
+            first.begin,
+            first.ended("a").__enter__,
+            Output(tmp_path, "work", Parts()).begin,
+        ):
+            with pytest.raises(
+                UserError, match=rf"^{path}: .* expected the state of parts: delete"
+            ):
+                call()
+    assert path.read_text() == text
+
+
+def test_a_state_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    def full(path, text):
+        path.write_bytes(text.encode()[:5])
+        raise OSError(errno.ENOSPC, "no space")
+
+    path = tmp_path / ".work_parts" / "state.json"
+    with files.owning():
+        first = begun(tmp_path, 0)
+        before = path.read_text()
+        monkeypatch.setattr(pathlib.Path, "write_text", full)
+        with pytest.raises(UserError, match=f"^{path}: "), first.ended("a"):
+            pass
+        assert path.read_text() == before
 
 
 def test_nothing_heavy_is_imported():

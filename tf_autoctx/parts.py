@@ -18,6 +18,7 @@ from tf_autoctx.errors import FieldError, UserError
 
 K = TypeVar("K")
 V = TypeVar("V")
+LOCK = "state.lock"
 STATE = "state.json"  # {"num_parts": ..., "ended": {part_id: what it was made from; null: begun}}
 
 
@@ -76,15 +77,14 @@ class Output:
         """
         if self._parts.num_parts is None:
             files.own(self.folder)
-            state = self._shared / STATE
-            self._require_same(_read(state.read_bytes()) if state.exists() else {})
+            self._require_same(self._known())
             return
         files.own(self.tables)
-        with files.locked(self._shared / STATE) as file, files.owning():
+        with files.locked(self._shared / LOCK), files.owning():
             # Nobody has the whole folder; unfinished files of other parts are at work: they stay.
             files.own(self.folder, began=0)
-            self._require_same(self._known(file))
-            self._note(file, None)
+            self._require_same(self._known())
+            self._note(None)
 
     @contextlib.contextmanager
     def ended(self, made_from: Any) -> Iterator[list[pathlib.Path]]:
@@ -102,9 +102,9 @@ class Output:
             return
         told = json.dumps(made_from, sort_keys=True, default=str)
         own = hashlib.sha256(told.encode()).hexdigest()
-        with files.locked(self._shared / STATE) as file, files.owning():
-            self._note(file, own)
-            ended = self._known(file)["ended"]
+        with files.locked(self._shared / LOCK), files.owning():
+            self._note(own)
+            ended = self._known()["ended"]
             left = [k for k in range(self._parts.num_parts) if not ended.get(str(k))]
             others = [k for k, made in ended.items() if made not in (own, None)]
             if left:
@@ -125,16 +125,27 @@ class Output:
     def _told(self) -> str:
         return f"{self.folder}: part {self._parts.part_id} has ended"
 
-    def _known(self, file: int) -> dict[str, Any]:
-        return _read(os.pread(file, os.fstat(file).st_size, 0))
+    def _known(self) -> dict[str, Any]:
+        """The state of the folder; empty where no part has begun.
 
-    def _note(self, file: int, made_from: str | None) -> None:
+        Raises:
+          UserError: the file that tells it is damaged.
+        """
+        path = self._shared / STATE
+        expected = "the state of parts: delete it, and run all of them again with the same flags"
+        try:
+            state = files.read_json(path, expected)
+        except FileNotFoundError:
+            return {}
+        if not (isinstance(state, dict) and isinstance(state.get("ended"), dict)):
+            raise UserError(f"{path}: is no object with `ended`; expected {expected}.")
+        return state
+
+    def _note(self, made_from: str | None) -> None:
         """Notes what this part is made from; None: it has only begun."""
-        state = {"num_parts": self._parts.num_parts, "ended": self._known(file).get("ended", {})}
-        state["ended"][str(self._parts.part_id)] = made_from
-        text = json.dumps(state).encode()
-        os.pwrite(file, text, 0)  # in place, as it is this file that is locked
-        os.ftruncate(file, len(text))
+        ended = self._known().get("ended", {}) | {str(self._parts.part_id): made_from}
+        with files.replacing(self._shared / STATE) as path:
+            path.write_text(json.dumps({"num_parts": self._parts.num_parts, "ended": ended}))
 
     def _require_same(self, state: Mapping[str, Any]) -> None:
         """Raises a `UserError` where the folder is of another number of parts."""
@@ -145,8 +156,3 @@ class Output:
                 f"{self.folder}: holds the results of {known} parts, and `num_parts` is {wanted}; "
                 f"expected `num_parts={known}`, or another `output`."
             )
-
-
-def _read(text: bytes) -> dict[str, Any]:
-    """The state of a folder; empty where no part has begun."""
-    return json.loads(text or b"{}")

@@ -209,8 +209,7 @@ def main(given: Given) -> None:
         if chosen.resume:
             print(f"{len(mine) - len(left)} of {len(mine)} images are done already")
         failures = write(wanted, left, made_from, readers, writers)
-    tables = [chosen.measurements, chosen.uncertainty, chosen.rank]
-    with place.ended([made_from.model, tables, [*paths]]) as ended:
+    with place.ended([made_from.model, _written(chosen), [*paths]]) as ended:
         if ended and chosen.measurements:
             results.collect_measurements(wanted.output)
         if ended and chosen.uncertainty and wanted.tables:
@@ -221,6 +220,12 @@ def main(given: Given) -> None:
         raise UserError(
             f"{len(failures)} of {len(left)} images failed; `resume` tries these once more."
         )
+
+
+def _written(chosen: Prediction) -> dict[str, Any]:
+    """The flags that say what is written and how, which are alike in all parts."""
+    where = {"model", "input", "output", "precision", "overwrite", "resume"}
+    return {name: value for name, value in vars(chosen).items() if name not in where}
 
 
 def _codes(chosen: Prediction) -> dict[str, Codes]:

@@ -1,17 +1,20 @@
-"""The cluster that this process was started in, by whatever engine, as TF_CONFIG."""
+"""The cluster that this process was started in, by whatever engine, as TF_CONFIG, and what its
+workers agree on before they train."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+import numpy as np
 import tensorflow as tf
 
 from tf_autoctx.errors import UserError
 
 SLURM = (
     "SLURM_JOB_ID",
+    "SLURM_STEP_ID",
     "SLURM_PROCID",
     "SLURM_LOCALID",
     "SLURMD_NODENAME",
@@ -48,7 +51,8 @@ def _of_slurm() -> str:
     """
     values = _required("Slurm", SLURM)
     tasks = int(os.environ["SLURM_STEP_NUM_TASKS"])
-    first = 10_000 + 20 * (int(values["SLURM_JOB_ID"]) % 1000)  # jobs that share a node differ
+    # Jobs that share a node differ, and steps of a job.
+    first = 10_000 + 20 * ((int(values["SLURM_JOB_ID"]) + 37 * int(values["SLURM_STEP_ID"])) % 1000)
     resolver = tf.distribute.cluster_resolver.SlurmClusterResolver(
         port_base=first,
         # It would count GPUs with nvidia-smi, fail without it, and want one for each task.
@@ -92,3 +96,60 @@ def _required(engine: str, names: Sequence[str]) -> dict[str, str]:
 def _written(workers: Sequence[str], index: int) -> str:
     task = {"type": "worker", "index": index}
     return json.dumps({"cluster": {"worker": [*workers]}, "task": task})
+
+
+def require_alike(strategy: tf.distribute.Strategy, told: Mapping[str, str]) -> None:
+    """Waits for all workers, and compares what they were started with: processes of one step may
+    have been meant for a training each.
+
+    Args:
+      strategy: of the training; but for several workers there is nothing to compare.
+      told: {what it is: how a sentence names it}, such as {"fold": "`fold=1`"}.
+
+    Raises:
+      UserError: they differ; each worker raises it.
+    """
+    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        return
+    first, *others = map(json.loads, gathered(strategy, json.dumps(told)))
+    for other in others:
+        differ = [name for name in {**first, **other} if first.get(name) != other.get(name)]
+        if differ:
+            one, another = (
+                ", ".join(each.get(name, f"no `{name}`") for name in differ[:3])
+                for each in (first, other)
+            )
+            raise UserError(
+                "the workers of a cluster train one model together, and of these one was started "
+                f"with {one}, another with {another}; expected the same command of all, or "
+                "`strategy=single` for a training each."
+            )
+
+
+def wait_for_all(strategy: tf.distribute.Strategy) -> None:
+    """Returns once all workers have come here, however long that takes."""
+    if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        _rows(strategy, np.zeros(1))
+
+
+def gathered(strategy: tf.distribute.Strategy, text: str) -> list[str]:
+    """The texts of the processes of all replicas, in their order; each waits for the others."""
+    own = np.frombuffer(text.encode(), np.uint8)
+    length = int(_rows(strategy, np.array([own.size])).max())
+    rows = _rows(strategy, np.pad(own, (0, length - own.size)))
+    return [bytes(row).rstrip(b"\0").decode() for row in rows.astype(np.uint8)]
+
+
+def _rows(strategy: tf.distribute.Strategy, own: np.ndarray) -> np.ndarray:
+    """(replicas, n) of each replica's (n,): a sum, as is taken of gradients, of its row and 0."""
+    count, values = strategy.num_replicas_in_sync, tf.constant(own, tf.float64)
+
+    def row() -> tf.Tensor:
+        number = tf.distribute.get_replica_context().replica_id_in_sync_group
+        return tf.one_hot(number, count, dtype=tf.float64)[:, None] * values
+
+    @tf.function(autograph=False)
+    def table() -> tf.Tensor:
+        return strategy.reduce("SUM", strategy.run(row), axis=None)
+
+    return table().numpy()

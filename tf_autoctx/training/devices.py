@@ -31,8 +31,8 @@ def strategy(name: str) -> tf.distribute.Strategy:
     of this process), "mirrored" where there is more than one GPU, else "single".
 
     Raises:
-      UserError: "multi_worker" without a TF_CONFIG that names the cluster and this task; see
-        `cluster.tf_config`.
+      UserError: "multi_worker" without a TF_CONFIG that names the cluster and this task, or whose
+        port is taken; see `cluster.tf_config`.
     """
     told = tf_config() if name in ("auto", "multi_worker") else ""
     if told:
@@ -51,6 +51,13 @@ def strategy(name: str) -> tf.distribute.Strategy:
                 f"TF_CONFIG is {told or 'not set'}; expected "
                 '{"cluster": {"worker": ["host:port", ...]}, '
                 '"task": {"type": "worker", "index": 0}}.',
+            ) from None
+        except tf.errors.UnknownError as error:
+            raise FieldError(
+                "strategy",
+                name,
+                f"{error.message} for TF_CONFIG {told}; expected a port of this worker that no "
+                "other process has.",
             ) from None
     if name == "mirrored":
         devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")

@@ -41,7 +41,7 @@ from tf_autoctx.systems.shared.planning import Cases, Extent, Plan
 from tf_autoctx.systems.shared.seen import Seen
 from tf_autoctx.systems.shared.session import Session
 from tf_autoctx.systems.shared.system import Evaluator, Networks, Reader, System
-from tf_autoctx.training import devices, runs
+from tf_autoctx.training import cluster, devices, runs
 from tf_autoctx.training.configuration import POLICIES, Settings
 from tf_autoctx.training.runs import Making
 
@@ -63,9 +63,13 @@ class Opened:
 
     def finish(self, networks: Networks) -> None:
         """Decides the post-processing, scores the held-out cases on their original grid, exports,
-        and writes the report; the chief does."""
-        if not devices.is_chief(self.session.strategy):
-            return
+        and writes the report: the chief does. Other workers wait for it: should it fail they fail
+        too, and all are started again together."""
+        if devices.is_chief(self.session.strategy):
+            self._finish(networks)
+        cluster.wait_for_all(self.session.strategy)
+
+    def _finish(self, networks: Networks) -> None:
         system, session, run = self.system, self.session, runs.load(self.session.folder)
         measure = system.measure if system.measurements else None
         trained, tolerance = Trained.of_facts(run.facts), session.values["surface_tolerance"]
@@ -146,6 +150,7 @@ def open_training(
     values = _checked(declaration, folder, values)
     settings = configuration.configured(Settings, values)
     strategy = devices.strategy(values["strategy"])
+    cluster.require_alike(strategy, _started_with(declaration, values))
     is_chief = devices.is_chief(strategy)
     if is_chief:
         files.own(folder, began)
@@ -156,6 +161,8 @@ def open_training(
     cases = datasets.of_flags(source, values)
     system = _made(declaration, source, cases, values)
     fingerprint, of_all_folds, scans = datasets.fingerprints(cases)
+    found = {"data": f"data {fingerprint[:12]}", "precision": f"`precision={values['precision']}`"}
+    cluster.require_alike(strategy, found)
     making = Making(declaration.name, values, fingerprint, changeable, growing, earlier)
     system.check_run(making)
     runs.check(folder, making)
@@ -223,6 +230,15 @@ def _checked(
     for kind in (declaration.configuration, Settings, Data, *declaration.training):
         configuration.configured(kind, values)
     return values
+
+
+def _started_with(declaration: Declaration, values: Mapping[str, Any]) -> dict[str, str]:
+    """What all workers of a training must have in common, see `cluster.require_alike`: all flags
+    but `data_dir`, which may be a copy on each machine, and is told by its fingerprint."""
+    folder = pathlib.Path(values["work_dir"]).resolve()
+    told = {name: value for name, value in values.items() if name != "data_dir"}
+    flags = {name: f"`{name}={value}`" for name, value in (told | {"work_dir": folder}).items()}
+    return {"system": f"the system {declaration.name}", **flags}
 
 
 def _made(
