@@ -149,11 +149,24 @@ def test_layers_of_old_files_are_segments_each(tmp_path):
     np.testing.assert_array_equal(voxels, label())
 
 
-def test_the_only_structure_is_the_only_segment(tmp_path):
+@pytest.mark.parametrize("name, warned", [("Segment_1", True), ("Liver", False)])
+def test_the_only_structure_is_the_only_segment(tmp_path, caplog, name, warned):
     wanted = (label() == 1).astype(np.uint8)
-    path = by_slicer(tmp_path / "a.seg.nrrd", [5 * wanted], [("Segment_1", 5, 0)])
-    _, voxels = labels.read(path, 3, {0: "background", 2: "liver"})
-    np.testing.assert_array_equal(voxels, 2 * wanted)
+    told = [(name, 5, 0), ("Background", 3, 0)]
+    for count in (1, 2):
+        voxels = 5 * wanted + (count == 2) * (label() == 3) * np.uint8(3)
+        path = by_slicer(tmp_path / "a.seg.nrrd", [voxels], told[:count])
+        _, voxels = labels.read(path, 3, {0: "background", 2: "liver"})
+        np.testing.assert_array_equal(voxels, 2 * wanted)
+    told = "a.seg.nrrd: its only segment is called Segment_1; it is taken for liver, the only"
+    assert (told in caplog.text) is warned
+
+
+def test_a_segment_called_background_is_no_structure(tmp_path):
+    voxels = (label() == 1).astype(np.uint8)
+    path = by_slicer(tmp_path / "a.seg.nrrd", [voxels], [("Background", 1, 0)])
+    _, voxels = labels.read(path, 3, {2: "liver"})
+    assert not voxels.any()
 
 
 LIVER = [("liver", 1, 0)]
@@ -179,6 +192,7 @@ BOTH = [*LIVER, ("left kidney", 3, 0)]
             "the segments liver and left kidney overlap; expected each voxel in one of them",
         ),
         ([label()], [("liver", 1, 4)], KNOWN, "has the label value '1' in layer '4'; expected a w"),
+        ([label()], [("liver", 0, 0)], {1: "liver"}, "has the label value '0' in layer '0'; expect"),
         ([label()[:1, :1, :1]], LIVER, KNOWN, "holds no voxels, as where 3D Slicer saves segment"),
     ],
 )
@@ -258,6 +272,23 @@ def test_predicted_segments_are_scored_against_corrected_ones(tmp_path):
         "liver": 100,
         "left kidney": 100,
     }
+
+
+def test_a_predicted_part_of_the_grid_is_scored_on_that_of_the_truth(tmp_path):
+    """A prediction that Slicer has saved again, of the liver without its first slice."""
+    voxels = np.where(label() == 3, 0, label())
+    voxels[1] = 0
+    box = (slice(1, 8), slice(2, None), slice(2, 4))
+    by_slicer(tmp_path / "ours" / "a.seg.nrrd", [voxels], LIVER, box)
+    (tmp_path / "labels").mkdir()
+    sitk.WriteImage(image_of(label()), str(tmp_path / "labels" / "a.nii.gz"))
+    folders = [f"--predictions={tmp_path / 'ours'}", f"--labels={tmp_path / 'labels'}"]
+    names = "--names=1:liver,3:left kidney"
+    running.call("score", *folders, f"--output={tmp_path / 'scores'}", names)
+    summary = json.loads((tmp_path / "scores" / "summary.json").read_text())
+    (method,) = summary["methods"].values()
+    dice = method["liver"]["metrics"]["DSC_percent"]["mean"]
+    assert dice == pytest.approx(100 * 2 * 12 / (12 + 24))
 
 
 # The order
