@@ -13,7 +13,7 @@ import tensorflow as tf
 from tf_autoctx import export
 from tf_autoctx.data import datasets, images, labels, segments
 from tf_autoctx.errors import UserError
-from tf_autoctx.systems.shared import annotating
+from tf_autoctx.systems.shared import annotating, origins
 
 KNOWN = {1: "liver", 3: "left kidney"}
 NAMES = '"labels": {"background": 0, "liver": 1, "left kidney": 3}'
@@ -385,6 +385,69 @@ def test_the_order_and_what_makes_images_uncertain(organs, scans, tmp_path, caps
     assert [row["image"] for row in rows(output / "uncertainty.csv")] == [
         row["image"] for row in table
     ]
+
+
+def test_the_tables_are_of_the_images_of_the_input(organs, scans, tmp_path, capsys):
+    """Not of others whose results lie in the same folder; with --resume all of the input count.
+    uncertainty.csv keeps them: an image that is done would not come back."""
+    output = tmp_path / "out"
+    words = [f"--model={organs}", f"--output={output}", "--uncertainty", "--rank", "--measurements"]
+    tables = ("rank.csv", "measurements.csv", "uncertainty.csv")
+
+    def told(*flags):
+        running.call("predict", *words, *flags)
+        return [sorted({row["image"] for row in rows(output / table)}) for table in tables]
+
+    (scans / "half.nii.gz").rename(tmp_path / "half.nii.gz")
+    assert told(f"--input={scans}") == [["none", "sure", "unsure"]] * 3
+    of_all = ["half", "none", "sure", "unsure"]
+    alone = f"--input={tmp_path / 'half.nii.gz'}"
+    assert told(alone, "--overwrite") == [["half"], ["half"], of_all]
+    assert "in which order to correct 1 image\n" in capsys.readouterr().out
+    (tmp_path / "half.nii.gz").rename(scans / "half.nii.gz")
+    assert told(f"--input={scans}", "--resume") == [of_all] * 3
+
+
+def test_a_corrected_label_is_not_replaced_without_being_told(
+    organs, scans, tmp_path, capsys, monkeypatch
+):
+    output, words = tmp_path / "out", [f"--model={organs}", f"--input={scans}", "--masks"]
+    words += [f"--output={output}", "--output_format=nii.gz"]
+    corrected, mask = output / "half.nii.gz", output / "masks" / "liver" / "half.nii.gz"
+
+    def correct():
+        sitk.WriteImage(sitk.ReadImage(str(corrected)) * 3, str(corrected))
+        return corrected.read_bytes()
+
+    running.call("predict", *words)
+    by_hand = correct()
+    running.call("predict", *words, "--resume")  # of the same model it stays
+    assert corrected.read_bytes() == by_hand
+    monkeypatch.setattr(origins, "of_model", lambda *_: "of round 2")
+    stamp = mask.stat().st_mtime_ns
+    with pytest.raises(SystemExit):
+        running.call("predict", *words, "--resume")
+    error = capsys.readouterr().err
+    assert f"error: {corrected}: was changed since it was written, by hand perhaps, and is" in error
+    assert "(1 of 12 results are such); expected it to be moved away, or --overwrite, which" in error
+    assert corrected.read_bytes() == by_hand and mask.stat().st_mtime_ns == stamp
+    corrected.rename(tmp_path / "half.nii.gz")
+    running.call("predict", *words, "--resume")
+    assert corrected.exists() and corrected.read_bytes() != by_hand
+    correct()
+    running.call("predict", *words, "--overwrite")
+    assert corrected.read_bytes() != by_hand
+    # A record of before knows no digest.
+    record = output / origins.NAME
+    lines = [json.loads(line) for line in record.read_text().splitlines()]
+    assert sum("written" in line for line in lines) == 3 * 4 and len(lines) == 3 * 12
+    for line in lines:
+        line.pop("written", None)
+    record.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    correct()
+    monkeypatch.setattr(origins, "of_model", lambda *_: "of round 3")
+    running.call("predict", *words, "--resume")
+    assert corrected.read_bytes() != by_hand
 
 
 def test_slices_are_those_of_the_file(organs, tmp_path):
