@@ -192,7 +192,12 @@ BOTH = [*LIVER, ("left kidney", 3, 0)]
             "the segments liver and left kidney overlap; expected each voxel in one of them",
         ),
         ([label()], [("liver", 1, 4)], KNOWN, "has the label value '1' in layer '4'; expected a w"),
-        ([label()], [("liver", 0, 0)], {1: "liver"}, "has the label value '0' in layer '0'; expect"),
+        (
+            [label()],
+            [("liver", 0, 0)],
+            {1: "liver"},
+            "has the label value '0' in layer '0'; expect",
+        ),
         ([label()[:1, :1, :1]], LIVER, KNOWN, "holds no voxels, as where 3D Slicer saves segment"),
     ],
 )
@@ -429,7 +434,7 @@ def test_a_corrected_label_is_not_replaced_without_being_told(
         running.call("predict", *words, "--resume")
     error = capsys.readouterr().err
     assert f"error: {corrected}: was changed since it was written, by hand perhaps, and is" in error
-    assert "(1 of 12 results are such); expected it to be moved away, or --overwrite, which" in error
+    assert "(1 of 12 results are such); expected it to be moved away, or --overwrite," in error
     assert corrected.read_bytes() == by_hand and mask.stat().st_mtime_ns == stamp
     corrected.rename(tmp_path / "half.nii.gz")
     running.call("predict", *words, "--resume")
