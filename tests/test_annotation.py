@@ -13,7 +13,7 @@ import tensorflow as tf
 from tf_autoctx import export
 from tf_autoctx.data import datasets, images, labels, segments
 from tf_autoctx.errors import UserError
-from tf_autoctx.systems.shared import annotating
+from tf_autoctx.systems.shared import annotating, origins
 
 KNOWN = {1: "liver", 3: "left kidney"}
 NAMES = '"labels": {"background": 0, "liver": 1, "left kidney": 3}'
@@ -149,11 +149,24 @@ def test_layers_of_old_files_are_segments_each(tmp_path):
     np.testing.assert_array_equal(voxels, label())
 
 
-def test_the_only_structure_is_the_only_segment(tmp_path):
+@pytest.mark.parametrize("name, warned", [("Segment_1", True), ("Liver", False)])
+def test_the_only_structure_is_the_only_segment(tmp_path, caplog, name, warned):
     wanted = (label() == 1).astype(np.uint8)
-    path = by_slicer(tmp_path / "a.seg.nrrd", [5 * wanted], [("Segment_1", 5, 0)])
-    _, voxels = labels.read(path, 3, {0: "background", 2: "liver"})
-    np.testing.assert_array_equal(voxels, 2 * wanted)
+    told = [(name, 5, 0), ("Background", 3, 0)]
+    for count in (1, 2):
+        voxels = 5 * wanted + (count == 2) * (label() == 3) * np.uint8(3)
+        path = by_slicer(tmp_path / "a.seg.nrrd", [voxels], told[:count])
+        _, voxels = labels.read(path, 3, {0: "background", 2: "liver"})
+        np.testing.assert_array_equal(voxels, 2 * wanted)
+    told = "a.seg.nrrd: its only segment is called Segment_1; it is taken for liver, the only"
+    assert (told in caplog.text) is warned
+
+
+def test_a_segment_called_background_is_no_structure(tmp_path):
+    voxels = (label() == 1).astype(np.uint8)
+    path = by_slicer(tmp_path / "a.seg.nrrd", [voxels], [("Background", 1, 0)])
+    _, voxels = labels.read(path, 3, {2: "liver"})
+    assert not voxels.any()
 
 
 LIVER = [("liver", 1, 0)]
@@ -179,6 +192,12 @@ BOTH = [*LIVER, ("left kidney", 3, 0)]
             "the segments liver and left kidney overlap; expected each voxel in one of them",
         ),
         ([label()], [("liver", 1, 4)], KNOWN, "has the label value '1' in layer '4'; expected a w"),
+        (
+            [label()],
+            [("liver", 0, 0)],
+            {1: "liver"},
+            "has the label value '0' in layer '0'; expect",
+        ),
         ([label()[:1, :1, :1]], LIVER, KNOWN, "holds no voxels, as where 3D Slicer saves segment"),
     ],
 )
@@ -258,6 +277,23 @@ def test_predicted_segments_are_scored_against_corrected_ones(tmp_path):
         "liver": 100,
         "left kidney": 100,
     }
+
+
+def test_a_predicted_part_of_the_grid_is_scored_on_that_of_the_truth(tmp_path):
+    """A prediction that Slicer has saved again, of the liver without its first slice."""
+    voxels = np.where(label() == 3, 0, label())
+    voxels[1] = 0
+    box = (slice(1, 8), slice(2, None), slice(2, 4))
+    by_slicer(tmp_path / "ours" / "a.seg.nrrd", [voxels], LIVER, box)
+    (tmp_path / "labels").mkdir()
+    sitk.WriteImage(image_of(label()), str(tmp_path / "labels" / "a.nii.gz"))
+    folders = [f"--predictions={tmp_path / 'ours'}", f"--labels={tmp_path / 'labels'}"]
+    names = "--names=1:liver,3:left kidney"
+    running.call("score", *folders, f"--output={tmp_path / 'scores'}", names)
+    summary = json.loads((tmp_path / "scores" / "summary.json").read_text())
+    (method,) = summary["methods"].values()
+    dice = method["liver"]["metrics"]["DSC_percent"]["mean"]
+    assert dice == pytest.approx(100 * 2 * 12 / (12 + 24))
 
 
 # The order
@@ -354,6 +390,69 @@ def test_the_order_and_what_makes_images_uncertain(organs, scans, tmp_path, caps
     assert [row["image"] for row in rows(output / "uncertainty.csv")] == [
         row["image"] for row in table
     ]
+
+
+def test_the_tables_are_of_the_images_of_the_input(organs, scans, tmp_path, capsys):
+    """Not of others whose results lie in the same folder; with --resume all of the input count.
+    uncertainty.csv keeps them: an image that is done would not come back."""
+    output = tmp_path / "out"
+    words = [f"--model={organs}", f"--output={output}", "--uncertainty", "--rank", "--measurements"]
+    tables = ("rank.csv", "measurements.csv", "uncertainty.csv")
+
+    def told(*flags):
+        running.call("predict", *words, *flags)
+        return [sorted({row["image"] for row in rows(output / table)}) for table in tables]
+
+    (scans / "half.nii.gz").rename(tmp_path / "half.nii.gz")
+    assert told(f"--input={scans}") == [["none", "sure", "unsure"]] * 3
+    of_all = ["half", "none", "sure", "unsure"]
+    alone = f"--input={tmp_path / 'half.nii.gz'}"
+    assert told(alone, "--overwrite") == [["half"], ["half"], of_all]
+    assert "in which order to correct 1 image\n" in capsys.readouterr().out
+    (tmp_path / "half.nii.gz").rename(scans / "half.nii.gz")
+    assert told(f"--input={scans}", "--resume") == [of_all] * 3
+
+
+def test_a_corrected_label_is_not_replaced_without_being_told(
+    organs, scans, tmp_path, capsys, monkeypatch
+):
+    output, words = tmp_path / "out", [f"--model={organs}", f"--input={scans}", "--masks"]
+    words += [f"--output={output}", "--output_format=nii.gz"]
+    corrected, mask = output / "half.nii.gz", output / "masks" / "liver" / "half.nii.gz"
+
+    def correct():
+        sitk.WriteImage(sitk.ReadImage(str(corrected)) * 3, str(corrected))
+        return corrected.read_bytes()
+
+    running.call("predict", *words)
+    by_hand = correct()
+    running.call("predict", *words, "--resume")  # of the same model it stays
+    assert corrected.read_bytes() == by_hand
+    monkeypatch.setattr(origins, "of_model", lambda *_: "of round 2")
+    stamp = mask.stat().st_mtime_ns
+    with pytest.raises(SystemExit):
+        running.call("predict", *words, "--resume")
+    error = capsys.readouterr().err
+    assert f"error: {corrected}: was changed since it was written, by hand perhaps, and is" in error
+    assert "(1 of 12 results are such); expected it to be moved away, or --overwrite," in error
+    assert corrected.read_bytes() == by_hand and mask.stat().st_mtime_ns == stamp
+    corrected.rename(tmp_path / "half.nii.gz")
+    running.call("predict", *words, "--resume")
+    assert corrected.exists() and corrected.read_bytes() != by_hand
+    correct()
+    running.call("predict", *words, "--overwrite")
+    assert corrected.read_bytes() != by_hand
+    # A record of before knows no digest.
+    record = output / origins.NAME
+    lines = [json.loads(line) for line in record.read_text().splitlines()]
+    assert sum("written" in line for line in lines) == 3 * 4 and len(lines) == 3 * 12
+    for line in lines:
+        line.pop("written", None)
+    record.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    correct()
+    monkeypatch.setattr(origins, "of_model", lambda *_: "of round 3")
+    running.call("predict", *words, "--resume")
+    assert corrected.read_bytes() != by_hand
 
 
 def test_slices_are_those_of_the_file(organs, tmp_path):

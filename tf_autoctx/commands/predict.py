@@ -29,8 +29,10 @@ Images that are rendered online get a strip of their iterations, strips/NAME.png
 
 Results that are there are never replaced without being told: --overwrite makes them anew, and
 --resume goes on with a folder where it was stopped: it writes what is not there, and anew what is
-of an image that has changed since or of another model. If an image of a folder fails, the others
-are done all the same, and the exit code is 1.
+of an image that has changed since or of another model, but for labels that somebody has corrected:
+these are refused. rank.csv and measurements.csv are of the images of --input; uncertainty.csv keeps
+others that lie in the folder. If an image of a folder fails, the others are done all the same, and
+the exit code is 1.
 
 Several processes share the images of a folder, as a job array does, where each is told its part:
   autoctx-predict --model=runs/fetal_head --input=scans --output=results --num_parts=8 --part_id=0
@@ -211,11 +213,11 @@ def main(given: Given) -> None:
         failures = write(wanted, left, made_from, readers, writers)
     with place.ended([made_from.model, _written(chosen), [*paths]]) as ended:
         if ended and chosen.measurements:
-            results.collect_measurements(wanted.output)
+            results.collect_measurements(wanted, paths)
         if ended and chosen.uncertainty and wanted.tables:
             results.join_uncertainties(wanted.output, ended)
         if ended and chosen.rank:
-            print("\n".join(results.collect_rank(wanted)))
+            print("\n".join(results.collect_rank(wanted, paths)))
     if failures:
         raise UserError(
             f"{len(failures)} of {len(left)} images failed; `resume` tries these once more."

@@ -164,15 +164,14 @@ def _read(prediction_path: str, label_path: str, settings: Score, names: Structu
     """Reads a case. The object of a mask may be 1 in one file and 255 in the other: see `score`."""
     import numpy as np
 
-    from tf_autoctx.data import images, labels
+    from tf_autoctx.data import images, labels, segments
 
-    pair: list[images.Image] = []
-    arrays = []
     single = names.single is not None and names.ignored is None
     called = dict(names.labels)
     if names.ignored is not None:
         called[names.ignored] = labels.IGNORE
-    for path in (prediction_path, label_path):
+
+    def read(path: str, of: images.Image | None = None) -> tuple[images.Image, np.ndarray]:
         # Values of the foreground stay as they are: both files together tell whether 255 is 1.
         image, label = labels.read(
             *(path, None),
@@ -180,12 +179,20 @@ def _read(prediction_path: str, label_path: str, settings: Score, names: Structu
             truth=path == label_path,
             single=single,
             names=called,
-            of=pair[0] if pair else None,
+            of=of,
         )
         _require_labels(path, label, settings, names)
-        pair.append(image)
-        arrays.append(label)
-    images.require_same_grid(pair[0], pair[1])
+        return image, label
+
+    # A segmentation may be of a part of the grid, which the other file tells.
+    if segments.is_one(prediction_path) and not segments.is_one(label_path):
+        theirs, truth = read(label_path)
+        ours, prediction = read(prediction_path, theirs)
+    else:
+        ours, prediction = read(prediction_path)
+        theirs, truth = read(label_path, ours)
+    images.require_same_grid(ours, theirs)
+    arrays = [prediction, truth]
     objects = [set(np.unique(label).tolist()) - {0} for label in arrays]
     spoken_for = {names.single, *(settings.foreground or ())}
     is_mask = (
@@ -197,7 +204,7 @@ def _read(prediction_path: str, label_path: str, settings: Score, names: Structu
     if is_mask:
         arrays = [(label > 0) * np.uint8(names.single or 0) for label in arrays]
     prediction, truth = arrays
-    return _Pair(prediction, truth, pair[0].millimetres or pair[1].millimetres, is_mask)
+    return _Pair(prediction, truth, ours.millimetres or theirs.millimetres, is_mask)
 
 
 def _labels(pair: _Pair, settings: Score) -> list[np.ndarray]:

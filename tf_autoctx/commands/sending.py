@@ -131,7 +131,7 @@ class Sender:
             shown = 255 * outputs[name] if file.suffix == ".png" else outputs[name]
             if name == "probability_bytes":
                 shown = images.rounded(shown)
-            with self.made_from.noting(job.path, [file]):
+            with self.made_from.noting(job.path, [file], may_change=name == "label_bytes"):
                 images.write(file, image.like(shown))
 
     def send_all(self, jobs: Sequence[Job], requests_in_flight: int) -> None:

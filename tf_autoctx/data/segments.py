@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import SimpleITK as sitk
+from absl import logging
 
 from tf_autoctx.data import headers, images
 from tf_autoctx.errors import UserError
@@ -22,6 +23,7 @@ Path = str | os.PathLike[str]
 
 FORMAT, SUFFIX = "seg_nrrd", ".seg.nrrd"
 LABELMAP = "Binary labelmap"
+BACKGROUND = "background"
 # Of the file. Slicer up to 5.2 calls the source representation the master one.
 COMMON = {
     "Segmentation_SourceRepresentation": LABELMAP,
@@ -95,7 +97,7 @@ def found(path: Path) -> list[Segment]:
     """The segments of a file that SimpleITK reads.
 
     Raises:
-      UserError: it names none, or says of one what is no number.
+      UserError: it names none, or says of one what is no number; 0, which is no segment's.
     """
     reader = sitk.ImageFileReader()
     reader.SetFileName(os.fspath(path))
@@ -108,10 +110,11 @@ def found(path: Path) -> list[Segment]:
         # Slicer up to 4.10 has a layer for each segment, of 0 and 1.
         value, layer = told.get(f"{of_segment}LabelValue", "1"), told.get(f"{of_segment}Layer")
         layer = layer or str(len(segments) if layers > 1 else 0)
-        if not (value.isdecimal() and layer.isdecimal() and int(layer) < layers):
+        numbers = value.isdecimal() and layer.isdecimal()
+        if not (numbers and int(value) and int(layer) < layers):
             raise UserError(
                 f"{path}: its segment {name!r} has the label value {value!r} in layer {layer!r}; "
-                f"expected a whole number in one of {layers}."
+                f"expected a whole number above 0, and one of {layers} layers."
             )
         segments.append(Segment(name.strip(), int(value), layer=int(layer)))
     if not segments:
@@ -125,12 +128,13 @@ def found(path: Path) -> list[Segment]:
 def labelled(path: Path, layers: np.ndarray, known: Mapping[int, str]) -> np.ndarray:
     """The label of a segmentation, whose segments have the values that are known by their names.
 
-    Where one structure is known and one segment has voxels, it is that one, whatever it is called.
+    Where one structure is known and one segment has voxels, it is that one; a warning tells where
+    it is called otherwise. A segment that is called background is background.
 
     Args:
       path: of the file.
       layers: its voxels, (*spatial, layers), whole numbers.
-      known: {label value: name}; a segment may be called background, too.
+      known: {label value: name}.
 
     Returns:
       Label values (*spatial).
@@ -181,9 +185,16 @@ def _values(
 ) -> dict[Segment, int]:
     """The label value of each segment, see `labelled`."""
     structures = [value for value in known if value]
-    if len(structures) == len(segments) == 1:
-        return {segments[0]: structures[0]}
-    by_name = {name.casefold(): value for value, name in known.items()} | {"background": 0}
+    called = [segment for segment in segments if segment.name.casefold() != BACKGROUND]
+    if len(structures) == len(called) == 1:
+        (structure,), (segment,) = structures, called
+        if segment.name.casefold() != known[structure].casefold():
+            logging.warning(
+                "%s: its only segment is called %s; it is taken for %s, the only structure.",
+                *(path, segment.name, known[structure]),
+            )
+        return dict.fromkeys(segments, 0) | {segment: structure}
+    by_name = {name.casefold(): value for value, name in known.items()} | {BACKGROUND: 0}
     unknown = [s.name for s in segments if s.name.casefold() not in by_name]
     if unknown:
         names = ", ".join(known[value] for value in structures)

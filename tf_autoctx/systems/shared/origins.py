@@ -80,11 +80,27 @@ class Origins:
             and image_files.digest(image) == record.get("sha256")
         )
 
+    def was_changed(self, result: pathlib.Path) -> bool:
+        """Whether a file is not as it was written; False where that is not recorded."""
+        written = self._records.get(self._name(result), {}).get("written", {})
+        digest = written.get(self._name(result))
+        return digest is not None and digest != files.digest(result)
+
     @contextlib.contextmanager
     def noting(
-        self, image: str | os.PathLike[str], results: Iterable[pathlib.Path]
+        self,
+        image: str | os.PathLike[str],
+        results: Iterable[pathlib.Path],
+        may_change: bool = False,
     ) -> Iterator[None]:
-        """Records what results were made from, as soon as the block has written them."""
+        """Records what results were made from, as soon as the block has written them.
+
+        Args:
+          image: path.
+          results: files or folders.
+          may_change: whether they are files that people correct, whose digests are kept.
+        """
+        results = [*results]
         names, stamp = [self._name(result) for result in results], _stamp(image)
         record = {
             "results": names,
@@ -93,6 +109,8 @@ class Origins:
             "model": self.model,
         }
         yield
+        if may_change:
+            record["written"] = {self._name(result): files.digest(result) for result in results}
         with self._lock, open(self._path, "a", encoding="utf-8") as file:
             self._records |= dict.fromkeys(names, record)
             before = "" if all(line.endswith("}") for line in self._lines()[-1:]) else "\n"
@@ -122,7 +140,7 @@ def still_wanted(
       {image: its results}, without images that have all of them.
 
     Raises:
-      UserError: a result is there already.
+      UserError: a result is there already, or is to be made anew although it was changed.
     """
     there = [file for files in wanted.values() for file in files.values() if file.exists()]
     if there and not overwrite and not resume:
@@ -136,6 +154,15 @@ def still_wanted(
         for file in files.values()
         if not overwrite and file.exists() and origins.is_of(file, path)
     }
+    changed = [
+        file for file in there if not overwrite and file not in kept and origins.was_changed(file)
+    ]
+    if changed:
+        raise UserError(
+            f"{changed[0]}: was changed since it was written, by hand perhaps, and is of another "
+            f"model or of an image that has changed ({len(changed)} of {len(there)} results are "
+            "such); expected it to be moved away, or `overwrite`, which makes all anew."
+        )
     if not overwrite and len(kept) < len(there):
         print(
             f"{len(there) - len(kept)} of {len(there)} results are of images that have changed "

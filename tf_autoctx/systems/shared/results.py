@@ -30,6 +30,7 @@ MEASURED = "measurements"  # a kind of results, and their folder
 
 Key = tuple[str, int | None]  # kind of a result, and the label value of its structure
 Path = str | pathlib.Path
+Made = Mapping[str, Mapping[Key, pathlib.Path]]  # {path of an image: its files}, see `Results`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -269,7 +270,7 @@ def write(file: pathlib.Path, result: Result, made_from: Origins) -> None:
       UserError: it cannot be written.
     """
     voxels, frame = result.voxels, result.frame
-    with made_from.noting(result.image, [file]):
+    with made_from.noting(result.image, [file], may_change=result.kind == "labels"):
         match result.kind:
             case "labels" if result.template:
                 label = frame.like(voxels.astype(np.uint8))
@@ -295,7 +296,8 @@ def write(file: pathlib.Path, result: Result, made_from: Origins) -> None:
 
 def note_uncertainty(folder: pathlib.Path, name: str, uncertainty: float) -> None:
     """Puts an image into `UNSURE_TABLE`, or in the place that it has there: first those to look at
-    first, see `annotating.order`.
+    first, see `annotating.order`. It keeps the images of earlier commands, as these means lie
+    nowhere else.
 
     Args:
       folder: of the table.
@@ -342,20 +344,28 @@ def uncertainties(folder: pathlib.Path) -> dict[str, float]:
         raise UserError(f"{path}: {error}; expected numbers (delete it).") from None
 
 
-def collect_measurements(folder: pathlib.Path) -> None:
-    """Makes measurements.csv of the tables of all images in a folder of results.
+def collect_measurements(wanted: Results, made: Made) -> None:
+    """Makes measurements.csv of the tables of all images of the input.
+
+    Args:
+      wanted: the results.
+      made: those of every image of the input.
 
     Raises:
       UserError: one cannot be read, or the table cannot be written.
     """
-    lines = _tables(folder / MEASURED, ("image", "structure"))
+    lines = _tables(made, MEASURED, ("image", "structure"))
     columns = dict.fromkeys(name for line in lines for name in line)
-    spreadsheets.write(folder / f"{MEASURED}.csv", lines, tuple(columns))
+    spreadsheets.write(wanted.output / f"{MEASURED}.csv", lines, tuple(columns))
 
 
-def collect_rank(wanted: Results) -> list[str]:
-    """Makes the table of the order in which to correct the labels in a folder of results, and tells
-    ITK-SNAP what they are called.
+def collect_rank(wanted: Results, made: Made) -> list[str]:
+    """Makes the table of the order in which to correct the labels of all images of the input, and
+    tells ITK-SNAP what they are called.
+
+    Args:
+      wanted: the results.
+      made: those of every image of the input.
 
     Returns:
       The first images in words.
@@ -363,17 +373,18 @@ def collect_rank(wanted: Results) -> list[str]:
     Raises:
       UserError: a table cannot be read, or written.
     """
-    folder, lines = wanted.output, _tables(wanted.output / RANK, annotating.OF_IMAGE)
+    folder, lines = wanted.output, _tables(made, RANK, annotating.OF_IMAGE)
     structures = annotating.segments(wanted.segmentor.labels)
     labels = [line["file"] for line in lines]
     annotating.write_descriptions(folder / annotating.DESCRIPTIONS, structures, labels)
     return annotating.rank(folder, lines)
 
 
-def _tables(folder: pathlib.Path, columns: Sequence[str]) -> list[dict[str, str]]:
-    """The lines of the tables of all images, in the order of their names."""
-    paths = sorted(folder.rglob("*.csv"))
-    return [line for path in paths for line in spreadsheets.read(path, columns)]
+def _tables(made: Made, kind: str, columns: Sequence[str]) -> list[dict[str, str]]:
+    """The lines of the tables of all images that have one, in the order of their names."""
+    paths = sorted(files[kind, None] for files in made.values())
+    there = [path for path in paths if path.exists()]
+    return [line for path in there for line in spreadsheets.read(path, columns)]
 
 
 def sources(
