@@ -8,6 +8,7 @@ import keras
 
 from tf_autoctx.models import layers
 from tf_autoctx.models.options import ATTENTION_KERNELS, VARIANTS
+from tf_autoctx.models.rematerialization import ends_block
 
 # (channels in units of `base_filters`, kernel) of each stage, full size first (section 2.3; widths
 # of the authors' code).
@@ -82,7 +83,7 @@ def _encoder(x: layers.Tensor, base_filters: int, block: layers.Block) -> list[l
         x = layers.max_pool(x) if features else x
         x = block.conv(x, units * base_filters, kernel, f"encoder_{stage}_1")
         x = block.conv(x, units * base_filters, kernel, f"encoder_{stage}_2")
-        features.append(x)
+        features.append(ends_block(x))
     return features
 
 
@@ -106,7 +107,7 @@ def _decoder(
     for scale in (1, 2, 3):
         stage = 3 - scale
         units, kernel = DECODER[stage]
-        x = block.deconv(x, units * base_filters, kernel, f"decoder_{scale}_up")
+        x = ends_block(block.deconv(x, units * base_filters, kernel, f"decoder_{scale}_up"))
         if scale in parts.skips:
             skip = features[stage]
             if scale in parts.sam:
@@ -118,7 +119,7 @@ def _decoder(
         else:
             # Table 2's note: without the UAM, the side branch hangs on the concatenation itself.
             supervised.append(x)
-            x = block.conv(x, 2 * base_filters, ENCODER[stage][1], f"decoder_{scale}")
+            x = ends_block(block.conv(x, 2 * base_filters, ENCODER[stage][1], f"decoder_{scale}"))
     return x, supervised
 
 
@@ -152,5 +153,6 @@ def attention_module(
     w = layers.conv(w, inner, kernel, initializer, name=f"{name}_w_2")
     attention = keras.layers.Softmax(axis=-1)(w)
     t = keras.layers.Multiply()([p, attention])
-    joined = keras.layers.Concatenate()([p, t])
-    return layers.conv(joined, filters, kernel, initializer, name=f"{name}_out")
+    # In one block with all before, the last convolution would have most of them wait for its kernel.
+    joined = ends_block(keras.layers.Concatenate()([p, t]))
+    return ends_block(layers.conv(joined, filters, kernel, initializer, name=f"{name}_out"))
