@@ -153,6 +153,6 @@ def attention_module(
     w = layers.conv(w, inner, kernel, initializer, name=f"{name}_w_2")
     attention = keras.layers.Softmax(axis=-1)(w)
     t = keras.layers.Multiply()([p, attention])
-    # In one block with all before, the last convolution would have most of them wait for its kernel.
+    # In one block with all before, most of that would wait for the last convolution's kernel.
     joined = ends_block(keras.layers.Concatenate()([p, t]))
     return ends_block(layers.conv(joined, filters, kernel, initializer, name=f"{name}_out"))
