@@ -26,7 +26,7 @@ def answers():
     assert all(getattr(models, name) for name in models.__all__)
     for name in tasks.TASKS:
         importlib.import_module(f"tf_autoctx.systems.{name}.segmentation")
-    found = {}
+    found = gradients()
     for task in (tasks.FetalHeadTask(tiny=True, levels=1), tasks.EmbryoTask(tiny=True)):
         output = compiled(task.infer, task.networks(), task.image())
         for part in ("label", "probability"):
@@ -44,6 +44,39 @@ def answers():
         "discriminator": losses.discriminator_adversarial(logits[:, 0, 0, :1], logits[:, 1, 1, :1]),
     }
     return {name: np.asarray(value) for name, value in found.items()}
+
+
+def gradients():
+    """{name: array} of a VNet whose blocks are computed again: gradients, moved averages."""
+    import keras
+    from keras import ops
+
+    from tf_autoctx.models import options, rematerialization, vnet
+
+    small = options.VNetOptions(base_filters=2, depth=2, kernel=3, normalization="batch")
+    network, rng = vnet.vnet((8, 8, 8, 1), 2, small), np.random.default_rng(0)
+    network.set_weights([rng.uniform(0.5, 1.5, w.shape) for w in network.weights])
+    rematerialization.rematerialize(network)
+    x = rng.normal(size=(1, 8, 8, 8, 1)).astype(np.float32)
+    if keras.backend.backend() == "jax":
+        import jax
+
+        def loss(trained, others):
+            y, others = network.stateless_call(trained, others, x, training=True)
+            return ops.sum(ops.sin(y)), others
+
+        variables = network.trainable_variables, network.non_trainable_variables
+        values = ([variable.value for variable in of] for of in variables)
+        found, others = jax.jit(jax.grad(loss, has_aux=True))(*values)
+    else:
+        import tensorflow as tf
+
+        with tf.GradientTape() as tape:
+            total = ops.sum(ops.sin(network(x, training=True)))
+        found = tape.gradient(total, [v.value for v in network.trainable_variables])
+        others = network.non_trainable_variables
+    joined = {"gradients": found, "moved averages": others}
+    return {name: np.concatenate([np.ravel(v) for v in of]) for name, of in joined.items()}
 
 
 def compiled(infer, networks, image):

@@ -7,7 +7,7 @@ that the others need not have it.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -42,6 +42,26 @@ def _graph(function: Callable[..., Any]) -> Any:
     import tensorflow as tf
 
     return tf.function(function, autograph=False)
+
+
+def gradients_together(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+    """The tensors, whose gradients go on when all of them are there.
+
+    TensorFlow runs the gradients of a block's kernels when it likes, and keeps what these are made
+    of while it takes the gradient of the next block. XLA orders operations by itself.
+    """
+    if keras.backend.backend() != "tensorflow":
+        return tensors
+    import tensorflow as tf
+
+    @tf.custom_gradient
+    def same(*tensors: Tensor) -> Any:
+        def gradient(*of_tensors: Tensor) -> list[Tensor]:
+            return tf.tuple(list(of_tensors))
+
+        return [tf.identity(x) for x in tensors], gradient
+
+    return same(*tensors)
 
 
 def instance_normalization(x: Tensor, gamma: Tensor, beta: Tensor, epsilon: float) -> Tensor | None:

@@ -7,6 +7,7 @@ from typing import Any
 import keras
 
 from tf_autoctx.models import layers
+from tf_autoctx.models.rematerialization import ends_block
 
 STAGES = 5
 
@@ -37,7 +38,7 @@ def localiser(
     block, x = layers.Block("batch", initializer, bias), image
     for stage in range(1, STAGES + 1):
         x = block.conv(x, filters, 3, f"stage_{stage}")
-        x = keras.layers.MaxPooling3D(2, padding="same")(x)
+        x = ends_block(keras.layers.MaxPooling3D(2, padding="same")(x))
     logit = keras.layers.Dense(1, dtype="float32", name="head")(keras.layers.Flatten()(x))
     return keras.Model(image, logit, name="localiser")
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 from keras import tree
+
+from tf_autoctx.models import rematerialization
 
 # Of a network whose cost is looked at: no resolution of it pads.
 SIZE = (32, 32, 32)
@@ -35,23 +37,43 @@ class Cost:
         return self.weights + self.voxel * samples * math.prod(size)
 
 
-def cost(network: keras.Model) -> Cost:
+def cost(network: keras.Model, rematerialize: bool = False) -> Cost:
     """What a network costs that is made for samples of `SIZE`, by the dtypes that it computes in:
-    what its layers put out is kept for the gradient, `FACTOR` times as much is needed."""
-    outputs = sum(_bytes(tensor) for tensor in _outputs(network))
+    what its layers put out is kept for the gradient, `FACTOR` times as much is needed.
+
+    With `rematerialize` what its blocks put out is kept, and what is within the largest of them.
+    """
+    outputs = sum(_of_blocks(network)) if rematerialize else _of_layers(network)
     weights = sum(math.prod(weight.shape) for weight in network.trainable_weights)
     return Cost(BYTES_OF_WEIGHT * weights, FACTOR * outputs / math.prod(SIZE))
 
 
-def _outputs(network: keras.Model) -> Iterator[Any]:
-    """What the layers of a network put out, and those of the networks within."""
-    for layer in network.layers:
+def _of_layers(network: keras.Model) -> int:
+    """Bytes of what the layers of a network put out, and those of the networks within."""
+    return sum(
+        _of_layers(layer) if isinstance(layer, keras.Model) else _bytes(layer.output)
+        for layer in network.layers
+    )
+
+
+def _of_blocks(network: keras.Model) -> tuple[int, int]:
+    """Bytes of what is kept of a network whose blocks are computed again, and of the layers within
+    the largest block."""
+    *blocks, last = rematerialization.parts(network)
+    kept = _bytes(network.inputs) + sum(_bytes(block.outputs) for block in blocks)
+    within = [_of_layers(block.model) for block in blocks]
+    for layer in last.model.layers:
         if isinstance(layer, keras.Model):
-            yield from _outputs(layer)
-        else:
-            yield from tree.flatten(layer.output)
+            of_layer, largest = _of_blocks(layer)
+            kept, within = kept + of_layer, [*within, largest]
+        elif not isinstance(layer, keras.layers.InputLayer):
+            kept += _bytes(layer.output)
+    return kept, max(within, default=0)
 
 
-def _bytes(tensor: keras.KerasTensor) -> int:
+def _bytes(tensors: Any) -> int:
     """Of one sample."""
-    return math.prod(tensor.shape[1:]) * (2 if tensor.dtype in ("bfloat16", "float16") else 4)
+    return sum(
+        math.prod(x.shape[1:]) * (2 if x.dtype in ("bfloat16", "float16") else 4)
+        for x in tree.flatten(tensors)
+    )

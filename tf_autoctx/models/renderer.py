@@ -12,6 +12,7 @@ import keras
 
 from tf_autoctx.models import layers
 from tf_autoctx.models.options import HEADS
+from tf_autoctx.models.rematerialization import ends_block
 
 Place = Callable[[layers.Tensor, int, str], layers.Tensor]  # (x, filters, name) -> feature map
 
@@ -169,14 +170,14 @@ def discriminator(
 
 
 def _blocks(initializer: str, bias: bool) -> tuple[Place, Place]:
-    """Convolution and deconvolution with batch norm and ReLU."""
+    """Convolution and deconvolution with batch norm and ReLU, each a block."""
     common = layers.Block("batch", initializer, bias)
 
     def block(x: layers.Tensor, filters: int, name: str) -> layers.Tensor:
-        return common.conv(x, filters, 3, name)
+        return ends_block(common.conv(x, filters, 3, name))
 
     def deblock(x: layers.Tensor, filters: int, name: str) -> layers.Tensor:
-        return common.deconv(x, filters, 4, name)
+        return ends_block(common.deconv(x, filters, 4, name))
 
     return block, deblock
 

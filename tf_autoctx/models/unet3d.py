@@ -10,6 +10,7 @@ import keras
 from keras import ops
 
 from tf_autoctx.models import backends, layers
+from tf_autoctx.models.rematerialization import ends_block
 
 
 def unet3d(
@@ -57,15 +58,15 @@ def unet3d(
         place = f"analysis_{resolution + 1}"
         x = block.conv(x, base_filters * 2**resolution, 3, f"{place}_1")
         x = block.conv(x, base_filters * 2 ** (resolution + 1), 3, f"{place}_2")
-        skips.append(x)
+        skips.append(ends_block(x))
 
     # Synthesis
     for resolution in reversed(range(depth - 1)):
         skip, place = skips[resolution], f"synthesis_{resolution + 1}"
         x = layers.deconv(x, x.shape[-1], 2, initializer, linear=True, name=f"{place}_up")
         x = keras.layers.Concatenate()([x, skip])
-        x = block.conv(x, skip.shape[-1], 3, f"{place}_1")
-        x = block.conv(x, skip.shape[-1], 3, f"{place}_2")
+        x = ends_block(block.conv(x, skip.shape[-1], 3, f"{place}_1"))
+        x = ends_block(block.conv(x, skip.shape[-1], 3, f"{place}_2"))
 
     # Head; float32 under mixed precision too, for the softmax
     logits = layers.conv(x, classes, 1, initializer, linear=True, dtype="float32", name="head")

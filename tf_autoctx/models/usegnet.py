@@ -14,6 +14,7 @@ from tf_autoctx.models.options import (
     PLAIN_DECODERS,
     VARIANTS,
 )
+from tf_autoctx.models.rematerialization import ends_block
 
 # (channels in units of `base_filters`, kernel) of each stage, full size first (section 2.3; widths
 # of the authors' code).
@@ -105,7 +106,7 @@ def _encoder(x: layers.Tensor, base_filters: int, block: layers.Block) -> list[l
         x = layers.max_pool(x) if features else x
         x = block.conv(x, units * base_filters, kernel, f"encoder_{stage}_1")
         x = block.conv(x, units * base_filters, kernel, f"encoder_{stage}_2")
-        features.append(x)
+        features.append(ends_block(x))
     return features
 
 
@@ -124,7 +125,7 @@ def _decoder(
     for scale in (1, 2, 3):
         stage = 3 - scale
         units, kernel = DECODER[stage]
-        x = block.deconv(x, units * base_filters, kernel, f"decoder_{scale}_up")
+        x = ends_block(block.deconv(x, units * base_filters, kernel, f"decoder_{scale}_up"))
         if scale in parts.skips:
             skip = features[stage]
             if scale in parts.sam:
@@ -137,7 +138,9 @@ def _decoder(
             # Table 2's note: without the UAM, the side branch hangs on the concatenation itself.
             supervised.append(x)
             if not is_bare:
-                x = block.conv(x, 2 * base_filters, ENCODER[stage][1], f"decoder_{scale}")
+                filters = 2 * base_filters
+                x = block.conv(x, filters, ENCODER[stage][1], f"decoder_{scale}")
+                x = ends_block(x)
     return x, supervised
 
 
@@ -179,5 +182,6 @@ def attention_module(
     w = conv(conv(p, inner, kernel, "w_1"), inner, kernel, "w_2")
     attention = keras.layers.Softmax(axis=-1)(w)
     t = keras.layers.Multiply()([p, attention])
-    joined = keras.layers.Concatenate()([p, t])
-    return conv(joined, filters, kernel, "out")
+    # In one block with all before, most of that would wait for the last convolution's kernel.
+    joined = ends_block(keras.layers.Concatenate()([p, t]))
+    return ends_block(conv(joined, filters, kernel, "out"))

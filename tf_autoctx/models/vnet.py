@@ -7,6 +7,7 @@ from keras import ops
 
 from tf_autoctx.models import layers
 from tf_autoctx.models.options import PAPER_VNET, VNetOptions
+from tf_autoctx.models.rematerialization import ends_block
 
 
 def vnet(
@@ -51,7 +52,7 @@ def vnet(
             # Sizes are even here and so never below the kernel: this one needs no bfloat16 guard.
             arguments = {**layers.initializers(initializer), "use_bias": options.bias}
             x = keras.layers.Conv3D(filters, 2, strides=2, name=f"{place}_in", **arguments)(x)
-            x = _activated(x, normalization, f"{place}_in")
+            x = ends_block(_activated(x, normalization, f"{place}_in"))
         x = _stage(x, filters, convolutions[resolution], options, place)
         skips.append(x)
 
@@ -60,7 +61,7 @@ def vnet(
         skip, place = skips[resolution], f"up_{resolution + 1}"
         arguments = {"use_bias": options.bias, "name": f"{place}_in"}
         x = layers.deconv(x, skip.shape[-1], 2, initializer, **arguments)
-        x = _activated(x, normalization, f"{place}_in")
+        x = ends_block(_activated(x, normalization, f"{place}_in"))
         x = keras.layers.Concatenate()([x, skip])
         x = _stage(x, x.shape[-1], convolutions[resolution], options, place)
 
@@ -89,7 +90,7 @@ def _stage(
         x = layers.conv(x, filters, kernel, initializer, use_bias=options.bias, name=place)
         added = stage_input if number == convolutions else None
         x = _activated(x, options.normalization, place, added)
-    return x
+    return ends_block(x)
 
 
 def _activated(

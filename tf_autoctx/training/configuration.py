@@ -54,6 +54,13 @@ class RunOptions:
         "Precision that training computes in; auto is bfloat16 where it is faster.",
         choices=PRECISIONS,
     )
+    rematerialize: bool = field(
+        False,
+        "Compute the blocks of the networks again when their gradient is taken, and keep nothing "
+        "within them meanwhile: a step takes about half of the memory, and more time.",
+        may_change=True,
+        before=False,
+    )
     export_precision: str = field(
         "float32",
         "Precision that the SavedModel computes in; its inputs and outputs are float32. bfloat16 "

@@ -89,7 +89,7 @@ class FetalHeadSystem(System):
 
     def planned(self, cases: planning.Cases) -> planning.Plan:
         """The patch, or none; the depth is the paper's."""
-        cost = memory.cost(self.cascade.network(memory.SIZE))
+        cost = memory.cost(self.cascade.network(memory.SIZE), cases.rematerialize)
         cases = cases.on(self.cascade.network_size)
         edges, reason = planning.whole_or_patch(cases, cost)
         coarsest = planning.coarsest_grid(edges or cases.median, DEPTH)

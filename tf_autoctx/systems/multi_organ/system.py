@@ -101,7 +101,7 @@ class MultiOrganSystem(System):
         """The patch on the last level's grid, and as many resolutions as suit it unless `depth`
         says how many."""
         cases = cases.on(self.pyramid.last_grid_size)
-        cost = memory.cost(self.pyramid.network(size=memory.SIZE))
+        cost = memory.cost(self.pyramid.network(size=memory.SIZE), cases.rematerialize)
         edges, reason = planning.patch(cases, cost)
         flags: dict[str, Any] = {patches.FLAG: patches.told(edges)}
         reasons = [reason]

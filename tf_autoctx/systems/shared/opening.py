@@ -186,7 +186,8 @@ def open_training(
     if plans:
         kept = initial.depth(weights, declaration.configuration, values)
         system = _configured_anew(system, values | kept)
-        plan = _plan(system, extents, settings, strategy).keeping(kept, values[initial.FLAG])
+        plan = _plan(system, extents, settings, strategy, values["rematerialize"])
+        plan = plan.keeping(kept, values[initial.FLAG])
         values |= plan.flags  # which are those of `making`, too
         system = _configured_anew(system, values)
     if weights:
@@ -320,6 +321,7 @@ def _plan(
     extents: Sequence[Extent],
     settings: Settings,
     strategy: tf.distribute.Strategy,
+    rematerialize: bool,
 ) -> Plan:
     """What the flags come to that are left to a plan.
 
@@ -338,7 +340,7 @@ def _plan(
     if on_grid := system.grid:
         sizes = tuple(tuple(int(n) for n in on_grid.size(size, mm)) for size, mm in extents)
         spacing = on_grid.spacing
-    return system.planned(Cases(sizes, spacing, free, settings.batch_size))
+    return system.planned(Cases(sizes, spacing, free, settings.batch_size, rematerialize))
 
 
 def _read_all(

@@ -52,12 +52,14 @@ class Cases:
       spacing: (z, y, x), mm, the median of such voxels.
       memory: bytes that are free.
       samples: in a step of each replica.
+      rematerialize: whether blocks of networks are computed again, see `models.memory.cost`.
     """
 
     sizes: tuple[Edges, ...]
     spacing: tuple[float, ...]
     memory: int
     samples: int = 1
+    rematerialize: bool = False
 
     @property
     def budget(self) -> int:

@@ -15,6 +15,7 @@ import tensorflow as tf
 from tf_autoctx.data import pipeline
 from tf_autoctx.errors import FieldError, UserError
 from tf_autoctx.files import replacing
+from tf_autoctx.models.rematerialization import rematerialize
 from tf_autoctx.report import figures
 from tf_autoctx.systems.shared import cleaning, initial, precision
 from tf_autoctx.systems.shared.caching import Files
@@ -158,6 +159,9 @@ class _StageTask:
             self.networks = stage.build()
             if session.values.get(initial.FLAG) and not checkpoints.goes_on(folder, stage.made_on):
                 initial.start(stage, self.networks, session)
+            if session.values.get("rematerialize"):
+                for network in self.networks.values():
+                    rematerialize(network)
             self.optimizers, self._step = stage.updates(self.networks, session.settings)
         self._graph = stage.graph(self.networks)
         self._augments = devices.augments()

@@ -1,0 +1,121 @@
+"""Checkpointed back-propagation: blocks of a network are computed again when their gradient is
+taken, so that a training step keeps what goes from block to block and nothing within.
+
+Chen et al. 2016, "Training deep nets with sublinear memory cost", reference [42] of Yang et al.
+2019, who wish for it in their section 4. `keras.RematScope` does so layer by layer, which keeps
+what goes from layer to layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from typing import Any, NamedTuple
+
+import keras
+from keras import ops, tree
+
+from tf_autoctx.models import backends
+
+Tensor = Any  # of whichever backend
+
+
+class Part(NamedTuple):
+    """A block of a network, or what comes after the last one.
+
+    Attributes:
+      model: of the network's own layers.
+      inputs, outputs: tensors of the network, with which it is called and which it computes.
+    """
+
+    model: keras.Model
+    inputs: list[keras.KerasTensor]
+    outputs: list[keras.KerasTensor]
+
+
+def ends_block(x: keras.KerasTensor) -> keras.KerasTensor:
+    """The tensor, where one block of a network ends: all that leads to it from the ends before."""
+    x.ends_block = True
+    return x
+
+
+def parts(network: keras.Model) -> list[Part]:
+    """The blocks of a functional network, in the order in which they can be computed; what comes
+    after them is the last part, or all. Of one that has blocks, each layer is called once."""
+    made = [(x, maker) for maker in network.operations for x in tree.flatten(maker.output)]
+    ends = [x for x, _ in made if getattr(x, "ends_block", False)]
+    if not ends:
+        return [Part(network, network.inputs, network.outputs)]
+    makers = {id(x): maker for x, maker in made}
+    known, found = {id(x) for x in network.inputs}, []
+    for end in ends:
+        inputs = _needed([end], known, makers)
+        found.append(Part(keras.Model(inputs, end), inputs, [end]))
+        known.add(id(end))
+    inputs = _needed(network.outputs, known, makers)
+    return [*found, Part(keras.Model(inputs, network.output), inputs, network.outputs)]
+
+
+def _needed(
+    tensors: Iterable[keras.KerasTensor],
+    known: Collection[int],
+    makers: dict[int, keras.Operation],
+) -> list[keras.KerasTensor]:
+    """Those of the known tensors (by their ids) that others are made from, each once."""
+    needed: dict[int, keras.KerasTensor] = {}
+    for x in tensors:
+        before = tree.flatten(makers[id(x)].input) if id(x) not in known else []
+        found = _needed(before, known, makers) if before else [x]
+        needed |= {id(x): x for x in found}
+    return list(needed.values())
+
+
+def rematerialize(network: keras.Model) -> None:
+    """Lets the blocks of a network, and of those within, be computed again for the gradient.
+
+    That is so where it is called with `training=True`. Layers, weights and what is saved stay as
+    they are.
+    """
+    for layer in network.layers:
+        if isinstance(layer, keras.Model):
+            rematerialize(layer)
+    *blocks, last = parts(network)
+    if not blocks:
+        return
+    plain = network.call
+
+    def call(inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
+        if not training:
+            return plain(inputs, training=training, mask=mask)
+        symbols = map(id, tree.flatten(network.input))
+        values = dict(zip(symbols, tree.flatten(inputs)))
+        for block in blocks:
+            given = [values[id(x)] for x in block.inputs]
+            values[id(block.outputs[0])] = _again(block.model, given)
+        return last.model([values[id(x)] for x in last.inputs], training=True)
+
+    network.call = call
+    network.autocast = False  # blocks are handed weights in the type that these have
+
+
+def _again(block: keras.Model, inputs: list[Tensor]) -> Tensor:
+    """What a block puts out, and nothing else of it is kept.
+
+    It is a function of its inputs and variables alone: what its layers assign, such as moving
+    averages, is assigned once, and what they draw is drawn alike in both passes.
+    """
+    variables, changed = block.variables, []
+
+    def pure(*values: Tensor) -> tuple[Tensor, list[Tensor]]:
+        values = backends.gradients_together(values)
+        before, x = values[: len(variables)], values[len(variables) :]
+        with keras.StatelessScope(zip(variables, before)) as scope:
+            y = block(list(x), training=True)
+        after = [scope.get_current_value(variable) for variable in variables]
+        changed[:] = [v for v, old, new in zip(variables, before, after) if new is not old]
+        return y, [ops.stop_gradient(new) for old, new in zip(before, after) if new is not old]
+
+    values = [ops.convert_to_tensor(variable.value) for variable in variables]
+    y, assigned = keras.remat(pure)(*values, *inputs)
+    for variable, value in zip(changed, assigned):
+        variable.assign(value)
+    return y
