@@ -24,7 +24,7 @@ from tf_autoctx.commands.command_line import Command, Given
 from tf_autoctx.configuration import check, field
 
 SIZES = {"fetal_head": (155, 103, 176), "embryo": (105, 141, 141)}
-EMBRYO = {"low_size": 80, "body_box": 128, "ventricle_box": 80}
+EMBRYO: dict[str, Any] = {"low_size": 80, "body_box": 128, "ventricle_box": 80}
 
 
 @dataclasses.dataclass(frozen=True)

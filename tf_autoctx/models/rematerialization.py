@@ -103,11 +103,12 @@ def _again(block: keras.Model, inputs: list[Tensor]) -> Tensor:
     It is a function of its inputs and variables alone: what its layers assign, such as moving
     averages, is assigned once, and what they draw is drawn alike in both passes.
     """
-    variables, changed = block.variables, []
+    variables = block.variables
+    changed: list[keras.Variable] = []
 
     def pure(*values: Tensor) -> tuple[Tensor, list[Tensor]]:
-        values = backends.gradients_together(values)
-        before, x = values[: len(variables)], values[len(variables) :]
+        together = backends.gradients_together(values)
+        before, x = together[: len(variables)], together[len(variables) :]
         with keras.StatelessScope(zip(variables, before)) as scope:
             y = block(list(x), training=True)
         after = [scope.get_current_value(variable) for variable in variables]

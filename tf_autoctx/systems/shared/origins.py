@@ -102,7 +102,7 @@ class Origins:
         """
         results = [*results]
         names, stamp = [self._name(result) for result in results], _stamp(image)
-        record = {
+        record: dict[str, Any] = {
             "results": names,
             "stamp": stamp,
             "sha256": _digest(os.fspath(image), stamp),
