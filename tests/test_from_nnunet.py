@@ -214,7 +214,7 @@ def test_folds_that_are_no_model_of_one_data_set(folds, data, tmp_path, capsys, 
     (other / "config.json").write_text(json.dumps(facts | {"cases_fingerprint": "another"}))
     for command, told in (
         ("ensemble", f"error: {other}: a fold of other cases than {of_folds[0]}; expected folds"),
-        ("folds", f"error: {other}: made of other cases than {of_folds[0]}; expected folds"),
+        ("folds", f"error: {other}: made of other cases than {of_folds[0]}; expected runs that differ in fold alone"),
     ):
         with pytest.raises(SystemExit) as ended:
             running.call(command, *of_folds[:2], other, f"--output={tmp_path / 'no'}")

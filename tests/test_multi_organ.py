@@ -808,7 +808,8 @@ def test_every_level_is_evaluated_on_the_original_grid():
     assert list(alone.evaluator(networks)(x[0, ..., 0], None)) == ["level 2"]
 
 
-def test_a_run_is_segmented_in_graphs_that_tell_of_every_tile(capsys):
+def test_a_run_is_segmented_in_graphs_that_tell_of_every_tile(capsys, monkeypatch):
+    monkeypatch.setattr("tf_autoctx.progress.watched", lambda: True)
     system, x = MultiOrganSystem(configuration(), LABELS), raw(30, 17, 16)
     networks = {"pyramid": randomize(system.pyramid.network())}
     predictor = TilePredictor(configuration(), LABELS, networks)

@@ -447,6 +447,7 @@ def test_a_training_is_planned_once(system, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(devices, "free_memory", lambda: 1024 * MIB)
     monkeypatch.setattr(evaluation, "evaluate", lambda *_, **__: None)
     monkeypatch.setattr(opening, "export_run", lambda *_, **__: None)
+    monkeypatch.setattr(opening.page, "write", lambda *_: None)
     for patch in ("auto", "16,16,16"):
         train(system, folder, f"--patch={patch}")
         assert "patch=16,16,16: " in capsys.readouterr().out

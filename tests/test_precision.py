@@ -249,6 +249,7 @@ def test_a_run_that_was_trained_in_bfloat16_is_evaluated_in_both(
 
     monkeypatch.setattr(opening.evaluation, "evaluate", evaluate)
     monkeypatch.setattr(opening, "export_run", lambda *_: None)
+    monkeypatch.setattr(opening.page, "write", lambda *_: None)
     opened = opening.Opened(system, session, [], None)
     opened.finish(system.finished(dataclasses.replace(run)))
     assert list(looked[0]) == ["level 1"]

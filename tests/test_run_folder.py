@@ -84,6 +84,7 @@ def bare(monkeypatch):
     """Trainings end without scores and export."""
     monkeypatch.setattr(evaluation, "evaluate", lambda *_, **__: None)
     monkeypatch.setattr(opening, "export_run", lambda *_, **__: None)
+    monkeypatch.setattr(opening.page, "write", lambda *_: None)
 
 
 @pytest.fixture(scope="module")

@@ -55,6 +55,7 @@ def test_a_training_prints_what_it_resolved(tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr(evaluation, "evaluate", lambda *_, **__: None)
     monkeypatch.setattr(opening, "export_run", lambda *_, **__: None)
+    monkeypatch.setattr(opening.page, "write", lambda *_: None)
     with plain_networks():
         running.train("fetal_head", f"--work_dir={tmp_path}", *TINY)
     told = capsys.readouterr().out
