@@ -417,7 +417,7 @@ def test_the_export_segments_in_the_same_tiles(run, tmp_path):
 @pytest.fixture
 def small(monkeypatch, plain_networks):
     """Every voxel costs 1 KiB, and of 8 MiB half may be taken: 4096 voxels."""
-    monkeypatch.setattr(memory, "cost", lambda network: KIB_A_VOXEL)
+    monkeypatch.setattr(memory, "cost", lambda network, rematerialize: KIB_A_VOXEL)
     monkeypatch.setattr(devices, "free_memory", lambda: 8 * MIB)
 
 

@@ -240,6 +240,7 @@ def test_a_run_that_was_trained_in_bfloat16_is_evaluated_in_both(
             "mirrors": False,
             "postprocessing": "none",
             "surface_tolerance": None,
+            "keep_cache": True,
         },
     )
     looked = []
