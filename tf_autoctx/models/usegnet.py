@@ -178,7 +178,7 @@ def attention_module(
         initializer, place = block.initializer, f"{name}_{part}"
         return layers.conv(x, filters, kernel, initializer, linear=True, name=place)
 
-    p = conv(x, inner, 1, "p")
+    p = ends_block(conv(x, inner, 1, "p"))
     w = conv(conv(p, inner, kernel, "w_1"), inner, kernel, "w_2")
     attention = keras.layers.Softmax(axis=-1)(w)
     t = keras.layers.Multiply()([p, attention])
