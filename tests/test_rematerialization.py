@@ -97,16 +97,18 @@ def test_gradients_are_the_same_in_bfloat16():
 
 
 def test_blocks_are_whole():
-    """Convolutions of each block of the fetal head, in the order of the graph: a stage's two, or a
-    deconvolution, or an attention module's three and its last one."""
+    """Convolutions of each block of the fetal head, by the name of the last one: a stage's two, a
+    deconvolution, or of an attention module the first, the two of its weights and the last."""
+    *blocks, last = parts(usegnet.usegnet(base_filters=2))
+    assert all(block.is_block for block in blocks) and not last.is_block
     counts = {}
-    for block in parts(usegnet.usegnet(base_filters=2))[:-1]:
+    for block in blocks:
         names = [layer.name for layer in block.model.layers if "Conv" in type(layer).__name__]
-        counts[names[-1] if names else None] = len(names)
+        counts[names[-1]] = len(names)
     stages = {f"encoder_{stage}_2": 2 for stage in (1, 2, 3, 4)}
     modules = [f"{kind}_{scale}" for kind in ("sam", "uam") for scale in (1, 2, 3)]
     for module in modules:
-        stages |= {f"{module}_w_2": 3, f"{module}_out": 1}
+        stages |= {f"{module}_p": 1, f"{module}_w_2": 2, f"{module}_out": 1}
     assert counts == stages | {f"decoder_{scale}_up": 1 for scale in (1, 2, 3)}
 
 
@@ -205,7 +207,7 @@ for again in (True, False):
         network = randomize(usegnet(base_filters=2, normalization="batch"))
     if again:
         rematerialize(network)
-    gradients = [two.local_results(part)[1] for part in graph(network, two)(x)]
+    gradients = [two.experimental_local_results(part)[1] for part in graph(network, two)(x)]
     found.append([*gradients, *(v.numpy() for v in network.non_trainable_variables)])
 for one, other in zip(*found):
     np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5 * np.abs(one).max() + 1e-6)
@@ -241,16 +243,17 @@ def test_replicas_agree_and_memory_is_less():
 
 TINY = {
     "fetal_head": ("--phantom_size=12,10,14", "--level=1", "--normalization=batch"),
-    "multi_organ": ("--patch_size=16", "--mode=end_to_end", "--phantom_size=24,24,24"),
+    "multi_organ": ("--patch_size=16", "--levels=1", "--depth=2", "--phantom_size=24,24,24"),
     "embryo": (
         "--phantom_size=16,16,16",
         "--low_size=8",
         "--body_box=8",
         "--ventricle_box=8",
         "--depth=2",
+        "--kernel=3",
         "--stage=initial",
     ),
-    "renderer": ("--size=16", "--variant=S2T", "--phantom_size=24,24"),
+    "renderer": ("--size=16", "--variant=Orig-S2T", "--batch_size=1", "--phantom_size=24,24"),
 }
 COMMON = ("--base_filters=1", "--precision=float32", "--samples_per_epoch=2", "--patience=0")
 

@@ -59,16 +59,18 @@ def _of_layers(network: keras.Model) -> int:
 def _of_blocks(network: keras.Model) -> tuple[int, int]:
     """Bytes of what is kept of a network whose blocks are computed again, and of the layers within
     the largest block."""
-    *blocks, last = rematerialization.parts(network)
-    kept = _bytes(network.inputs) + sum(_bytes(block.outputs) for block in blocks)
-    within = [_of_layers(block.model) for block in blocks]
-    for layer in last.model.layers:
-        if isinstance(layer, keras.Model):
-            of_layer, largest = _of_blocks(layer)
-            kept, within = kept + of_layer, [*within, largest]
-        elif not isinstance(layer, keras.layers.InputLayer):
-            kept += _bytes(layer.output)
-    return kept, max(within, default=0)
+    kept, largest = _bytes(network.inputs), 0
+    for part in rematerialization.parts(network):
+        if part.is_block:
+            kept, largest = kept + _bytes(part.outputs), max(largest, _of_layers(part.model))
+            continue
+        for layer in part.model.layers:
+            if isinstance(layer, keras.Model):
+                of_layer, within = _of_blocks(layer)
+                kept, largest = kept + of_layer, max(largest, within)
+            elif not isinstance(layer, keras.layers.InputLayer):
+                kept += _bytes(layer.output)
+    return kept, largest
 
 
 def _bytes(tensors: Any) -> int:

@@ -20,16 +20,18 @@ Tensor = Any  # of whichever backend
 
 
 class Part(NamedTuple):
-    """A block of a network, or what comes after the last one.
+    """A part of a network.
 
     Attributes:
       model: of the network's own layers.
       inputs, outputs: tensors of the network, with which it is called and which it computes.
+      is_block: or what no block computes.
     """
 
     model: keras.Model
     inputs: list[keras.KerasTensor]
     outputs: list[keras.KerasTensor]
+    is_block: bool
 
 
 def ends_block(x: keras.KerasTensor) -> keras.KerasTensor:
@@ -39,20 +41,29 @@ def ends_block(x: keras.KerasTensor) -> keras.KerasTensor:
 
 
 def parts(network: keras.Model) -> list[Part]:
-    """The blocks of a functional network, in the order in which they can be computed; what comes
-    after them is the last part, or all. Of one that has blocks, each layer is called once."""
+    """The blocks of a functional network, in the order in which they can be computed, and what
+    comes after them, or all. Of one that has blocks, each layer is called once."""
     made = [(x, maker) for maker in network.operations for x in tree.flatten(maker.output)]
     ends = [x for x, _ in made if getattr(x, "ends_block", False)]
     if not ends:
-        return [Part(network, network.inputs, network.outputs)]
-    makers = {id(x): maker for x, maker in made}
-    known, found = {id(x) for x in network.inputs}, []
+        return [Part(network, network.inputs, network.outputs, False)]
+    makers, known = {id(x): maker for x, maker in made}, {id(x) for x in network.inputs}
+    # Keras 3.15 gives an input another history where a model is made of it and of tensors within.
+    histories = [x._keras_history for x in network.inputs]
+    found = []
+
+    def add(outputs: list[keras.KerasTensor], is_block: bool) -> None:
+        inputs = _needed(outputs, known, makers)
+        found.append(Part(keras.Model(inputs, outputs), inputs, outputs, is_block))
+        known.update(map(id, outputs))
+
     for end in ends:
-        inputs = _needed([end], known, makers)
-        found.append(Part(keras.Model(inputs, end), inputs, [end]))
-        known.add(id(end))
-    inputs = _needed(network.outputs, known, makers)
-    return [*found, Part(keras.Model(inputs, network.output), inputs, network.outputs)]
+        add([end], True)
+    if rest := [x for x in network.outputs if id(x) not in known]:
+        add(rest, False)
+    for x, history in zip(network.inputs, histories):
+        x._keras_history = history
+    return found
 
 
 def _needed(
@@ -78,45 +89,50 @@ def rematerialize(network: keras.Model) -> None:
     for layer in network.layers:
         if isinstance(layer, keras.Model):
             rematerialize(layer)
-    *blocks, last = parts(network)
-    if not blocks:
+    found, plain = parts(network), network.call
+    if not any(part.is_block for part in found):
         return
-    plain = network.call
+    computed = [_Again(part.model) if part.is_block else part.model for part in found]
 
     def call(inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
         if not training:
             return plain(inputs, training=training, mask=mask)
-        symbols = map(id, tree.flatten(network.input))
-        values = dict(zip(symbols, tree.flatten(inputs)))
-        for block in blocks:
-            given = [values[id(x)] for x in block.inputs]
-            values[id(block.outputs[0])] = _again(block.model, given)
-        return last.model([values[id(x)] for x in last.inputs], training=True)
+        values = dict(zip(map(id, network.inputs), tree.flatten(inputs)))
+        for part, compute in zip(found, computed):
+            outputs = compute([values[id(x)] for x in part.inputs], training=True)
+            values |= zip(map(id, part.outputs), tree.flatten(outputs))
+        return tree.map_structure(lambda x: values[id(x)], network.output)
 
     network.call = call
-    network.autocast = False  # blocks are handed weights in the type that these have
 
 
-def _again(block: keras.Model, inputs: list[Tensor]) -> Tensor:
-    """What a block puts out, and nothing else of it is kept.
+class _Again(keras.layers.Layer):
+    """A block of which nothing is kept but its inputs.
 
     It is a function of its inputs and variables alone: what its layers assign, such as moving
-    averages, is assigned once, and what they draw is drawn alike in both passes.
+    averages, is assigned once, and what they draw is drawn alike in both passes. Without `autocast`
+    the variables are handed over in their own type, whatever the network computes in.
     """
-    variables = block.variables
-    changed: list[keras.Variable] = []
 
-    def pure(*values: Tensor) -> tuple[Tensor, list[Tensor]]:
-        together = backends.gradients_together(values)
-        before, x = together[: len(variables)], together[len(variables) :]
-        with keras.StatelessScope(zip(variables, before)) as scope:
-            y = block(list(x), training=True)
-        after = [scope.get_current_value(variable) for variable in variables]
-        changed[:] = [v for v, old, new in zip(variables, before, after) if new is not old]
-        return y, [ops.stop_gradient(new) for old, new in zip(before, after) if new is not old]
+    def __init__(self, block: keras.Model) -> None:
+        super().__init__(autocast=False)
+        self._block, self.built = block, True
 
-    values = [ops.convert_to_tensor(variable.value) for variable in variables]
-    y, assigned = keras.remat(pure)(*values, *inputs)
-    for variable, value in zip(changed, assigned):
-        variable.assign(value)
-    return y
+    def call(self, inputs: list[Tensor], training: bool) -> Tensor:
+        variables = self._block.variables
+        changed: list[keras.Variable] = []
+
+        def pure(*values: Tensor) -> tuple[Tensor, list[Tensor]]:
+            together = backends.gradients_together(values)
+            before, x = together[: len(variables)], together[len(variables) :]
+            with keras.StatelessScope(zip(variables, before)) as scope:
+                y = self._block(list(x), training=training)
+            after = [scope.get_current_value(variable) for variable in variables]
+            changed[:] = [v for v, old, new in zip(variables, before, after) if new is not old]
+            return y, [ops.stop_gradient(new) for old, new in zip(before, after) if new is not old]
+
+        values = [ops.convert_to_tensor(variable.value) for variable in variables]
+        y, assigned = keras.remat(pure)(*values, *inputs)
+        for variable, value in zip(changed, assigned):
+            variable.assign(value)
+        return y
