@@ -98,7 +98,7 @@ def test_gradients_are_the_same_in_bfloat16():
 
 def test_blocks_are_whole():
     """Convolutions of each block of the fetal head, in the order of the graph: a stage's two, or a
-    deconvolution, or an attention module's three and its last one."""
+    deconvolution, or an attention module's first, its two of weights, and its last one."""
     counts = {}
     for block in parts(usegnet.usegnet(base_filters=2))[:-1]:
         names = [layer.name for layer in block.model.layers if "Conv" in type(layer).__name__]
@@ -106,7 +106,7 @@ def test_blocks_are_whole():
     stages = {f"encoder_{stage}_2": 2 for stage in (1, 2, 3, 4)}
     modules = [f"{kind}_{scale}" for kind in ("sam", "uam") for scale in (1, 2, 3)]
     for module in modules:
-        stages |= {f"{module}_w_2": 3, f"{module}_out": 1}
+        stages |= {f"{module}_p": 1, f"{module}_w_2": 2, f"{module}_out": 1}
     assert counts == stages | {f"decoder_{scale}_up": 1 for scale in (1, 2, 3)}
 
 
