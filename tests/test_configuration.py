@@ -157,6 +157,7 @@ CHANGEABLE = {
     "mirrors",
     "keep_cache",
     "postprocessing",
+    "rematerialize",
     "surface_tolerance",
 }
 OF_SYSTEM = {
