@@ -294,7 +294,7 @@ def test_a_training_goes_on_with_it(tmp_path, remats):
 
 @pytest.mark.parametrize("system", [name for name in TINY if name != "fetal_head"])
 def test_every_training_has_it(system, tmp_path, remats):
-    arguments = (*TINY[system], *COMMON, "--phantom_cases=3,1", "--steps=1", "--rematerialize")
+    arguments = (*TINY[system], *COMMON, "--phantom_cases=5,1", "--steps=1", "--rematerialize")
     with running.unfinished():
         running.train(system, f"--work_dir={tmp_path}", *arguments)
     assert remats and networks(tmp_path)
