@@ -142,14 +142,14 @@ def gathered(strategy: tf.distribute.Strategy, text: str) -> list[str]:
 
 def _rows(strategy: tf.distribute.Strategy, own: np.ndarray) -> np.ndarray:
     """(replicas, n) of each replica's (n,): a sum, as is taken of gradients, of its row and 0."""
-    count, values = strategy.num_replicas_in_sync, tf.constant(own, tf.float64)
+    return _table(strategy, tf.constant(own, tf.float64)).numpy()
 
+
+@tf.function(autograph=False)
+def _table(strategy: tf.distribute.Strategy, values: tf.Tensor) -> tf.Tensor:
     def row() -> tf.Tensor:
         number = tf.distribute.get_replica_context().replica_id_in_sync_group
-        return tf.one_hot(number, count, dtype=tf.float64)[:, None] * values
+        of_replicas = tf.one_hot(number, strategy.num_replicas_in_sync, dtype=tf.float64)
+        return of_replicas[:, None] * values
 
-    @tf.function(autograph=False)
-    def table() -> tf.Tensor:
-        return strategy.reduce("SUM", strategy.run(row), axis=None)
-
-    return table().numpy()
+    return strategy.reduce("SUM", strategy.run(row), axis=None)
