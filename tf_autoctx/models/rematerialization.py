@@ -97,7 +97,9 @@ def rematerialize(network: keras.Model) -> None:
     def call(inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
         if not training:
             return plain(inputs, training=training, mask=mask)
-        values = dict(zip(map(id, network.inputs), tree.flatten(inputs)))
+        # Keras refuses arrays beside tensors
+        given = map(ops.convert_to_tensor, tree.flatten(inputs))
+        values = dict(zip(map(id, network.inputs), given))
         for part, compute in zip(found, computed):
             outputs = compute([values[id(x)] for x in part.inputs], training=True)
             values |= zip(map(id, part.outputs), tree.flatten(outputs))
