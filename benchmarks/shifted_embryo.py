@@ -1,19 +1,45 @@
-"""How well a trained embryo cascade's output moves with the volume.
+"""How well a trained embryo cascade's output moves with the volume, and what does not.
 
   python benchmarks/shifted_embryo.py --run=runs/embryo
 
 Every held-out volume is moved by --shift voxels, its edge values coming in from outside. Prints the
-DSC of the output for the moved volume with the moved output, where both see the same, for the body
-and the ventricle.
+mean DSC of the output for the moved volume with the moved output, where both see the same, for the
+body and the ventricle; then the same with one part of the cascade after another kept as it was:
+
+- other ends: the volume stays, and only the planes change that the motion takes out of it or brings
+  in. Everything below is told against this output, so that the ends are the same.
+- VNet I's map moved: VNets II and III see the map that moved exactly, and place their boxes by it.
+- map moved, own boxes: as before, but boxes lie where the moved volume's own map places them.
+- own map, boxes moved: the other way round.
+
+VNet I alone: moved with the volume; and its shrunken volume, with room around, moved by 1 to
+2^(depth - 1) of its own voxels along each axis, of which the last keeps the phase of every pooling.
 """
 
 from __future__ import annotations
 
+import collections
 import dataclasses
+from collections.abc import Mapping, Sequence
 
-from tf_autoctx import configuration
+import keras
+import numpy as np
+from keras import ops
+
+from tf_autoctx import configuration, metrics
 from tf_autoctx.commands.command_line import Command, Given
 from tf_autoctx.configuration import field
+from tf_autoctx.errors import FieldError
+from tf_autoctx.models import layers
+from tf_autoctx.models.embryo import CLASSES
+from tf_autoctx.models.loc_con import BoxCorner, Crop, Uncrop
+from tf_autoctx.systems.embryo import training
+from tf_autoctx.systems.embryo.segmentation import Refinement
+from tf_autoctx.systems.embryo.system import TrainedRun
+from tf_autoctx.systems.shared import evaluation
+
+NAMES = ("body", "ventricle")
+Places = dict[str, np.ndarray]  # {object: low corner (1, 3) of its box}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,35 +53,132 @@ class ShiftedEmbryo:
         configuration.check(self)
 
 
+class Cascade:
+    """A trained cascade whose parts can be called alone. Volumes are (1, z, y, x, channels)."""
+
+    def __init__(self, network: keras.Model, refinement: Refinement) -> None:
+        self.refinement, chosen = refinement, refinement.configuration
+        self.vnets = {name: network.get_layer(f"vnet_{k}") for k, name in enumerate(NAMES, 2)}
+        self.vnet_1 = network.get_layer("vnet_1")
+        self.boxes = {"body": chosen.body_box, "ventricle": chosen.ventricle_box}
+        self.auto_context = chosen.auto_context
+
+    def low(self, image: np.ndarray) -> np.ndarray:
+        """The volume as VNet I sees it."""
+        edge = self.refinement.configuration.low_size
+        return np.asarray(layers.resize_linear(ops.convert_to_tensor(image), (edge,) * 3))
+
+    def initial(self, low: np.ndarray) -> np.ndarray:
+        """VNet I's map."""
+        return np.asarray(ops.softmax(self.vnet_1(low, training=False)))
+
+    def context(self, image: np.ndarray) -> np.ndarray:
+        """VNet I's map on the volume's grid."""
+        initial = ops.convert_to_tensor(self.initial(self.low(image)))
+        return np.asarray(layers.resize_linear(initial, image.shape[1:4]))
+
+    def places(self, context: np.ndarray) -> Places:
+        """Where the boxes lie by a map."""
+        corners = {n: BoxCorner(CLASSES.index(n), box)(context) for n, box in self.boxes.items()}
+        return {name: np.asarray(corner) for name, corner in corners.items()}
+
+    def label(self, image: np.ndarray, context: np.ndarray, places: Places) -> np.ndarray:
+        """Classes (z, y, x) of the cascade with a map and boxes."""
+        found = []
+        for name, vnet in self.vnets.items():
+            crop, k = Crop(self.boxes[name]), CLASSES.index(name)
+            x = crop([image, places[name]])
+            if self.auto_context:
+                x = ops.concatenate([x, crop([context[..., k : k + 1], places[name]])], axis=-1)
+            probability = ops.sigmoid(vnet(x, training=False))
+            found.append(Uncrop()([probability, places[name], image]))
+        return np.asarray(self.refinement.classes(ops.concatenate(found, axis=-1)))[0, ..., 0]
+
+
+def moved(x: np.ndarray, shift: Sequence[int]) -> np.ndarray:
+    """A volume (1, z, y, x, channels) moved, its edge values coming in from outside."""
+    inner = tuple(slice(0, n - by) for n, by in zip(x.shape[1:4], shift))
+    return np.pad(x[:, *inner], [(0, 0), *((by, 0) for by in shift), (0, 0)], mode="edge")
+
+
+def unmoved(x: np.ndarray, shift: Sequence[int]) -> np.ndarray:
+    """The same volume at its own place: it ends where the moved one does."""
+    inner = tuple(slice(0, n - by) for n, by in zip(x.shape[1:4], shift))
+    return np.pad(x[:, *inner], [(0, 0), *((0, by) for by in shift), (0, 0)], mode="edge")
+
+
+def agreement(still: np.ndarray, back: np.ndarray, shift: Sequence[int]) -> dict[str, float]:
+    """DSC of a label (z, y, x) with that of the moved volume, where both see the same."""
+    a = still[tuple(slice(0, n - by) for n, by in zip(still.shape, shift))]
+    b = back[tuple(slice(by, None) for by in shift)]
+    return {name: metrics.dice(a == k, b == k) for k, name in enumerate(NAMES, 1)}
+
+
+def rows(cascade: Cascade, image: np.ndarray, shift: Sequence[int]) -> dict[str, dict[str, float]]:
+    """{row: {object: agreement}} of a preprocessed volume."""
+    ended, there = unmoved(image, shift), moved(image, shift)
+    labels, contexts, places = {}, {}, {}
+    for name, volume in {"still": image, "ended": ended, "there": there}.items():
+        contexts[name] = cascade.context(volume)
+        places[name] = cascade.places(contexts[name])
+        labels[name] = cascade.label(volume, contexts[name], places[name])
+    exact = moved(contexts["ended"], shift)
+    along = {name: corner + np.int32(shift) for name, corner in places["ended"].items()}
+    parts = {
+        "VNet I's map moved": cascade.label(there, exact, along),
+        "map moved, own boxes": cascade.label(there, exact, places["there"]),
+        "own map, boxes moved": cascade.label(there, contexts["there"], along),
+    }
+    found = {
+        "moved": agreement(labels["still"], labels["there"], shift),
+        "other ends": agreement(labels["still"], labels["ended"], (0, 0, 0)),
+        "moved, the same ends": agreement(labels["ended"], labels["there"], shift),
+        **{name: agreement(labels["ended"], label, shift) for name, label in parts.items()},
+    }
+    classes = [np.argmax(contexts[name][0], axis=-1) for name in ("ended", "there")]
+    found["VNet I, moved, the same ends"] = agreement(classes[0], classes[1], shift)
+    period = 2 ** (cascade.refinement.configuration.depth - 1)
+    low, around = cascade.low(image), [(0, 0), *[(0, period)] * 3, (0, 0)]
+    room = np.pad(low, around, mode="edge")
+    for by in range(1, period + 1):
+        pair = [
+            np.argmax(cascade.initial(volume)[0], axis=-1)
+            for volume in (room, moved(room, (by,) * 3))
+        ]
+        found[f"VNet I, moved by {by} of its voxels"] = agreement(*pair, (by,) * 3)
+    return found
+
+
+def table(of_cases: Sequence[Mapping[str, Mapping[str, float]]]) -> str:
+    """Mean and lowest agreement of every row."""
+    values: dict[str, dict[str, list[float]]] = collections.defaultdict(dict)
+    for found in of_cases:
+        for row, of_row in found.items():
+            for name, value in of_row.items():
+                values[row].setdefault(name, []).append(100 * value)
+    lines = [f"{'mean (lowest) DSC %':32}" + "".join(f"{name:>18}" for name in NAMES)]
+    for row, of_objects in values.items():
+        cells = [f"{np.nanmean(of):.2f} ({np.nanmin(of):.2f})" for of in of_objects.values()]
+        lines.append(f"{row:32}" + "".join(f"{cell:>18}" for cell in cells))
+    return "\n".join(lines)
+
+
 def main(given: Given) -> None:
-    import numpy as np
-
-    from tf_autoctx import metrics
-    from tf_autoctx.systems.embryo.system import TrainedRun
-    from tf_autoctx.systems.shared import evaluation, prediction
-
+    """Runs the benchmark."""
     chosen = given.configured(ShiftedEmbryo)
     trained = TrainedRun.load(chosen.run)
-    labels = trained.system.labels
-    segment = prediction.load(chosen.run)
-    dice: dict[str, list[float]] = {name: [] for name in labels.values()}
+    (network,) = training.last_finished(trained.run).values()
+    if "body" not in network.output or trained.system.grid:
+        raise FieldError("run", chosen.run, "expected a refined cascade on the volumes' own grid.")
+    cascade, of_cases = Cascade(network, trained.system.refinement), []
     for case in evaluation.held_out(trained.cases, trained.read):
         image, _ = trained.read(case)
-        voxels, spacing = image.array, image.spacing
-        still = segment(voxels, spacing, case.image)["label"]
-        inner = tuple(slice(0, n - by) for n, by in zip(voxels.shape, chosen.shift))
-        moved = np.pad(voxels[inner], [(by, 0) for by in chosen.shift], mode="edge")
-        back = segment(moved, spacing, case.image)["label"]
-        back = back[tuple(slice(by, None) for by in chosen.shift)]
-        for value, name in labels.items():
-            dice[name].append(metrics.dice(still[inner] == value, back == value))
-        last = ", ".join(f"{name} {100 * values[-1]:.2f} %" for name, values in dice.items())
-        print(case.name, last, flush=True)
-    for name, values in dice.items():
-        print(
-            f"{name}: mean DSC {100 * np.mean(values):.2f} %, lowest {100 * min(values):.2f} % of "
-            f"{len(values)} volumes"
-        )
+        voxels = image.array.reshape(*image.array.shape[:3], -1).astype(np.float32)
+        voxels = np.asarray(trained.system.refinement.preprocess(voxels[None]))
+        of_cases.append(rows(cascade, voxels, chosen.shift))
+        told = (f"{name} {100 * v:.2f} %" for name, v in of_cases[-1]["moved"].items())
+        print(case.name, *told, flush=True)
+    print(table(of_cases))
 
 
 if __name__ == "__main__":

@@ -408,6 +408,18 @@ def test_the_last_stage_of_the_embryo_has_its_own_learning_rate(tmp_path):
     assert rates == {"initial": own, "refine": own, "end_to_end": 0.5} and own != 0.5
 
 
+def test_the_first_stage_of_the_embryo_has_its_own_steps(tmp_path):
+    _, session = test_order.of_embryos("initial")(tmp_path)
+    steps = []
+    for initial in (0, 7):
+        given = dataclasses.replace(session, values={**session.values, "initial_steps": initial})
+        kinds = test_order.embryo_training.KINDS.items()
+        steps.append({name: kind.own_session(given).settings.steps for name, kind in kinds})
+    own = session.settings.steps
+    same = {"initial": own, "refine": own, "end_to_end": own}
+    assert steps == [same, same | {"initial": 7}] and own != 7
+
+
 def test_a_folder_has_one_owner(tmp_path):
     code = f"from tf_autoctx import files; files.own({str(tmp_path)!r})"
 

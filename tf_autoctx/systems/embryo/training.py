@@ -108,6 +108,11 @@ class InitialStage(CascadeStage):
 
     name = "initial"
 
+    @classmethod
+    def own_session(cls, session: Session) -> Session:
+        steps = session.configured(Schedule).initial_steps or session.settings.steps
+        return session.with_settings(steps=steps)
+
     def losses(self, networks: Networks, batch: Mapping[str, Tensor]) -> Tensor:
         """By default the Dice loss, averaged over the three classes on VNet I's grid."""
         initial = networks["network"](batch["image"], training=True)["initial"]
@@ -163,11 +168,10 @@ def train(refinement: Refinement, session: Session) -> Networks:
     if schedule.initial_from:
         _take_over(initial_file(schedule.initial_from), session)
     names = schedule.stages(refinement.configuration.auto_context)
-    session = session.with_costs({name: KINDS[name].cost for name in names})
-    for name in names:
-        kind = KINDS[name]
-        of_stage = kind.own_session(session)
-        stages.train_network(kind(refinement, of_stage), of_stage)
+    sessions = {name: KINDS[name].own_session(session) for name in names}
+    costs = {name: KINDS[name].cost * own.settings.steps for name, own in sessions.items()}
+    for name, own in sessions.items():
+        stages.train_network(KINDS[name](refinement, own), own.with_costs(costs))
     return finished(session.run)
 
 

@@ -28,7 +28,7 @@ class Session:
       settings: how long and how fast.
       training, validation: {name: path} of each prepared case; validation may be empty.
       ignored: label of voxels that are left out of losses and scores; None: the data set has none.
-      costs: {stage: time of a step, relative to those of the others}, in the order of training.
+      costs: {stage: its time, relative to those of the others}, in the order of training.
     """
 
     run: Run
@@ -55,7 +55,7 @@ class Session:
         return configuration.configured(kind, self.values)
 
     def later(self, stage: str) -> float:
-        """What the stages after one take, in steps of it; all have as many steps."""
+        """What the stages after one take, in steps of it."""
         names = list(self.costs)
         after = names[names.index(stage) + 1 :] if stage in names else []
         ratio = sum(self.costs[name] / self.costs[stage] for name in after)
