@@ -131,6 +131,57 @@ def test_a_missed_class_counts_as_0():
     np.testing.assert_allclose(losses.DiceLoss()(label, logits), [-(6 / 7 + 0) / 2], atol=1e-5)
 
 
+def test_dice_over_the_batch():
+    # A second sample of class 0, with p = 3/4 at both voxels. Class 0: 2 * (1/2 + 3/2) of
+    # (1/4 + 1/2 + 3/2) + 3; class 1: 2 * 3/4 of (3/4 + 1/2 + 1/2) + 1.
+    label = np.concatenate([LABEL, np.zeros_like(LABEL)])
+    logits = np.concatenate([LOGITS, np.log(np.float32([[[3, 1], [3, 1]]]))])
+    expected = -(4 / 5.25 + 1.5 / 2.75) / 2
+    found = losses.DiceLoss(batch_dice=True)(label, logits)
+    np.testing.assert_allclose(found, [expected] * 2, rtol=1e-5)
+    by_sample = losses.DiceLoss()(label, logits)
+    assert abs(np.mean(by_sample) - expected) > 0.05
+    # With another term, and the same of regions: class 1 alone, by its sigmoid.
+    both = losses.ClassLoss(batch_dice=True)(label, logits)
+    np.testing.assert_allclose(both - found, losses.cross_entropy(label, logits), rtol=1e-4)
+    region = np.float32([[[3], [1]], [[1 / 3], [1 / 3]]])
+    of_region = losses.RegionLoss(((1,),), ("dice",), batch_dice=True)(label, np.log(region))
+    np.testing.assert_allclose(of_region, [-1.5 / 2.75] * 2, rtol=1e-5)
+    # One sample is a batch.
+    alone = losses.DiceLoss(batch_dice=True)(LABEL, LOGITS)
+    np.testing.assert_array_equal(alone, losses.DiceLoss()(LABEL, LOGITS))
+
+
+@pytest.mark.parametrize(
+    "epsilon, first, second", [(1e-5, 6 / 7, 0), (1, 7 / 8, 1 / 2), (9, 15 / 16, 9 / 10)]
+)
+def test_what_epsilon_makes_of_a_class_that_is_not_there(epsilon, first, second):
+    # Class 0 at all of 4 voxels, p = 3/4: (2 * 3 + e) / (3 + 4 + e); class 1, p = 1/4, is worth one
+    # voxel: e / (1 + e).
+    label = np.zeros((1, 4, 1), np.uint8)
+    logits = np.tile(np.log(np.float32([3, 1])), (1, 4, 1))
+    found = losses.DiceLoss(epsilon=epsilon)(label, logits)
+    np.testing.assert_allclose(found, [-(first + second) / 2], atol=2e-5)
+    region = np.tile(np.log(np.float32([1 / 3])), (1, 4, 1))
+    found = losses.RegionLoss(((1,),), ("dice",), epsilon=epsilon)(label, region)
+    np.testing.assert_allclose(found, [-second], atol=2e-5)
+
+
+def test_certainty_beyond_reason_is_rewarded_where_epsilon_is_small():
+    """What a class of 32^3 voxels that is not there gains from p = 1e-4, then 1e-9 a voxel, to
+    1e-12: 3.3 voxels, then none. By an epsilon of 100 voxels nothing but the former is worth
+    learning."""
+    label = np.zeros((1, 32768, 1), np.uint8)
+
+    def dice(p, epsilon):
+        logits = np.tile(np.float32([0, np.log(p)]), (1, 32768, 1))
+        return -2 * losses.DiceLoss(epsilon=epsilon)(label, logits)[0] - 1
+
+    tiny, organ = ([float(dice(p, e)) for p in (1e-4, 1e-9, 1e-12)] for e in (1e-5, 100.0))
+    np.testing.assert_allclose(tiny, [0, 1e-5 / (3.3e-5 + 1e-5), 1], atol=2e-2)
+    np.testing.assert_allclose(organ, [100 / 103.3, 1, 1], atol=1e-3)
+
+
 # Dice with squares, from probabilities.
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import running
 import tensorflow as tf
+from held import held
 from helpers import graph, noise
 from keras import ops
 from scipy import ndimage
@@ -558,6 +559,56 @@ def test_a_warning_of_structures_that_no_case_has(tmp_path, monkeypatch, caplog)
     assert "pancreas (label 5)" in caplog.text and "liver" not in caplog.text
 
 
+@pytest.mark.parametrize("level, place", [(1, 64), (2, 80)])
+def test_a_subvolume_in_a_corner_is_what_is_segmented_there(level, place):
+    """The last tile of a level, which reaches beyond the volume, and the subvolume about its
+    middle; the labels there are those of the volume's last voxels."""
+    of = pyramid(downsampling=(4, 2), tile_size=16)
+    x, seen = raw(84, 84, 84), {1: [], 2: []}
+    label = np.random.default_rng(0).integers(0, 3, (84, 84, 84, 1)).astype(np.uint8)
+    images = [of.preprocess(x, scale) for scale in of.configuration.scales]
+
+    def seeing(number):
+        def unet(x):
+            if not tf.is_symbolic_tensor(x):
+                seen[number].append(np.array(x))
+            return ops.repeat(0 * x[..., :1], 3, axis=-1)
+
+        return unet
+
+    of.probabilities([seeing(1), seeing(2)], images)
+    case = {"label": label, "places": np.full((1, 1, 3), place, np.float32), "spacing": np.ones(3)}
+    case |= {f"image_{n}": image[0] for n, image in enumerate(images, start=1)}
+    case["spacing"] = case["spacing"].astype(np.float32)
+    cut = subvolumes.draw(
+        held(case), (1, 2), scales=(4, 2), unit=2, size=(16,) * 3, augmentation=Augmentation()
+    )
+    window = seen[level][-1][0, ..., :1]
+    assert window.shape == (16,) * 3 + (1,) and not np.ptp(window[-3:], axis=0).any()  # beyond
+    np.testing.assert_array_equal(cut[f"image_{level}"], window)
+    ends = np.array(cut[f"label_{level}"])[-3:]
+    assert not np.ptp(ends, axis=0).any() and set(np.unique(ends)) == {0, 1, 2}
+
+
+@pytest.mark.parametrize("epsilon", [1e-5, 50.0])
+def test_the_flag_of_the_dice_is_that_of_the_loss(tmp_path, epsilon):
+    """Of classes and of regions, whose sums are over all samples of a step."""
+    label = np.random.default_rng(0).integers(0, 3, (2, 8, 8, 8, 1)).astype(np.uint8)
+    logits = noise(2, 8, 8, 8, 3)
+    how = {"epsilon": epsilon, "batch_dice": True}
+    run = session(tmp_path, cases(tmp_path, pyramid()))
+    found = training._loss(pyramid(dice_epsilon=epsilon), run)(label, logits)
+    np.testing.assert_array_equal(found, losses.ClassLoss(("dice",), **how)(label, logits))
+    assert found[0] == found[1]
+    of_regions = Pyramid(
+        configuration(regions="both=2+5,core=5", dice_epsilon=epsilon), {2: "both", 5: "core"}
+    )
+    regions = tuple(of_regions.class_regions.values())
+    found = training._loss(of_regions, run)(label, logits[..., :2])
+    expected = losses.RegionLoss(regions, **how)(label, logits[..., :2])
+    np.testing.assert_array_equal(found, expected)
+
+
 def test_stages_have_the_names_of_their_last_level():
     three = (8, 4, 2)
     assert training.stage_name(configuration(downsampling=three)) == "pyramid"
@@ -614,7 +665,7 @@ def test_the_loss_of_a_step_is_that_of_all_levels(tmp_path):
     [(batch, _)] = pipeline.training(columns, draw, order)
     logits = network({f"image_{n}": batch[f"image_{n}"] for n in levels}, training=True)
     dice = [
-        float(ops.mean(losses.DiceLoss()(batch[f"label_{n}"], logits[f"level_{n}"])))
+        float(losses.DiceLoss(batch_dice=True)(batch[f"label_{n}"], logits[f"level_{n}"])[0])
         for n in levels
     ]
     assert max(dice) < -0.05  # none could be left out

@@ -9,8 +9,10 @@ from scipy import ndimage
 
 from tf_autoctx.data import augment, pipeline, subvolumes
 from tf_autoctx.data.configuration import Augmentation
+from tf_autoctx.data.phantoms import abdomens
 from tf_autoctx.models import layers
 from tf_autoctx.models.unet3d import ResampleAboutCentre
+from tf_autoctx.systems.multi_organ.presets import DEFORMATION
 
 STILL = Augmentation()
 EVERYTHING = Augmentation(shift=4, rotation=10.0, elastic=4.0, elastic_spacing=16)
@@ -86,15 +88,15 @@ def test_the_same_generator_draws_the_same_places():
 
 
 @pytest.mark.parametrize("place", [(10, 9, 12), (0, 21, 1), (19, 0, 23)])
-def test_the_finest_level_is_a_plain_crop_and_air_beyond(place):
+def test_the_finest_level_is_a_plain_crop_and_beyond_the_volume_its_edge(place):
     image = 5 + noise(20, 22, 24)
     sample, label = at_voxel(place, image)
     for seed in seeds(3):
         cut = drawn(sample, seed)
         around = tuple(slice(at + 8 - 4, at + 8 + 4) for at in place)
-        np.testing.assert_array_equal(cut["image_1"], np.pad(image, 8)[around])
-        np.testing.assert_array_equal(cut["label_1"], np.pad(label, 8)[around])
-        assert cut["label_1"][4, 4, 4] == 1 and np.sum(cut["label_1"] == 1) == 1
+        np.testing.assert_array_equal(cut["image_1"], np.pad(image, 8, "edge")[around])
+        np.testing.assert_array_equal(cut["label_1"], np.pad(label, 8, "edge")[around])
+        assert cut["label_1"][4, 4, 4] == 1
 
 
 def test_a_shrunk_finest_level_is_a_plain_crop_of_the_shrunk_volume():
@@ -133,21 +135,22 @@ def test_every_level_is_interpolated_about_the_same_centre(size, scales):
         shrunk = np.array(sample[f"image_{level}"].whole())[..., 0]
         index = [edge * small / full - 0.5 for edge, small, full in zip(at, shrunk.shape, size)]
         index = np.stack(np.meshgrid(*index, indexing="ij"))
-        expected = ndimage.map_coordinates(shrunk, index, order=1, mode="grid-constant")
+        expected = ndimage.map_coordinates(shrunk, index, order=1, mode="nearest")
         np.testing.assert_allclose(cut[f"image_{level}"], expected, atol=1e-4)
         if scale % 2:
             around = np.ix_(*(np.floor(edge).astype(int) + 16 for edge in at))
-            np.testing.assert_array_equal(cut[f"label_{level}"], np.pad(label, 16)[around])
+            np.testing.assert_array_equal(cut[f"label_{level}"], np.pad(label, 16, "edge")[around])
 
 
-def test_far_outside_there_is_air_without_a_label():
-    sample, _ = at_voxel((3, 3, 3), 5 + noise(6, 6, 7), scales=(4, 1))
+def test_far_outside_the_volume_goes_on_as_it_ends():
+    sample, _ = at_voxel((3, 3, 3), 5 + noise(6, 6, 6), scales=(4, 1))
     cut = drawn(sample, seeds(1)[0], scales=(4, 1))
     # Voxels of 4 at ..., -3, 1, 5, 9, ...: two of them are inside on every axis.
     for name in ("image_1", "label_1"):
-        assert np.any(cut[name][3:5, 3:5, 3:5])
-        cut[name][3:5, 3:5, 3:5] = 0
-        assert not np.any(cut[name])
+        assert np.ptp(cut[name][3:5, 3:5, 3:5]) > 0
+        for axis in range(3):
+            for beyond in np.split(cut[name], (3, 5), axis)[::2]:
+                assert not np.ptp(beyond, axis=axis).any()
 
 
 # Where subvolumes are.
@@ -209,7 +212,7 @@ def test_levels_share_their_centre_and_their_deformation(scales, spacing):
         # The deformation bends within a voxel of level 1 too: u'' h^2 / 8, here below a fifth of a
         # voxel.
         np.testing.assert_allclose(context, cut["image_2"], atol=0.25 * scales[-1])
-        assert np.abs(cut["image_2"][0, ..., 0] - still).max() > 2 * scales[-1]
+        assert np.abs(cut["image_2"][0, ..., 0] - still).max() > scales[-1]
 
 
 def test_image_and_label_move_together():
@@ -244,6 +247,56 @@ def test_the_same_seed_draws_the_same_subvolumes():
     )
     for mapped, expected in zip(in_a_map.batch(4).get_single_element()["image_2"], eager):
         np.testing.assert_allclose(mapped[..., 0], expected["image_2"], atol=1e-3)
+
+
+def test_the_drawn_structure_is_in_the_middle_of_what_is_deformed():
+    """Its share of the central 2^3 voxels, of phantoms with the presets' deformation."""
+    image, label, spacing = abdomens.abdomen((56, 64, 88), 3.0, seed=1)
+    sample = case(image.astype(np.float32), label, (2, 1), range(1, 8), spacing)
+
+    def share(augmentation):
+        @tf.function
+        def middle(seed):
+            cut = subvolumes.draw(
+                sample, seed, scales=(2, 1), unit=1, size=(8, 8, 8), augmentation=augmentation
+            )
+            seeds = tf.unstack(tf.random.experimental.stateless_split(seed, 4))
+            place = tf.cast(pipeline.random_place(sample["places"].whole(), seeds[:2]), tf.int32)
+            structure = sample["label"].at(tf.unstack(place))
+            return tf.reduce_any(cut["label_2"][3:5, 3:5, 3:5, 0] == structure)
+
+        return np.mean([bool(middle(seed)) for seed in seeds(200)])
+
+    assert share(STILL) == 1 and share(Augmentation(**DEFORMATION)) > 0.97
+
+
+def test_subvolumes_turn_and_bend_about_their_voxel():
+    """Of an image that is linear in the position, the mean of the central 2^3 stays what it is."""
+    sample = linear_case((2, 1))
+    turned = Augmentation(rotation=10.0, elastic=4.0, elastic_spacing=16)
+    still = drawn(sample, seeds(1)[0], scales=(2, 1))["image_2"]
+    for seed in seeds(5):
+        cut = drawn(sample, seed, turned, scales=(2, 1))["image_2"]
+        assert cut[3:5, 3:5, 3:5].mean() == pytest.approx(still[3:5, 3:5, 3:5].mean(), abs=0.1)
+        assert np.abs(cut - still).max() > 1
+
+
+def test_a_translation_goes_as_far_as_the_structure():
+    label = np.zeros((40, 40, 40), np.uint8)
+    label[20, 20, :] = 1  # a thread along x, which leaves the volume
+    label[:, 19] = 2
+    sample = case(np.indices(label.shape)[2].astype(np.float32), label)
+    found = set()
+    for seed in seeds(60):
+        along = np.array(subvolumes._along(sample["label"], tf.constant([20.0, 20, 37]), seed, 4.0))
+        voxel = np.floor(np.array([20, 20, 37]) + along + 0.5).astype(int)
+        assert np.all(np.abs(along) <= 4) and voxel[2] < 40 and label[tuple(voxel)] == 1
+        found.add(int(voxel[2]))
+    assert found >= {36, 37, 38, 39}
+    # In the middle of a large structure it goes all the way.
+    whole = held({"label": np.ones((40, 40, 40, 1), np.uint8)})["label"]
+    far = [np.array(subvolumes._along(whole, tf.fill([3], 20.0), seed, 4.0)) for seed in seeds(60)]
+    assert np.abs(far).max() > 3.8 and np.abs(far).mean() == pytest.approx(2, abs=0.3)
 
 
 # The deformation.
@@ -448,19 +501,27 @@ def test_levels_are_changed_alike_but_for_their_noise():
 # Resampling.
 
 
-@pytest.mark.parametrize("kind, order", [("linear", 1), ("nearest", 0)])
-def test_sampling_equals_scipy(kind, order):
+@pytest.mark.parametrize(
+    "kind, continued, order, mode",
+    [
+        ("linear", {}, 1, "nearest"),
+        ("nearest", {}, 0, "grid-constant"),
+        ("nearest", {"continued": True}, 0, "nearest"),
+    ],
+)
+def test_sampling_equals_scipy(kind, continued, order, mode):
     volume, rng = 5 + noise(5, 6, 7, 2), np.random.default_rng(1)
     volume = volume if kind == "linear" else rng.integers(1, 255, volume.shape).astype(np.uint8)
     index = rng.uniform(-3, 10, (4, 300, 3)).astype(np.float32)
-    answer = getattr(augment, f"sample_{kind}")(Held(tf.constant(volume)), tf.constant(index))
+    sampled = getattr(augment, f"sample_{kind}")
+    answer = sampled(Held(tf.constant(volume)), tf.constant(index), **continued)
     assert answer.shape == (4, 300, 2) and answer.dtype == volume.dtype
     for channel in range(2):
         expected = ndimage.map_coordinates(
             volume[..., channel],
             np.moveaxis(index, -1, 0),
             order=order,
-            mode="grid-constant",
+            mode=mode,
             cval=0,
         )
         np.testing.assert_allclose(answer[..., channel], expected, atol=1e-4)
@@ -470,11 +531,13 @@ def test_sampling_by_hand():
     line = Held(tf.reshape(tf.constant([8.0, 4.0, 6.0]), (1, 1, 3, 1)))
     index = np.zeros((8, 3), np.float32)
     index[:, 2] = [-1, -0.5, 0, 0.25, 1, 1.5, 2.5, 3]
-    # Half a voxel beyond the edge it is half air.
     np.testing.assert_allclose(
-        np.ravel(augment.sample_linear(line, index)), [0, 4, 8, 7, 4, 5, 3, 0]
+        np.ravel(augment.sample_linear(line, index)), [8, 8, 8, 7, 4, 5, 6, 6]
     )
     index[:, 2] = [-1, -0.51, -0.49, 0.49, 0.51, 2.49, 2.51, 1e6]
     np.testing.assert_array_equal(
         np.ravel(augment.sample_nearest(line, index)), [0, 0, 8, 8, 4, 6, 0, 0]
+    )
+    np.testing.assert_array_equal(
+        np.ravel(augment.sample_nearest(line, index, continued=True)), [8, 8, 8, 8, 4, 6, 6, 6]
     )

@@ -1,6 +1,7 @@
 """Losses, from logits where nothing else is said.
 
-One float32 value per sample, so that any number of replicas sums the same gradient.
+One float32 value per sample, so that any number of replicas sums the same gradient; but where the
+sums of a Dice are over the batch, they are over the share of it that a replica has.
 
 Where a data set marks voxels to be ignored, losses take the value of their label, `ignored`, and
 leave them out: sums and means are those of the other voxels. Without it, no operation is added.
@@ -111,12 +112,17 @@ class ClassLoss(keras.losses.Loss):
     """
 
     def __init__(
-        self, terms: Sequence[str] = TERMS, name: str = "classes", ignored: int | None = None
+        self,
+        terms: Sequence[str] = TERMS,
+        name: str = "classes",
+        epsilon: float = 1e-5,
+        ignored: int | None = None,
+        batch_dice: bool = False,
     ) -> None:
-        """Takes those of `TERMS` that are summed."""
+        """Takes those of `TERMS` that are summed; the rest as `DiceLoss`."""
         super().__init__(name=name, reduction=None)
         self.terms, self.ignored = terms, ignored
-        self._dice = DiceLoss(ignored=ignored)
+        self._dice = DiceLoss(epsilon=epsilon, ignored=ignored, batch_dice=batch_dice)
 
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         total = 0.0
@@ -185,22 +191,31 @@ class DiceLoss(keras.losses.Loss):
     L = -\frac{1}{K} \sum_k
         \frac{2 \sum_i p_{ik} l_{ik} + \epsilon}{\sum_i p_{ik} + \sum_i l_{ik} + \epsilon}
 
-    A class absent from both prediction and truth counts as a perfect 1, not as 0/0 (epsilon 1e-5).
+    A class absent from both prediction and truth counts as a perfect 1, not as 0/0. One that is
+    absent from the truth alone has epsilon / (s + epsilon), s the sum of its probabilities: 1/2
+    where these are worth epsilon voxels. With 1e-5 it is 0 unless all voxels are certain.
 
     call: y_true (batch, *spatial, 1) integer, y_pred (batch, *spatial, classes) logits -> (batch,)
     in [-1, 0], float32.
     """
 
     def __init__(
-        self, name: str = "dice", epsilon: float = 1e-5, ignored: int | None = None
+        self,
+        name: str = "dice",
+        epsilon: float = 1e-5,
+        ignored: int | None = None,
+        batch_dice: bool = False,
     ) -> None:
+        """With `batch_dice` sums are over the voxels of all samples, whose losses are then equal;
+        else over those of each sample."""
         super().__init__(name=name, reduction=None)
-        self.epsilon, self.ignored = epsilon, ignored
+        self.epsilon, self.ignored, self.batch_dice = epsilon, ignored, batch_dice
 
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         p = ops.softmax(ops.cast(y_pred, "float32"), axis=-1)
         size = counted(p, y_true, self.ignored)
-        return -ops.mean(_dice(p, one_hot(y_true, y_pred), size, self.epsilon), axis=-1)
+        truth = one_hot(y_true, y_pred)
+        return -ops.mean(_dice(p, truth, size, self.epsilon, self.batch_dice), axis=-1)
 
 
 class RegionLoss(keras.losses.Loss):
@@ -211,7 +226,7 @@ class RegionLoss(keras.losses.Loss):
 
     with p the sigmoid of the logits and C_r the mean binary cross entropy over voxels, as nnU-Net
     learns regions (Isensee et al. 2021). A region is whatever has one of its labels, and a label
-    may be in several. One absent from both prediction and truth has a Dice of 1 (epsilon 1e-5).
+    may be in several. One absent from both prediction and truth has a Dice of 1.
 
     call: y_true (batch, *spatial, 1) integer, y_pred (batch, *spatial, regions) logits -> (batch,)
     from -1, float32.
@@ -224,11 +239,13 @@ class RegionLoss(keras.losses.Loss):
         name: str = "regions",
         epsilon: float = 1e-5,
         ignored: int | None = None,
+        batch_dice: bool = False,
     ) -> None:
-        """Takes the labels of each region, and those of `TERMS` that are summed."""
+        """Takes the labels of each region, and those of `TERMS` that are summed; the rest as
+        `DiceLoss`."""
         super().__init__(name=name, reduction=None)
         self.regions, self.terms = regions, terms
-        self.epsilon, self.ignored = epsilon, ignored
+        self.epsilon, self.ignored, self.batch_dice = epsilon, ignored, batch_dice
 
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         logits = ops.cast(y_pred, "float32")
@@ -236,7 +253,7 @@ class RegionLoss(keras.losses.Loss):
         total = 0.0
         if "dice" in self.terms:
             p = counted(ops.sigmoid(logits), y_true, self.ignored)
-            total -= _dice(p, truth, p, self.epsilon)
+            total -= _dice(p, truth, p, self.epsilon, self.batch_dice)
         if "cross_entropy" in self.terms:
             entropy = counted(ops.softplus(logits) - truth * logits, y_true, self.ignored)
             total += _mean(entropy, y_true, self.ignored)
@@ -401,15 +418,18 @@ def discriminator_adversarial(real_logits: Tensor, fake_logits: Tensor) -> Tenso
     )
 
 
-def _dice(p: Tensor, truth: Tensor, size: Tensor, epsilon: float) -> Tensor:
-    """Soft Dice of every class, (batch, classes).
+def _dice(
+    p: Tensor, truth: Tensor, size: Tensor, epsilon: float, over_batch: bool = False
+) -> Tensor:
+    """Soft Dice of every class, (batch, classes); `over_batch`: the same in each sample.
 
     2 sum(p truth) + epsilon over sum(size) + sum(truth) + epsilon: a class absent from both has 1.
     p (batch, *spatial, classes) counts as `size` below, truth is 0 or 1.
     """
-    axes = _spatial(p)
+    axes = (0, *_spatial(p)) if over_batch else _spatial(p)
     overlap = 2 * ops.sum(p * truth, axis=axes) + epsilon
-    return overlap / (ops.sum(size, axis=axes) + ops.sum(truth, axis=axes) + epsilon)
+    dice = overlap / (ops.sum(size, axis=axes) + ops.sum(truth, axis=axes) + epsilon)
+    return ops.broadcast_to(dice, (ops.shape(p)[0], p.shape[-1])) if over_batch else dice
 
 
 def _any_of(labels: Tensor, values: Sequence[int]) -> Tensor:

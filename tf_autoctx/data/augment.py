@@ -28,6 +28,7 @@ BLOCK = (8, 16)
 INDEX = tf.uint32
 # What seeds are folded with, so that no change draws the numbers of another
 INTENSITIES, PARTS, SIZE, ELASTIC, MIRRORS, PATCH, FAKES, REALS, ABOUT, CONTEXT = range(1, 11)
+ALONG = 11
 
 
 def augmented(sample: Sample, seed: tf.Tensor, augmentation: Augmentation) -> Sample:
@@ -597,39 +598,43 @@ def _cubic_b_spline(t: tf.Tensor) -> tf.Tensor:
     return tf.where(t < 1, 2 / 3 - t**2 + t**3 / 2, tf.maximum(2 - t, 0) ** 3 / 6)
 
 
-def sample_linear(volume: Stored, index: tf.Tensor, continued: bool = False) -> tf.Tensor:
-    """Linear interpolation. Of the volume the box around the points is read.
+def sample_linear(volume: Stored, index: tf.Tensor) -> tf.Tensor:
+    """Linear interpolation; outside there is what the volume's edge has. Of the volume the box
+    around the points is read.
 
     Args:
       volume: (depth, height, width, channels) float32.
       index: (..., 3) float32, voxel centres at whole numbers.
-      continued: whether outside there is what its edge has; else 0 (which is air, after windowing).
 
     Returns:
       (..., channels) float32.
     """
-    covered: tf.Tensor = 1.0
     inside, lows, highs = [], [], []
     for at, edge in zip(tf.unstack(index, axis=-1), tf.unstack(volume.shape()[:3])):
         last = tf.cast(edge - 1, tf.float32)
-        # Within a voxel of the volume its outermost voxels fade to 0.
-        covered *= tf.clip_by_value(tf.minimum(at + 1, last + 1 - at), 0, 1)
         inside.append(tf.clip_by_value(at, 0, last))
         lows.append(tf.floor(tf.reduce_min(inside[-1])))
         highs.append(tf.minimum(tf.floor(tf.reduce_max(inside[-1])) + 1, last))
     low = tf.stack(lows)
     box = volume.cut(tf.cast(low, tf.int32), tf.cast(tf.stack(highs) - low + 1, tf.int32))
-    values = _linear(box, [at - low for at, low in zip(inside, lows)])
-    return values if continued else values * covered[..., None]
+    return _linear(box, [at - low for at, low in zip(inside, lows)])
 
 
-def sample_nearest(volume: Stored, index: tf.Tensor) -> tf.Tensor:
-    """The nearest voxels, 0 outside.
+def sample_nearest(volume: Stored, index: tf.Tensor, continued: bool = False) -> tf.Tensor:
+    """The nearest voxels.
 
-    Args: volume (depth, height, width, channels), index (..., 3). Returns (..., channels).
+    Args:
+      volume: (depth, height, width, channels).
+      index: (..., 3) float32, voxel centres at whole numbers.
+      continued: whether outside there is what the volume's edge has; else 0.
+
+    Returns:
+      (..., channels).
     """
     nearest, inside = _rounded(tf.unstack(index, axis=-1), volume.shape())
     values = volume.at([tf.cast(along, tf.int32) for along in nearest])
+    if continued:
+        return values
     return tf.where(inside[..., None], values, tf.zeros([], values.dtype))
 
 

@@ -3,6 +3,7 @@ structure (Roth et al. 2018, 2.3), or at one anywhere in a volume."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -47,6 +48,9 @@ def draw(
 ) -> augment.Sample:
     """Subvolumes of one case, one a scale, about a voxel of a structure drawn evenly.
 
+    A voxel of that structure is at their centre after the deformation, too: they turn and bend
+    about it, and are translated along the structure.
+
     Args:
       case: {"image_1": array (depth, height, width, channels) float32, the volume shrunk to the
         first scale, ..., "label": likewise (depth, height, width, 1) at full size, "places": see
@@ -60,14 +64,17 @@ def draw(
 
     Returns:
       {"image_1": (*size, channels) float32, "label_1": (*size, 1) uint8, ...}. Images are
-      interpolated linearly and labels taken from the nearest full-size voxel, once; what lies
-      outside the volume is air, 0.
+      interpolated linearly and labels taken from the nearest full-size voxel, once; outside the
+      volume both have what its edge has, as networks see it where they segment a volume.
     """
     seeds = tf.unstack(tf.random.experimental.stateless_split(seed, 4))
     place = pipeline.random_place(case["places"].whole(), seeds[:2])
     # The centre is a corner of voxels of the finest scale, so that an undeformed subvolume of it is
     # not interpolated.
     centre = tf.floor(place / unit) * unit
+    if augmentation.shift:
+        own = tf.random.fold_in(seed, augment.ALONG)
+        centre += _along(case["label"], place, own, augmentation.shift * unit)
 
     steps = [np.arange(edge) + 0.5 - edge / 2 for edge in size]
     grids = [[scale * along for along in steps] for scale in scales]
@@ -76,16 +83,30 @@ def draw(
     side = tf.random.stateless_uniform([3], seeds[3], -1e-3, 1e-3)
     full = tf.cast(case["label"].shape()[:3], tf.float32)
     cut = {}
-    landed = augment.deformed(augmentation, grids, seeds[2], unit, case["spacing"].whole())
+    turning = dataclasses.replace(augmentation, shift=0)
+    middle = [np.zeros(1)] * 3
+    *landed, moved = augment.deformed(
+        turning, [*grids, middle], seeds[2], unit, case["spacing"].whole()
+    )
     for level, offsets in enumerate(landed, start=1):
-        at = centre + offsets
+        at = centre + offsets - moved
         image = case[f"image_{level}"]
         shrunk = tf.cast(image.shape()[:3], tf.float32) / full
         cut[f"image_{level}"] = augment.sample_linear(image, at * shrunk - 0.5)
-        cut[f"label_{level}"] = augment.sample_nearest(case["label"], at - 0.5 + side)
+        at = at - 0.5 + side
+        cut[f"label_{level}"] = augment.sample_nearest(case["label"], at, continued=True)
     return {
         name: tf.ensure_shape(tensor, (*size, tensor.shape[-1])) for name, tensor in cut.items()
     }
+
+
+def _along(label: Stored, place: tf.Tensor, seed: tf.Tensor, most: float) -> tf.Tensor:
+    """(3,) voxels: a random translation of up to `most` along each axis, or the largest of some
+    eighths of it after which a voxel of the same structure is where the place (3,) was."""
+    drawn = tf.random.stateless_uniform([3], seed, -most, most)
+    steps = tf.linspace(1.0, 0.0, 9)[:, None] * drawn
+    there = augment.sample_nearest(label, place + steps)[:, 0]
+    return steps[tf.argmax(tf.cast(there == there[-1], tf.int32))]
 
 
 def patch(
@@ -121,5 +142,5 @@ def patch(
         if name.startswith("label"):
             cut[name] = augment.sample_nearest(array, at)
         elif name not in ("places", "spacing"):
-            cut[name] = augment.sample_linear(array, at, continued=True)
+            cut[name] = augment.sample_linear(array, at)
     return cut

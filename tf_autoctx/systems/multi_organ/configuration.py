@@ -97,6 +97,14 @@ class MultiOrgan:
         "he", "How convolutions are initialized.", choices=INITIALIZERS, training_only=True
     )
     bias: bool = field(False, BIAS, before=True)
+    dice_epsilon: float = field(
+        1e-5,
+        "What is added above and below in the Dice of a class, in voxels of a level: one that a "
+        "batch lacks counts as half right where so many voxels are found of it.",
+        least=1e-7,
+        training_only=True,
+        before=1e-5,
+    )
     regions: str = field(
         "",
         "Structures that are sets of label values, such as whole=1+2+3,core=2+3: they may lie in "

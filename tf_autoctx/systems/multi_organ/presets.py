@@ -51,6 +51,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "validation_fraction": 0.0,
         "learning_rate": 1e-3,
         "loss": "paper",
+        "dice_epsilon": 1e-5,  # not given; absent classes count as 1
         "learning_rate_decay": "constant",
         "beta_1": 0.9,
         **dataclasses.asdict(Augmentation(**DEFORMATION)),

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -139,12 +140,14 @@ def train(pyramid: Pyramid, session: Session) -> Networks:
 
 
 def _loss(pyramid: Pyramid, session: Session) -> keras.losses.Loss:
-    """Of one level: by default the Dice loss of equation 1, or that of regions."""
-    settings, ignored = session.settings, session.ignored
+    """Of one level: by default the Dice loss of equation 1, whose sums know no samples, or that of
+    regions."""
+    settings, epsilon = session.settings, pyramid.configuration.dice_epsilon
+    dice: Any = {"epsilon": epsilon, "ignored": session.ignored, "batch_dice": True}
     if pyramid.regions:
         regions = tuple(pyramid.class_regions.values())
-        return losses.RegionLoss(regions, settings.terms(losses.TERMS), ignored=ignored)
-    return losses.ClassLoss(settings.terms(("dice",)), ignored=ignored)
+        return losses.RegionLoss(regions, settings.terms(losses.TERMS), **dice)
+    return losses.ClassLoss(settings.terms(("dice",)), **dice)
 
 
 def stage_name(configuration: MultiOrgan, count: int | None = None) -> str:
