@@ -4,9 +4,9 @@
   autoctx-report --evaluations=runs/a/evaluation,runs/b/evaluation --output=report.html
   autoctx-report --evaluations=results --subjects=subjects.csv --output=repeatability.html
 
-The second lays one over the other. The third is of repeated scans without labels: `results` is what
-autoctx-predict --measurements wrote, and the page says how the measurements of a subject repeat. Of
-an evaluation it says so too, where groups have several cases or --subjects says which these are.
+The second lays one over the other. The third is of repeated scans without labels: `results` has the
+measurements.csv of the predict command, and the page says how the measurements of a subject repeat.
+Of an evaluation it says so too, where groups have several cases or --subjects says which these are.
 
 The page has tables, charts and the viewer, and needs no network and no other file. Any folder with
 a scores.csv will do; trainings also leave what the viewer shows in views/, and curves and
