@@ -8,6 +8,7 @@ import pytest
 
 from tf_autoctx import configuration
 from tf_autoctx.commands import training
+from tf_autoctx.commands.command_line import Command
 from tf_autoctx.configuration import Rules, check, field
 from tf_autoctx.errors import FieldError
 from tf_autoctx.systems.renderer.configuration import Online
@@ -182,7 +183,8 @@ def test_presets_are_values_of_flags(name):
     kinds = {
         field: kind for kind in training.kinds(declaration) for field in configuration.rules(kind)
     }
-    assert set(declaration.presets) == {"demo", "standard", "paper"}
+    small = {"paper_small"} if name == "embryo" else set()
+    assert set(declaration.presets) == {"demo", "standard", "paper"} | small
     for preset in declaration.presets.values():
         for flag, value in preset.items():
             assert configuration.rules(kinds[flag])[flag].allows(value), flag
@@ -198,6 +200,29 @@ def test_every_paper_fixes_the_same_kinds_of_flags():
         flags = {flag for kind in kinds for flag in configuration.rules(kind)}
         assert not (fixed & flags) - paper.keys(), name
         assert paper["validation_fraction"] == 0, name  # none of them names validation cases
+
+
+def test_the_small_network_of_the_embryo_differs_from_the_large_one_in_its_width_alone():
+    presets = registry.find("embryo", "here").presets
+    small = {**presets["paper_small"]}
+    assert (small.pop("base_filters"), small.pop("kernel")) == (8, 3)
+    paper = {**presets["paper"]}
+    assert (paper.pop("base_filters"), paper.pop("kernel")) == (16, 5)
+    assert small == paper
+
+
+@pytest.mark.parametrize(
+    "name, preset, known",
+    [
+        ("fetal_head", "paper_small", "demo, standard, paper."),
+        ("embryo", "papers", "demo, standard, paper, paper_small."),
+    ],
+)
+def test_a_system_names_its_presets(name, preset, known):
+    declaration = registry.find(name, "here")
+    command = Command(print, training.kinds(declaration), "", declaration.presets)
+    with pytest.raises(FieldError, match=rf"^preset='?{preset}'?: expected one of {known}$"):
+        training.filled(declaration, command.parse([f"--preset={preset}"]))
 
 
 def test_configurations_need_neither_keras_nor_tensorflow():

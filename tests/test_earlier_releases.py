@@ -91,7 +91,7 @@ def test_a_run_goes_on_with_its_biases_alone(earlier):
     expected |= {"postprocessing": "none", "patch": "none", "loss": "paper", "keep_cache": True}
     expected |= {"attention_norm": "none", "plain_decoder": "conv", "side_labels": "corner"}
     expected |= {"warm_start": False, "context": "cached", "context_dropout": 0.0}
-    expected |= {"rematerialize": False}
+    expected |= {"rematerialize": False, "test_fraction": 0.0}
     off = configuration.earlier([Augmentation])
     assert configuration.earlier(kinds) == {**expected, **off}
     with pytest.raises(

@@ -59,13 +59,13 @@ def test_a_table_of_five_runs_is_tested_over_runs():
     four runs the eight cases have one sign, p = 2 / 2^8."""
     cases = {f"seed {n}": {"a": n - 0.25, "b": n + 0.25} for n in (1, 2, 3, 4, 5)}
     made = rows(cases, dict.fromkeys(cases, 7.0))
-    for folds, p in ((None, 0.0132), (5, 0.0474)):
-        test = dsc(made, repeated.over_runs(made, folds))
+    for overlap, p in ((0, 0.0132), (1 / 4, 0.0474)):
+        test = dsc(made, repeated.over_runs(made, overlap))
         assert (test["unit"], test["n"], test["runs"]) == ("runs", 5, 5)
         assert test["mean_difference"] == 3 and test["p"] == pytest.approx(p, abs=1e-4)
     assert tables.counted(test) == "5 runs"
     few = [row for row in made if not row["case"].startswith("seed 5")]
-    test = dsc(few, repeated.over_runs(few, None))
+    test = dsc(few, repeated.over_runs(few))
     assert (test["unit"], test["n"], test["p"]) == ("cases", 8, pytest.approx(2 / 2**8))
     assert tables.counted(test) == "8 cases of 4 runs"
 
@@ -76,7 +76,7 @@ def test_cases_of_one_truth_are_shared_and_others_are_not():
     cases = {f"seed {n}": {"a": 0.0, "b": 10.0} for n in range(6)}
     same = rows(cases, dict.fromkeys(cases, 7.0))
     other = rows(cases, {run: 7.0 + n for n, run in enumerate(cases)})
-    shared, own = (dsc(made, repeated.over_runs(made, None)) for made in (same, other))
+    shared, own = (dsc(made, repeated.over_runs(made)) for made in (same, other))
     assert (shared["ci_low"], shared["ci_high"]) == (0, 10)
     assert 0 < own["ci_low"] < own["ci_high"] < 10
 
@@ -88,7 +88,7 @@ def test_cases_of_folds_have_runs_by_their_names():
         for row in rows(cases, dict.fromkeys(cases, 7.0))
     ]
     run_of = {name: run for run, of_run in cases.items() for name in of_run}
-    test = dsc(made, repeated.over_runs(made, 5, run_of))
+    test = dsc(made, repeated.over_runs(made, 1 / 4, run_of))
     assert (test["unit"], test["n"]) == ("runs", 5) and test["p"] == pytest.approx(0.0474, abs=1e-4)
 
 
@@ -97,7 +97,7 @@ def test_a_structure_that_fewer_runs_have_is_not_told_over_runs():
     cases = {f"seed {n}": {"a": n} for n in (1, 2, 3, 4, 5)}
     made = rows(cases, dict.fromkeys(cases, 7.0))
     face = [{**row, "structure": "face"} for row in made if not row["case"].startswith("seed 5")]
-    text = tables.dice_table(made + face, repeated.over_runs(made + face, None))
+    text = tables.dice_table(made + face, repeated.over_runs(made + face))
     assert "old against new: Avg. -3.00 %" in text and "paired t over 5 runs" in text
     p, holm = (line.split() for line in text.splitlines() if line[:4] in HEADS)
     # Two tests of one p, that of a gain of 1 to 5.

@@ -607,8 +607,29 @@ def calibration_error(bins: np.ndarray) -> float:
     return float(100 * np.abs(true - probability).sum() / count.sum()) if count.any() else np.nan
 
 
+def distribution(values: npt.ArrayLike, limit: float) -> dict[str, float]:
+    """Quartiles of one metric over cases, which show two kinds of cases where a mean does not.
+
+    Args:
+      values: (cases,); only finite ones count.
+      limit: below which cases are counted.
+
+    Returns:
+      {"min", "lower_quartile", "median", "upper_quartile", "max"}, NaN without a case, by linear
+      interpolation, and {"n", "n_below"} cases.
+    """
+    cases = np.asarray(values, float)
+    cases = cases[np.isfinite(cases)]
+    names = ("min", "lower_quartile", "median", "upper_quartile", "max")
+    found = np.percentile(cases, (0, 25, 50, 75, 100)) if len(cases) else [np.nan] * len(names)
+    below = int(np.count_nonzero(cases < limit))
+    return {**dict(zip(names, map(float, found))), "n": len(cases), "n_below": below}
+
+
 def repeatability(values: Sequence[float], groups: Sequence[Hashable]) -> dict[str, Any]:
-    """Spread of repeated measurements: the SD (ddof 1) within every group, their mean and range.
+    """Spread of repeated measurements, which needs no truth: within every group and over all.
+
+    Bland and Altman 1996 (BMJ 313, 744 and 41), and Shrout and Fleiss 1979, ICC(1,1).
 
     Args:
       values: finite measurements, for example volumes in mL, (scans,).
@@ -616,7 +637,12 @@ def repeatability(values: Sequence[float], groups: Sequence[Hashable]) -> dict[s
         and is left out.
 
     Returns:
-      {"sd": {group: SD}, "mean", "min", "max"}; the last three are NaN without a repeated scan.
+      {"sd": {group: SD (ddof 1)}, their "mean", "min", "max",
+      "within_sd": root of the mean variance within a group, weighted by its degrees of freedom,
+      "coefficient": of repeatability, 1.96 sqrt(2) within_sd, which 95 % of the differences between
+      two scans of a group stay below, "cv_percent": root mean square of SD / mean of the groups,
+      "icc": share of the variance that is between groups, one-way; "n": groups, "scans": of them}.
+      All but the last two are NaN without a repeated scan; the ICC needs two groups.
 
     Raises:
       ValueError: values and groups differ in length.
@@ -627,7 +653,31 @@ def repeatability(values: Sequence[float], groups: Sequence[Hashable]) -> dict[s
     repeated = {group: scans for group, scans in members.items() if len(scans) > 1}
     sd = {group: float(np.std(scans, ddof=1)) for group, scans in repeated.items()}
     spread = list(sd.values()) or [np.nan]
-    return {"sd": sd, "mean": float(np.mean(spread)), "min": min(spread), "max": max(spread)}
+    counts = np.array([len(scans) for scans in repeated.values()])
+    means = np.array([np.mean(scans) for scans in repeated.values()])
+    n, scans, within_sd, cv, icc = len(counts), int(counts.sum()), np.nan, np.nan, np.nan
+    if n:
+        within = float((counts - 1) @ np.square(spread)) / (scans - n)
+        within_sd = within**0.5
+        with np.errstate(divide="ignore", invalid="ignore"):
+            cv = 100 * np.sqrt(np.mean(np.square(spread / means)))
+    if n > 1:
+        between = counts @ np.square(means - counts @ means / scans) / (n - 1)
+        size = (scans - counts @ counts / scans) / (n - 1)  # of a group, were they alike
+        total = between + (size - 1) * within
+        icc = (between - within) / total if total else np.nan
+    return {
+        "sd": sd,
+        "mean": float(np.mean(spread)),
+        "min": min(spread),
+        "max": max(spread),
+        "within_sd": within_sd,
+        "coefficient": 1.96 * 2**0.5 * within_sd,
+        "cv_percent": float(cv),
+        "icc": float(icc),
+        "n": n,
+        "scans": scans,
+    }
 
 
 def _masks(

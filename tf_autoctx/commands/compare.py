@@ -125,7 +125,7 @@ def _of_runs(folders: Sequence[str]) -> tuple[Evaluations, Test]:
                 "the same seeds and folds."
             )
     rows = [row for scored in evaluations.values() for row in scored]
-    return evaluations, repeated.over_runs(rows, scored_runs.folds_of(runs))
+    return evaluations, repeated.over_runs(rows, scored_runs.overlap_of(runs))
 
 
 def compare(evaluations: Evaluations, test: Test) -> list[dict[str, Any]]:

@@ -265,7 +265,7 @@ def main(given: Given) -> None:
     structures = [ventricle, body]  # as in the paper
     rows = scores(runs, prefixes, structures)
     timed = times(runs, chosen)
-    test = repeated.over_runs(rows, scored_runs.folds_of(run.run for run in runs))
+    test = repeated.over_runs(rows, scored_runs.overlap_of(run.run for run in runs))
     text = f"{table_1(rows, timed, structures)}\n\n{tables.dice_table(rows, test)}"
 
     output = pathlib.Path(chosen.output)

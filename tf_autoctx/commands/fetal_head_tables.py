@@ -17,7 +17,8 @@ trainings, and where the seeds share their test cases (--data_dir) or heads are 
 times (--phantom_scans) looks surer than it is. The table says which.
 
 Writes scores.csv, cases.csv, summary.json, comparison.csv, times.json and table.txt, and how the
-head volumes of the best variant agree with the truth and repeat (figures 8 and 9).
+head volumes of USegNet-DS-HAS-Ctx, or without it of the last row, agree with the truth and repeat
+(figures 8 and 9).
 """
 
 from __future__ import annotations

@@ -316,7 +316,7 @@ def main(given: command_line.Given) -> None:
         return methods.index(row["method"]), structures.index(row["structure"])
 
     rows.sort(key=place)
-    test = repeated.over_runs(rows, scored_runs.folds_of(run.run for run in runs))
+    test = repeated.over_runs(rows, scored_runs.overlap_of(run.run for run in runs))
     text = tables.dice_table(rows, test)
     tables.write(settings.output, rows, test=test)
     with files.replacing(pathlib.Path(settings.output) / "table.txt") as path:

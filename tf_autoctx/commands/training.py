@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from tf_autoctx import configuration, native
 from tf_autoctx.commands.command_line import Command, Given
 from tf_autoctx.data.configuration import Data
+from tf_autoctx.errors import FieldError
 from tf_autoctx.systems.shared.declaration import Declaration
 from tf_autoctx.training.configuration import RunOptions, Settings
 
@@ -27,12 +28,16 @@ def filled(declaration: Declaration, given: Given) -> dict[str, Any]:
     Args:
       declaration: of the system.
       given: what a command line says; flags that are not the training's are left out.
+
+    Raises:
+      FieldError: the system has no such preset.
     """
     names = [name for kind in kinds(declaration) for name in configuration.rules(kind)]
     values: dict[str, Any] = {name: given[name] for name in names}
     values["work_dir"] = values["work_dir"] or f"runs/{declaration.name}"
     preset = values["preset"] or ("standard" if values["data_dir"] else "demo")
-    chosen = declaration.presets[preset]
+    if (chosen := declaration.presets.get(preset)) is None:
+        raise FieldError("preset", preset, f"expected one of {', '.join(declaration.presets)}.")
     return values | {name: value for name, value in chosen.items() if name not in given.typed}
 
 

@@ -40,6 +40,15 @@ class Data:
         least=0.0,
         most=0.9,
     )
+    test_fraction: float = field(
+        0.0,
+        "Share of the training cases that nothing is learnt from and that are scored at the end, "
+        "for data without test cases: whole groups (a patient, say), drawn by the seed, so that "
+        "all methods of one seed have the same ones. Data that have test cases refuse it.",
+        least=0.0,
+        most=0.9,
+        before=0.0,
+    )
     folds: int | None = field(
         None,
         "Parts that all cases but the test cases are divided into, each of about as many cases and "
@@ -55,6 +64,11 @@ class Data:
 
     def __post_init__(self) -> None:
         check(self)
+        if self.test_fraction and self.folds:
+            raise UserError(
+                "`test_fraction` and `folds`: each says which cases are scored at the end; "
+                "expected one of them."
+            )
         if (self.folds is None) != (self.fold is None):
             raise UserError(
                 "`folds` and `fold`: one of them alone says nothing; expected both, such as "

@@ -118,6 +118,7 @@ def load(
     training: bool = True,
     fold: tuple[int, int] | None = None,
     channels: int | None = None,
+    test_fraction: float = 0.0,
 ) -> Dataset:
     """Lists the cases of a data set; no image is read.
 
@@ -127,7 +128,8 @@ def load(
         imagesTr/ and labelsTr/, imagesTs/ and labelsTs/ likewise, whose dataset.json names label
         values alone, or a CSV file with the columns image, label, split (train, validation or val,
         test) and, if wanted, group and series (of a DICOM folder); its paths are relative to the
-        CSV, and label may be empty for a test image. In place of image there may be a column for
+        CSV, and label may be empty for a test image; split may be missing where `fold` or
+        `test_fraction` divides the cases. In place of image there may be a column for
         each channel, image_t1, image_t2 and so on, and case, its name. Semicolons or tabs in place
         of commas, capitals and blanks are read too.
       seed: decides which training cases validate, unless the CSV says so.
@@ -138,13 +140,17 @@ def load(
         `folds`, that one is the test cases, and of the rest `validation_fraction` validates; the
         source's own test cases are left out. None: the splits are the source's.
       channels: of every image, where the source does not tell; None: one.
+      test_fraction: share of the groups of the training cases that become the test cases, at least
+        one, before some of the others validate; test images without a label are left out. 0: the
+        test cases are the source's.
 
     Returns:
       Dataset, the same for a seed wherever the files lie and in whatever order they are listed.
 
     Raises:
       UserError: the source is none of the four, is malformed, lists a missing file or a case twice,
-        lacks a training case, tells other channels, or has fewer groups than folds.
+        lacks a training case, tells other channels, has fewer groups than folds, or with
+        `test_fraction` test cases of its own or a single group.
     """
     source = pathlib.Path(source)
     regions: tuple[Region, ...] = ()
@@ -161,7 +167,8 @@ def load(
             f"{source}: no such file or folder; expected a data set folder or a CSV file."
         )
     else:
-        (entries, told), labels = _read_csv(source), {}
+        divided = fold is not None or test_fraction > 0
+        (entries, told), labels = _read_csv(source, divided), {}
     names_of_channels = _channels(source, told, channels)
     splits = _cases(entries, len(names_of_channels))
     by_name = operator.attrgetter("name")
@@ -170,6 +177,11 @@ def load(
         raise UserError(f"{source}: holds no training case; expected at least one.")
     _require_distinct(source, splits)
     drawn_by = f"{seed}"
+    if test_fraction:
+        _require_divisible(source, splits, test_fraction)
+        splits["train"], splits["test"] = _split_off(
+            splits["train"], f"{seed}, test", test_fraction
+        )
     if fold is not None:
         number, count = fold
         parts = folds([*splits["train"], *splits["validation"]], seed, count)
@@ -192,10 +204,16 @@ def load(
 
 
 def of_flags(source: str | os.PathLike[str], flags: Mapping[str, Any]) -> Dataset:
-    """`load`, divided as a run of these flags is; one of before there were folds has none."""
-    fold = (flags["fold"], flags["folds"]) if flags.get("folds") else None
-    channels = flags.get("channels")
-    return load(source, flags["seed"], flags["validation_fraction"], fold=fold, channels=channels)
+    """`load`, divided as a run of these flags is; one of before there were folds or random test
+    cases has none."""
+    return load(
+        source,
+        flags["seed"],
+        flags["validation_fraction"],
+        fold=(flags["fold"], flags["folds"]) if flags.get("folds") else None,
+        channels=flags.get("channels"),
+        test_fraction=flags.get("test_fraction", 0.0),
+    )
 
 
 def _channels(source: pathlib.Path, told: tuple[str, ...], channels: int | None) -> tuple[str, ...]:
@@ -737,19 +755,20 @@ def label_names(path: pathlib.Path, labels: Any) -> dict[int, str]:
     return named
 
 
-def _read_csv(path: pathlib.Path) -> tuple[list[Entry], tuple[str, ...]]:
-    """What a CSV file says of its cases, and names of channels that have a column each."""
+def _read_csv(path: pathlib.Path, divided: bool) -> tuple[list[Entry], tuple[str, ...]]:
+    """What a CSV file says of its cases, and names of channels that have a column each; where they
+    are to be `divided`, it need not say a split."""
     spelled = {word: split for split, words in SPELLINGS.items() for word in words}
     split_of: dict[str, str] = {}
     entries = []
-    columns, rows = _rows(path)
+    columns, rows = _rows(path, divided)
     of_images = _image_columns(columns)
     for where, row in rows:
         label, word, group, series = (
             row.get(key, "") for key in ("label", "split", "group", "series")
         )
         missing = [column for column in of_images if not row.get(column)]
-        split = spelled.get(word.casefold())
+        split = spelled.get(word.casefold()) if "split" in columns else "train"
         if split is None:
             raise UserError(f"{where}: unknown split {word!r}; expected train, validation or test.")
         if missing or not (label or split == "test"):
@@ -791,17 +810,19 @@ def _beside(table: pathlib.Path, file: str) -> pathlib.Path:
     return windows if windows.exists() and not path.exists() else path
 
 
-def _rows(path: pathlib.Path) -> tuple[list[str], list[tuple[str, dict[str, str]]]]:
+def _rows(path: pathlib.Path, divided: bool) -> tuple[list[str], list[tuple[str, dict[str, str]]]]:
     """The columns of a CSV file, and (where it stands, {column: value}) of every row that holds
     something, see `spreadsheets.table`."""
     columns, rows = spreadsheets.table(path, "a CSV file in UTF-8 or a data set folder")
     of_images = _image_columns(columns)
-    missing = [column for column in ("label", "split") if column not in columns]
+    needed = ("label",) if divided else ("label", "split")
+    missing = [column for column in needed if column not in columns]
     missing = missing if of_images else ["image", *missing]
     if missing:
         raise UserError(
             f"{path}: lacks {missing} among {columns}; expected "
-            "image,label,split[,group,series] (of channels: image_NAME,image_NAME,...)."
+            "image,label,split[,group,series] (of channels: image_NAME,image_NAME,...; `folds` or "
+            "`test_fraction` divide cases without split)."
         )
     read = [*of_images, *COLUMNS[1:], *([NAME] if len(of_images) > 1 else [])]
     unread = [column for column in columns if column and column not in read]
@@ -857,13 +878,30 @@ def _require_distinct(source: pathlib.Path, splits: Mapping[str, Iterable[Case]]
                 seen[key] = f"{case.image} in {split}"
 
 
+def _require_divisible(
+    source: pathlib.Path, splits: Mapping[str, Sequence[Case]], fraction: float
+) -> None:
+    """Raises a `FieldError` where no test cases can be drawn of the training cases."""
+    own = [case.name for case in splits["test"] if case.label]
+    groups = {case.group for case in splits["train"]}
+    if own:
+        told = f"{source} has {len(own)} test cases of its own, such as {own[0]}; leave it out."
+    elif len(groups) < 2:
+        told = (
+            f"the training cases of {source} are one group, {groups.pop()}; expected two or more."
+        )
+    else:
+        return
+    raise FieldError("test_fraction", fraction, told)
+
+
 def _rank(seed: str, group: str) -> bytes:
     """By which groups are drawn: it depends on seed and name alone."""
     return hashlib.sha256(f"{seed} {group}".encode()).digest()
 
 
 def _split_off(cases: list[Case], seed: str, fraction: float) -> tuple[list[Case], list[Case]]:
-    """(train, validation): whole groups, drawn by their `_rank`."""
+    """(rest, drawn): whole groups, drawn by their `_rank`."""
     groups = sorted({case.group for case in cases}, key=functools.partial(_rank, seed))
     if len(groups) == 1:
         logging.warning(

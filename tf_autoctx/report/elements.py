@@ -50,6 +50,14 @@ def number(value: float, digits: int = 2) -> str:
     return f'<td data-value="{value}">{value:.{digits}f}</td>'
 
 
+def strip(percent: Iterable[float], colour: str) -> str:
+    """A cell with a dot for each value from 0 to 100, and ticks at 0, 50 and 100."""
+    dots = "".join(f'<circle cx="{2 * value + 5:.1f}" cy="9" r="4"/>' for value in percent)
+    ticks = '<path d="M5 9H205M5 4V14M105 4V14M205 4V14"/>'
+    drawn = f'{ticks}<g fill="{colour}">{dots}</g>'
+    return f'<td class="text"><svg class="strip" width="210" height="18">{drawn}</svg></td>'
+
+
 def line(cells: Iterable[str], attributes: str = "") -> str:
     """A line of a table."""
     return f"<tr {attributes}>{''.join(cells)}</tr>"

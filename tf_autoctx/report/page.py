@@ -22,13 +22,15 @@ from plotly.subplots import make_subplots
 from tf_autoctx import metrics
 from tf_autoctx.errors import UserError
 from tf_autoctx.files import read_json
-from tf_autoctx.report import calibration, elements, figures, tables, views
+from tf_autoctx.report import calibration, elements, figures, repeatability, tables, views
 from tf_autoctx.report.tables import Row
 
 # Of the last method of each evaluation, then of the others; without a yellow or green other than
 # those of `figures.picture`.
 COLOURS = (figures.PREDICTION, *(figures.PALETTE[i] for i in (1, 6, 5, 0, 4)))
 JPEG_QUALITY = 60
+LOW = 50.0  # DSC in percent, below which cases are counted
+LOWEST = 3  # cases that a line names
 UNSURE = "uncertainty_percent"  # a column of rows of methods that give probabilities
 
 
@@ -109,6 +111,11 @@ class Results:
         return {method: colours[method] for method in methods}
 
     @functools.cached_property
+    def repeated(self) -> list[repeatability.Series]:
+        """Measurements of groups with several cases."""
+        return repeatability.of_rows(self.rows)
+
+    @functools.cached_property
     def pairs(self) -> list[tuple[str, str]]:
         """Methods to compare: with the one before, and the last ones of the evaluations."""
         within = [pair for run in self.runs for pair in zip(run.methods[1:], run.methods)]
@@ -125,8 +132,11 @@ class Results:
 
 
 def write(
-    path: str | pathlib.Path, folders: Sequence[str | pathlib.Path], channel: int = 0
-) -> None:
+    path: str | pathlib.Path,
+    folders: Sequence[str | pathlib.Path],
+    channel: int = 0,
+    subjects: str | None = None,
+) -> str:
     """Writes the page.
 
     Args:
@@ -134,12 +144,18 @@ def write(
       folders: of evaluations, several of the same cases: each with scores.csv and, where they are
         there, views/ and, in the run folder above, config.json and history.csv of its stages.
       channel: of the images of the first evaluation, which is shown.
+      subjects: CSV file, see `repeatability.subjects_of`, in place of the groups of the cases.
+
+    Returns:
+      How measurements repeat, in plain words; "" where no group has several cases.
 
     Raises:
-      UserError: a file is missing or holds something else; evaluations have one name, no case or
-        structure in common, or other truths; the page cannot be written.
+      UserError: a file is missing or holds something else; `subjects` names no case; evaluations
+        have one name, no case or structure in common, or other truths; the page cannot be written.
     """
     runs = [_load(pathlib.Path(folder), several=len(folders) > 1) for folder in folders]
+    if subjects is not None:
+        runs = [_grouped(run, subjects, repeatability.subjects_of(subjects)) for run in runs]
     listed = ",".join(map(str, folders))
     if len({run.name for run in runs}) < len(runs):
         raise UserError(f"{listed}: expected evaluations of runs of different names.")
@@ -152,6 +168,7 @@ def write(
     sections = _sections(results, cases, drawn)
     title = "Evaluation of " + ", ".join(run.name for run in runs)
     elements.write(path, title, sections, drawn, list(cases.values()))
+    return repeatability.text(results.repeated) if results.repeated else ""
 
 
 # What lies in a folder
@@ -180,6 +197,21 @@ def _load(folder: pathlib.Path, several: bool) -> EvaluatedRun:
     histories = {file.parent.name: _history(file) for file in files}
     curves = {(prefix + m, name): bins for (m, name), bins in calibration.read(folder).items()}
     return EvaluatedRun(name, folder, prefix, rows, config, histories, curves)
+
+
+def _grouped(run: EvaluatedRun, path: str, subjects: Mapping[str, str]) -> EvaluatedRun:
+    """A run whose cases are of the subjects; a case of none is a subject of its own.
+
+    Raises:
+      UserError: it has none of their cases.
+    """
+    if not {row["case"] for row in run.rows} & set(subjects):
+        raise UserError(
+            f"{path}: names none of the cases of {run.folder}, such as {run.rows[0]['case']}; "
+            "expected their names."
+        )
+    rows = [{**row, "group": subjects.get(row["case"], row["case"])} for row in run.rows]
+    return dataclasses.replace(run, rows=rows)
 
 
 def _config(file: pathlib.Path) -> dict[str, Any]:
@@ -234,7 +266,9 @@ def _sections(
         "Cases": _cases(results, cases),
         "Uncertainty": _uncertainty(results, cases) + charts(unsure, "wide"),
         "Agreement": _agreement(results) + charts(agreement, "wide"),
-        "Distributions": charts(_boxes(results), "wide" if len(results.structures) > 1 else ""),
+        "Repeatability": repeatability.section(results.repeated, drawn, results.colours),
+        "Distributions": _distributions(results)
+        + charts(_boxes(results), "wide" if len(results.structures) > 1 else ""),
         "Training": charts(_curves(results)),
         "Configuration": _configuration(results),
     }
@@ -408,7 +442,7 @@ def _uncertainty_chart(results: Results, structure: str) -> go.Figure:
 
 
 def _agreement(results: Results) -> str:
-    """A line per method and structure: how sizes agree with the truth's and repeat in a group."""
+    """A line per method and structure: how sizes agree with the truth's."""
     size, colours = metrics.size_of(results.rows[0]), results.colours
     lines = []
     both = dict.fromkeys((row["method"], row["structure"]) for row in results.rows)
@@ -416,12 +450,10 @@ def _agreement(results: Results) -> str:
         chosen = results.chosen(method, structure)
         values = [row[size.name] for row in chosen]
         agreement = metrics.agreement(values, [row[size.truth] for row in chosen])
-        repeated = metrics.repeatability(values, [row["group"] or row["case"] for row in chosen])
         cells = [
             elements.number(agreement["n"], digits=0),
             *(elements.number(agreement[name], digits=4) for name in ("pearson_r", "p")),
             *(elements.number(agreement[name]) for name in ("bias", "limit_low", "limit_high")),
-            elements.number(repeated["mean"]),
         ]
         lines.append(
             elements.line(
@@ -435,12 +467,8 @@ def _agreement(results: Results) -> str:
         f"bias of the {size.title}",
         "lower limit",
         "upper limit",
-        "SD within a group",
     ]
-    notes = [
-        "Bland-Altman: bias of prediction - truth and its limits of agreement at 1.96 SD",
-        "SD within a group: mean over groups with several scans, such as a patient",
-    ]
+    notes = ["Bland-Altman: bias of prediction - truth and its limits of agreement at 1.96 SD"]
     return elements.table(["method", "structure"], headings, lines) + elements.notes(notes)
 
 
@@ -482,6 +510,37 @@ def _agreement_chart(results: Results, structure: str) -> go.Figure:
     figure.update_xaxes(title=f"mean of both: {size.title}", col=2)
     figure.update_yaxes(title="prediction - truth", col=2)
     return figure.update_layout(elements.LAYOUT)
+
+
+def _distributions(results: Results) -> str:
+    """A line per method and structure, first that with the lowest quartile: where the DSC of the
+    cases lie, which one mean does not tell apart from two kinds of cases."""
+    found = []
+    for method, structure in dict.fromkeys((r["method"], r["structure"]) for r in results.rows):
+        chosen = [r for r in results.rows if (r["method"], r["structure"]) == (method, structure)]
+        scored = {row["case"]: row.get("DSC_percent", math.nan) for row in chosen}
+        scored = {case: dsc for case, dsc in scored.items() if math.isfinite(dsc)}
+        found.append((metrics.distribution([*scored.values()], LOW), method, structure, scored))
+    found.sort(key=lambda each: np.nan_to_num(each[0]["lower_quartile"], nan=np.inf))
+    quartiles = {"min": "lowest", "lower_quartile": "25 %", "median": "median"}
+    quartiles |= {"upper_quartile": "75 %", "max": "highest"}
+    lines = []
+    for told, method, structure, scored in found:
+        lowest = sorted(scored.items(), key=lambda each: each[1])[:LOWEST]
+        colour = results.colours[method]
+        cells = [elements.words(method, colour), elements.words(structure)]
+        cells.append(elements.strip(scored.values(), colour))
+        cells.append(elements.words(", ".join(f"{case} {dsc:.1f}" for case, dsc in lowest)))
+        cells += [elements.number(told[name]) for name in quartiles]
+        cells += [elements.number(told[name], digits=0) for name in ("n_below", "n")]
+        lines.append(elements.line(cells))
+    words = ["method", "structure", "DSC (%), a dot per case", "lowest cases"]
+    table = elements.table(words, [*quartiles.values(), f"below {LOW:g} %", "n"], lines)
+    note = (
+        "Mean and SD tell little where some cases succeed and others fail: the dots then lie in "
+        "two groups. First stands the structure with the lowest quartile."
+    )
+    return f'<div class="scroll">{table}</div>{elements.notes([note])}'
 
 
 def _boxes(results: Results) -> list[go.Figure]:

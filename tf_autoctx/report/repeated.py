@@ -55,13 +55,13 @@ class OverRuns:
 
 
 def over_runs(
-    rows: Sequence[tables.Row], folds: int | None, run_of: Mapping[str, str] | None = None
+    rows: Sequence[tables.Row], overlap: float = 0.0, run_of: Mapping[str, str] | None = None
 ) -> OverRuns:
     """The test of a table of several runs.
 
     Args:
       rows: of all runs.
-      folds: how many the runs have, of which each tests one and learns from the others.
+      overlap: see `metrics.paired_runs`.
       run_of: {case: its run}; None: of rows that are `named`.
     """
     if run_of is None:
@@ -75,7 +75,7 @@ def over_runs(
     several = [list(of_runs.values()) for of_runs in truths.values() if len(of_runs) > 1]
     # Made-up cases of another seed have the same names, but not the same truth.
     shared = bool(several) and all(np.allclose(sizes, sizes[0], 1e-3) for sizes in several)
-    return OverRuns(run_of, shared, 1 / (folds - 1) if folds else 0.0)
+    return OverRuns(run_of, shared, overlap)
 
 
 def named(run: str, row: tables.Row) -> tables.Row:

@@ -30,9 +30,8 @@ class RunOptions:
     )
     preset: str | None = field(
         None,
-        "Values of the flags that are not given: demo, standard or paper. By default demo on "
-        "phantoms, standard on your data.",
-        choices=("demo", "standard", "paper"),
+        "Values of the flags that are not given: demo, standard, paper or another of the system, "
+        "see the flags. By default demo on phantoms, standard on your data.",
         may_change=True,
     )
     initial_weights: str = field(

@@ -1,6 +1,7 @@
 """Flag values by name; the command line wins.
 
-"paper" holds every constant of the paper.
+"paper" holds every constant of the paper, and widths that it does not give; "paper_small" has those
+that the paper's own seconds and memory allow (benchmarks/paper_sizes.py).
 """
 
 import dataclasses
@@ -63,3 +64,4 @@ PRESETS: dict[str, dict[str, Any]] = {
         "spacing": "none",
     },
 }
+PRESETS["paper_small"] = {**PRESETS["paper"], "base_filters": 8, "kernel": 3}

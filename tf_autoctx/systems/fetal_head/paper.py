@@ -29,4 +29,5 @@ TABLES: dict[str, dict[str, tuple[float, ...]]] = {
         "USegNet-DS-UAM": (95.57, 90.70, 91.54, 0.5242, 4.785, 0.88),
     },
 }
+PROPOSED = "USegNet-DS-HAS-Ctx"  # the method in the paper's title; figures 8 and 9 are of it
 METHODS = tuple(dict.fromkeys(method for table in TABLES.values() for method in table))

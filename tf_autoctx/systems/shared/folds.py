@@ -53,7 +53,7 @@ def joined(folders: Sequence[str | pathlib.Path]) -> tuple[list[tables.Row], tab
         row["case"]: scored_runs.name_of(run) for run in opened.values() for row in rows[run.folder]
     }
     every = _sorted([row for of_run in rows.values() for row in of_run], first)
-    return every, repeated.over_runs(every, count, run_of)
+    return every, repeated.over_runs(every, scored_runs.overlap_of([first]), run_of)
 
 
 def of_one_method(folders: Sequence[pathlib.Path]) -> tuple[list[tables.Row], list[Run]]:

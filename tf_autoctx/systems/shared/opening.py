@@ -200,6 +200,7 @@ def open_training(
 
     told = {
         "cases_fingerprint": of_all_folds if values["folds"] else None,
+        "test_cases": [case.name for case in held_out] if values["test_fraction"] else None,
         "channels": cases.channels if len(cases.channels) > 1 else None,
         "seen": seen or None,
         "plan": dataclasses.asdict(plan) if plan else None,
@@ -380,6 +381,8 @@ def _resolved(session: Session, held_out: int) -> str:
     epochs = math.ceil(settings.steps / epoch)
     folds = session.values["folds"]
     fold = f": fold {session.values['fold']} of {folds}" if folds else ""
+    if session.values["test_fraction"]:
+        fold = f": drawn by seed {session.values['seed']}"
     facts = session.run.facts
     plan = "".join(f"\n{reason}" for reason in facts.get("plan", {}).get("reasons", ()))
     if facts.get("grid"):

@@ -48,9 +48,15 @@ def name_of(run: Run) -> str:
     return f"seed {seed}" + (f", fold {fold}" if fold else "")
 
 
-def folds_of(made: Iterable[Run]) -> int | None:
-    """Of how many folds runs are one: the fewest; None where none of them is of a fold."""
-    return min((run.flags["folds"] for run in made if run.flags.get("folds")), default=None)
+def overlap_of(made: Iterable[Run]) -> float:
+    """Cases that a run tests for each that it learns from, or that validates, where runs divide one
+    data set: the most of some runs; 0 where none of them is of a fold or of test cases drawn by the
+    seed. See `metrics.paired_runs`."""
+    tested = [0.0]
+    for run in made:
+        folds = run.flags.get("folds")
+        tested.append(1 / folds if folds else run.flags.get("test_fraction", 0.0))
+    return max(share / (1 - share) for share in tested)
 
 
 def load(
