@@ -123,7 +123,7 @@ def rows(cascade: Cascade, image: np.ndarray, shift: Sequence[int]) -> dict[str,
         places[name] = cascade.places(contexts[name])
         labels[name] = cascade.label(volume, contexts[name], places[name])
     exact = moved(contexts["ended"], shift)
-    along = {name: corner + np.int32(shift) for name, corner in places["ended"].items()}
+    along = {name: corner + np.array(shift, np.int32) for name, corner in places["ended"].items()}
     parts = {
         "VNet I's map moved": cascade.label(there, exact, along),
         "map moved, own boxes": cascade.label(there, exact, places["there"]),
@@ -145,7 +145,7 @@ def rows(cascade: Cascade, image: np.ndarray, shift: Sequence[int]) -> dict[str,
             np.argmax(cascade.initial(volume)[0], axis=-1)
             for volume in (room, moved(room, (by,) * 3))
         ]
-        found[f"VNet I, moved by {by} of its voxels"] = agreement(*pair, (by,) * 3)
+        found[f"VNet I, moved by {by} of its voxels"] = agreement(pair[0], pair[1], (by,) * 3)
     return found
 
 
