@@ -211,7 +211,10 @@ def networks(monkeypatch):
 
 def test_table_2(three, other, networks, tmp_path, capsys, caplog):
     perform(
-        joined(three), f"--output={tmp_path / 'out'}", f"--other_data={other}", "--label_map=5:1,1:2"
+        joined(three),
+        f"--output={tmp_path / 'out'}",
+        f"--other_data={other}",
+        "--label_map=5:1,1:2",
     )
     rows = tables.read(tmp_path / "out")
     assert {row["method"] for row in rows} == {
@@ -236,7 +239,8 @@ def test_table_2(three, other, networks, tmp_path, capsys, caplog):
 
 
 def test_a_map_leaves_out_what_it_does_not_name(three, other, networks, tmp_path):
-    perform(joined(three), f"--output={tmp_path / 'out'}", f"--other_data={other}", "--label_map=1:2")
+    words = f"--output={tmp_path / 'out'}", f"--other_data={other}", "--label_map=1:2"
+    perform(joined(three), *words)
     assert {row["structure"] for row in tables.read(tmp_path / "out")} == {"liver"}
 
 

@@ -3,6 +3,8 @@
 import importlib
 import json
 import pathlib
+import subprocess
+import sys
 import types
 
 import numpy as np
@@ -135,14 +137,19 @@ def folder_of(command):
 class Process:
     """A training that ends when it is told."""
 
-    started, waiting = [], []
+    started, waiting, leaves = [], [], ("evaluation/scores.csv", "saved_model/1")
 
     def __init__(self, command, **_):
-        self.name, self.returncode = folder_of(command).name, 0
+        self.folder, self.returncode = folder_of(command), 0
+        self.name = self.folder.name
         Process.started.append(self.name)
 
     def poll(self):
-        return None if self.name in Process.waiting else 0
+        if self.name in Process.waiting:
+            return None
+        for name in Process.leaves:
+            (self.folder / name).mkdir(parents=True)
+        return 0
 
 
 def test_a_run_waits_for_the_one_that_it_starts_from(tmp_path, monkeypatch):
@@ -165,6 +172,26 @@ def test_a_run_waits_for_the_one_that_it_starts_from(tmp_path, monkeypatch):
     trainings = planned_runs.Trainings(module.command, given, 2)
     assert trainings.train([first, after, other]) == {}
     assert seen == [["first", "other"], ["first", "other"], ["first", "other", "after"]]
+
+
+def test_a_training_that_ends_without_a_finished_run_has_failed(tmp_path, monkeypatch):
+    monkeypatch.setattr(planned_runs, "subprocess", types.SimpleNamespace(Popen=Process, STDOUT=0))
+    monkeypatch.setattr(planned_runs.time, "sleep", lambda _: None)
+    monkeypatch.setattr(Process, "leaves", ("evaluation/scores.csv",))
+    monkeypatch.setattr(Process, "waiting", [])
+    module = importlib.import_module("tf_autoctx.commands.train_embryo")
+    run = planned_runs.PlannedRun("a", tmp_path, {})
+    given = module.command.parse(["--steps=3"])
+    failed = planned_runs.Trainings(module.command, given, 1).train([run])
+    assert failed == {run: "ended with exit code 0, see its log"}
+
+
+@pytest.mark.parametrize("system", ["fetal_head", "multi_organ", "embryo", "renderer"])
+def test_a_training_runs_as_a_module(system):
+    """As `Trainings` calls it."""
+    module = f"tf_autoctx.commands.train_{system}"
+    done = subprocess.run([sys.executable, "-m", module, "--steps=0"], capture_output=True)
+    assert done.returncode == 1 and b"--steps" in done.stderr
 
 
 def test_a_run_s_own_value_of_a_flag_takes_the_place_of_the_given_one(tmp_path, monkeypatch):

@@ -85,8 +85,8 @@ def _notes(
     folds = f" and {flags['folds']} folds" if flags["folds"] else ""
     budget = {"variant": "a variant, which its levels share", "level": "a level"}
     return [
-        f"mean ± SD over the cases of the seeds {seeds}{folds}, where the value is finite; missed: truth "
-        "without prediction",
+        f"mean ± SD over the cases of the seeds {seeds}{folds}, where the value is finite; missed: "
+        "truth without prediction",
         f"{flags['steps']} optimizer steps {budget[flags['steps_of']]}, trained in {precision}; "
         "paper: 50 test volumes",
         "s a volume: from raw voxels to the label in float32, here, median of 3 calls on one test "

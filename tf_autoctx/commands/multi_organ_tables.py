@@ -65,8 +65,8 @@ class Tables:
     )
     label_map: dict[int, int] | None = field(
         None,
-        "Label values of other_data and the runs' for them, such as 3:1,4:2; others are left out. By "
-        "default equal values.",
+        "Label values of other_data and the runs' for them, such as 3:1,4:2; others are left out. "
+        "By default equal values.",
     )
 
     def __post_init__(self) -> None:

@@ -136,7 +136,8 @@ class Trainings:
                         failed[run] = "is being trained by another process"
                 time.sleep(0.2)
                 for run in [run for run, process in running.items() if process.poll() is not None]:
-                    if code := running.pop(run).returncode:
+                    code = running.pop(run).returncode
+                    if code or not run.is_finished:
                         failed[run] = _told(run, code)
                     bar.add(1)
         finally:
@@ -196,7 +197,9 @@ def require_left(given: Given, names: Collection[str]) -> None:
 def parts(seeds: Sequence[int], given: Given) -> list[tuple[str, dict[str, int]]]:
     """[(name, {flag: value})] of the runs of a method: of every seed, and with `folds` alone of
     every fold too."""
-    folds = range(1, given["folds"] + 1) if given["folds"] and not given["fold"] else [given["fold"]]
+    folds = (
+        range(1, given["folds"] + 1) if given["folds"] and not given["fold"] else [given["fold"]]
+    )
     return [
         (f"seed_{seed}_fold_{fold}", {"seed": seed, "fold": fold})
         if fold
@@ -263,9 +266,7 @@ class Methods:
     def of_trainings(self) -> tuple[type, ...]:
         """Configurations of the flags of a training, but for those that are the table's too."""
         own = {name for kind in self.tables for name in configuration.rules(kind)}
-        return tuple(
-            configuration.without(kind, own) for kind in training.kinds(self.declaration)
-        )
+        return tuple(configuration.without(kind, own) for kind in training.kinds(self.declaration))
 
     @property
     def kinds(self) -> tuple[type, ...]:
@@ -299,9 +300,11 @@ class Methods:
         if len(given["runs"]) > 1:
             message = "expected one folder, for the runs of all `seeds`."
             raise FieldError("runs", given["runs"], message)
-        values, planned = training.filled(self.declaration, given), []
+        values = training.filled(self.declaration, given)
+        planned: list[PlannedRun] = []
         for name, part in parts(given["seeds"], given):
-            source, runs = values["data_dir"], dict[str, PlannedRun]()
+            source = values["data_dir"]
+            runs: dict[str, PlannedRun] = {}
             cases = datasets.of_flags(source, values | part) if source else None
             for method in (method for method in self.flags if method in chosen):
                 flag, first = self.starting_from.get(method, ("", ""))

@@ -51,7 +51,7 @@ COLUMNS = ("DSC", "Conf", "Adb", "Hdb", "Jacc", "precision", "recall")
 AUGMENTED = ", augmented"  # what a user would do instead: a row of its own
 ORDER = tuple(name for variant in reversed(VARIANTS) for name in (variant, variant + AUGMENTED))
 # {variant as a flag has it: {flag: value} of its runs}
-TRAINED = {
+TRAINED: dict[str, planned_runs.Flags] = {
     **{variant: {"variant": variant} for variant in reversed(VARIANTS)},
     "Orig-S2T-augmented": {"variant": "Orig-S2T", "appearance_strength": 1.0},
 }
@@ -383,9 +383,7 @@ def told_over_runs(scored: Sequence[ScoredRun], settings: RendererTables) -> lis
     return told
 
 
-def tabulate(
-    settings: RendererTables, folders: Sequence[str], options: Mapping[str, Any]
-) -> None:
+def tabulate(settings: RendererTables, folders: Sequence[str], options: Mapping[str, Any]) -> None:
     """Scores finished runs, and writes and prints their table.
 
     Args:
