@@ -33,8 +33,9 @@ cases. Hours are estimated, of two quiet cores: all that are for {SMALL} take {{
     make results TABLE=hippocampus DATA_DIR=my_data   # one of real data: my_data/hippocampus
     make results TABLE=smoke-organs FRESH=again       # made anew in runs/results_again, compared
 
-A table goes on where it was stopped; what is finished is read. `benchmarks/results_tables.py` is
-where they are declared:
+A table goes on where it was stopped; what is finished is read. Those of minutes (`smoke-...`) learn
+next to nothing: they show that a table that is made twice is the same to the last digit.
+`benchmarks/results_tables.py` is where all are declared:
 
 """
 
