@@ -377,8 +377,8 @@ SMOKE = (
         "Of minutes: fetal head",
         (
             Step(
-                f"eval/fetal_head_tables.py --variants={CTX} --seeds=0,1 --steps=40 "
-                "--samples_per_epoch=20 --phantom_size=32,32,32 --phantom_cases=5,2 --scale=1 "
+                f"eval/fetal_head_tables.py --variants={CTX} --seeds=0,1 --steps=300 "
+                "--samples_per_epoch=75 --phantom_size=32,32,32 --phantom_cases=5,2 --scale=1 "
                 "--base_filters=2 --learning_rate=0.01 --precision=float32 "
                 "--runs={runs}/smoke_fetal_head --output={output}"
             ),
