@@ -10,7 +10,7 @@ FAST := annotation another_scanner api biometry command_line compare configurati
   names phantom_fetal_head_2d postprocessing predict report_figures report_tables report_views \
   shared
 
-.PHONY: demo demo-multi-organ demo-embryo demo-renderer test test-fast lint docs clean
+.PHONY: demo demo-multi-organ demo-embryo demo-renderer results test test-fast lint docs clean
 
 demo: $(VENV)/installed
 	$(BIN)/python train_fetal_head.py --level=2
@@ -28,6 +28,11 @@ demo-renderer: $(VENV)/installed
 	$(BIN)/python train_renderer.py --variant=Orig-S2T --appearance_strength=1 --work_dir=runs/augmented
 	$(BIN)/python eval/renderer_tables.py --runs=runs/Orig-T2T,runs/Orig-S2T,runs/augmented,runs/S2T-sp,runs/S2T-p,runs/S2T \
 	  --output=runs/renderer_tables
+
+# Tables of docs/results_tables.md, trained where runs are missing: all, or TABLE=name; real data lie in
+# DATA_DIR; FRESH=word makes them once more and compares.
+results: $(VENV)/installed
+	$(BIN)/python benchmarks/results.py $(TABLE:%=--tables=%) $(DATA_DIR:%=--data_dir=%) $(FRESH:%=--fresh=%)
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest -n 2 --dist=loadfile --no-loadscope-reorder

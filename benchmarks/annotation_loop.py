@@ -27,12 +27,12 @@ from typing import Any
 import pages
 
 from tf_autoctx import configuration, errors, files, spreadsheets
+from tf_autoctx.commands import train_fetal_head
 from tf_autoctx.commands.command_line import Command, Given
 from tf_autoctx.commands.planned_runs import PlannedRun, Trainings
 from tf_autoctx.configuration import field
 
 PREDICT = pathlib.Path(__file__).resolve().parent.parent / "predict.py"
-MODULE = "tf_autoctx.commands.train_fetal_head"
 WORDS = (
     "--preset=standard",
     "--level=1",
@@ -42,6 +42,7 @@ WORDS = (
     "--validation_fraction=0",
     "--precision=float32",
 )
+TRAININGS = Trainings(train_fetal_head.command, train_fetal_head.command.parse(WORDS), jobs=1)
 LEVEL, STRUCTURE = "level 1", "head"  # what the system calls the network, and the hippocampus
 RANKED, DRAWN = "by rank", "at random"
 COLUMNS = ("order", "seed", "annotated", "DSC_percent")
@@ -144,7 +145,7 @@ def trained(run: PlannedRun) -> float:
     Raises:
       UserError: the training failed.
     """
-    if not run.is_finished and (failed := Trainings(MODULE, WORDS, 1).train([run])):
+    if not run.is_finished and (failed := TRAININGS.train([run])):
         raise errors.UserError(f"{run.folder}: {failed[run]}.")
     summary = json.loads((run.folder / "evaluation" / "summary.json").read_text("utf-8"))
     return float(summary["methods"][LEVEL][STRUCTURE]["metrics"]["DSC_percent"]["mean"])

@@ -17,11 +17,11 @@ import pathlib
 from collections.abc import Sequence
 
 from tf_autoctx import configuration, errors, spreadsheets
+from tf_autoctx.commands import train_renderer
 from tf_autoctx.commands.command_line import Command, Given
 from tf_autoctx.commands.planned_runs import PlannedRun, Trainings
 from tf_autoctx.configuration import field
 
-MODULE = "tf_autoctx.commands.train_renderer"
 WORDS = (
     "--preset=standard",
     "--variant=Orig-S2T",
@@ -39,6 +39,7 @@ WORDS = (
     "--shift=4",
     "--appearance_strength=0.3",
 )
+TRAININGS = Trainings(train_renderer.command, train_renderer.command.parse(WORDS), jobs=1)
 SIZE, HELD_OUT = (64, 64), 20
 FIRST = "first site's network, on the first site"
 AS_IT_IS = "first site's network as it is, no training"
@@ -96,7 +97,7 @@ def train(runs: Sequence[PlannedRun]) -> None:
       UserError: a training failed.
     """
     for run in runs:
-        if not run.is_finished and (failed := Trainings(MODULE, WORDS, 1).train([run])):
+        if not run.is_finished and (failed := TRAININGS.train([run])):
             raise errors.UserError(f"{run.folder}: {failed[run]}.")
 
 

@@ -2,6 +2,7 @@
 
   python eval/embryo_tables.py --runs=runs/embryo,runs/embryo_no_context \\
       --sliding_windows=runs/sliding_windows --output=runs/embryo_tables
+  python eval/embryo_tables.py --seeds=0,1,2,3,4 --runs=runs/embryos --output=runs/embryo_tables
 
 See tf_autoctx/commands/embryo_tables.py, or --help.
 """

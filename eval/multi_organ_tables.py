@@ -3,7 +3,8 @@
   python eval/multi_organ_tables.py --runs=runs/end_to_end,runs/separate,runs/no_context \\
       --output=runs/tables
   python eval/multi_organ_tables.py --runs=runs/end_to_end --output=runs/unseen \\
-      --data_dir=other --label_map=3:1,4:2
+      --other_data=other --label_map=3:1,4:2
+  python eval/multi_organ_tables.py --seeds=0,1,2,3,4 --runs=runs/organs --output=runs/tables
 
 See tf_autoctx/commands/multi_organ_tables.py, or --help.
 """

@@ -9,7 +9,13 @@ import pytest
 import running
 from helpers import plain_usegnet
 
-from tf_autoctx.commands import fetal_head_rows, fetal_head_tables, planned_runs
+from tf_autoctx.commands import (
+    command_line,
+    fetal_head_rows,
+    fetal_head_tables,
+    planned_runs,
+    train_fetal_head,
+)
 from tf_autoctx.report import repeated, tables
 from tf_autoctx.systems.fetal_head import segmentation
 
@@ -273,6 +279,16 @@ def test_a_run_is_finished_when_scores_and_export_are_there(tmp_path):
     assert there == [False, False] and run.is_finished
 
 
+def another_training():
+    """A command of the module `another_training`."""
+
+    def main(_):
+        raise AssertionError("is called in a process of its own alone")
+
+    main.__module__ = "another_training"
+    return command_line.Command(main, train_fetal_head.command.kinds, "")
+
+
 UNLUCKY = """
 import os, sys
 sys.exit(f"error: bad luck on {os.environ['TF_NUM_INTRAOP_THREADS']} thread")
@@ -282,7 +298,7 @@ sys.exit(f"error: bad luck on {os.environ['TF_NUM_INTRAOP_THREADS']} thread")
 def test_a_training_that_fails_is_told(made, tmp_path, monkeypatch, refused):
     (tmp_path / "another_training.py").write_text(UNLUCKY)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    monkeypatch.setattr(fetal_head_tables.train_fetal_head, "__name__", "another_training")
+    monkeypatch.setattr(fetal_head_tables.train_fetal_head, "command", another_training())
     arguments = (f"--runs={made / 'runs'}", "--jobs=2", "--variants=USegNet,2D-USegNet")
     told = "2D-USegNet_seed_0: error: bad luck on 1 thread; 1 of 2 runs are not in the tables."
     refused(told, tmp_path, *arguments)
@@ -292,7 +308,7 @@ def test_a_training_that_fails_is_told(made, tmp_path, monkeypatch, refused):
 def test_one_training_at_a_time_in_a_folder(tmp_path, monkeypatch):
     (tmp_path / "another_training.py").write_text("import time; time.sleep(60)")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    trainings = planned_runs.Trainings("another_training", [], 1)
+    trainings = planned_runs.Trainings(another_training(), command_line.Given({}, frozenset()), 1)
     run = planned_runs.PlannedRun("USegNet", tmp_path / "run", {})
     first = trainings.start(run)
     try:

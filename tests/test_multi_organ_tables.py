@@ -211,7 +211,10 @@ def networks(monkeypatch):
 
 def test_table_2(three, other, networks, tmp_path, capsys, caplog):
     perform(
-        joined(three), f"--output={tmp_path / 'out'}", f"--data_dir={other}", "--label_map=5:1,1:2"
+        joined(three),
+        f"--output={tmp_path / 'out'}",
+        f"--other_data={other}",
+        "--label_map=5:1,1:2",
     )
     rows = tables.read(tmp_path / "out")
     assert {row["method"] for row in rows} == {
@@ -236,7 +239,8 @@ def test_table_2(three, other, networks, tmp_path, capsys, caplog):
 
 
 def test_a_map_leaves_out_what_it_does_not_name(three, other, networks, tmp_path):
-    perform(joined(three), f"--output={tmp_path / 'out'}", f"--data_dir={other}", "--label_map=1:2")
+    words = f"--output={tmp_path / 'out'}", f"--other_data={other}", "--label_map=1:2"
+    perform(joined(three), *words)
     assert {row["structure"] for row in tables.read(tmp_path / "out")} == {"liver"}
 
 
@@ -244,7 +248,7 @@ def test_equal_values_are_the_default(three, other, networks, tmp_path):
     description = json.loads((other / "dataset.json").read_text())
     description["labels"] = {"1": "Artery", "2": "liver", "5": "aorta"}
     (other / "dataset.json").write_text(json.dumps(description))
-    perform(joined(three[1:2]), f"--output={tmp_path / 'out'}", f"--data_dir={other}")
+    perform(joined(three[1:2]), f"--output={tmp_path / 'out'}", f"--other_data={other}")
     dice = {
         (row["structure"], row["case"]): row["DSC_percent"] for row in tables.read(tmp_path / "out")
     }
@@ -259,7 +263,7 @@ def test_equal_values_are_the_default(three, other, networks, tmp_path):
 def test_a_csv_whose_test_case_has_a_label(three, other, networks, tmp_path, caplog):
     lines = [f"imagesTr/{name}.nii.gz,labelsTr/{name}.nii.gz" for name in "ab"]
     (other / "cases.csv").write_text(f"image,label,split\n{lines[0]},train\n{lines[1]},test\n")
-    flag = f"--data_dir={other / 'cases.csv'}"
+    flag = f"--other_data={other / 'cases.csv'}"
     perform(joined(three[1:2]), f"--output={tmp_path / 'out'}", flag, "--label_map=1:2")
     (row,) = tables.read(tmp_path / "out")
     assert (row["structure"], row["case"], row["DSC_percent"]) == ("liver", "seed 1/b", 50)
@@ -286,7 +290,7 @@ def test_a_bad_map_is_one_sentence(three, other, tmp_path, capsys, given, told):
         told,
         joined(three),
         f"--output={tmp_path / 'out'}",
-        f"--data_dir={other}",
+        f"--other_data={other}",
         *given,
     )
 
@@ -294,11 +298,11 @@ def test_a_bad_map_is_one_sentence(three, other, tmp_path, capsys, given, told):
 @pytest.mark.parametrize("value", ["1", "1:", "a:1", "1:2:3", "0:1", "1:0", "1:2,1:3", ""])
 def test_a_malformed_map_is_refused(value, capsys):
     told = "expected pairs old:new of label values"
-    refused(capsys, told, "--runs=a", "--output=b", "--data_dir=c", f"--label_map={value}")
+    refused(capsys, told, "--runs=a", "--output=b", "--other_data=c", f"--label_map={value}")
 
 
 def test_a_map_is_written_as_it_was_read():
-    given = command.parse(["--runs=a", "--output=b", "--data_dir=c", "--label_map=5:1,1:2"])
+    given = command.parse(["--runs=a", "--output=b", "--other_data=c", "--label_map=5:1,1:2"])
     assert given["label_map"] == {5: 1, 1: 2}
     assert command.serialized(given)[-1] == "--label_map=5:1,1:2"
 
@@ -344,7 +348,7 @@ def test_bad_runs_are_one_sentence(three, tmp_path, capsys, damage, told):
 
 
 def test_bad_flags(three, tmp_path, capsys):
-    told = "--label_map: there is no --data_dir"
+    told = "--label_map: there is no --other_data"
     refused(capsys, told, joined(three), f"--output={tmp_path / 'out'}", "--label_map=1:2")
     (tmp_path / "taken").write_text("")
     refused(capsys, "taken", joined(three), f"--output={tmp_path / 'taken'}")

@@ -11,7 +11,7 @@ import math
 import numbers
 import types as types_of_python
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, TypeVar
 
 from tf_autoctx.errors import FieldError
@@ -176,6 +176,21 @@ def optional(name: str, module: str, doc: str, *kinds: type) -> type:
             fields.append((field.name, types(kind)[field.name] | None, left_open))
     namespace = {"__doc__": doc, "__module__": module, "__post_init__": check}
     return dataclasses.make_dataclass(name, fields, namespace=namespace, frozen=True)
+
+
+def without(kind: type, names: Collection[str]) -> type:
+    """A configuration of the fields of another that have none of the names; it checks nothing."""
+    left: list[Any] = [
+        (field.name, field.type, dataclasses.field(default=field.default, metadata=field.metadata))
+        for field in dataclasses.fields(kind)
+        if field.name not in names
+    ]
+    if len(left) == len(dataclasses.fields(kind)):
+        return kind
+    namespace = {"__doc__": kind.__doc__, "__module__": kind.__module__}
+    return dataclasses.make_dataclass(
+        kind.__name__, left, namespace=namespace, frozen=True, kw_only=True
+    )
 
 
 def changeable(kinds: Iterable[type]) -> frozenset[str]:

@@ -2,6 +2,12 @@
 
   autoctx-embryo-tables --runs=runs/embryo,runs/embryo_no_context \\
       --sliding_windows=runs/sliding_windows --output=runs/embryo_tables
+  autoctx-embryo-tables --seeds=0,1,2,3,4 --runs=runs/embryos --output=runs/embryo_tables
+
+The second trains what is missing, without auto-context from the initial stage of the run with it:
+flags of autoctx-train-embryo are flags of this command and go to every training, a finished run
+folder RUNS/MODE_seed_SEED, or with --folds RUNS/MODE_seed_SEED_fold_FOLD, is taken as it is, and
+what was stopped goes on when the same command is given again.
 
 Scores are those of the runs' own evaluations; runs of one mode with other seeds or folds stand
 together. Five pairs of runs or more are tested over runs; fewer over the cases of all, which says
@@ -21,6 +27,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tf_autoctx import configuration, files, native
+from tf_autoctx.commands import planned_runs, train_embryo
 from tf_autoctx.commands.command_line import Command, Given
 from tf_autoctx.configuration import field
 from tf_autoctx.errors import UserError
@@ -53,14 +60,21 @@ MODES = {
     },
 }
 METHODS = (METHOD, "initial", "without auto-context", "with auto-context", "end-to-end")
+# {mode as a flag has it: {flag: value} of its runs}
+TRAINED = {"auto_context": {"auto_context": True}, "no_auto_context": {"auto_context": False}}
 
 
 @dataclasses.dataclass(frozen=True)
 class EmbryoTables:
     """Tables: which runs they are of, and how times are measured."""
 
-    runs: tuple[str, ...] = field(..., "Finished run folders of autoctx-train-embryo.")
+    runs: tuple[str, ...] = field(
+        ..., "Finished run folders of autoctx-train-embryo, or with seeds the folder of all."
+    )
     output: str = field(..., "Folder for the tables.")
+    modes: tuple[str, ...] = field(
+        tuple(TRAINED), f"Modes whose runs are trained with seeds, some of {', '.join(TRAINED)}."
+    )
     sliding_windows: tuple[str, ...] | None = field(
         None, "Folders of autoctx-sliding-windows, if there are any."
     )
@@ -75,6 +89,7 @@ class EmbryoTables:
 
     def __post_init__(self) -> None:
         configuration.check(self)
+        planned_runs.require_some("modes", self.modes, TRAINED)
 
 
 def mode_of(flags: Mapping[str, Any]) -> str:
@@ -251,12 +266,12 @@ def _notes(timed: Sequence[Mapping[str, Any]], peer: bool) -> list[str]:
     return notes
 
 
-def main(given: Given) -> None:
+def tabulate(chosen: EmbryoTables, folders: Sequence[str]) -> None:
+    """Writes and prints the table of finished runs."""
     from tf_autoctx.report import repeated, tables
     from tf_autoctx.systems.shared import scored_runs
 
-    chosen = given.configured(EmbryoTables)
-    loaded = [load(folder, DECLARATION.name, mode_of) for folder in chosen.runs]
+    loaded = [load(folder, DECLARATION.name, mode_of) for folder in folders]
     peers = chosen.sliding_windows or ()
     loaded += [load(folder, SLIDING_WINDOWS, mode_of_peer) for folder in peers]
     runs, prefixes = scored_runs.in_order(loaded, MODES)
@@ -277,4 +292,19 @@ def main(given: Given) -> None:
     print(text)
 
 
-command = Command(main, (EmbryoTables,), __doc__)
+PLANNED = planned_runs.Methods(
+    DECLARATION,
+    train_embryo.command,
+    (EmbryoTables,),
+    TRAINED,
+    {"no_auto_context": ("initial_from", "auto_context")},
+)
+
+
+def main(given: Given) -> None:
+    chosen = given.configured(EmbryoTables)
+    with PLANNED.folders(given, chosen.modes) as folders:
+        tabulate(chosen, folders)
+
+
+command = Command(main, PLANNED.kinds, __doc__, DECLARATION.presets)

@@ -80,10 +80,11 @@ def _notes(
 ) -> list[str]:
     """What stands below the tables."""
     seeds, precision = ", ".join(map(str, flags["seeds"])), finished[0].flags["precision"]
+    folds = f" and {flags['folds']} folds" if flags["folds"] else ""
     budget = {"variant": "a variant, which its levels share", "level": "a level"}
     return [
-        f"mean ± SD over the cases of the seeds {seeds}, where the value is finite; missed: truth "
-        "without prediction",
+        f"mean ± SD over the cases of the seeds {seeds}{folds}, where the value is finite; missed: "
+        "truth without prediction",
         f"{flags['steps']} optimizer steps {budget[flags['steps_of']]}, trained in {precision}; "
         "paper: 50 test volumes",
         "s a volume: from raw voxels to the label in float32, here, median of 3 calls on one test "
@@ -96,7 +97,7 @@ def _notes(
 
 def rows_of(run: PlannedRun) -> list[Row]:
     """Rows of a finished run: its last level, and those before it under names of their own."""
-    seed, last = f"seed {run.flags['seed']}", run.flags["level"]
+    seed, last = scored_runs.name_of(runs.load(run.folder)), run.flags["level"]
     rows = []
     for row in tables.read(run.folder / "evaluation"):
         is_last = row["method"] == f"level {last}"

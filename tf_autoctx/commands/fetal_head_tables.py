@@ -9,7 +9,8 @@ Flags of autoctx-train-fetal-head are flags of this command, and go to every tra
 the budget of a variant: the levels of -Ctx share it, or with --steps_of=level have all of it each,
 as in the paper. With --equal_voxels p- and 2D-USegNet see as many voxels a step as all others see:
 several patches or slices. Without --data_dir every seed has phantoms of
-its own, the same for all variants. A finished run folder RUNS/VARIANT_seed_SEED is taken as it is;
+its own, the same for all variants. With --folds alone every seed has a run on each fold. A finished
+run folder RUNS/VARIANT_seed_SEED, or RUNS/VARIANT_seed_SEED_fold_FOLD, is taken as it is;
 a training or a table that was stopped goes on when the same command is given again. Every row is
 the last level, beside the paper's numbers. Tests pair the runs by seed and are over runs where
 there are five or more; fewer are tested over the cases of all, which says nothing of other
@@ -30,8 +31,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from tf_autoctx import configuration, native
-from tf_autoctx.commands import train_fetal_head, training
+from tf_autoctx.commands import planned_runs, train_fetal_head, training
 from tf_autoctx.commands.command_line import Command, Given
+from tf_autoctx.commands.planned_runs import Jobs, PlannedRun
 from tf_autoctx.configuration import check, field
 from tf_autoctx.data.configuration import AS_THEY_ARE
 from tf_autoctx.errors import FieldError, UserError
@@ -39,7 +41,6 @@ from tf_autoctx.systems.fetal_head.configuration import DECLARATION, FetalHead, 
 from tf_autoctx.systems.fetal_head.paper import CONCAT, METHODS, TABLES
 
 if TYPE_CHECKING:
-    from tf_autoctx.commands.planned_runs import PlannedRun
     from tf_autoctx.data import datasets
 
 SET_HERE = ("work_dir", "variant", "join", "level", "seed")
@@ -55,11 +56,6 @@ class FetalHeadTables:
     seeds: tuple[int, ...] = field((0, 1, 2), "Seeds of the runs.", least=0)
     runs: str = field(..., "Folder of the run folders; what is missing is trained there.")
     output: str = field(..., "Folder for the tables.")
-    jobs: int = field(
-        1,
-        "Trainings at a time, of one thread each if there are several; 0 trains nothing.",
-        least=0,
-    )
     steps_of: str = field(
         "variant",
         "What the steps are of: a variant, whose levels share them, or each of its levels.",
@@ -73,8 +69,7 @@ class FetalHeadTables:
 
     def __post_init__(self) -> None:
         check(self)
-        if not self.variants or not set(self.variants) <= set(METHODS):
-            raise FieldError("variants", self.variants, f"expected some of {', '.join(METHODS)}.")
+        planned_runs.require_some("variants", self.variants, METHODS)
 
 
 def planned(chosen: FetalHeadTables, given: Given) -> list[PlannedRun]:
@@ -84,12 +79,7 @@ def planned(chosen: FetalHeadTables, given: Given) -> list[PlannedRun]:
       UserError: a flag that is set here, steps missing or not to be shared; a run folder of other
         flags or data.
     """
-    for name in SET_HERE:
-        if name in given.typed:
-            raise UserError(
-                f"`{name}`: the tables set this flag; expected `variants`, `seeds` and `runs` "
-                "alone."
-            )
+    planned_runs.require_left(given, SET_HERE)
     shared = chosen.steps_of == "variant"
     if "steps" not in given.typed or (shared and given["steps"] % 2):
         raise UserError(
@@ -105,8 +95,8 @@ def planned(chosen: FetalHeadTables, given: Given) -> list[PlannedRun]:
     values["preset"] = given["preset"] or ("standard" if given["data_dir"] else "demo")
     return [
         run
-        for seed in chosen.seeds
-        for run in _of_seed(chosen, {**values, "seed": seed, **_data(chosen, values, seed)})
+        for name, part in planned_runs.parts(chosen.seeds, given)
+        for run in _of_part(chosen, name, part, values | part | _data(chosen, values, part["seed"]))
     ]
 
 
@@ -124,43 +114,29 @@ def _data(chosen: FetalHeadTables, values: dict[str, Any], seed: int) -> dict[st
     }
 
 
-def _of_seed(chosen: FetalHeadTables, values: dict[str, Any]) -> list[PlannedRun]:
-    """The runs of one seed, whose data are there."""
-    from tf_autoctx.commands.planned_runs import PlannedRun
+def _of_part(
+    chosen: FetalHeadTables, name: str, part: Mapping[str, int], values: dict[str, Any]
+) -> list[PlannedRun]:
+    """The runs of one seed and fold, whose data are there."""
     from tf_autoctx.data import datasets
-    from tf_autoctx.systems.shared import patches
-    from tf_autoctx.training import runs
 
-    seed = values["seed"]
-    cases = datasets.of_flags(values["data_dir"], values)
-    fingerprint, planned_runs = datasets.fingerprint(cases), []
-    changeable = configuration.changeable(training.kinds(DECLARATION)) - {"level"}
+    cases, planned = datasets.of_flags(values["data_dir"], values), []
     for method in chosen.variants:
         variant = method.removesuffix(CONCAT)
         level = 2 if variant.endswith("-Ctx") else 1
         own = {
+            **part,
             "variant": variant,
             "join": "concat" if method.endswith(CONCAT) else "sum",
             "level": level,
             "steps": values["steps"] // (level if chosen.steps_of == "variant" else 1),
             **(_batch_size(variant, values, cases) if chosen.equal_voxels else {}),
-            **{name: values[name] for name in ("seed", "data_dir", "preset", "precision")},
+            **{flag: values[flag] for flag in ("data_dir", "preset", "precision")},
         }
-        run = PlannedRun(method, pathlib.Path(chosen.runs) / f"{method}_seed_{seed}", own)
-        if runs.is_trained(run.folder):
-            made = runs.load(run.folder)
-            flags = values | own | {"precision": made.precision(own["precision"])}
-            flags |= patches.planned_before(made.facts, flags)
-            flags |= DECLARATION.load().implied(flags)
-            earlier = configuration.earlier(training.kinds(DECLARATION))
-            making = runs.Making(DECLARATION.name, flags, fingerprint, changeable, earlier=earlier)
-            if different := runs.differences(made, making):
-                raise UserError(
-                    f"{run.folder}: this run folder was made with {', '.join(different)}; give the "
-                    "same flags, or another `runs`."
-                )
-        planned_runs.append(run)
-    return planned_runs
+        run = PlannedRun(method, pathlib.Path(chosen.runs) / f"{method}_{name}", own)
+        planned_runs.require_alike(run, DECLARATION, values, cases)
+        planned.append(run)
+    return planned
 
 
 def _batch_size(variant: str, values: Mapping[str, Any], cases: datasets.Dataset) -> dict[str, int]:
@@ -185,25 +161,13 @@ def main(given: Given) -> None:
     chosen = given.configured(FetalHeadTables)
     with native.without_noise():
         from tf_autoctx.commands import fetal_head_rows
-    from tf_autoctx.commands.planned_runs import Trainings
 
     wanted = planned(chosen, given)
-    words = train_fetal_head.command.serialized(given)
-    trainings = Trainings(train_fetal_head.__name__, words, chosen.jobs)
-    failed = trainings.train([run for run in wanted if not run.is_finished])
-    finished = [run for run in wanted if run not in failed]
-    if not finished:
-        reason = failed[wanted[0]]
-        raise UserError(f"{wanted[0].folder}: {reason}; expected a finished run to tabulate.")
-    fetal_head_rows.write(pathlib.Path(chosen.output), finished, given)
-    for run, reason in failed.items():
-        print(f"{run.folder}: {reason}")
-    if failed:
-        run, reason = next(iter(failed.items()))
-        left_out = f"{len(failed)} of {len(wanted)} runs are not in the tables"
-        raise UserError(f"{run.folder}: {reason}; {left_out}.")
+    trainings = planned_runs.Trainings(train_fetal_head.command, given, given["jobs"])
+    with trainings.finished(wanted) as finished:
+        fetal_head_rows.write(pathlib.Path(chosen.output), finished, given)
 
 
 command = Command(
-    main, (FetalHeadTables, *training.kinds(DECLARATION)), __doc__, DECLARATION.presets
+    main, (FetalHeadTables, Jobs, *training.kinds(DECLARATION)), __doc__, DECLARATION.presets
 )

@@ -3,11 +3,16 @@
   autoctx-multi-organ-tables --runs=runs/end_to_end,runs/separate,runs/no_context \\
       --output=runs/tables
   autoctx-multi-organ-tables --runs=runs/end_to_end --output=runs/unseen \\
-      --data_dir=other --label_map=3:1,4:2
+      --other_data=other --label_map=3:1,4:2
+  autoctx-multi-organ-tables --seeds=0 --folds=5 --data_dir=my_data --steps=1500 \\
+      --runs=runs/organs --output=runs/tables
 
 The first reads what the evaluations of finished runs wrote. The second lets their networks segment
-other data without re-training. Both write scores.csv, cases.csv, summary.json and table.txt into
-the output folder and print the table.
+other data without re-training. The third trains what is missing: flags of autoctx-train-multi-organ
+are flags of this command and go to every training, a finished run folder RUNS/MODE_seed_SEED, or
+with --folds RUNS/MODE_seed_SEED_fold_FOLD, is taken as it is, and what was stopped goes on when the
+same command is given again. All write scores.csv, cases.csv, summary.json and table.txt into the
+output folder and print the table.
 
 Runs of one mode with other seeds or folds stand together. Five pairs of runs or more are tested
 over runs; fewer over the cases of all, which says nothing of other trainings: the table says which.
@@ -22,7 +27,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tf_autoctx import native, progress
-from tf_autoctx.commands import command_line
+from tf_autoctx.commands import command_line, planned_runs, train_multi_organ
 from tf_autoctx.configuration import check, field
 from tf_autoctx.errors import UserError
 from tf_autoctx.systems.multi_organ.configuration import DECLARATION
@@ -47,23 +52,29 @@ MODES = {
 class Tables:
     """Tables: which runs are compared, and on which data."""
 
-    runs: tuple[str, ...] = field(..., "Finished run folders of autoctx-train-multi-organ.")
+    runs: tuple[str, ...] = field(
+        ..., "Finished run folders of autoctx-train-multi-organ, or with seeds the folder of all."
+    )
     output: str = field(..., "Folder for scores.csv, cases.csv, summary.json and table.txt.")
-    data_dir: str = field(
+    modes: tuple[str, ...] = field(
+        tuple(MODES), f"Modes whose runs are trained with seeds, some of {', '.join(MODES)}."
+    )
+    other_data: str = field(
         "",
         "Other data to segment without training: a Decathlon or nnU-Net folder, or a CSV file.",
     )
     label_map: dict[int, int] | None = field(
         None,
-        "Label values of data_dir and the runs' for them, such as 3:1,4:2; others are left out. By "
-        "default equal values.",
+        "Label values of other_data and the runs' for them, such as 3:1,4:2; others are left out. "
+        "By default equal values.",
     )
 
     def __post_init__(self) -> None:
         check(self)
-        if self.label_map and not self.data_dir:
+        planned_runs.require_some("modes", self.modes, MODES)
+        if self.label_map and not self.other_data:
             raise UserError(
-                "`label_map`: there is no `data_dir` whose labels it could map; give both or "
+                "`label_map`: there is no `other_data` whose labels it could map; give both or "
                 "neither."
             )
 
@@ -293,19 +304,18 @@ def _require_label_values(runs: Sequence[ScoredRun]) -> None:
             )
 
 
-def main(given: command_line.Given) -> None:
-    """Runs the command."""
+def tabulate(settings: Tables, folders: Sequence[str]) -> None:
+    """Writes and prints the table of finished runs."""
     from tf_autoctx import files
     from tf_autoctx.report import repeated, tables
     from tf_autoctx.systems.shared import scored_runs
 
-    settings = given.configured(Tables)
-    runs, prefixes = scored_runs.in_order(map(load, settings.runs), MODES)
+    runs, prefixes = scored_runs.in_order(map(load, folders), MODES)
     files.own(settings.output)
     labels = runs[0].run.labels
-    if settings.data_dir:
+    if settings.other_data:
         _require_label_values(runs)
-        other = other_data(settings.data_dir, settings.label_map, labels)
+        other = other_data(settings.other_data, settings.label_map, labels)
         rows = of_other_data(runs, prefixes, other)
     else:
         rows = of_their_evaluations(runs, prefixes)
@@ -324,4 +334,16 @@ def main(given: command_line.Given) -> None:
     print(text)
 
 
-command = command_line.Command(main, (Tables,), __doc__)
+PLANNED = planned_runs.Methods(
+    DECLARATION, train_multi_organ.command, (Tables,), {mode: {"mode": mode} for mode in MODES}
+)
+
+
+def main(given: command_line.Given) -> None:
+    """Runs the command."""
+    settings = given.configured(Tables)
+    with PLANNED.folders(given, settings.modes) as folders:
+        tabulate(settings, folders)
+
+
+command = command_line.Command(main, PLANNED.kinds, __doc__, DECLARATION.presets)

@@ -4,6 +4,12 @@ r"""Table 1 and figure 5b of online rendering (Yang et al. 2018): a whole corpus
       --output=tables
   autoctx-renderer-tables --runs=runs/orig,runs/renderer --corpus=my_other_scanner --cases=20 \
       --output=tables
+  autoctx-renderer-tables --seeds=0,1,2,3,4 --variants=Orig-S2T,Orig-S2T-augmented,S2T \
+      --data_dir=my_scanner --corpus=my_other_scanner --runs=runs/renderers --output=tables
+
+The last trains what is missing: flags of autoctx-train-renderer are flags of this command and go to
+every training, a finished run folder RUNS/VARIANT_seed_SEED is taken as it is, and what was stopped
+goes on when the same command is given again.
 
 Every image is rendered from the trained weights; the kept iteration, the first (the trained weights
 as they are), the fifth, the last and the best one, which only the truth can tell, are rows of their
@@ -28,7 +34,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tf_autoctx import configuration, errors, files, native, spreadsheets
-from tf_autoctx.commands import command_line
+from tf_autoctx.commands import command_line, planned_runs, train_renderer
 from tf_autoctx.configuration import field
 from tf_autoctx.systems.renderer.configuration import (
     DECLARATION,
@@ -44,6 +50,11 @@ if TYPE_CHECKING:
 COLUMNS = ("DSC", "Conf", "Adb", "Hdb", "Jacc", "precision", "recall")
 AUGMENTED = ", augmented"  # what a user would do instead: a row of its own
 ORDER = tuple(name for variant in reversed(VARIANTS) for name in (variant, variant + AUGMENTED))
+# {variant as a flag has it: {flag: value} of its runs}
+TRAINED: dict[str, planned_runs.Flags] = {
+    **{variant: {"variant": variant} for variant in reversed(VARIANTS)},
+    "Orig-S2T-augmented": {"variant": "Orig-S2T", "appearance_strength": 1.0},
+}
 SHOWN = 5  # the iteration by which most renderings settle (section 3)
 OnlineChanges = configuration.optional(
     "OnlineChanges", __name__, "Online rendering, in place of what the runs have", Online
@@ -64,8 +75,14 @@ ITERATION_COLUMNS = (
 class RendererTables:
     """What is scored, and how"""
 
-    runs: tuple[str, ...] = field(..., "Finished run folders of autoctx-train-renderer.")
+    runs: tuple[str, ...] = field(
+        ..., "Finished run folders of autoctx-train-renderer, or with seeds the folder of all."
+    )
     output: str = field(..., "Folder for the tables; what is there goes on.")
+    variants: tuple[str, ...] = field(
+        tuple(TRAINED),
+        f"Variants whose runs are trained with seeds, some of {', '.join(TRAINED)}.",
+    )
     corpus: str = field(
         "", "Images of another scanner, with labels. Empty: each run's own phantoms."
     )
@@ -90,6 +107,7 @@ class RendererTables:
 
     def __post_init__(self) -> None:
         configuration.check(self)
+        planned_runs.require_some("variants", self.variants, TRAINED)
         if len({pathlib.Path(folder).name for folder in self.runs}) < len(self.runs):
             raise errors.FieldError("runs", self.runs, "expected folders of different names.")
 
@@ -136,7 +154,9 @@ def pixel_sizes(path: str) -> dict[str, float]:
         ) from None
 
 
-def scorers(settings: RendererTables, options: Mapping[str, Any]) -> list[Scorer]:
+def scorers(
+    settings: RendererTables, folders: Sequence[str], options: Mapping[str, Any]
+) -> list[Scorer]:
     """The runs, each ready to score images.
 
     Raises:
@@ -157,11 +177,11 @@ def scorers(settings: RendererTables, options: Mapping[str, Any]) -> list[Scorer
         options=options,
         pixel_sizes=pixel_sizes(settings.pixel_sizes),
     )
-    opened = [runs.load_of(folder, DECLARATION.name) for folder in settings.runs]
+    opened = [runs.load_of(folder, DECLARATION.name) for folder in folders]
     ready = [Scorer(run, choice) for run in opened]
     if len({(method_of(scorer), scorer.seed) for scorer in ready}) < len(ready):
         message = "two have the same variant and seed; give one of them."
-        raise errors.FieldError("runs", settings.runs, message)
+        raise errors.FieldError("runs", folders, message)
     return ready
 
 
@@ -178,7 +198,8 @@ def score(ready: list[Scorer], settings: RendererTables) -> list[ScoredRun]:
     """
     several = len({scorer.seed for scorer in ready}) > 1
     runs = []
-    for folder, scorer in zip(settings.runs, ready):
+    for scorer in ready:
+        folder = str(scorer.run.folder)
         print(folder)
         scored = scorer.score(pathlib.Path(settings.output), settings.online_seed)
         prefix = f"seed {scorer.seed}/" if several else ""
@@ -362,15 +383,17 @@ def told_over_runs(scored: Sequence[ScoredRun], settings: RendererTables) -> lis
     return told
 
 
-def main(given: command_line.Given) -> None:
-    """Runs the command."""
-    settings = given.configured(RendererTables)
-    names = configuration.rules(OnlineChanges)
-    options = {name: given[name] for name in names if given[name] is not None}
+def tabulate(settings: RendererTables, folders: Sequence[str], options: Mapping[str, Any]) -> None:
+    """Scores finished runs, and writes and prints their table.
+
+    Args:
+      settings: of the table.
+      folders: of the runs.
+      options: {flag: value} of online rendering in place of what the runs have.
+    """
     from tf_autoctx.report import tables
 
-    read_iterations(settings.beside)
-    output, ready = pathlib.Path(settings.output), scorers(settings, options)
+    output, ready = pathlib.Path(settings.output), scorers(settings, folders, options)
     files.own(output)
     scored = score(ready, settings)
     rows = [row for run in scored for row in rows_of(run)]
@@ -392,4 +415,19 @@ def main(given: command_line.Given) -> None:
     print(text)
 
 
-command = command_line.Command(main, (RendererTables, OnlineChanges), __doc__)
+PLANNED = planned_runs.Methods(
+    DECLARATION, train_renderer.command, (RendererTables, OnlineChanges), TRAINED
+)
+
+
+def main(given: command_line.Given) -> None:
+    """Runs the command."""
+    settings = given.configured(RendererTables)
+    names = configuration.rules(OnlineChanges)
+    options = {name: given[name] for name in names if given[name] is not None}
+    read_iterations(settings.beside)
+    with PLANNED.folders(given, settings.variants) as folders:
+        tabulate(settings, folders, options)
+
+
+command = command_line.Command(main, PLANNED.kinds, __doc__, DECLARATION.presets)

@@ -25,3 +25,7 @@ def main(given: Given) -> None:
 
 
 command = training.command(DECLARATION, main, __doc__)
+
+
+if __name__ == "__main__":
+    command()

@@ -76,7 +76,7 @@ class Schedule:
         may_change=True,
     )
     initial_steps: int = field(
-        0, "Optimizer steps of the stage initial; 0: `steps`, as of the others.", least=0
+        0, "Optimizer steps of the stage initial; 0: `steps`, as of the others.", least=0, before=0
     )
     end_to_end_learning_rate: float = field(
         1e-3, "Learning rate of Adam at the start of the stage end_to_end.", least=0.0

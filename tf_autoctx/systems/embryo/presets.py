@@ -11,20 +11,23 @@ from tf_autoctx.data.configuration import Augmentation
 
 PRESETS: dict[str, dict[str, Any]] = {
     "demo": {
-        "low_size": 32,
+        "low_size": 48,
         "body_box": 64,
         "ventricle_box": 32,
         "base_filters": 8,
         "depth": 4,
         "kernel": 3,
-        "steps": 600,
-        "samples_per_epoch": 300,
+        # VNet I finds the ventricle or the others look in the wrong place; its steps cost least.
+        "initial_steps": 1000,
+        "steps": 300,
+        "samples_per_epoch": 100,
         "validation_fraction": 0.1,
         "learning_rate": 1e-2,
         "learning_rate_decay": "polynomial",
-        "rotation": 180.0,
+        "rotation": 30.0,  # phantoms lie every way already
         "shift": 6,
         "flips": True,
+        "phantom_cases": [120, 10],
     },
     "standard": {
         "steps": 10_000,

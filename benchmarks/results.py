@@ -1,0 +1,182 @@
+"""Makes the tables of docs/results_tables.md: trains what is missing, keeps every run's scores.
+
+  python benchmarks/results.py                                # all that are for two cores
+  python benchmarks/results.py --tables=hippocampus --data_dir=my_data
+  python benchmarks/results.py --tables=smoke-organs --fresh=again  # once more, from the beginning
+  python benchmarks/results.py --nomake                       # the pages alone, of the scores
+
+Tables are declared in benchmarks/results_tables.py, with their hours. Run folders lie in
+runs/results, tables in runs/results/tables/NAME, and what was stopped goes on when the same command
+is given again. The scores of all runs become docs/results/NAME.csv, of which the pages are made.
+With --fresh=WORD everything is made anew in runs/results_WORD and compared with these scores, which
+stay.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import math
+import pathlib
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+
+import harness
+import results_page
+from results_page import ABOUT, SCORES
+from results_tables import SMALL, TABLES, Step, Table
+
+from tf_autoctx import metrics
+from tf_autoctx.commands.command_line import Command, Given
+from tf_autoctx.configuration import check, field
+from tf_autoctx.errors import FieldError, UserError
+from tf_autoctx.files import replacing
+from tf_autoctx.report import tables
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+@dataclasses.dataclass(frozen=True)
+class Results:
+    """Results: which tables, and where"""
+
+    tables: tuple[str, ...] | None = field(
+        None, f"Tables, some of {', '.join(TABLES)}. By default all that are for {SMALL}."
+    )
+    make: bool = field(True, "Make the tables, and not the pages alone.")
+    data_dir: str = field("", "Folder of the real data: hippocampus/, head_neck_ct/ and so on.")
+    fresh: str = field("", "Word for a folder of runs in which everything is made anew.")
+
+    def __post_init__(self) -> None:
+        check(self)
+        if self.tables is not None and not set(self.tables) <= set(TABLES):
+            raise FieldError("tables", self.tables, f"expected some of {', '.join(TABLES)}.")
+
+    @property
+    def runs(self) -> pathlib.Path:
+        """Folder of all runs."""
+        return pathlib.Path("runs") / ("results" + f"_{self.fresh}" * bool(self.fresh))
+
+
+def words(step: Step, places: Mapping[str, str]) -> list[str]:
+    """The command line of a step, its script first."""
+    return shlex.split(step.words.format_map(places))
+
+
+def made(table: Table, settings: Results) -> list[tables.Row]:
+    """The rows of a table, once its commands have run.
+
+    Raises:
+      UserError: its data are not there, or a command failed.
+    """
+    data = pathlib.Path(settings.data_dir) / table.data
+    if table.data and not (settings.data_dir and data.is_dir()):
+        found = f"there is no folder {data}" if settings.data_dir else "it is not given"
+        raise UserError(
+            f"`data_dir`: {found}; the table {table.name} needs one with {table.data}/ in it."
+        )
+    rows: list[tables.Row] = []
+    for number, step in enumerate(table.steps):
+        output = settings.runs / "tables" / table.name / str(number)
+        places = {"data": settings.data_dir, "runs": str(settings.runs), "output": str(output)}
+        if step.makes and pathlib.Path(step.makes.format_map(places)).exists():
+            continue
+        line = words(step, places)
+        print(shlex.join(["python", *line]), flush=True)
+        if code := subprocess.run([sys.executable, ROOT / line[0], *line[1:]]).returncode:
+            raise UserError(
+                f"{table.name}: its command ended with exit code {code}; the same goes on."
+            )
+        for row in tables.read(output) if step.reads else ():
+            method = f"{row['method']}, {step.label}" if step.label else row["method"]
+            if not table.methods or method in table.methods:
+                rows.append({**row, "method": method})
+    return rows
+
+
+def as_csv(table: Table, rows: Sequence[tables.Row]) -> str:
+    """docs/results/NAME.csv: the scores of every run, case and structure in the digits of float32,
+    sorted as the table is."""
+    names = [*tables.headings(rows, table.columns)]
+    size = metrics.size_of(rows[0])
+    order = table.methods or tuple(dict.fromkeys(row["method"] for row in rows))
+    text = io.StringIO()
+    lines = csv.writer(text, lineterminator="\n")
+    lines.writerow([*ABOUT, *names, size.name, size.truth])
+    for row in sorted(rows, key=lambda row: order.index(row["method"])):
+        run, slash, case = row["case"].rpartition("/")
+        about = [row["method"], run if slash else "seed 0", case, row["structure"]]
+        values = [row.get(name, math.nan) for name in (*names, size.name, size.truth)]
+        lines.writerow([*about, *(f"{value:.9g}" for value in values)])
+    return text.getvalue()
+
+
+def told(table: Table, new: str, old: str) -> str:
+    """How the scores of a table that was made anew differ from those of before."""
+    after, before = (
+        {tuple(line[name] for name in ABOUT): line for line in csv.DictReader(io.StringIO(text))}
+        for text in (new, old)
+    )
+    if new == old:
+        return f"{table.name}: all {len(after)} lines of scores are the same to the last digit."
+    if after.keys() != before.keys():
+        alone = len(after.keys() ^ before.keys())
+        return f"{table.name}: {alone} lines of scores are in one of the two alone."
+    differences = [
+        abs(float(after[key]["DSC_percent"]) - float(line["DSC_percent"]))
+        for key, line in before.items()
+    ]
+    largest = max((one for one in differences if math.isfinite(one)), default=math.nan)
+    changed = sum(after[key] != line for key, line in before.items())
+    return (
+        f"{table.name}: {changed} of {len(after)} lines of scores differ, the DSC by {largest:.4g} "
+        "points at most."
+    )
+
+
+def keep(table: Table, text: str) -> None:
+    """Writes the scores of a table, and by what they were made, unless they are there."""
+    path = SCORES / f"{table.name}.csv"
+    if path.exists() and path.read_text("utf-8") == text:
+        return
+    with replacing(path) as partial:
+        partial.write_text(text, "utf-8")
+    harness.write_record(SCORES / "made.json", table.name, {})
+
+
+def chosen(settings: Results) -> list[Table]:
+    """The tables that are asked for; of all of them, those whose data there may be."""
+    if settings.tables is not None:
+        return [TABLES[name] for name in settings.tables]
+    listed = [table for table in TABLES.values() if table.machine == SMALL]
+    for table in listed:
+        if table.data and not settings.data_dir:
+            print(f"{table.name}: left out, as it needs --data_dir")
+    return [table for table in listed if settings.data_dir or not table.data]
+
+
+def main(given: Given) -> None:
+    settings, differing = given.configured(Results), []
+    try:
+        for table in chosen(settings) if settings.make else ():
+            text, path = as_csv(table, made(table, settings)), SCORES / f"{table.name}.csv"
+            if settings.fresh and path.exists():
+                before = path.read_text("utf-8")
+                print(told(table, text, before), flush=True)
+                differing += [table.name] * (text != before)
+            else:
+                keep(table, text)
+    finally:
+        results_page.write()
+    if differing:
+        raise UserError(f"{', '.join(differing)}: made twice and not the same, see above.")
+
+
+command = Command(main, (Results,), __doc__)
+
+
+if __name__ == "__main__":
+    command()
