@@ -107,7 +107,10 @@ def scored(table: Table, rows: Sequence[tables.Row]) -> str:
 
 def tested(table: Table, rows: Sequence[tables.Row]) -> str:
     """A line for each pair of methods that is there."""
-    there, test = methods_of(table, rows), repeated.over_runs(rows, table.folds)
+    there, test = (
+        methods_of(table, rows),
+        repeated.over_runs(rows, 1 / (table.folds - 1) if table.folds else 0.0),
+    )
     pairs = [(new, old) for new, old in table.pairs if {new, old} <= {*there}]
     results = [test(averages(rows, new), averages(rows, old)) for new, old in pairs]
     lines = []

@@ -394,7 +394,7 @@ def _resolved(session: Session, held_out: int) -> str:
         f"replica{'s' * (replicas > 1)}\n"
         f"cases: {len(session.training)} to train, {len(session.validation)} to validate, "
         f"{held_out} held out{fold}{several}\n"
-        f"steps: {settings.steps} for each level or stage, in {epochs} "
+        f"steps: {settings.steps} for each level or stage without its own, in {epochs} "
         f"epoch{'s' * (epochs > 1)} of {epoch}; learning rate {settings.learning_rate:g}, "
         f"{settings.learning_rate_decay}{plan}"
     )
