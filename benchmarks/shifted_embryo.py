@@ -6,7 +6,7 @@ Every held-out volume is moved by --shift voxels, its edge values coming in from
 mean DSC of the output for the moved volume with the moved output, where both see the same, for the
 body and the ventricle; then the same with one part of the cascade after another kept as it was:
 
-- without what leaves: the volume stays, and edge values stand where planes are that the motion takes
+- without what leaves: the volume stays, and edge values stand for the planes that the motion takes
   out of it. Everything below is told against this output, as both miss the same planes.
 - VNet I's map moved: VNets II and III see the map that moved exactly, and place their boxes by it.
 - map moved, own boxes: as before, but boxes lie where the moved volume's own map places them.

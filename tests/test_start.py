@@ -61,7 +61,10 @@ def test_a_training_prints_what_it_resolved(tmp_path, capsys, monkeypatch):
     told = capsys.readouterr().out
     assert f"{tmp_path}: on CPU, precision float32, batch 1 x 1 replica\n" in told
     assert "cases: 2 to train, 1 to validate, 2 held out\n" in told
-    assert "steps: 3 for each level or stage without its own, in 2 epochs of 2; learning rate 0.001" in told
+    assert (
+        "steps: 3 for each level or stage without its own, in 2 epochs of 2; learning rate 0.001"
+        in told
+    )
 
 
 # Devices
