@@ -6,7 +6,8 @@
       --data_dir=other --label_map=3:1,4:2
 
 The first reads what the evaluations of finished runs wrote. The second lets their networks segment
-other data without re-training. Both write scores.csv, cases.csv, summary.json and table.txt into
+other data without re-training; cases that trained or validated a run are left out, of all runs of
+its seed and fold, with a warning. Both write scores.csv, cases.csv, summary.json and table.txt into
 the output folder and print the table.
 
 Runs of one mode with other seeds or folds stand together. Five pairs of runs or more are tested
@@ -110,11 +111,13 @@ class OtherData:
     """Labelled cases of another data set, with its labels in the runs' values.
 
     Attributes:
+      source: see `datasets.load`.
       cases: with labels.
       known: {its label value: name}; empty accepts any.
       label_map: {its label value: the runs' value}; other values are background.
     """
 
+    source: str
     cases: Sequence[Case]
     known: Mapping[int, str]
     label_map: Mapping[int, int]
@@ -172,7 +175,7 @@ def other_data(
                 f"`label_map`: the {side} do not have the label values {unknown}; expected some of "
                 f"{sorted(expected)}."
             )
-    return OtherData(cases, dataset.labels, label_map)
+    return OtherData(data_dir, cases, dataset.labels, label_map)
 
 
 def labelled(dataset: Dataset, data_dir: str) -> list[Case]:
@@ -189,7 +192,7 @@ def labelled(dataset: Dataset, data_dir: str) -> list[Case]:
     if not cases:
         raise UserError(f"{data_dir}: no case has a label; expected one to score.")
     logging.warning(
-        "%s: no test case has a label; all %d labelled cases are segmented.", data_dir, len(cases)
+        "%s: no test case has a label; the %d other labelled cases are taken.", data_dir, len(cases)
     )
     return cases
 
@@ -248,25 +251,33 @@ def equal_values(
 def of_other_data(
     runs: Sequence[ScoredRun], prefixes: Sequence[str], other: OtherData
 ) -> list[Row]:
-    """Rows of table 2: the last level of every mode on data that no run has seen.
+    """Rows of table 2: the last level of every mode on data that no run of its prefix has seen.
 
     Args:
       runs, prefixes: of `scored_runs.in_order`.
       other: what is segmented.
+
+    Raises:
+      UserError: they have seen all of it; a network or case cannot be read.
     """
     from tf_autoctx.data.labels import left_out
     from tf_autoctx.report import tables
+    from tf_autoctx.systems.shared import seen
 
     with native.without_noise():
         from tf_autoctx.systems.shared import prediction
 
     scored = set(other.label_map.values())
     labels = {value: name for value, name in runs[0].run.labels.items() if value in scored}
-    bar = progress.bar(len(runs) * len(other.cases), "case", "scored")
+    unseen: dict[str, list[Case]] = {}
+    for name in dict.fromkeys(prefixes):
+        compared = [run.run for run, prefix in zip(runs, prefixes) if prefix == name]
+        unseen[name] = seen.unseen(other.source, other.cases, compared)
+    bar = progress.bar(sum(len(unseen[prefix]) for prefix in prefixes), "case", "scored")
     rows: list[Row] = []
     for run, prefix in zip(runs, prefixes):
         segmentor = prediction.load(run.folder)
-        for case in other.cases:
+        for case in unseen[prefix]:
             image, truth = other.read(case)
             spacing = image.spacing
             label = segmentor(image.array, spacing, case.image)["label"]

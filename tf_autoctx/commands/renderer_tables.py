@@ -5,7 +5,8 @@ r"""Table 1 and figure 5b of online rendering (Yang et al. 2018): a whole corpus
   autoctx-renderer-tables --runs=runs/orig,runs/renderer --corpus=my_other_scanner --cases=20 \
       --output=tables
 
-Every image is rendered from the trained weights; the kept iteration, the first (the trained weights
+Images that trained or validated a run are left out, of all runs of its seed, with a warning. Every
+other one is rendered from the trained weights; the kept iteration, the first (the trained weights
 as they are), the fifth, the last and the best one, which only the truth can tell, are rows of their
 own. Runs of one variant with other seeds stand together, and are compared by seed: what differs is
 tested over runs, not over images. With several --online_seed the spread over the source images that
@@ -180,7 +181,8 @@ def score(ready: list[Scorer], settings: RendererTables) -> list[ScoredRun]:
     runs = []
     for folder, scorer in zip(settings.runs, ready):
         print(folder)
-        scored = scorer.score(pathlib.Path(settings.output), settings.online_seed)
+        compared = [other.run for other in ready if other.seed == scorer.seed]
+        scored = scorer.score(pathlib.Path(settings.output), settings.online_seed, compared)
         prefix = f"seed {scorer.seed}/" if several else ""
         runs.append(ScoredRun(folder, method_of(scorer), scorer.seed, prefix, scored))
     return sorted(runs, key=_place)

@@ -421,7 +421,7 @@ def fingerprints(dataset: Dataset) -> tuple[str, str, Scans]:
     for split in SPLITS:
         for case in getattr(dataset, split):
             channels = image_files.digests(case.image)
-            scans[split][case.name] = [_mark(channel, case.series) for channel in channels]
+            scans[split][case.name] = _marks(channels, case.series)
             digests = {"image": " ".join(channels), "label": image_files.digest(case.label)}
             told = digests | ({"series": case.series} if case.series else {})
             for role, value in told.items():
@@ -444,9 +444,15 @@ def fingerprints(dataset: Dataset) -> tuple[str, str, Scans]:
     return total.hexdigest(), whatever_split.hexdigest(), scans
 
 
-def _mark(digest: str, series: str) -> str:
-    """Of an image or a channel of one: 16 digits (hex), the same wherever its files lie."""
-    return hashlib.sha256(f"{digest} {series}".encode()).hexdigest()[:16]
+def marks(case: Case) -> list[str]:
+    """By which its image is known again, wherever its files lie: 16 digits (hex) of each channel
+    that lies in a file of its own."""
+    return _marks(image_files.digests(case.image), case.series)
+
+
+def _marks(channels: Iterable[str], series: str) -> list[str]:
+    """`marks`, from the digests of the channels."""
+    return [hashlib.sha256(f"{each} {series}".encode()).hexdigest()[:16] for each in channels]
 
 
 def _read_folder(
