@@ -98,7 +98,7 @@ def test_table_1(three, tmp_path):
         ("level 2, end-to-end", "seed 1/abdomen_003", 100),
         ("level 2, without context", "seed 1/abdomen_003", 25),
     ]
-    assert {row["group"] for row in rows} == {"p3"}
+    assert {row["group"] for row in rows} == {"seed 1/p3"}
     assert (
         (tmp_path / "out" / "table.txt").read_text()
         == done.stdout
@@ -226,6 +226,7 @@ def test_table_2(three, other, networks, tmp_path, capsys, caplog):
         dice["separate", "liver", "seed 1/a"] == 50 and dice["separate", "liver", "seed 1/b"] == 50
     )
     assert dice["separate", "artery", "seed 1/b"] == 0  # missed
+    assert {row["group"] for row in rows} == {"seed 1/a", "seed 1/b"}
     assert ("separate", "artery", "seed 1/a") not in dice  # nothing there, nothing found
     assert np.isnan(
         dice["without context", "artery", "seed 1/a"]

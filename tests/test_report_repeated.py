@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from tf_autoctx.report import repeated, tables
+from tf_autoctx.report import repeatability, repeated, tables
 
 HEADS = ("  p ", "  Ho")
 SCORES = {
@@ -52,6 +52,21 @@ def rows(cases, truths):
 def dsc(made, test):
     (pair,) = tables.summarize(made, [("new", "old")], test)["paired"]
     return pair["metrics"]["DSC_percent"]
+
+
+def test_a_scan_by_two_networks_is_no_repeated_scan():
+    """Two scans of a patient by two networks are two times two; c and d have no group."""
+    about = {"system": "s", "method": "m", "structure": "head", "truth_volume_mL": 1.0}
+    made = [
+        repeated.named(run, about | {"case": case, "group": group, "volume_mL": volume})
+        for run, volumes in (("seed 0", (4.0, 8.0, 1.0, 2.0)), ("seed 1", (5.0, 5.0, 1.0, 2.0)))
+        for case, group, volume in zip("abcd", ("patient", "patient", "", ""), volumes)
+    ]
+    found, _ = repeatability.of_rows(made)
+    assert found.groups == {
+        "seed 0/patient": {"seed 0/a": 4.0, "seed 0/b": 8.0},
+        "seed 1/patient": {"seed 1/a": 5.0, "seed 1/b": 5.0},
+    }
 
 
 def test_a_table_of_five_runs_is_tested_over_runs():

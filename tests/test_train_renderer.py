@@ -343,6 +343,8 @@ def test_images_that_a_run_has_seen_are_left_out(plain, tmp_path, capfd, caplog)
     assert told in caplog.text and str(later) not in caplog.text
     cases = [row["case"] for row in table(tmp_path / "tables" / "cases.csv")]
     assert cases.count(f"seed 0/{held_out.name}") == 2 and len(cases) == 2 + 6
+    groups = {(row["case"], row["group"]) for row in table(tmp_path / "tables" / "cases.csv")}
+    assert all(case == group for case, group in groups)  # of another network another scan
 
 
 def test_tables_over_runs_and_online_seeds(light, plain, tmp_path):

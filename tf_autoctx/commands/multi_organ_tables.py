@@ -261,7 +261,7 @@ def of_other_data(
       UserError: they have seen all of it; a network or case cannot be read.
     """
     from tf_autoctx.data.labels import left_out
-    from tf_autoctx.report import tables
+    from tf_autoctx.report import repeated, tables
     from tf_autoctx.systems.shared import seen
 
     with native.without_noise():
@@ -284,10 +284,10 @@ def of_other_data(
             about: dict[str, Any] = {
                 "system": DECLARATION.name,
                 "method": f"{run.rows[-1]['method']}, {MODES[run.mode]}",
-                "case": f"{prefix}/{case.name}",
+                "case": case.name,
                 "group": case.group,
             }
-            sides = left_out(label, truth, labels)
+            about, sides = repeated.named(prefix, about), left_out(label, truth, labels)
             rows += [about | score for score in tables.scores(*sides, spacing, labels)]
             bar.add(1)
     return rows

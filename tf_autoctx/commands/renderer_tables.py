@@ -103,7 +103,7 @@ class ScoredRun:
       folder: of the run.
       method: its row in the table.
       seed: of the run.
-      prefix: what makes the names of its cases unique among all runs, such as "seed 1/".
+      prefix: what makes names of its cases and groups unique among all runs, such as "seed 1/".
       scored: {online seed: images}.
     """
 
@@ -209,7 +209,8 @@ def rows_of(run: ScoredRun) -> list[dict[str, Any]]:
     """Rows of `report.tables` of one run."""
     rows = []
     for image in run.images:
-        about = {"case": run.prefix + image.case, "group": image.group, "structure": "head"}
+        names = {"case": run.prefix + image.case, "group": run.prefix + image.group}
+        about = {**names, "structure": "head"}
         rows += [
             {"system": DECLARATION.name, "method": method, **about, **scores}
             for method, scores in chosen_scores(run.method, image).items()

@@ -79,8 +79,10 @@ def over_runs(
 
 
 def named(run: str, row: tables.Row) -> tables.Row:
-    """The row in a table of several runs: its case is called "run/case"."""
-    return {**row, "case": f"{run}/{row['case']}"}
+    """The row in a table of several runs: its case is called "run/case", and its group likewise, as
+    one scan by two networks is no repeated scan."""
+    group = row["group"] or row["case"]
+    return {**row, "case": f"{run}/{row['case']}", "group": f"{run}/{group}"}
 
 
 def table(scores: Scores) -> str:
