@@ -29,6 +29,13 @@ def test_pairs_are_by_seed():
     pairs = [("Orig-S2T", "Orig-T2T"), ("S2T", "Orig-S2T")]
     drop, gain = repeated.compare(SCORES, pairs, shared=True)
     assert (drop["n"], drop["mean_difference"]) == (5, -32)
+    # Of -12, ..., -52: t = 32 / sqrt(250 / 5) = 4.53, of cases that were learnt from elsewhere
+    # 32 / sqrt(250 * (1 / 5 + 1 / 4)) = 3.017, of 4 degrees of freedom.
+    (dependent,) = repeated.compare(SCORES, pairs[:1], shared=True, overlap=0.25)
+    assert (drop["p"], dependent["p"]) == (
+        pytest.approx(0.0106, abs=5e-5),
+        pytest.approx(0.0393, abs=5e-5),
+    )
     assert (gain["n"], gain["mean_difference"]) == (4, pytest.approx(92.5 - 60))
     told = repeated.sentences([drop, gain])
     assert re.fullmatch(

@@ -13,7 +13,7 @@ import SimpleITK as sitk
 import tensorflow as tf
 from helpers import plain_networks
 
-from tf_autoctx import configuration
+from tf_autoctx import configuration, metrics
 from tf_autoctx.commands import train_renderer, training
 from tf_autoctx.data import datasets, pipeline
 from tf_autoctx.data.configuration import Augmentation
@@ -347,10 +347,17 @@ def test_images_that_a_run_has_seen_are_left_out(plain, tmp_path, capfd, caplog)
     assert all(case == group for case, group in groups)  # of another network another scan
 
 
-def test_tables_over_runs_and_online_seeds(light, plain, tmp_path):
-    """Two trainings of two variants, and what is told of them."""
+def test_tables_over_runs_and_online_seeds(light, plain, tmp_path, monkeypatch):
+    """Two trainings of two variants, which half of their data tested, and what is told of them."""
+    overlaps, test = set(), metrics.paired_runs
+
+    def paired_runs(differences, shared, overlap):
+        overlaps.add(overlap)
+        return test(differences, shared, overlap)
+
+    monkeypatch.setattr(metrics, "paired_runs", paired_runs)
     folders = [
-        with_flags(run, tmp_path / f"{run.name}_{seed}", seed=seed)
+        with_flags(run, tmp_path / f"{run.name}_{seed}", seed=seed, test_fraction=0.5)
         for run in (light, plain)
         for seed in (0, 1)
     ]
@@ -360,6 +367,7 @@ def test_tables_over_runs_and_online_seeds(light, plain, tmp_path):
     output = tmp_path / "tables"
     command = [f"--runs={','.join(map(str, folders))}", "--iterations=1", "--online_seed=4,5"]
     running.call("renderer_tables", *command, f"--output={output}", "--online_averaging=0")
+    assert overlaps == {1}
     text = (output / "table.txt").read_text(encoding="utf-8")
     assert "Wilcoxon" not in text and "2 runs of each: no p of fewer than 5" in text
     assert "S2T-sp: SD over 2 online seeds" in text and "seed 1" in text

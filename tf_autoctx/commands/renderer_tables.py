@@ -347,14 +347,16 @@ def draw(directory: pathlib.Path, scored: Sequence[ScoredRun], beside: str) -> N
         figures.gains(directory / f"gains_{method}.png", of_method, method)
 
 
-def told_over_runs(scored: Sequence[ScoredRun], settings: RendererTables) -> list[str]:
-    """What the table tells below its rows where variants were trained several times; writes the
-    comparisons as over_runs.csv too."""
+def told_over_runs(
+    scored: Sequence[ScoredRun], settings: RendererTables, overlap: float
+) -> list[str]:
+    """What the table tells below its rows where variants were trained several times, see
+    `repeated.compare`; writes the comparisons as over_runs.csv too."""
     from tf_autoctx.report import repeated
 
     scores = by_seed(scored)
     pairs = pairs_of(list(scores), settings.iterations)
-    tests = repeated.compare(scores, pairs, shared=bool(settings.corpus))
+    tests = repeated.compare(scores, pairs, bool(settings.corpus), overlap)
     columns = ("method", "against", "mean_difference", "ci_low", "ci_high", "p", "n")
     spreadsheets.write(pathlib.Path(settings.output) / "over_runs.csv", tests, columns)
     told = ["", repeated.table(scores), repeated.NOTE, *repeated.sentences(tests)]
@@ -371,6 +373,7 @@ def main(given: command_line.Given) -> None:
     names = configuration.rules(OnlineChanges)
     options = {name: given[name] for name in names if given[name] is not None}
     from tf_autoctx.report import tables
+    from tf_autoctx.systems.shared import scored_runs
 
     read_iterations(settings.beside)
     output, ready = pathlib.Path(settings.output), scorers(settings, options)
@@ -388,7 +391,11 @@ def main(given: command_line.Given) -> None:
     spreadsheets.write(output / "runs.csv", of_runs, tuple(of_runs[0]))
     draw(output, scored, settings.beside)
     told = [tables.table(rows, COLUMNS, pairs), *spread_of_seeds(scored)]
-    told += told_over_runs(scored, settings) if several else [ONE_TRAINING]
+    if several:
+        overlap = scored_runs.overlap_of(scorer.run for scorer in ready)
+        told += told_over_runs(scored, settings, overlap)
+    else:
+        told.append(ONE_TRAINING)
     text = "\n".join(told)
     with files.replacing(output / "table.txt") as path:
         path.write_text(text + "\n", encoding="utf-8")

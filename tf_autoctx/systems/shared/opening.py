@@ -38,6 +38,7 @@ from tf_autoctx.systems.shared.grid import Grid
 from tf_autoctx.systems.shared.image_checks import Trained
 from tf_autoctx.systems.shared.mirrored import Mirrored
 from tf_autoctx.systems.shared.planning import Cases, Extent, Plan
+from tf_autoctx.systems.shared.scored_runs import TRAINING_CASES
 from tf_autoctx.systems.shared.seen import Seen
 from tf_autoctx.systems.shared.session import Session
 from tf_autoctx.systems.shared.system import Evaluator, Networks, Reader, System
@@ -201,6 +202,7 @@ def open_training(
     told = {
         "cases_fingerprint": of_all_folds if values["folds"] else None,
         "test_cases": [case.name for case in held_out] if values["test_fraction"] else None,
+        TRAINING_CASES: len({*cases.train, *cases.validation}) if values["test_fraction"] else None,
         "channels": cases.channels if len(cases.channels) > 1 else None,
         "seen": seen or None,
         "plan": dataclasses.asdict(plan) if plan else None,
@@ -268,9 +270,9 @@ def _made(
 
 
 def _known(cases: datasets.Dataset, values: Mapping[str, Any]) -> datasets.Dataset:
-    """The cases that tell what there is to segment: of folds all that any of them trains on, or
-    they would be no ensemble."""
-    if not values["folds"]:
+    """The cases that tell what there is to segment: where folds or seeds divide them all that any
+    run trains on, or they would be no ensemble and no method with several runs."""
+    if not (values["folds"] or values["test_fraction"]):
         return cases
     return dataclasses.replace(cases, train=cases.train + cases.validation + cases.test)
 
