@@ -6,12 +6,13 @@
       --data_dir=other --label_map=3:1,4:2
 
 The first reads what the evaluations of finished runs wrote. The second lets their networks segment
-other data without re-training; cases that trained or validated a run are left out, of all runs of
-its seed and fold, with a warning. Both write scores.csv, cases.csv, summary.json and table.txt into
+other data without re-training. Both write scores.csv, cases.csv, summary.json and table.txt into
 the output folder and print the table.
 
 Runs of one mode with other seeds or folds stand together. Five pairs of runs or more are tested
 over runs; fewer over the cases of all, which says nothing of other trainings: the table says which.
+Cases of other data that trained or validated a run are left out, of all runs of its seed and fold,
+with a warning.
 """
 
 from __future__ import annotations
