@@ -7,6 +7,7 @@ import SimpleITK as sitk
 
 from tf_autoctx import metrics
 from tf_autoctx.commands.multi_organ_tables import command
+from tf_autoctx.data import datasets
 from tf_autoctx.report import tables
 from tf_autoctx.systems.shared import prediction
 
@@ -97,7 +98,7 @@ def test_table_1(three, tmp_path):
         ("level 2, end-to-end", "seed 1/abdomen_003", 100),
         ("level 2, without context", "seed 1/abdomen_003", 25),
     ]
-    assert {row["group"] for row in rows} == {"p3"}
+    assert {row["group"] for row in rows} == {"seed 1/p3"}
     assert (
         (tmp_path / "out" / "table.txt").read_text()
         == done.stdout
@@ -228,14 +229,50 @@ def test_table_2(three, other, networks, tmp_path, capsys, caplog):
         dice["separate", "liver", "seed 1/a"] == 50 and dice["separate", "liver", "seed 1/b"] == 50
     )
     assert dice["separate", "artery", "seed 1/b"] == 0  # missed
+    assert {row["group"] for row in rows} == {"seed 1/a", "seed 1/b"}
     assert ("separate", "artery", "seed 1/a") not in dice  # nothing there, nothing found
     assert np.isnan(
         dice["without context", "artery", "seed 1/a"]
     )  # nothing there, but found: false
     assert dice["without context", "artery", "seed 1/b"] == 100
-    assert "no test case has a label; all 2 labelled cases are segmented" in caplog.text
+    assert "no test case has a label; the 2 other labelled cases are taken" in caplog.text
     assert tables.dice_table(rows) in capsys.readouterr().out
     assert (tmp_path / "out" / "table.txt").exists()
+
+
+def marked(source, *cases):
+    """The fact of a run that has learnt from the first case and was chosen by the others."""
+    data = datasets.load(source, 0, 0.0)
+    marks = {case.name: datasets.marks(case) for case in data.train}
+    first, *others = cases
+    return {"learnt": marks[first], "validated": [mark for name in others for mark in marks[name]]}
+
+
+def test_cases_that_a_run_has_seen_are_left_out_of_all_runs_of_its_seed(
+    three, other, networks, tmp_path, capsys, caplog
+):
+    """The other seed was chosen by one case alone; the run without context does not tell."""
+    without, end, separate = three
+    later = make_run(tmp_path / "later", "separate", {"level 2": (0, 0)}, seed=2)
+    edit(separate, seen=marked(other, "a"))
+    edit(end, seen={"learnt": [], "validated": []})
+    edit(later, seen={"learnt": [], "validated": marked(other, "b")["learnt"]})
+    flags = f"--output={tmp_path / 'out'}", f"--data_dir={other}", "--label_map=1:2"
+    perform(joined([separate, end, later]), *flags)
+    cases = {(row["method"], row["case"]) for row in tables.read(tmp_path / "out")}
+    assert cases == {
+        ("level 2, separate", "seed 1/b"),
+        ("level 2, end-to-end", "seed 1/b"),
+        ("level 2, separate", "seed 2/a"),
+    }
+    told = f"{other}: 1 of 2 cases with a label trained or validated {separate}, {end}, and are"
+    assert told in caplog.text and "does not tell" not in caplog.text
+    perform(joined([end, without, later]), *flags)
+    assert f"{without}: does not tell which cases its weights have learnt from" in caplog.text
+    edit(end, seen=marked(other, "a", "b"))
+    told = f"{other}: all 2 cases with a label trained or validated {end}; expected some that did"
+    refused(capsys, told, joined([end, later]), f"--output={tmp_path / 'none'}", *flags[1:])
+    assert not (tmp_path / "none" / "scores.csv").exists()
 
 
 def test_a_map_leaves_out_what_it_does_not_name(three, other, networks, tmp_path):

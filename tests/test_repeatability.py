@@ -9,7 +9,7 @@ import running
 from test_report_page import embedded, evaluation
 
 from tf_autoctx import metrics, spreadsheets
-from tf_autoctx.report import page, repeatability
+from tf_autoctx.report import page, repeatability, tables
 
 # Two scans of anna and bea each, three of clara, one of dora; of one of clara's nothing was found.
 VOLUMES = {"a1": 100, "a2": 104, "b1": 200, "b2": 198, "c1": 300, "c2": 306, "c3": 0, "d1": 400}
@@ -133,9 +133,14 @@ def test_scans_that_nobody_names_are_left_out(tmp_path, capsys):
     [
         ({"header": "case,patient"}, "has the columns case,patient; expected a CSV file with"),
         ({"names": ["a1", "a1"]}, "line 3: has a1 a second time; expected each scan once"),
+        ({"names": []}, "subjects.csv: names no scan; expected a CSV file with the columns"),
         (
             {"names": ["x1", "x2"]},
-            "has none of the scans of --subjects, such as x1; expected names",
+            "lacks 2 of the 2 scans of --subjects (x1, x2); expected all of them, by names such as",
+        ),
+        (
+            {"names": [*VOLUMES, "a3", "b3", "c4", "d2", "d3", "d4"]},
+            "lacks 6 of the 14 scans of --subjects (a3, b3, c4, d2, d3, ...); expected all",
         ),
         ({"names": ["a1", "b1"]}, "no subject has two scans; expected repeated scans"),
     ],
@@ -180,12 +185,31 @@ def test_an_evaluation_tells_it_beside_its_truth(tmp_path, capsys):
     (tmp_path / "subjects.csv").write_text("\n".join(["case,subject", *(f"{n},x" for n in names)]))
     text = report(tmp_path, folder, subjects=tmp_path / "subjects.csv")
     assert '<section id="repeatability">' in text
+    assert "groups of the cases, which holds where the cases of a group are repeated scans" in text
     printed = table_of(capsys.readouterr().out)
     assert {method for _, method in printed} - {"method"} == {"level 1", "level 2", "truth"}
     assert printed["volume_mL", "truth"][:4] == ["1", "2", "0.13", "0.000"]
     with pytest.raises(SystemExit):
         report(tmp_path, folder, subjects=subjects(tmp_path))
     assert "names none of the cases of" in capsys.readouterr().err
+
+
+def test_of_scans_of_an_evaluation_the_first_in_the_file_is_the_earlier(tmp_path):
+    """The head, of 1.024 mL, is twice as large in head_2."""
+    folder = evaluation(tmp_path / "run", {"head_1": (0, 0), "head_2": (0, 0), "other": (0, 0)})
+    rows = [row for row in tables.read(folder) if row["case"] != "head_2"]
+    larger = [row for row in tables.read(folder) if row["case"] == "head_2"]
+    names = "volume_mL", "truth_volume_mL"
+    rows += [row | {name: 2 * row[name] for name in names} for row in larger]
+    tables.write(folder, rows)
+    for order, change in ((("head_1", "head_2"), 1.024), (("head_2", "head_1"), -1.024)):
+        file = tmp_path / "subjects.csv"
+        file.write_text("\n".join(["case,subject", *(f"{name},x" for name in order)]))
+        drawn = embedded(report(tmp_path, folder, subjects=file), "figures")
+        titled = [figure for figure in drawn if "of two scans" in json.dumps(figure["layout"])]
+        points = titled[0]["data"][0]  # of the head
+        assert points["text"] == [f"x: {order[1]} - {order[0]}"]
+        assert points["y"] == [pytest.approx(change)]
 
 
 def test_groups_of_the_rows_are_subjects():

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from tf_autoctx.report import repeated, tables
+from tf_autoctx.report import repeatability, repeated, tables
 
 HEADS = ("  p ", "  Ho")
 SCORES = {
@@ -29,6 +29,13 @@ def test_pairs_are_by_seed():
     pairs = [("Orig-S2T", "Orig-T2T"), ("S2T", "Orig-S2T")]
     drop, gain = repeated.compare(SCORES, pairs, shared=True)
     assert (drop["n"], drop["mean_difference"]) == (5, -32)
+    # Of -12, ..., -52: t = 32 / sqrt(250 / 5) = 4.53, of cases that were learnt from elsewhere
+    # 32 / sqrt(250 * (1 / 5 + 1 / 4)) = 3.017, of 4 degrees of freedom.
+    (dependent,) = repeated.compare(SCORES, pairs[:1], shared=True, overlap=0.25)
+    assert (drop["p"], dependent["p"]) == (
+        pytest.approx(0.0106, abs=5e-5),
+        pytest.approx(0.0393, abs=5e-5),
+    )
     assert (gain["n"], gain["mean_difference"]) == (4, pytest.approx(92.5 - 60))
     told = repeated.sentences([drop, gain])
     assert re.fullmatch(
@@ -52,6 +59,21 @@ def rows(cases, truths):
 def dsc(made, test):
     (pair,) = tables.summarize(made, [("new", "old")], test)["paired"]
     return pair["metrics"]["DSC_percent"]
+
+
+def test_a_scan_by_two_networks_is_no_repeated_scan():
+    """Two scans of a patient by two networks are two times two; c and d have no group."""
+    about = {"system": "s", "method": "m", "structure": "head", "truth_volume_mL": 1.0}
+    made = [
+        repeated.named(run, about | {"case": case, "group": group, "volume_mL": volume})
+        for run, volumes in (("seed 0", (4.0, 8.0, 1.0, 2.0)), ("seed 1", (5.0, 5.0, 1.0, 2.0)))
+        for case, group, volume in zip("abcd", ("patient", "patient", "", ""), volumes)
+    ]
+    found, _ = repeatability.of_rows(made)
+    assert found.groups == {
+        "seed 0/patient": {"seed 0/a": 4.0, "seed 0/b": 8.0},
+        "seed 1/patient": {"seed 1/a": 5.0, "seed 1/b": 5.0},
+    }
 
 
 def test_a_table_of_five_runs_is_tested_over_runs():

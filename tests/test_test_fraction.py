@@ -4,8 +4,10 @@ import functools
 import json
 import shutil
 
+import numpy as np
 import pytest
 import running
+import SimpleITK as sitk
 from test_datasets import decathlon, describe, names, nnunet, table, write_image, write_label
 from test_folds import COMMON, ROWS, TINY
 
@@ -121,18 +123,19 @@ def test_flags_that_contradict(flags, told):
 
 
 def test_runs_of_random_tests_share_training_cases(tmp_path):
-    """n_test / n_train of Nadeau and Bengio: 0.2 / 0.8, 1 of 5 folds to 4, the larger of both."""
+    """n_test / n_train of Nadeau and Bengio: 0.2 / 0.8, 1 of 5 folds to 4, the larger of both; of
+    runs that tell their cases 1 / 4, whatever the flag."""
 
-    def overlap(*flags):
-        made = [
-            runs.Run(tmp_path, {"system": "s", "flags": own, "data_fingerprint": ""})
-            for own in flags
-        ]
-        return scored_runs.overlap_of(made)
+    def overlap(*flags, **facts):
+        about = {"system": "s", "data_fingerprint": "", **facts}
+        return scored_runs.overlap_of(runs.Run(tmp_path, about | {"flags": own}) for own in flags)
 
     fraction, fold = {"test_fraction": 0.2}, {"folds": 5, "test_fraction": 0.0}
     assert overlap(fraction) == overlap(fold) == overlap({"folds": 5}) == pytest.approx(0.25)
     assert overlap(fold, {"test_fraction": 0.5}) == 1 and overlap({}, {"folds": None}) == 0
+    told = {"test_cases": ["a"], "training_cases": 4}
+    assert overlap({"test_fraction": 0.05}, **told) == overlap(fold, **told) == 0.25
+    assert overlap({"test_fraction": 0.05}) == pytest.approx(0.05 / 0.95)
 
 
 # Runs
@@ -175,9 +178,33 @@ def test_every_system_holds_them_out(system, data, tmp_path):
     assert len(held_out) == 3 and len(learnt) == 4 and not set(held_out) & learnt
     assert held_out == run.facts["test_cases"] == names(datasets.of_flags(source, run.flags).test)
     assert held_out == names(_load(source, 5, 0.4).test)  # the same for every method of the seed
-    assert run.flags["test_fraction"] == 0.4
+    assert run.flags["test_fraction"] == 0.4 and run.facts["training_cases"] == 4
+    assert scored_runs.overlap_of([run]) == 3 / 4
     if system == "embryo":
         assert names(TrainedRun.load(folder).cases.test) == held_out
+
+
+def test_structures_are_those_of_all_cases_whatever_the_seed(tmp_path):
+    """A CSV file names none; one value is that of a single case, which one of the seeds tests."""
+    lines, rng = ["image,label"], np.random.default_rng(0)
+    for number in range(4):
+        label = np.zeros((24, 28, 40), np.uint8)
+        for place, value in enumerate((1, 2, 5) if number == 3 else (1, 2)):
+            label[4:20, 4:24, 10 * place : 10 * place + 8] = value
+        for name, voxels in ((f"i{number}", rng.normal(100 * label, 9)), (f"l{number}", label)):
+            image = sitk.GetImageFromArray(voxels.astype(label.dtype if name[0] == "l" else "f4"))
+            sitk.WriteImage(image, str(tmp_path / f"{name}.nii.gz"))
+        lines.append(f"i{number}.nii.gz,l{number}.nii.gz")
+    source = tmp_path / "cases.csv"
+    source.write_text("\n".join(lines))
+    tested = {seed: names(_load(source, seed, 0.3).test) == ["i3"] for seed in range(9)}
+    for seed in (list(tested.values()).index(drawn) for drawn in (True, False)):
+        flags = "--test_fraction=0.3", f"--seed={seed}"
+        words = flags_of("multi_organ", source, tmp_path / f"run_{seed}", *flags)
+        with files.owning():
+            opened = training.opened(*parsed("multi_organ", words))
+        assert (names(opened.held_out) == ["i3"]) == tested[seed]
+        assert set(opened.system.labels) == {1, 2, 5}
 
 
 @pytest.mark.usefixtures("plain_networks")

@@ -13,9 +13,9 @@ import SimpleITK as sitk
 import tensorflow as tf
 from helpers import plain_networks
 
-from tf_autoctx import configuration
+from tf_autoctx import configuration, metrics
 from tf_autoctx.commands import train_renderer, training
-from tf_autoctx.data import pipeline
+from tf_autoctx.data import datasets, pipeline
 from tf_autoctx.data.configuration import Augmentation
 from tf_autoctx.errors import FieldError, UserError
 from tf_autoctx.systems.renderer import source
@@ -316,10 +316,48 @@ def with_flags(run, folder, without=(), **changes):
     return folder
 
 
-def test_tables_over_runs_and_online_seeds(light, plain, tmp_path):
-    """Two trainings of two variants, and what is told of them."""
+def test_images_that_a_run_has_seen_are_left_out(plain, tmp_path, capfd, caplog):
+    """Of all runs of its seed; the corpus has no test cases, and the run has seen all of its six
+    images, or all but one."""
+    corpus = tmp_path / "corpus"
+    for kind in ("images", "labels"):
+        shutil.copytree(plain / "phantoms" / "source" / f"{kind}Tr", corpus / kind)
+    command = [f"--corpus={corpus}", f"--output={tmp_path / 'tables'}"]
+    with pytest.raises(SystemExit):
+        running.call("renderer_tables", f"--runs={plain}", *command)
+    told = f"{corpus}: all 6 cases with a label trained or validated {plain}; expected some that"
+    assert told in capfd.readouterr().err
+    held_out = datasets.load(corpus, 0, 0.0).train[2]
+    facts = json.loads((plain / "config.json").read_text())
+    (mark,), seen = datasets.marks(held_out), facts["seen"]
+    facts["seen"] = {name: [m for m in marks if m != mark] for name, marks in seen.items()}
+    one, other, later = (
+        with_flags(plain, tmp_path / name, appearance_strength=strength, seed=seed)
+        for name, strength, seed in (("one", 0.0, 0), ("other", 0.5, 0), ("later", 0.0, 1))
+    )
+    for run, marks in ((one, facts["seen"]), (other, {}), (later, {})):
+        config = json.loads((run / "config.json").read_text())
+        (run / "config.json").write_text(json.dumps(config | {"seen": marks}))
+    running.call("renderer_tables", f"--runs={one},{other},{later}", *command)
+    told = f"{corpus}: 5 of 6 cases with a label trained or validated {one}, {other}, and are left"
+    assert told in caplog.text and str(later) not in caplog.text
+    cases = [row["case"] for row in table(tmp_path / "tables" / "cases.csv")]
+    assert cases.count(f"seed 0/{held_out.name}") == 2 and len(cases) == 2 + 6
+    groups = {(row["case"], row["group"]) for row in table(tmp_path / "tables" / "cases.csv")}
+    assert all(case == group for case, group in groups)  # of another network another scan
+
+
+def test_tables_over_runs_and_online_seeds(light, plain, tmp_path, monkeypatch):
+    """Two trainings of two variants, which half of their data tested, and what is told of them."""
+    overlaps, test = set(), metrics.paired_runs
+
+    def paired_runs(differences, shared, overlap):
+        overlaps.add(overlap)
+        return test(differences, shared, overlap)
+
+    monkeypatch.setattr(metrics, "paired_runs", paired_runs)
     folders = [
-        with_flags(run, tmp_path / f"{run.name}_{seed}", seed=seed)
+        with_flags(run, tmp_path / f"{run.name}_{seed}", seed=seed, test_fraction=0.5)
         for run in (light, plain)
         for seed in (0, 1)
     ]
@@ -329,6 +367,7 @@ def test_tables_over_runs_and_online_seeds(light, plain, tmp_path):
     output = tmp_path / "tables"
     command = [f"--runs={','.join(map(str, folders))}", "--iterations=1", "--online_seed=4,5"]
     running.call("renderer_tables", *command, f"--output={output}", "--online_averaging=0")
+    assert overlaps == {1}
     text = (output / "table.txt").read_text(encoding="utf-8")
     assert "Wilcoxon" not in text and "2 runs of each: no p of fewer than 5" in text
     assert "S2T-sp: SD over 2 online seeds" in text and "seed 1" in text

@@ -102,9 +102,7 @@ def rows_of(run: PlannedRun) -> list[Row]:
     for row in tables.read(run.folder / "evaluation"):
         is_last = row["method"] == f"level {last}"
         method = run.method if is_last else f"{run.method}, {row['method']}"
-        # Another seed's phantom of the same name is no repeated scan.
-        group = f"{seed}/{row['group']}"
-        rows.append({**repeated.named(seed, row), "method": method, "group": group})
+        rows.append({**repeated.named(seed, row), "method": method})
     return rows
 
 

@@ -16,6 +16,8 @@ output folder and print the table.
 
 Runs of one mode with other seeds or folds stand together. Five pairs of runs or more are tested
 over runs; fewer over the cases of all, which says nothing of other trainings: the table says which.
+Cases of other data that trained or validated a run are left out, of all runs of its seed and fold,
+with a warning.
 """
 
 from __future__ import annotations
@@ -121,11 +123,13 @@ class OtherData:
     """Labelled cases of another data set, with its labels in the runs' values.
 
     Attributes:
+      source: see `datasets.load`.
       cases: with labels.
       known: {its label value: name}; empty accepts any.
       label_map: {its label value: the runs' value}; other values are background.
     """
 
+    source: str
     cases: Sequence[Case]
     known: Mapping[int, str]
     label_map: Mapping[int, int]
@@ -183,7 +187,7 @@ def other_data(
                 f"`label_map`: the {side} do not have the label values {unknown}; expected some of "
                 f"{sorted(expected)}."
             )
-    return OtherData(cases, dataset.labels, label_map)
+    return OtherData(data_dir, cases, dataset.labels, label_map)
 
 
 def labelled(dataset: Dataset, data_dir: str) -> list[Case]:
@@ -200,7 +204,7 @@ def labelled(dataset: Dataset, data_dir: str) -> list[Case]:
     if not cases:
         raise UserError(f"{data_dir}: no case has a label; expected one to score.")
     logging.warning(
-        "%s: no test case has a label; all %d labelled cases are segmented.", data_dir, len(cases)
+        "%s: no test case has a label; the %d other labelled cases are taken.", data_dir, len(cases)
     )
     return cases
 
@@ -259,35 +263,43 @@ def equal_values(
 def of_other_data(
     runs: Sequence[ScoredRun], prefixes: Sequence[str], other: OtherData
 ) -> list[Row]:
-    """Rows of table 2: the last level of every mode on data that no run has seen.
+    """Rows of table 2: the last level of every mode on data that no run of its prefix has seen.
 
     Args:
       runs, prefixes: of `scored_runs.in_order`.
       other: what is segmented.
+
+    Raises:
+      UserError: they have seen all of it; a network or case cannot be read.
     """
     from tf_autoctx.data.labels import left_out
-    from tf_autoctx.report import tables
+    from tf_autoctx.report import repeated, tables
+    from tf_autoctx.systems.shared import seen
 
     with native.without_noise():
         from tf_autoctx.systems.shared import prediction
 
     scored = set(other.label_map.values())
     labels = {value: name for value, name in runs[0].run.labels.items() if value in scored}
-    bar = progress.bar(len(runs) * len(other.cases), "case", "scored")
+    unseen: dict[str, list[Case]] = {}
+    for name in dict.fromkeys(prefixes):
+        compared = [run.run for run, prefix in zip(runs, prefixes) if prefix == name]
+        unseen[name] = seen.unseen(other.source, other.cases, compared)
+    bar = progress.bar(sum(len(unseen[prefix]) for prefix in prefixes), "case", "scored")
     rows: list[Row] = []
     for run, prefix in zip(runs, prefixes):
         segmentor = prediction.load(run.folder)
-        for case in other.cases:
+        for case in unseen[prefix]:
             image, truth = other.read(case)
             spacing = image.spacing
             label = segmentor(image.array, spacing, case.image)["label"]
             about: dict[str, Any] = {
                 "system": DECLARATION.name,
                 "method": f"{run.rows[-1]['method']}, {MODES[run.mode]}",
-                "case": f"{prefix}/{case.name}",
+                "case": case.name,
                 "group": case.group,
             }
-            sides = left_out(label, truth, labels)
+            about, sides = repeated.named(prefix, about), left_out(label, truth, labels)
             rows += [about | score for score in tables.scores(*sides, spacing, labels)]
             bar.add(1)
     return rows

@@ -11,7 +11,8 @@ The last trains what is missing: flags of autoctx-train-renderer are flags of th
 every training, a finished run folder RUNS/VARIANT_seed_SEED is taken as it is, and what was stopped
 goes on when the same command is given again.
 
-Every image is rendered from the trained weights; the kept iteration, the first (the trained weights
+Images that trained or validated a run are left out, of all runs of its seed, with a warning. Every
+other one is rendered from the trained weights; the kept iteration, the first (the trained weights
 as they are), the fifth, the last and the best one, which only the truth can tell, are rows of their
 own. Runs of one variant with other seeds stand together, and are compared by seed: what differs is
 tested over runs, not over images. With several --online_seed the spread over the source images that
@@ -120,7 +121,7 @@ class ScoredRun:
       folder: of the run.
       method: its row in the table.
       seed: of the run.
-      prefix: what makes the names of its cases unique among all runs, such as "seed 1/".
+      prefix: what makes names of its cases and groups unique among all runs, such as "seed 1/".
       scored: {online seed: images}.
     """
 
@@ -201,7 +202,8 @@ def score(ready: list[Scorer], settings: RendererTables) -> list[ScoredRun]:
     for scorer in ready:
         folder = str(scorer.run.folder)
         print(folder)
-        scored = scorer.score(pathlib.Path(settings.output), settings.online_seed)
+        compared = [other.run for other in ready if other.seed == scorer.seed]
+        scored = scorer.score(pathlib.Path(settings.output), settings.online_seed, compared)
         prefix = f"seed {scorer.seed}/" if several else ""
         runs.append(ScoredRun(folder, method_of(scorer), scorer.seed, prefix, scored))
     return sorted(runs, key=_place)
@@ -228,7 +230,8 @@ def rows_of(run: ScoredRun) -> list[dict[str, Any]]:
     """Rows of `report.tables` of one run."""
     rows = []
     for image in run.images:
-        about = {"case": run.prefix + image.case, "group": image.group, "structure": "head"}
+        names = {"case": run.prefix + image.case, "group": run.prefix + image.group}
+        about = {**names, "structure": "head"}
         rows += [
             {"system": DECLARATION.name, "method": method, **about, **scores}
             for method, scores in chosen_scores(run.method, image).items()
@@ -365,14 +368,16 @@ def draw(directory: pathlib.Path, scored: Sequence[ScoredRun], beside: str) -> N
         figures.gains(directory / f"gains_{method}.png", of_method, method)
 
 
-def told_over_runs(scored: Sequence[ScoredRun], settings: RendererTables) -> list[str]:
-    """What the table tells below its rows where variants were trained several times; writes the
-    comparisons as over_runs.csv too."""
+def told_over_runs(
+    scored: Sequence[ScoredRun], settings: RendererTables, overlap: float
+) -> list[str]:
+    """What the table tells below its rows where variants were trained several times, see
+    `repeated.compare`; writes the comparisons as over_runs.csv too."""
     from tf_autoctx.report import repeated
 
     scores = by_seed(scored)
     pairs = pairs_of(list(scores), settings.iterations)
-    tests = repeated.compare(scores, pairs, shared=bool(settings.corpus))
+    tests = repeated.compare(scores, pairs, bool(settings.corpus), overlap)
     columns = ("method", "against", "mean_difference", "ci_low", "ci_high", "p", "n")
     spreadsheets.write(pathlib.Path(settings.output) / "over_runs.csv", tests, columns)
     told = ["", repeated.table(scores), repeated.NOTE, *repeated.sentences(tests)]
@@ -392,6 +397,7 @@ def tabulate(settings: RendererTables, folders: Sequence[str], options: Mapping[
       options: {flag: value} of online rendering in place of what the runs have.
     """
     from tf_autoctx.report import tables
+    from tf_autoctx.systems.shared import scored_runs
 
     output, ready = pathlib.Path(settings.output), scorers(settings, folders, options)
     files.own(output)
@@ -408,7 +414,11 @@ def tabulate(settings: RendererTables, folders: Sequence[str], options: Mapping[
     spreadsheets.write(output / "runs.csv", of_runs, tuple(of_runs[0]))
     draw(output, scored, settings.beside)
     told = [tables.table(rows, COLUMNS, pairs), *spread_of_seeds(scored)]
-    told += told_over_runs(scored, settings) if several else [ONE_TRAINING]
+    if several:
+        overlap = scored_runs.overlap_of(scorer.run for scorer in ready)
+        told += told_over_runs(scored, settings, overlap)
+    else:
+        told.append(ONE_TRAINING)
     text = "\n".join(told)
     with files.replacing(output / "table.txt") as path:
         path.write_text(text + "\n", encoding="utf-8")

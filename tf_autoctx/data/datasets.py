@@ -89,6 +89,11 @@ class Entry:
     series: str = ""
 
 
+# What a source says of its cases, {label value: name}, names of the channels, and regions
+Told = tuple[list[Entry], dict[int, str], tuple[str, ...], tuple[Region, ...]]
+BY_NAME = operator.attrgetter("name")
+
+
 @dataclasses.dataclass(frozen=True)
 class Dataset:
     """Cases by split, each sorted by name.
@@ -153,47 +158,17 @@ def load(
         `test_fraction` test cases of its own or a single group.
     """
     source = pathlib.Path(source)
-    regions: tuple[Region, ...] = ()
-    if source.is_dir():
-        try:
-            entries, labels, told, regions = _read_folder(source, channels or 1)
-        except (AttributeError, TypeError):
-            raise UserError(
-                f"{source / 'dataset.json'}: an entry is of another kind than the Decathlon's; "
-                "expected lists of cases, and names by label value."
-            ) from None
-    elif not source.exists():
-        raise UserError(
-            f"{source}: no such file or folder; expected a data set folder or a CSV file."
-        )
-    else:
-        divided = fold is not None or test_fraction > 0
-        (entries, told), labels = _read_csv(source, divided), {}
+    divided = fold is not None or test_fraction > 0
+    entries, labels, told, regions = _read(source, divided, channels or 1)
     names_of_channels = _channels(source, told, channels)
     splits = _cases(entries, len(names_of_channels))
-    by_name = operator.attrgetter("name")
-    splits = {split: sorted(cases, key=by_name) for split, cases in splits.items()}
+    splits = {split: sorted(cases, key=BY_NAME) for split, cases in splits.items()}
     if training and not splits["train"]:
         raise UserError(f"{source}: holds no training case; expected at least one.")
     _require_distinct(source, splits)
-    drawn_by = f"{seed}"
     if test_fraction:
         _require_divisible(source, splits, test_fraction)
-        splits["train"], splits["test"] = _split_off(
-            splits["train"], f"{seed}, test", test_fraction
-        )
-    if fold is not None:
-        number, count = fold
-        parts = folds([*splits["train"], *splits["validation"]], seed, count)
-        held_out = parts.pop(number - 1)
-        rest = sorted((case for part in parts for case in part), key=by_name)
-        splits = {"train": rest, "validation": [], "test": sorted(held_out, key=by_name)}
-        # Others validate in each fold, or no run of an ensemble would have learnt from them.
-        drawn_by = f"{seed}, fold {number}"
-    if splits["train"] and not splits["validation"] and validation_fraction:
-        splits["train"], splits["validation"] = _split_off(
-            splits["train"], drawn_by, validation_fraction
-        )
+    splits = _divided(splits, seed, validation_fraction, fold, test_fraction)
     return Dataset(
         source.resolve().stem,
         **{split: tuple(splits[split]) for split in SPLITS},
@@ -201,6 +176,31 @@ def load(
         channels=names_of_channels,
         regions=regions,
     )
+
+
+def _divided(
+    splits: Mapping[str, list[Case]],
+    seed: int,
+    validation_fraction: float,
+    fold: tuple[int, int] | None,
+    test_fraction: float,
+) -> dict[str, list[Case]]:
+    """{split: cases by name}, divided as `load` says: into test cases and others, into folds, and
+    into cases that validate and others."""
+    train, validation, test = (splits[split] for split in SPLITS)
+    drawn_by = f"{seed}"
+    if test_fraction:
+        train, test = _split_off(train, f"{seed}, test", test_fraction)
+    if fold is not None:
+        number, count = fold
+        parts = folds([*train, *validation], seed, count)
+        test = sorted(parts.pop(number - 1), key=BY_NAME)
+        train, validation = sorted((case for part in parts for case in part), key=BY_NAME), []
+        # Others validate in each fold, or no run of an ensemble would have learnt from them.
+        drawn_by = f"{seed}, fold {number}"
+    if train and not validation and validation_fraction:
+        train, validation = _split_off(train, drawn_by, validation_fraction)
+    return dict(zip(SPLITS, (train, validation, test)))
 
 
 def of_flags(source: str | os.PathLike[str], flags: Mapping[str, Any]) -> Dataset:
@@ -421,7 +421,7 @@ def fingerprints(dataset: Dataset) -> tuple[str, str, Scans]:
     for split in SPLITS:
         for case in getattr(dataset, split):
             channels = image_files.digests(case.image)
-            scans[split][case.name] = [_mark(channel, case.series) for channel in channels]
+            scans[split][case.name] = _marks(channels, case.series)
             digests = {"image": " ".join(channels), "label": image_files.digest(case.label)}
             told = digests | ({"series": case.series} if case.series else {})
             for role, value in told.items():
@@ -444,16 +444,37 @@ def fingerprints(dataset: Dataset) -> tuple[str, str, Scans]:
     return total.hexdigest(), whatever_split.hexdigest(), scans
 
 
-def _mark(digest: str, series: str) -> str:
-    """Of an image or a channel of one: 16 digits (hex), the same wherever its files lie."""
-    return hashlib.sha256(f"{digest} {series}".encode()).hexdigest()[:16]
+def marks(case: Case) -> list[str]:
+    """By which its image is known again, wherever its files lie: 16 digits (hex) of each channel
+    that lies in a file of its own."""
+    return _marks(image_files.digests(case.image), case.series)
 
 
-def _read_folder(
-    folder: pathlib.Path, channels: int
-) -> tuple[list[Entry], dict[int, str], tuple[str, ...], tuple[Region, ...]]:
-    """(what it says of its cases, {label value: name}, names of the channels, regions that it
-    tells) of a folder; `channels` are so many where it tells none."""
+def _marks(channels: Iterable[str], series: str) -> list[str]:
+    """`marks`, from the digests of the channels."""
+    return [hashlib.sha256(f"{each} {series}".encode()).hexdigest()[:16] for each in channels]
+
+
+def _read(source: pathlib.Path, divided: bool, channels: int) -> Told:
+    """What a folder or CSV file says, see `_read_folder` and `_read_csv`."""
+    if not source.exists():
+        raise UserError(
+            f"{source}: no such file or folder; expected a data set folder or a CSV file."
+        )
+    if not source.is_dir():
+        entries, names_of_channels = _read_csv(source, divided)
+        return entries, {}, names_of_channels, ()
+    try:
+        return _read_folder(source, channels)
+    except (AttributeError, TypeError):
+        raise UserError(
+            f"{source / 'dataset.json'}: an entry is of another kind than the Decathlon's; "
+            "expected lists of cases, and names by label value."
+        ) from None
+
+
+def _read_folder(folder: pathlib.Path, channels: int) -> Told:
+    """What a folder says; `channels` are so many where it tells none."""
     path = folder / "dataset.json"
     if not path.is_file():
         if (folder / "images").is_dir():

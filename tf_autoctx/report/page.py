@@ -68,9 +68,11 @@ class Results:
 
     Attributes:
       runs: the evaluations.
+      subjects: see `repeatability.of_rows`.
     """
 
     runs: Sequence[EvaluatedRun]
+    subjects: Mapping[str, str] | None = None
 
     @functools.cached_property
     def rows(self) -> list[Row]:
@@ -112,8 +114,8 @@ class Results:
 
     @functools.cached_property
     def repeated(self) -> list[repeatability.Series]:
-        """Measurements of groups with several cases."""
-        return repeatability.of_rows(self.rows)
+        """Measurements of subjects with several cases."""
+        return repeatability.of_rows(self.rows, self.subjects)
 
     @functools.cached_property
     def pairs(self) -> list[tuple[str, str]]:
@@ -154,14 +156,16 @@ def write(
         have one name, no case or structure in common, or other truths; the page cannot be written.
     """
     runs = [_load(pathlib.Path(folder), several=len(folders) > 1) for folder in folders]
+    known = None
     if subjects is not None:
-        runs = [_grouped(run, subjects, repeatability.subjects_of(subjects)) for run in runs]
+        known = repeatability.subjects_of(subjects)
+        _require_named(runs, subjects, known)
     listed = ",".join(map(str, folders))
     if len({run.name for run in runs}) < len(runs):
         raise UserError(f"{listed}: expected evaluations of runs of different names.")
     if not set.intersection(*({row["case"] for row in run.rows} for run in runs)):
         raise UserError(f"{listed}: no case in common; expected evaluations of the same cases.")
-    results = Results(runs)
+    results = Results(runs, known)
     cases = {name: _packed_case(name, results, channel) for name in results.cases}
     tables.require_same_truth({str(run.folder): run.rows for run in runs})
     drawn: list[go.Figure] = []
@@ -199,19 +203,14 @@ def _load(folder: pathlib.Path, several: bool) -> EvaluatedRun:
     return EvaluatedRun(name, folder, prefix, rows, config, histories, curves)
 
 
-def _grouped(run: EvaluatedRun, path: str, subjects: Mapping[str, str]) -> EvaluatedRun:
-    """A run whose cases are of the subjects; a case of none is a subject of its own.
-
-    Raises:
-      UserError: it has none of their cases.
-    """
-    if not {row["case"] for row in run.rows} & set(subjects):
-        raise UserError(
-            f"{path}: names none of the cases of {run.folder}, such as {run.rows[0]['case']}; "
-            "expected their names."
-        )
-    rows = [{**row, "group": subjects.get(row["case"], row["case"])} for row in run.rows]
-    return dataclasses.replace(run, rows=rows)
+def _require_named(runs: Sequence[EvaluatedRun], path: str, subjects: Mapping[str, str]) -> None:
+    """Raises a `UserError` for a run that has none of the cases of the subjects in a file."""
+    for run in runs:
+        if not {row["case"] for row in run.rows} & set(subjects):
+            raise UserError(
+                f"{path}: names none of the cases of {run.folder}, such as "
+                f"{run.rows[0]['case']}; expected their names."
+            )
 
 
 def _config(file: pathlib.Path) -> dict[str, Any]:

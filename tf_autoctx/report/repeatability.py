@@ -19,11 +19,14 @@ from tf_autoctx.report import elements, figures, tables, visits
 
 MEASURED = "measurements.csv"  # of predictions
 TRUTH = "truth"  # in place of a method
+SHOWN = 5  # names of scans in a message
 HEADINGS = (
     *("measurement", "structure", "method", "subjects", "scans", "mean", "within-subject SD"),
     *("SD of a subject", "repeatability coefficient", "CV (%)", "ICC"),
 )
 NOTES = (
+    "subjects: of --subjects, or else the groups of the cases, which holds where the cases of a "
+    "group are repeated scans",
     "within-subject SD: root of the mean variance of a subject's scans; beside it the mean, "
     "smallest and largest SD of a subject",
     "repeatability coefficient: 1.96 sqrt(2) times the within-subject SD; two scans of a subject "
@@ -88,10 +91,12 @@ def subjects_of(path: str) -> dict[str, str]:
     """{scan: subject} of a CSV file with the columns case (or image) and subject.
 
     Raises:
-      UserError: it cannot be read, lacks a column or a cell, or has a scan twice.
+      UserError: it cannot be read, is empty, lacks a column or a cell, or has a scan twice.
     """
     expected = "a CSV file with the columns case,subject, a line for each scan"
     columns, rows = spreadsheets.table(pathlib.Path(path), expected)
+    if not rows:
+        raise UserError(f"{path}: names no scan; expected {expected}.")
     case = next((column for column in visits.CASES if column in columns), None)
     if case is None or "subject" not in columns:
         raise UserError(f"{path}: has the columns {','.join(columns)}; expected {expected}.")
@@ -106,20 +111,26 @@ def subjects_of(path: str) -> dict[str, str]:
     return known
 
 
-def of_rows(rows: Iterable[tables.Row]) -> list[Series]:
-    """The measurements of an evaluation's rows and, last, of their truth; a scan's subject is its
-    group."""
+def of_rows(rows: Iterable[tables.Row], subjects: Mapping[str, str] | None = None) -> list[Series]:
+    """The measurements of an evaluation's rows and, last, of their truth.
+
+    Args:
+      rows: of `tables`.
+      subjects: {scan: its subject}, of the scans of a subject the earlier one first; a scan of none
+        is a subject of its own. None: a scan's subject is its group.
+    """
     found: dict[tuple[str, str, str], dict[str, float]] = {}
     truths: dict[tuple[str, str, str], dict[str, float]] = {}
-    subjects: dict[str, str] = {}
+    known = dict(subjects or {})
     for row in rows:
-        subjects[row["case"]] = row["group"] or row["case"]
+        own = row["case"] if subjects else row["group"] or row["case"]
+        known.setdefault(row["case"], own)
         for name in row:
             if truth := metrics.column(name).truth:
                 key = name, row["structure"]
                 found.setdefault((*key, row["method"]), {})[row["case"]] = row[name]
                 truths.setdefault((*key, TRUTH), {})[row["case"]] = row[truth]
-    return _series({**found, **truths}, subjects)
+    return _series({**found, **truths}, known)
 
 
 def of_measured(folders: Sequence[str | pathlib.Path], subjects: Mapping[str, str]) -> list[Series]:
@@ -127,20 +138,22 @@ def of_measured(folders: Sequence[str | pathlib.Path], subjects: Mapping[str, st
 
     Args:
       folders: each with the measurements.csv of autoctx-predict --measurements.
-      subjects: {scan: subject}; other scans are left out.
+      subjects: {scan: subject}, all of them measured; other scans are left out.
 
     Raises:
-      UserError: a file cannot be read, has measurements in pixels, or none of the scans.
+      UserError: a file cannot be read, has measurements in pixels, or lacks some of the scans.
     """
     found: dict[tuple[str, str, str], dict[str, float]] = {}
     for folder in map(pathlib.Path, folders):
         path = folder / MEASURED
         lines = spreadsheets.read(path, ("image", "structure"))
         names = [line["image"] for line in lines]
-        if not set(names) & set(subjects):
+        if missing := [scan for scan in subjects if scan not in names]:
+            more = ", ..." if len(missing) > SHOWN else ""
             raise UserError(
-                f"{path}: has none of the scans of `subjects`, such as {next(iter(subjects), '')}; "
-                f"expected names such as {names[0] if names else 'an image has'}."
+                f"{path}: lacks {len(missing)} of the {len(subjects)} scans of `subjects` "
+                f"({', '.join(missing[:SHOWN])}{more}); expected all of them, by names such as "
+                f"{names[0] if names else 'an image has'}."
             )
         for line in lines:
             if line["image"] in subjects:

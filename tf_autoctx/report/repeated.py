@@ -79,8 +79,10 @@ def over_runs(
 
 
 def named(run: str, row: tables.Row) -> tables.Row:
-    """The row in a table of several runs: its case is called "run/case"."""
-    return {**row, "case": f"{run}/{row['case']}"}
+    """The row in a table of several runs: its case is called "run/case", and its group likewise, as
+    one scan by two networks is no repeated scan."""
+    group = row["group"] or row["case"]
+    return {**row, "case": f"{run}/{row['case']}", "group": f"{run}/{group}"}
 
 
 def table(scores: Scores) -> str:
@@ -95,13 +97,15 @@ def table(scores: Scores) -> str:
     return tables.aligned(lines)
 
 
-def compare(scores: Scores, pairs: tables.Pairs, shared: bool) -> list[dict[str, Any]]:
+def compare(
+    scores: Scores, pairs: tables.Pairs, shared: bool, overlap: float = 0.0
+) -> list[dict[str, Any]]:
     """[{"method", "against", **`metrics.paired_runs`}] of the pairs, on seeds and cases of both.
 
     Args:
       scores: see above.
       pairs: [(method, another to compare it with)].
-      shared: whether cases of one name are one image in all runs.
+      shared, overlap: see `metrics.paired_runs`.
     """
     tests = []
     for method, against in pairs:
@@ -111,7 +115,7 @@ def compare(scores: Scores, pairs: tables.Pairs, shared: bool) -> list[dict[str,
             for seed in new
             if seed in old
         ]
-        test = metrics.paired_runs([of_run for of_run in differences if of_run], shared)
+        test = metrics.paired_runs([of_run for of_run in differences if of_run], shared, overlap)
         tests.append({"method": method, "against": against, **test})
     return tests
 

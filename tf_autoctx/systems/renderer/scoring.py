@@ -25,6 +25,7 @@ from tf_autoctx.systems.renderer import online, training
 from tf_autoctx.systems.renderer.configuration import Appearance, Phantoms
 from tf_autoctx.systems.renderer.online import Iteration
 from tf_autoctx.systems.renderer.system import RendererSystem
+from tf_autoctx.systems.shared import seen
 from tf_autoctx.systems.shared.system import Reader
 from tf_autoctx.training.runs import Run
 
@@ -119,21 +120,24 @@ class Scorer:
         rendered, probability = (outputs[key][0].numpy() for key in ("rendered", "probability"))
         return [Iteration(rendered, probability, 1.0)], 0
 
-    def score(self, output: pathlib.Path, seeds: Sequence[int]) -> dict[int, list[ScoredImage]]:
+    def score(
+        self, output: pathlib.Path, seeds: Sequence[int], compared: Sequence[Run]
+    ) -> dict[int, list[ScoredImage]]:
         """Scores every image once and for all, unless something that decides it has changed.
 
         Args:
           output: gets cases/RUN/online_seed_SEED/CASE.json, strips/RUN/CASE.png of the first seed,
             and phantoms/RUN where the run has none of the target.
           seeds: of the source images of online rendering; a run that does not render has the first.
+          compared: the runs that are scored on the same images, itself among them.
 
         Returns:
           {seed: images}.
 
         Raises:
-          UserError: no image with a label; an image cannot be read.
+          UserError: no image with a label that is new to the runs; an image cannot be read.
         """
-        cases, read = self._corpus(output / "phantoms" / self.run.folder.name)
+        cases, read = self._corpus(output / "phantoms" / self.run.folder.name, compared)
         seeds = seeds if self._online else seeds[:1]
         scored: dict[int, list[ScoredImage]] = {seed: [] for seed in seeds}
         bar = progress.bar(len(cases) * len(seeds), "image", "rendered and scored")
@@ -194,9 +198,11 @@ class Scorer:
         size, cases = chosen.phantom_size, chosen.phantom_cases
         return phantoms.write_fetal_heads_2d(folder, target, size, cases, self.seed)
 
-    def _corpus(self, own: pathlib.Path) -> tuple[list[datasets.Case], Reader]:
+    def _corpus(
+        self, own: pathlib.Path, compared: Sequence[Run]
+    ) -> tuple[list[datasets.Case], Reader]:
         """The images to score and how they are read: test cases with a label, or all cases where
-        there are none; `own` is for phantoms."""
+        there are none, that are new to the compared runs; `own` is for phantoms."""
         choice = self._choice
         source = choice.corpus or self._phantoms(own)
         corpus = datasets.load(source, choice.seed, validation_fraction=0, training=False)
@@ -205,14 +211,10 @@ class Scorer:
             logging.warning(
                 "%s: %d test images have no label and are not scored.", source, unlabelled
             )
-        if not cases:
-            cases = [*corpus.train, *corpus.validation]
-            if datasets.fingerprint(corpus) == self.run.fingerprint:
-                logging.warning(
-                    "%s: these images trained %s; the scores flatter.", source, self.run.folder
-                )
+        cases = cases or [*corpus.train, *corpus.validation]
         if not cases:
             raise UserError(f"{source}: holds no image with a label; expected some to score.")
+        cases = seen.unseen(str(source), cases, compared)
         if choice.cases and choice.cases < len(cases):
             rng = np.random.default_rng(choice.seed)
             drawn = rng.choice(len(cases), choice.cases, replace=False)

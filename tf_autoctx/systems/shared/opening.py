@@ -38,6 +38,7 @@ from tf_autoctx.systems.shared.grid import Grid
 from tf_autoctx.systems.shared.image_checks import Trained
 from tf_autoctx.systems.shared.mirrored import Mirrored
 from tf_autoctx.systems.shared.planning import Cases, Extent, Plan
+from tf_autoctx.systems.shared.scored_runs import TRAINING_CASES
 from tf_autoctx.systems.shared.seen import Seen
 from tf_autoctx.systems.shared.session import Session
 from tf_autoctx.systems.shared.system import Evaluator, Networks, Reader, System
@@ -178,18 +179,8 @@ def open_training(
 
     read = system.reader(values["foreground"], cases.labels)
     isolated = bool(values["data_dir"])  # our own phantoms are whole
-    plans, resampling = values.get(patches.FLAG) == patches.AUTO, values.get("spacing") == MEDIAN
-    extents = _extents(_known(cases, values), read, isolated) if plans or resampling else []
-    if Resampling in declaration.training:
-        system.grid = _grid(configuration.configured(Resampling, values), extents)
-    plan = None
-    if plans:
-        kept = initial.depth(weights, declaration.configuration, values)
-        system = _configured_anew(system, values | kept)
-        plan = _plan(system, extents, settings, strategy, values["rematerialize"])
-        plan = plan.keeping(kept, values[initial.FLAG])
-        values |= plan.flags  # which are those of `making`, too
-        system = _configured_anew(system, values)
+    # The flags of a plan become those of `making`, too.
+    system, plan = _settled(system, _known(cases, values), read, values, weights, strategy)
     if weights:
         initial.compare_inputs(weights, cases.channels, system.grid, values)
     cache = caching.directory(folder, system, read.foreground, fingerprint)
@@ -198,15 +189,14 @@ def open_training(
     held_out, training, validation = _read_all(cases, cache, read, system, isolated)
     system.check_cases(training, validation)
 
+    facts = {**_facts(system, training), **_facts_of_cases(cases, values)}
     told = {
         "cases_fingerprint": of_all_folds if values["folds"] else None,
-        "test_cases": [case.name for case in held_out] if values["test_fraction"] else None,
-        "channels": cases.channels if len(cases.channels) > 1 else None,
         "seen": seen or None,
         "plan": dataclasses.asdict(plan) if plan else None,
     }
-    facts = {name: fact for name, fact in told.items() if fact is not None}
-    run = runs.open_run(folder, making, is_chief).note(**_facts(system, training), **facts)
+    facts |= {name: fact for name, fact in told.items() if fact is not None}
+    run = runs.open_run(folder, making, is_chief).note(**facts)
     session = Session(run, values, strategy, settings, training, validation, read.ignored)
     if is_chief:
         logbook.keep_in(folder)
@@ -268,11 +258,50 @@ def _made(
 
 
 def _known(cases: datasets.Dataset, values: Mapping[str, Any]) -> datasets.Dataset:
-    """The cases that tell what there is to segment: of folds all that any of them trains on, or
-    they would be no ensemble."""
-    if not values["folds"]:
+    """The cases that tell what there is to segment: where folds or seeds divide them all that any
+    run trains on, or they would be no ensemble and no method with several runs."""
+    if not (values["folds"] or values["test_fraction"]):
         return cases
     return dataclasses.replace(cases, train=cases.train + cases.validation + cases.test)
+
+
+def _settled(
+    system: System,
+    cases: datasets.Dataset,
+    read: Reader,
+    values: dict[str, Any],
+    weights: initial.Weights | None,
+    strategy: tf.distribute.Strategy,
+) -> tuple[System, Plan | None]:
+    """The system on the grid of its cases and by the flags that a plan comes to, which `values`
+    get; the plan, where there is one.
+
+    Raises:
+      FieldError: see `_grid` and `_plan`.
+    """
+    declaration = system.declaration
+    plans, resampling = values.get(patches.FLAG) == patches.AUTO, values.get("spacing") == MEDIAN
+    extents = _extents(cases, read, bool(values["data_dir"])) if plans or resampling else []
+    if Resampling in declaration.training:
+        system.grid = _grid(configuration.configured(Resampling, values), extents)
+    if not plans:
+        return system, None
+    kept = initial.depth(weights, declaration.configuration, values)
+    plan = _plan(_configured_anew(system, values | kept), extents, values, strategy)
+    plan = plan.keeping(kept, values[initial.FLAG])
+    values |= plan.flags
+    return _configured_anew(system, values), plan
+
+
+def _facts_of_cases(cases: datasets.Dataset, values: Mapping[str, Any]) -> dict[str, Any]:
+    """What config.json says of the channels, and of test cases that the seed has drawn."""
+    facts: dict[str, Any] = {}
+    if len(cases.channels) > 1:
+        facts["channels"] = cases.channels
+    if values["test_fraction"]:
+        facts["test_cases"] = [case.name for case in cases.test]
+        facts[TRAINING_CASES] = len({*cases.train, *cases.validation})
+    return facts
 
 
 def _facts(system: System, training: Files) -> dict[str, Any]:
@@ -320,9 +349,8 @@ def _grid(chosen: Resampling, extents: Sequence[Extent]) -> Grid | None:
 def _plan(
     system: System,
     extents: Sequence[Extent],
-    settings: Settings,
+    values: Mapping[str, Any],
     strategy: tf.distribute.Strategy,
-    rematerialize: bool,
 ) -> Plan:
     """What the flags come to that are left to a plan.
 
@@ -341,7 +369,8 @@ def _plan(
     if on_grid := system.grid:
         sizes = tuple(tuple(int(n) for n in on_grid.size(size, mm)) for size, mm in extents)
         spacing = on_grid.spacing
-    return system.planned(Cases(sizes, spacing, free, settings.batch_size, rematerialize))
+    settings = values["batch_size"], values["rematerialize"]
+    return system.planned(Cases(sizes, spacing, free, *settings))
 
 
 def _read_all(

@@ -15,6 +15,8 @@ from tf_autoctx.systems.shared import registry
 from tf_autoctx.training import runs
 from tf_autoctx.training.runs import Run
 
+TRAINING_CASES = "training_cases"  # how many train or validate, a fact of runs with `test_cases`
+
 
 @dataclasses.dataclass(frozen=True)
 class ScoredRun:
@@ -52,11 +54,17 @@ def overlap_of(made: Iterable[Run]) -> float:
     """Cases that a run tests for each that it learns from, or that validates, where runs divide one
     data set: the most of some runs; 0 where none of them is of a fold or of test cases drawn by the
     seed. See `metrics.paired_runs`."""
-    tested = [0.0]
-    for run in made:
-        folds = run.flags.get("folds")
-        tested.append(1 / folds if folds else run.flags.get("test_fraction", 0.0))
-    return max(share / (1 - share) for share in tested)
+    return max(map(_tested_for_each, made), default=0.0)
+
+
+def _tested_for_each(run: Run) -> float:
+    """`overlap_of` a run; whole groups are drawn, so that its flag may say less than its cases."""
+    share, tested = run.flags.get("test_fraction", 0.0), run.facts.get("test_cases")
+    if folds := run.flags.get("folds"):
+        return 1 / (folds - 1)
+    if tested and TRAINING_CASES in run.facts:
+        return len(tested) / run.facts[TRAINING_CASES]
+    return share / (1 - share)
 
 
 def load(

@@ -1,16 +1,18 @@
 """Which images the weights of a run have seen, so that another training that starts from them holds
-none of these out: its scores would be of what was learnt by heart."""
+none of these out, and no table has them: scores would be of what was learnt by heart."""
 
 from __future__ import annotations
 
 import pathlib
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 from absl import logging
 
+from tf_autoctx.data import datasets
 from tf_autoctx.data.datasets import Scans
-from tf_autoctx.errors import FieldError
+from tf_autoctx.errors import FieldError, UserError
+from tf_autoctx.training.runs import Run
 
 FACT = "seen"  # of config.json and of the model card
 LEARNT, VALIDATED = "learnt", "validated"
@@ -76,6 +78,43 @@ def require_new(
             _listed(flattered),
             len(scans["validation"]),
         )
+
+
+def unseen(
+    source: str, cases: Sequence[datasets.Case], compared: Sequence[Run]
+) -> list[datasets.Case]:
+    """The cases to score that no network of some runs has learnt from, and that chose none of their
+    checkpoints; of others a warning tells how many there are.
+
+    Args:
+      source: of the cases, for messages.
+      cases: to score.
+      compared: runs that are scored on the same cases.
+
+    Raises:
+      UserError: there are none.
+    """
+    facts: list[Seen] = [run.facts.get(FACT, {UNTOLD: [str(run.folder)]}) for run in compared]
+    for path in sorted({path for fact in facts for path in fact.get(UNTOLD, ())}):
+        logging.warning(
+            "%s: does not tell which cases its weights have learnt from; where those of %s are "
+            "among them, the scores flatter.",
+            *(path, source),
+        )
+    known = {mark for fact in facts for name in (LEARNT, VALIDATED) for mark in fact.get(name, ())}
+    new = [case for case in cases if known.isdisjoint(datasets.marks(case))]
+    folders = ", ".join(str(run.folder) for run in compared)
+    if not new:
+        raise UserError(
+            f"{source}: all {len(cases)} cases with a label trained or validated {folders}; "
+            "expected some that did not."
+        )
+    if len(new) < len(cases):
+        logging.warning(
+            "%s: %d of %d cases with a label trained or validated %s, and are left out.",
+            *(source, len(cases) - len(new), len(cases), folders),
+        )
+    return new
 
 
 def _marks(cases: Mapping[str, list[str]]) -> set[str]:
