@@ -257,7 +257,7 @@ def test_cases_that_a_run_has_seen_are_left_out_of_all_runs_of_its_seed(
     edit(separate, seen=marked(other, "a"))
     edit(end, seen={"learnt": [], "validated": []})
     edit(later, seen={"learnt": [], "validated": marked(other, "b")["learnt"]})
-    flags = f"--output={tmp_path / 'out'}", f"--data_dir={other}", "--label_map=1:2"
+    flags = f"--output={tmp_path / 'out'}", f"--other_data={other}", "--label_map=1:2"
     perform(joined([separate, end, later]), *flags)
     cases = {(row["method"], row["case"]) for row in tables.read(tmp_path / "out")}
     assert cases == {
