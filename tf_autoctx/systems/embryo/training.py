@@ -127,7 +127,7 @@ class RefineStage(CascadeStage):
     name = "refine"
     taken_over: tuple[str, ...] = ("vnet_1",)
     frozen: ClassVar[tuple[str, ...]] = ("vnet_1",)
-    cost: ClassVar[float] = 4.0
+    cost: ClassVar[float] = 3.0
 
     def losses(self, networks: Networks, batch: Mapping[str, Tensor]) -> Tensor:
         """By default the Dice losses of body and ventricle on the original grid, summed."""
@@ -144,7 +144,7 @@ class EndToEndStage(RefineStage):
     name = "end_to_end"
     taken_over = ("vnet_1", "vnet_2", "vnet_3")
     frozen = ()
-    cost = 5.0
+    cost = 4.0
 
     @classmethod
     def own_session(cls, session: Session) -> Session:
