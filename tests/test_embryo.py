@@ -75,7 +75,7 @@ def session(files, folder, stage="all", validation=(), **fields):
         "stage": stage,
         "initial_from": "",
         "end_to_end_learning_rate": settings.learning_rate,
-        "initial_steps": 0,
+        "initial_factor": 1,
     }
     strategy = devices.strategy("single")
     return Session(Run(folder, {}), values, strategy, settings, files, list(validation))

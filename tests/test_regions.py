@@ -453,7 +453,7 @@ def test_the_same_regions_go_on_and_others_are_refused(run, data, capsys):
 def test_tables_of_other_data_refuse_runs_of_regions(run, data, tmp_path, capsys):
     words = (f"--runs={run}", f"--output={tmp_path / 'tables'}")
     with pytest.raises(SystemExit):
-        running.call("multi_organ_tables", *words, f"--data_dir={data}")
+        running.call("multi_organ_tables", *words, f"--other_data={data}")
     assert f"{run}: its structures are regions (whole, core); expected" in capsys.readouterr().err
     running.call("multi_organ_tables", *words)
     assert {row["structure"] for row in tables.read(tmp_path / "tables")} == {"whole", "core"}

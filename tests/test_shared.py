@@ -411,13 +411,13 @@ def test_the_last_stage_of_the_embryo_has_its_own_learning_rate(tmp_path):
 def test_the_first_stage_of_the_embryo_has_its_own_steps(tmp_path):
     _, session = test_order.of_embryos("initial")(tmp_path)
     steps = []
-    for initial in (0, 7):
-        given = dataclasses.replace(session, values={**session.values, "initial_steps": initial})
+    for factor in (1, 3):
+        given = dataclasses.replace(session, values={**session.values, "initial_factor": factor})
         kinds = test_order.embryo_training.KINDS.items()
         steps.append({name: kind.own_session(given).settings.steps for name, kind in kinds})
     own = session.settings.steps
     same = {"initial": own, "refine": own, "end_to_end": own}
-    assert steps == [same, same | {"initial": 7}] and own != 7
+    assert steps == [same, same | {"initial": 3 * own}]
 
 
 def test_a_folder_has_one_owner(tmp_path):

@@ -28,6 +28,7 @@ TINY = [
     "--depth=1",
     "--kernel=3",
     "--steps=3",
+    "--initial_factor=1",
     "--samples_per_epoch=3",
     "--precision=float32",
     "--phantom_size=24,28,24",

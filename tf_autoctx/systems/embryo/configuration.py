@@ -75,8 +75,8 @@ class Schedule:
         "Run folder whose initial stage is taken over, so that none is trained here.",
         may_change=True,
     )
-    initial_steps: int = field(
-        0, "Optimizer steps of the stage initial; 0: `steps`, as of the others.", least=0, before=0
+    initial_factor: int = field(
+        1, "How many times `steps` the stage initial has; the others have one.", least=1, before=1
     )
     end_to_end_learning_rate: float = field(
         1e-3, "Learning rate of Adam at the start of the stage end_to_end.", least=0.0

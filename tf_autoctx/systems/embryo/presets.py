@@ -18,7 +18,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "depth": 4,
         "kernel": 3,
         # VNet I finds the ventricle or the others look in the wrong place; its steps cost least.
-        "initial_steps": 1000,
+        "initial_factor": 3,
         "steps": 300,
         "samples_per_epoch": 100,
         "validation_fraction": 0.1,

@@ -110,8 +110,8 @@ class InitialStage(CascadeStage):
 
     @classmethod
     def own_session(cls, session: Session) -> Session:
-        steps = session.configured(Schedule).initial_steps or session.settings.steps
-        return session.with_settings(steps=steps)
+        factor = session.configured(Schedule).initial_factor
+        return session.with_settings(steps=factor * session.settings.steps)
 
     def losses(self, networks: Networks, batch: Mapping[str, Tensor]) -> Tensor:
         """By default the Dice loss, averaged over the three classes on VNet I's grid."""
