@@ -30,9 +30,10 @@ from results_page import ABOUT, SCORES
 from results_tables import SMALL, TABLES, Step, Table
 
 from tf_autoctx import metrics
+from tf_autoctx.commands import planned_runs
 from tf_autoctx.commands.command_line import Command, Given
 from tf_autoctx.configuration import check, field
-from tf_autoctx.errors import FieldError, UserError
+from tf_autoctx.errors import UserError
 from tf_autoctx.files import replacing
 from tf_autoctx.report import tables
 
@@ -52,8 +53,8 @@ class Results:
 
     def __post_init__(self) -> None:
         check(self)
-        if self.tables is not None and not set(self.tables) <= set(TABLES):
-            raise FieldError("tables", self.tables, f"expected some of {', '.join(TABLES)}.")
+        if self.tables is not None:
+            planned_runs.require_some("tables", self.tables, TABLES)
 
     @property
     def runs(self) -> pathlib.Path:

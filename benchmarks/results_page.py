@@ -90,7 +90,7 @@ def scored(table: Table, rows: Sequence[tables.Row]) -> str:
     if len(structures) == 1:
         named = tables.headings(rows, table.columns)
         columns = {
-            title.replace("(", "").replace(")", "").replace("%", "%"): (structures[0], name)
+            title.replace("(", "").replace(")", ""): (structures[0], name)
             for name, title in named.items()
         }
     lines = []
@@ -107,10 +107,8 @@ def scored(table: Table, rows: Sequence[tables.Row]) -> str:
 
 def tested(table: Table, rows: Sequence[tables.Row]) -> str:
     """A line for each pair of methods that is there."""
-    there, test = (
-        methods_of(table, rows),
-        repeated.over_runs(rows, 1 / (table.folds - 1) if table.folds else 0.0),
-    )
+    overlap = 1 / (table.folds - 1) if table.folds else 0.0
+    there, test = methods_of(table, rows), repeated.over_runs(rows, overlap)
     pairs = [(new, old) for new, old in table.pairs if {new, old} <= {*there}]
     results = [test(averages(rows, new), averages(rows, old)) for new, old in pairs]
     lines = []

@@ -39,7 +39,6 @@ from tf_autoctx.systems.embryo.system import TrainedRun
 from tf_autoctx.systems.shared import evaluation
 
 NAMES = ("body", "ventricle")
-STAYS = (0, 0, 0)
 Places = dict[str, np.ndarray]  # {object: low corner (1, 3) of its box}
 
 
@@ -73,6 +72,10 @@ class Cascade:
         """VNet I's map."""
         return np.asarray(ops.softmax(self.vnet_1(low, training=False)))
 
+    def initial_classes(self, low: np.ndarray) -> np.ndarray:
+        """VNet I's classes (z, y, x) on its own grid."""
+        return np.argmax(self.initial(low)[0], axis=-1)
+
     def context(self, image: np.ndarray) -> np.ndarray:
         """VNet I's map on the volume's grid."""
         initial = ops.convert_to_tensor(self.initial(self.low(image)))
@@ -96,22 +99,30 @@ class Cascade:
         return np.asarray(self.refinement.classes(ops.concatenate(found, axis=-1)))[0, ..., 0]
 
 
+def stays(size: Sequence[int], shift: Sequence[int]) -> tuple[slice, ...]:
+    """What a volume of a size (z, y, x) keeps where it is moved."""
+    return tuple(slice(0, n - by) for n, by in zip(size, shift))
+
+
 def moved(x: np.ndarray, shift: Sequence[int]) -> np.ndarray:
     """A volume (1, z, y, x, channels) moved, its edge values coming in from outside."""
-    inner = tuple(slice(0, n - by) for n, by in zip(x.shape[1:4], shift))
-    return np.pad(x[:, *inner], [(0, 0), *((by, 0) for by in shift), (0, 0)], mode="edge")
+    kept = x[:, *stays(x.shape[1:4], shift)]
+    return np.pad(kept, [(0, 0), *((by, 0) for by in shift), (0, 0)], mode="edge")
 
 
 def unmoved(x: np.ndarray, shift: Sequence[int]) -> np.ndarray:
     """The same volume at its own place: it ends where the moved one does."""
-    inner = tuple(slice(0, n - by) for n, by in zip(x.shape[1:4], shift))
-    return np.pad(x[:, *inner], [(0, 0), *((0, by) for by in shift), (0, 0)], mode="edge")
+    kept = x[:, *stays(x.shape[1:4], shift)]
+    return np.pad(kept, [(0, 0), *((0, by) for by in shift), (0, 0)], mode="edge")
 
 
 def agreement(still: np.ndarray, back: np.ndarray, shift: Sequence[int]) -> dict[str, float]:
     """DSC of a label (z, y, x) with that of the moved volume, where both see the same."""
-    a = still[tuple(slice(0, n - by) for n, by in zip(still.shape, shift))]
-    b = back[tuple(slice(by, None) for by in shift)]
+    return dice(still[stays(still.shape, shift)], back[tuple(slice(by, None) for by in shift)])
+
+
+def dice(a: np.ndarray, b: np.ndarray) -> dict[str, float]:
+    """{object: DSC} of two labels of one size."""
     return {name: metrics.dice(a == k, b == k) for k, name in enumerate(NAMES, 1)}
 
 
@@ -123,7 +134,7 @@ def rows(cascade: Cascade, image: np.ndarray, shift: Sequence[int]) -> dict[str,
         contexts[name] = cascade.context(volume)
         places[name] = cascade.places(contexts[name])
         labels[name] = cascade.label(volume, contexts[name], places[name])
-    inner = tuple(slice(0, n - by) for n, by in zip(labels["still"].shape, shift))
+    inner = stays(labels["still"].shape, shift)
     exact = moved(contexts["ended"], shift)
     along = {name: corner + np.array(shift, np.int32) for name, corner in places["ended"].items()}
     parts = {
@@ -133,7 +144,7 @@ def rows(cascade: Cascade, image: np.ndarray, shift: Sequence[int]) -> dict[str,
     }
     found = {
         "moved": agreement(labels["still"], labels["there"], shift),
-        "without what leaves": agreement(labels["still"][inner], labels["ended"][inner], STAYS),
+        "without what leaves": dice(labels["still"][inner], labels["ended"][inner]),
         "moved, without what leaves": agreement(labels["ended"], labels["there"], shift),
         **{name: agreement(labels["ended"], label, shift) for name, label in parts.items()},
     }
@@ -142,12 +153,10 @@ def rows(cascade: Cascade, image: np.ndarray, shift: Sequence[int]) -> dict[str,
     period = 2 ** (cascade.refinement.configuration.depth - 1)
     low, around = cascade.low(image), [(0, 0), *[(0, period)] * 3, (0, 0)]
     room = np.pad(low, around, mode="edge")
+    still = cascade.initial_classes(room)
     for by in range(1, period + 1):
-        pair = [
-            np.argmax(cascade.initial(volume)[0], axis=-1)
-            for volume in (room, moved(room, (by,) * 3))
-        ]
-        found[f"VNet I, moved by {by} of its voxels"] = agreement(pair[0], pair[1], (by,) * 3)
+        back = cascade.initial_classes(moved(room, (by,) * 3))
+        found[f"VNet I, moved by {by} of its voxels"] = agreement(still, back, (by,) * 3)
     return found
 
 

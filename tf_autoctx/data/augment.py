@@ -27,8 +27,8 @@ BLOCK = (8, 16)
 # Of numbers of voxels: TensorFlow has the host compute what is int32 on a GPU.
 INDEX = tf.uint32
 # What seeds are folded with, so that no change draws the numbers of another
-INTENSITIES, PARTS, SIZE, ELASTIC, MIRRORS, PATCH, FAKES, REALS, ABOUT, CONTEXT = range(1, 11)
-ALONG = 11
+INTENSITIES, PARTS, SIZE, ELASTIC, MIRRORS, PATCH = range(1, 7)
+FAKES, REALS, ABOUT, CONTEXT, ALONG = range(7, 12)
 
 
 def augmented(sample: Sample, seed: tf.Tensor, augmentation: Augmentation) -> Sample:
