@@ -1,13 +1,15 @@
 """Makes the tables of docs/results_tables.md: trains what is missing, keeps every run's scores.
 
   python benchmarks/results.py                                # all that are for two cores
-  python benchmarks/results.py --tables=hippocampus --data_dir=my_data
+  python benchmarks/results.py --tables=hippocampus --data_dir=my_data --jobs=2
   python benchmarks/results.py --tables=smoke-organs --fresh=again  # once more, from the beginning
   python benchmarks/results.py --nomake                       # the pages alone, of the scores
 
 Tables are declared in benchmarks/results_tables.py, with their hours. Run folders lie in
 runs/results, tables in runs/results/tables/NAME, and what was stopped goes on when the same command
-is given again. The scores of all runs become docs/results/NAME.csv, of which the pages are made.
+is given again. The scores of all runs become docs/results/NAME.csv, of which the pages are made;
+where some of a table's runs could not be finished, those of the others, unless that file has more.
+With --jobs=0 nothing is trained: a table is made of the runs that are finished so far.
 With --fresh=WORD everything is made anew in runs/results_WORD and compared with these scores, which
 stay.
 """
@@ -40,8 +42,8 @@ from tf_autoctx.report import tables
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
-@dataclasses.dataclass(frozen=True)
-class Results:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Results(planned_runs.Jobs):
     """Results: which tables, and where"""
 
     tables: tuple[str, ...] | None = field(
@@ -62,16 +64,17 @@ class Results:
         return pathlib.Path("runs") / ("results" + f"_{self.fresh}" * bool(self.fresh))
 
 
-def words(step: Step, places: Mapping[str, str]) -> list[str]:
+def words(step: Step, places: Mapping[str, str], jobs: int) -> list[str]:
     """The command line of a step, its script first."""
-    return shlex.split(step.words.format_map(places))
+    script, *flags = shlex.split(step.words.format_map(places))
+    return [script, *([f"--jobs={jobs}"] if step.trains else []), *flags]
 
 
-def made(table: Table, settings: Results) -> list[tables.Row]:
-    """The rows of a table, once its commands have run.
+def made(table: Table, settings: Results) -> tuple[list[tables.Row], int]:
+    """The rows of a table, once its commands have run, and how many of these failed.
 
     Raises:
-      UserError: its data are not there, or a command failed.
+      UserError: its data are not there.
     """
     data = pathlib.Path(settings.data_dir) / table.data
     if table.data and not (settings.data_dir and data.is_dir()):
@@ -80,22 +83,22 @@ def made(table: Table, settings: Results) -> list[tables.Row]:
             f"`data_dir`: {found}; the table {table.name} needs one with {table.data}/ in it."
         )
     rows: list[tables.Row] = []
+    failed = 0
     for number, step in enumerate(table.steps):
         output = settings.runs / "tables" / table.name / str(number)
         places = {"data": settings.data_dir, "runs": str(settings.runs), "output": str(output)}
         if step.makes and pathlib.Path(step.makes.format_map(places)).exists():
             continue
-        line = words(step, places)
+        line = words(step, places, settings.jobs)
         print(shlex.join(["python", *line]), flush=True)
-        if code := subprocess.run([sys.executable, ROOT / line[0], *line[1:]]).returncode:
-            raise UserError(
-                f"{table.name}: its command ended with exit code {code}; the same goes on."
-            )
-        for row in tables.read(output) if step.reads else ():
-            method = f"{row['method']}, {step.label}" if step.label else row["method"]
-            if not table.methods or method in table.methods:
-                rows.append({**row, "method": method})
-    return rows
+        failed += bool(subprocess.run([sys.executable, ROOT / line[0], *line[1:]]).returncode)
+        if step.reads and (output / "scores.csv").exists():
+            for row in tables.read(output):
+                method = table.called.get(row["method"], row["method"])
+                method = f"{method}, {step.label}" if step.label else method
+                if not table.methods or method in table.methods:
+                    rows.append({**row, "method": method})
+    return rows, failed
 
 
 def as_csv(table: Table, rows: Sequence[tables.Row]) -> str:
@@ -115,12 +118,15 @@ def as_csv(table: Table, rows: Sequence[tables.Row]) -> str:
     return text.getvalue()
 
 
+def lines_of(text: str) -> dict[tuple[str, ...], dict[str, str]]:
+    """{(method, run, case, structure): line} of a file of scores."""
+    lines = csv.DictReader(io.StringIO(text))
+    return {tuple(line[name] for name in ABOUT): line for line in lines}
+
+
 def told(table: Table, new: str, old: str) -> str:
     """How the scores of a table that was made anew differ from those of before."""
-    after, before = (
-        {tuple(line[name] for name in ABOUT): line for line in csv.DictReader(io.StringIO(text))}
-        for text in (new, old)
-    )
+    after, before = lines_of(new), lines_of(old)
     if new == old:
         return f"{table.name}: all {len(after)} lines of scores are the same to the last digit."
     if after.keys() != before.keys():
@@ -138,14 +144,15 @@ def told(table: Table, new: str, old: str) -> str:
     )
 
 
-def keep(table: Table, text: str) -> None:
-    """Writes the scores of a table, and by what they were made, unless they are there."""
+def keep(table: Table, text: str, jobs: int) -> None:
+    """Writes the scores of a table, and by what they were made, unless they or more are there."""
     path = SCORES / f"{table.name}.csv"
-    if path.exists() and path.read_text("utf-8") == text:
+    before = path.read_text("utf-8") if path.exists() else ""
+    if before == text or lines_of(text).keys() < lines_of(before).keys():
         return
     with replacing(path) as partial:
         partial.write_text(text, "utf-8")
-    harness.write_record(SCORES / "made.json", table.name, {})
+    harness.write_record(SCORES / "made.json", table.name, {"jobs": jobs} if jobs else {})
 
 
 def chosen(settings: Results) -> list[Table]:
@@ -159,21 +166,30 @@ def chosen(settings: Results) -> list[Table]:
     return [table for table in listed if settings.data_dir or not table.data]
 
 
+def make(table: Table, settings: Results) -> str:
+    """Makes a table and keeps its scores, or compares them: what is wrong with it, or nothing."""
+    rows, failed = made(table, settings)
+    path, commands = SCORES / f"{table.name}.csv", len(table.steps)
+    wrong = f"{table.name}: {failed} of {commands} commands failed, see above" if failed else ""
+    if not rows:
+        return wrong
+    text = as_csv(table, rows)
+    if settings.fresh and path.exists():
+        before = path.read_text("utf-8")
+        print(told(table, text, before), flush=True)
+        return wrong or f"{table.name}: made twice and not the same, see above" * (text != before)
+    keep(table, text, settings.jobs)
+    return wrong
+
+
 def main(given: Given) -> None:
-    settings, differing = given.configured(Results), []
+    settings = given.configured(Results)
     try:
-        for table in chosen(settings) if settings.make else ():
-            text, path = as_csv(table, made(table, settings)), SCORES / f"{table.name}.csv"
-            if settings.fresh and path.exists():
-                before = path.read_text("utf-8")
-                print(told(table, text, before), flush=True)
-                differing += [table.name] * (text != before)
-            else:
-                keep(table, text)
+        wrong = [make(table, settings) for table in (chosen(settings) if settings.make else ())]
     finally:
         results_page.write()
-    if differing:
-        raise UserError(f"{', '.join(differing)}: made twice and not the same, see above.")
+    if any(wrong):
+        raise UserError(f"{'; '.join(filter(None, wrong))}.")
 
 
 command = Command(main, (Results,), __doc__)

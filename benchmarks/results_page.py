@@ -32,9 +32,13 @@ cases. Hours are estimated, of two quiet cores: all that are for {SMALL} take {{
     make results TABLE=context                        # one, also of those for a larger machine
     make results TABLE=hippocampus DATA_DIR=my_data   # one of real data: my_data/hippocampus
     make results TABLE=smoke-organs FRESH=again       # made anew in runs/results_again, compared
+    make results TABLE=organs JOBS=2                  # two trainings at a time, of a thread each
+    make results TABLE=organs JOBS=0                  # of the runs that are finished so far
 
-A table goes on where it was stopped; what is finished is read. Those of minutes (`smoke-...`) learn
-next to nothing: they show that a table that is made twice is the same to the last digit.
+A table goes on where it was stopped; what is finished is read. USegNet-DS-HAS is the first level of
+-Ctx: of the same seed and steps they are one network to the last digit, and trained once. Tables of
+minutes (`smoke-...`) learn next to nothing: they show that a table that is made twice is the same
+to the last digit.
 `benchmarks/results_tables.py` is where all are declared:
 
 """
@@ -175,9 +179,10 @@ def section(table: Table, rows: Sequence[tables.Row], made: Mapping[str, Any]) -
       made: of `harness.write_record`.
     """
     machine = made["machine"]
+    jobs = f" JOBS={made['jobs']}" if made.get("jobs", 1) > 1 else ""
     told = (
-        f"`make results TABLE={table.name}`, {made['made'][:10]}, commit {machine['revision']}, "
-        f"{machine['processor']}, {machine['cores']} cores:"
+        f"`make results TABLE={table.name}{jobs}`, {made['made'][:10]}, commit "
+        f"{machine['revision']}, {machine['processor']}, {machine['cores']} cores:"
     )
     parts: list[Callable[[Table, Sequence[tables.Row]], str]] = [scored, each_run]
     parts += [tested] * bool(table.pairs)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Mapping
 
 MOST_HOURS = 40.0  # of all tables of `SMALL` together
 SMALL, LARGE = "2 cores", "larger"  # machines
@@ -32,6 +33,11 @@ class Step:
     reads: bool = True
     makes: str = ""
 
+    @property
+    def trains(self) -> bool:
+        """Whether it trains runs, several at a time where that is asked for."""
+        return "_tables.py " in self.words
+
 
 @dataclasses.dataclass(frozen=True)
 class Table:
@@ -43,6 +49,7 @@ class Table:
       steps: what makes it.
       hours: of two quiet cores, estimated.
       pairs: [(method, another that it is tested against)].
+      called: {method of its commands: name in this table}.
       methods: rows, in order; empty: all there are.
       columns: metrics; of several structures the DSC of each is shown.
       data: folder of DATA_DIR that it needs; "": none, as phantoms are made.
@@ -54,6 +61,7 @@ class Table:
     steps: tuple[Step, ...]
     hours: float
     pairs: tuple[tuple[str, str], ...] = ()
+    called: Mapping[str, str] = dataclasses.field(default_factory=dict)
     methods: tuple[str, ...] = ()
     columns: tuple[str, ...] = ("DSC", "Conf", "Jacc", "Adb", "Hdb")
     data: str = ""
@@ -76,10 +84,13 @@ def _heads(runs: str, flags: str = "", variants: str = "") -> str:
     )
 
 
-def _ablation(flag: str, values: tuple[str, ...], default: str, variants: str) -> tuple[Step, ...]:
-    """Steps for each value of a flag, after the one that table 1 has."""
+def _ablation(
+    flag: str, values: tuple[str, ...], default: str, variants: str, in_table_1: str = ""
+) -> tuple[Step, ...]:
+    """Steps for each value of a flag, after the one that table 1 has, there perhaps as another
+    variant."""
     return (
-        Step(_heads("fetal_head", variants=variants), default),
+        Step(_heads("fetal_head", variants=in_table_1 or variants), default),
         *(
             Step(_heads(f"fetal_head_{flag}_{value}", f" --{flag}={value}", variants), value)
             for value in values
@@ -89,31 +100,37 @@ def _ablation(flag: str, values: tuple[str, ...], default: str, variants: str) -
 
 DS, HAS, CTX = "USegNet-DS", "USegNet-DS-HAS", "USegNet-DS-HAS-Ctx"
 LEVEL_1 = f"{CTX}, level 1"
-SINGLE = f"USegNet,{DS},USegNet-DS-UAM,USegNet-DS-SAM,{HAS},{CTX}"
+# Of the same seed and steps they are one network, to the last digit: it is trained once.
+HAS_IS_LEVEL_1 = {LEVEL_1: HAS}
+UAM, SAM = f"{DS}-UAM", f"{DS}-SAM"
 FETAL_HEADS = (
     Table(
         "fetal-head",
         "Fetal head: table 1 by the paper's protocol",
-        (Step(_heads("fetal_head", variants=SINGLE)),),
-        hours=15,
+        (Step(_heads("fetal_head", variants=f"USegNet,{DS},{UAM},{SAM},{CTX}")),),
+        hours=12,
         pairs=(
             (CTX, HAS),
             (CTX, DS),
             (CTX, "USegNet"),
-            (CTX, LEVEL_1),
             (HAS, DS),
-            ("USegNet-DS-UAM", DS),
-            ("USegNet-DS-SAM", DS),
+            (HAS, UAM),
+            (HAS, SAM),
+            (UAM, DS),
+            (SAM, DS),
             (DS, "USegNet"),
         ),
-        methods=(*SINGLE.split(","), LEVEL_1),
+        called=HAS_IS_LEVEL_1,
+        methods=("USegNet", DS, UAM, SAM, HAS, CTX),
     ),
     Table(
         "attention-norm",
         "Fetal head: normalization in the attention modules",
-        _ablation("attention_norm", ("output", "every"), "none", HAS),
+        _ablation("attention_norm", ("output", "every"), "none", HAS, in_table_1=CTX),
         hours=5,
         pairs=((f"{HAS}, output", f"{HAS}, none"), (f"{HAS}, every", f"{HAS}, none")),
+        called=HAS_IS_LEVEL_1,
+        methods=tuple(f"{HAS}, {norm}" for norm in ("none", "output", "every")),
     ),
     Table(
         "plain-decoder",
@@ -254,15 +271,16 @@ REAL = (
         "Real MRI: hippocampus, five folds",
         (
             Step(
-                f"eval/fetal_head_tables.py --variants={DS},{HAS},{CTX} --steps=1500 "
+                f"eval/fetal_head_tables.py --variants={DS},{CTX} --steps=1500 "
                 "--steps_of=level --seeds=0 --folds=5 --data_dir={data}/hippocampus --scale=1 "
                 "--base_filters=16 --samples_per_epoch=300 --validation_fraction=0 "
                 "--postprocessing=none --runs={runs}/hippocampus --output={output}"
             ),
         ),
-        hours=3.5,
-        pairs=((CTX, LEVEL_1), (CTX, HAS), (CTX, DS), (HAS, DS)),
-        methods=(DS, HAS, LEVEL_1, CTX),
+        hours=2,
+        pairs=((CTX, HAS), (CTX, DS), (HAS, DS)),
+        called=HAS_IS_LEVEL_1,
+        methods=(DS, HAS, CTX),
         data="hippocampus",
     ),
     Table(
@@ -464,8 +482,7 @@ MADE_UP, ES = "hc18 to a made-up scanner", "hc18 to `es`"
 ONE, THREE = "seed 0, `Ts`", "seeds 0, 1, 2"
 REAL_ROWS = (
     Row(MRI, "USegNet-DS", "hippocampus", DS, (91.14,), f"{ONE}, 3000 steps"),
-    Row(MRI, "USegNet-DS-HAS", "hippocampus", HAS),
-    Row(MRI, "USegNet-DS-HAS-Ctx, level 1", "hippocampus", LEVEL_1, (90.92,), ONE),
+    Row(MRI, "USegNet-DS-HAS, level 1 of the next", "hippocampus", HAS, (90.92,), ONE),
     Row(MRI, "**USegNet-DS-HAS-Ctx**, level 2", "hippocampus", CTX, (91.03,), ONE),
     Row(MRI, "five folds of USegNet-DS as one SavedModel", "", "", (91.30,), ONE),
     Row(MRI, "peer: MONAI's DynUNet"),

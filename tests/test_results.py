@@ -64,11 +64,12 @@ def test_all_tables_of_two_cores_take_at_most_forty_hours():
 def test_every_command_of_a_table_exists_and_takes_its_flags(table):
     assert any(step.reads for step in table.steps)
     for step in table.steps:
-        script, *given = results.words(step, PLACES)
+        script, *given = results.words(step, PLACES, jobs=1)
         text = (running.ROOT / script).read_text()
         (module,) = re.findall(r"from tf_autoctx\.commands\.(\w+) import command", text)
         parsed = importlib.import_module(f"tf_autoctx.commands.{module}").command.parse(given)
         assert parsed["output"] == "out" or step.makes or not step.reads
+        assert step.trains == ("seeds" in parsed) == ("--jobs=1" in given)
         assert table.data or "{data}" not in step.words
         if parsed.get("folds"):
             assert parsed["folds"] == table.folds == 5
@@ -189,19 +190,22 @@ def making(tmp_path, monkeypatch):
     monkeypatch.setattr(results_page, "write", lambda: calls.append("pages"))
     for module in (results, results_tables):
         monkeypatch.setitem(module.TABLES, "tiny", TINY)
-    calls, dice = [], {"all": 80.0}
+    calls, dice = [], {"all": 80.0, "seeds": 1}
 
     def run(words):
         calls.append(pathlib.Path(words[1]).name)
         output = words[-1].partition("=")[2]
-        tables.write(output, [row("new", "seed 0/c", dice["all"])])
-        return types.SimpleNamespace(returncode=dice.get("code", 0))
+        code = dice.get("code", 0)
+        if code < 2:
+            scored = [row("new", f"seed {seed}/c", dice["all"]) for seed in range(dice["seeds"])]
+            tables.write(output, scored)
+        return types.SimpleNamespace(returncode=code)
 
     monkeypatch.setattr(results, "subprocess", types.SimpleNamespace(run=run))
 
-    def make(*words):
+    def make(*words, tables="tiny"):
         calls.clear()
-        results.main(results.command.parse(["--tables=tiny", *words]))
+        results.main(results.command.parse([f"--tables={tables}", *words]))
         return list(calls)
 
     return types.SimpleNamespace(make=make, dice=dice, calls=calls, scores=tmp_path / "scores")
@@ -237,11 +241,51 @@ def test_lines_of_one_of_the_two_alone_are_told():
     assert results.told(TINY, *both) == "tiny: 4 lines of scores are in one of the two alone."
 
 
-def test_a_command_that_fails_ends_the_table(making):
-    making.dice["code"] = 3
-    with pytest.raises(UserError, match="tiny: its command ended with exit code 3"):
+def test_of_a_command_that_failed_nothing_is_kept(making):
+    making.dice["code"] = 3  # it wrote nothing
+    with pytest.raises(UserError, match="tiny: 2 of 2 commands failed, see above"):
         making.make()
-    assert making.calls == ["tiny.py", "pages"] and not making.scores.exists()
+    assert making.calls == ["tiny.py", "more.py", "pages"] and not making.scores.exists()
+
+
+def test_what_is_finished_of_a_table_is_kept_unless_more_is_there(making):
+    making.dice |= {"code": 1, "seeds": 2}  # some runs could not be finished
+    with pytest.raises(UserError, match="tiny: 2 of 2 commands failed, see above"):
+        making.make("--jobs=0")
+    assert (making.scores / "tiny.csv").read_text().count("\n") == 5
+    assert "jobs" not in json.loads((making.scores / "made.json").read_text())["tiny"]
+    making.dice |= {"code": 0, "seeds": 3}
+    making.make("--jobs=2")
+    whole = (making.scores / "tiny.csv").read_text()
+    assert whole.count("\n") == 7
+    assert json.loads((making.scores / "made.json").read_text())["tiny"]["jobs"] == 2
+    making.dice |= {"code": 1, "seeds": 2, "all": 70.0}
+    with pytest.raises(UserError, match="tiny: 2 of 2 commands failed"):
+        making.make()
+    assert (making.scores / "tiny.csv").read_text() == whole
+
+
+def test_a_table_that_fails_does_not_keep_others_from_being_made(making, monkeypatch):
+    monkeypatch.setitem(results.TABLES, "other", dataclasses.replace(TINY, name="other"))
+    making.dice["code"] = 1
+    with pytest.raises(UserError, match=r"^tiny: 2 of .* above; other: 2 of .* above\.$"):
+        making.make(tables="tiny,other")
+    assert sorted(path.stem for path in making.scores.glob("*.csv")) == ["other", "tiny"]
+
+
+def test_a_method_has_the_name_of_its_table(making, monkeypatch):
+    table = dataclasses.replace(TINY, called={"new": "newest"})
+    monkeypatch.setitem(results.TABLES, "tiny", table)
+    making.make()
+    methods = {row["method"] for row in results_page.read("tiny", making.scores)}
+    assert methods == {"newest", "newest, more"}
+
+
+def test_trainings_run_beside_each_other_where_there_are_some():
+    words = results.words(Step("eval/a_tables.py --output={output}"), PLACES, jobs=2)
+    assert words == ["eval/a_tables.py", "--jobs=2", "--output=out"]
+    other = results.words(Step("eval/a.py --output={output}"), PLACES, jobs=2)
+    assert other == ["eval/a.py", "--output=out"]
 
 
 def test_what_is_made_already_is_not_made_again(making, monkeypatch, tmp_path):
@@ -272,12 +316,12 @@ def test_real_data_are_asked_for(making, monkeypatch, tmp_path, capsys):
 
 def test_make_results_passes_its_words_on():
     done = subprocess.run(
-        ["make", "-n", "results", "TABLE=smoke-organs", "DATA_DIR=here", "FRESH=again"],
+        ["make", "-n", "results", "TABLE=smoke-organs", "DATA_DIR=here", "FRESH=again", "JOBS=2"],
         cwd=running.ROOT,
         capture_output=True,
         encoding="utf-8",
     )
-    told = "benchmarks/results.py --tables=smoke-organs --data_dir=here --fresh=again\n"
+    told = "benchmarks/results.py --tables=smoke-organs --data_dir=here --fresh=again --jobs=2\n"
     assert told in done.stdout
     done = subprocess.run(["make", "-n", "results"], cwd=running.ROOT, capture_output=True)
     assert b"benchmarks/results.py" in done.stdout and b"--" not in done.stdout.splitlines()[-1]
