@@ -1,6 +1,7 @@
 """Runs of release 0.1.0, whose networks have biases before normalizations and Keras' own layers for
 these, are read, exported and go on."""
 
+import dataclasses
 import functools
 import json
 
@@ -21,6 +22,31 @@ from tf_autoctx.systems.embryo.configuration import SlidingWindows
 from tf_autoctx.systems.shared import registry, stages
 from tf_autoctx.training import checkpoints, runs
 
+# Flags of release 0.1.0: of all systems, and what each had beside these.
+OF_ALL = """
+    data_dir foreground validation_fraction work_dir preset strategy precision
+    export_precision seed steps samples_per_epoch checkpoint_steps batch_size
+    learning_rate learning_rate_decay beta_1 patience base_filters initializer
+    phantom_size phantom_cases
+"""
+OF_SYSTEM = {
+    "fetal_head": """
+        level variant join scale patch_size normalization attention_kernel l2 flips shift
+        intensity_jitter erase_probability phantom_scans
+    """,
+    "multi_organ": """
+        mode levels downsampling patch_size tile_size window_low window_high normalization
+        shift rotation elastic elastic_spacing phantom_spacing
+    """,
+    "embryo": """
+        low_size body_box ventricle_box auto_context depth kernel normalization stage
+        initial_from end_to_end_learning_rate rotation shift flips phantom_spacing
+    """,
+    "renderer": """
+        variant size discriminator_head rendering_weight rendering_aux_weight dice_weight
+        update_order generator_updates
+    """,
+}
 KERAS_OWN = functools.partial(keras.layers.GroupNormalization, groups=-1)
 
 
@@ -42,6 +68,17 @@ def earlier(tmp_path, monkeypatch):
 
 def network_of(folder, name):
     return stages.load(folder / f"{TINY[name][2]}.keras")
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_a_flag_that_is_newer_tells_what_it_was_before(name):
+    """Without that an earlier run cannot go on: its config.json lacks the flag."""
+    kinds = commands.kinds(registry.find(name, "test"))
+    defaults = {field.name: field.default for kind in kinds for field in dataclasses.fields(kind)}
+    then = {*OF_ALL.split(), *OF_SYSTEM[name].split()}
+    assert then <= defaults.keys()
+    told = configuration.earlier(kinds)
+    assert [n for n in defaults if n not in then | told.keys() and defaults[n] is not None] == []
 
 
 @pytest.mark.parametrize("name", TINY)
