@@ -32,7 +32,7 @@ demo-renderer: $(VENV)/installed
 # Tables of docs/results_tables.md, trained where runs are missing: all, or TABLE=name; real data lie in
 # DATA_DIR; FRESH=word makes them once more and compares.
 results: $(VENV)/installed
-	$(BIN)/python benchmarks/results.py $(TABLE:%=--tables=%) $(DATA_DIR:%=--data_dir=%) $(FRESH:%=--fresh=%) $(JOBS:%=--jobs=%)
+	$(BIN)/python benchmarks/results.py $(TABLE:%=--tables=%) $(if $(DATA_DIR),--data_dir='$(DATA_DIR)') $(FRESH:%=--fresh=%) $(JOBS:%=--jobs=%)
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest -n 2 --dist=loadfile --no-loadscope-reorder

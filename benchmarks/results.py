@@ -66,7 +66,7 @@ class Results(planned_runs.Jobs):
 
 def words(step: Step, places: Mapping[str, str], jobs: int) -> list[str]:
     """The command line of a step, its script first."""
-    script, *flags = shlex.split(step.words.format_map(places))
+    script, *flags = (word.format_map(places) for word in step.words.split())
     return [script, *([f"--jobs={jobs}"] if step.trains else []), *flags]
 
 
@@ -145,14 +145,22 @@ def told(table: Table, new: str, old: str) -> str:
 
 
 def keep(table: Table, text: str, jobs: int) -> None:
-    """Writes the scores of a table, and by what they were made, unless they or more are there."""
+    """Writes the scores of a table, and by what they were made, unless they or more are there.
+
+    Args:
+      table: declared.
+      text: of its file of scores.
+      jobs: trainings at a time; 0: as many as in the last record.
+    """
     path = SCORES / f"{table.name}.csv"
     before = path.read_text("utf-8") if path.exists() else ""
     if before == text or lines_of(text).keys() < lines_of(before).keys():
         return
     with replacing(path) as partial:
         partial.write_text(text, "utf-8")
-    harness.write_record(SCORES / "made.json", table.name, {"jobs": jobs} if jobs else {})
+    record = SCORES / "made.json"
+    jobs = jobs or harness.read_record(record).get(table.name, {}).get("jobs", 1)
+    harness.write_record(record, table.name, {"jobs": jobs})
 
 
 def chosen(settings: Results) -> list[Table]:

@@ -7,7 +7,7 @@ import pytest
 
 from tf_autoctx import metrics
 from tf_autoctx.commands.compare import command
-from tf_autoctx.report import tables
+from tf_autoctx.report import repeated, tables
 
 LABELS = ("method", "against", "structure", "metric", "unit")
 
@@ -182,6 +182,25 @@ def test_five_runs_are_the_unit(tmp_path, capsys, runs, p):
     assert hdb["method"] == f"{tmp_path}/b_*, level 1"
     text = capsys.readouterr().out
     assert re.search(r"Hdb_mm +5 runs +-3\.000", text) and "paired t test over runs" in text
+
+
+@pytest.mark.parametrize("overlap, p", [(0.0, 0.0132), (1 / 4, 0.0474)])
+def test_tables_of_several_runs_are_tested_over_runs(tmp_path, capsys, overlap, p):
+    """As `test_five_runs_are_the_unit`, of two folders that hold the runs of a table each."""
+    for name, gains in (("a", [0] * 5), ("b", [1, 2, 3, 4, 5])):
+        rows = []
+        for seed, gain in enumerate(gains):
+            folder = evaluation(tmp_path / f"{name}_{seed}", gain=gain, cases=range(4))
+            rows += [repeated.named(f"seed {seed}", row) for row in tables.read(folder)]
+        tables.write(tmp_path / name, rows, test=repeated.over_runs(rows, overlap))
+    single = evaluation(tmp_path / "single", gain=2, method="other")
+    compare(tmp_path / "out", tmp_path / "a", tmp_path / "b")
+    hdb = {line["metric"]: line for line in read(tmp_path / "out")}["Hdb_mm"]
+    assert (hdb["unit"], hdb["n"], hdb["runs"], hdb["mean_difference"]) == ("runs", 5, 5, -3)
+    assert hdb["p"] == pytest.approx(p, abs=1e-4)
+    assert re.search(r"Hdb_mm +5 runs +-3\.000", capsys.readouterr().out)
+    compare(tmp_path / "one", single, tmp_path / "a_0")  # each of one run
+    assert {line["unit"] for line in read(tmp_path / "one")} == {"cases"}
 
 
 def test_runs_pair_by_seed_in_whatever_order_and_fewer_are_tested_over_cases(tmp_path, capsys):

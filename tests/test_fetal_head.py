@@ -9,6 +9,7 @@ from keras import ops
 
 from tf_autoctx.data.configuration import Augmentation
 from tf_autoctx.errors import UserError
+from tf_autoctx.models import usegnet
 from tf_autoctx.models.options import VARIANTS
 from tf_autoctx.systems.fetal_head import training
 from tf_autoctx.systems.fetal_head.configuration import WAYS, FetalHead
@@ -277,6 +278,37 @@ def test_a_level_that_is_finished_looks_at_no_image(tmp_path):
 # Configuration.
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(
+    "name, value",
+    [("attention_kernel", "code"), ("attention_norm", "every"), ("plain_decoder", "bare")],
+)
+def test_what_is_idle_changes_no_network(variant, name, value):
+    plain, changed = (
+        usegnet.usegnet((None, None, 1), variant, base_filters=1, **options)
+        for options in ({}, {name: value})
+    )
+    shapes = [[weight.shape for weight in model.weights] for model in (plain, changed)]
+    is_idle = FetalHead(variant=variant, **{name: value}).idle == [name]
+    assert is_idle == (shapes[0] == shapes[1])
+
+
+@pytest.mark.parametrize(
+    "options, first",  # so many of the options are idle
+    [
+        ({}, 0),
+        ({"warm_start": True, "context": "augmented", "context_dropout": 0.5}, 0),
+        ({"warm_start": True, "context": "augmented", "context_dropout": 0.5, "level": 1}, 3),
+        ({"side_labels": "soft", "variant": "USegNet"}, 1),
+        ({"side_labels": "soft", "variant": "USegNet-DS"}, 0),
+        ({"patch_size": 32, "variant": "USegNet"}, 1),
+        ({"patch_size": 32, "variant": "p-USegNet"}, 0),
+    ],
+)
+def test_what_acts_on_nothing_is_idle(options, first):
+    assert FetalHead(**options).idle == [*options][:first]
+
+
 @pytest.mark.parametrize(
     "field, value",
     [
@@ -315,3 +347,13 @@ def test_training_shape():
     assert system("2D-USegNet").training_shape((20, 16, 30)) == (16, 30)
     with pytest.raises(UserError, match=r"^patch_size=16"):
         system("p-USegNet").training_shape((40, 31, 50))
+
+
+def test_a_training_warns_of_what_changes_nothing(caplog):
+    chosen = FetalHead(variant="USegNet", warm_start=True, side_labels="soft")
+    FetalHeadSystem(chosen, {1: "head"}).check_run(runs.Making("fetal_head", {}, "data"))
+    (told,) = caplog.messages
+    assert told == "`side_labels`, `warm_start`: nothing of USegNet with `level=1` depends on it."
+    caplog.clear()
+    FetalHeadSystem(FetalHead(), {1: "head"}).check_run(runs.Making("fetal_head", {}, "data"))
+    assert not caplog.messages

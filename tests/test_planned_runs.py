@@ -111,6 +111,11 @@ def test_rows_of_the_renderer_are_variants_and_what_a_user_would_do(asked):
         ("multi_organ", ("--seeds=0", "--modes=all"), "--modes=all: expected some of separate, "),
         ("embryo", ("--seeds=0", "--modes=all"), "--modes=all: expected some of auto_context, "),
         ("renderer", ("--seeds=0", "--variants=T"), "--variants=T: expected some of Orig-T2T, "),
+        ("renderer", ("--seeds=0", "--folds=2"), "--folds=2: runs are told apart by their seeds"),
+        ("multi_organ", ("--seeds=0,1,0",), "--seeds=0,1,0: one is given twice; expected each"),
+        ("fetal_head", ("--seeds=1,1",), "--seeds=1,1: one is given twice; expected each once."),
+        ("fetal_head", ("--variants=USegNet,USegNet",), "--variants=USegNet,USegNet: expected"),
+        ("embryo", ("--seeds=0", "--modes=auto_context,auto_context"), "--modes=auto_context,auto"),
     ],
 )
 def test_what_cannot_be_planned_is_one_sentence(asked, system, arguments, told):

@@ -19,7 +19,7 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.wait import WebDriverWait
 
 from tf_autoctx import errors, metrics
-from tf_autoctx.report import calibration, figures, tables, views
+from tf_autoctx.report import calibration, figures, repeated, tables, views
 from tf_autoctx.report import page as report_page
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -144,6 +144,25 @@ def test_numbers_are_those_of_the_report(tmp_path):
     } == boxes  # a stage looks like its method
     assert dsc["data"][0]["y"] == [0.25, None]
     assert "&quot;3.15&quot;" in page and "--steps" in page
+
+
+def test_a_table_of_several_runs_is_tested_over_runs(tmp_path):
+    """Five runs of one case each, which gain 1 to 5 points."""
+    scored = [
+        row for row in tables.read(evaluation(tmp_path / "run")) if row["structure"] == "head"
+    ]
+    old, new = (
+        next(row for row in scored if row["method"] == f"level {level}") for level in (1, 2)
+    )
+    rows = []
+    for seed in range(5):
+        gain = {"DSC_percent": old["DSC_percent"] + seed + 1}
+        rows += [repeated.named(f"seed {seed}", row) for row in (old, new | gain)]
+    rows.sort(key=lambda row: row["method"])
+    tables.write(tmp_path / "table", rows, test=repeated.over_runs(rows))
+    page = written(tmp_path, tmp_path / "table")
+    assert "level 2 against level 1: DSC +3.00 %" in page
+    assert "p = 0.0132 (paired t over 5 runs)" in page and "Wilcoxon over" not in page
 
 
 def test_the_worst_case_comes_first(tmp_path):

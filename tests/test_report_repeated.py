@@ -1,9 +1,11 @@
 """Methods that were trained several times: the run is the unit."""
 
+import math
 import re
 
 import pytest
 
+from tf_autoctx.errors import UserError
 from tf_autoctx.report import repeatability, repeated, tables
 
 HEADS = ("  p ", "  Ho")
@@ -39,9 +41,19 @@ def test_pairs_are_by_seed():
     assert (gain["n"], gain["mean_difference"]) == (4, pytest.approx(92.5 - 60))
     told = repeated.sentences([drop, gain])
     assert re.fullmatch(
-        r"Orig-S2T against Orig-T2T: DSC -32\.00 % \[.*\], p = 0\.0106 \(5 runs of each\)", told[0]
+        r"Orig-S2T against Orig-T2T: DSC -32\.00 % \[.*\], p = 0\.0106, Holm 0\.0106 "
+        r"\(5 runs of each\)",
+        told[0],
     )
     assert told[1].endswith("4 runs of each: no p of fewer than 5")
+
+
+def test_all_tests_are_corrected_together():
+    """Two tests of 5 runs: the smaller p counts twice; one of fewer has none and does not count."""
+    pairs = [("Orig-S2T", "Orig-T2T"), ("Orig-T2T", "Orig-S2T"), ("S2T", "Orig-S2T")]
+    first, second, few = repeated.compare(SCORES, pairs, shared=True)
+    assert first["p"] == second["p"] and math.isnan(few["p"]) and math.isnan(few["p_holm"])
+    assert first["p_holm"] == second["p_holm"] == pytest.approx(2 * first["p"])
 
 
 def rows(cases, truths):
@@ -90,6 +102,39 @@ def test_a_table_of_five_runs_is_tested_over_runs():
     test = dsc(few, repeated.over_runs(few))
     assert (test["unit"], test["n"], test["p"]) == ("cases", 8, pytest.approx(2 / 2**8))
     assert tables.counted(test) == "8 cases of 4 runs"
+
+
+def test_a_folder_of_several_runs_tells_its_test(tmp_path):
+    cases = {f"seed 0, fold {n}": {"a": n - 0.25, "b": n + 0.25} for n in (1, 2, 3, 4, 5)}
+    made = rows(cases, dict.fromkeys(cases, 7.0))
+    tables.write(tmp_path / "folds", made, test=repeated.over_runs(made, 1 / 4))
+    test = dsc(made, repeated.test_of({str(tmp_path / "folds"): made}))
+    assert (test["unit"], test["n"]) == ("runs", 5) and test["p"] == pytest.approx(0.0474, abs=1e-4)
+    own = [{**row, "case": row["case"].replace("/", " ")} for row in made]
+    tables.write(tmp_path / "own", own)
+    assert repeated.test_of({str(tmp_path / "own"): own}) is None
+    # One of several runs beside one of no more than one run, such as a model from elsewhere
+    both = {str(tmp_path / "own"): own, str(tmp_path / "folds"): made}
+    assert repeated.test_of(both).overlap == 1 / 4
+
+
+def test_a_folder_that_does_not_tell_its_runs_is_refused(tmp_path):
+    made = rows({"seed 0": {"a": 1.0}, "seed 1": {"a": 2.0}}, {"seed 0": 7.0, "seed 1": 7.0})
+    tables.write(tmp_path, made)
+    with pytest.raises(UserError, match=r"summary.json: does not tell which run .* seed 0/a; exp"):
+        repeated.test_of({str(tmp_path): made})
+    (tmp_path / "summary.json").unlink()
+    with pytest.raises(UserError, match="does not tell which run"):
+        repeated.test_of({str(tmp_path): made})
+
+
+def test_one_case_of_two_runs_is_refused(tmp_path):
+    made = rows({"seed 0": {"a": 1.0}}, {"seed 0": 7.0})
+    for name, run in (("first", "seed 0, fold 1"), ("second", "seed 1, fold 2")):
+        test = repeated.over_runs(made, 1 / 4, {row["case"]: run for row in made})
+        tables.write(tmp_path / name, made, test=test)
+    with pytest.raises(UserError, match=r"by seed 1, fold 2, in another .* by seed 0, fold 1"):
+        repeated.test_of({str(tmp_path / name): made for name in ("first", "second")})
 
 
 def test_cases_of_one_truth_are_shared_and_others_are_not():

@@ -253,12 +253,16 @@ def test_what_is_finished_of_a_table_is_kept_unless_more_is_there(making):
     with pytest.raises(UserError, match="tiny: 2 of 2 commands failed, see above"):
         making.make("--jobs=0")
     assert (making.scores / "tiny.csv").read_text().count("\n") == 5
-    assert "jobs" not in json.loads((making.scores / "made.json").read_text())["tiny"]
+    assert json.loads((making.scores / "made.json").read_text())["tiny"]["jobs"] == 1
     making.dice |= {"code": 0, "seeds": 3}
     making.make("--jobs=2")
     whole = (making.scores / "tiny.csv").read_text()
     assert whole.count("\n") == 7
     assert json.loads((making.scores / "made.json").read_text())["tiny"]["jobs"] == 2
+    making.dice |= {"all": 75.0}
+    making.make("--jobs=0")  # nothing is trained, so that it is told of the trainings of before
+    assert json.loads((making.scores / "made.json").read_text())["tiny"]["jobs"] == 2
+    whole = (making.scores / "tiny.csv").read_text()
     making.dice |= {"code": 1, "seeds": 2, "all": 70.0}
     with pytest.raises(UserError, match="tiny: 2 of 2 commands failed"):
         making.make()
@@ -279,6 +283,15 @@ def test_a_method_has_the_name_of_its_table(making, monkeypatch):
     making.make()
     methods = {row["method"] for row in results_page.read("tiny", making.scores)}
     assert methods == {"newest", "newest, more"}
+
+
+def test_a_folder_of_data_may_have_a_space_in_its_name():
+    step = Step("eval/a.py --data_dir={data}/mine --output={output}")
+    words = results.words(step, PLACES | {"data": "/my data"}, jobs=1)
+    assert words == ["eval/a.py", "--data_dir=/my data/mine", "--output=out"]
+    wanted = ["make", "-n", "results", "DATA_DIR=/my data"]
+    done = subprocess.run(wanted, cwd=running.ROOT, capture_output=True, encoding="utf-8")
+    assert "--data_dir='/my data'" in done.stdout
 
 
 def test_trainings_run_beside_each_other_where_there_are_some():
@@ -321,7 +334,7 @@ def test_make_results_passes_its_words_on():
         capture_output=True,
         encoding="utf-8",
     )
-    told = "benchmarks/results.py --tables=smoke-organs --data_dir=here --fresh=again --jobs=2\n"
+    told = "benchmarks/results.py --tables=smoke-organs --data_dir='here' --fresh=again --jobs=2\n"
     assert told in done.stdout
     done = subprocess.run(["make", "-n", "results"], cwd=running.ROOT, capture_output=True)
     assert b"benchmarks/results.py" in done.stdout and b"--" not in done.stdout.splitlines()[-1]

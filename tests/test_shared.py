@@ -358,6 +358,14 @@ def test_results_are_of_an_image_as_it_is_and_of_a_model(tmp_path):
 # What goes on
 
 
+def at_stage(folder, steps, made_on, facts=()):
+    """A stage level_2 and the session of a run folder."""
+    settings = types.SimpleNamespace(steps=steps)
+    run = runs.Run(folder, dict(facts))
+    session = types.SimpleNamespace(folder=folder, settings=settings, run=run)
+    return types.SimpleNamespace(name="level_2", made_on=made_on), session
+
+
 @pytest.mark.parametrize(
     "steps, made_on, expected",
     [(3, "a", True), (2, "a", True), (4, "a", False), (3, "b", False), (3, None, True)],
@@ -365,19 +373,25 @@ def test_results_are_of_an_image_as_it_is_and_of_a_model(tmp_path):
 def test_a_network_is_finished_for_as_many_steps_on_the_same_level(
     tmp_path, steps, made_on, expected
 ):
-    def made(steps, made_on):
-        stage = types.SimpleNamespace(name="level_2", made_on=made_on)
-        session = types.SimpleNamespace(
-            folder=tmp_path, settings=types.SimpleNamespace(steps=steps)
-        )
-        return stage, session
-
     path = tmp_path / "level_2" / stages.NETWORK
-    assert not stages.is_finished(*made(3, "a"), [path])
-    stages.save(path, helpers.plain(channels=1, classes=1, name="a"), *made(3, "a"))
-    assert stages.is_finished(*made(4, "b"), [path])  # taken over: there is no training here
-    (tmp_path / "level_2" / "last").mkdir()
-    assert stages.is_finished(*made(steps, made_on), [path]) == expected
+    assert not stages.is_finished(*at_stage(tmp_path, 3, "a"), [path])
+    stages.save(path, helpers.plain(channels=1, classes=1, name="a"), *at_stage(tmp_path, 3, "a"))
+    assert stages.is_finished(*at_stage(tmp_path, steps, made_on), [path]) == expected
+    (tmp_path / "level_2" / "last").mkdir()  # whether its checkpoints are there or not
+    assert stages.is_finished(*at_stage(tmp_path, steps, made_on), [path]) == expected
+
+
+def test_a_network_of_another_run_is_finished_whatever_its_steps(tmp_path):
+    path, network = (
+        tmp_path / "level_2" / stages.NETWORK,
+        helpers.plain(channels=1, classes=1, name="a"),
+    )
+    stages.save(path, network, *at_stage(tmp_path, 3, None))
+    taken_over = {"initial_from": "another run"}
+    assert stages.is_finished(*at_stage(tmp_path, 4, None, taken_over), [path])
+    assert not stages.is_finished(*at_stage(tmp_path, 4, None), [path])
+    (tmp_path / "level_2" / "last").mkdir()  # trained here after all
+    assert not stages.is_finished(*at_stage(tmp_path, 4, None, taken_over), [path])
 
 
 @pytest.mark.parametrize("steps, told", [(5, []), (6, []), (4, ["`steps` 5 (now 4)"])])

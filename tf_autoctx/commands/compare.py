@@ -3,11 +3,11 @@ r"""Compares evaluations on the cases that they have in common, by paired tests 
   autoctx-compare --evaluations=runs/a/evaluation,runs/b/evaluation --output=runs/a_against_b
   autoctx-compare --evaluations='runs/a_*/evaluation,runs/b_*/evaluation' --output=runs/a_against_b
 
-Any folder that a training run, autoctx-score or a table wrote a scores.csv into is an evaluation.
-With * or ? in its name it is of one method that was trained several times, from other seeds or on
-other folds, in run folders whose config.json says so: runs pair by seed and fold, and five pairs or
-more are tested over runs, fewer over the cases of all of them, which says nothing of other
-trainings.
+Any folder that a training run, autoctx-score or a table wrote a scores.csv into is an evaluation;
+that of a table holds several runs where its summary.json says so. With * or ? in its name it is of
+one method that was trained several times, from other seeds or on other folds, in run folders whose
+config.json says so. Runs pair by seed and fold, and five pairs or more are tested over runs, fewer
+over the cases of all of them, which says nothing of other trainings.
 
 Every method of one is compared with every method of those before it: mean difference, its bootstrap
 95 % interval, p (Wilcoxon over cases, paired t over runs), and Holm's p, corrected for all tests of
@@ -54,8 +54,9 @@ class Compare:
             raise errors.FieldError("evaluations", self.evaluations, message)
 
 
-def load(folders: Sequence[str]) -> tuple[Evaluations, Test]:
-    """Evaluations, in which no method is in two folders, and the test between them.
+def load(folders: Sequence[str]) -> tuple[Evaluations, Test | None]:
+    """Evaluations, in which no method is in two folders, and the test between them if there are
+    patterns.
 
     Raises:
       UserError: no scores.csv; two folders of the same name have a method of the same name; a
@@ -64,8 +65,7 @@ def load(folders: Sequence[str]) -> tuple[Evaluations, Test]:
     from tf_autoctx.report import tables
     from tf_autoctx.systems.shared import scored_runs
 
-    evaluations: Evaluations = {}
-    test: Test = tables.over_cases
+    test: Test | None = None
     if any(map(_is_pattern, folders)):
         evaluations, test = _of_runs(folders)
     else:
@@ -97,7 +97,7 @@ def _run(folder: str) -> str:
     return path.parent.name if path.name == "evaluation" else path.name
 
 
-def _of_runs(folders: Sequence[str]) -> tuple[Evaluations, Test]:
+def _of_runs(folders: Sequence[str]) -> tuple[Evaluations, Test | None]:
     """Evaluations of one or more runs each, and the test over runs.
 
     Raises:
@@ -128,28 +128,34 @@ def _of_runs(folders: Sequence[str]) -> tuple[Evaluations, Test]:
     return evaluations, repeated.over_runs(rows, scored_runs.overlap_of(runs))
 
 
-def compare(evaluations: Evaluations, test: Test) -> list[dict[str, Any]]:
+def compare(evaluations: Evaluations, test: Test | None) -> list[dict[str, Any]]:
     """Tests of every pair of methods from two folders, structure and metric.
+
+    Args:
+      evaluations: in which no method is in two folders.
+      test: between them; None: `repeated.test_of` two folders.
 
     Returns:
       A list of dicts: "method", "against", "structure", "metric", those of the test, and "p_holm",
       corrected for all of them.
 
     Raises:
-      UserError: two folders have no case or no structure in common, or other ground truth for one.
+      UserError: two folders have no case or no structure in common, or other ground truth for one;
+        see `repeated.test_of`.
     """
     from tf_autoctx import metrics
-    from tf_autoctx.report import tables
+    from tf_autoctx.report import repeated, tables
 
-    pairs: list[tuple[str, str]] = []
+    paired: list[dict[str, Any]] = []
     for old, new in itertools.combinations(evaluations, 2):
-        tables.require_same_truth({name: evaluations[name] for name in (old, new)})
-        methods = [dict.fromkeys(row["method"] for row in evaluations[name]) for name in (new, old)]
-        pairs += itertools.product(*methods)
-    rows = [row for scored in evaluations.values() for row in scored]
+        two = {name: evaluations[name] for name in (old, new)}
+        tables.require_same_truth(two)
+        pairs = itertools.product(*(dict.fromkeys(r["method"] for r in two[x]) for x in (new, old)))
+        rows = [row for scored in two.values() for row in scored]
+        paired += tables.summarize(rows, [*pairs], test or repeated.test_of(two))["paired"]
     lines = [
         {key: pair[key] for key in ("method", "against", "structure")} | {"metric": name, **tested}
-        for pair in tables.summarize(rows, pairs, test)["paired"]
+        for pair in paired
         for name, tested in pair["metrics"].items()
         if tested["n"] and metrics.column(name).is_score
     ]

@@ -180,9 +180,10 @@ def _told(run: PlannedRun, code: int) -> str:
 
 
 def require_some(flag: str, chosen: Sequence[str], known: Collection[str]) -> None:
-    """Raises a `FieldError` for methods of a flag that are not known, and where there is none."""
-    if not chosen or not set(chosen) <= set(known):
-        raise FieldError(flag, chosen, f"expected some of {', '.join(known)}.")
+    """Raises a `FieldError` for methods of a flag that are not known or given twice, and where
+    there is none."""
+    if not chosen or not set(chosen) <= set(known) or len(set(chosen)) < len(chosen):
+        raise FieldError(flag, chosen, f"expected some of {', '.join(known)}, each once.")
 
 
 def require_left(given: Given, names: Collection[str]) -> None:
@@ -196,7 +197,13 @@ def require_left(given: Given, names: Collection[str]) -> None:
 
 def parts(seeds: Sequence[int], given: Given) -> list[tuple[str, dict[str, int]]]:
     """[(name, {flag: value})] of the runs of a method: of every seed, and with `folds` alone of
-    every fold too."""
+    every fold too.
+
+    Raises:
+      FieldError: a seed that is given twice.
+    """
+    if len(set(seeds)) < len(seeds):
+        raise FieldError("seeds", tuple(seeds), "one is given twice; expected each once.")
     folds = (
         range(1, given["folds"] + 1) if given["folds"] and not given["fold"] else [given["fold"]]
     )

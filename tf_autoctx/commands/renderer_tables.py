@@ -378,7 +378,7 @@ def told_over_runs(
     scores = by_seed(scored)
     pairs = pairs_of(list(scores), settings.iterations)
     tests = repeated.compare(scores, pairs, bool(settings.corpus), overlap)
-    columns = ("method", "against", "mean_difference", "ci_low", "ci_high", "p", "n")
+    columns = ("method", "against", "mean_difference", "ci_low", "ci_high", "p", "p_holm", "n")
     spreadsheets.write(pathlib.Path(settings.output) / "over_runs.csv", tests, columns)
     told = ["", repeated.table(scores), repeated.NOTE, *repeated.sentences(tests)]
     if {"Orig-S2T", "Orig-T2T"} <= scores.keys():
@@ -396,7 +396,7 @@ def tabulate(settings: RendererTables, folders: Sequence[str], options: Mapping[
       folders: of the runs.
       options: {flag: value} of online rendering in place of what the runs have.
     """
-    from tf_autoctx.report import tables
+    from tf_autoctx.report import repeated, tables
     from tf_autoctx.systems.shared import scored_runs
 
     output, ready = pathlib.Path(settings.output), scorers(settings, folders, options)
@@ -408,14 +408,14 @@ def tabulate(settings: RendererTables, folders: Sequence[str], options: Mapping[
     # Images of several trainings are no independent pairs.
     several = len({run.seed for run in scored}) > 1
     pairs = [] if several else pairs_of(methods, settings.iterations)
-    tables.write(output, rows, pairs)
+    overlap = scored_runs.overlap_of(scorer.run for scorer in ready)
+    tables.write(output, rows, pairs, test=repeated.over_runs(rows, overlap) if several else None)
     spreadsheets.write(output / "iterations.csv", iteration_lines(scored), ITERATION_COLUMNS)
     of_runs = run_lines(scored)
     spreadsheets.write(output / "runs.csv", of_runs, tuple(of_runs[0]))
     draw(output, scored, settings.beside)
     told = [tables.table(rows, COLUMNS, pairs), *spread_of_seeds(scored)]
     if several:
-        overlap = scored_runs.overlap_of(scorer.run for scorer in ready)
         told += told_over_runs(scored, settings, overlap)
     else:
         told.append(ONE_TRAINING)
@@ -436,6 +436,9 @@ def main(given: command_line.Given) -> None:
     names = configuration.rules(OnlineChanges)
     options = {name: given[name] for name in names if given[name] is not None}
     read_iterations(settings.beside)
+    if given["seeds"] is not None and given["folds"]:
+        message = "runs are told apart by their seeds alone; expected `seeds` without folds."
+        raise errors.FieldError("folds", given["folds"], message)
     with PLANNED.folders(given, settings.variants) as folders:
         tabulate(settings, folders, options)
 

@@ -22,7 +22,7 @@ from plotly.subplots import make_subplots
 from tf_autoctx import metrics
 from tf_autoctx.errors import UserError
 from tf_autoctx.files import read_json
-from tf_autoctx.report import calibration, elements, figures, repeatability, tables, views
+from tf_autoctx.report import calibration, elements, figures, repeatability, repeated, tables, views
 from tf_autoctx.report.tables import Row
 
 # Of the last method of each evaluation, then of the others; without a yellow or green other than
@@ -118,10 +118,22 @@ class Results:
         return repeatability.of_rows(self.rows, self.subjects)
 
     @functools.cached_property
-    def pairs(self) -> list[tuple[str, str]]:
-        """Methods to compare: with the one before, and the last ones of the evaluations."""
-        within = [pair for run in self.runs for pair in zip(run.methods[1:], run.methods)]
-        return within + list(zip(self.shown[1:], self.shown))
+    def summary(self) -> dict[str, Any]:
+        """See `tables.summarize`; every method is compared with the one before it, and the last
+        ones of the evaluations.
+
+        Raises:
+          UserError: see `repeated.test_of`.
+        """
+        pairs = [([run], pair) for run in self.runs for pair in zip(run.methods[1:], run.methods)]
+        for two in itertools.pairwise(self.runs):
+            pairs.append(([*two], (two[1].methods[-1], two[0].methods[-1])))
+        paired = []
+        for runs, pair in pairs:
+            test = repeated.test_of({str(run.folder): run.rows for run in runs})
+            rows = [row for run in runs for row in run.rows]
+            paired += tables.summarize(rows, [pair], test)["paired"]
+        return tables.summarize(self.rows, []) | {"paired": paired}
 
     def chosen(self, method: str, structure: str) -> list[Row]:
         """The rows of a method and structure that have the size of the first row."""
@@ -279,7 +291,7 @@ def _results(results: Results) -> str:
 
     Below, how methods compare.
     """
-    summary = tables.summarize(results.rows, results.pairs)
+    summary = results.summary
     headings, colours = tables.headings(results.rows), results.colours
     lines = []
     for method, structures in summary["methods"].items():

@@ -8,19 +8,23 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import pathlib
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from tf_autoctx import metrics
+from tf_autoctx.errors import UserError
+from tf_autoctx.files import read_json
 from tf_autoctx.report import tables
 
 Scores = Mapping[str, Mapping[int, Mapping[str, float]]]
 
 NOTE = (
     "over runs: pairs by seed, interval by a bootstrap crossed over runs and images, p of a paired "
-    "t test over runs"
+    "t test over runs, Holm: p corrected for all of these tests"
 )
 
 
@@ -38,6 +42,11 @@ class OverRuns:
     run_of: Mapping[str, str]
     shared: bool
     overlap: float
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """See `tables.Test`; what `test_of` reads."""
+        return {"runs": {"overlap": self.overlap, "of_case": dict(self.run_of)}}
 
     def __call__(self, new: Mapping[str, float], old: Mapping[str, float]) -> dict[str, Any]:
         """{"unit": "runs", "runs": how many there are, **`metrics.paired_runs`}, or "cases" and
@@ -78,6 +87,48 @@ def over_runs(
     return OverRuns(run_of, shared, overlap)
 
 
+def test_of(evaluations: Mapping[str, Sequence[tables.Row]]) -> OverRuns | None:
+    """The test between methods of folders: over runs where one of them holds several, as its
+    summary.json says; None where each is of one run.
+
+    Args:
+      evaluations: {folder: its rows}.
+
+    Raises:
+      UserError: a summary.json that is missing or holds something else; a case that is of other
+        runs in another folder.
+    """
+    run_of: dict[str, str] = {}
+    overlaps = []
+    for folder, rows in evaluations.items():
+        told = _runs_of(pathlib.Path(folder), rows)
+        for case, run in told.get("of_case", {}).items():
+            if (other := run_of.setdefault(case, run)) != run:
+                raise UserError(
+                    f"{folder}: {case} was scored by {run}, in another folder by {other}; expected "
+                    "runs of the same seeds and folds."
+                )
+        overlaps += [told["overlap"]] if told else []
+    if not overlaps:
+        return None
+    every = [row for rows in evaluations.values() for row in rows if row["case"] in run_of]
+    return over_runs(every, max(overlaps), run_of)
+
+
+def _runs_of(folder: pathlib.Path, rows: Sequence[tables.Row]) -> dict[str, Any]:
+    """{"overlap", "of_case"} of a folder of several runs, see `OverRuns.facts`; else nothing."""
+    file = folder / "summary.json"
+    expected = "the summary of an evaluation, which stands beside its scores.csv"
+    told: dict[str, Any] = read_json(file, expected).get("runs", {}) if file.exists() else {}
+    several = next((row["case"] for row in rows if re.match(r"seed \d+.*/", row["case"])), None)
+    if several and not told:
+        raise UserError(
+            f"{file}: does not tell which run scored which case, such as {several}; expected that "
+            "of a table of several runs, so make the table again."
+        )
+    return told
+
+
 def named(run: str, row: tables.Row) -> tables.Row:
     """The row in a table of several runs: its case is called "run/case", and its group likewise, as
     one scan by two networks is no repeated scan."""
@@ -100,7 +151,8 @@ def table(scores: Scores) -> str:
 def compare(
     scores: Scores, pairs: tables.Pairs, shared: bool, overlap: float = 0.0
 ) -> list[dict[str, Any]]:
-    """[{"method", "against", **`metrics.paired_runs`}] of the pairs, on seeds and cases of both.
+    """[{"method", "against", **`metrics.paired_runs`, "p_holm": corrected for all of them}] of the
+    pairs, on seeds and cases of both.
 
     Args:
       scores: see above.
@@ -117,7 +169,8 @@ def compare(
         ]
         test = metrics.paired_runs([of_run for of_run in differences if of_run], shared, overlap)
         tests.append({"method": method, "against": against, **test})
-    return tests
+    corrected = metrics.holm([test["p"] for test in tests])
+    return [test | {"p_holm": float(p)} for test, p in zip(tests, corrected)]
 
 
 def sentences(tests: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -135,8 +188,9 @@ def _result(test: Mapping[str, Any]) -> str:
     told = f"DSC {difference} % {interval}"
     if math.isnan(test["p"]):
         return f"{told}, {runs} runs of each: no p of fewer than {metrics.FEWEST_RUNS}"
-    p = tables.p_value(test["p"])
-    return f"{told}, p {'< ' + p[1:] if p.startswith('<') else '= ' + p} ({runs} runs of each)"
+    p, corrected = (tables.p_value(test[name]) for name in ("p", "p_holm"))
+    sign = "< " + p[1:] if p.startswith("<") else "= " + p
+    return f"{told}, p {sign}, Holm {corrected} ({runs} runs of each)"
 
 
 def won_back(

@@ -14,7 +14,7 @@ import json
 import math
 import pathlib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -27,8 +27,6 @@ from tf_autoctx.report import calibration
 Row = dict[str, Any]
 Pairs = Sequence[tuple[str, str]]  # of methods: one, and another to compare it with
 Scores = dict[str, dict[str, float]]  # {structure: {case: DSC in percent}} of a method
-# {case: value} of two methods -> `over_cases`, or a dict of the same names
-Test = Callable[[Mapping[str, float], Mapping[str, float]], dict[str, Any]]
 
 LABELS = ("system", "method", "case", "group", "structure")
 LONG = (*LABELS, "metric", "value")  # columns of the long table
@@ -52,6 +50,17 @@ DICE_NOTES = (  # below the table of Dice scores
     "Avg.: mean over the structures of a case, then over cases; in brackets the 95 % interval of "
     "the change",
 )
+
+
+class Test(Protocol):
+    """A paired test between two methods, where it is not `over_cases`."""
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """{name in summary.json: what is needed to make the test again}."""
+
+    def __call__(self, new: Mapping[str, float], old: Mapping[str, float]) -> dict[str, Any]:
+        """{case: value} of two methods -> a dict of the names of `over_cases`."""
 
 
 # The scores of a case
@@ -112,10 +121,10 @@ def write(
     """Writes the rows of an evaluation into a folder, which is created.
 
     `scores.csv` is the long table (a line per row and metric, infinity as inf); from it come
-    `cases.csv` (a line per row) and `summary.json` (of `summarize`, null where not finite). These,
-    `calibration.csv` and `failed.csv` are replaced together: the old ones go before the first new
-    one takes its place, so that none of them ever stands beside one of another evaluation. Where
-    every case failed, there is `failed.csv` alone.
+    `cases.csv` (a line per row) and `summary.json` (of `summarize`, null where not finite, and the
+    facts of the test). These, `calibration.csv` and `failed.csv` are replaced together: the old
+    ones go before the first new one takes its place, so that none of them ever stands beside one of
+    another evaluation. Where every case failed, there is `failed.csv` alone.
 
     Args:
       directory: path.
@@ -127,7 +136,7 @@ def write(
       ValueError: two rows have the same method, structure and case.
       UserError: the folder cannot be written.
     """
-    summary = _finite(summarize(rows, pairs, test))
+    summary = _finite(summarize(rows, pairs, test)) | (test.facts if test else {})
     text = json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False)
     directory = pathlib.Path(directory)
     long = [

@@ -160,6 +160,21 @@ class FetalHead:
         return WAYS.get(self.variant, (self.variant, ""))[0]
 
     @property
+    def idle(self) -> list[str]:
+        """Names of the fields that are not as by default, and act on nothing that the variant and
+        its levels have."""
+        parts = VARIANTS[self.network]
+        acts = {
+            **dict.fromkeys(("attention_kernel", "attention_norm"), bool(parts.sam or parts.uam)),
+            "plain_decoder": any(scale not in parts.uam for scale in (1, 2, 3)),
+            "side_labels": parts.deep_supervision,
+            **dict.fromkeys(("warm_start", "context", "context_dropout"), self.levels > 1),
+            "patch_size": self._way == "patches",
+        }
+        default = {field.name: field.default for field in dataclasses.fields(self)}
+        return [name for name in acts if not acts[name] and getattr(self, name) != default[name]]
+
+    @property
     def _way(self) -> str:
         """What the variant's own passes see."""
         return WAYS.get(self.variant, (self.variant, "volume"))[1]

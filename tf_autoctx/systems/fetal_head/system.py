@@ -76,11 +76,15 @@ class FetalHeadSystem(System):
         return phantoms.write_fetal_heads(folder, *(values[name] for name in names))
 
     def check_run(self, making: Making) -> None:
-        """Refuses two first weights of one level.
+        """Refuses two first weights of one level; warns of flags that change nothing.
 
         Raises:
           FieldError: warm_start beside initial_weights.
         """
+        if names := self.configuration.idle:
+            chosen = self.configuration.variant, self.configuration.levels
+            told = "%s: nothing of %s with `level=%d` depends on it."
+            logging.warning(told, ", ".join(f"`{name}`" for name in names), *chosen)
         if self.configuration.warm_start and making.flags.get(initial.FLAG):
             told = f"`{initial.FLAG}` gives every level its first weights; expected one of the two."
             raise FieldError("warm_start", True, told)

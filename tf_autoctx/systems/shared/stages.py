@@ -89,7 +89,8 @@ def is_finished(stage: Stage, session: Session, files: Iterable[pathlib.Path]) -
     """
     if not all(path.exists() for path in files):
         return False
-    if not (session.folder / stage.name / "last").exists():
+    trained_here = (session.folder / stage.name / "last").exists()
+    if session.run.facts.get("initial_from") and stage.made_on is None and not trained_here:
         return True
     return all(_is_of(_recorded(path), stage, session) for path in files)
 
