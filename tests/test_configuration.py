@@ -202,6 +202,13 @@ def test_every_paper_fixes_the_same_kinds_of_flags():
         assert paper["validation_fraction"] == 0, name  # none of them names validation cases
 
 
+def test_every_paper_fixes_what_other_presets_of_its_system_set():
+    for name in registry.OURS:
+        presets = registry.find(name, "here").presets
+        others = {flag for preset in presets.values() for flag in preset}
+        assert others - presets["paper"].keys() <= {"tile_size"}, name  # memory's, not the paper's
+
+
 def test_the_small_network_of_the_embryo_differs_from_the_large_one_in_its_width_alone():
     presets = registry.find("embryo", "here").presets
     small = {**presets["paper_small"]}

@@ -49,6 +49,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "kernel": 5,
         "normalization": "instance",
         "initializer": "he",  # not given
+        "initial_factor": 1,  # not given
         "steps": 37_000,  # not given: 200 epochs of 185 volumes
         "samples_per_epoch": 185,
         "validation_fraction": 0.0,
