@@ -199,9 +199,11 @@ def trained(cases: Sequence[Case], plan: Plan, told: Callable[[float], None]) ->
         DiceCELoss(include_background=False, to_onehot_y=True, softmax=True, batch=True)
     )
     optimizer = torch.optim.AdamW(net.parameters(), LEARNING_RATE)
-    patches = Patches(cases, plan)
+    # Forked: a process that was spawned spawns others, which would import all of this anew.
+    beside = {"num_workers": 1, "multiprocessing_context": "fork"}
+    loader = DataLoader(Patches(cases, plan), BATCH, **beside)
     begin, steps = time.perf_counter(), 0
-    batches = iter(DataLoader(patches, BATCH, num_workers=1))
+    batches = iter(loader)
     while (seconds := time.perf_counter() - begin) < plan.seconds:
         for group in optimizer.param_groups:
             group["lr"] = LEARNING_RATE * (1 - seconds / plan.seconds) ** POWER
