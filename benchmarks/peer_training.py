@@ -200,14 +200,14 @@ def _train(peer: Peer, threads: int) -> None:
     import dynunet
 
     run, cases = peer.run, cases_of(peer.run)
-    values, learnt = [0, *sorted(run.labels)], []
+    values, learnt = [0, *sorted(run.labels)], {}
     for case in cases.train:
         image, label = read(case, run, cases.labels)
         classes = np.searchsorted(values, label)[None].astype(np.uint8)
-        learnt.append({"image": normalized(image, run), "label": classes})
+        learnt[case.name] = {"image": normalized(image, run), "label": classes}
     seconds = peer.shared["seconds"]
     plan = dynunet.Plan(
-        edges=dynunet.edges_for([case["label"].shape[1:] for case in learnt]),
+        edges=dynunet.edges_for([case["label"].shape[1:] for case in learnt.values()]),
         channels=len(run.channels),
         classes=len(values),
         mirrored=len(run.labels) == 1,  # several may be told apart as left and right
@@ -216,11 +216,11 @@ def _train(peer: Peer, threads: int) -> None:
         seed=run.flags["seed"],
     )
     bar = progress.bar(round(seconds), "second", "trained")
-    made = dynunet.trained(learnt, plan, lambda so_far: bar.update(int(so_far)))
+    made = dynunet.trained([*learnt.values()], plan, lambda so_far: bar.update(int(so_far)))
     told = {
         **dataclasses.asdict(plan),
         **peer.shared,
-        "cases": [case.name for case in cases.train],
+        "cases": [*learnt],
         "steps": made.steps,
         "seconds_per_step": seconds / made.steps,
         "parameters": sum(weights.numel() for weights in made.network.parameters()),
