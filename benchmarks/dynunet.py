@@ -201,9 +201,8 @@ def trained(cases: Sequence[Case], plan: Plan, told: Callable[[float], None]) ->
     optimizer = torch.optim.AdamW(net.parameters(), LEARNING_RATE)
     # Forked: a process that was spawned spawns others, which would import all of this anew.
     beside = {"num_workers": 1, "multiprocessing_context": "fork"}
-    loader = DataLoader(Patches(cases, plan), BATCH, **beside)
+    batches = iter(DataLoader(Patches(cases, plan), BATCH, **beside))
     begin, steps = time.perf_counter(), 0
-    batches = iter(loader)
     while (seconds := time.perf_counter() - begin) < plan.seconds:
         for group in optimizer.param_groups:
             group["lr"] = LEARNING_RATE * (1 - seconds / plan.seconds) ** POWER
