@@ -205,8 +205,7 @@ def page(scores: pathlib.Path = SCORES) -> str:
 def _line(row: Row, scores: pathlib.Path) -> list[str]:
     """Cells of a row of real data: of the scores that are there, else of the runs of before."""
     rows = read(row.table, scores) if row.table else []
-    if rows:
-        of_run = by_run(averages(rows, row.of_table))
+    if of_run := by_run(averages(rows, row.of_table)):
         return [row.data, row.method, spread(list(of_run.values())), f"{len(of_run)} of {RUNS}"]
     if not row.earlier:
         return [row.data, row.method, pages.DASH, f"0 of {RUNS}"]

@@ -36,7 +36,7 @@ class Step:
     @property
     def trains(self) -> bool:
         """Whether it trains runs, several at a time where that is asked for."""
-        return "_tables.py " in self.words
+        return self.words.split()[0].endswith(("_tables.py", "peer_training.py"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -265,6 +265,15 @@ ORGAN_PAIRS = (
     ("level 2, separate", "level 2, without context"),
     ("level 2, end-to-end", "level 2, without context"),
 )
+PEER = "DynUNet"
+
+
+def _peer(runs: str, method: str) -> Step:
+    """A peer for every run of a method, trained for as long."""
+    flags = f"--runs={{runs}}/{runs} --method={method} --output={{output}}"
+    return Step(f"benchmarks/peer_training.py {flags}")
+
+
 REAL = (
     Table(
         "hippocampus",
@@ -276,11 +285,12 @@ REAL = (
                 "--base_filters=16 --samples_per_epoch=300 --validation_fraction=0 "
                 "--postprocessing=none --runs={runs}/hippocampus --output={output}"
             ),
+            _peer("hippocampus", CTX),
         ),
-        hours=2,
-        pairs=((CTX, HAS), (CTX, DS), (HAS, DS)),
+        hours=3.5,
+        pairs=((CTX, HAS), (CTX, DS), (HAS, DS), (CTX, PEER)),
         called=HAS_IS_LEVEL_1,
-        methods=(DS, HAS, CTX),
+        methods=(DS, HAS, CTX, PEER),
         data="hippocampus",
     ),
     Table(
@@ -293,10 +303,11 @@ REAL = (
                 "--samples_per_epoch=2250 --learning_rate=3e-3 --validation_fraction=0 "
                 "--loss=paper --postprocessing=none --runs={runs}/head_neck --output={output}"
             ),
+            _peer("head_neck", "end_to_end"),
         ),
-        hours=5,
-        pairs=ORGAN_PAIRS,
-        methods=ORGAN_ROWS,
+        hours=7,
+        pairs=(*ORGAN_PAIRS, ("level 2, end-to-end", PEER)),
+        methods=(*ORGAN_ROWS, PEER),
         columns=DICE,
         data="head_neck_ct",
     ),
@@ -485,7 +496,7 @@ REAL_ROWS = (
     Row(MRI, "USegNet-DS-HAS, level 1 of the next", "hippocampus", HAS, (90.92,), ONE),
     Row(MRI, "**USegNet-DS-HAS-Ctx**, level 2", "hippocampus", CTX, (91.03,), ONE),
     Row(MRI, "five folds of USegNet-DS as one SavedModel", "", "", (91.30,), ONE),
-    Row(MRI, "peer: MONAI's DynUNet"),
+    Row(MRI, "peer: MONAI's DynUNet", "hippocampus", PEER),
     Row(CT, "level 1, end-to-end", "head-neck", "level 1, end-to-end", (70.76,), ONE),
     Row(CT, "level 2, without context", "head-neck", "level 2, without context", (64.58,), ONE),
     Row(CT, "level 2, separate", "head-neck", "level 2, separate", (76.78,), ONE),
@@ -497,7 +508,7 @@ REAL_ROWS = (
         runs="seeds 0, 1, `Ts`",
     ),
     Row(CT, "both of these as one SavedModel", earlier=(80.85,), runs="seeds 0, 1, `Ts`"),
-    Row(CT, "peer: MONAI's DynUNet"),
+    Row(CT, "peer: MONAI's DynUNet", "head-neck", PEER),
     Row(MADE_UP, "trained on the target", "hc18-scanner", "Orig-T2T", (96.95, 97.07, 97.14), THREE),
     Row(MADE_UP, "U-Net", "hc18-scanner", "Orig-S2T", (94.95, 80.22, 25.56), THREE),
     Row(

@@ -19,7 +19,7 @@ from tf_autoctx.models import layers
 from tf_autoctx.systems.embryo import training
 from tf_autoctx.systems.embryo.configuration import DECLARATION, Embryo
 from tf_autoctx.systems.embryo.segmentation import Refinement
-from tf_autoctx.systems.shared import checks
+from tf_autoctx.systems.shared import checks, seen
 from tf_autoctx.systems.shared.averaging import Estimate
 from tf_autoctx.systems.shared.caching import Files
 from tf_autoctx.systems.shared.session import Session
@@ -256,24 +256,5 @@ class TrainedRun:
         """
         run = runs.load_of(folder, DECLARATION.name)
         system = EmbryoSystem.of_run(run)
-        cases = cases_of(run)
+        cases = seen.cases_of(run)
         return cls(run, system, cases, system.reader(None, cases.labels))
-
-
-def cases_of(run: Run) -> datasets.Dataset:
-    """The data set of the very files that a run was trained on.
-
-    Raises:
-      UserError: config.json lacks something; the files are gone or have changed.
-    """
-    try:
-        source = run.flags["data_dir"] or run.folder / "phantoms"
-        cases = datasets.of_flags(source, run.flags)
-    except KeyError as error:
-        raise run.broken(error) from None
-    if datasets.fingerprint(cases) != run.fingerprint:
-        raise UserError(
-            f"{source}: other data than those of {run.folder}; expected the files that it was "
-            "trained on."
-        )
-    return cases

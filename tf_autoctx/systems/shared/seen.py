@@ -21,6 +21,25 @@ Seen = Mapping[str, list[str]]  # {LEARNT or VALIDATED: marks of images, UNTOLD:
 SHOWN = 5  # names of cases in a message
 
 
+def cases_of(run: Run) -> datasets.Dataset:
+    """The data set of the very files that a run was trained on.
+
+    Raises:
+      UserError: config.json lacks something; the files are gone or have changed.
+    """
+    try:
+        source = run.flags["data_dir"] or run.folder / "phantoms"
+        cases = datasets.of_flags(source, run.flags)
+    except KeyError as error:
+        raise run.broken(error) from None
+    if datasets.fingerprint(cases) != run.fingerprint:
+        raise UserError(
+            f"{source}: other data than those of {run.folder}; expected the files that it was "
+            "trained on."
+        )
+    return cases
+
+
 def after(scans: Scans, before: Seen | None = None) -> Seen:
     """What weights have seen after a training on such scans, from weights that have seen `before`;
     what was learnt and has validated too is learnt.
