@@ -306,7 +306,8 @@ def main(given: Given) -> None:
     rows = [row for peer in found if peer.is_finished for row in peer.rows()]
     if rows:
         files.own(chosen.output)
-        tables.write(chosen.output, rows)
+        test = repeated.over_runs(rows, scored_runs.overlap_of(peer.run for peer in found))
+        tables.write(chosen.output, rows, test=test)
         one = len({row["structure"] for row in rows}) == 1
         print(tables.table(rows) if one else tables.dice_table(rows))
     if unfinished:

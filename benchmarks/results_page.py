@@ -26,10 +26,10 @@ Made by `make results` of the scores of every run, `docs/results/*.csv`; what th
 [results.md](results.md), how methods are tested on [statistics.md](statistics.md). Rows are of
 several trainings, of other seeds or on other folds: SD over the means of runs first, then over
 cases. Hours are estimated, of two quiet cores: all that are for {SMALL} take {{hours:.1f}} of the
-{MOST_HOURS:.0f} hours that they may.
+{MOST_HOURS:.0f} hours that they may. In brackets: where the runs that a table shares are not there.
 
     make results DATA_DIR=my_data                     # all tables that are for {SMALL}
-    make results TABLE=context                        # one, also of those for a larger machine
+    make results TABLE=fetal-head-wide                # one, also of those for a larger machine
     make results TABLE=hippocampus DATA_DIR=my_data   # one of real data: my_data/hippocampus
     make results TABLE=smoke-organs FRESH=again       # made anew in runs/results_again, compared
     make results TABLE=organs JOBS=2                  # two trainings at a time, of a thread each
@@ -160,7 +160,8 @@ def listed(scores: pathlib.Path) -> str:
         [
             f"`{table.name}`",
             table.title,
-            f"{table.hours:g}",
+            f"{table.hours:g}"
+            + (f" ({table.alone:g} without `{table.shares}`)" if table.shares else ""),
             table.machine,
             f"`{table.data}`" if table.data else "phantoms",
             "below" if (scores / f"{table.name}.csv").exists() else "not run yet",

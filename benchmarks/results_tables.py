@@ -1,8 +1,8 @@
 """The tables that `make results` makes: what each runs, its hours, and the data that it needs.
 
-Hours are of two quiet cores, one training after the other, and estimated: a step of USegNet with 8
-filters on a phantom of 96^3 voxels takes 0.35 s, other variants as their multiplications have it,
-other systems as measured (docs/results.md, docs/performance.md).
+Hours are of two quiet cores, and estimated: 3000 steps of USegNet with 8 filters on a phantom of
+96^3 voxels, on the network's grid 39^3, take 5 minutes of a core, of USegNet-DS-HAS 9; other
+systems as measured (docs/results.md, docs/performance.md).
 """
 
 from __future__ import annotations
@@ -47,13 +47,15 @@ class Table:
       name: as in `make results TABLE=name`.
       title: a heading.
       steps: what makes it.
-      hours: of two quiet cores, estimated.
+      hours: of two quiet cores, estimated, once the tables that it shares runs with are there.
       pairs: [(method, another that it is tested against)].
       called: {method of its commands: name in this table}.
       methods: rows, in order; empty: all there are.
       columns: metrics; of several structures the DSC of each is shown.
       data: folder of DATA_DIR that it needs; "": none, as phantoms are made.
       machine: that it is for.
+      shares: name of the table whose runs it has too; "": none.
+      alone: hours with these runs, where it shares any.
     """
 
     name: str
@@ -66,6 +68,8 @@ class Table:
     columns: tuple[str, ...] = ("DSC", "Conf", "Jacc", "Adb", "Hdb")
     data: str = ""
     machine: str = SMALL
+    shares: str = ""
+    alone: float = 0.0
 
     @property
     def folds(self) -> int | None:
@@ -74,12 +78,12 @@ class Table:
         return int(found[1]) if found else None
 
 
-def _heads(runs: str, flags: str = "", variants: str = "") -> str:
-    """Fetal heads by the paper's protocol: every level has all steps."""
-    chosen = f" --variants={variants}" if variants else ""
+def _heads(runs: str, variants: str, flags: str = "", steps_of: str = "level") -> str:
+    """Fetal heads, by default by the paper's protocol: every level has all steps."""
+    width = "" if "--base_filters" in flags else " --base_filters=8"
     return (
-        f"eval/fetal_head_tables.py{chosen} --steps=3000 --steps_of=level --seeds=0,1,2,3,4 "
-        f"--phantom_size=96,96,96 --base_filters=8{flags} --runs={{runs}}/{runs} "
+        f"eval/fetal_head_tables.py --variants={variants} --steps=3000 --steps_of={steps_of} "
+        f"--seeds=0,1,2,3,4 --phantom_size=96,96,96{width}{flags} --runs={{runs}}/{runs} "
         "--output={output}"
     )
 
@@ -90,9 +94,9 @@ def _ablation(
     """Steps for each value of a flag, after the one that table 1 has, there perhaps as another
     variant."""
     return (
-        Step(_heads("fetal_head", variants=in_table_1 or variants), default),
+        Step(_heads("fetal_head", in_table_1 or variants), default),
         *(
-            Step(_heads(f"fetal_head_{flag}_{value}", f" --{flag}={value}", variants), value)
+            Step(_heads(f"fetal_head_{flag}_{value}", variants, f" --{flag}={value}"), value)
             for value in values
         ),
     )
@@ -103,12 +107,16 @@ LEVEL_1 = f"{CTX}, level 1"
 # Of the same seed and steps they are one network, to the last digit: it is trained once.
 HAS_IS_LEVEL_1 = {LEVEL_1: HAS}
 UAM, SAM = f"{DS}-UAM", f"{DS}-SAM"
+SHARED = "levels share the steps"
 FETAL_HEADS = (
     Table(
         "fetal-head",
         "Fetal head: table 1 by the paper's protocol",
-        (Step(_heads("fetal_head", variants=f"USegNet,{DS},{UAM},{SAM},{CTX}")),),
-        hours=12,
+        (
+            Step(_heads("fetal_head", f"USegNet,{DS},{UAM},{SAM},{CTX}")),
+            Step(_heads("fetal_head_shared", CTX, steps_of="variant"), SHARED),
+        ),
+        hours=2.5,
         pairs=(
             (CTX, HAS),
             (CTX, DS),
@@ -119,15 +127,18 @@ FETAL_HEADS = (
             (UAM, DS),
             (SAM, DS),
             (DS, "USegNet"),
+            (f"{CTX}, {SHARED}", HAS),
         ),
         called=HAS_IS_LEVEL_1,
-        methods=("USegNet", DS, UAM, SAM, HAS, CTX),
+        methods=("USegNet", DS, UAM, SAM, HAS, CTX, f"{CTX}, {SHARED}"),
     ),
     Table(
         "attention-norm",
         "Fetal head: normalization in the attention modules",
         _ablation("attention_norm", ("output", "every"), "none", HAS, in_table_1=CTX),
-        hours=5,
+        hours=0.9,
+        shares="fetal-head",
+        alone=1.7,
         pairs=((f"{HAS}, output", f"{HAS}, none"), (f"{HAS}, every", f"{HAS}, none")),
         called=HAS_IS_LEVEL_1,
         methods=tuple(f"{HAS}, {norm}" for norm in ("none", "output", "every")),
@@ -136,27 +147,32 @@ FETAL_HEADS = (
         "plain-decoder",
         "Fetal head: what stands where a module is missing",
         _ablation("plain_decoder", ("bare",), "conv", f"USegNet,{DS}"),
-        hours=1.5,
+        hours=0.5,
+        shares="fetal-head",
+        alone=1,
         pairs=((f"{DS}, bare", f"{DS}, conv"), (f"{DS}, bare", "USegNet, bare")),
     ),
     Table(
         "side-labels",
         "Fetal head: labels of the side branches",
         _ablation("side_labels", ("majority", "soft"), "corner", DS),
-        hours=3,
+        hours=0.5,
+        shares="fetal-head",
+        alone=0.8,
         pairs=((f"{DS}, majority", f"{DS}, corner"), (f"{DS}, soft", f"{DS}, corner")),
-        machine=LARGE,
     ),
     Table(
         "context",
         "Fetal head: how level 2 learns from level 1",
         (
-            Step(_heads("fetal_head", variants=CTX), "cached"),
-            Step(_heads("fetal_head_augmented", " --context=augmented", CTX), "augmented"),
-            Step(_heads("fetal_head_warm", " --warm_start", CTX), "warm start"),
-            Step(_heads("fetal_head_dropout", " --context_dropout=0.3", CTX), "dropout 0.3"),
+            Step(_heads("fetal_head", CTX), "cached"),
+            Step(_heads("fetal_head_augmented", CTX, " --context=augmented"), "augmented"),
+            Step(_heads("fetal_head_warm", CTX, " --warm_start"), "warm start"),
+            Step(_heads("fetal_head_dropout", CTX, " --context_dropout=0.3"), "dropout 0.3"),
         ),
-        hours=15,
+        hours=2.4,
+        shares="fetal-head",
+        alone=3.2,
         pairs=tuple(
             (f"{CTX}, {label}", f"{CTX}, cached")
             for label in ("augmented", "warm start", "dropout 0.3")
@@ -166,27 +182,30 @@ FETAL_HEADS = (
             for label in ("cached", "augmented", "warm start", "dropout 0.3")
             for method in (LEVEL_1, CTX)
         ),
-        machine=LARGE,
     ),
     Table(
         "fetal-head-peers",
         "Fetal head: slices, patches, no skips, and levels joined by concatenation",
         (
             Step(
-                _heads("fetal_head_peers", " --equal_voxels", "p-USegNet,2D-USegNet,3D-DeconvNet")
-                + " --patch_size=32"
+                _heads(
+                    "fetal_head_peers",
+                    "p-USegNet,2D-USegNet,3D-DeconvNet",
+                    " --equal_voxels --patch_size=32",
+                )
             ),
-            Step(_heads("fetal_head", variants=f"USegNet,{CTX}")),
-            Step(_heads("fetal_head", variants=f"{CTX}-concat")),
+            Step(_heads("fetal_head", f"USegNet,{CTX}")),
+            Step(_heads("fetal_head", f"{CTX}-concat")),
         ),
-        hours=9,
+        hours=3,
+        shares="fetal-head",
+        alone=4,
         pairs=(
             ("USegNet", "p-USegNet"),
             ("USegNet", "2D-USegNet"),
             ("USegNet", "3D-DeconvNet"),
             (CTX, f"{CTX}-concat"),
         ),
-        machine=LARGE,
     ),
     Table(
         "fetal-head-modules",
@@ -200,11 +219,22 @@ FETAL_HEADS = (
                 )
             ),
         ),
-        hours=8,
+        hours=1.2,
+        shares="fetal-head",
+        alone=2,
         pairs=tuple(
             (f"USegNet-DS-{module}", DS)
             for module in ("SAM-1", "SAM-12", "SAM", "UAM-1", "UAM-12", "UAM")
         ),
+    ),
+    Table(
+        "fetal-head-wide",
+        "Fetal head: table 1 at the paper's width",
+        (Step(_heads("fetal_head_wide", f"USegNet,{DS},{CTX}", " --base_filters=32")),),
+        hours=20,
+        pairs=((CTX, HAS), (CTX, DS), (CTX, "USegNet"), (HAS, DS)),
+        called=HAS_IS_LEVEL_1,
+        methods=("USegNet", DS, HAS, CTX),
         machine=LARGE,
     ),
 )
@@ -336,7 +366,9 @@ REAL = (
         "hc18-es",
         "Real ultrasound: hc18 to another hospital's scanners (es)",
         _rendered("{data}/fetal_head_2d/es"),
-        hours=0.4,  # with the runs of hc18-scanner
+        hours=0.4,
+        shares="hc18-scanner",
+        alone=2.2,
         pairs=RENDERED_PAIRS,
         methods=RENDERED[1:],
         columns=SCANNERS,

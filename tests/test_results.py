@@ -82,6 +82,18 @@ def test_every_command_of_a_table_exists_and_takes_its_flags(table):
             assert parsed["folds"] == table.folds == 5
 
 
+def test_a_table_that_shares_runs_tells_its_hours_without_them():
+    sharing = [table for table in TABLES.values() if table.shares]
+    assert len(sharing) > 5
+    for table in sharing:
+        runs, others = (
+            set(re.findall(r"--runs=(\S+)", " ".join(step.words for step in of.steps)))
+            for of in (table, TABLES[table.shares])
+        )
+        assert runs & others and table.alone > table.hours, table.name
+    assert "| 0.4 (2.2 without `hc18-scanner`) |" in results_page.page()
+
+
 def test_every_system_has_a_table_of_minutes_in_float32():
     smoke = [table for name, table in TABLES.items() if name.startswith("smoke-")]
     scripts = {table.steps[0].words.split()[0] for table in smoke}
