@@ -21,7 +21,6 @@ read; one that was stopped begins anew.
 from __future__ import annotations
 
 import contextlib
-import csv
 import dataclasses
 import json
 import math
@@ -41,7 +40,7 @@ from tf_autoctx.commands.planned_runs import Jobs, PlannedRun
 from tf_autoctx.configuration import check, field
 from tf_autoctx.data import datasets, images, labels
 from tf_autoctx.errors import UserError
-from tf_autoctx.report import repeated, tables
+from tf_autoctx.report import histories, repeated, tables
 from tf_autoctx.systems.shared import scored_runs, seen
 from tf_autoctx.training import runs
 from tf_autoctx.training.runs import Run
@@ -112,17 +111,15 @@ def seconds_of(run: Run) -> float:
     between levels and after the last is not.
 
     Raises:
-      UserError: no history tells.
+      UserError: there is no history, or it is none of ours.
     """
     steps, samples, batch = (
         run.flags[name] for name in ("steps", "samples_per_epoch", "batch_size")
     )
     epoch_steps, total = math.ceil(samples / batch), 0.0
     for path in sorted(run.folder.glob("*/history.csv")):
-        with open(path, newline="", encoding="utf-8") as file:
-            for line in csv.DictReader(file):
-                left = steps - int(line["epoch"]) * epoch_steps
-                total += min(epoch_steps, left) * float(line["seconds_per_step"])
+        for epoch, seconds in enumerate(histories.read(path)["seconds_per_step"]):
+            total += min(epoch_steps, steps - epoch * epoch_steps) * seconds
     if not total:
         raise UserError(
             f"{run.folder}: no history.csv of a level; expected what its training took."

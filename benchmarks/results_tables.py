@@ -108,6 +108,9 @@ LEVEL_1 = f"{CTX}, level 1"
 HAS_IS_LEVEL_1 = {LEVEL_1: HAS}
 UAM, SAM = f"{DS}-UAM", f"{DS}-SAM"
 SHARED = "levels share the steps"
+# The simple thing that a user would do instead: the changes of --preset=standard.
+CHANGED = "strong augmentation"
+CHANGES = " --shift=4 --rotation=15 --scaling=0.15 --intensity_jitter=0.1 --gamma=0.3 --noise=0.03"
 FETAL_HEADS = (
     Table(
         "fetal-head",
@@ -115,8 +118,9 @@ FETAL_HEADS = (
         (
             Step(_heads("fetal_head", f"USegNet,{DS},{UAM},{SAM},{CTX}")),
             Step(_heads("fetal_head_shared", CTX, steps_of="variant"), SHARED),
+            Step(_heads("fetal_head_changed", "USegNet", CHANGES), CHANGED),
         ),
-        hours=2.5,
+        hours=2.8,
         pairs=(
             (CTX, HAS),
             (CTX, DS),
@@ -128,9 +132,19 @@ FETAL_HEADS = (
             (SAM, DS),
             (DS, "USegNet"),
             (f"{CTX}, {SHARED}", HAS),
+            (CTX, f"USegNet, {CHANGED}"),
         ),
         called=HAS_IS_LEVEL_1,
-        methods=("USegNet", DS, UAM, SAM, HAS, CTX, f"{CTX}, {SHARED}"),
+        methods=(
+            "USegNet",
+            f"USegNet, {CHANGED}",
+            DS,
+            UAM,
+            SAM,
+            HAS,
+            CTX,
+            f"{CTX}, {SHARED}",
+        ),
     ),
     Table(
         "attention-norm",

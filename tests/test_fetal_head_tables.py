@@ -16,8 +16,9 @@ from tf_autoctx.commands import (
     planned_runs,
     train_fetal_head,
 )
-from tf_autoctx.report import repeated, tables
+from tf_autoctx.report import histories, repeated, tables
 from tf_autoctx.systems.fetal_head import segmentation
+from tf_autoctx.systems.fetal_head.paper import PROPOSED
 
 TINY = (
     "--base_filters=2",
@@ -166,8 +167,14 @@ def test_table(made):
         "against USegNet",
         "By seed",
         "Levels before the last",
+        "Validation DSC (%)",
     ]
     assert "nan" not in " ".join(lines)
+    begin = next(n for n, line in enumerate(lines) if line.startswith("Validation DSC"))
+    last = lines[begin + 3].split()  # of four epochs of one step, of one run
+    history = histories.read(made / "runs" / "USegNet-DS-HAS-Ctx_seed_0/level_2/history.csv")
+    before, after = histories.last_quarter(history)
+    assert last == [PROPOSED, "1", f"{before:.2f}", f"{after:.2f}", f"{after - before:+.2f}"]
     (against,) = [line for line in lines if "4 cases" in line]  # one seed, whose runs are no pairs
     assert "USegNet-DS-HAS-Ctx" in against and "of 1 run" not in against
 

@@ -14,7 +14,7 @@ from tf_autoctx import files, metrics, spreadsheets
 from tf_autoctx.commands.planned_runs import PlannedRun
 from tf_autoctx.data import datasets
 from tf_autoctx.files import replacing
-from tf_autoctx.report import repeated, tables
+from tf_autoctx.report import histories, repeated, tables
 from tf_autoctx.systems.fetal_head.paper import COLUMNS, CONCAT, METHODS, PROPOSED, TABLES
 from tf_autoctx.systems.fetal_head.system import FetalHeadSystem
 from tf_autoctx.systems.shared import evaluation, prediction, scored_runs
@@ -54,6 +54,7 @@ def write(output: pathlib.Path, finished: Sequence[PlannedRun], flags: Mapping[s
     blocks += comparison_blocks(lines, names)
     for title, some in ("By seed", by_seed), ("Levels before the last", levels):
         blocks.append(block(title, some, dict.fromkeys((r["method"] for r in some), ()), {}))
+    blocks.append(converged(finished, methods))
     text = "\n\n".join(
         [
             *(tables.aligned(block) for block in blocks if len(block) > 1),
@@ -128,6 +129,25 @@ def seconds(finished: Sequence[PlannedRun]) -> tuple[dict[str, float], tuple[int
             times.append(time.perf_counter() - begin)
         of_method[run.method] = float(np.median(times[1:]))
     return of_method, voxels.shape
+
+
+def converged(finished: Sequence[PlannedRun], methods: Sequence[str]) -> list[list[str]]:
+    """Lines of a table: what the last quarter of the epochs of the last level still gained on the
+    validation cases, mean over the runs of a method; nothing without such cases."""
+    lines = [["Validation DSC (%)", "runs", "best of 3/4 of the epochs", "of all", "gain"]]
+    for method in methods:
+        of_runs = [
+            histories.last_quarter(
+                histories.read(run.folder / f"level_{run.flags['level']}" / "history.csv")
+            )
+            for run in finished
+            if run.method == method
+        ]
+        before, after = np.mean(of_runs, axis=0)
+        if np.isfinite(after):
+            values = f"{before:.2f}", f"{after:.2f}", f"{after - before:+.2f}"
+            lines.append([method, str(len(of_runs)), *values])
+    return lines
 
 
 def compared(rows: list[Row], methods: Sequence[str], test: tables.Test) -> list[Row]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import csv
 import dataclasses
 import functools
 import io
@@ -22,7 +21,16 @@ from plotly.subplots import make_subplots
 from tf_autoctx import metrics
 from tf_autoctx.errors import UserError
 from tf_autoctx.files import read_json
-from tf_autoctx.report import calibration, elements, figures, repeatability, repeated, tables, views
+from tf_autoctx.report import (
+    calibration,
+    elements,
+    figures,
+    histories,
+    repeatability,
+    repeated,
+    tables,
+    views,
+)
 from tf_autoctx.report.tables import Row
 
 # Of the last method of each evaluation, then of the others; without a yellow or green other than
@@ -53,7 +61,7 @@ class EvaluatedRun:
     prefix: str
     rows: list[Row]
     config: dict[str, Any]
-    histories: dict[str, dict[str, list[float]]]
+    histories: dict[str, histories.History]
     curves: calibration.Curves
 
     @property
@@ -210,9 +218,9 @@ def _load(folder: pathlib.Path, several: bool) -> EvaluatedRun:
     rows = [row | {"method": prefix + row["method"]} for row in rows]
     config = _config(run / "config.json") if (run / "config.json").exists() else {}
     files = sorted(run.glob("*/history.csv")) if config else []
-    histories = {file.parent.name: _history(file) for file in files}
+    of_stages = {file.parent.name: histories.read(file) for file in files}
     curves = {(prefix + m, name): bins for (m, name), bins in calibration.read(folder).items()}
-    return EvaluatedRun(name, folder, prefix, rows, config, histories, curves)
+    return EvaluatedRun(name, folder, prefix, rows, config, of_stages, curves)
 
 
 def _require_named(runs: Sequence[EvaluatedRun], path: str, subjects: Mapping[str, str]) -> None:
@@ -240,26 +248,6 @@ def _config(file: pathlib.Path) -> dict[str, Any]:
             "data_fingerprint."
         ) from error
     return config
-
-
-def _history(file: pathlib.Path) -> dict[str, list[float]]:
-    """{"loss", and where there was one "val_DSC": values, an epoch each} of a history.csv.
-
-    Raises:
-      UserError: it is none of ours.
-    """
-    try:
-        with open(file, newline="", encoding="utf-8") as lines:
-            epochs = list(csv.DictReader(lines))
-        names = [name for name in ("loss", "val_DSC") if name in epochs[0]]
-        return {
-            name: [math.nan if epoch[name] == "NA" else float(epoch[name]) for epoch in epochs]
-            for name in names
-        }
-    except (IndexError, TypeError, ValueError, csv.Error):
-        raise UserError(
-            f"{file}: not the history of a training; expected a line per epoch with its loss."
-        ) from None
 
 
 # Sections of the page
