@@ -159,7 +159,7 @@ def compare(
       pairs: [(method, another to compare it with)].
       shared, overlap: see `metrics.paired_runs`.
     """
-    tests = []
+    tests: list[dict[str, Any]] = []
     for method, against in pairs:
         new, old = scores[method], scores[against]
         differences = [

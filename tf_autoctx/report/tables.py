@@ -502,7 +502,7 @@ def dice_table(rows: Sequence[Row], test: Test | None = None) -> str:
         false = [_n_false(methods[method].get(name, {}).values()) for name in structures]
         lines += [[method], *_dice_lines(scores, false)]
     pairs = [(new, old) for i, new in enumerate(dice) for old in list(dice)[:i]]
-    tests = [_dice_tests(dice[new], dice[old], test or over_cases) for new, old in pairs]
+    tests = [_dice_tests(dice[new], dice[old], test) for new, old in pairs]
     corrected = metrics.holm([one["p"] for of_pair in tests for one in of_pair])
     by_pair = corrected.reshape(len(pairs), len(structures) + 1)
     for (new, old), of_pair, p in zip(pairs, tests, by_pair):
@@ -533,14 +533,14 @@ def _dice_lines(scores: Scores, false: Sequence[int]) -> list[list[str]]:
     return [*lines, ["  n", *(str(v["n"]) for v in values)], ["  false", *map(str, false), ""]]
 
 
-def _dice_tests(new: Scores, old: Scores, test: Test) -> list[dict[str, Any]]:
+def _dice_tests(new: Scores, old: Scores, test: Test | None) -> list[dict[str, Any]]:
     """Tests of every structure and, last, of Avg.; p is NaN where one is over another unit."""
     shared = {name: [case for case in new[name] if case in old[name]] for name in new}
     sides = [
         _with_average({name: {case: side[name][case] for case in shared[name]} for name in side})
         for side in (new, old)
     ]
-    tests = [test(a, b) for a, b in zip(*sides)]
+    tests = [(test or over_cases)(a, b) for a, b in zip(*sides)]
     unit = tests[-1]["unit"]  # the one that is told
     return [one if one["unit"] == unit else one | {"p": math.nan} for one in tests]
 
