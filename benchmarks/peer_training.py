@@ -46,6 +46,7 @@ from tf_autoctx.training import runs
 from tf_autoctx.training.runs import Run
 
 METHOD = "DynUNet"
+SECONDS = "seconds_per_step"  # of history.csv
 PACKAGES = ("torch", "monai")
 HU_PER_UNIT = 100.0  # of a CT, as the multi-organ system has it
 # Whether all label values are one object, of the systems whose runs have a peer.
@@ -118,11 +119,11 @@ def seconds_of(run: Run) -> float:
     )
     epoch_steps, total = math.ceil(samples / batch), 0.0
     for path in sorted(run.folder.glob("*/history.csv")):
-        for epoch, seconds in enumerate(histories.read(path)["seconds_per_step"]):
+        for epoch, seconds in enumerate(histories.read(path).get(SECONDS, [])):
             total += min(epoch_steps, steps - epoch * epoch_steps) * seconds
     if not total:
         raise UserError(
-            f"{run.folder}: no history.csv of a level; expected what its training took."
+            f"{run.folder}: no history.csv tells what a level took; expected {SECONDS} of an epoch."
         )
     return total
 
@@ -266,40 +267,41 @@ def peers(chosen: PeerTraining) -> tuple[list[Peer], list[pathlib.Path]]:
     return found, [folder for folder in folders if folder not in finished]
 
 
-def train_all(missing: Sequence[Peer], jobs: int) -> None:
-    """Trains peers, some at a time.
+def train_all(missing: Sequence[Peer], jobs: int) -> dict[pathlib.Path, str]:
+    """Trains peers, some at a time: {folder: why it is not trained}.
 
     Raises:
-      UserError: PyTorch or MONAI is not there; a training failed.
+      UserError: PyTorch or MONAI is not there.
     """
     for name in PACKAGES:
         if harness.version(name) is None:
             raise UserError(f"{name} is not installed; run pip install -e '.[benchmarks]'.")
     threads = 1 if jobs > 1 else len(os.sched_getaffinity(0))
     bar, pool = progress.bar(len(missing), "peer", "trained"), ThreadPoolExecutor(jobs)
+    reasons: dict[pathlib.Path, str] = {}
 
     def trained(peer: Peer) -> None:
         try:
             harness.called(train, str(peer.run.folder), str(peer.folder), threads)
         except harness.SideFailed as failed:
-            raise UserError(f"{peer.folder}: is not trained ({failed}).") from None
+            reasons[peer.folder] = f"is not trained ({failed})"
 
     try:
         for _ in pool.map(trained, missing):
             bar.add(1)
     finally:
         pool.shutdown(cancel_futures=True)
+    return reasons
 
 
 def main(given: Given) -> None:
     """Runs the benchmark."""
     chosen = given.configured(PeerTraining)
-    found, unfinished = peers(chosen)
-    if missing := [peer for peer in found if not peer.is_finished]:
-        if chosen.jobs:
-            train_all(missing, chosen.jobs)
-        else:
-            unfinished += [peer.folder for peer in missing]
+    found, others = peers(chosen)
+    missing = [peer for peer in found if not peer.is_finished]
+    unfinished = dict.fromkeys((*others, *(peer.folder for peer in missing)), "is not finished")
+    if missing and chosen.jobs:
+        unfinished = dict.fromkeys(others, "is not finished") | train_all(missing, chosen.jobs)
     rows = [row for peer in found if peer.is_finished for row in peer.rows()]
     if rows:
         files.own(chosen.output)
@@ -308,9 +310,10 @@ def main(given: Given) -> None:
         one = len({row["structure"] for row in rows}) == 1
         print(tables.table(rows) if one else tables.dice_table(rows))
     if unfinished:
+        folder, reason = next(iter(unfinished.items()))
         raise UserError(
-            f"{unfinished[0]}: is not finished; {len(unfinished)} of the runs of {chosen.method} "
-            "and their peers are not in the table."
+            f"{folder}: {reason}; {len(unfinished)} of the runs of {chosen.method} and their peers "
+            "are not in the table."
         )
 
 

@@ -63,6 +63,10 @@ class Results(planned_runs.Jobs):
         """Folder of all runs."""
         return pathlib.Path("runs") / ("results" + f"_{self.fresh}" * bool(self.fresh))
 
+    def data_of(self, table: Table) -> pathlib.Path:
+        """Folder of the real data of a table."""
+        return pathlib.Path(self.data_dir) / table.data
+
 
 def words(step: Step, places: Mapping[str, str], jobs: int) -> list[str]:
     """The command line of a step, its script first."""
@@ -76,7 +80,7 @@ def made(table: Table, settings: Results) -> tuple[list[tables.Row], int]:
     Raises:
       UserError: its data are not there.
     """
-    data = pathlib.Path(settings.data_dir) / table.data
+    data = settings.data_of(table)
     if table.data and not (settings.data_dir and data.is_dir()):
         found = f"there is no folder {data}" if settings.data_dir else "it is not given"
         raise UserError(
@@ -91,7 +95,11 @@ def made(table: Table, settings: Results) -> tuple[list[tables.Row], int]:
             continue
         line = words(step, places, settings.jobs)
         print(shlex.join(["python", *line]), flush=True)
-        failed += bool(subprocess.run([sys.executable, ROOT / line[0], *line[1:]]).returncode)
+        (output / "scores.csv").unlink(missing_ok=True)  # of an earlier call
+        code = subprocess.run([sys.executable, ROOT / line[0], *line[1:]]).returncode
+        failed += bool(code)
+        if code and not step.reads:  # the next ones need what it makes
+            break
         if step.reads and (output / "scores.csv").exists():
             for row in tables.read(output):
                 method = table.called.get(row["method"], row["method"])
@@ -167,11 +175,13 @@ def chosen(settings: Results) -> list[Table]:
     """The tables that are asked for; of all of them, those whose data there may be."""
     if settings.tables is not None:
         return [TABLES[name] for name in settings.tables]
-    listed = [table for table in TABLES.values() if table.machine == SMALL]
-    for table in listed:
-        if table.data and not settings.data_dir:
-            print(f"{table.name}: left out, as it needs --data_dir")
-    return [table for table in listed if settings.data_dir or not table.data]
+    listed = []
+    for table in (table for table in TABLES.values() if table.machine == SMALL):
+        if table.data and not (settings.data_dir and settings.data_of(table).is_dir()):
+            print(f"{table.name}: left out, as it needs --data_dir with {table.data}/ in it")
+        else:
+            listed.append(table)
+    return listed
 
 
 def make(table: Table, settings: Results) -> str:

@@ -182,7 +182,7 @@ def section(table: Table, rows: Sequence[tables.Row], made: Mapping[str, Any]) -
     machine = made["machine"]
     jobs = f" JOBS={made['jobs']}" if made.get("jobs", 1) > 1 else ""
     told = (
-        f"`make results TABLE={table.name}{jobs}`, {made['made'][:10]}, commit "
+        f"`make results TABLE={table.name}{jobs}`, {made['made'][:10]}, kept at commit "
         f"{machine['revision']}, {machine['processor']}, {machine['cores']} cores:"
     )
     parts: list[Callable[[Table, Sequence[tables.Row]], str]] = [scored, each_run]

@@ -13,6 +13,7 @@ from tf_autoctx.models import usegnet
 from tf_autoctx.models.options import VARIANTS
 from tf_autoctx.systems.fetal_head import training
 from tf_autoctx.systems.fetal_head.configuration import WAYS, FetalHead
+from tf_autoctx.systems.fetal_head.presets import PRESETS
 from tf_autoctx.systems.fetal_head.segmentation import Cascade
 from tf_autoctx.systems.fetal_head.system import FetalHeadSystem
 from tf_autoctx.systems.shared.session import Session
@@ -301,8 +302,6 @@ def test_what_is_idle_changes_no_network(variant, name, value):
         ({"warm_start": True, "context": "augmented", "context_dropout": 0.5, "level": 1}, 3),
         ({"side_labels": "soft", "variant": "USegNet"}, 1),
         ({"side_labels": "soft", "variant": "USegNet-DS"}, 0),
-        ({"patch_size": 32, "variant": "USegNet"}, 1),
-        ({"patch_size": 32, "variant": "p-USegNet"}, 0),
     ],
 )
 def test_what_acts_on_nothing_is_idle(options, first):
@@ -347,6 +346,12 @@ def test_training_shape():
     assert system("2D-USegNet").training_shape((20, 16, 30)) == (16, 30)
     with pytest.raises(UserError, match=r"^patch_size=16"):
         system("p-USegNet").training_shape((40, 31, 50))
+
+
+def test_no_preset_is_idle():
+    names = {field.name for field in dataclasses.fields(FetalHead)}
+    for preset in PRESETS.values():
+        assert FetalHead(**{n: value for n, value in preset.items() if n in names}).idle == []
 
 
 def test_a_training_warns_of_what_changes_nothing(caplog):

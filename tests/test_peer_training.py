@@ -139,7 +139,7 @@ def test_a_peer_learns_from_the_run_s_cases_and_is_scored_on_its_others(data, co
     """In a process of its own, as a user has it."""
     run, cases = make_run(data)
     for history in run.folder.glob("*/history.csv"):
-        history.write_text("epoch,seconds_per_step\n0,0.2\n")  # of 3 steps: 1.2 s in all
+        history.write_text("epoch,loss,seconds_per_step\n0,1,0.2\n")  # of 3 steps: 1.2 s in all
     rows = command("--jobs=2")
     assert [row["case"] for row in rows] == [f"seed 3, fold 2/{case.name}" for case in cases.test]
     for row in rows:
@@ -321,7 +321,7 @@ def test_a_run_without_a_history_has_no_seconds(data):
     run, _ = make_run(data)
     for history in run.folder.glob("*/history.csv"):
         history.unlink()
-    with pytest.raises(UserError, match=r"no history\.csv of a level"):
+    with pytest.raises(UserError, match=r"no history\.csv tells what a level took"):
         peer_training.seconds_of(run)
 
 

@@ -1,5 +1,6 @@
 """Methods that were trained several times: the run is the unit."""
 
+import json
 import math
 import re
 
@@ -125,6 +126,20 @@ def test_a_folder_that_does_not_tell_its_runs_is_refused(tmp_path):
         repeated.test_of({str(tmp_path): made})
     (tmp_path / "summary.json").unlink()
     with pytest.raises(UserError, match="does not tell which run"):
+        repeated.test_of({str(tmp_path): made})
+
+
+@pytest.mark.parametrize(
+    "runs",
+    ["x", {"overlap": 0.0}, {"of_case": {"seed 0/a": "seed 0"}}, {"overlap": 0, "of_case": {}}],
+)
+def test_a_summary_of_other_runs_is_one_sentence(tmp_path, runs):
+    made = rows({"seed 0": {"a": 1.0}}, {"seed 0": 7.0})
+    tables.write(tmp_path, made)
+    (tmp_path / "summary.json").write_text(json.dumps({"runs": runs}))
+    with pytest.raises(
+        UserError, match=r"summary.json: `runs` does not tell all of its cases; exp"
+    ):
         repeated.test_of({str(tmp_path): made})
 
 

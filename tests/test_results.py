@@ -269,6 +269,27 @@ def test_of_a_command_that_failed_nothing_is_kept(making):
     assert making.calls == ["tiny.py", "more.py", "pages"] and not making.scores.exists()
 
 
+def test_scores_of_an_earlier_call_are_none_of_a_command_that_failed(making):
+    making.make()
+    made = (making.scores / "tiny.csv").read_text()
+    making.dice |= {"code": 3, "all": 70.0}
+    with pytest.raises(UserError, match="tiny: 2 of 2 commands failed"):
+        making.make("--fresh=again")
+    with pytest.raises(UserError, match="tiny: 2 of 2 commands failed"):
+        making.make()
+    assert (making.scores / "tiny.csv").read_text() == made
+
+
+def test_what_others_need_ends_a_table_where_it_fails(making, monkeypatch):
+    step = Step("eval/first.py --output={runs}/other", reads=False, makes="{runs}/other")
+    table = dataclasses.replace(TINY, steps=(step, *TINY.steps))
+    monkeypatch.setitem(results.TABLES, "tiny", table)
+    making.dice["code"] = 3
+    with pytest.raises(UserError, match="tiny: 1 of 3 commands failed"):
+        making.make()
+    assert making.calls == ["first.py", "pages"]
+
+
 def test_what_is_finished_of_a_table_is_kept_unless_more_is_there(making):
     making.dice |= {"code": 1, "seeds": 2}  # some runs could not be finished
     with pytest.raises(UserError, match="tiny: 2 of 2 commands failed, see above"):
@@ -346,6 +367,7 @@ def test_real_data_are_asked_for(making, monkeypatch, tmp_path, capsys):
     assert [t.name for t in results.chosen(results.Results())] == ["b"]
     assert "tiny: left out, as it needs --data_dir" in capsys.readouterr().out.replace("`", "")
     assert len(results.chosen(results.Results(data_dir="here"))) == 2
+    assert [t.name for t in results.chosen(results.Results(data_dir="elsewhere"))] == ["b"]
 
 
 def test_make_results_passes_its_words_on():

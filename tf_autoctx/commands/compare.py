@@ -152,7 +152,7 @@ def compare(evaluations: Evaluations, test: Test | None) -> list[dict[str, Any]]
         tables.require_same_truth(two)
         pairs = itertools.product(*(dict.fromkeys(r["method"] for r in two[x]) for x in (new, old)))
         rows = [row for scored in two.values() for row in scored]
-        paired += tables.summarize(rows, [*pairs], test or repeated.test_of(two))["paired"]
+        paired += tables.paired(rows, [*pairs], test or repeated.test_of(two))
     lines = [
         {key: pair[key] for key in ("method", "against", "structure")} | {"metric": name, **tested}
         for pair in paired

@@ -136,15 +136,14 @@ def converged(finished: Sequence[PlannedRun], methods: Sequence[str]) -> list[li
     validation cases, mean over the runs of a method; nothing without such cases."""
     lines = [["Validation DSC (%)", "runs", "best of 3/4 of the epochs", "of all", "gain"]]
     for method in methods:
-        of_runs = [
-            histories.last_quarter(
-                histories.read(run.folder / f"level_{run.flags['level']}" / "history.csv")
-            )
+        files = [
+            run.folder / f"level_{run.flags['level']}" / "history.csv"
             for run in finished
             if run.method == method
         ]
-        before, after = np.mean(of_runs, axis=0)
-        if np.isfinite(after):
+        of_runs = [histories.last_quarter(histories.read(file)) for file in files if file.exists()]
+        if of_runs and np.isfinite(of_runs).all():
+            before, after = np.mean(of_runs, axis=0)
             values = f"{before:.2f}", f"{after:.2f}", f"{after - before:+.2f}"
             lines.append([method, str(len(of_runs)), *values])
     return lines

@@ -140,7 +140,7 @@ class Results:
         for runs, pair in pairs:
             test = repeated.test_of({str(run.folder): run.rows for run in runs})
             rows = [row for run in runs for row in run.rows]
-            paired += tables.summarize(rows, [pair], test)["paired"]
+            paired += tables.paired(rows, [pair], test)
         return tables.summarize(self.rows, []) | {"paired": paired}
 
     def chosen(self, method: str, structure: str) -> list[Row]:

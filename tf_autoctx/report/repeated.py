@@ -119,7 +119,10 @@ def _runs_of(folder: pathlib.Path, rows: Sequence[tables.Row]) -> dict[str, Any]
     """{"overlap", "of_case"} of a folder of several runs, see `OverRuns.facts`; else nothing."""
     file = folder / "summary.json"
     expected = "the summary of an evaluation, which stands beside its scores.csv"
-    told: dict[str, Any] = read_json(file, expected).get("runs", {}) if file.exists() else {}
+    summary = read_json(file, expected) if file.exists() else {}
+    told: dict[str, Any] = summary.get("runs", {}) if isinstance(summary, dict) else {}
+    if told and not _tells(told, rows):
+        raise UserError(f"{file}: `runs` does not tell all of its cases; expected {expected}.")
     several = next((row["case"] for row in rows if re.match(r"seed \d+.*/", row["case"])), None)
     if several and not told:
         raise UserError(
@@ -127,6 +130,14 @@ def _runs_of(folder: pathlib.Path, rows: Sequence[tables.Row]) -> dict[str, Any]
             "of a table of several runs, so make the table again."
         )
     return told
+
+
+def _tells(told: Any, rows: Sequence[tables.Row]) -> bool:
+    """Whether "runs" of a summary.json is of `OverRuns.facts`, of all rows."""
+    if not isinstance(told, dict) or not isinstance(told.get("overlap"), int | float):
+        return False
+    cases = told.get("of_case")
+    return isinstance(cases, dict) and {row["case"] for row in rows} <= cases.keys()
 
 
 def named(run: str, row: tables.Row) -> tables.Row:

@@ -320,21 +320,27 @@ def summarize(
             }
             for method, structures in methods.items()
         },
-        "paired": [
-            {
-                "method": after,
-                "against": before,
-                "structure": structure,
-                "metrics": {
-                    name: (test or over_cases)(_values(cases, name), _values(others, name))
-                    for name in names
-                },
-            }
-            for after, before in pairs
-            for structure, cases in methods[after].items()
-            for others in [methods[before].get(structure, {})]
-        ],
+        "paired": paired(rows, pairs, test),
     }
+
+
+def paired(rows: Sequence[Row], pairs: Pairs, test: Test | None = None) -> list[dict[str, Any]]:
+    """What `summarize` says of pairs of methods."""
+    methods, names = _by_method(rows), _metric_names(rows)
+    return [
+        {
+            "method": after,
+            "against": before,
+            "structure": structure,
+            "metrics": {
+                name: (test or over_cases)(_values(cases, name), _values(others, name))
+                for name in names
+            },
+        }
+        for after, before in pairs
+        for structure, cases in methods[after].items()
+        for others in [methods[before].get(structure, {})]
+    ]
 
 
 def _summary(rows: Sequence[Row], names: Sequence[str]) -> dict[str, Any]:

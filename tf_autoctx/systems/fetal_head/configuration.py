@@ -169,7 +169,6 @@ class FetalHead:
             "plain_decoder": any(scale not in parts.uam for scale in (1, 2, 3)),
             "side_labels": parts.deep_supervision,
             **dict.fromkeys(("warm_start", "context", "context_dropout"), self.levels > 1),
-            "patch_size": self._way == "patches",
         }
         default = {field.name: field.default for field in dataclasses.fields(self)}
         return [name for name in acts if not acts[name] and getattr(self, name) != default[name]]
