@@ -67,6 +67,10 @@ class Results(planned_runs.Jobs):
         """Folder of the real data of a table."""
         return pathlib.Path(self.data_dir) / table.data
 
+    def lacks(self, table: Table) -> bool:
+        """Whether a table needs real data that are not there."""
+        return bool(table.data) and not (self.data_dir and self.data_of(table).is_dir())
+
 
 def words(step: Step, places: Mapping[str, str], jobs: int) -> list[str]:
     """The command line of a step, its script first."""
@@ -80,9 +84,9 @@ def made(table: Table, settings: Results) -> tuple[list[tables.Row], int]:
     Raises:
       UserError: its data are not there.
     """
-    data = settings.data_of(table)
-    if table.data and not (settings.data_dir and data.is_dir()):
-        found = f"there is no folder {data}" if settings.data_dir else "it is not given"
+    if settings.lacks(table):
+        missing = f"there is no folder {settings.data_of(table)}"
+        found = missing if settings.data_dir else "it is not given"
         raise UserError(
             f"`data_dir`: {found}; the table {table.name} needs one with {table.data}/ in it."
         )
@@ -177,7 +181,7 @@ def chosen(settings: Results) -> list[Table]:
         return [TABLES[name] for name in settings.tables]
     listed = []
     for table in (table for table in TABLES.values() if table.machine == SMALL):
-        if table.data and not (settings.data_dir and settings.data_of(table).is_dir()):
+        if settings.lacks(table):
             print(f"{table.name}: left out, as it needs --data_dir with {table.data}/ in it")
         else:
             listed.append(table)

@@ -26,17 +26,14 @@ class Step:
       label: what its rows are called behind their method; "" is nothing.
       reads: whether its {output} is a part of the table.
       makes: what it makes, where it cannot go on: with that there, it is done.
+      trains: whether it trains runs, several at a time where that is asked for.
     """
 
     words: str
     label: str = ""
     reads: bool = True
     makes: str = ""
-
-    @property
-    def trains(self) -> bool:
-        """Whether it trains runs, several at a time where that is asked for."""
-        return self.words.split()[0].endswith(("_tables.py", "peer_training.py"))
+    trains: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,13 +75,14 @@ class Table:
         return int(found[1]) if found else None
 
 
-def _heads(runs: str, variants: str, flags: str = "", steps_of: str = "level") -> str:
+def _heads(
+    runs: str, variants: str, flags: str = "", steps_of: str = "level", filters: int = 8
+) -> str:
     """Fetal heads, by default by the paper's protocol: every level has all steps."""
-    width = "" if "--base_filters" in flags else " --base_filters=8"
     return (
         f"eval/fetal_head_tables.py --variants={variants} --steps=3000 --steps_of={steps_of} "
-        f"--seeds=0,1,2,3,4 --phantom_size=96,96,96{width}{flags} --runs={{runs}}/{runs} "
-        "--output={output}"
+        f"--seeds=0,1,2,3,4 --phantom_size=96,96,96 --base_filters={filters}{flags} "
+        f"--runs={{runs}}/{runs} --output={{output}}"
     )
 
 
@@ -244,7 +242,7 @@ FETAL_HEADS = (
     Table(
         "fetal-head-wide",
         "Fetal head: table 1 at the paper's width",
-        (Step(_heads("fetal_head_wide", f"USegNet,{DS},{CTX}", " --base_filters=32")),),
+        (Step(_heads("fetal_head_wide", f"USegNet,{DS},{CTX}", filters=32)),),
         hours=20,
         pairs=((CTX, HAS), (CTX, DS), (CTX, "USegNet"), (HAS, DS)),
         called=HAS_IS_LEVEL_1,
@@ -268,6 +266,7 @@ OTHER_SCANNER = Step(
     f"eval/another_scanner.py --data_dir={{data}}/fetal_head_2d/hc18 --output={OTHER}",
     reads=False,
     makes=OTHER,
+    trains=False,
 )
 
 
@@ -416,6 +415,7 @@ PHANTOMS = (
                 "eval/sliding_windows.py --run={runs}/embryo/auto_context_seed_0 --window=32 "
                 "--output={runs}/embryo_windows",
                 reads=False,
+                trains=False,
             ),
             Step(
                 "eval/embryo_tables.py --seeds=0,1,2,3,4 --runs={runs}/embryo "

@@ -328,7 +328,7 @@ def test_a_method_has_the_name_of_its_table(making, monkeypatch):
 
 
 def test_a_folder_of_data_may_have_a_space_in_its_name():
-    step = Step("eval/a.py --data_dir={data}/mine --output={output}")
+    step = Step("eval/a.py --data_dir={data}/mine --output={output}", trains=False)
     words = results.words(step, PLACES | {"data": "/my data"}, jobs=1)
     assert words == ["eval/a.py", "--data_dir=/my data/mine", "--output=out"]
     wanted = ["make", "-n", "results", "DATA_DIR=/my data"]
@@ -339,7 +339,7 @@ def test_a_folder_of_data_may_have_a_space_in_its_name():
 def test_trainings_run_beside_each_other_where_there_are_some():
     words = results.words(Step("eval/a_tables.py --output={output}"), PLACES, jobs=2)
     assert words == ["eval/a_tables.py", "--jobs=2", "--output=out"]
-    other = results.words(Step("eval/a.py --output={output}"), PLACES, jobs=2)
+    other = results.words(Step("eval/a.py --output={output}", trains=False), PLACES, jobs=2)
     assert other == ["eval/a.py", "--output=out"]
 
 

@@ -97,7 +97,7 @@ def _run(folder: str) -> str:
     return path.parent.name if path.name == "evaluation" else path.name
 
 
-def _of_runs(folders: Sequence[str]) -> tuple[Evaluations, Test | None]:
+def _of_runs(folders: Sequence[str]) -> tuple[Evaluations, Test]:
     """Evaluations of one or more runs each, and the test over runs.
 
     Raises:

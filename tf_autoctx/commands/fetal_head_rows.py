@@ -162,7 +162,7 @@ def compared(rows: list[Row], methods: Sequence[str], test: tables.Test) -> list
         if baseline not in methods or not others:
             continue
         pairs = [(method, baseline) for method in others]
-        tests = tables.summarize(rows, pairs, test)["paired"]
+        tests = tables.paired(rows, pairs, test)
         for name in names:
             corrected = metrics.holm([pair["metrics"][name]["p"] for pair in tests])
             for pair, p in zip(tests, corrected):

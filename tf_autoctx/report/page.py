@@ -133,14 +133,16 @@ class Results:
         Raises:
           UserError: see `repeated.test_of`.
         """
-        pairs = [([run], pair) for run in self.runs for pair in zip(run.methods[1:], run.methods)]
-        for two in itertools.pairwise(self.runs):
-            pairs.append(([*two], (two[1].methods[-1], two[0].methods[-1])))
+        compared = [([run], list(zip(run.methods[1:], run.methods))) for run in self.runs]
+        compared += [
+            ([old, new], [(new.methods[-1], old.methods[-1])])
+            for old, new in itertools.pairwise(self.runs)
+        ]
         paired = []
-        for runs, pair in pairs:
-            test = repeated.test_of({str(run.folder): run.rows for run in runs})
-            rows = [row for run in runs for row in run.rows]
-            paired += tables.paired(rows, [pair], test)
+        for runs, pairs in compared:
+            if pairs:
+                test = repeated.test_of({str(run.folder): run.rows for run in runs})
+                paired += tables.paired([row for run in runs for row in run.rows], pairs, test)
         return tables.summarize(self.rows, []) | {"paired": paired}
 
     def chosen(self, method: str, structure: str) -> list[Row]:

@@ -199,9 +199,8 @@ def _result(test: Mapping[str, Any]) -> str:
     told = f"DSC {difference} % {interval}"
     if math.isnan(test["p"]):
         return f"{told}, {runs} runs of each: no p of fewer than {metrics.FEWEST_RUNS}"
-    p, corrected = (tables.p_value(test[name]) for name in ("p", "p_holm"))
-    sign = "< " + p[1:] if p.startswith("<") else "= " + p
-    return f"{told}, p {sign}, Holm {corrected} ({runs} runs of each)"
+    corrected = tables.p_value(test["p_holm"])
+    return f"{told}, {tables.p_is(test['p'])}, Holm {corrected} ({runs} runs of each)"
 
 
 def won_back(

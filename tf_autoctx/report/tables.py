@@ -439,6 +439,12 @@ def p_value(p: float) -> str:
     return "<0.0001" if p < 1e-4 else f"{p:.4f}"
 
 
+def p_is(p: float) -> str:
+    """ "p = 0.0132" or "p < 0.0001" of a p value."""
+    text = p_value(p)
+    return f"p < {text[1:]}" if text.startswith("<") else f"p = {text}"
+
+
 def spread(values: Mapping[str, float]) -> tuple[str, str]:
     """("mean ± SD", "[interval]") of a `metrics.summarize`.
 
@@ -473,10 +479,8 @@ def comparisons(summary: Mapping[str, Any]) -> list[str]:
         result = "no case in common"
         if dsc["n"]:
             difference, interval = change(dsc)
-            p = p_value(dsc["p"])
-            p = f"< {p[1:]}" if p.startswith("<") else f"= {p}"
             over = f"{TESTS[dsc['unit']]} over {counted(dsc)}"
-            result = f"DSC {difference} % {interval}, p {p} ({over})"
+            result = f"DSC {difference} % {interval}, {p_is(dsc['p'])} ({over})"
         text.append(f"{pair['method']} against {pair['against']}{where}: {result}")
     return text
 
